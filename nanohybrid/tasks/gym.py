@@ -14,6 +14,7 @@ from nanohybrid.tasks.problem import Problem, Split, final_answer, split_of
 
 # Some generators take a tenth of a second a problem: a generator whose few prompts all fall in one split is given up early.
 MAX_DRAWS = 200
+SIZE = 10_000  # problems a generator and level; some generators lay them all out when they are made
 
 
 class Gym:
@@ -32,7 +33,7 @@ class Gym:
             raise InputError(f"task {self.name} has difficulties 0 to {self.difficulties[-1]}, not {difficulty}")
         dataset = _dataset(self.generator, difficulty)
         for _ in range(MAX_DRAWS):
-            entry = dataset[rng.randrange(2**30)]
+            entry = dataset[rng.randrange(len(dataset))]
             prompt = str(entry["question"])
             if split_of(prompt) == split:
                 answer = entry["answer"]
@@ -55,9 +56,12 @@ def _levels(generator: str) -> int:
 @cache
 def _dataset(generator: str, difficulty: int) -> Any:
     factory = require("reasoning_gym.factory", "rl")
-    if not factory.has_curriculum(generator):
-        return factory.create_dataset(generator, seed=0)
-    curriculum = factory.create_curriculum(generator)
-    curriculum.set_global_level(difficulty)
-    config = curriculum.generate_configuration({"seed": 0})
-    return factory.DATASETS[generator][0](config)
+    cls, config_cls = factory.DATASETS[generator]
+    try:
+        if not factory.has_curriculum(generator):
+            return cls(config_cls(seed=0, size=SIZE))
+        curriculum = factory.create_curriculum(generator)
+        curriculum.set_global_level(difficulty)
+        return cls(curriculum.generate_configuration({"seed": 0, "size": SIZE}))
+    except (AssertionError, ValueError) as error:  # how reasoning-gym refuses a configuration
+        raise InputError(f"reasoning-gym cannot make {generator} of difficulty {difficulty} ({error}); take another one") from error
