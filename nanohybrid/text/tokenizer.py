@@ -55,7 +55,9 @@ class Tokenizer:
         path = directory / TOKENIZER_FILE
         config, generation = _settings(directory / "config.json"), _settings(directory / "generation_config.json")
         both = {**config, **{key: value for key, value in generation.items() if value is not None}}
-        tokenizer = cls(_read(path), eos_ids=_ids(both.get("eos_token_id")), bos_id=_id(both, "bos_token_id"), pad_id=_id(both, "pad_token_id"))
+        tokenizer = cls(
+            _read(path), eos_ids=_ids(both.get("eos_token_id")), bos_id=_id(both, "bos_token_id"), pad_id=_id(both, "pad_token_id")
+        )
         limit = vocab_size if vocab_size is not None else _id(config, "vocab_size")
         if limit is not None and tokenizer.vocab_size > limit:
             raise CheckpointError(
