@@ -1,0 +1,95 @@
+"""What a corpus is made of, as one value."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nanohybrid import tasks
+from nanohybrid.data.curate import QualityLimits
+from nanohybrid.data.mixture import Mixture, Phase
+from nanohybrid.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Problems of one task.
+
+    name: the task.
+    count: how many are drawn; those that were drawn before are dropped.
+    difficulties: which ones, in turn; empty for all that the task has.
+    """
+
+    name: str
+    count: int = 24_000
+    difficulties: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"task {self.name}: count is {self.count}; leave the task out or draw at least one problem")
+
+    def resolved(self) -> tuple[int, ...]:
+        """The difficulties; ConfigError where the task has no such one."""
+        offered = tasks.get(self.name).difficulties
+        wrong = [difficulty for difficulty in self.difficulties if difficulty not in offered]
+        if wrong:
+            raise ConfigError(f"task {self.name} has difficulties {offered[0]} to {offered[-1]}, not {wrong[0]}")
+        return self.difficulties or tuple(offered)
+
+
+DEFAULT_TASKS = tuple(TaskSource(name) for name in tasks.DEFAULT_MIX)
+
+# Diversity first, quality last, with the paper's switches: natural text gives way to worked traces.
+DEFAULT_PHASES = (
+    Phase(0.6, {"code": 0.15, "prose": 0.15, "tasks": 0.7}),
+    Phase(0.9, {"code": 0.05, "prose": 0.1, "tasks": 0.85}),
+    Phase(1.0, {"code": 0.05, "prose": 0.05, "tasks": 0.9}),
+)
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """A corpus.
+
+    seed: decides the order of the sources and every generated problem.
+    vocab_size: ids of the tokenizer that is trained on the natural text.
+    tokenizer: a directory with a tokenizer.json to use instead.
+    code_megabytes: standard library sources to keep, after filtering.
+    prose_megabytes: docstrings and documentation to keep, after filtering.
+    files: directories (or files) of .txt, .md, .py and .jsonl documents of one's own.
+    files_megabytes: how much of them to keep, after filtering.
+    tasks: generated problems with worked traces.
+    section_characters: about where long texts are cut into documents.
+    quality: limits of the quality filter.
+    near_duplicates: similarity from which two texts count as one; 0 switches this filter (extra `data`) off.
+    evaluation: files of prompts, as in `files`, that no document may hold.
+    phases: what is read when, by stores (code, prose, files, tasks-NAME) or groups of them (tasks).
+    """
+
+    seed: int = 0
+    vocab_size: int = 512
+    tokenizer: Path | None = None
+    code_megabytes: float = 1.5
+    prose_megabytes: float = 1.5
+    files: tuple[Path, ...] = ()
+    files_megabytes: float = 100.0
+    tasks: tuple[TaskSource, ...] = DEFAULT_TASKS
+    section_characters: int = 3000
+    quality: QualityLimits = field(default_factory=QualityLimits)
+    near_duplicates: float = 0.8
+    evaluation: tuple[Path, ...] = ()
+    phases: tuple[Phase, ...] = DEFAULT_PHASES
+
+    def __post_init__(self) -> None:
+        if min(self.code_megabytes, self.prose_megabytes, self.files_megabytes) < 0:
+            raise ConfigError("megabytes of text cannot be negative; give 0 to leave a source out")
+        if not 0 <= self.near_duplicates <= 1:
+            raise ConfigError(f"near_duplicates is a similarity between 0 and 1, not {self.near_duplicates}")
+        if self.section_characters < 1:
+            raise ConfigError(f"section_characters is {self.section_characters}; documents need at least one character")
+        names = [source.name for source in self.tasks]
+        if len(set(names)) < len(names):
+            raise ConfigError("a task is named twice; give one entry with all its difficulties")
+
+    @property
+    def mixture(self) -> Mixture:
+        """The phases, validated together."""
+        return Mixture(self.phases)
