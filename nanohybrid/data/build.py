@@ -94,7 +94,9 @@ class Builder:
             )
         return tokenizer
 
-    def write_problems(self, source: TaskSource, difficulties: tuple[int, ...], tokenizer: Tokenizer, curator: Curator, bar: Progress) -> None:
+    def write_problems(
+        self, source: TaskSource, difficulties: tuple[int, ...], tokenizer: Tokenizer, curator: Curator, bar: Progress
+    ) -> None:
         drawn = counted(problems.problems(source.name, difficulties, source.count, self.recipe.seed), bar)
         answers: Counter[str] = Counter()
 

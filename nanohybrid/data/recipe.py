@@ -88,8 +88,9 @@ class DataRecipe:
         names = [source.name for source in self.tasks]
         if len(set(names)) < len(names):
             raise ConfigError("a task is named twice; give one entry with all its difficulties")
+        Mixture(self.phases)  # which refuses phases that do not follow each other
 
     @property
     def mixture(self) -> Mixture:
-        """The phases, validated together."""
+        """The phases as a mixture."""
         return Mixture(self.phases)

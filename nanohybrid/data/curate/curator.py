@@ -8,6 +8,7 @@ from nanohybrid.data.curate.duplicates import ExactDuplicates, NearDuplicates
 from nanohybrid.data.curate.quality import QualityLimits, fault
 from nanohybrid.data.documents import Document
 
+
 class Curator:
     """Filters documents and counts, for every store, what was kept and what was dropped for which reason.
 
