@@ -11,16 +11,14 @@ from nanohybrid.errors import ConfigError
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Problems of one task.
-
-    name: the task.
-    count: how many are drawn; those that were drawn before are dropped.
-    difficulties: which ones, in turn; empty for all that the task has.
-    """
+    """Problems of one task."""
 
     name: str
+    """The task."""
     count: int = 24_000
+    """How many are drawn; those that were drawn before are dropped."""
     difficulties: tuple[int, ...] = ()
+    """Which ones, in turn; empty for all that the task has."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -47,36 +45,34 @@ DEFAULT_PHASES = (
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """A corpus.
-
-    seed: decides the order of the sources and every generated problem.
-    vocab_size: ids of the tokenizer that is trained on the natural text.
-    tokenizer: a directory with a tokenizer.json to use instead.
-    code_megabytes: standard library sources to keep, after filtering.
-    prose_megabytes: docstrings and documentation to keep, after filtering.
-    files: directories (or files) of .txt, .md, .py and .jsonl documents of one's own.
-    files_megabytes: how much of them to keep, after filtering.
-    tasks: generated problems with worked traces.
-    section_characters: about where long texts are cut into documents.
-    quality: limits of the quality filter.
-    near_duplicates: similarity from which two texts count as one; 0 switches this filter (extra `data`) off.
-    evaluation: files of prompts, as in `files`, that no document may hold.
-    phases: what is read when, by stores (code, prose, files, tasks-NAME) or groups of them (tasks).
-    """
+    """A corpus."""
 
     seed: int = 0
+    """Decides the order of the sources and every generated problem."""
     vocab_size: int = 512
+    """Ids of the tokenizer that is trained on the natural text."""
     tokenizer: Path | None = None
+    """A directory with a tokenizer.json to use instead."""
     code_megabytes: float = 1.5
+    """Standard library sources to keep, after filtering."""
     prose_megabytes: float = 1.5
+    """Docstrings and documentation to keep, after filtering."""
     files: tuple[Path, ...] = ()
+    """Directories (or files) of .txt, .md, .py and .jsonl documents of one's own."""
     files_megabytes: float = 100.0
+    """How much of them to keep, after filtering."""
     tasks: tuple[TaskSource, ...] = DEFAULT_TASKS
+    """Generated problems with worked traces."""
     section_characters: int = 3000
+    """About where long texts are cut into documents."""
     quality: QualityLimits = field(default_factory=QualityLimits)
+    """Limits of the quality filter."""
     near_duplicates: float = 0.8
+    """Similarity from which two texts count as one; 0 switches this filter (extra `data`) off."""
     evaluation: tuple[Path, ...] = ()
+    """Files of prompts, as in `files`, that no document may hold."""
     phases: tuple[Phase, ...] = DEFAULT_PHASES
+    """What is read when, by stores (code, prose, files, tasks-NAME) or groups of them (tasks)."""
 
     def __post_init__(self) -> None:
         if min(self.code_megabytes, self.prose_megabytes, self.files_megabytes) < 0:

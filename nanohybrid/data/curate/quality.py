@@ -17,22 +17,20 @@ LICENCE = re.compile(
 
 @dataclass(frozen=True)
 class QualityLimits:
-    """Limits beyond which a document is dropped.
-
-    shortest: characters that a document needs.
-    longest_line: characters of the longest line (data and minified code have longer ones).
-    symbols: share of the characters that are neither letters, digits nor spaces.
-    letters: share of the visible characters that must be letters.
-    digits: share of the visible characters that may be digits.
-    repeated_lines: share of the lines (of ten characters or more) that came before in the same document.
-    """
+    """Limits beyond which a document is dropped."""
 
     shortest: int = 120
+    """Characters that a document needs."""
     longest_line: int = 500
+    """Characters of the longest line (data and minified code have longer ones)."""
     symbols: float = 0.35
+    """Share of the characters that are neither letters, digits nor spaces."""
     letters: float = 0.55
+    """Share of the visible characters that must be letters."""
     digits: float = 0.15
+    """Share of the visible characters that may be digits."""
     repeated_lines: float = 0.3
+    """Share of the lines (of ten characters or more) that came before in the same document."""
 
 
 def too_short(text: str, limits: QualityLimits) -> bool:
