@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from nanohybrid.data.corpus import STORES, store_path, write_mixture
+from nanohybrid.data.corpus import VALIDATION, store_path, write_mixture
 from nanohybrid.data.curate import Curator, Decontaminator
 from nanohybrid.data.describe import StoreStats, describe, write_report
 from nanohybrid.data.documents import Document, up_to
@@ -56,21 +56,20 @@ class Builder:
         # 2. the tokenizer, from natural text alone: digits and signs of the problems then stay single tokens
         tokenizer = self.tokenizer(document.text for documents in texts.values() for document in documents)
         tokenizer.save(directory)
-        ChatTemplate.default().save(directory)
+        template = ChatTemplate.default() if recipe.tokenizer is None else ChatTemplate.from_directory(recipe.tokenizer)
+        template.save(directory)
         # 3. the stores
-        (directory / STORES).mkdir(exist_ok=True)
         total = sum(map(len, texts.values())) + sum(source.count for source, _ in sources)
         with progress("data", total, unit="doc") as bar:
             for name, documents in texts.items():
-                if documents:
-                    self.write(name, tokenizer, counted(documents, bar))
+                self.write_texts(name, counted(documents, bar), tokenizer)
             for source, difficulties in sources:
                 self.write_problems(source, difficulties, tokenizer, curator, bar)
         # 4. the account
         write_mixture(directory, mixture)
         measures = describe(self.stats, curator.counts, tokenizer)
         self.stage.measure(**measures)
-        self.stage.spend(tokens=sum(stats.tokens for stats in self.stats.values()))
+        self.stage.spend(tokens=measures["tokens"])
         write_report(directory, measures, mixture, self.stats)
 
     def texts(self, curator: Curator) -> dict[str, Iterator[Document]]:
@@ -94,10 +93,23 @@ class Builder:
             )
         return tokenizer
 
+    def write_texts(self, name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> None:
+        """Natural text, of which every so many documents are held out."""
+        every = round(1 / self.recipe.validation) if self.recipe.validation else 0
+        parts: dict[bool, list[Document]] = {False: [], True: []}
+        for number, document in enumerate(documents, 1):
+            parts[every > 0 and number % every == 0].append(document)
+        for held_out, part in parts.items():
+            if part:
+                self.write(VALIDATION * held_out + name, tokenizer, part)
+
     def write_problems(
         self, source: TaskSource, difficulties: tuple[int, ...], tokenizer: Tokenizer, curator: Curator, bar: Progress
     ) -> None:
-        drawn = counted(problems.problems(source.name, difficulties, source.count, self.recipe.seed), bar)
+        """Problems of the training split, and some of the test split to measure the loss on."""
+        name = problems.store_of(source.name)
+        seed = self.recipe.seed
+        drawn = counted(problems.problems(source.name, difficulties, source.count, seed), bar)
         answers: Counter[str] = Counter()
 
         def documents() -> Iterator[Document]:
@@ -105,8 +117,11 @@ class Builder:
                 answers[problem.answer] += 1
                 yield problems.document(problem)
 
-        stats = self.write(problems.store_of(source.name), tokenizer, curator.problems(documents()))
+        stats = self.write(name, tokenizer, curator.problems(documents()))
         stats.majority = answers.most_common(1)[0][1] / answers.total()
+        if held_out := round(source.count * self.recipe.validation):
+            unseen = map(problems.document, problems.problems(source.name, difficulties, held_out, seed, "test"))
+            self.write(VALIDATION + name, tokenizer, dict.fromkeys(unseen))
 
     def write(self, name: str, tokenizer: Tokenizer, documents: Iterable[Document]) -> StoreStats:
         """Tokenize documents into the store `name`."""

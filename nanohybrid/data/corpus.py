@@ -11,15 +11,19 @@ from nanohybrid.data.store import TokenStore
 from nanohybrid.errors import InputError
 from nanohybrid.stages.files import atomic_write
 
-STORES, MIXTURE = "stores", "mixture.json"
+MIXTURE, VALIDATION = "mixture.json", "validation-"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token stores by name and what to read of them when. The directory also holds tokenizer.json and chat_template.jinja."""
+    """Token stores by name, what to read of them when, and the documents held out of them (`validation-NAME` on disk).
+
+    The directory also holds tokenizer.json and chat_template.jinja.
+    """
 
     directory: Path
     stores: dict[str, TokenStore]
+    validation: dict[str, TokenStore]
     mixture: Mixture
 
     @classmethod
@@ -31,7 +35,10 @@ class Corpus:
             mixture = Mixture.of([(phase["until"], phase["weights"]) for phase in phases])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{directory}: not a corpus ({MIXTURE}: {error}); `nanohybrid data --out DIR` builds one") from None
-        return cls(directory, {name: TokenStore.read(store_path(directory, name)) for name in mixture.names}, mixture)
+        stores = {path.stem: TokenStore.read(path) for path in sorted(directory.glob("*.safetensors"))}
+        held_out = {name.removeprefix(VALIDATION): store for name, store in stores.items() if name.startswith(VALIDATION)}
+        training = {name: store for name, store in stores.items() if not name.startswith(VALIDATION)}
+        return cls(directory, training, held_out, mixture.among(training))
 
     def loader(self, *, batch_tokens: int, sequence_length: int, seed: int, total_steps: int) -> Loader:
         """Batches for a run of `total_steps`."""
@@ -40,7 +47,7 @@ class Corpus:
 
 def store_path(directory: Path, name: str) -> Path:
     """The file of a store."""
-    return directory / STORES / f"{name}.safetensors"
+    return directory / f"{name}.safetensors"
 
 
 def write_mixture(directory: Path, mixture: Mixture) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanohybrid.data.corpus import VALIDATION
 from nanohybrid.data.documents import Document
 from nanohybrid.data.mixture import Mixture
 from nanohybrid.stages import Report
@@ -38,8 +39,8 @@ class StoreStats:
 
 
 def describe(stats: Mapping[str, StoreStats], counts: Mapping[str, Counter[str]], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Everything counted, for lineage.json."""
-    stores = {
+    """Everything counted; the totals are those of training, without what is held out."""
+    stores: dict[str, dict[str, Any]] = {
         name: {
             "documents": store.documents,
             "characters": store.characters,
@@ -51,7 +52,8 @@ def describe(stats: Mapping[str, StoreStats], counts: Mapping[str, Counter[str]]
         for name, store in stats.items()
     }
     keys = ("documents", "tokens", "learnt_tokens")
-    return {"vocab_size": tokenizer.vocab_size, **{key: sum(store[key] for store in stores.values()) for key in keys}, "stores": stores}
+    totals = {key: sum(store[key] for name, store in stores.items() if not name.startswith(VALIDATION)) for key in keys}
+    return {"vocab_size": tokenizer.vocab_size, **totals, "stores": stores}
 
 
 def write_report(directory: Path, measures: Mapping[str, Any], mixture: Mixture, stats: Mapping[str, StoreStats]) -> None:
@@ -86,7 +88,8 @@ def write_report(directory: Path, measures: Mapping[str, Any], mixture: Mixture,
     report.table(["until", *names], [[phase.until, *(f"{phase.shares.get(name, 0):.1%}" for name in names)] for phase in mixture.phases])
     report.section("A document of each")
     for name, store in stats.items():
-        report.text(f"**{name}**").code(store.example[:1000])
+        if not name.startswith(VALIDATION):
+            report.text(f"**{name}**").code(store.example[:1000])
     report.write(directory / "report.html")
 
 

@@ -69,6 +69,8 @@ class DataRecipe:
     """Limits of the quality filter."""
     near_duplicates: float = 0.8
     """Similarity from which two texts count as one; 0 switches this filter (extra `data`) off."""
+    validation: float = 0.02
+    """Share of the documents to hold out for the loss on unseen text; of problems, this many more, from their test split."""
     evaluation: tuple[Path, ...] = ()
     """Files of prompts, as in `files`, that no document may hold."""
     phases: tuple[Phase, ...] = DEFAULT_PHASES
@@ -79,6 +81,8 @@ class DataRecipe:
             raise ConfigError("megabytes of text cannot be negative; give 0 to leave a source out")
         if not 0 <= self.near_duplicates <= 1:
             raise ConfigError(f"near_duplicates is a similarity between 0 and 1, not {self.near_duplicates}")
+        if not 0 <= self.validation <= 0.5:
+            raise ConfigError(f"validation is a share between 0 and 0.5, not {self.validation}")
         if self.section_characters < 1:
             raise ConfigError(f"section_characters is {self.section_characters}; documents need at least one character")
         names = [source.name for source in self.tasks]

@@ -23,6 +23,7 @@ SMALL = DataRecipe(
     prose_megabytes=0.02,
     tasks=(TaskSource("running", 200), TaskSource("parity", 200, (4, 12))),
     near_duplicates=0,
+    validation=0.1,
     phases=(Phase(0.6, {"code": 1, "prose": 1, "tasks": 2}), Phase(1.0, {"tasks-running": 1})),
 )
 
@@ -46,17 +47,21 @@ def test_the_directory_holds_all_that_a_run_needs(corpus: Path) -> None:
 def test_no_document_asks_what_evaluation_asks(corpus: Path) -> None:
     tokenizer = Tokenizer.from_directory(corpus)
     for name in ("tasks-running", "tasks-parity"):
-        store = Corpus.read(corpus).stores[name]
-        prompts = [tokenizer.decode(store.document(index)[0].tolist()).split("\n")[0] for index in range(len(store))]
-        assert len(set(prompts)) == len(prompts)
-        assert {tasks.split_of(prompt) for prompt in prompts} == {"train"}
+        for split, store in (("train", Corpus.read(corpus).stores[name]), ("test", Corpus.read(corpus).validation[name])):
+            prompts = [tokenizer.decode(store.document(index)[0].tolist()).split("\n")[0] for index in range(len(store))]
+            assert len(set(prompts)) == len(prompts) > 0
+            assert {tasks.split_of(prompt) for prompt in prompts} == {split}
 
 
 def test_the_account_adds_up(corpus: Path) -> None:
     stats = json.loads((corpus / "stats.json").read_text())
     parity = stats["stores"]["tasks-parity"]
+    validation = {name.removeprefix("validation-"): stats["stores"].pop(name) for name in list(stats["stores"]) if "validation" in name}
     assert parity["documents"] + sum(parity["dropped"].values()) == 200
     stores = Corpus.read(corpus).stores
+    assert {name: len(store) for name, store in Corpus.read(corpus).validation.items()} == {
+        name: store["documents"] for name, store in validation.items()
+    }
     assert {name: len(store) for name, store in stores.items()} == {name: store["documents"] for name, store in stats["stores"].items()}
     assert stats["tokens"] == sum(store.token_count for store in stores.values())
     assert "Dropped" in (corpus / "report.html").read_text()
@@ -64,7 +69,7 @@ def test_the_account_adds_up(corpus: Path) -> None:
 
 def test_the_same_recipe_builds_the_same_bytes_and_is_not_built_twice(corpus: Path, tmp_path: Path) -> None:
     again = build(SMALL, tmp_path / "again")
-    for name in ("tokenizer.json", "mixture.json", "stats.json", "stores/code.safetensors", "stores/tasks-running.safetensors"):
+    for name in ("tokenizer.json", "mixture.json", "stats.json", "code.safetensors", "tasks-running.safetensors"):
         assert (corpus / name).read_bytes() == (again / name).read_bytes(), name
     before = (corpus / "lineage.json").read_bytes()
     build(SMALL, corpus)
@@ -115,6 +120,7 @@ def test_the_tiny_recipe_is_the_default() -> None:
     ("changes", "message"),
     [
         ({"near_duplicates": 2.0}, "between 0 and 1"),
+        ({"validation": 0.9}, "a share between 0 and 0.5"),
         ({"code_megabytes": -1.0}, "cannot be negative"),
         ({"section_characters": 0}, "at least one character"),
         ({"tasks": (TaskSource("sums"), TaskSource("sums"))}, "named twice"),

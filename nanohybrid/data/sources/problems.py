@@ -8,12 +8,12 @@ from nanohybrid.data.documents import Document, Piece
 from nanohybrid.tasks import Problem
 
 
-def problems(name: str, difficulties: Sequence[int], count: int, seed: int) -> Iterator[Problem]:
-    """`count` training problems of a task, its difficulties in turn."""
+def problems(name: str, difficulties: Sequence[int], count: int, seed: int, split: tasks.Split = "train") -> Iterator[Problem]:
+    """`count` problems of a task, its difficulties in turn."""
     task = tasks.get(name)
-    rng = random.Random(f"{seed} {name}")
+    rng = random.Random(f"{seed} {name} {split}")
     for index in range(count):
-        yield task.make(rng, difficulties[index % len(difficulties)])
+        yield task.make(rng, difficulties[index % len(difficulties)], split)
 
 
 def document(problem: Problem) -> Document:
