@@ -29,7 +29,7 @@ ESCAPES = [
 HUNGRY = {
     "a huge range": "{% for i in range(10**9) %}x{% endfor %}",
     "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "loops in macros": "{% macro m() %}{% for i in range(9999) %}x{% endfor %}{% endmacro %}{% for i in range(9999) %}{{ m() }}{% endfor %}",
+    "loops in macros": "{% macro m() %}{% for i in range(9999) %}x{% endfor %}{% endmacro %}{% for i in range(999) %}{{ m() }}{% endfor %}",
     "a recursive loop": "{% for i in range(99999) recursive %}{% if loop.depth < 3 %}{{ loop(range(99999)) }}{% endif %}{% endfor %}",
     "macros that call twice": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "a macro without end": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
