@@ -50,8 +50,8 @@ def _encode_parser() -> ArgumentParser:
     one = ArgumentParser(exit_on_error=False)
     one.add_argument("path", type=Path, help="a checkpoint directory, or a tokenizer.json")
     one.add_argument("--text", type=str, required=True, help="the text; - reads it from standard input")
-    one.add_argument("--bos", type=bool, default=False, help="begin with <s>")
-    one.add_argument("--marks", type=bool, default=True, help="false: control marks in the text are plain text")
+    one.add_argument("--bos", action="store_true", help="begin with <s>")
+    one.add_argument("--plain", action="store_true", help="control marks in the text are plain text")
     return _with_json(one)
 
 
@@ -59,7 +59,7 @@ def _decode_parser() -> ArgumentParser:
     one = ArgumentParser(exit_on_error=False)
     one.add_argument("path", type=Path, help="a checkpoint directory, or a tokenizer.json")
     one.add_argument("--ids", type=int, nargs="+", required=True, metavar="ID", help="the ids, separated by spaces")
-    one.add_argument("--marks", type=bool, default=True, help="false: leave control marks out")
+    one.add_argument("--plain", action="store_true", help="leave control marks out")
     return _with_json(one)
 
 
@@ -103,7 +103,7 @@ def _save(tokenizer: Any, arguments: Any, started: float) -> None:
 def _encode(arguments: Any) -> None:
     text = sys.stdin.read() if arguments.text == "-" else arguments.text
     tokenizer = _open(arguments.path)
-    ids = tokenizer.encode(text, bos=arguments.bos, marks=arguments.marks)
+    ids = tokenizer.encode(text, bos=arguments.bos, marks=not arguments.plain)
     if arguments.json:
         print(json.dumps({"ids": ids, "tokens": [_shown(tokenizer, number) for number in ids], "count": len(ids)}))
     else:
@@ -111,7 +111,7 @@ def _encode(arguments: Any) -> None:
 
 
 def _decode(arguments: Any) -> None:
-    text = _open(arguments.path).decode(arguments.ids, marks=arguments.marks)
+    text = _open(arguments.path).decode(arguments.ids, marks=not arguments.plain)
     print(json.dumps({"text": text, "count": len(arguments.ids)}) if arguments.json else text)
 
 

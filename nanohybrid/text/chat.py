@@ -2,7 +2,8 @@
 
 A control mark written by a user must stay plain text. Escaping the marks in the messages would not do: a template that joins or
 removes words can make a mark out of two harmless halves. So it is the template whose marks are exchanged, before it is compiled, for
-code words (a fence character, the mark's id, the fence again) that no message contains. Whatever then looks like a mark in the rendered text was not written by the template.
+code words (a fence character, the mark's id, the fence again) that no message contains. Whatever then looks like a mark in the
+rendered text was not written by the template.
 """
 
 import functools

@@ -34,7 +34,8 @@ _FILTERS = (
     *("reverse", "round", "safe", "select", "selectattr", "slice", "sort", "title", "trim", "truncate", "unique", "upper"),
     *("urlencode", "wordcount"),
 )
-_REFUSED_ATTRIBUTES = {"expandtabs", "translate", "maketrans", "format_map", "encode", "to_bytes"}
+_JINJA_PASSES = {"_loop_vars", "_block_vars"}  # into every call, for functions that take the context
+_REFUSED_ATTRIBUTES = {"expandtabs", "translate", "maketrans", "encode", "to_bytes"}
 
 
 class TemplateRefused(Exception):
@@ -140,7 +141,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         }
 
     @staticmethod
-    def concat(parts: Iterable[str]) -> str:  # type: ignore[override]  # jinja2 declares a bare attribute
+    def concat(parts: Iterable[str]) -> str:
         kept = []
         for part in parts:
             budget.pay(len(part) + 1)
@@ -155,7 +156,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return attr not in _REFUSED_ATTRIBUTES and super().is_safe_attribute(obj, attr, value)
 
-    def call(self, context: Context, function: Any, /, *arguments: Any, **named: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, function: Any, /, *arguments: Any, **named: Any) -> Any:
         budget.check_arguments((*arguments, *named.values()))
         budget.pay(1)
         if isinstance(function, LoopContext):  # a recursive loop goes down: its steps pay like any others
@@ -163,8 +164,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner, name = getattr(getattr(function, "__wrapped__", function), "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str) and name in ("replace", "join"):
             guarded: Callable[..., str] = budget.replaced if name == "replace" else budget.join_method
-            return guarded(owner, *arguments, **named)
-        if isinstance(owner, str) and name == "format":
+            return guarded(owner, *arguments, **{key: value for key, value in named.items() if key not in _JINJA_PASSES})
+        if isinstance(owner, str) and name in ("format", "format_map"):
             budget.pay_for_format(owner, [*arguments, *named.values()])
         return budget.made(super().call(context, function, *arguments, **named))
 

@@ -38,7 +38,7 @@ class Tokenizer:
         self.eos_id: int = self._first(EOS, [*eos_ids[:1], *stops])
         self.bos_id: int = self._first(BOS, [] if bos_id is None else [bos_id])
         self.pad_id: int = self._first(PAD, [] if pad_id is None else [pad_id])
-        self.stop_ids = frozenset({*stops, *eos_ids, self.eos_id})
+        self.stop_ids = frozenset({*stops, *eos_ids})
 
     def _first(self, mark: str, otherwise: Sequence[int]) -> int:
         return self._ids.get(mark, otherwise[0] if otherwise else 0)

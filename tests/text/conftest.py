@@ -20,5 +20,5 @@ def official() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def small() -> Tokenizer:
-    """A BPE of 400 ids."""
-    return train_bpe([SAMPLE] * 4, 400)
+    """A BPE of 350 ids."""
+    return train_bpe([SAMPLE] * 4, 350)

@@ -52,7 +52,9 @@ def random_unicode(count: int, length: int) -> list[str]:
 def test_no_text_is_cut_differently_than_by_mistral_common(official, theirs):
     texts = [*WRITTEN, *code(), *random_unicode(60, 60)]
     different = [
-        text for text, ids in zip(texts, official.encode_batch(texts, marks=False), strict=True) if ids != theirs.encode(text, bos=False, eos=False)
+        text
+        for text, ids in zip(texts, official.encode_batch(texts, marks=False), strict=True)
+        if ids != theirs.encode(text, bos=False, eos=False)
     ]
     assert not different
 
