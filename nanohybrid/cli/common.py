@@ -7,7 +7,7 @@ from typing import Any
 
 import jsonargparse
 
-from nanohybrid.stages.files import to_json
+from nanohybrid.stages.plain import to_json
 from nanohybrid.stages.recipe import from_namespace as recipe_from
 from nanohybrid.stages.report import is_number, spell
 
