@@ -9,7 +9,9 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
 from nanohybrid.errors import InputError
 from nanohybrid.stages import open_stage
@@ -124,6 +126,15 @@ def test_two_processes_do_not_work_on_one_directory(tmp_path):
         pass
 
 
+def test_numbers_of_numpy_and_torch_are_measures_too(tmp_path):
+    with open_stage(tmp_path / "out", "demo", Recipe()) as stage:
+        stage.measure(accuracy=numpy.float32(0.5), curve=torch.tensor([1.0, 2.0]), where=Path("a"))
+        stage.log("loss", loss=torch.tensor(2.0))
+        assert stage.series("loss") == [{"loss": 2.0}]
+    lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
+    assert lineage["measures"] == {"accuracy": 0.5, "curve": [1.0, 2.0], "where": "a"}
+
+
 def test_rewinding_a_series_drops_what_will_be_logged_again(tmp_path):
     with open_stage(tmp_path / "out", "demo", Recipe()) as stage:
         for step in range(5):
@@ -138,7 +149,7 @@ import sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from nanohybrid.stages import open_stage
-from nanohybrid.stages.files import atomic_write
+from nanohybrid.files import atomic_write
 
 @dataclass(frozen=True)
 class Recipe:
