@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -72,7 +72,7 @@ def _entry(path: Path, name: str, value: Any, base: int) -> Entry:
     if not isinstance(value, dict):
         raise wrong("its header entry is not an object")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
-    if dtype not in WIDTHS if isinstance(dtype, str) else True:
+    if not isinstance(dtype, str) or dtype not in WIDTHS:
         raise wrong(f"its type is {str(dtype)[:40]!r}, which is unknown")
     if not _naturals(shape) or len(shape) > 16:
         raise wrong("its shape is not a list of sizes")
@@ -84,7 +84,7 @@ def _entry(path: Path, name: str, value: Any, base: int) -> Entry:
     return Entry(path, name, dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value)
 
 

@@ -54,9 +54,20 @@ class CheckpointReader:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entries[name].shape
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors as they are stored."""
+        return sum(entry.end - entry.begin for entry in self._entries.values())
+
     def dtype(self, name: str) -> torch.dtype:
         """The type in which the tensor is stored."""
         return FLOATS[self._entries[name].dtype]
+
+    @property
+    def common_dtype(self) -> torch.dtype:
+        """The type in which most bytes are stored."""
+        size = {name: sum(e.end - e.begin for e in self._entries.values() if e.dtype == name) for name in FLOATS}
+        return FLOATS[max(FLOATS, key=size.__getitem__)]
 
     def tensor(self, name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Tensor:
         """Read one tensor; dtype None keeps the stored one."""
@@ -127,6 +138,11 @@ def _disk_errors(entry: Entry) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"{entry.path}: {entry.name}: cannot be read ({error.strerror})") from None
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds weights, or what should be some, beside its configuration."""
+    return any((directory / name).exists() for name in (SINGLE, INDEX)) or any(directory.glob("*.safetensors"))
 
 
 def _open_headers(directory: Path) -> dict[str, Entry]:
