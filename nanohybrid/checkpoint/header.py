@@ -91,9 +91,10 @@ def _naturals(value: Any) -> TypeGuard[list[int]]:
 def _check_cover(path: Path, entries: Mapping[str, Entry], base: int, size: int) -> None:
     """The tensors must fill the rest of the file: one after another, no holes, nothing over."""
     at = base
-    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
+    for entry in entries.values():
         if entry.end > size:
             raise CheckpointError(f"{path}: {entry.name[:200]}: ends at byte {entry.end:,} of a file of {size:,}; was the file cut off?")
+    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != at:
             raise CheckpointError(f"{path}: {entry.name[:200]}: begins at byte {entry.begin:,}, expected at {at:,}; is the file damaged?")
         at = entry.end

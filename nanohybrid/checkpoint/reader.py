@@ -167,10 +167,10 @@ def _open_index(index: Path) -> dict[str, Entry]:
     for name, file in where.items():
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
             raise CheckpointError(f"{index}: {name[:200]}: its file is {str(file)[:80]!r}, which is not a *.safetensors beside the index")
-    entries: dict[str, Entry] = {}
-    for file in sorted(set(where.values())):
         if not (index.parent / file).exists():
             raise CheckpointError(f"{index.parent / file}: no such file, and the index says it holds weights; is the download complete?")
+    entries: dict[str, Entry] = {}
+    for file in sorted(set(where.values())):
         for name, entry in read_header(index.parent / file).items():
             if where.get(name) == file:
                 entries[name] = entry
