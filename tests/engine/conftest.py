@@ -1,0 +1,33 @@
+import pytest
+import torch
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as RawTokenizer
+
+from nanohybrid.text import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """13 marks, the 256 bytes, and a few merged tokens that spell parts of the end mark and newlines with more."""
+    marks = ["<unk>", "<s>", "</s>"] + [f"<SPECIAL_{i}>" for i in range(3, 13)]
+    vocabulary = {mark: i for i, mark in enumerate(marks)}
+    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[letter] = len(vocabulary)
+    raw = RawTokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    return Tokenizer(raw)
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A hybrid of every kind of layer, small, with logits sharp enough that rounding decides no choice."""
+    from nanohybrid.config import HybridConfig
+    from nanohybrid.engine.random_weights import random_model
+
+    config = HybridConfig(
+        pattern="M-*M-", vocab_size=269, hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+        mamba_num_heads=4, mamba_head_dim=20, n_groups=2, ssm_state_size=16, initializer_range=0.3,
+    )  # fmt: skip
+    return random_model(config, torch.float32, seed=5)
