@@ -9,6 +9,7 @@ from typing import Any
 import jsonargparse
 
 from nanohybrid.stages.recipe import from_namespace as recipe_from
+from nanohybrid.stages.report import is_number, spell
 
 __all__ = ["command_parser", "print_json", "recipe_from", "recipe_parser", "table"]
 
@@ -36,7 +37,8 @@ def recipe_parser(command: str, summary: str, recipe: type, *, out: str | None =
         raise ValueError(f"{recipe.__name__} has fields named {sorted(taken)}, which are flags of every stage")
     parser = command_parser(command, summary)
     parser.add_argument("--recipe", action="config", metavar="FILE.toml", help="a recipe; flags after it override its values")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the output directory", **({"required": True} if out is None else {"default": Path(out)}))
+    default = {"required": True} if out is None else {"default": Path(out)}
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the output directory", **default)
     parser.add_class_arguments(recipe)
     return parser
 
@@ -69,17 +71,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
     cells = [list(row) for row in rows]
     result = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
     for index, header in enumerate(headers):
-        numbers = bool(cells) and all(isinstance(row[index], int | float) for row in cells)
+        numbers = bool(cells) and all(is_number(row[index]) for row in cells)
         result.add_column(header, justify="right" if numbers else "left")
     for row in cells:
         result.add_row(*(Text(spell(value)) for value in row))
     Console().print(result)
-
-
-def spell(value: Any) -> str:
-    """A value for people: thousands separated, floats at four significant digits."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)

@@ -6,6 +6,7 @@ Nothing heavy is imported here: `--help` must answer at once, and a typing mista
 import argparse
 import difflib
 import importlib
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -97,7 +98,7 @@ def run_command(name: str, arguments: list[str]) -> int:
         raise InputError(unknown(name))
     from nanohybrid.stages.recipe import one_line, read_toml
 
-    module: CommandModule = importlib.import_module(COMMANDS[name].module)  # type: ignore[assignment]
+    module: CommandModule = importlib.import_module(COMMANDS[name].module)
     parser = module.parser()
     parser.exit_on_error = False
     try:
@@ -113,7 +114,7 @@ def run_command(name: str, arguments: list[str]) -> int:
 
 def recipe_files(arguments: list[str]) -> list[Path]:
     """The files given as `--recipe FILE` or `--recipe=FILE`; read ahead, since the parser's own complaint would not name them."""
-    after = [value for flag, value in zip(arguments, arguments[1:], strict=False) if flag == "--recipe"]
+    after = [value for flag, value in itertools.pairwise(arguments) if flag == "--recipe"]
     return [Path(value) for value in after + [a.partition("=")[2] for a in arguments if a.startswith("--recipe=")]]
 
 
@@ -126,7 +127,8 @@ def unknown(name: str) -> str:
 
 def overview() -> str:
     """The text of `nanohybrid --help`."""
-    lines = ["usage: nanohybrid COMMAND ...", "", "A hybrid Mamba-2 / attention language model, from raw text to a compressed, thinking model.", ""]
+    lines = ["usage: nanohybrid COMMAND ...", ""]
+    lines += ["A hybrid Mamba-2 / attention language model, from raw text to a compressed, thinking model.", ""]
     for title, group in GROUPS.items():
         lines += [f"{title}:", *(f"  {name:<11} {command.summary}" for name, command in group.items()), ""]
     lines.append("nanohybrid COMMAND --help tells more; every command takes --json; an interrupted stage resumes when repeated.")

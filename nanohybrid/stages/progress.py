@@ -59,7 +59,7 @@ class Progress:
         if self.stream.isatty():
             columns: list[str | ProgressColumn] = [TextColumn("{task.description}"), BarColumn(bar_width=24), StatusColumn()]
             self.live = RichProgress(*columns, console=Console(file=self.stream), refresh_per_second=4)
-            self.live.add_task(self.name, total=self.total, completed=self.done, status="")
+            self.live.add_task(self.name, total=self.total, completed=int(self.done), status="")
             self.live.start()
         return self
 

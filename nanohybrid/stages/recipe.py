@@ -27,7 +27,7 @@ def to_dict(recipe: Any) -> dict[str, Any]:
         if value is not None:
             result[field.name] = plain(value, field.name)
         elif field.default is not None:
-            raise ConfigError(f"{type(recipe).__name__}.{field.name} is None, which TOML cannot say: only a field that defaults to None may be")
+            raise ConfigError(f"{type(recipe).__name__}.{field.name} is None, which TOML cannot say: give it a value")
     return result
 
 
@@ -48,7 +48,12 @@ def plain(value: Any, name: str) -> Any:
 
 def dump(recipe: Any) -> str:
     """The recipe as TOML that stands alone: every field, resolved."""
-    return tomli_w.dumps(to_dict(recipe))
+    return to_toml(to_dict(recipe))
+
+
+def to_toml(table: Mapping[str, Any]) -> str:
+    """A table of plain values as TOML."""
+    return tomli_w.dumps(table)
 
 
 def load(kind: type[R], path: Path) -> R:
