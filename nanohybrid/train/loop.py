@@ -12,44 +12,35 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nanohybrid.errors import InputError
-from nanohybrid.stages.progress import progress
+from nanohybrid.ops.layout import Layout
+from nanohybrid.stages import Stage, progress
 from nanohybrid.train import snapshot
 from nanohybrid.train.checkpointing import checkpointed
 from nanohybrid.train.optimizer import OptimizerConfig, adamw, clip_gradient, set_learning_rate
-from nanohybrid.train.precision import PrecisionConfig, autocast, fp8_linears
+from nanohybrid.train.precision import Mode, PrecisionConfig, autocast, fp8_linears
 from nanohybrid.train.schedule import ScheduleConfig, factor
 from nanohybrid.train.snapshot import Position
 
 LATELY = 0.9  # weight of the past in the running average of the loss
 
 
-class Sized(Protocol):
-    """A batch: anything that knows how many tokens it holds."""
+class Ragged(Protocol):
+    """A batch: anything laid out end to end that can go to a device."""
 
     @property
-    def tokens(self) -> int: ...
+    def layout(self) -> Layout: ...
+
+    def to(self, device: torch.device) -> Self: ...
 
 
-class Keeper(Protocol):
-    """What a loop needs of a stage: a place for snapshots and a log."""
-
-    @property
-    def directory(self) -> Path: ...
-
-    def log(self, series: str, **values: Any) -> None: ...
-
-    def spend(self, *, tokens: int) -> None: ...
-
-
-B = TypeVar("B", bound=Sized)
+B = TypeVar("B", bound=Ragged)
 
 
 @dataclass(frozen=True)
@@ -60,6 +51,8 @@ class LoopConfig:
     """Seconds between snapshots."""
     snapshot_steps: int = 0
     """Steps between snapshots instead, where it is not 0."""
+    unit_steps: int = 1
+    """Snapshots, and so stops, only after multiples of so many steps: those that share what they were made from."""
     log_steps: int = 10
     """Steps between lines of the log."""
     checkpoint_every: int = 0
@@ -77,7 +70,7 @@ def fit(
     optimizer: OptimizerConfig,
     schedule: ScheduleConfig,
     precision: PrecisionConfig,
-    stage: Keeper,
+    stage: Stage,
     loop: LoopConfig = LoopConfig(),
     name: str = "train",
 ) -> Position:
@@ -101,7 +94,7 @@ class Run:
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         precision: PrecisionConfig,
-        stage: Keeper,
+        stage: Stage,
         loop: LoopConfig,
         name: str,
     ) -> None:
@@ -112,6 +105,7 @@ class Run:
         self.layers: nn.ModuleList = model.backbone.layers  # type: ignore[assignment,union-attr]
         self.optimizer = adamw(model, optimizer)
         self.position = snapshot.load(stage.directory, model, self.optimizer) or Position()
+        stage.rewind(name, step=self.position.step + 1)
         self.saved_at, self.saved_step = time.monotonic(), self.position.step
         self.logged_at, self.logged_tokens = time.monotonic(), self.position.tokens
 
@@ -133,10 +127,10 @@ class Run:
         self.model.eval()
         return self.position
 
-    def one_step(self, forward: Callable[[Any, Any], tuple[Tensor, int]], mode: Any) -> dict[str, Any]:
+    def one_step(self, forward: Callable[[Any, Any], tuple[Tensor, int]], mode: Mode) -> dict[str, Any]:
         """Batch, loss, gradient, clip, update."""
         step = self.position.step
-        batch = self.batches(step)
+        batch = self.batches(step).to(self.device)
         with autocast(mode, self.device):
             total, count = forward(self.model, batch)
         mean = total / max(count, 1)
@@ -149,8 +143,8 @@ class Run:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         lately = value if step == 0 else LATELY * self.position.loss + (1 - LATELY) * value
-        self.position = Position(step + 1, self.position.tokens + batch.tokens, lately)
-        self.stage.spend(tokens=batch.tokens)
+        self.position = Position(step + 1, self.position.tokens + batch.layout.tokens, lately)
+        self.stage.spend(tokens=batch.layout.tokens)
         return {"loss": lately, "tok/s": self.log(value, length, rate)}
 
     def refuse_what_is_not_finite(self, loss: float, norm: float) -> None:
@@ -164,22 +158,27 @@ class Run:
         now = time.monotonic()
         speed = round((self.position.tokens - self.logged_tokens) / max(now - self.logged_at, 1e-9))
         if self.position.step % self.loop.log_steps == 0 or self.position.step == self.steps:
-            self.stage.log(
-                self.name, step=self.position.step, loss=loss, gradient_norm=norm, learning_rate=rate, tokens=self.position.tokens, tokens_per_second=speed
-            )
+            done = {"step": self.position.step, "tokens": self.position.tokens}
+            self.stage.log(self.name, **done, loss=loss, gradient_norm=norm, learning_rate=rate, tokens_per_second=speed)
             self.logged_at, self.logged_tokens = now, self.position.tokens
         return speed
 
     def keep(self, stop: bool) -> None:
         """Write a snapshot where one is due: by steps, by the clock, at the end, or before stopping."""
-        since = self.position.step - self.saved_step
-        by_clock = time.monotonic() - self.saved_at >= self.loop.snapshot_seconds
-        due = since >= self.loop.snapshot_steps if self.loop.snapshot_steps else by_clock
-        if due or stop or self.position.step == self.steps:
+        at_end = self.position.step == self.steps
+        if not at_end and self.position.step % self.loop.unit_steps:
+            return
+        if at_end or stop or self.snapshot_is_due():
             snapshot.save(self.stage.directory, self.model, self.optimizer, self.position)
             self.saved_at, self.saved_step = time.monotonic(), self.position.step
         if stop:
             raise KeyboardInterrupt
+
+    def snapshot_is_due(self) -> bool:
+        """By the number of steps where the configuration gives one, else by the clock."""
+        if self.loop.snapshot_steps:
+            return self.position.step - self.saved_step >= self.loop.snapshot_steps
+        return time.monotonic() - self.saved_at >= self.loop.snapshot_seconds
 
 
 @contextmanager
