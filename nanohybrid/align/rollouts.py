@@ -70,15 +70,14 @@ class Sampling:
 
 
 def draw(names: Sequence[str], difficulties: Sequence[int], count: int, rng: random.Random) -> list[Problem]:
-    """Training problems of one difficulty, over the tasks in turn: what is too easy or too hard teaches nothing, so levels are not mixed."""
+    """Training problems over the tasks in turn, of one difficulty: levels that are too easy or too hard teach nothing beside others."""
     difficulty = rng.choice(list(difficulties))
     chosen = [tasks.get(name) for name in names]
     return [chosen[index % len(chosen)].make(rng, difficulty, "train") for index in range(count)]
 
 
-def sample(model: HybridLM, maker: ChatMaker, problems: Sequence[Problem], group: int, sampling: Sampling, seed: str) -> list[Rollout]:
-    """`group` completions of each problem, group after group."""
-    seeds = random.Random(seed)
+def sample(model: HybridLM, maker: ChatMaker, problems: Sequence[Problem], group: int, sampling: Sampling, seeds: random.Random) -> list[Rollout]:
+    """`group` completions of each problem, group after group, each with a seed of its own."""
     repeated = [problem for problem in problems for _ in range(group)]
     prompts = [ids for problem in problems for ids in [maker.prompt(problem, thinking=True)] * group]
     each = [
