@@ -1,1 +1,41 @@
-"""nanohybrid: a hybrid Mamba-2 / attention language model, from raw text to a compressed, thinking model."""
+"""nanohybrid: a hybrid Mamba-2 / attention language model, from raw text to a compressed, thinking model.
+
+The public face; each name is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nanohybrid.checkpoint import load as load
+    from nanohybrid.checkpoint import save as save
+    from nanohybrid.config import HybridConfig as HybridConfig
+    from nanohybrid.engine import LLM as LLM
+    from nanohybrid.engine import SamplingParams as SamplingParams
+    from nanohybrid.model import HybridLM as HybridLM
+    from nanohybrid.model import Layout as Layout
+    from nanohybrid.model import State as State
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "HybridConfig": "nanohybrid.config",
+    "HybridLM": "nanohybrid.model",
+    "LLM": "nanohybrid.engine",
+    "Layout": "nanohybrid.model",
+    "SamplingParams": "nanohybrid.engine",
+    "State": "nanohybrid.model",
+    "load": "nanohybrid.checkpoint",
+    "save": "nanohybrid.checkpoint",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nanohybrid' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,70 @@
+"""Bytes of weights, keys and values, and states, from what the layers declare; nothing is allocated.
+
+Binary units: 1 GiB = 2^30 bytes. Activations and the allocator's reserve are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from nanohybrid.config import KINDS, HybridConfig
+from nanohybrid.model.axes import StateSpec, axis_sizes, shape
+from nanohybrid.model.declare import parameters, states
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model needs in memory: once, for each token of context, and for each sequence."""
+
+    parameters: int
+    parameters_by_part: dict[str, int]
+    weight_bytes: int
+    kv_bytes_per_token: int
+    state_bytes_per_sequence: int
+
+    @classmethod
+    def of(cls, config: HybridConfig, dtype: torch.dtype = torch.bfloat16) -> Footprint:
+        """The footprint with weights, keys, values and conv inputs in `dtype`, SSM states in fp32."""
+        by_part: dict[str, int] = {}
+        for declared in parameters(config).values():
+            part = KINDS.get(declared.part, declared.part)
+            by_part[part] = by_part.get(part, 0) + prod(declared.shape)
+        sizes = axis_sizes(config)
+
+        def bytes_of(spec: StateSpec) -> int:
+            return prod(shape(spec.axes, sizes)) * (spec.dtype or dtype).itemsize
+
+        specs = [spec for layer in states(config) for spec in layer.values()]
+        total = sum(by_part.values())
+        return cls(
+            parameters=total,
+            parameters_by_part=by_part,
+            weight_bytes=total * dtype.itemsize,
+            kv_bytes_per_token=sum(bytes_of(spec) for spec in specs if spec.per_token),
+            state_bytes_per_sequence=sum(bytes_of(spec) for spec in specs if not spec.per_token),
+        )
+
+    def sequence_bytes(self, context: int) -> int:
+        """Bytes of one sequence of `context` tokens."""
+        return self.state_bytes_per_sequence + context * self.kv_bytes_per_token
+
+    def total(self, context: int, batch: int = 1) -> int:
+        """Bytes of the weights and of `batch` sequences."""
+        return self.weight_bytes + batch * self.sequence_bytes(context)
+
+    def max_context(self, budget: int, batch: int = 1) -> int | None:
+        """The longest context that fits `budget` bytes; 0 if none does, None if it is unbounded (no attention)."""
+        left = budget - self.weight_bytes - batch * self.state_bytes_per_sequence
+        if left < 0:
+            return 0
+        return left // (batch * self.kv_bytes_per_token) if self.kv_bytes_per_token else None
+
+    def max_batch(self, budget: int, context: int) -> int:
+        """The most sequences of `context` tokens that fit `budget` bytes."""
+        each = self.sequence_bytes(context)
+        return max(0, (budget - self.weight_bytes) // each) if each else 0

@@ -1,0 +1,87 @@
+"""The language model: embeddings, blocks of norm and mixer on a residual stream, a final norm, a head.
+
+T tokens of the ragged batch · B, T a rectangular batch · E embedding · V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanohybrid.config import HybridConfig
+from nanohybrid.model.declare import MIXERS
+from nanohybrid.model.initialise import initialise
+from nanohybrid.model.norms import RMSNorm
+from nanohybrid.model.state import State
+from nanohybrid.ops.layout import Layout
+
+
+class Block(nn.Module):
+    """h + mixer(norm(h))."""
+
+    def __init__(self, config: HybridConfig, kind: str) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.mixer = MIXERS[kind](config)
+
+    def forward(self, h_TE: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
+        return h_TE + self.mixer(self.norm(h_TE), layout, state)
+
+
+class Backbone(nn.Module):
+    """Everything but the head, under the names of the official checkpoints."""
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        self.embeddings = nn.utils.skip_init(nn.Embedding, config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, kind) for kind in config.pattern)
+        self.norm_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
+
+
+class HybridLM(nn.Module):
+    """A hybrid language model. Training, prefill, chunked prefill and decode are one forward under different layouts.
+
+    A new model's parameters are uninitialised unless `seed` is given or `reset_parameters` is called; `load` fills them.
+    """
+
+    def __init__(self, config: HybridConfig, seed: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.utils.skip_init(nn.Linear, config.hidden_size, config.vocab_size, bias=False)
+        if seed is not None:
+            self.reset_parameters(seed)
+
+    def reset_parameters(self, seed: int = 0) -> None:
+        """Initialise every parameter in place (Mamba-2's and Nemotron-H's rules)."""
+        initialise(self, self.config, torch.Generator(self.head_weight.device).manual_seed(seed))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, E]: the head's weight, which the losses read chunk by chunk."""
+        return self.backbone.embeddings.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def hidden(self, tokens_T: Tensor, layout: Layout, state: State | None = None) -> Tensor:
+        """Final hidden states [T, E], after the last norm. tokens: int64 ids below V.
+
+        state: the pools that the layout's slots and pages point into, updated in place; None in training.
+        """
+        h_TE = self.backbone.embeddings(tokens_T)
+        for index, block in enumerate(self.backbone.layers):
+            h_TE = block(h_TE, layout, None if state is None else state.layers[index])
+        return self.backbone.norm_f(h_TE)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits in fp32, [..., V]."""
+        return F.linear(hidden, self.head_weight).to(torch.promote_types(hidden.dtype, torch.float32))
+
+    def forward(self, tokens: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
+        """Logits of every token in fp32: [B, T] without a layout gives [B, T, V]; [T] with one gives [T, V]."""
+        if layout is not None:
+            return self.head(self.hidden(tokens, layout, state))
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens without a layout must be [batch, length], not {tuple(tokens.shape)}")
+        hidden = self.hidden(tokens.flatten(), Layout.equal(*tokens.shape), state)
+        return self.head(hidden).unflatten(0, tuple(tokens.shape))

@@ -1,0 +1,119 @@
+"""The Mamba-2 mixer (Dao & Gu 2024; paper, section 2.1).
+
+in_proj -> z | x B C | dt;  x B C through a causal conv and SiLU;  dt = softplus(dt + dt_bias);  A = -exp(A_log);
+y = SSD scan;  y = group norm(y silu(z));  out_proj.
+
+T tokens · S sequences · E embedding · H heads · P head dimension · G groups · N state size · C conv channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanohybrid.config import HybridConfig
+from nanohybrid.model.axes import Declaration, Outer, Stack, StateSpec
+from nanohybrid.model.module import Mixer
+from nanohybrid.ops.causal_conv import causal_conv
+from nanohybrid.ops.gated_norm import gated_norm
+from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.ssd_scan import ssd_scan
+from nanohybrid.ops.ssd_step import ssd_step
+
+INNER = Outer("mamba_heads", "mamba_channels")
+GROUPED = Outer("groups", "ssm_state")
+CONV = Stack(INNER, GROUPED, GROUPED)
+
+
+class Mamba2(Mixer):
+    """The recurrent mixer. Its state is the last W - 1 inputs of the conv and one [H, P, N] matrix a sequence, in fp32."""
+
+    @staticmethod
+    def declare(config: HybridConfig) -> Declaration:
+        return Declaration(
+            parameters={
+                "in_proj.weight": (Stack(INNER, INNER, GROUPED, GROUPED, "mamba_heads"), "embedding"),
+                "conv1d.weight": (CONV, "one", "conv_window"),
+                "conv1d.bias": (CONV,),
+                "dt_bias": ("mamba_heads",),
+                "A_log": ("mamba_heads",),
+                "D": ("mamba_heads",),
+                "norm.weight": (INNER,),
+                "out_proj.weight": ("embedding", INNER),
+            },
+            states={
+                "conv": StateSpec(("conv_context", CONV), per_token=False, dtype=None),
+                "ssm": StateSpec(("mamba_heads", "mamba_channels", "ssm_state"), per_token=False, dtype=torch.float32),
+            },
+        )
+
+    def forward(self, x_TE: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
+        config = self.config
+        inner, grouped = config.mamba_inner_size, config.n_groups * config.ssm_state_size
+        z_TD, xBC_TC, dt_TH = self.in_proj(x_TE).split([inner, inner + 2 * grouped, config.mamba_num_heads], dim=-1)
+        dt_TH, A_H, D_H = self._steps(dt_TH)
+        carried = _Carried(state, layout)
+        xBC_TC, conv_SWC = causal_conv(xBC_TC, self.conv1d.weight[:, 0], self.conv1d.bias, layout, carried.read("conv"))
+        xBC_TC = F.silu(xBC_TC).to(z_TD.dtype)
+        x_TD, B_TM, C_TM = xBC_TC.split([inner, grouped, grouped], dim=-1)
+        x_THP = x_TD.unflatten(-1, (config.mamba_num_heads, config.mamba_head_dim))
+        B_TGN, C_TGN = (m.unflatten(-1, (config.n_groups, config.ssm_state_size)) for m in (B_TM, C_TM))
+        if layout.is_decode and state is not None:
+            y_THP, ssm_SHPN = ssd_step(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, carried.read_or_zeros("ssm"))
+        else:
+            y_THP, ssm_SHPN = ssd_scan(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, carried.read("ssm"))
+        carried.write("conv", conv_SWC)
+        carried.write("ssm", ssm_SHPN)
+        y_TD = gated_norm(y_THP.flatten(-2), z_TD, self.norm.weight, config.n_groups, config.layer_norm_epsilon)
+        return self.out_proj(y_TD)
+
+    def _steps(self, dt_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Step sizes, decay rates and skip weights in fp32 (float64 for float64)."""
+        dtype = torch.promote_types(dt_TH.dtype, torch.float32)
+        dt_TH = F.softplus(dt_TH.to(dtype) + self.dt_bias.to(dtype))
+        low, high = self.config.time_step_limit
+        if low > 0 or high < math.inf:
+            dt_TH = dt_TH.clamp(low, high)
+        return dt_TH, -self.A_log.to(dtype).exp(), self.D.to(dtype)
+
+
+class _Carried:
+    """The states of a batch's sequences in their pools: read as [S, ...], written back in place.
+
+    Sequences in neighbouring slots are read as a view, so that the decode step updates the pool itself.
+    """
+
+    def __init__(self, pools: dict[str, Tensor] | None, layout: Layout) -> None:
+        self._pools, self._layout = pools, layout
+        slots = layout.slots or ()
+        self._run = slice(slots[0], slots[0] + len(slots)) if slots and slots == tuple(range(slots[0], slots[0] + len(slots))) else None
+
+    def read(self, name: str) -> Tensor | None:
+        """[S, ...] with zeros for the sequences that begin here; None where all do."""
+        if self._pools is None or not self._layout.continues:
+            return None
+        pool = self._pools[name]
+        rows = pool[self._run] if self._run is not None else pool.index_select(0, self._layout.slot_index(pool.device))
+        if len(self._layout.continues) < self._layout.sequences:
+            fresh = self._layout.fresh_mask(pool.device).view(-1, *[1] * (rows.ndim - 1))
+            rows = rows.masked_fill(fresh, 0)
+        return rows
+
+    def read_or_zeros(self, name: str) -> Tensor:
+        """As `read`, with zeros in place of None."""
+        rows = self.read(name)
+        assert self._pools is not None
+        return self._pools[name].new_zeros(self._layout.sequences, *self._pools[name].shape[1:]) if rows is None else rows
+
+    def write(self, name: str, rows: Tensor) -> None:
+        """Store [S, ...] at the slots; nothing to do where `rows` is the pool's own memory."""
+        if self._pools is None:
+            return
+        pool = self._pools[name]
+        if self._run is None:
+            pool.index_copy_(0, self._layout.slot_index(pool.device), rows.to(pool.dtype))
+        elif rows.data_ptr() != pool[self._run].data_ptr():
+            pool[self._run].copy_(rows)

@@ -1,0 +1,51 @@
+"""Builds a layer's parameters from its declaration, so that a shape is written down once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from nanohybrid.config import HybridConfig
+from nanohybrid.model.axes import Axes, Declaration, axis_sizes, shape
+from nanohybrid.ops.layout import Layout
+
+
+class Mixer(nn.Module):
+    """What a layer does to the normed residual stream: Mamba-2, attention or MLP. Built from `declare(config)`.
+
+    A two-dimensional `X.weight` becomes nn.Linear `X`, so that whatever acts on linears from outside finds it; every other
+    parameter lies at its checkpoint name.
+    """
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        self.config = config
+        build(self, self.declare(config).parameters, config)
+
+    @staticmethod
+    def declare(config: HybridConfig) -> Declaration:
+        """The axes of this mixer's parameters, and its state."""
+        raise NotImplementedError
+
+    def forward(self, x_TE: torch.Tensor, layout: Layout, state: dict[str, torch.Tensor] | None) -> torch.Tensor:
+        """x_TE -> what is added to the residual stream, [T, E]; reads and writes `state` at the layout's slots and pages."""
+        raise NotImplementedError
+
+
+def build(module: nn.Module, parameters: Mapping[str, Axes], config: HybridConfig) -> None:
+    """Give `module` uninitialised parameters of the declared names and shapes."""
+    sizes = axis_sizes(config)
+    for name, axes in parameters.items():
+        *path, leaf = name.split(".")
+        dimensions = shape(axes, sizes)
+        if len(path) == 1 and leaf == "weight" and len(dimensions) == 2:
+            module.add_module(path[0], nn.utils.skip_init(nn.Linear, dimensions[1], dimensions[0], bias=False))
+            continue
+        owner = module
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        owner.register_parameter(leaf, nn.Parameter(torch.empty(dimensions)))

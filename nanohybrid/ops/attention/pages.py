@@ -1,0 +1,41 @@
+"""Where a sequence's keys and values lie in a pool of pages: writing them, and reading them without a copy where possible."""
+
+import numpy as np
+from torch import Tensor
+
+from nanohybrid.ops.layout import Layout
+
+
+def write(pool: Tensor, rows_TKP: Tensor, layout: Layout) -> None:
+    """Store each token's row at its absolute position in its sequence's pages."""
+    assert layout.pages is not None
+
+    def index() -> np.ndarray:
+        positions = layout.offsets() + np.repeat(np.asarray(layout.positions), layout.lengths)
+        table = np.concatenate([np.asarray(pages) for pages in layout.pages or ()])
+        first = np.repeat(np.cumsum([0, *map(len, layout.pages or ())])[:-1], layout.lengths)
+        return table[first + positions // layout.page_size] * layout.page_size + positions % layout.page_size
+
+    pool.flatten(0, 1).index_copy_(0, layout.tensor("page_rows", pool.device, index), rows_TKP.to(pool.dtype))
+
+
+def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int) -> Tensor:
+    """[sequences, context, K, P]: the first `context` rows of each one's pages; rows past its end hold anything finite.
+
+    A view of the pool where every sequence owns enough pages in one run and the runs are evenly spaced, a gather elsewhere.
+    """
+    assert layout.pages is not None
+    need = -(-context // layout.page_size)
+    owned = [layout.pages[i][:need] for i in sequences]
+    stride = owned[1][0] - owned[0][0] if len(owned) > 1 else need
+    runs = all(len(o) == need and o[-1] - o[0] == need - 1 and o[0] == owned[0][0] + n * stride for n, o in enumerate(owned))
+    if runs and stride > 0 and all(b - a == 1 for o in owned for a, b in zip(o, o[1:], strict=False)):
+        page, row, head, last = pool.stride()
+        first = pool[owned[0][0]]
+        return first.as_strided((len(owned), context, *pool.shape[2:]), (stride * page, row, head, last), first.storage_offset())
+
+    def table() -> np.ndarray:
+        return np.asarray([[*o, *([o[0]] * (need - len(o)))] for o in owned])  # a short one repeats its own first page
+
+    index = layout.tensor(f"page_table{sequences}{need}", pool.device, table)
+    return pool[index].flatten(1, 2)[:, :context]

@@ -1,0 +1,18 @@
+"""Depthwise causal convolution over a ragged batch, with the last inputs of each sequence carried across calls."""
+
+from torch import Tensor
+
+from nanohybrid.ops.causal_conv import reference, shifted
+from nanohybrid.ops.dispatch import choose
+from nanohybrid.ops.layout import Layout
+
+
+def causal_conv(
+    x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """y_t = bias + sum_k weight[:, W-1-k] x_{t-k} within each sequence; no activation.
+
+    initial_SWC [S, W-1, C]: the inputs that came before, the latest last; None is zeros. Computed and returned in fp32
+    (float64 for float64), with the inputs that the next call needs, [S, W-1, C] in the dtype of x.
+    """
+    return choose(x_TC, reference=reference.causal_conv, torch=shifted.causal_conv)(x_TC, weight_CW, bias_C, layout, initial_SWC)

@@ -1,0 +1,33 @@
+"""The SSD recurrence of Mamba-2, one token at a time: the truth the fast versions answer to.
+
+    S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T        y_t = S_t C_t + D x_t        (Dao & Gu 2024, section 2)
+
+T tokens, S sequences, H heads, P head dimension, G groups, N state size. Head h reads group h // (H // G).
+"""
+
+import torch
+from torch import Tensor
+
+from nanohybrid.ops.layout import Layout
+
+
+def ssd_scan(
+    x_THP: Tensor, dt_TH: Tensor, A_H: Tensor, B_TGN: Tensor, C_TGN: Tensor, D_H: Tensor, layout: Layout, initial_SHPN: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """y_THP and the final states; computed in the dtype of dt."""
+    heads_per_group = x_THP.shape[1] // B_TGN.shape[1]
+    x_THP = x_THP.to(dt_TH.dtype)
+    B_THN = B_TGN.to(dt_TH.dtype).repeat_interleave(heads_per_group, dim=1)
+    C_THN = C_TGN.to(dt_TH.dtype).repeat_interleave(heads_per_group, dim=1)
+    ys, finals = [], []
+    for sequence in range(layout.sequences):
+        if initial_SHPN is None:
+            state_HPN = x_THP.new_zeros(*x_THP.shape[1:], B_TGN.shape[-1])
+        else:
+            state_HPN = initial_SHPN[sequence].to(dt_TH.dtype)
+        for t in range(layout.starts[sequence], layout.starts[sequence + 1]):
+            decay_H = torch.exp(dt_TH[t] * A_H)
+            state_HPN = torch.einsum("H,HPN->HPN", decay_H, state_HPN) + torch.einsum("H,HP,HN->HPN", dt_TH[t], x_THP[t], B_THN[t])
+            ys.append(torch.einsum("HPN,HN->HP", state_HPN, C_THN[t]) + torch.einsum("H,HP->HP", D_H, x_THP[t]))
+        finals.append(state_HPN)
+    return torch.stack(ys), torch.stack(finals)

@@ -1,0 +1,16 @@
+"""One token of the SSD recurrence for each of S sequences, the decode step of Mamba-2."""
+
+from torch import Tensor
+
+from nanohybrid.ops.dispatch import choose
+from nanohybrid.ops.ssd_step import batched, reference
+
+
+def ssd_step(
+    x_SHP: Tensor, dt_SH: Tensor, A_H: Tensor, B_SGN: Tensor, C_SGN: Tensor, D_H: Tensor, state_SHPN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """y_SHP and the next state; the state may be updated in place and must then be used as returned.
+
+    dtypes as in ssd_scan.
+    """
+    return choose(x_SHP, reference=reference.ssd_step, torch=batched.ssd_step)(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN)
