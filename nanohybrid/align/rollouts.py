@@ -76,7 +76,9 @@ def draw(names: Sequence[str], difficulties: Sequence[int], count: int, rng: ran
     return [chosen[index % len(chosen)].make(rng, difficulty, "train") for index in range(count)]
 
 
-def sample(model: HybridLM, maker: ChatMaker, problems: Sequence[Problem], group: int, sampling: Sampling, seeds: random.Random) -> list[Rollout]:
+def sample(
+    model: HybridLM, maker: ChatMaker, problems: Sequence[Problem], group: int, sampling: Sampling, seeds: random.Random
+) -> list[Rollout]:
     """`group` completions of each problem, group after group, each with a seed of its own."""
     repeated = [problem for problem in problems for _ in range(group)]
     prompts = [ids for problem in problems for ids in [maker.prompt(problem, thinking=True)] * group]

@@ -11,8 +11,7 @@ from nanohybrid.checkpoint import load, save
 from nanohybrid.data import Loader, TokenStore
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.stages import open_stage
-from nanohybrid.text import Tokenizer
-from nanohybrid.text.chat import ChatTemplate
+from nanohybrid.text import ChatTemplate, Tokenizer
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, next_token_loss, snapshot
 from nanohybrid.train.pretrain import read_stores
 
