@@ -52,8 +52,10 @@ class PolicyBatch:
 
     def to(self, device: torch.device) -> "PolicyBatch":
         """The same batch on a device."""
-        moved = (tensor.to(device) for tensor in (self.tokens_T, self.targets_T, self.advantages_T, self.old_T))
-        return PolicyBatch(*moved, layout=self.layout)
+        tokens_T, targets_T, advantages_T, old_T = (
+            tensor.to(device) for tensor in (self.tokens_T, self.targets_T, self.advantages_T, self.old_T)
+        )
+        return PolicyBatch(tokens_T, targets_T, advantages_T, old_T, self.layout)
 
 
 @dataclass(frozen=True)

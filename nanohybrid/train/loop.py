@@ -135,7 +135,7 @@ class Run:
             total, count = forward(self.model, batch)
         mean = total / max(count, 1)
         self.optimizer.zero_grad(set_to_none=True)
-        mean.backward()  # type: ignore[no-untyped-call]
+        mean.backward()
         norm = clip_gradient(self.model, self.config.clip)
         value, length = mean.item(), norm.item()
         self.refuse_what_is_not_finite(value, length)
