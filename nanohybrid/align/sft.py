@@ -30,7 +30,7 @@ class SftRecipe:
     tokens: int = 1_000_000
     """Tokens to train on; every chat is new."""
     batch_tokens: int = 2048
-    sequence_length: int = 512
+    sequence_length: int = 256
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-3))
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)

@@ -36,7 +36,7 @@ class PretrainRecipe:
     """Steps instead of tokens."""
     batch_tokens: int = 2048
     """Tokens of a step."""
-    sequence_length: int = 512
+    sequence_length: int = 256
     """Longest sequence; longer documents are cut into windows."""
     phases: tuple[Phase, ...] = ()
     """The mixture over the run; where it is empty, the one that the data came with."""
