@@ -144,7 +144,7 @@ def test_on_a_terminal_the_trace_is_dimmed_and_ctrl_c_and_ctrl_d_do_their_work(t
     until("[stopped]")
     seen = ""
     os.write(ours, b"/help\n")
-    until("forget the conversation")
+    until("stop the answer\r\n> ")
     os.write(ours, b"\x04")
     assert process.wait(30) == 0
     assert "hello" in (tmp_path / "nanohybrid" / "history").read_text()
