@@ -71,24 +71,31 @@ class SlotPool(_Pool):
 
 
 class PagePool(_Pool):
-    """Pages of attention KV. Free pages are kept as runs; the tightest run that holds a request is cut, else several."""
+    """Pages of attention KV. Free pages are kept as runs: a request gets the place it prefers, else the tightest run that
+    holds it, else several."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
         self._runs: list[tuple[int, int]] = [(0, size)] if size else []  # (first, end), sorted, never touching
 
-    def take(self, count: int) -> Lease | None:
-        """`count` pages, contiguous where any free run is long enough, or None where fewer are free."""
+    def take(self, count: int, prefer: int | None = None) -> Lease | None:
+        """`count` pages, from `prefer` on where those are free, else contiguous where any free run is long enough.
+
+        None where fewer are free.
+        """
         if count > self.free:
             return None
         if count == 0:
             return self._take(())
+        if prefer is not None and (around := self._run_around(prefer, count)) is not None:
+            return self._take(self._cut(around, prefer, count))
         fitting = [run for run in self._runs if run[1] - run[0] >= count]
         if fitting:
-            return self._take(self._cut(min(fitting, key=lambda run: run[1] - run[0]), count))
+            tightest = min(fitting, key=lambda run: run[1] - run[0])
+            return self._take(self._cut(tightest, tightest[0], count))
         ids: tuple[int, ...] = ()
         for run in sorted(self._runs, key=lambda run: run[0] - run[1]):  # longest first: fewest pieces
-            ids += self._cut(run, min(count - len(ids), run[1] - run[0]))
+            ids += self._cut(run, run[0], min(count - len(ids), run[1] - run[0]))
             if len(ids) == count:
                 break
         return self._take(ids)
@@ -103,10 +110,16 @@ class PagePool(_Pool):
                 self._join(ids[begin], ids[index - 1] + 1)
                 begin = index
 
-    def _cut(self, run: tuple[int, int], count: int) -> tuple[int, ...]:
+    def _run_around(self, first: int, count: int) -> tuple[int, int] | None:
+        """The free run that holds all of these pages."""
+        index = bisect_left(self._runs, (first + 1, 0)) - 1
+        run = self._runs[index] if index >= 0 else (0, 0)
+        return run if run[0] <= first and first + count <= run[1] else None
+
+    def _cut(self, run: tuple[int, int], first: int, count: int) -> tuple[int, ...]:
         index = bisect_left(self._runs, run)
-        first, end = run
-        self._runs[index : index + 1] = [(first + count, end)] if first + count < end else []
+        rest = [(run[0], first), (first + count, run[1])]
+        self._runs[index : index + 1] = [(begin, end) for begin, end in rest if begin < end]
         return tuple(range(first, first + count))
 
     def _join(self, first: int, end: int) -> None:

@@ -33,6 +33,8 @@ class Scheduler:
         self.token_budget = max(token_budget, slots.size + CHUNK)  # all may decode and one prompt still goes on
         self.waiting: deque[Request] = deque()
         self.running: dict[int, Request] = {}
+        self._by_slot: list[Request] = []  # the running ones in the order of their slots, in which the pools can be viewed
+        self._home = pages.size // max(slots.size, 1)  # a slot's own stretch of pages, taken where free: evenly spaced ones too
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises InputError where it could never run."""
@@ -48,7 +50,7 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """The work of the next step; empty only when nothing waits and nothing runs."""
-        work = [Work(r, r.computed, 1) for r in self.running.values() if r.known - r.computed == 1]
+        work = [Work(r, r.computed, 1) for r in self._by_slot if r.known - r.computed == 1]
         left = self.token_budget - len(work)
         if len(work) < len(self.running):
             for request in self.running.values():
@@ -67,6 +69,7 @@ class Scheduler:
         self.slots.give(request.slot)
         self.pages.give(request.pages)
         request.slot = request.pages = None
+        self._sort()
 
     def _cut(self, request: Request, left: int, work: list[Work]) -> int:
         """Add as much of this prompt as `left` tokens allow; returns how much that was."""
@@ -83,9 +86,16 @@ class Scheduler:
         needed = self._pages(request)
         if not self.slots.free or self.pages.free < needed or left < min(request.known, CHUNK):
             return False
-        request.slot, request.pages = self.slots.take(), self.pages.take(needed)
+        request.slot = slot = self.slots.take()
+        if slot is None:
+            raise RuntimeError("the slot pool counts a free slot that it does not have")
+        request.pages = self.pages.take(needed, prefer=slot.ids[0] * self._home)
         self.running[request.id] = request
+        self._sort()
         return True
+
+    def _sort(self) -> None:
+        self._by_slot = sorted(self.running.values(), key=lambda request: request.slot.ids[0] if request.slot else -1)
 
     def _pages(self, request: Request) -> int:
         return -(-request.most_tokens // self.page_size)

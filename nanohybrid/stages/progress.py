@@ -12,7 +12,6 @@ from rich.progress import Task as RichTask
 from rich.text import Text
 
 PLAIN_SECONDS = 10.0
-KILO, MEGA, GIGA = 1e3, 1e6, 1e9
 
 
 class Progress:
@@ -84,10 +83,10 @@ def progress(name: str, total: float | None = None, unit: str = "", done: float 
 
 def count(number: float) -> str:
     """A number in at most five characters: 950, 12.3k, 4.5M."""
-    for size, letter in ((GIGA, "G"), (MEGA, "M"), (KILO, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{letter}" if abs(number) < 999.5 * size else f"{number / size:.0f}{letter}"
-    return f"{number:.3g}" if number < KILO - 0.5 else f"{number:.0f}"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= 0.9995 * size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
 
 
 def clock(seconds: float) -> str:

@@ -16,15 +16,18 @@ class Pools(RuleBasedStateMachine):
         self.pages, self.slots = PagePool(SIZE), SlotPool(5)
         self.held, self.slot_leases, self.returned = [], [], []
 
-    @rule(count=st.integers(0, SIZE + 2))
-    def take_pages(self, count):
-        runs = self.free_runs()
-        lease = self.pages.take(count)
+    @rule(count=st.integers(0, SIZE + 2), prefer=st.none() | st.integers(0, SIZE))
+    def take_pages(self, count, prefer):
+        runs, owned = self.free_runs(), {page for lease in self.held for page in lease.ids}
+        wanted = set() if prefer is None else set(range(prefer, prefer + count))
+        lease = self.pages.take(count, prefer=prefer)
         free = sum(runs)
         assert (lease is None) == (count > free)
         if lease is not None:
             assert len(lease.ids) == count
             assert lease.contiguous or max(runs) < count, "a free run was long enough and the lease is in pieces"
+            if prefer is not None and not wanted & owned and max(wanted, default=0) < SIZE:
+                assert set(lease.ids) == wanted, "the preferred pages were free and others were given"
             self.held.append(lease)
 
     def free_runs(self):
