@@ -19,6 +19,7 @@ LAYERS = {"M": ("#2f81d6", "Mamba-2"), "-": ("#8b949e", "MLP"), "*": ("#d9730d",
 WIDTH, HEIGHT = 6.8, 3.4  # inches: 490 points, so that 10 point text is 10 to 16 pixels on a phone and a desk
 
 Points = Sequence[tuple[float, float]]
+Errors = Mapping[str, Sequence[tuple[float, float]]]
 Intervals = Sequence[tuple[float, float, float, float]]
 
 STYLE: dict[str, Any] = {
@@ -52,7 +53,7 @@ def lines(series: Mapping[str, Points], x: str, y: str, title: str = "", *, log_
         for colour, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
             axes.plot([p[0] for p in points], [p[1] for p in points], color=colour, label=name, marker="o" if len(points) <= 20 else None)
         scale(axes, log_x=log_x, log_y=log_y)
-        legend(axes, len(series))
+        legend(figure, len(series))
     return figure
 
 
@@ -65,25 +66,29 @@ def intervals(series: Mapping[str, Intervals], x: str, y: str, title: str = "", 
             axes.fill_between(place, [p[2] for p in points], [p[3] for p in points], color=colour, alpha=0.2, linewidth=0)
             axes.plot(place, [p[1] for p in points], color=colour, label=name, marker="o")
         scale(axes, log_x=log_x)
-        legend(axes, len(series))
+        legend(figure, len(series))
     return figure
 
 
-def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], y: str, title: str = "", *, errors: Any = None) -> "Figure":
-    """Groups of bars: one group a label, in it one bar a name; `errors` maps a name to (below, above) for each label."""
+def bars(
+    labels: Sequence[str], series: Mapping[str, Sequence[float]], y: str, title: str = "", *, errors: Errors | None = None
+) -> "Figure":
+    """Groups of bars: one group a label, in it one bar a name; `errors` gives how far below and above each may lie."""
     with style():
         figure, axes = canvas("", y, title)
         width = 0.8 / max(len(series), 1)
         for index, (colour, (name, heights)) in enumerate(zip(cycle(len(series)), series.items(), strict=True)):
             places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(labels))]
-            drawn = axes.bar(places, heights, width * 0.92, color=colour, label=name)
-            axes.bar_label(drawn, fmt="%.3g", padding=2, fontsize=8.5)
+            axes.bar(places, heights, width * 0.92, color=colour, label=name)
+            reach = errors[name] if errors is not None else [(0.0, 0.0)] * len(labels)
             if errors is not None:
-                axes.errorbar(places, heights, yerr=list(zip(*errors[name], strict=True)), fmt="none", ecolor=INK, linewidth=1)
+                axes.errorbar(places, heights, yerr=list(zip(*reach, strict=True)), fmt="none", ecolor=INK, linewidth=1)
+            for place, height, (_, above) in zip(places, heights, reach, strict=True):
+                axes.annotate(f"{height:.3g}", (place, height + above), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
         axes.set_xticks(range(len(labels)), labels)
         axes.grid(axis="x", visible=False)
-        axes.margins(y=0.12)
-        legend(axes, len(series))
+        axes.margins(y=0.1)
+        legend(figure, len(series))
     return figure
 
 
@@ -96,6 +101,8 @@ def strip(patterns: Mapping[str, str], title: str = "") -> "Figure":
                 spans = [(place - 0.46, 0.92) for place, layer in enumerate(pattern, 1) if layer == mark]
                 axes.broken_barh(spans, (row - 0.36, 0.72), facecolors=colour)
         axes.set_yticks(range(len(patterns)), list(patterns))
+        axes.set_xlim(left=0.4)
+        axes.tick_params(length=0)
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.spines[["left", "bottom"]].set_visible(False)
@@ -126,10 +133,10 @@ def scale(axes: "Axes", *, log_x: bool = False, log_y: bool = False) -> None:
         axes.set_yscale("log")
 
 
-def legend(axes: "Axes", names: int) -> None:
-    """Names of the curves, where there is more than one."""
+def legend(figure: "Figure", names: int) -> None:
+    """Names of the curves above the axes, where they hide nothing; none where there is only one."""
     if names > 1:
-        axes.legend(loc="best", fontsize=9)
+        figure.legend(loc="outside upper right", ncols=min(names, 4), fontsize=9)
 
 
 def cycle(count: int) -> list[str]:

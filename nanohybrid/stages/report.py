@@ -26,7 +26,7 @@ STYLE = """
   :root { --ink: #e6e8eb; --paper: #14171b; --soft: #9aa3ad; --grid: #333a42; --wash: #1c2026; --accent: #6cb2ff; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 54rem; padding: 1.2rem 1rem 4rem; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; max-width: 48rem; padding: 1.2rem 1rem 4rem; color: var(--ink); background: var(--paper);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 1rem 0; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--grid); }
@@ -40,7 +40,7 @@ th, td { padding: .35rem .9rem .35rem 0; text-align: left; border-bottom: 1px so
 th { color: var(--soft); font-weight: 600; }
 .number { text-align: right; }
 figure { margin: 1.2rem 0; }
-figure svg { width: 100%; height: auto; max-width: 46rem; display: block; color: var(--ink); }
+figure svg { width: 100%; height: auto; display: block; color: var(--ink); }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; }
 @media print { body { max-width: none; } figure, table { break-inside: avoid; } }
 """

@@ -2,16 +2,17 @@
 
 A control mark written by a user must stay plain text. Escaping the marks in the messages would not do: a template that joins or
 removes words can make a mark out of two harmless halves. So it is the template whose marks are exchanged, before it is compiled, for
-code words that no message contains. Whatever then looks like a mark in the rendered text was not written by the template.
+code words (a fence character, the mark's id, the fence again) that no message contains. Whatever then looks like a mark in the
+rendered text was not written by the template.
 """
 
 import functools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.text.messages import Message, checked, checked_tools
@@ -36,6 +37,7 @@ class ChatTemplate:
         self.name = name
         self._specials = {"bos_token": BOS, "eos_token": EOS, **(specials or {})}
         self._flat = Sandbox(source, name)
+        self._by_tokenizer: WeakKeyDictionary[Tokenizer, tuple[Sandbox, dict[str, str]]] = WeakKeyDictionary()
 
     @classmethod
     def default(cls) -> "ChatTemplate":
@@ -81,9 +83,8 @@ class ChatTemplate:
         """The prompt as ids: those of the rendered text, except that control marks inside the messages are plain text."""
         values = self._values(messages, tools, thinking, generate)
         fence = _free_fence(values)
-        marks = tuple(tokenizer.marks.items())
-        specials = {name: _fenced(text, marks, fence) for name, text in self._specials.items()}
-        text = _fenced_sandbox(self.source, self.name, marks, fence).render(**values, **specials)
+        sandbox, specials = self._fenced(tokenizer, fence)
+        text = sandbox.render(**values, **specials)
         ids: list[int] = []
         for index, piece in enumerate(text.split(fence)):
             ids += [int(piece)] if index % 2 else tokenizer.encode(piece, marks=False) if piece else []
@@ -95,6 +96,20 @@ class ChatTemplate:
         """A prompt and what the model should say: with `reasoning` after it has thought, with None at once."""
         thinking = reasoning is not None
         return TrainingPair.encode(tokenizer, self.encode(tokenizer, messages, tools, thinking), reasoning, answer)
+
+    def _fenced(self, tokenizer: Tokenizer, fence: str) -> tuple[Sandbox, dict[str, str]]:
+        """The template with code words for this tokenizer's marks. Kept for the usual fence only: the others come from attacks."""
+        known = self._by_tokenizer.get(tokenizer)
+        if known is not None and fence == _FENCES[0]:
+            return known
+
+        def coded(text: str) -> str:
+            return tokenizer.mark_pattern.sub(lambda found: f"{fence}{tokenizer.id_of(found[0])}{fence}", text.replace(fence, "\ufffd"))
+
+        made = Sandbox(coded(self.source), self.name), {name: coded(text) for name, text in self._specials.items()}
+        if fence == _FENCES[0]:
+            self._by_tokenizer[tokenizer] = made
+        return made
 
     def _values(self, messages: Sequence[Message], tools: Tools | None, thinking: bool | None, generate: bool) -> dict[str, Any]:
         ready = checked(messages)
@@ -134,26 +149,12 @@ def _with_switch(messages: list[dict[str, Any]], word: str) -> list[dict[str, An
     return [*messages[:last], changed, *messages[last + 1 :]]
 
 
-# The exchange of marks for code words: a fence character, the id, the fence character.
-
-
 def _free_fence(values: Any) -> str:
     text = json.dumps(values, ensure_ascii=False, default=str)
     fence = next((character for character in _FENCES if character not in text), None)
     if fence is None:
         raise InputError("the messages use every private character of Unicode; leave some of U+E000 to U+F8FF out")
     return fence
-
-
-def _fenced(text: str, marks: Sequence[tuple[int, str]], fence: str) -> str:
-    numbers = {mark: number for number, mark in marks}
-    names = sorted(numbers, key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, names)), lambda found: f"{fence}{numbers[found[0]]}{fence}", text) if names else text
-
-
-@functools.lru_cache(maxsize=32)
-def _fenced_sandbox(source: str, name: str, marks: tuple[tuple[int, str], ...], fence: str) -> Sandbox:
-    return Sandbox(_fenced(source.replace(fence, "\ufffd"), marks, fence), name)
 
 
 # Files

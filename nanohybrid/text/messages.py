@@ -9,18 +9,18 @@ Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def checked(messages: Any) -> list[dict[str, Any]]:
     """Copies with string contents; raises InputError naming the message that cannot be used."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
         raise InputError(f"messages must be a list of objects with role and content, not {type(messages).__name__}")
     return [_checked(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def checked_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
     """The tool list, or None where there is none; raises InputError naming the tool that is not an object."""
     if not tools:
         return None
-    if isinstance(tools, (str, bytes, Mapping)):
+    if isinstance(tools, (str, bytes)) or not isinstance(tools, Sequence):
         raise InputError(f"tools must be a list of function schemas, not {type(tools).__name__}")
     for index, tool in enumerate(tools):
         if not isinstance(tool, Mapping):

@@ -38,7 +38,7 @@ class Tokenizer:
         self.eos_id: int = self._first(EOS, [*eos_ids[:1], *stops])
         self.bos_id: int = self._first(BOS, [] if bos_id is None else [bos_id])
         self.pad_id: int = self._first(PAD, [] if pad_id is None else [pad_id])
-        self.stop_ids = frozenset({*stops, *eos_ids, self.eos_id})
+        self.stop_ids = frozenset({*stops, *eos_ids})
 
     def _first(self, mark: str, otherwise: Sequence[int]) -> int:
         return self._ids.get(mark, otherwise[0] if otherwise else 0)
@@ -55,7 +55,9 @@ class Tokenizer:
         path = directory / TOKENIZER_FILE
         config, generation = _settings(directory / "config.json"), _settings(directory / "generation_config.json")
         both = {**config, **{key: value for key, value in generation.items() if value is not None}}
-        tokenizer = cls(_read(path), eos_ids=_ids(both.get("eos_token_id")), bos_id=_id(both, "bos_token_id"), pad_id=_id(both, "pad_token_id"))
+        tokenizer = cls(
+            _read(path), eos_ids=_ids(both.get("eos_token_id")), bos_id=_id(both, "bos_token_id"), pad_id=_id(both, "pad_token_id")
+        )
         limit = vocab_size if vocab_size is not None else _id(config, "vocab_size")
         if limit is not None and tokenizer.vocab_size > limit:
             raise CheckpointError(

@@ -35,7 +35,7 @@ class TrainingPair:
 
         trace = f"{reasoning}\n" if reasoning else ""
         mark = THINK_MARK if reasoning is not None else ""
-        return cls(prompt, plain(trace), plain(mark), plain(f"{answer}\n"), tokenizer.encode(EOS), plain("\n"))
+        return cls(prompt, plain(trace), plain(mark), plain(f"{answer}\n"), [tokenizer.eos_id], plain("\n"))
 
     @property
     def completion(self) -> list[int]:
