@@ -49,7 +49,7 @@ def prune(recipe: PruneRecipe, model: Path, out: Path, importance: Path | None =
         if calibration is not None and recipe.target.needs_scores:
             samples = Calibration.read(calibration, model, recipe.samples, recipe.length)
             rounds = None if recipe.target.layers is None else config.num_hidden_layers - recipe.target.layers
-            scores = importance_of(load(model, dtype=torch.float32), samples, stage.directory, recipe.outgoing, rounds)
+            scores = importance_of(load(model, dtype=torch.float32), samples, stage.directory / "importance", recipe.outgoing, rounds)
         kept = recipe.target.kept(config, scores)
         with CheckpointReader(model) as reader:
             tensors = len(reader.names())
