@@ -53,7 +53,11 @@ class Aggregate:
 
 @torch.no_grad()
 def measure_activations(
-    model: HybridLM, calibration: Calibration, outgoing: bool = True, batch_tokens: int = 4096, advance: Callable[[int], object] | None = None
+    model: HybridLM,
+    calibration: Calibration,
+    outgoing: bool = True,
+    batch_tokens: int = 4096,
+    advance: Callable[[int], object] | None = None,
 ) -> Importance:
     """Scores of every axis of `model`, in one pass over the calibration set."""
     norms: dict[int, Aggregate] = {index: Aggregate() for index in range(len(model.config.pattern) + 1)}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.stages.files import atomic_write
+from nanohybrid.files import atomic_write
 
 FILE = "importance.safetensors"
 PER_LAYER = ("ffn", "mamba", "attention")
@@ -77,7 +77,7 @@ class Importance:
             order = tuple(facts.pop("order"))
             tables = {name: {int(key.split(".")[1]): t for key, t in tensors.items() if key.startswith(f"{name}.")} for name in PER_LAYER}
             tables = {name: dict(sorted(table.items())) for name, table in tables.items()}
-            return cls(tensors["embedding"], layers=tensors["layers"], order=order, facts=facts, **tables)  # type: ignore[arg-type]
+            return cls(tensors["embedding"], layers=tensors["layers"], order=order, facts=facts, **tables)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{file}: not a file of importance scores ({error}); `nanohybrid compress` writes one") from None
 

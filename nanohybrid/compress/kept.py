@@ -47,6 +47,8 @@ class Kept:
     def axes(self, layer: int | None) -> dict[str, Sequence[int]]:
         """What remains of the named axes (model/axes.py) in one layer, or outside the layers."""
         named: dict[str, Sequence[int]] = {"embedding": self.hidden}
+        if layer is None:
+            return named
         if layer in self.ffn:
             named["ffn"] = self.ffn[layer]
         if layer in self.mamba_heads:

@@ -34,7 +34,7 @@ class Target:
 
     def check(self, config: HybridConfig) -> None:
         """Raises InputError, in one line with the nearest possible, where a model of shape `config` cannot be pruned to this."""
-        count = config.num_hidden_layers
+        count, keys = config.num_hidden_layers, config.num_key_value_heads
         if self.layers is not None and self.drop_layers:
             raise InputError("--layers and --drop-layers contradict each other: give one of the two")
         for layer in self.drop_layers:
@@ -48,7 +48,7 @@ class Target:
             ("--intermediate-size", self.intermediate_size, config.intermediate_size, 1, "", MLP),
             ("--mamba-heads", self.mamba_heads, config.mamba_num_heads, config.n_groups, "groups", MAMBA),
             ("--mamba-head-dim", self.mamba_head_dim, config.mamba_head_dim, 1, "", MAMBA),
-            ("--attention-heads", self.attention_heads, config.num_attention_heads, config.num_key_value_heads, "key/value heads", ATTENTION),
+            ("--attention-heads", self.attention_heads, config.num_attention_heads, keys, "key/value heads", ATTENTION),
         ):
             if wanted is not None and kind not in config.pattern:
                 raise InputError(f"{flag} {wanted}: this model has no such layers (its pattern is {config.pattern}); leave the flag out")
@@ -90,7 +90,9 @@ class Target:
         gone = set(self.drop_layers)
         if self.layers is not None and self.layers < config.num_hidden_layers:
             if len(importance.order) != config.num_hidden_layers:
-                raise InputError("the importance scores hold no ranking of layers: measure them again with --calibration, or use --drop-layers")
+                raise InputError(
+                    "the importance scores hold no ranking of layers: measure them with --calibration, or use --drop-layers"
+                )
             gone = set(importance.order[: config.num_hidden_layers - self.layers])
         return tuple(layer for layer in range(config.num_hidden_layers) if layer not in gone)
 
@@ -117,7 +119,9 @@ def _check_size(flag: str, wanted: int | None, most: int, unit: int = 1, of: str
     if wanted is None:
         return
     if not unit <= wanted <= most:
-        raise InputError(f"{flag} {wanted}: the parent has {most}, so from {unit} to {most} are possible; nearest {max(unit, min(wanted, most))}")
+        raise InputError(
+            f"{flag} {wanted}: the parent has {most}, possible are {unit} to {most}; nearest {max(unit, min(wanted, most))}"
+        )
     if wanted % unit:
         below = wanted // unit * unit
         near = f"{below} or {below + unit}" if below else str(unit)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from nanohybrid.data import Batch, TokenStore
+from nanohybrid.data.store import TokensAndLoss
 from nanohybrid.errors import InputError
 from nanohybrid.model import HybridLM
 from nanohybrid.ops.losses import chunked_cross_entropy
@@ -40,15 +41,14 @@ def loss_of(model: HybridLM, batches: Iterable[Batch]) -> HeldOut:
     return HeldOut(total / count, count)
 
 
-def held_out_loss(
-    model: HybridLM, store: TokenStore, max_tokens: int = 65_536, batch_tokens: int = 4096, length: int = 4096
-) -> HeldOut:
+def held_out_loss(model: HybridLM, store: TokenStore, max_tokens: int = 65_536, batch_tokens: int = 4096, length: int = 4096) -> HeldOut:
     """The loss on the first documents of a store, up to about `max_tokens` tokens; a document is cut at `length`."""
     return loss_of(model, _batches(store, max_tokens, batch_tokens, length))
 
 
 def _batches(store: TokenStore, max_tokens: int, batch_tokens: int, length: int) -> Iterable[Batch]:
-    part, size, left = [], 0, max_tokens
+    part: list[TokensAndLoss] = []
+    size, left = 0, max_tokens
     for index in range(len(store)):
         tokens, loss = store.document(index)
         if left <= 0:
