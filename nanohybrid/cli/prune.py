@@ -27,7 +27,9 @@ def parser() -> jsonargparse.ArgumentParser:
         result.add_argument(flag, type=int | None, metavar="N", help=what)
     result.add_argument("--drop-layers", metavar="I,J", help="remove these layers, counted from 0")
     result.add_argument("--importance", type=Path, metavar="FILE", help="scores that an earlier run wrote (importance.safetensors)")
-    result.add_argument("--calibration", type=Path, metavar="DIR", help="documents to measure scores on: token stores, or JSON lines with text")
+    result.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="documents to measure scores on: token stores, or JSON lines with text"
+    )
     result.add_argument("--samples", type=int, default=256, metavar="N", help="at most so many of these documents")
     result.add_argument("--length", type=int, default=512, metavar="N", help="at most so many tokens of each")
     result.add_argument("--plain", action="store_true", help="scores by activation alone, not times the outgoing weights' norm")
@@ -46,7 +48,15 @@ def run(arguments: jsonargparse.Namespace) -> None:
     recipe = PruneRecipe(target, not arguments.plain, arguments.samples, arguments.length)
     out = prune(recipe, arguments.path, arguments.out, arguments.importance, arguments.calibration)
     before, after = read_config(arguments.path), read_config(out)
-    fields = ("pattern", "num_hidden_layers", "hidden_size", "intermediate_size", "mamba_num_heads", "mamba_head_dim", "num_attention_heads")
+    fields = (
+        "pattern",
+        "num_hidden_layers",
+        "hidden_size",
+        "intermediate_size",
+        "mamba_num_heads",
+        "mamba_head_dim",
+        "num_attention_heads",
+    )
     shapes = [{"parameters": Footprint.of(c).parameters, **{field: getattr(c, field) for field in fields}} for c in (before, after)]
     if arguments.json:
         print_json({"out": out, "parent": shapes[0], "pruned": shapes[1]})

@@ -86,13 +86,23 @@ class Target:
             attention_heads={layer: best(importance.attention[layer], queries, config.num_key_value_heads) for layer in each(ATTENTION)},
         )
 
+    def config(self, parent: HybridConfig, importance: Importance) -> HybridConfig:
+        """The shape of what remains, without choosing which parts that are."""
+        self.check(parent)
+        return parent.replace(
+            pattern="".join(parent.pattern[layer] for layer in self._layers(parent, importance)),
+            hidden_size=self.hidden_size or parent.hidden_size,
+            intermediate_size=self.intermediate_size or parent.intermediate_size,
+            mamba_num_heads=self.mamba_heads or parent.mamba_num_heads,
+            mamba_head_dim=self.mamba_head_dim or parent.mamba_head_dim,
+            num_attention_heads=self.attention_heads or parent.num_attention_heads,
+        )
+
     def _layers(self, config: HybridConfig, importance: Importance) -> Indices:
         gone = set(self.drop_layers)
         if self.layers is not None and self.layers < config.num_hidden_layers:
             if len(importance.order) != config.num_hidden_layers:
-                raise InputError(
-                    "the importance scores hold no ranking of layers: measure them with --calibration, or use --drop-layers"
-                )
+                raise InputError("the importance scores hold no ranking of layers: measure them with --calibration, or use --drop-layers")
             gone = set(importance.order[: config.num_hidden_layers - self.layers])
         return tuple(layer for layer in range(config.num_hidden_layers) if layer not in gone)
 
@@ -119,9 +129,7 @@ def _check_size(flag: str, wanted: int | None, most: int, unit: int = 1, of: str
     if wanted is None:
         return
     if not unit <= wanted <= most:
-        raise InputError(
-            f"{flag} {wanted}: the parent has {most}, possible are {unit} to {most}; nearest {max(unit, min(wanted, most))}"
-        )
+        raise InputError(f"{flag} {wanted}: the parent has {most}, possible are {unit} to {most}; nearest {max(unit, min(wanted, most))}")
     if wanted % unit:
         below = wanted // unit * unit
         near = f"{below} or {below + unit}" if below else str(unit)

@@ -18,7 +18,9 @@ FLAGS = [
 def data(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
-    TokenStore.from_documents((rng.integers(13, 269, 20), np.ones(20)) for _ in range(4)).write(tmp_path / "data" / "validation.safetensors")
+    TokenStore.from_documents((rng.integers(13, 269, 20), np.ones(20)) for _ in range(4)).write(
+        tmp_path / "data" / "validation.safetensors"
+    )
     return tmp_path / "data"
 
 

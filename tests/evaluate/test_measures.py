@@ -54,7 +54,7 @@ def test_times_of_a_hybrid_and_a_transformer_with_the_bytes_that_they_keep(check
     models = {"hybrid": load(checkpoint, torch.float32), "dense": load(dense_checkpoint, torch.float32)}
     rows = decode_times(models, (8, 200), batch=2, rounds=3)
     assert [row.context for row in rows["dense"]] == [8, 200] and all(0 < r.quickest <= r.milliseconds for f in rows.values() for r in f)
-    for name, model in models.items():
+    for model in models.values():
         kept = sum(p.nbytes for layer in DecodeStep(model, 127, 1).state.layers for p in layer.values())
         assert kept == Footprint.of(model.config, torch.float32).sequence_bytes(128)
     assert rows["dense"][1].sequence_bytes - rows["dense"][0].sequence_bytes == 2 * (
