@@ -17,12 +17,10 @@ from nanohybrid import tasks
 from nanohybrid.align.truncate import truncated
 from nanohybrid.errors import ConfigError
 from nanohybrid.tasks import Problem
-from nanohybrid.text import Tokenizer
-from nanohybrid.text.chat import THINK_CLOSE, ChatTemplate
+from nanohybrid.text import ChatTemplate, Tokenizer, TrainingPair
 
 Way = Literal["thinking", "direct", "truncated"]
 WAYS: tuple[Way, ...] = ("thinking", "direct", "truncated")
-END = "\n<SPECIAL_12>\n"
 
 
 @dataclass(frozen=True)
@@ -69,13 +67,10 @@ class ChatMaker:
 
     def chat(self, problem: Problem, way: Way, rng: random.Random) -> Tokens:
         """One chat, answered in the given way."""
-        pieces = [(self.prompt(problem, way != "direct"), 0)]
-        if way != "direct":
-            trace = problem.trace if way == "thinking" else truncated(problem.trace, rng)
-            pieces += [(self.tokenizer.encode(f"{trace}\n" if trace else "", marks=False), 1)]
-            pieces += [(self.tokenizer.encode(f"{THINK_CLOSE}\n\n", marks=False), int(way == "thinking"))]
-        pieces += [(self.tokenizer.encode(problem.answer, marks=False), 1), (self.tokenizer.encode(END), 1)]
-        return Tokens([number for ids, _ in pieces for number in ids], [loss for ids, loss in pieces for _ in ids])
+        trace = {"thinking": problem.trace, "direct": None, "truncated": truncated(problem.trace, rng)}[way]
+        pair = TrainingPair.encode(self.tokenizer, self.prompt(problem, thinking=trace is not None), trace, problem.answer)
+        learnt = ((pair.prompt, 0), (pair.reasoning, 1), (pair.mark, int(way == "thinking")), (pair.answer, 1), (pair.end, 1))
+        return Tokens([number for ids, _ in learnt for number in ids], [loss for ids, loss in learnt for _ in ids])
 
 
 def problems(names: Sequence[str], rng: random.Random) -> Iterator[Problem]:

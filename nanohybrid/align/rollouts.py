@@ -52,8 +52,10 @@ class PolicyBatch:
 
     def to(self, device: torch.device) -> "PolicyBatch":
         """The same batch on a device."""
-        moved = (tensor.to(device) for tensor in (self.tokens_T, self.targets_T, self.advantages_T, self.old_T))
-        return PolicyBatch(*moved, layout=self.layout)
+        tokens_T, targets_T, advantages_T, old_T = (
+            tensor.to(device) for tensor in (self.tokens_T, self.targets_T, self.advantages_T, self.old_T)
+        )
+        return PolicyBatch(tokens_T, targets_T, advantages_T, old_T, self.layout)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ def draw(names: Sequence[str], difficulties: Sequence[int], count: int, rng: ran
     return [chosen[index % len(chosen)].make(rng, difficulty, "train") for index in range(count)]
 
 
-def sample(model: HybridLM, maker: ChatMaker, problems: Sequence[Problem], group: int, sampling: Sampling, seeds: random.Random) -> list[Rollout]:
+def sample(
+    model: HybridLM, maker: ChatMaker, problems: Sequence[Problem], group: int, sampling: Sampling, seeds: random.Random
+) -> list[Rollout]:
     """`group` completions of each problem, group after group, each with a seed of its own."""
     repeated = [problem for problem in problems for _ in range(group)]
     prompts = [ids for problem in problems for ids in [maker.prompt(problem, thinking=True)] * group]

@@ -7,6 +7,7 @@ tokenized as a stream.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,11 @@ from nanohybrid.text import Tokenizer, train_bpe
 from nanohybrid.text.chat import ChatTemplate
 
 T = TypeVar("T")
+
+# What stands around every chat, without a problem in it. A small model whose marks are one or two tokens and not six thinks in
+# shorter sequences. Repeated, so that their pairs outnumber those of any text.
+CHAT_FRAME = ("System\n\n", "User\n", "Assistant\n", "<think>\n", "</think>\n\n", "<think></think>")
+FRAME_REPEATS = 5000
 
 
 def build(recipe: DataRecipe, out: Path) -> Path:
@@ -53,8 +59,9 @@ class Builder:
         # 1. natural text, curated
         texts = {name: list(documents) for name, documents in self.texts(curator).items()}
         mixture = recipe.mixture.among([*(name for name, kept in texts.items() if kept), *(problems.store_of(s.name) for s, _ in sources)])
-        # 2. the tokenizer, from natural text alone: digits and signs of the problems then stay single tokens
-        tokenizer = self.tokenizer(document.text for documents in texts.values() for document in documents)
+        # 2. the tokenizer, from natural text and what frames a chat: digits and signs of the problems then stay single tokens
+        natural = (document.text for documents in texts.values() for document in documents)
+        tokenizer = self.tokenizer(chain(natural, CHAT_FRAME * FRAME_REPEATS))
         tokenizer.save(directory)
         template = ChatTemplate.default() if recipe.tokenizer is None else ChatTemplate.from_directory(recipe.tokenizer)
         template.save(directory)

@@ -9,7 +9,7 @@ from nanohybrid.data.loader import Loader
 from nanohybrid.data.mixture import Mixture
 from nanohybrid.data.store import TokenStore
 from nanohybrid.errors import InputError
-from nanohybrid.stages.files import atomic_write
+from nanohybrid.files import atomic_write
 
 MIXTURE, VALIDATION = "mixture.json", "validation-"
 

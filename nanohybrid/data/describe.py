@@ -10,8 +10,8 @@ from typing import Any
 from nanohybrid.data.corpus import VALIDATION
 from nanohybrid.data.documents import Document
 from nanohybrid.data.mixture import Mixture
+from nanohybrid.files import atomic_write
 from nanohybrid.stages import Report
-from nanohybrid.stages.files import atomic_write
 from nanohybrid.text import Tokenizer
 
 STATS = "stats.json"

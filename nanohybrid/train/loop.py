@@ -135,7 +135,7 @@ class Run:
             total, count = forward(self.model, batch)
         mean = total / max(count, 1)
         self.optimizer.zero_grad(set_to_none=True)
-        mean.backward()  # type: ignore[no-untyped-call]
+        mean.backward()
         norm = clip_gradient(self.model, self.config.clip)
         value, length = mean.item(), norm.item()
         self.refuse_what_is_not_finite(value, length)
@@ -151,7 +151,8 @@ class Run:
         """Stop before a step that would put NaN into the weights; the last snapshot is still good."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-            raise InputError(f"{self.name}: {what} at step {self.position.step}; use a lower learning_rate, a longer warmup, or precision fp32")
+            mend = "use a lower learning_rate, a longer warmup, or precision fp32"
+            raise InputError(f"{self.name}: {what} at step {self.position.step}; {mend}")
 
     def log(self, loss: float, norm: float, rate: float) -> int:
         """Write a line of the log where one is due; returns the tokens per second since the last."""

@@ -79,9 +79,7 @@ class _Gradients:
 
 class _PerToken(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden_TE: Tensor, weight_VE: Tensor, rows_R: Tensor, rule: Rule, chunk: int, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, hidden_TE: Tensor, weight_VE: Tensor, rows_R: Tensor, rule: Rule, chunk: int, dtype: torch.dtype) -> Tensor:
         loss_T = hidden_TE.new_zeros(hidden_TE.shape[0], dtype=wide(dtype))
         cast_VE = weight_VE.to(dtype)
         for rows_Q in rows_R.split(chunk):
@@ -107,9 +105,7 @@ class _PerToken(torch.autograd.Function):
 
 class _Summed(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden_TE: Tensor, weight_VE: Tensor, rows_R: Tensor, rule: Rule, chunk: int, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, hidden_TE: Tensor, weight_VE: Tensor, rows_R: Tensor, rule: Rule, chunk: int, dtype: torch.dtype) -> Tensor:
         total = hidden_TE.new_zeros((), dtype=wide(dtype))
         wanted = ctx.needs_input_grad[:2]
         gradients = _Gradients(hidden_TE, weight_VE, wanted, dtype)
