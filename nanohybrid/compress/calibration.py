@@ -16,6 +16,7 @@ from nanohybrid.errors import InputError
 from nanohybrid.text import Tokenizer
 
 VALIDATION = "validation"
+WEIGHTS = "model"  # model.safetensors, model-00001-of-00002.safetensors: a checkpoint beside which no stores lie
 STORES = "stores"  # where a stage that trains on documents of its own keeps them
 
 Sample = tuple[NDArray[np.int32], NDArray[np.uint8]]
@@ -81,7 +82,7 @@ def store_paths(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     folder = path / STORES if (path / STORES).is_dir() else path
-    found = [file for file in sorted(folder.glob("*.safetensors")) if not file.stem.startswith(VALIDATION)]
+    found = [file for file in sorted(folder.glob("*.safetensors")) if not file.stem.startswith((VALIDATION, WEIGHTS))]
     if not found:
         raise InputError(f"{path}: holds no token stores (*.safetensors); give a directory that `nanohybrid data` or `align` wrote")
     return found

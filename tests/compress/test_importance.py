@@ -172,5 +172,9 @@ def test_calibration_is_read_from_stores_and_from_text(tmp_path):
     (tmp_path / "text.jsonl").write_text('{"txt": "abc"}\n')
     with pytest.raises(InputError, match=r"text\.jsonl:1"):
         Calibration.read(tmp_path / "text.jsonl", tmp_path)
-    with pytest.raises(InputError, match=r"no such file|no token stores"):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"weights are no documents")
+    with pytest.raises(InputError, match="no token stores"):
+        Calibration.read(tmp_path / "checkpoint", tmp_path)
+    with pytest.raises(InputError, match="no token stores"):
         Calibration.read(tmp_path / "nothing", tmp_path)
