@@ -6,6 +6,8 @@ The public face; each name is imported when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nanohybrid.version import VERSION
+
 if TYPE_CHECKING:
     from nanohybrid.checkpoint import load as load
     from nanohybrid.checkpoint import save as save
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from nanohybrid.model import Layout as Layout
     from nanohybrid.model import State as State
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
     "HybridConfig": "nanohybrid.config",

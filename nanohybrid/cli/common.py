@@ -1,0 +1,78 @@
+"""What the commands share: parsers made from recipes, and results printed for people or for machines."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from nanohybrid.stages.recipe import from_namespace as recipe_from
+from nanohybrid.stages.report import is_number, spell
+
+__all__ = ["command_parser", "print_json", "recipe_from", "recipe_parser", "table"]
+
+OWN_FLAGS = ("recipe", "out", "json")
+
+
+def command_parser(command: str, summary: str) -> jsonargparse.ArgumentParser:
+    """The parser of `nanohybrid COMMAND`, with the flag that every command has: `--json`."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"nanohybrid {command}", description=summary, parser_mode="toml", print_config=None, exit_on_error=False
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object for machines instead of a table")
+    return parser
+
+
+def recipe_parser(command: str, summary: str, recipe: type, *, out: str | None = None) -> jsonargparse.ArgumentParser:
+    """The parser of a stage: `--recipe FILE.toml`, one flag for each field of the dataclass `recipe`, and `--out`.
+
+    Flags that follow `--recipe` override the file. `out` is the default directory; without it `--out` is required.
+    After parsing, `recipe_from(recipe, arguments)` gives the recipe. Inputs (`--data`, `--model`) are added by the caller.
+    """
+    taken = {field.name for field in dataclasses.fields(recipe)} & set(OWN_FLAGS)
+    if taken:
+        raise ValueError(f"{recipe.__name__} has fields named {sorted(taken)}, which are flags of every stage")
+    parser = command_parser(command, summary)
+    parser.add_argument("--recipe", action="config", metavar="FILE.toml", help="a recipe; flags after it override its values")
+    default = {"required": True} if out is None else {"default": Path(out)}
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the output directory", **default)
+    parser.add_class_arguments(recipe)
+    return parser
+
+
+def print_json(result: Any) -> None:
+    """One JSON object on stdout; paths and dataclasses inside it become strings and objects."""
+    print(json.dumps(result, default=jsonable, ensure_ascii=False))
+
+
+def jsonable(value: Any) -> Any:
+    """What json cannot write by itself: dataclasses, paths, sets, numbers of numpy and torch."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """A table on stdout; columns of numbers are aligned to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [list(row) for row in rows]
+    result = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for index, header in enumerate(headers):
+        numbers = bool(cells) and all(is_number(row[index]) for row in cells)
+        result.add_column(header, justify="right" if numbers else "left")
+    for row in cells:
+        result.add_row(*(Text(spell(value)) for value in row))
+    Console().print(result)

@@ -1,0 +1,141 @@
+"""The command `nanohybrid`: finds the one module that a command needs, and turns what goes wrong into one line.
+
+Nothing heavy is imported here: `--help` must answer at once, and a typing mistake must not wait for torch.
+"""
+
+import argparse
+import difflib
+import importlib
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from nanohybrid.errors import InputError, NanohybridError
+from nanohybrid.version import VERSION
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the module that holds it, and the line that `--help` shows for it."""
+
+    module: str
+    summary: str
+
+
+class CommandModule(Protocol):
+    """What a command's module must hold."""
+
+    SUMMARY: str
+
+    def parser(self) -> "jsonargparse.ArgumentParser": ...
+
+    def run(self, arguments: "jsonargparse.Namespace") -> int | None: ...
+
+
+GROUPS: dict[str, dict[str, Command]] = {
+    "the whole pipeline in miniature": {
+        "quickstart": Command("nanohybrid.cli.quickstart", "every stage below on a CPU, from raw text to report.html"),
+    },
+    "the pipeline, a stage a command": {
+        "data": Command("nanohybrid.cli.data", "raw text -> filtered, deduplicated, tokenized documents"),
+        "tokenizer": Command("nanohybrid.cli.tokenizer", "train or convert a tokenizer"),
+        "pretrain": Command("nanohybrid.cli.pretrain", "documents -> a base model"),
+        "align": Command("nanohybrid.cli.align", "a base model -> one that thinks and answers (sft, grpo)"),
+        "compress": Command("nanohybrid.cli.compress", "a model -> a smaller one in a given memory (prune, then distill)"),
+        "prune": Command("nanohybrid.cli.prune", "only the first half of compress"),
+        "distill": Command("nanohybrid.cli.distill", "only the second half of compress"),
+        "evaluate": Command("nanohybrid.cli.evaluate", "accuracy, accuracy against thinking budget, decode time"),
+    },
+    "with a model": {
+        "generate": Command("nanohybrid.cli.generate", "prompts in, text out; thinking within a budget"),
+        "chat": Command("nanohybrid.cli.chat", "talk with it in the terminal"),
+        "inspect": Command("nanohybrid.cli.inspect", "layers, parameters, memory; what fits where"),
+        "verify": Command("nanohybrid.cli.verify", "prove that packing, chunking, stepping and saving change nothing"),
+    },
+}
+
+COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 (a check failed), 2 (the user can mend it), 130 (stopped)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+        return code
+    except NanohybridError as error:
+        return complain(str(error))
+    except KeyboardInterrupt:
+        print("nanohybrid: stopped; the same command resumes", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        return 141
+
+
+def run(arguments: list[str]) -> int:
+    """Answer `--help` and `--version`, or hand the arguments to the command they name."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"nanohybrid {VERSION}")
+        return 0
+    return run_command(arguments[0], arguments[1:])
+
+
+def run_command(name: str, arguments: list[str]) -> int:
+    """Import the module of the command `name`, parse its arguments and run it."""
+    if name not in COMMANDS:
+        raise InputError(unknown(name))
+    from nanohybrid.stages.recipe import one_line, read_toml
+
+    module: CommandModule = importlib.import_module(COMMANDS[name].module)
+    parser = module.parser()
+    parser.exit_on_error = False
+    try:
+        for path in recipe_files(arguments):
+            read_toml(path)
+        parsed = parser.instantiate(parser.parse_args(arguments))
+    except argparse.ArgumentError as error:
+        raise InputError(f"{name}: {one_line(error)} (see nanohybrid {name} --help)") from None
+    except SystemExit as stop:  # --help and --print-...: done
+        return stop.code if isinstance(stop.code, int) else 0
+    return module.run(parsed) or 0
+
+
+def recipe_files(arguments: list[str]) -> list[Path]:
+    """The files given as `--recipe FILE` or `--recipe=FILE`; read ahead, since the parser's own complaint would not name them."""
+    after = [value for flag, value in itertools.pairwise(arguments) if flag == "--recipe"]
+    return [Path(value) for value in after + [a.partition("=")[2] for a in arguments if a.startswith("--recipe=")]]
+
+
+def unknown(name: str) -> str:
+    """The line for a command that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+    return f"there is no command {name!r}: {hint}"
+
+
+def overview() -> str:
+    """The text of `nanohybrid --help`."""
+    lines = ["usage: nanohybrid COMMAND ...", ""]
+    lines += ["A hybrid Mamba-2 / attention language model, from raw text to a compressed, thinking model.", ""]
+    for title, group in GROUPS.items():
+        lines += [f"{title}:", *(f"  {name:<11} {command.summary}" for name, command in group.items()), ""]
+    lines.append("nanohybrid COMMAND --help tells more; every command takes --json; an interrupted stage resumes when repeated.")
+    return "\n".join(lines)
+
+
+def complain(message: str) -> int:
+    """Say on one line of stderr what is wrong; returns the exit code."""
+    print(f"nanohybrid: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,144 @@
+"""The few kinds of picture that reports need, in one style that reads on light and dark pages.
+
+Figures are made through matplotlib's objects (no pyplot, no global state). Axes are drawn in the ink and grid colours
+that report.py turns into the page's own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nanohybrid.extras import require
+from nanohybrid.stages.report import GRID, INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#2f81d6", "#d9730d", "#2a9d6f", "#b5539c", "#8a7a1f", "#7d6be0")  # each at least 3:1 on white and on #14171b
+LAYERS = {"M": ("#2f81d6", "Mamba-2"), "-": ("#8b949e", "MLP"), "*": ("#d9730d", "attention")}
+WIDTH, HEIGHT = 6.8, 3.4  # inches: 490 points, so that 10 point text is 10 to 16 pixels on a phone and a desk
+
+Points = Sequence[tuple[float, float]]
+Errors = Mapping[str, Sequence[tuple[float, float]]]
+Intervals = Sequence[tuple[float, float, float, float]]
+
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["system-ui", "DejaVu Sans", "sans-serif"],
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4,
+}
+
+
+def lines(series: Mapping[str, Points], x: str, y: str, title: str = "", *, log_x: bool = False, log_y: bool = False) -> "Figure":
+    """Curves through points (x, y), one a name."""
+    with style():
+        figure, axes = canvas(x, y, title)
+        for colour, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
+            axes.plot([p[0] for p in points], [p[1] for p in points], color=colour, label=name, marker="o" if len(points) <= 20 else None)
+        scale(axes, log_x=log_x, log_y=log_y)
+        legend(figure, len(series))
+    return figure
+
+
+def intervals(series: Mapping[str, Intervals], x: str, y: str, title: str = "", *, log_x: bool = False) -> "Figure":
+    """Curves through points (x, y, low, high), each with its interval as a band."""
+    with style():
+        figure, axes = canvas(x, y, title)
+        for colour, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
+            place = [p[0] for p in points]
+            axes.fill_between(place, [p[2] for p in points], [p[3] for p in points], color=colour, alpha=0.2, linewidth=0)
+            axes.plot(place, [p[1] for p in points], color=colour, label=name, marker="o")
+        scale(axes, log_x=log_x)
+        legend(figure, len(series))
+    return figure
+
+
+def bars(
+    labels: Sequence[str], series: Mapping[str, Sequence[float]], y: str, title: str = "", *, errors: Errors | None = None
+) -> "Figure":
+    """Groups of bars: one group a label, in it one bar a name; `errors` gives how far below and above each may lie."""
+    with style():
+        figure, axes = canvas("", y, title)
+        width = 0.8 / max(len(series), 1)
+        for index, (colour, (name, heights)) in enumerate(zip(cycle(len(series)), series.items(), strict=True)):
+            places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(labels))]
+            axes.bar(places, heights, width * 0.92, color=colour, label=name)
+            reach = errors[name] if errors is not None else [(0.0, 0.0)] * len(labels)
+            if errors is not None:
+                axes.errorbar(places, heights, yerr=list(zip(*reach, strict=True)), fmt="none", ecolor=INK, linewidth=1)
+            for place, height, (_, above) in zip(places, heights, reach, strict=True):
+                axes.annotate(f"{height:.3g}", (place, height + above), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+        axes.set_xticks(range(len(labels)), labels)
+        axes.grid(axis="x", visible=False)
+        axes.margins(y=0.1)
+        legend(figure, len(series))
+    return figure
+
+
+def strip(patterns: Mapping[str, str], title: str = "") -> "Figure":
+    """Layer patterns (strings of M, - and *) as strips of coloured cells, first layer on the left."""
+    with style():
+        figure, axes = canvas("layer", "", title, height=0.9 + 0.45 * len(patterns))
+        for row, pattern in enumerate(patterns.values()):
+            for mark, (colour, _) in LAYERS.items():
+                spans = [(place - 0.46, 0.92) for place, layer in enumerate(pattern, 1) if layer == mark]
+                axes.broken_barh(spans, (row - 0.36, 0.72), facecolors=colour)
+        axes.set_yticks(range(len(patterns)), list(patterns))
+        axes.set_xlim(left=0.4)
+        axes.tick_params(length=0)
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        patches = require("matplotlib.patches", "train")
+        marks = [patches.Patch(color=colour, label=name) for colour, name in LAYERS.values()]
+        figure.legend(handles=marks, loc="outside upper right", ncols=3, fontsize=9)
+    return figure
+
+
+def style() -> Any:
+    """The context in which every figure is made."""
+    return require("matplotlib", "train").rc_context(STYLE)
+
+
+def canvas(x: str, y: str, title: str, height: float = HEIGHT) -> "tuple[Figure, Axes]":
+    """An empty figure with one pair of axes."""
+    figure = require("matplotlib.figure", "train").Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel=x, ylabel=y, title=title)
+    return figure, axes
+
+
+def scale(axes: "Axes", *, log_x: bool = False, log_y: bool = False) -> None:
+    """Logarithmic axes where asked for."""
+    if log_x:
+        axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
+
+
+def legend(figure: "Figure", names: int) -> None:
+    """Names of the curves above the axes, where they hide nothing; none where there is only one."""
+    if names > 1:
+        figure.legend(loc="outside upper right", ncols=min(names, 4), fontsize=9)
+
+
+def cycle(count: int) -> list[str]:
+    """The first `count` colours, over again where there are more names than colours."""
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]

@@ -1,0 +1,50 @@
+"""What all tests share: few threads, quick property tests, and uninitialised memory that cannot pass for zeros."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("long", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def poisoned(create):
+    """A creator of uninitialised tensors whose floating-point ones hold NaN, so that reading what nobody wrote shows."""
+
+    def create_poisoned(*args, **kwargs):
+        tensor = create(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() and not tensor.is_meta else tensor
+
+    return create_poisoned
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """In every test torch.empty and its kin hand out NaN instead of whatever the memory held."""
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    for name in ("new_empty",):
+        monkeypatch.setattr(torch.Tensor, name, poisoned(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test draws the same random numbers, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    """A test marked `gpu` is skipped, with the reason, where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,92 @@
+"""Recipes survive TOML; what a recipe does not know is refused by name."""
+
+import string
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.stages import recipe as recipes
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe."""
+
+    steps: int = 10
+    """How many steps."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    mixture: tuple[tuple[float, dict[str, float]], ...] = ((0.6, {"text": 1.0}),)
+    teacher: str | None = None
+    families: tuple[str, ...] = ()
+    shuffle: bool = True
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+names = st.text(string.printable, max_size=12)
+
+
+@given(
+    st.builds(
+        Recipe,
+        steps=st.integers(-(2**40), 2**40),
+        precision=st.sampled_from(["fp32", "bf16"]),
+        optimizer=st.builds(Optimizer, numbers, st.tuples(numbers, numbers)),
+        mixture=st.lists(st.tuples(numbers, st.dictionaries(names, numbers, max_size=3)), max_size=3).map(tuple),
+        teacher=st.none() | st.text(string.ascii_letters + " äß'\"\\/-_", min_size=1).filter(lambda text: text not in ("null", "None")),
+        families=st.lists(st.text(string.ascii_letters + " #=[]", min_size=1), max_size=3).map(tuple),
+        shuffle=st.booleans(),
+    )
+)
+def test_a_recipe_written_and_read_is_the_same(tmp_path_factory, recipe):
+    path = tmp_path_factory.getbasetemp() / "recipe.toml"
+    path.write_text(recipes.dump(recipe))
+    assert recipes.load(Recipe, path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("stepz = 3", "stepz"),
+        ("[optimizer]\nlr = 3", "optimizer.*lr"),
+        ('steps = "many"', "steps: expected int, got many"),
+        ('precision = "fp7"', r"precision: expected Literal\['fp32', 'bf16'\], got fp7"),
+        ("[optimizer", "not a readable TOML recipe"),
+        ("steps = 1.5", "steps"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_the_key_s_name(tmp_path, text, complaint):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"bad\.toml: .*{complaint}") as error:
+        recipes.load(Recipe, path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        recipes.load(Recipe, tmp_path / "nowhere.toml")
+
+
+def test_what_toml_cannot_say_is_refused_when_written():
+    @dataclass(frozen=True)
+    class Unspeakable:
+        limit: int | None = 3
+        path: Path = Path("x")
+
+    assert recipes.to_dict(Unspeakable()) == {"limit": 3, "path": "x"}
+    with pytest.raises(ConfigError, match="limit is None"):
+        recipes.dump(Unspeakable(limit=None))
+    with pytest.raises(ConfigError, match=r"limit is a complex"):
+        recipes.dump(Unspeakable(limit=1j))

@@ -1,0 +1,84 @@
+"""A report stands alone, says nothing as markup, and its figures follow the page's colours."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from nanohybrid.stages import Report, plots
+from nanohybrid.stages.report import GRID, INK
+
+FIGURES = {
+    "lines": lambda: plots.lines({"bf16": [(1, 2.0), (10, 1.0)], "fp8": [(1, 2.1), (10, 1.1)]}, "step", "loss", log_x=True),
+    "intervals": lambda: plots.intervals({"parent": [(0, 0.2, 0.1, 0.3), (48, 0.8, 0.7, 0.9)]}, "budget", "accuracy"),
+    "bars": lambda: plots.bars(["parent", "pruned"], {"thinking": [0.8, 0.3]}, "accuracy", errors={"thinking": [(0.1, 0.1), (0.05, 0.1)]}),
+    "strip": lambda: plots.strip({"hybrid": "M-M*-M-", "transformer": "*-*-*-"}),
+}
+
+
+class Wellformed(HTMLParser):
+    """Fails where a tag is closed that was not open; notes every address and every reference inside the page."""
+
+    VOID = ("meta", "br", "use", "path", "rect")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses, self.ids = [], [], set()
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for key, value in attributes:
+            if key in ("src", "href", "xlink:href"):
+                self.addresses.append(value)
+            if key == "id":
+                self.ids.add(value)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_points_nowhere_outside_and_takes_the_page_s_colours(name):
+    page = Report("figures").figure(FIGURES[name](), f"A {name} figure.").html()
+    parser = Wellformed()
+    parser.feed(page)
+    assert parser.open == [] and "http" not in page and "url(" not in page.replace("url(#", "")
+    assert all(address.startswith("#") and address[1:] in parser.ids for address in parser.addresses)
+    svg = page[page.index("<svg") : page.index("</svg>")]
+    assert "var(--ink)" in svg and INK not in svg and GRID not in svg
+    assert set(re.findall(r"url\(#(\w+)\)", svg)) <= parser.ids
+
+
+def test_two_figures_of_a_page_do_not_share_clip_paths():
+    report = Report("twins")
+    for name in ("lines", "intervals"):
+        report.figure(FIGURES[name](), name)
+    clips = re.findall(r'<clipPath id="(\w+)"', report.html())
+    assert len(clips) == len(set(clips)) == 2
+
+
+def test_the_same_report_is_the_same_bytes():
+    assert Report("a").figure(FIGURES["bars"](), "b").html() == Report("a").figure(FIGURES["bars"](), "b").html()
+
+
+def test_text_is_text():
+    report = Report("<script>alert(1)</script>")
+    report.section("a & b").text("one **bold** `x<y`\n\ntwo").table(["<th>"], [["<td>"], [1.23456]]).code("<pre>")
+    page = report.html()
+    body = page[page.index("<body") :]
+    assert "<script" not in page and "<th>&lt;th&gt;</th>" in body and "&lt;td&gt;" in body and "&lt;pre&gt;" in body
+    assert "<strong>bold</strong>" in body and "<code>x&lt;y</code>" in body and body.count("<p>") == 2
+
+
+def test_columns_of_numbers_stand_right(tmp_path):
+    path = Report("numbers").table(["what", "tokens"], [("a", 12345), ("b", 0.123456)]).write(tmp_path / "r.html")
+    page = path.read_text()
+    assert '<th class="number">tokens</th>' in page and "12,345" in page and "0.1235" in page
+    assert "prefers-color-scheme: dark" in page and "width=device-width" in page
