@@ -1,0 +1,139 @@
+"""`nanohybrid tokenizer`: make a tokenizer, or look at what one does to a text."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from nanohybrid.errors import InputError
+
+SUMMARY = "train or convert a tokenizer"
+CHUNK_CHARACTERS = 1 << 20
+
+
+def parser() -> ArgumentParser:
+    """The arguments of the four subcommands."""
+    top = ArgumentParser(prog="nanohybrid tokenizer", description=SUMMARY, exit_on_error=False)
+    actions = top.add_subcommands(dest="action")
+    actions.add_subcommand("train", _train_parser(), help="learn a small byte-level BPE from text files")
+    actions.add_subcommand("tekken", _tekken_parser(), help="rebuild the 131,072 tokens of the official checkpoints")
+    actions.add_subcommand("encode", _encode_parser(), help="ids of a text")
+    actions.add_subcommand("decode", _decode_parser(), help="text of ids")
+    return top
+
+
+def run(arguments: Any) -> int | None:
+    """Carry the chosen subcommand out; results on stdout, notes on stderr."""
+    actions = {"train": _train, "tekken": _tekken, "encode": _encode, "decode": _decode}
+    actions[arguments.action](arguments[arguments.action])
+    return 0
+
+
+def _train_parser() -> ArgumentParser:
+    one = ArgumentParser(description="Control marks are ids 0 to 12, then the 256 bytes, then what is learnt.", exit_on_error=False)
+    one.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help="UTF-8 text files")
+    one.add_argument("--vocab-size", type=int, required=True, metavar="N", help="number of ids, at least 269")
+    return _with_out(one)
+
+
+def _tekken_parser() -> ArgumentParser:
+    one = ArgumentParser(description="Reads tekken_240718.json of the package mistral-common.", exit_on_error=False)
+    one.add_argument("--path", type=Path | None, default=None, metavar="FILE", help="that file, if mistral-common is not installed")
+    return _with_out(one)
+
+
+def _encode_parser() -> ArgumentParser:
+    one = ArgumentParser(exit_on_error=False)
+    one.add_argument("path", type=Path, help="a checkpoint directory, or a tokenizer.json")
+    one.add_argument("--text", type=str, required=True, help="the text; - reads it from standard input")
+    one.add_argument("--bos", action="store_true", help="begin with <s>")
+    one.add_argument("--plain", action="store_true", help="control marks in the text are plain text")
+    return _with_json(one)
+
+
+def _decode_parser() -> ArgumentParser:
+    one = ArgumentParser(exit_on_error=False)
+    one.add_argument("path", type=Path, help="a checkpoint directory, or a tokenizer.json")
+    one.add_argument("--ids", type=int, nargs="+", required=True, metavar="ID", help="the ids, separated by spaces")
+    one.add_argument("--plain", action="store_true", help="leave control marks out")
+    return _with_json(one)
+
+
+def _with_out(one: ArgumentParser) -> ArgumentParser:
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for tokenizer.json and chat_template.jinja")
+    return _with_json(one)
+
+
+def _with_json(one: ArgumentParser) -> ArgumentParser:
+    one.add_argument("--json", action="store_true", help="print a JSON object")
+    return one
+
+
+def _train(arguments: Any) -> None:
+    from nanohybrid.text import train_bpe
+
+    started = time.monotonic()
+    _save(train_bpe(_texts(arguments.input), arguments.vocab_size), arguments, started)
+
+
+def _tekken(arguments: Any) -> None:
+    from nanohybrid.text import tekken
+
+    started = time.monotonic()
+    _save(tekken(arguments.path), arguments, started)
+
+
+def _save(tokenizer: Any, arguments: Any, started: float) -> None:
+    from nanohybrid.text import ChatTemplate
+
+    tokenizer.save(arguments.out)
+    ChatTemplate.default().save(arguments.out)
+    asked = arguments.get("vocab_size")
+    if asked is not None and tokenizer.vocab_size < asked:
+        print(f"only {tokenizer.vocab_size} of {asked} ids: no other pair of tokens comes twice in these files", file=sys.stderr)
+    result = {"out": str(arguments.out), "vocab_size": tokenizer.vocab_size, "seconds": round(time.monotonic() - started, 2)}
+    line = f"{result['out']}: {result['vocab_size']:,} ids in {result['seconds']} s"
+    print(json.dumps(result) if arguments.json else line)
+
+
+def _encode(arguments: Any) -> None:
+    text = sys.stdin.read() if arguments.text == "-" else arguments.text
+    tokenizer = _open(arguments.path)
+    ids = tokenizer.encode(text, bos=arguments.bos, marks=not arguments.plain)
+    if arguments.json:
+        print(json.dumps({"ids": ids, "tokens": [_shown(tokenizer, number) for number in ids], "count": len(ids)}))
+    else:
+        print(*ids)
+
+
+def _decode(arguments: Any) -> None:
+    text = _open(arguments.path).decode(arguments.ids, marks=not arguments.plain)
+    print(json.dumps({"text": text, "count": len(arguments.ids)}) if arguments.json else text)
+
+
+def _open(path: Path) -> Any:
+    from nanohybrid.text import Tokenizer
+
+    return Tokenizer.from_directory(path) if path.is_dir() else Tokenizer.from_file(path)
+
+
+def _shown(tokenizer: Any, number: int) -> str:
+    raw: bytes = tokenizer.token_bytes(number, marks=True)
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _texts(files: list[Path]) -> Iterator[str]:
+    """The files' texts, in pieces of about a megabyte that end with a line."""
+    for file in files:
+        try:
+            with file.open(encoding="utf-8") as stream:
+                while lines := stream.readlines(CHUNK_CHARACTERS):
+                    yield "".join(lines)
+        except FileNotFoundError:
+            raise InputError(f"{file}: no such file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: cannot be read as UTF-8 text ({error})") from None

@@ -1,0 +1,181 @@
+"""Messages to a prompt: the chat template, ours or a checkpoint's own, and ids that no user can forge.
+
+A control mark written by a user must stay plain text. Escaping the marks in the messages would not do: a template that joins or
+removes words can make a mark out of two harmless halves. So it is the template whose marks are exchanged, before it is compiled, for
+code words (a fence character, the mark's id, the fence again) that no message contains. Whatever then looks like a mark in the
+rendered text was not written by the template.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from nanohybrid.errors import CheckpointError, InputError
+from nanohybrid.text.messages import Message, checked, checked_tools
+from nanohybrid.text.sandbox import Sandbox
+from nanohybrid.text.tokenizer import BOS, EOS, Tokenizer
+from nanohybrid.text.training_pair import TrainingPair
+
+TEMPLATE_FILE = "chat_template.jinja"
+THINK_OPEN = "<think>"
+THINK_CLOSE = "</think>"
+_FENCES = [chr(code) for code in range(0xE000, 0xF900)]
+_SWITCH = {True: "/think", False: "/no_think"}
+
+Tools = Sequence[Mapping[str, Any]]
+
+
+class ChatTemplate:
+    """A chat template with its name in messages. `specials` are bos_token and eos_token as the template may want them."""
+
+    def __init__(self, source: str, name: str = TEMPLATE_FILE, specials: Mapping[str, str] | None = None) -> None:
+        self.source = source
+        self.name = name
+        self._specials = {"bos_token": BOS, "eos_token": EOS, **(specials or {})}
+        self._flat = Sandbox(source, name)
+        self._by_tokenizer: WeakKeyDictionary[Tokenizer, tuple[Sandbox, dict[str, str]]] = WeakKeyDictionary()
+
+    @classmethod
+    def default(cls) -> "ChatTemplate":
+        """Our own: the format of interoperating checkpoints, for models trained here."""
+        return _default()
+
+    @classmethod
+    def from_directory(cls, directory: Path | str) -> "ChatTemplate":
+        """The template that a checkpoint brings, else ours."""
+        directory = Path(directory)
+        settings_file, file = directory / "tokenizer_config.json", directory / TEMPLATE_FILE
+        settings = _settings(settings_file)
+        specials = {name: _name(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)}
+        if file.is_file():
+            return cls(_read(file), str(file), specials)
+        source = settings.get("chat_template")
+        if isinstance(source, list):  # several by name
+            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+            source = named.get("default")
+        if source is None:
+            return cls.default()
+        if not isinstance(source, str):
+            raise CheckpointError(f"{settings_file}: chat_template must be a text, or a list with one named default")
+        return cls(source, str(settings_file), specials)
+
+    def save(self, directory: Path | str) -> None:
+        """Write the template as `chat_template.jinja`."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory) / TEMPLATE_FILE).write_text(self.source, encoding="utf-8")
+
+    def render(self, messages: Sequence[Message], tools: Tools | None = None, thinking: bool | None = None, generate: bool = True) -> str:
+        """The prompt as text. `thinking=None` leaves it to the messages; `generate` opens the turn of the assistant."""
+        return self._flat.render(**self._values(messages, tools, thinking, generate), **self._specials)
+
+    def encode(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        thinking: bool | None = None,
+        generate: bool = True,
+    ) -> list[int]:
+        """The prompt as ids: those of the rendered text, except that control marks inside the messages are plain text."""
+        values = self._values(messages, tools, thinking, generate)
+        fence = _free_fence(values)
+        sandbox, specials = self._fenced(tokenizer, fence)
+        text = sandbox.render(**values, **specials)
+        ids: list[int] = []
+        for index, piece in enumerate(text.split(fence)):
+            ids += [int(piece)] if index % 2 else tokenizer.encode(piece, marks=False) if piece else []
+        return ids
+
+    def training_pair(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], reasoning: str | None, answer: str, tools: Tools | None = None
+    ) -> TrainingPair:
+        """A prompt and what the model should say: with `reasoning` after it has thought, with None at once."""
+        thinking = reasoning is not None
+        return TrainingPair.encode(tokenizer, self.encode(tokenizer, messages, tools, thinking), reasoning, answer)
+
+    def _fenced(self, tokenizer: Tokenizer, fence: str) -> tuple[Sandbox, dict[str, str]]:
+        """The template with code words for this tokenizer's marks. Kept for the usual fence only: the others come from attacks."""
+        known = self._by_tokenizer.get(tokenizer)
+        if known is not None and fence == _FENCES[0]:
+            return known
+
+        def coded(text: str) -> str:
+            return tokenizer.mark_pattern.sub(lambda found: f"{fence}{tokenizer.id_of(found[0])}{fence}", text.replace(fence, "\ufffd"))
+
+        made = Sandbox(coded(self.source), self.name), {name: coded(text) for name, text in self._specials.items()}
+        if fence == _FENCES[0]:
+            self._by_tokenizer[tokenizer] = made
+        return made
+
+    def _values(self, messages: Sequence[Message], tools: Tools | None, thinking: bool | None, generate: bool) -> dict[str, Any]:
+        ready = checked(messages)
+        values: dict[str, Any] = {"messages": ready, "tools": checked_tools(tools), "add_generation_prompt": generate}
+        if thinking is None:
+            return values
+        if "enable_thinking" in self._flat.inputs or _SWITCH[thinking] not in self.source:
+            return {**values, "enable_thinking": thinking}
+        return {**values, "messages": _with_switch(ready, _SWITCH[thinking])}
+
+
+def split_thinking(text: str, opened: bool = False) -> tuple[str | None, str]:
+    """(reasoning, content) of what a model said; the first `</think>` ends the reasoning.
+
+    `opened`: the prompt already opened the thinking, so that a text without end mark is reasoning that was cut off.
+    """
+    before, mark, after = text.partition(THINK_CLOSE)
+    starts = before.lstrip().startswith(THINK_OPEN)
+    if not mark and not starts and not opened:
+        return None, text.strip()
+    reasoning = before.lstrip().removeprefix(THINK_OPEN) if starts else before
+    return reasoning.strip(), after.strip()
+
+
+@functools.cache
+def _default() -> ChatTemplate:
+    source = resources.files("nanohybrid.text").joinpath("template.jinja").read_text(encoding="utf-8")
+    return ChatTemplate(source, "nanohybrid's own")
+
+
+def _with_switch(messages: list[dict[str, Any]], word: str) -> list[dict[str, Any]]:
+    """For templates that know thinking only by its words: put the word where it wins, into the last user message."""
+    last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=None)
+    if last is None:
+        return [{"role": "system", "content": word}, *messages]
+    changed = {**messages[last], "content": f"{messages[last]['content']} {word}"}
+    return [*messages[:last], changed, *messages[last + 1 :]]
+
+
+def _free_fence(values: Any) -> str:
+    text = json.dumps(values, ensure_ascii=False, default=str)
+    fence = next((character for character in _FENCES if character not in text), None)
+    if fence is None:
+        raise InputError("the messages use every private character of Unicode; leave some of U+E000 to U+F8FF out")
+    return fence
+
+
+# Files
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as text ({error})") from None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(_read(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not JSON ({error}); was the download cut off?") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _name(token: Any) -> str:
+    return str(token["content"]) if isinstance(token, dict) and "content" in token else str(token)

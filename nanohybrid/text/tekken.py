@@ -1,0 +1,78 @@
+"""Nemotron Nano 2's vocabulary, which is Mistral NeMo's tekken, rebuilt from the file that mistral-common ships.
+
+That file lists tokens by rank and no merges. The merge that makes a token is found by running BPE on the token's own bytes with
+only the merges of lower rank: what is left are exactly two parts. This gives what a rank-driven BPE gives on any text, because the
+merges inside a span do not depend on what stands outside it as long as nothing crosses its border.
+"""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from nanohybrid.errors import InputError
+from nanohybrid.extras import require
+from nanohybrid.text.bytelevel import assemble, to_characters
+from nanohybrid.text.tokenizer import Tokenizer
+
+FILE = "tekken_240718.json"
+NAMED_MARKS = (
+    *("<unk>", "<s>", "</s>", "[INST]", "[/INST]"),
+    *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]"),
+)
+
+
+def tekken(path: Path | str | None = None) -> Tokenizer:
+    """The tokenizer of the official checkpoints: 1,000 control marks, then 130,072 ranked tokens."""
+    file = Path(path) if path is not None else _installed()
+    config, entries = _parts(file)
+    try:
+        mark_count, size = int(config["default_num_special_tokens"]), int(config["default_vocab_size"])
+        ranked = [base64.b64decode(entry["token_bytes"]) for entry in entries[: size - mark_count]]
+        pattern = str(config["pattern"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: not a tekken file as {FILE} is ({error!r})") from None
+    if len(ranked) != size - mark_count or ranked[:256] != [bytes([value]) for value in range(256)]:
+        raise InputError(f"{file}: holds {len(ranked)} tokens, its own configuration says {size - mark_count} that begin with the bytes")
+    marks = [*NAMED_MARKS, *(f"<SPECIAL_{number}>" for number in range(len(NAMED_MARKS), mark_count))]
+    merges = [(to_characters(left), to_characters(right)) for left, right in _merges(ranked, file)]
+    return Tokenizer(assemble(marks, map(to_characters, ranked), merges, pattern))
+
+
+def _installed() -> Path:
+    package = require("mistral_common", "data")
+    return Path(str(package.__file__)).parent / "data" / FILE
+
+
+def _parts(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return content["config"], sorted(content["vocab"], key=lambda entry: entry["rank"])
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; mistral-common ships it as data/{FILE}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not a tekken file as {FILE} is ({error!r})") from None
+
+
+def _merges(ranked: list[bytes], file: Path) -> list[tuple[bytes, bytes]]:
+    ranks = {token: rank for rank, token in enumerate(ranked)}
+    merges = []
+    for rank in range(256, len(ranked)):
+        parts = _split(ranked[rank], ranks, rank)
+        if len(parts) != 2:
+            raise InputError(f"{file}: token {rank} is not made of two earlier ones; the file is damaged")
+        merges.append((parts[0], parts[1]))
+    return merges
+
+
+def _split(token: bytes, ranks: dict[bytes, int], limit: int) -> list[bytes]:
+    """BPE of `token` with the merges of rank below `limit`: always the lowest rank, leftmost first."""
+    parts = [token[index : index + 1] for index in range(len(token))]
+    while len(parts) > 2:
+        candidates = [ranks.get(parts[index] + parts[index + 1], limit) for index in range(len(parts) - 1)]
+        best = min(candidates)
+        if best >= limit:
+            break
+        index = candidates.index(best)
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
+    return parts

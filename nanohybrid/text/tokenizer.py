@@ -1,0 +1,186 @@
+"""Text to ids and back, over the `tokenizers` library.
+
+Two things differ from using the library directly. Control marks (`<SPECIAL_11>` and its like) are recognised only where the
+caller says so, which is what keeps a user from typing one. And decoding goes by bytes, so that a stream of tokens decodes to the
+same text as the whole.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as RawTokenizer
+
+from nanohybrid.errors import CheckpointError, InputError
+from nanohybrid.text.bytelevel import to_bytes
+
+TOKENIZER_FILE = "tokenizer.json"
+BOS, EOS, PAD = "<s>", "<SPECIAL_12>", "<unk>"
+STOP_MARKS = ("</s>", "<SPECIAL_11>", "<SPECIAL_12>")
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer with control marks. Safe to share between threads."""
+
+    def __init__(self, raw: RawTokenizer, *, eos_ids: Sequence[int] = (), bos_id: int | None = None, pad_id: int | None = None) -> None:
+        raw.no_padding()
+        raw.no_truncation()
+        self._raw = raw
+        added = raw.get_added_tokens_decoder()
+        self._marks = {number: token.content for number, token in added.items() if token.special}
+        self._words = {number: token.content for number, token in added.items() if not token.special}
+        self._ids = raw.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self._ids.values(), default=-1) + 1
+        stops = [self._ids[mark] for mark in STOP_MARKS if mark in self._ids]
+        self.eos_id: int = self._first(EOS, [*eos_ids[:1], *stops])
+        self.bos_id: int = self._first(BOS, [] if bos_id is None else [bos_id])
+        self.pad_id: int = self._first(PAD, [] if pad_id is None else [pad_id])
+        self.stop_ids = frozenset({*stops, *eos_ids})
+
+    def _first(self, mark: str, otherwise: Sequence[int]) -> int:
+        return self._ids.get(mark, otherwise[0] if otherwise else 0)
+
+    @classmethod
+    def from_file(cls, path: Path | str) -> "Tokenizer":
+        """Read a `tokenizer.json`."""
+        return cls(_read(Path(path)))
+
+    @classmethod
+    def from_directory(cls, directory: Path | str, vocab_size: int | None = None) -> "Tokenizer":
+        """Read a checkpoint's tokenizer; its ids must fit `vocab_size` (by default, what config.json beside it says)."""
+        directory = Path(directory)
+        path = directory / TOKENIZER_FILE
+        config, generation = _settings(directory / "config.json"), _settings(directory / "generation_config.json")
+        both = {**config, **{key: value for key, value in generation.items() if value is not None}}
+        tokenizer = cls(
+            _read(path), eos_ids=_ids(both.get("eos_token_id")), bos_id=_id(both, "bos_token_id"), pad_id=_id(both, "pad_token_id")
+        )
+        limit = vocab_size if vocab_size is not None else _id(config, "vocab_size")
+        if limit is not None and tokenizer.vocab_size > limit:
+            raise CheckpointError(
+                f"{path}: has ids up to {tokenizer.vocab_size - 1}, the model's vocabulary ends at {limit - 1}; "
+                "take the tokenizer.json that the model was trained with"
+            )
+        return tokenizer
+
+    def save(self, directory: Path | str) -> None:
+        """Write `tokenizer.json` into `directory`, and the few names that transformers wants beside it."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._raw.save(str(directory / TOKENIZER_FILE), pretty=False)
+        names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
+        settings: dict[str, Any] = {name: self._marks[number] for name, number in names.items() if number in self._marks}
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "add_bos_token": False}
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+    # Encoding
+
+    def encode(self, text: str, bos: bool = False, marks: bool = True) -> list[int]:
+        """Ids of `text`. `marks=False` treats control marks in it as plain characters; `bos=True` puts `<s>` first."""
+        raw = self._raw if marks else self._plain
+        ids: list[int] = raw.encode(_whole(text), add_special_tokens=False).ids
+        return [self.bos_id, *ids] if bos else ids
+
+    def encode_batch(self, texts: Sequence[str], bos: bool = False, marks: bool = True) -> list[list[int]]:
+        """`encode` of each text, on all cores."""
+        raw = self._raw if marks else self._plain
+        start = [self.bos_id] if bos else []
+        return [start + one.ids for one in raw.encode_batch_fast([_whole(text) for text in texts], add_special_tokens=False)]
+
+    @cached_property
+    def _plain(self) -> RawTokenizer:
+        # A copy, not a switch that is flipped for each call: another thread may be encoding.
+        plain = RawTokenizer.from_str(self._raw.to_str())
+        plain.encode_special_tokens = True
+        return plain
+
+    # Decoding
+
+    def decode(self, ids: Sequence[int], marks: bool = False) -> str:
+        """Text of `ids`; broken UTF-8 becomes U+FFFD, ids that no token has are nothing, marks are left out unless asked for."""
+        return b"".join(self.token_bytes(number, marks) for number in ids).decode("utf-8", "replace")
+
+    def token_bytes(self, number: int, marks: bool = False) -> bytes:
+        """The raw bytes of one token; of a control mark none, or with `marks=True` its name."""
+        if marks and number in self._marks:
+            return self._marks[number].encode()
+        return self._bytes[number] if 0 <= number < len(self._bytes) else b""
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        table = [b""] * self.vocab_size
+        for token, number in self._ids.items():
+            if number in self._words:
+                table[number] = token.encode()
+            elif number not in self._marks:
+                table[number] = to_bytes(token)
+        return table
+
+    # Marks
+
+    @property
+    def marks(self) -> dict[int, str]:
+        """The control marks by id."""
+        return self._marks
+
+    @cached_property
+    def mark_pattern(self) -> re.Pattern[str]:
+        """Finds any control mark in a text; longer marks first. Without marks it finds nothing."""
+        names = sorted(self._marks.values(), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name in the vocabulary."""
+        return self._ids.get(token)
+
+
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the text has half a surrogate pair at character {error.start}, which no UTF-8 can hold; remove it") from None
+    return text
+
+
+def _read(path: Path) -> RawTokenizer:
+    try:
+        source = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; `nanohybrid tokenizer tekken --out {path.parent}` writes Nemotron's") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as text ({_line(error)})") from None
+    try:
+        json.loads(source)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not JSON ({_line(error)}); was the download cut off?") from None
+    try:
+        raw = RawTokenizer.from_str(source)
+    except Exception as error:  # noqa: BLE001  the library raises bare Exception
+        raise CheckpointError(f"{path}: is not a tokenizer of the `tokenizers` library ({_line(error)})") from None
+    if '"ByteLevel"' not in json.dumps(json.loads(source).get("decoder")):
+        raise CheckpointError(f"{path}: is not a byte-level BPE; only those are supported, as Nemotron's and Qwen's are")
+    return raw
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A JSON object beside the tokenizer; a missing or broken one is the checkpoint room's to report, here it says nothing."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _ids(value: Any) -> list[int]:
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
+
+
+def _id(settings: dict[str, Any], name: str) -> int | None:
+    return next(iter(_ids(settings.get(name))), None)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,154 @@
+"""Small BPEs, marks, decoding by bytes, streaming, and files that cannot be read."""
+
+import json
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanohybrid.errors import CheckpointError, InputError
+from nanohybrid.text import TextStream, Tokenizer, train_bpe
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+
+
+def test_ids_are_marks_then_bytes_then_merges(small):
+    assert [small.id_of(name) for name in ("<unk>", "<s>", "</s>", "<SPECIAL_3>", "<SPECIAL_12>")] == [0, 1, 2, 3, 12]
+    assert [small.token_bytes(13 + value) for value in range(256)] == [bytes([value]) for value in range(256)]
+    assert small.vocab_size == 350
+    assert len(small.token_bytes(349)) > 1
+
+
+def test_digits_stay_single(small):
+    assert [small.token_bytes(number) for number in small.encode("2024")] == [b"2", b"0", b"2", b"4"]
+
+
+def test_training_twice_gives_the_same_tokenizer():
+    texts = ["a rose is a rose is a rose", "rosa rosae rosam"] * 3
+    first, second = train_bpe(texts, 290), train_bpe(iter(texts), 290)
+    assert [first.token_bytes(number) for number in range(290)] == [second.token_bytes(number) for number in range(290)]
+
+
+def test_a_vocabulary_without_room_for_the_bytes_is_refused():
+    with pytest.raises(InputError, match="269"):
+        train_bpe(["x"], 268)
+    assert train_bpe(["x"], 269).encode("x") == [13 + ord("x")]
+
+
+def test_where_texts_run_out_the_vocabulary_is_smaller():
+    assert train_bpe(["ab ab"], 1000).vocab_size < 280
+
+
+@given(TEXTS)
+def test_what_is_encoded_decodes_to_itself(small, text):
+    assert small.decode(small.encode(text, marks=False)) == text
+
+
+def test_bos_only_where_asked_for(small):
+    assert small.encode("a", bos=True) == [1, *small.encode("a")]
+    assert small.encode_batch(["a", "b"], bos=True) == [small.encode("a", bos=True), small.encode("b", bos=True)]
+
+
+def test_marks_are_read_only_where_asked_for(small):
+    assert small.encode("a<SPECIAL_12>") == [*small.encode("a"), 12]
+    plain = small.encode("a<SPECIAL_12>", marks=False)
+    assert min(plain) > 12
+    assert small.decode(plain) == "a<SPECIAL_12>"
+    assert small.decode([12, *plain[:1], 1]) == "a"
+    assert small.decode([12, *plain[:1], 1], marks=True) == "<SPECIAL_12>a<s>"
+
+
+def test_threads_with_and_without_marks_do_not_disturb_each_other(small):
+    seen: set[tuple[bool, bool]] = set()
+
+    def work(marks: bool) -> None:
+        seen.update((marks, 12 in small.encode("x<SPECIAL_12>y", marks=marks)) for _ in range(300))
+
+    threads = [threading.Thread(target=work, args=(index % 2 == 0,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {(True, True), (False, False)}
+
+
+def test_half_a_surrogate_pair_is_an_error_with_its_place(small):
+    with pytest.raises(InputError, match="character 2"):
+        small.encode("ab\ud83d")
+
+
+@given(st.lists(st.integers(-2, 370), max_size=40), st.booleans())
+def test_a_stream_says_what_decoding_the_whole_says(small, ids, marks):
+    stream = TextStream(small, marks=marks)
+    pieces = [stream.push(number) for number in ids]
+    assert "".join(pieces) + stream.flush() == small.decode(ids, marks=marks)
+
+
+@settings(max_examples=50)
+@given(TEXTS)
+def test_a_stream_never_shows_half_a_character(small, text):
+    stream = TextStream(small)
+    pieces = [stream.push(number) for number in small.encode(text, marks=False)]
+    assert "".join(pieces) == text
+    assert stream.flush() == ""
+
+
+def test_the_library_agrees_about_decoding(small, tmp_path):
+    from tokenizers import Tokenizer as Raw
+
+    small.save(tmp_path)
+    raw = Raw.from_file(str(tmp_path / "tokenizer.json"))
+    for ids in ([13 + 0xE6, 13 + 0x9D], [13 + 0xF0, 13 + 0x9F, 65], [13 + 0xC3, 12, 13 + 0xA9], [13 + 0xED, 13 + 0xA0, 13 + 0x80]):
+        assert small.decode(ids) == raw.decode(ids, skip_special_tokens=True)
+
+
+def test_a_broken_tail_becomes_one_replacement_character(small):
+    stream = TextStream(small)
+    assert stream.push(13 + 0xF0) + stream.push(13 + 0x9F) == ""
+    assert stream.flush() == "\ufffd"
+    assert stream.push(13 + ord("a")) == "a"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no such file"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "cannot be read as text"),
+        (b"{}", "not a tokenizer"),
+        (b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}', "byte-level"),
+    ],
+)
+def test_a_tokenizer_file_that_cannot_be_used_is_named_in_one_line(tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        Tokenizer.from_directory(tmp_path)
+    assert str(tmp_path / "tokenizer.json") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(small, tmp_path):
+    small.save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"ids up to 349.*ends at 299"):
+        Tokenizer.from_directory(tmp_path, vocab_size=300)
+    (tmp_path / "config.json").write_text('{"vocab_size": 349, "time_step_limit": [0.0, Infinity]}')
+    with pytest.raises(CheckpointError, match="ends at 348"):
+        Tokenizer.from_directory(tmp_path)
+    (tmp_path / "config.json").write_text('{"vocab_size": 512}')
+    assert Tokenizer.from_directory(tmp_path).vocab_size == 350
+
+
+def test_stop_ids_of_a_tokenizer_with_other_marks_come_from_the_checkpoint(tmp_path):
+    from tokenizers import AddedToken
+
+    from nanohybrid.text.bytelevel import BYTE_TO_CHARACTER, assemble
+
+    raw = assemble(["<|end|>", "<|start|>"], BYTE_TO_CHARACTER, [])
+    raw.add_tokens([AddedToken("<tool>", special=False)])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1], "pad_token_id": 1}))
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.stop_ids) == (0, 1, {0, 1})
+    assert tokenizer.decode(tokenizer.encode("a<tool><|end|>")) == "a<tool>"
