@@ -1,0 +1,83 @@
+"""Supervised fine-tuning: a base model in, one that thinks and answers out."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from nanohybrid import tasks
+from nanohybrid.align.chats import ChatMaker, Shares, chats
+from nanohybrid.checkpoint import load, save
+from nanohybrid.data import Loader, TokenStore
+from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.stages import open_stage
+from nanohybrid.text import ChatTemplate, Tokenizer
+from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, next_token_loss, snapshot
+from nanohybrid.train.pretrain import read_stores
+
+CHATS = "chats"
+
+
+@dataclass(frozen=True)
+class SftRecipe:
+    """How to fine-tune a base model on chats."""
+
+    tasks: tuple[str, ...] = tasks.DEFAULT_MIX
+    """Families of problems to make chats from."""
+    shares: Shares = field(default_factory=Shares)
+    """Ways to answer, and the share of text."""
+    tokens: int = 1_000_000
+    """Tokens to train on; every chat is new."""
+    batch_tokens: int = 2048
+    sequence_length: int = 512
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-3))
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.tokens, self.batch_tokens, self.sequence_length) < 1 or not self.tasks:
+            raise ConfigError("tokens, batch_tokens and sequence_length must be positive, and tasks must name at least one family")
+
+
+def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None) -> Path:
+    """Fine-tune the checkpoint `model`; `data` is a data directory for the share of text."""
+    if recipe.shares.text > 0 and data is None:
+        raise InputError(f"shares.text is {recipe.shares.text}, but there is no text: give --data DIR, or set --shares.text 0")
+    with open_stage(out, "sft", recipe, {"model": model} | ({"data": data} if data else {}), recipe.seed) as stage:
+        if stage.complete:
+            return out
+        network = load(model, dtype=torch.float32)
+        loader = batches(recipe, ChatMaker(Tokenizer.from_directory(model), ChatTemplate.from_directory(model)), data)
+        fit(
+            network,
+            loader.batch,
+            next_token_loss,
+            steps=loader.total_steps,
+            optimizer=recipe.optimizer,
+            schedule=recipe.schedule,
+            precision=recipe.precision,
+            stage=stage,
+            loop=recipe.loop,
+            name="sft",
+        )
+        stage.measure(final_loss=stage.series("sft")[-1]["loss"])
+        save(network, stage.directory, assets=model)
+        snapshot.remove(stage.directory)
+    return out
+
+
+def batches(recipe: SftRecipe, maker: ChatMaker, data: Path | None) -> Loader:
+    """Chats, made anew for each run from its seed, mixed with text by tokens."""
+    share = recipe.shares.text / (recipe.shares.text + recipe.shares.chats) if data else 0.0
+    made = chats(maker, recipe.tasks, recipe.shares, round(recipe.tokens * (1 - share)) + recipe.batch_tokens, recipe.seed)
+    stores = {CHATS: TokenStore.from_documents((chat.tokens, chat.loss) for chat in made)}
+    weights = {CHATS: 1 - share}
+    if data and share:
+        texts = {f"text-{name}": store for name, store in read_stores(data)[0].items()}
+        total = sum(store.token_count for store in texts.values())
+        stores |= texts
+        weights |= {name: share * store.token_count / total for name, store in texts.items()}
+    steps = -(-recipe.tokens // recipe.batch_tokens)
+    return Loader(stores, [(1.0, weights)], recipe.batch_tokens, recipe.sequence_length, recipe.seed, steps)

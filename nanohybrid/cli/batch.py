@@ -1,0 +1,140 @@
+"""`nanohybrid generate --input --output`: lines of prompts to lines of answers, in order, each written as a whole.
+
+A run that was stopped goes on where the output ends: what is there is kept after a check that it answers these prompts.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from nanohybrid.cli.common import jsonable, print_json
+from nanohybrid.cli.source import Clock, open_model, peak_memory_bytes
+from nanohybrid.errors import InputError
+from nanohybrid.stages.progress import progress
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from nanohybrid.engine import LLM, SamplingParams
+    from nanohybrid.engine.request import Request
+
+Line = dict[str, Any]
+ASK = ("prompt", "messages", "seed")
+
+
+def generate_file(arguments: "jsonargparse.Namespace", params: "SamplingParams") -> None:
+    """Answer every line of --input that --output does not answer yet."""
+    lines = read_lines(arguments.input)
+    done = answered(arguments.output, lines, arguments.input)
+    tokens, clock = 0, Clock()
+    if done < len(lines):
+        llm = open_model(arguments)
+        clock = Clock()
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        with open(arguments.output, "a", encoding="utf-8") as file, progress("generate", len(lines), unit="prompts", done=done) as bar:
+            tokens = _answer(llm, lines[done:], params, arguments, file, bar.advance)
+    figures = {"prompts": len(lines), "answered_before": done, "tokens": tokens, "seconds": clock.seconds}
+    figures |= {"tokens_per_second": tokens / clock.seconds, "peak_memory_bytes": peak_memory_bytes(), "output": arguments.output}
+    if arguments.json:
+        print_json(figures)
+    else:
+        print(f"{len(lines) - done} answers ({done} were there), {tokens} tokens, {tokens / clock.seconds:.0f} tokens/s: {arguments.output}")
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The prompts of a file. Raises InputError that names file and line where one is not a prompt."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    lines: list[Line] = []
+    for number, raw in enumerate(content.split(b"\n"), start=1):
+        if raw.strip():
+            lines.append(_parse(raw, f"{path}:{number}"))
+    if not lines:
+        raise InputError(f'{path}: holds no prompts; a line is {{"prompt": "..."}} or {{"messages": [...]}}')
+    return lines
+
+
+def answered(output: Path, lines: list[Line], source: Path) -> int:
+    """How many lines `output` answers already. A last line that was cut off is removed; answers to other prompts are an error."""
+    if not output.exists():
+        return 0
+    content = output.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    found = [line for line in whole.split(b"\n") if line]
+    for number, (raw, asked) in enumerate(zip(found, [*lines, *[None] * len(found)], strict=False), start=1):
+        try:
+            answer = json.loads(raw)
+        except ValueError:
+            answer = None
+        if asked is None or not isinstance(answer, dict) or any(answer.get(key) != asked.get(key) for key in ASK):
+            raise InputError(f"{output}:{number}: does not answer a prompt of {source}; give another --output, or remove it")
+    if len(whole) < len(content):
+        with open(output, "r+b") as file:
+            file.truncate(len(whole))
+    return len(found)
+
+
+def _answer(
+    llm: "LLM", lines: list[Line], params: "SamplingParams", arguments: "jsonargparse.Namespace", file: IO[str], tell: Callable[[int], object]
+) -> int:
+    """Run all lines through one engine and write each answer when all before it are written; returns the tokens made."""
+    from nanohybrid.cli.generate import as_json, chat_wanted, thinking_wanted
+
+    thinking = thinking_wanted(arguments)
+    prompts = [_encode(llm, line, chat_wanted(arguments), thinking) for line in lines]
+    engine = llm.engine(prompts, params.max_tokens)
+    seeded = [replace(params, seed=line["seed"]) if line.get("seed") is not None else params for line in lines]
+    requests = [engine.add(prompt, one) for prompt, one in zip(prompts, seeded, strict=True)]
+    written = tokens = 0
+    while written < len(requests):
+        engine.step()
+        for line, request in _ready(lines, requests, written):
+            completion = request.completion()
+            file.write(json.dumps({**line, **as_json(completion)}, default=jsonable, ensure_ascii=False) + "\n")
+            file.flush()
+            written, tokens = written + 1, tokens + len(completion.token_ids)
+            tell(1)
+    return tokens
+
+
+def _ready(lines: list[Line], requests: list["Request"], written: int) -> Iterator[tuple[Line, "Request"]]:
+    for line, request in zip(lines[written:], requests[written:], strict=True):
+        if not request.finished:
+            return
+        yield line, request
+
+
+def _encode(llm: "LLM", line: Line, chat: bool, thinking: bool | None) -> list[int]:
+    if "messages" in line:
+        return llm.encode_chat(line["messages"], thinking)
+    if chat:
+        return llm.encode_chat([{"role": "user", "content": line["prompt"]}], thinking)
+    return llm.encode(line["prompt"])
+
+
+def _parse(raw: bytes, where: str) -> Line:
+    try:
+        line = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: is not JSON ({' '.join(str(error).split())})") from None
+    if not isinstance(line, dict) or ("prompt" in line) == ("messages" in line):
+        raise InputError(f'{where}: must be an object with either "prompt" or "messages"')
+    if "prompt" in line and not isinstance(line["prompt"], str):
+        raise InputError(f'{where}: "prompt" must be a text')
+    if "messages" in line and not _conversation(line["messages"]):
+        raise InputError(f'{where}: "messages" must be a list of objects with a "role" and a "content", the last one the user\'s')
+    if line.get("seed") is not None and type(line["seed"]) is not int:
+        raise InputError(f'{where}: "seed" must be a whole number')
+    return line
+
+
+def _conversation(messages: object) -> bool:
+    if not isinstance(messages, list) or not messages:
+        return False
+    return all(isinstance(m, dict) and isinstance(m.get("role"), str) and ("content" in m or "tool_calls" in m) for m in messages)

@@ -1,0 +1,116 @@
+"""`nanohybrid generate`: one prompt to the terminal, or a file of prompts to a file of answers."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanohybrid.cli.common import command_parser, print_json
+from nanohybrid.cli.source import Clock, add_model_flags, add_sampling_flags, open_model, peak_memory_bytes, sampling_params
+from nanohybrid.errors import InputError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from nanohybrid.engine import LLM, Completion, SamplingParams
+
+SUMMARY = "prompts in, text out; thinking within a budget"
+
+
+def parser() -> "jsonargparse.ArgumentParser":
+    result = command_parser("generate", SUMMARY)
+    add_model_flags(result)
+    result.add_argument("--prompt", metavar="TEXT", help="the prompt; `-` reads it from standard input")
+    result.add_argument("--input", type=Path, metavar="FILE.jsonl", help='many prompts: a line is {"prompt": ...} or {"messages": [...]}')
+    result.add_argument("--output", type=Path, metavar="FILE.jsonl", help="their answers, a line each in the same order; resumes")
+    result.add_argument("--chat", action="store_true", help="--prompt is a user's message in the chat format")
+    result.add_argument("--raw", action="store_true", help="--prompt is the text itself, marks and all (the default without a thinking flag)")
+    result.add_argument("--system", metavar="TEXT", help="a system message before it; implies --chat")
+    result.add_argument("--think", action="store_true", help="think before the answer; implies --chat")
+    result.add_argument("--no-think", action="store_true", help="answer at once; implies --chat")
+    add_sampling_flags(result, max_new_tokens=256)
+    return result
+
+
+def run(arguments: "jsonargparse.Namespace") -> int:
+    """Generate as asked; the text goes to stdout, figures to stderr, with --json both as one object to stdout."""
+    _check(arguments)
+    params = sampling_params(arguments)
+    if arguments.input is not None:
+        from nanohybrid.cli.batch import generate_file
+
+        generate_file(arguments, params)
+        return 0
+    text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    llm = open_model(arguments)
+    prompt = _encode(llm, text, arguments)
+    clock = Clock()
+    completion = _stream(llm, prompt, params, quiet=arguments.json)
+    figures = {"tokens": len(completion.token_ids), "seconds": clock.seconds, "tokens_per_second": len(completion.token_ids) / clock.seconds}
+    figures["peak_memory_bytes"] = peak_memory_bytes()
+    if arguments.json:
+        print_json({**as_json(completion), **figures})
+    else:
+        ended = f", thinking {completion.thinking_tokens} ({completion.thinking_end})" if completion.thinking_end != "none" else ""
+        print(
+            f"{figures['tokens']} tokens{ended}, {figures['tokens_per_second']:.1f} tokens/s, "
+            f"{figures['peak_memory_bytes'] / 2**30:.2f} GiB at most",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def chat_wanted(arguments: "jsonargparse.Namespace") -> bool:
+    """Whether --prompt is a message: where a flag says so, or only makes sense in a chat; --raw overrides."""
+    implied = arguments.think or arguments.no_think or arguments.system is not None or arguments.thinking_budget is not None
+    return not arguments.raw and (arguments.chat or implied)
+
+
+def thinking_wanted(arguments: "jsonargparse.Namespace") -> bool | None:
+    """On, off, or None: as the messages' /think and /no_think say."""
+    if arguments.no_think:
+        return False
+    return True if arguments.think or arguments.thinking_budget is not None else None
+
+
+def as_json(completion: "Completion") -> dict[str, Any]:
+    """A completion as every --json of generation shows it, the trace apart from the answer too."""
+    from nanohybrid.text import split_thinking
+
+    reasoning, content = split_thinking(completion.text) if completion.thinking_end != "none" else (None, completion.text)
+    return {
+        "text": completion.text, "reasoning": reasoning, "content": content, "tokens": len(completion.token_ids),
+        "token_ids": completion.token_ids, "prompt_tokens": completion.prompt_tokens, "finish_reason": completion.finish_reason,
+        "thinking_tokens": completion.thinking_tokens, "thinking_end": completion.thinking_end,
+    }  # fmt: skip
+
+
+def _encode(llm: "LLM", text: str, arguments: "jsonargparse.Namespace") -> list[int]:
+    if not chat_wanted(arguments):
+        return llm.encode(text)
+    system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+    return llm.encode_chat([*system, {"role": "user", "content": text}], thinking_wanted(arguments))
+
+
+def _stream(llm: "LLM", prompt: Sequence[int], params: "SamplingParams", quiet: bool) -> "Completion":
+    engine = llm.engine([prompt], params.max_tokens)
+    request = engine.add(prompt, params, stream=True)
+    while not request.finished:
+        engine.step()
+        text = request.take_text()
+        if text and not quiet:
+            print(text, end="", flush=True)
+    if not quiet:
+        print()
+    return request.completion()
+
+
+def _check(arguments: "jsonargparse.Namespace") -> None:
+    if (arguments.prompt is None) == (arguments.input is None):
+        raise InputError("give --prompt TEXT, or --input FILE.jsonl --output FILE.jsonl: one of the two")
+    if (arguments.input is None) != (arguments.output is None):
+        raise InputError("--input and --output go together: one names the prompts, the other where their answers go")
+    if arguments.think and (arguments.no_think or arguments.raw):
+        raise InputError(f"--think contradicts {'--no-think' if arguments.no_think else '--raw'}: give one of the two")
+    if arguments.no_think and arguments.thinking_budget is not None:
+        raise InputError("--no-think contradicts --thinking-budget: give one of the two")

@@ -1,0 +1,115 @@
+"""The flags by which `generate` and `chat` choose a model and how it speaks, and what those flags open."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanohybrid.errors import InputError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from nanohybrid.engine import LLM, SamplingParams
+
+LARGE = 1_000_000_000  # random models of so many parameters are made in bf16 unless told otherwise
+
+
+def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
+    parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory")
+    parser.add_argument("--preset", metavar="NAME", help="a configuration by name instead of a checkpoint; with --random-weights")
+    parser.add_argument("--random-weights", action="store_true", help="weights at random, to measure speed and memory")
+    parser.add_argument("--dtype", choices=["checkpoint", "bf16", "fp16", "fp32"], default="checkpoint", help="precision of the weights (default: the checkpoint's own)")  # fmt: skip
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
+    parser.add_argument("--max-running", type=int, default=64, metavar="N", help="at most so many sequences at once")
+
+
+def add_sampling_flags(parser: "jsonargparse.ArgumentParser", max_new_tokens: int) -> None:
+    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N", help="the most to write, thinking included")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that reach this probability")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens; 0 is all")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="cut tokens less than P times as likely as the likeliest")
+    parser.add_argument("--seed", type=int, metavar="S", help="same seed, same text; without it, a new one each time")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+    parser.add_argument("--ignore-eos", action="store_true", help="write on through the end mark, up to --max-new-tokens")
+    parser.add_argument("--thinking-budget", type=int, metavar="N", help="end the trace at the next newline after N tokens")
+    parser.add_argument("--thinking-grace", type=int, default=500, metavar="N", help="... and N tokens later at the latest (default 500)")
+
+
+def sampling_params(arguments: "jsonargparse.Namespace") -> "SamplingParams":
+    """The flags of `add_sampling_flags` as a value; raises InputError where one is out of range."""
+    from nanohybrid.engine import SamplingParams
+
+    return SamplingParams(
+        max_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        min_p=arguments.min_p,
+        seed=arguments.seed,
+        stop=tuple(arguments.stop),
+        ignore_eos=arguments.ignore_eos,
+        thinking_budget=arguments.thinking_budget,
+        thinking_grace=arguments.thinking_grace,
+    )
+
+
+def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
+    """Load the checkpoint, or make the preset's random weights."""
+    _check(arguments)
+    import torch
+
+    from nanohybrid.config import HybridConfig
+    from nanohybrid.engine import LLM
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(arguments.dtype)
+    device = _device(arguments.device)
+    if arguments.path is not None:
+        return LLM(arguments.path, dtype, device, arguments.max_running)
+    config = HybridConfig.preset(arguments.preset)
+    if dtype is None:
+        from nanohybrid.model.footprint import Footprint
+
+        dtype = torch.bfloat16 if Footprint.of(config).parameters >= LARGE else torch.float32
+    return LLM.random(config, dtype, arguments.seed or 0, device, arguments.max_running)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held so far."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Clock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return max(time.perf_counter() - self.began, 1e-9)
+
+
+def _check(arguments: "jsonargparse.Namespace") -> None:
+    if (arguments.path is None) == (arguments.preset is None):
+        raise InputError("name a checkpoint directory, or --preset NAME --random-weights: one of the two")
+    if arguments.preset is not None and not arguments.random_weights:
+        raise InputError("a preset has no weights: add --random-weights, or name a checkpoint directory")
+    if arguments.path is not None and arguments.random_weights:
+        raise InputError("--random-weights goes with --preset NAME, a checkpoint has its own weights")
+    if arguments.max_running < 1:
+        raise InputError(f"--max-running is {arguments.max_running}; it must be at least 1")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name

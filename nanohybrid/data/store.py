@@ -1,0 +1,88 @@
+"""Tokenized documents in one file: `NAME.safetensors` with tokens, loss and offsets, read without loading it.
+
+tokens int32 [n] · loss uint8 [n], 1 where a token is a target · offsets int64 [documents + 1].
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from nanohybrid.errors import InputError
+
+TYPES = {"tokens": ("I32", np.int32), "loss": ("U8", np.uint8), "offsets": ("I64", np.int64)}
+TokensAndLoss = tuple[Sequence[int] | NDArray[np.int32], Sequence[int] | Sequence[bool] | NDArray[np.uint8]]
+
+
+class TokenStore:
+    """Documents as arrays, in memory or mapped from a file; `len()` counts documents."""
+
+    def __init__(self, tokens: NDArray[np.int32], loss: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
+        ends_meet = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == len(tokens) == len(loss)
+        if not ends_meet or bool((np.diff(offsets) < 0).any()):
+            raise InputError(
+                f"offsets do not cut {len(tokens):,} tokens and {len(loss):,} loss flags into documents; build the store again"
+            )
+        self.tokens = tokens
+        self.loss = loss
+        self.offsets = offsets
+
+    @classmethod
+    def from_documents(cls, documents: Iterable[TokensAndLoss]) -> "TokenStore":
+        """A store in memory from pairs of tokens and loss flags."""
+        tokens, loss, lengths = [], [], [0]
+        for document_tokens, document_loss in documents:
+            tokens.append(np.asarray(document_tokens, dtype=np.int32))
+            loss.append(np.asarray(document_loss, dtype=np.uint8))
+            lengths.append(len(tokens[-1]))
+        if not tokens:
+            return cls(np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(1, np.int64))
+        return cls(np.concatenate(tokens), np.concatenate(loss), np.cumsum(lengths, dtype=np.int64))
+
+    @classmethod
+    def read(cls, path: Path | str) -> "TokenStore":
+        """Map a store from its file."""
+        try:
+            return cls(*_map(Path(path)))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such token store; `nanohybrid data --out DIR` builds one") from None
+        except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+            raise InputError(f"{path}: not a whole token store ({error}); build it again") from None
+
+    def write(self, path: Path | str) -> Path:
+        """Write the store to `path`."""
+        arrays = {"tokens": self.tokens, "loss": self.loss, "offsets": self.offsets}
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, str(path))
+        return Path(path)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of all documents."""
+        return len(self.tokens)
+
+    def document(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """Tokens and loss flags of one document."""
+        span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return self.tokens[span], self.loss[span]
+
+
+def _map(path: Path) -> list[np.ndarray]:
+    """The three arrays of a safetensors file, mapped: the library's own numpy reader would copy them."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size)) if size < 1 << 20 else {}
+    arrays = []
+    for name, (code, dtype) in TYPES.items():
+        entry = header[name]
+        if entry["dtype"] != code:
+            raise ValueError(f"{name} is {entry['dtype']}, not {code}")
+        (count,), (begin, _) = entry["shape"], entry["data_offsets"]
+        empty = np.zeros(0, dtype=dtype)
+        arrays.append(np.memmap(path, dtype=dtype, mode="r", offset=8 + size + begin, shape=(count,)) if count else empty)
+    return arrays

@@ -1,0 +1,19 @@
+"""The inference engine: pools, scheduler, runner, sampler, thinking budgets."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nanohybrid.engine.engine import Engine
+    from nanohybrid.engine.llm import LLM
+    from nanohybrid.engine.params import Completion, SamplingParams
+
+__all__ = ["LLM", "Completion", "Engine", "SamplingParams"]
+_HOME = {"LLM": "llm", "Engine": "engine", "Completion": "params", "SamplingParams": "params"}
+
+
+def __getattr__(name: str) -> Any:  # lazily: the policy files and the command line's --help need no torch
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

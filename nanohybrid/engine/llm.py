@@ -1,0 +1,74 @@
+"""A model with its tokenizer and its chat format, ready to be asked: the offline convenience over `Engine`.
+
+    llm = LLM("runs/quickstart/distilled")
+    llm.chat([{"role": "user", "content": "What is 3 + 4 * 2?"}]).text
+    llm.generate(["Once upon a time"], SamplingParams(max_tokens=64, temperature=0.8))
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanohybrid.checkpoint import load
+from nanohybrid.config import HybridConfig
+from nanohybrid.engine.engine import Engine
+from nanohybrid.engine.params import Completion, SamplingParams
+from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
+from nanohybrid.model import HybridLM
+from nanohybrid.text import ChatTemplate, Tokenizer
+
+Message = dict[str, Any]
+
+
+class LLM:
+    """Everything that a prompt needs. `dtype` None keeps the checkpoint's own."""
+
+    def __init__(self, path: str | Path, dtype: torch.dtype | None = None, device: str = "cpu", max_running: int = 64) -> None:
+        directory = Path(path)
+        model = load(directory, dtype=dtype, device=device)
+        self._set(model, Tokenizer.from_directory(directory), directory, max_running)
+
+    @classmethod
+    def random(cls, config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu", max_running: int = 64) -> "LLM":
+        """A model of random weights, to measure speed and memory with: its text means nothing."""
+        llm = cls.__new__(cls)
+        llm._set(random_model(config, dtype, seed, device), stand_in_tokenizer(config), None, max_running)
+        return llm
+
+    def _set(self, model: HybridLM, tokenizer: Tokenizer, directory: Path | None, max_running: int) -> None:
+        self.model, self.tokenizer, self.directory, self.max_running = model, tokenizer, directory, max_running
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The checkpoint's own chat template, else ours."""
+        return ChatTemplate.default() if self.directory is None else ChatTemplate.from_directory(self.directory)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, after the begin mark where the vocabulary has one. Marks in the text are marks."""
+        return self.tokenizer.encode(text, bos=self.tokenizer.bos_id in self.tokenizer.marks)
+
+    def encode_chat(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
+        """Ids of a conversation up to where the answer begins; marks inside messages are plain text."""
+        return self.template.encode(self.tokenizer, list(messages), thinking=thinking)
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Completion]:
+        """Complete texts (or ids), in their order, in an engine of just the memory that this takes."""
+        ids = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        most = params.max_tokens if isinstance(params, SamplingParams) else max((p.max_tokens for p in params), default=1)
+        return self.engine(ids, most).generate(ids, params, progress)
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, thinking: bool | None = None) -> Completion:
+        """Answer a conversation. `text` of the result holds the trace too; `nanohybrid.text.split_thinking` parts them."""
+        return self.generate([self.encode_chat(messages, thinking)], params or SamplingParams())[0]
+
+    def engine(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Engine:
+        """An engine for this job. Raises InputError where a prompt and its answer exceed what the model can hold."""
+        return Engine.sized_for(self.model, self.tokenizer, prompts, max_tokens, self.max_running)

@@ -1,0 +1,70 @@
+"""What a caller asks of a generation and what comes back: two frozen values."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from nanohybrid.errors import InputError
+
+FinishReason = Literal["stop", "length", "error"]
+ThinkingEnd = Literal["natural", "newline", "forced", "none"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request is decoded. Temperature 0 is greedy; top-k 0, top-p 1 and min-p 0 cut nothing.
+
+    `seed` makes the text a function of (model, prompt, parameters); None draws a fresh one for each request.
+    `thinking_budget` ends an open `<think>` at the first newline after that many tokens, `thinking_grace` tokens later at
+    the latest. `logprobs` returns, for each token, its log-probability in the distribution that was sampled from before
+    top-k, top-p and min-p cut it: log_softmax(logits / temperature); of a greedy request, log_softmax(logits).
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    thinking_budget: int | None = None
+    thinking_grace: int = 500
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        stop: str | tuple[str, ...] = self.stop
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
+        object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
+        _demand(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        _demand(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "a number of at least 0")
+        _demand(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _demand(self.top_k >= 0, "top_k", self.top_k, "at least 0 (0 cuts nothing)")
+        _demand(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
+        _demand(self.thinking_budget is None or self.thinking_budget >= 0, "thinking_budget", self.thinking_budget, "at least 0")
+        _demand(self.thinking_grace >= 0, "thinking_grace", self.thinking_grace, "at least 0")
+        _demand(all(self.stop), "stop", self.stop, "strings that are not empty")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished request. `token_ids` holds all tokens, a final stop id too; `text` leaves out marks and the stop string.
+
+    `thinking_tokens` counts what the model sampled up to the end of its trace, its own end mark included. Tokens in the
+    range `forced` were written by the thinking budget, not sampled.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    thinking_tokens: int
+    thinking_end: ThinkingEnd
+    logprobs: list[float] | None
+    prompt_tokens: int
+    forced: range = range(0)
+
+
+def _demand(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise InputError(f"{name} is {value!r}; it must be {wanted}")

@@ -1,0 +1,64 @@
+"""Models of random weights in a configuration's full size, made quickly: to measure speed and memory without a checkpoint."""
+
+import torch
+from torch import Tensor, nn
+
+from nanohybrid.config import HybridConfig
+from nanohybrid.errors import MissingExtraError
+from nanohybrid.model import HybridLM
+from nanohybrid.model.initialise import fill
+from nanohybrid.text import Tokenizer, tekken
+from nanohybrid.text.bytelevel import assemble, to_characters
+
+LARGE = 1 << 22  # a parameter of more elements than this is filled by repetition
+BLOCK = 1_048_573  # normal numbers repeated in a large one: a prime, so that no two rows of a matrix are equal
+
+
+def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> HybridLM:
+    """A model initialised by the family's rules, one parameter at a time: nothing but the weights is ever held.
+
+    Large matrices repeat one block of normal numbers of their own standard deviation: drawing 9e9 of them takes minutes,
+    copying takes seconds.
+    """
+    with torch.device("meta"):
+        model = HybridLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    block = torch.empty(BLOCK).normal_(generator=generator)
+    for name, parameter in list(model.named_parameters()):
+        value = torch.empty(parameter.shape, dtype=dtype, device=device)
+        if value.numel() > LARGE:
+            sample = torch.empty(4096)  # how this parameter is scaled: asked of the rules themselves
+            fill(sample, name, config, generator)
+            _repeat(value, (block * sample.std()).to(device, dtype))
+        else:
+            drawn = torch.empty(parameter.shape)
+            fill(drawn, name, config, generator)
+            value.copy_(drawn)
+        owner = model.get_submodule(name.rpartition(".")[0])
+        setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+    return model.eval()
+
+
+def stand_in_tokenizer(config: HybridConfig) -> Tokenizer:
+    """A tokenizer for a model that has none: tekken where the vocabulary is of its size and mistral-common is installed,
+    else the marks, the 256 bytes, and a word like ⟨1234⟩ for every further id."""
+    if (tokenizer := _tekken()) is not None and tokenizer.vocab_size == config.vocab_size:
+        return tokenizer
+    marks = ["<unk>", "<s>", "</s>", *(f"<SPECIAL_{number}>" for number in range(3, 13))]
+    words = [bytes([value]) for value in range(256)]
+    words += [f"⟨{number}⟩".encode() for number in range(len(marks) + 256, config.vocab_size)]
+    return Tokenizer(assemble(marks, map(to_characters, words), []))
+
+
+def _tekken() -> Tokenizer | None:
+    try:
+        return tekken()
+    except MissingExtraError:
+        return None
+
+
+def _repeat(value: Tensor, block: Tensor) -> None:
+    flat = value.view(-1)
+    whole = flat.numel() // block.numel() * block.numel()
+    flat[:whole].view(-1, block.numel()).copy_(block)
+    flat[whole:].copy_(block[: flat.numel() - whole])

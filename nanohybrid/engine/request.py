@@ -1,0 +1,149 @@
+"""One request on its way through the engine: what it asked, what it holds, what it has said so far. Plain Python.
+
+`accept` is the whole of postprocessing for one token and runs for every request in every step: what a request does not
+use (thinking, stop strings, a stream) is None there and costs one comparison.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+from nanohybrid.engine.params import Completion, FinishReason, SamplingParams
+from nanohybrid.engine.pools import Lease
+from nanohybrid.engine.stops import StopStrings
+from nanohybrid.engine.thinking import KEPT, Thinking, opens
+from nanohybrid.text import TextStream, Tokenizer
+
+
+class Request:
+    """The engine's side of one prompt. `computed` tokens of it have their state in the slot and the pages."""
+
+    __slots__ = (
+        "id", "prompt", "params", "seed", "stop_ids", "tokens", "logprobs", "finish_reason", "cancelled",
+        "computed", "known", "slot", "pages", "forced", "thinking", "_forced_from", "_forced_count", "_max_tokens", "_stopped_by_id", "_text", "_tokenizer",
+    )  # fmt: skip
+
+    def __init__(
+        self, id: int, prompt: list[int], params: SamplingParams, tokenizer: Tokenizer, *, seed: int, stop_ids: frozenset[int] = frozenset(), stream: bool = False
+    ) -> None:  # fmt: skip
+        self.id, self.prompt, self.params, self.seed = id, prompt, params, seed
+        self.stop_ids = stop_ids.union(params.stop_ids)
+        self.tokens: list[int] = []
+        self.logprobs: list[float] | None = [] if params.logprobs else None
+        self.finish_reason: FinishReason | None = None
+        self.cancelled = False
+        self.computed, self.known = 0, len(prompt)
+        self.slot: Lease | None = None
+        self.pages: Lease | None = None
+        self.forced: deque[int] = deque()  # ids to write instead of sampling
+        self._forced_from, self._forced_count = 0, 0
+        self._max_tokens = params.max_tokens
+        self._stopped_by_id = False
+        self._tokenizer = tokenizer
+        self._text = _Text(tokenizer, params.stop) if stream or params.stop else None
+        tail = b"".join(tokenizer.token_bytes(token) for token in prompt[-KEPT:])
+        self.thinking: Thinking | None = None
+        if opens(tail):
+            self.thinking = Thinking(tail, params.thinking_budget, params.thinking_grace)
+            self._force(self.thinking.begin())
+
+    @property
+    def most_tokens(self) -> int:
+        """How long the sequence can get: what admission reserves."""
+        return len(self.prompt) + self._max_tokens
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None or self.cancelled
+
+    def slice(self, start: int, length: int) -> list[int]:
+        """The ids of these positions, of the prompt or of what was written since."""
+        begin = start - len(self.prompt)
+        if begin >= 0:
+            return self.tokens[begin : begin + length]
+        return (self.prompt[start : start + length] + self.tokens[: max(begin + length, 0)])[:length]
+
+    def accept(self, token: int, logprob: float | None = None) -> bool:
+        """Take the next token (the head of `forced` where there is one); returns whether the request is finished."""
+        self.tokens.append(token)
+        self.known += 1
+        if self.logprobs is not None and logprob is not None:
+            self.logprobs.append(logprob)
+        if self.forced:
+            self.forced.popleft()
+        elif self.thinking is not None and self.thinking.active and token not in self.stop_ids:
+            self._force(self.thinking.push(self._tokenizer.token_bytes(token)))
+        if token in self.stop_ids:
+            self.finish_reason, self._stopped_by_id = "stop", True
+        elif self._text is not None and self._text.push(token):
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self._max_tokens:
+            self.finish_reason = "length"
+        else:
+            return False
+        return True
+
+    def take_text(self) -> str:
+        """The text that became certain since the last call; only of a request that streams or has stop strings."""
+        if self._text is None:
+            raise RuntimeError("this request was not added with stream=True")
+        return self._text.take(end=self.finished)
+
+    def completion(self) -> Completion:
+        """What came of it. The request must be finished."""
+        if self.finish_reason is None:
+            raise RuntimeError(f"request {self.id} is not finished")
+        thinking = self.thinking
+        shown = self.tokens[:-1] if self._stopped_by_id else self.tokens
+        return Completion(
+            text=self._tokenizer.decode(shown) if self._text is None else self._text.whole(),
+            token_ids=self.tokens,
+            finish_reason=self.finish_reason,
+            thinking_tokens=thinking.tokens if thinking else 0,
+            thinking_end=thinking.end if thinking else "none",
+            logprobs=self.logprobs,
+            prompt_tokens=len(self.prompt),
+            forced=range(self._forced_from, min(self._forced_from + self._forced_count, len(self.tokens))),
+        )
+
+    def _force(self, text: str | None) -> None:
+        if text is not None:
+            self.forced.extend(self._tokenizer.encode(text))
+            self._forced_from, self._forced_count = len(self.tokens), len(self.forced)
+
+
+class _Text:
+    """The text of a request while it is being written: complete characters only, stop strings held back."""
+
+    __slots__ = ("_characters", "_said", "_stops", "_taken")
+
+    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
+        self._characters = TextStream(tokenizer)
+        self._stops = StopStrings(stops)
+        self._said: list[str] = []
+        self._taken = 0
+
+    def push(self, token: int) -> bool:
+        piece = self._characters.push(token)
+        if piece:
+            self._add(self._stops.push(piece))
+        return self._stops.stopped
+
+    def take(self, end: bool) -> str:
+        if end:
+            self._finish()
+        text = "".join(self._said[self._taken :])
+        self._taken = len(self._said)
+        return text
+
+    def whole(self) -> str:
+        self._finish()
+        return "".join(self._said)
+
+    def _finish(self) -> None:
+        if not self._stops.stopped:
+            self._add(self._stops.push(self._characters.flush()))
+            self._add(self._stops.flush())
+
+    def _add(self, text: str) -> None:
+        if text:
+            self._said.append(text)

@@ -1,0 +1,101 @@
+"""Which tokens of which requests run in the next step. Plain Python, no torch: policy over plain data.
+
+One budget of tokens a step. Requests that need one token (decoding) come first, then prompts in the order of arrival,
+then new requests while a slot and all the pages that they can ever need are free: a running request never runs out.
+A prompt is cut at multiples of 128 from its start only, where the Mamba scan has its chunk boundaries, so that the same
+sums are made in the same order however it was cut. First come, first served: nothing overtakes the head of the queue.
+"""
+
+from collections import deque
+from typing import NamedTuple
+
+from nanohybrid.engine.pools import PagePool, SlotPool
+from nanohybrid.engine.request import Request
+from nanohybrid.errors import InputError
+
+CHUNK = 128
+
+
+class Work(NamedTuple):
+    """`length` tokens of one request from position `start`; after them its next token is wanted if none is left."""
+
+    request: Request
+    start: int
+    length: int
+
+
+class Scheduler:
+    """Requests that wait and requests that run, over two pools."""
+
+    def __init__(self, slots: SlotPool, pages: PagePool, *, page_size: int, max_context: int, token_budget: int) -> None:
+        self.slots, self.pages = slots, pages
+        self.page_size, self.max_context = page_size, max_context
+        self.token_budget = max(token_budget, slots.size + CHUNK)  # all may decode and one prompt still goes on
+        self.waiting: deque[Request] = deque()
+        self.running: dict[int, Request] = {}
+        self._by_slot: list[Request] = []  # the running ones in the order of their slots, in which the pools can be viewed
+        self._home = pages.size // max(slots.size, 1)  # a slot's own stretch of pages, taken where free: evenly spaced ones too
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises InputError where it could never run."""
+        most = request.most_tokens
+        size = f"a prompt of {len(request.prompt)} tokens and max_tokens {request.params.max_tokens}"
+        if not request.prompt:
+            raise InputError("the prompt has no tokens; give it at least the begin mark <s>")
+        if most > self.max_context:
+            raise InputError(f"{size} make {most}, more than the context of {self.max_context}; shorten one or raise max_context")
+        if self._pages(request) > self.pages.size:
+            raise InputError(f"{size} need {self._pages(request)} KV pages, there are {self.pages.size}; shorten one or allot more")
+        self.waiting.append(request)
+
+    def schedule(self) -> list[Work]:
+        """The work of the next step; empty only when nothing waits and nothing runs."""
+        work = [Work(r, r.computed, 1) for r in self._by_slot if r.known - r.computed == 1]
+        left = self.token_budget - len(work)
+        if len(work) < len(self.running):
+            for request in self.running.values():
+                if request.known - request.computed > 1:
+                    left -= self._cut(request, left, work)
+        while self.waiting and left > 0 and self._admit(self.waiting[0], left):
+            left -= self._cut(self.waiting.popleft(), left, work)
+        return work
+
+    def remove(self, request: Request) -> None:
+        """Take a finished or cancelled request out, wherever it is, and give back what it holds."""
+        if request.slot is None or request.pages is None:
+            self.waiting.remove(request)
+            return
+        del self.running[request.id]
+        self.slots.give(request.slot)
+        self.pages.give(request.pages)
+        request.slot = request.pages = None
+        self._sort()
+
+    def _cut(self, request: Request, left: int, work: list[Work]) -> int:
+        """Add as much of this prompt as `left` tokens allow; returns how much that was."""
+        start, end = request.computed, request.known
+        if end - start > left:
+            end = (start + left) // CHUNK * CHUNK
+        if end <= start:
+            return 0
+        work.append(Work(request, start, end - start))
+        return end - start
+
+    def _admit(self, request: Request, left: int) -> bool:
+        """Give it a slot and its pages if all are free and the budget holds a first piece of it."""
+        needed = self._pages(request)
+        if not self.slots.free or self.pages.free < needed or left < min(request.known, CHUNK):
+            return False
+        request.slot = slot = self.slots.take()
+        if slot is None:
+            raise RuntimeError("the slot pool counts a free slot that it does not have")
+        request.pages = self.pages.take(needed, prefer=slot.ids[0] * self._home)
+        self.running[request.id] = request
+        self._sort()
+        return True
+
+    def _sort(self) -> None:
+        self._by_slot = sorted(self.running.values(), key=lambda request: request.slot.ids[0] if request.slot else -1)
+
+    def _pages(self, request: Request) -> int:
+        return -(-request.most_tokens // self.page_size)

@@ -1,0 +1,69 @@
+"""The FP8 recipe of the paper (after DeepSeek-V3), written to be read.
+
+**The format.** E4M3: one sign bit, four of exponent, three of fraction. The largest number is 448, the smallest normal one
+2^-6, the smallest of all 2^-9; between two neighbours lies at most an eighth of the number, so rounding costs at most 1/16 of
+it. There is no infinity: what overflows is NaN. Range is the problem, not precision: 448 / 2^-9 is only 17 powers of two.
+
+**Scales.** So each small group of numbers gets a scale of its own in fp32, computed online from what is there now:
+
+    scale = max |x| / 448        q = e4m3(x / scale)        x ~ q scale
+
+The group's largest element lands on 448 exactly; elements 2^-15 times smaller still are not zero. The scale is applied
+*before* rounding, so q uses the whole range whatever x's own size. A group of zeros gets the smallest scale allowed.
+A group that holds an infinity or a NaN comes back as NaN altogether: saturating would hide it, and the training loop stops on it.
+
+**Groups.** One outlier spoils the scale of its group, so groups are small along the axis that a product sums over:
+- activations and gradients: tiles of 1 x 128, one token (row) and 128 channels;
+- weights: blocks of 128 x 128, since a weight's outliers are mild and a square block serves both W and its transpose.
+
+**Three products of a linear layer, each with operands grouped along its own sum.** x is [T, I], W is [O, I], dy is [T, O]:
+
+    y  = x W^T        sums over I        x in tiles along I,      W in blocks
+    dx = dy W         sums over O        dy in tiles along O,     W in the same blocks
+    dW = dy^T x       sums over T        dy^T and x^T in tiles along T: 128 tokens of one channel share a scale
+
+so x and dy are quantised twice, along either axis, always from their unquantised values. Products of two e4m3 numbers are
+exact in fp32; their sums over one group of 128 are kept in fp32, multiplied by both groups' scales, and added up in fp32.
+
+Master weights, optimizer states and everything that is not such a product (norms, scan, softmax, residuals) stay as they are.
+"""
+
+import torch
+from torch import Tensor
+
+GROUP = 128
+E4M3 = torch.float8_e4m3fn
+LARGEST = 448.0
+SMALLEST_AMAX = 1e-30  # of a group of zeros: far below any gradient, and its scale is still a normal fp32 number
+
+
+def quantize(group: Tensor) -> tuple[Tensor, Tensor]:
+    """One group of numbers, of any shape: its e4m3 values and its scale."""
+    scale = (group.float().abs().max().clamp_min(SMALLEST_AMAX)) / LARGEST
+    return (group.float() / scale).to(E4M3), scale
+
+
+def rounded(x: Tensor, rows: int, columns: int) -> Tensor:
+    """The matrix x as FP8 holds it, group by group of rows x columns; groups at the edges are smaller."""
+    result = torch.empty_like(x)
+    for top in range(0, x.shape[0], rows):
+        for left in range(0, x.shape[1], columns):
+            group = slice(top, top + rows), slice(left, left + columns)
+            q, scale = quantize(x[group])
+            result[group] = (q.float() * scale).to(x.dtype)
+    return result
+
+
+def forward(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
+    """y = x W^T."""
+    return rounded(x_TI, 1, GROUP) @ rounded(weight_OI, GROUP, GROUP).T
+
+
+def input_gradient(dy_TO: Tensor, weight_OI: Tensor) -> Tensor:
+    """dx = dy W."""
+    return rounded(dy_TO, 1, GROUP) @ rounded(weight_OI, GROUP, GROUP)
+
+
+def weight_gradient(dy_TO: Tensor, x_TI: Tensor) -> Tensor:
+    """dW = dy^T x."""
+    return rounded(dy_TO.T, 1, GROUP) @ rounded(x_TI.T, 1, GROUP).T

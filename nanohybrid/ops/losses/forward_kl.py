@@ -1,0 +1,62 @@
+"""Forward KL from a teacher's head to a student's, for distillation, without either's [T, V] logits.
+
+    KL_t = tau^2 sum_v p^T_t[v] (log p^T_t[v] - log p^S_t[v])        slope_t = tau (p^S_t - p^T_t)        p = softmax(logits / tau)
+
+The tau^2 keeps the gradient's size when tau changes. The teacher's hidden states and head get no gradient; widths of teacher
+and student may differ, the vocabulary may not. T tokens, Q tokens of a chunk, E hidden width (each its own), V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from nanohybrid.ops.losses.stream import compute_dtype, streamed
+
+
+def chunked_forward_kl(
+    student_TE: Tensor,
+    student_VE: Tensor,
+    teacher_TE: Tensor,
+    teacher_VE: Tensor,
+    temperature: float = 1.0,
+    mask_T: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """KL(teacher || student) of each token in fp32, times temperature^2; 0 where the mask is False."""
+    rule = _ForwardKL(teacher_TE.detach(), teacher_VE.detach(), temperature)
+    return streamed(student_TE, student_VE, _rows(student_TE, mask_T), rule, chunk, summed=False)
+
+
+def summed_forward_kl(
+    student_TE: Tensor,
+    student_VE: Tensor,
+    teacher_TE: Tensor,
+    teacher_VE: Tensor,
+    temperature: float = 1.0,
+    mask_T: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Sum over the tokens of the mask. Both heads run once, since forward makes the gradients too: for training."""
+    rule = _ForwardKL(teacher_TE.detach(), teacher_VE.detach(), temperature)
+    return streamed(student_TE, student_VE, _rows(student_TE, mask_T), rule, chunk, summed=True)
+
+
+def _rows(hidden_TE: Tensor, mask_T: Tensor | None) -> Tensor:
+    if mask_T is None:
+        return torch.arange(hidden_TE.shape[0], device=hidden_TE.device)
+    return mask_T.nonzero().squeeze(1)
+
+
+class _ForwardKL:
+    def __init__(self, teacher_TE: Tensor, teacher_VE: Tensor, temperature: float) -> None:
+        self.teacher_TE = teacher_TE
+        self.teacher_VE = teacher_VE.to(compute_dtype(teacher_TE))
+        self.temperature = temperature
+
+    def __call__(self, logits_QV: Tensor, rows_Q: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
+        tau = self.temperature
+        teacher_QV = (self.teacher_TE[rows_Q].to(self.teacher_VE.dtype) @ self.teacher_VE.T).to(logits_QV.dtype)
+        log_teacher_QV = torch.log_softmax(teacher_QV.div_(tau), dim=-1)
+        log_student_QV = torch.log_softmax(logits_QV.div_(tau), dim=-1)
+        teacher_QV = log_teacher_QV.exp()
+        kl_Q = tau**2 * (teacher_QV * log_teacher_QV.sub_(log_student_QV)).sum(-1)
+        return kl_Q, log_student_QV.exp_().sub_(teacher_QV).mul_(tau) if slope else None

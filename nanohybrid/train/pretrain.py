@@ -1,0 +1,129 @@
+"""Pretraining: token stores in, a base model out.
+
+The recipe says everything: the model, how many tokens, the mixture's phases, optimizer, schedule and precision. The output is a
+checkpoint in the official layout with the tokenizer of its data; the stage's report shows the loss.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nanohybrid.checkpoint import save
+from nanohybrid.config import HybridConfig
+from nanohybrid.data import Loader, Phase, TokenStore
+from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.model import HybridLM
+from nanohybrid.stages import Stage, open_stage
+from nanohybrid.text import Tokenizer
+from nanohybrid.train import snapshot
+from nanohybrid.train.loop import LoopConfig, fit
+from nanohybrid.train.next_token import mean_loss, next_token_loss
+from nanohybrid.train.optimizer import OptimizerConfig
+from nanohybrid.train.precision import PrecisionConfig
+from nanohybrid.train.schedule import ScheduleConfig
+
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """How to pretrain a model."""
+
+    model: str | dict[str, Any] = "tiny"
+    """The name of a preset, or a table of a configuration's fields. The vocabulary is always the tokenizer's."""
+    tokens: int = 2_000_000
+    """Tokens to train on; the last step is rounded up."""
+    steps: int | None = None
+    """Steps instead of tokens."""
+    batch_tokens: int = 2048
+    """Tokens of a step."""
+    sequence_length: int = 512
+    """Longest sequence; longer documents are cut into windows."""
+    phases: tuple[Phase, ...] = ()
+    """The mixture over the run; without one, every store by its size."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    validation_batches: int = 8
+    """Batches of held-out documents on which the final loss is measured."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.total_steps < 1 or self.batch_tokens < 1 or self.sequence_length < 1:
+            raise ConfigError("tokens (or steps), batch_tokens and sequence_length must be positive")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run."""
+        return self.steps if self.steps is not None else -(-self.tokens // max(self.batch_tokens, 1))
+
+
+def pretrain(recipe: PretrainRecipe, data: Path, out: Path) -> Path:
+    """Train a model on the stores of `data`; resumes what was interrupted, returns at once where all is done."""
+    with open_stage(out, "pretrain", recipe, {"data": data}, recipe.seed) as stage:
+        if stage.complete:
+            return out
+        stores, held_out = read_stores(data)
+        model = HybridLM(model_config(recipe.model, Tokenizer.from_directory(data)))
+        model.reset_parameters(recipe.seed)
+        loader = Loader(stores, phases(recipe, stores), recipe.batch_tokens, recipe.sequence_length, recipe.seed, recipe.total_steps)
+        fit(
+            model,
+            loader.batch,
+            next_token_loss,
+            steps=recipe.total_steps,
+            optimizer=recipe.optimizer,
+            schedule=recipe.schedule,
+            precision=recipe.precision,
+            stage=stage,
+            loop=recipe.loop,
+            name="pretrain",
+        )
+        measure(stage, model, recipe, held_out)
+        save(model, stage.directory, assets=data)
+        snapshot.remove(stage.directory)
+    return out
+
+
+def model_config(model: str | dict[str, Any], tokenizer: Tokenizer) -> HybridConfig:
+    """The configuration that a recipe names or spells out, with the vocabulary and marks of the tokenizer."""
+    marks = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    vocabulary: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, **marks}
+    if isinstance(model, str):
+        return HybridConfig.preset(model).replace(**vocabulary)
+    try:
+        return HybridConfig(**{**model, **vocabulary})
+    except TypeError as error:
+        raise ConfigError(f"model: {error}; its keys are the fields of a configuration") from None
+
+
+def read_stores(data: Path) -> tuple[dict[str, TokenStore], dict[str, TokenStore]]:
+    """The stores of a data directory: those to train on, and the held-out ones."""
+    stores = {path.stem: TokenStore.read(path) for path in sorted(data.glob("*.safetensors"))}
+    held_out = {name: store for name, store in stores.items() if name.startswith(VALIDATION)}
+    training = {name: store for name, store in stores.items() if name not in held_out}
+    if not training:
+        raise InputError(f"{data}: holds no token stores (*.safetensors); `nanohybrid data --out {data}` builds some")
+    return training, held_out
+
+
+def phases(recipe: PretrainRecipe, stores: dict[str, TokenStore]) -> list[tuple[float, dict[str, float]]]:
+    """The recipe's phases, or one in which every store weighs what it holds."""
+    if recipe.phases:
+        return [(phase.until, dict(phase.weights)) for phase in recipe.phases]
+    return [(1.0, {name: float(store.token_count) for name, store in stores.items()})]
+
+
+def measure(stage: Stage, model: HybridLM, recipe: PretrainRecipe, held_out: dict[str, TokenStore]) -> None:
+    """Remember the loss on held-out documents, where there are any, and the speed of training."""
+    rows = stage.series("pretrain")
+    stage.measure(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        final_loss=rows[-1]["loss"],
+        tokens_per_second=sorted(row["tokens_per_second"] for row in rows)[len(rows) // 2],
+    )
+    if held_out:
+        weights = {name: float(store.token_count) for name, store in held_out.items()}
+        loader = Loader(held_out, [(1.0, weights)], recipe.batch_tokens, recipe.sequence_length, 0, recipe.validation_batches)
+        stage.measure(validation_loss=mean_loss(model, map(loader.batch, range(recipe.validation_batches))))

@@ -1,0 +1,118 @@
+"""The loop: it learns, stops cleanly, goes on bit for bit, and refuses NaN."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanohybrid.config import HybridConfig
+from nanohybrid.data import Batch
+from nanohybrid.errors import CheckpointError, InputError
+from nanohybrid.model import HybridLM
+from nanohybrid.stages import Stage, open_stage
+from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, mean_loss, next_token_loss
+from nanohybrid.train.snapshot import NAME, Position
+
+Batches = Callable[[int], Batch]
+
+
+def train(model: HybridLM, batches: Batches, stage: Stage, steps: int = 8, **changes: Any) -> Position:
+    settings: dict[str, Any] = {
+        "optimizer": OptimizerConfig(learning_rate=1e-2),
+        "schedule": ScheduleConfig(),
+        "precision": PrecisionConfig("fp32"),
+        "loop": LoopConfig(log_steps=2),
+        "loss": next_token_loss,
+    }
+    return fit(model, batches, steps=steps, stage=stage, **(settings | changes))
+
+
+def uninterrupted(config: HybridConfig, batches: Batches, out: Path, **changes: Any) -> dict[str, Tensor]:
+    model = HybridLM(config, seed=0)
+    with open_stage(out, "test", LoopConfig()) as stage:
+        train(model, batches, stage, **changes)
+    return model.state_dict()
+
+
+def test_it_learns_and_logs(config: HybridConfig, batches: Batches, tmp_path: Path) -> None:
+    model = HybridLM(config, seed=0)
+    before = mean_loss(model, [batches(1000)])
+    with open_stage(tmp_path / "out", "test", LoopConfig()) as stage:
+        position = train(model, batches, stage, steps=40, precision=PrecisionConfig("bf16"))
+        rows = stage.series("train")
+    assert mean_loss(model, [batches(1000)]) < before - 0.5
+    assert [row["step"] for row in rows] == list(range(2, 41, 2)) and position == Position(40, 40 * 64, position.loss)
+    assert rows[-1]["tokens"] == 40 * 64 and rows[-1]["learning_rate"] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("precision", [PrecisionConfig("fp32"), PrecisionConfig("fp8", bf16_layers=1, fp8_until=0.5)])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    config: HybridConfig, batches: Batches, tmp_path: Path, precision: PrecisionConfig
+) -> None:
+    expected = uninterrupted(config, batches, tmp_path / "whole", precision=precision)
+
+    def interrupted(step: int) -> Batch:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batches(step)
+
+    for attempt in (interrupted, batches):
+        model = HybridLM(config, seed=0)
+        try:
+            with open_stage(tmp_path / "out", "test", LoopConfig()) as stage:
+                train(model, attempt, stage, precision=precision)
+                rows = stage.series("train")
+        except KeyboardInterrupt:
+            assert attempt is interrupted and (tmp_path / "out.partial" / NAME).exists()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.items())
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+
+
+def test_steps_after_the_last_snapshot_are_done_and_logged_again(config: HybridConfig, batches: Batches, tmp_path: Path) -> None:
+    expected = uninterrupted(config, batches, tmp_path / "whole")
+
+    def failing(step: int) -> Batch:
+        if step == 5:
+            raise OSError("the disk is gone")
+        return batches(step)
+
+    for attempt in (failing, batches):
+        model = HybridLM(config, seed=0)
+        try:
+            with open_stage(tmp_path / "out", "test", LoopConfig()) as stage:
+                train(model, attempt, stage, loop=LoopConfig(log_steps=1, snapshot_steps=3))
+                rows = stage.series("train")
+        except OSError:
+            assert attempt is failing
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.items())
+    assert [row["step"] for row in rows] == list(range(1, 9))
+
+
+def test_a_loss_that_is_not_a_number_stops_before_it_reaches_the_weights(config: HybridConfig, batches: Batches, tmp_path: Path) -> None:
+    model = HybridLM(config, seed=0)
+    seen = []
+
+    def loss(model: HybridLM, batch: Batch) -> tuple[Tensor, int]:
+        total, count = next_token_loss(model, batch)
+        seen.append(count)
+        return (total * float("nan") if len(seen) == 3 else total), count
+
+    message = "loss is nan at step 2; use a lower learning_rate"
+    with pytest.raises(InputError, match=message), open_stage(tmp_path / "out", "test", LoopConfig()) as stage:
+        train(model, batches, stage, loss=loss)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_a_snapshot_of_another_model_is_refused(config: HybridConfig, batches: Batches, tmp_path: Path) -> None:
+    with open_stage(tmp_path / "out", "test", LoopConfig()) as stage:
+        train(HybridLM(config, seed=0), batches, stage, steps=1)
+        with pytest.raises(CheckpointError, match="does not fit this run"):
+            train(HybridLM(config.replace(hidden_size=48), seed=0), batches, stage, steps=2)
+        (stage.directory / NAME).write_bytes(b"cut")
+        with pytest.raises(CheckpointError, match="does not fit this run"):
+            train(HybridLM(config, seed=0), batches, stage, steps=2)

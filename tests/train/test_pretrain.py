@@ -1,0 +1,60 @@
+"""Pretraining as a stage: files in, a loadable checkpoint out, and a kill at any moment changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanohybrid.checkpoint import load
+from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.stages.recipe import dump
+from nanohybrid.text import Tokenizer
+from nanohybrid.train import PretrainRecipe, pretrain
+from nanohybrid.train.snapshot import NAME
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load(directory).state_dict()
+
+
+def test_the_output_is_a_checkpoint_with_its_tokenizer_recipe_and_measures(recipe: PretrainRecipe, data: Path, tmp_path: Path) -> None:
+    out = pretrain(recipe, data, tmp_path / "base")
+    model, tokenizer = load(out), Tokenizer.from_directory(out)
+    assert model.config.vocab_size == tokenizer.vocab_size and model.config.eos_token_id == tokenizer.eos_id
+    measures = json.loads((out / "lineage.json").read_text())["measures"]
+    assert measures["parameters"] == sum(p.numel() for p in model.parameters())
+    assert 0 < measures["validation_loss"] < 10 and (out / "recipe.toml").exists() and not (out / NAME).exists()
+    assert pretrain(recipe, data, tmp_path / "base") == out  # done already: nothing is redone
+
+
+def test_killed_and_resumed_is_uninterrupted(recipe: PretrainRecipe, data: Path, tmp_path: Path) -> None:
+    longer = replace(recipe, steps=60)
+    expected = weights(pretrain(longer, data, tmp_path / "whole"))
+    out = tmp_path / "killed"
+    (tmp_path / "recipe.toml").write_text(dump(longer))
+    command = [sys.executable, "-m", "nanohybrid", "pretrain", "--recipe", tmp_path / "recipe.toml", "--data", data, "--out", out]
+    process = subprocess.Popen(list(map(str, command)))
+    log = tmp_path / "killed.partial" / "metrics" / "pretrain.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not out.exists()
+    got = weights(pretrain(longer, data, out))
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
+def test_recipes_and_data_that_cannot_be_are_told_in_one_line(recipe: PretrainRecipe, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be positive"):
+        PretrainRecipe(steps=0)
+    with pytest.raises(ConfigError, match="its keys are the fields"):
+        pretrain(replace(recipe, model={"pattern": "M-", "colour": 1}), data, tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no token stores"):
+        pretrain(recipe, tmp_path / "empty", tmp_path / "b")
