@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from nanohybrid.errors import InputError
+from nanohybrid.files import atomic_write, publish
 from nanohybrid.stages import recipe as recipes
-from nanohybrid.stages.files import atomic_write, publish
 from nanohybrid.stages.lineage import LINEAGE, fingerprint, made_with, peak_memory_bytes
 from nanohybrid.stages.report import stage_report
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from nanohybrid.extras import require
-from nanohybrid.stages.files import atomic_write
+from nanohybrid.files import atomic_write
 from nanohybrid.stages.recipe import to_toml
 
 if TYPE_CHECKING:

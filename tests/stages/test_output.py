@@ -138,7 +138,7 @@ import sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from nanohybrid.stages import open_stage
-from nanohybrid.stages.files import atomic_write
+from nanohybrid.files import atomic_write
 
 @dataclass(frozen=True)
 class Recipe:

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from nanohybrid import files
 from nanohybrid.errors import InputError
-from nanohybrid.stages import files
 
 
 def test_a_file_is_replaced_whole(tmp_path):

@@ -1,0 +1,8 @@
+"""Checkpoints in the official layout, in and out: configuration dialects, safetensors, shards."""
+
+from nanohybrid.checkpoint.dialects import read_config
+from nanohybrid.checkpoint.hf import load, save
+from nanohybrid.checkpoint.reader import CheckpointReader
+from nanohybrid.checkpoint.writer import CheckpointWriter
+
+__all__ = ["CheckpointReader", "CheckpointWriter", "load", "read_config", "save"]

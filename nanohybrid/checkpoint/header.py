@@ -1,0 +1,115 @@
+"""The head of a safetensors file: which tensors it holds, of what type and shape, and where.
+
+    8 bytes: N, little-endian  |  N bytes: JSON {name: {dtype, shape, data_offsets}}  |  the tensors' bytes, without holes
+
+Nothing of the tensors is read here, and nothing in the head is believed: sizes, types, shapes and offsets are checked against
+one another and against the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+
+from nanohybrid.checkpoint.jsonfile import parse_object
+from nanohybrid.errors import CheckpointError
+
+LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+WIDTHS = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+NAMES = {dtype: name for name, dtype in FLOATS.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: its type as the file calls it, its shape, and the bytes [begin, end) of the file that hold it."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """The tensors of a safetensors file by name. Raises CheckpointError in one line naming the file (and tensor)."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            first = file.read(8)
+            length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+            if len(first) < 8 or length > size - 8:
+                raise CheckpointError(f"{path}: says it has a header of {length:,} bytes and holds {size:,} in all; was it cut off?")
+            if length > LARGEST_HEADER:
+                raise CheckpointError(
+                    f"{path}: its header of {length:,} bytes is larger than safetensors allows; is it a safetensors file?"
+                )
+            header = parse_object(file.read(length), f"{path}: its header")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    header.pop("__metadata__", None)
+    entries = {name: _entry(path, name, value, 8 + length) for name, value in header.items()}
+    _check_cover(path, entries, 8 + length, size)
+    return entries
+
+
+def _entry(path: Path, name: str, value: Any, base: int) -> Entry:
+    def wrong(what: str) -> CheckpointError:
+        return CheckpointError(f"{path}: {name[:200]}: {what}; is the file damaged?")
+
+    if not isinstance(value, dict):
+        raise wrong("its header entry is not an object")
+    dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in WIDTHS:
+        raise wrong(f"its type is {str(dtype)[:40]!r}, which is unknown")
+    if not _naturals(shape) or len(shape) > 16:
+        raise wrong("its shape is not a list of sizes")
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise wrong("its data_offsets are not a begin and an end")
+    need = prod(shape) * WIDTHS[dtype]
+    if offsets[1] - offsets[0] != need:
+        raise wrong(f"{dtype} {list(shape)} takes {need:,} bytes and its data_offsets span {offsets[1] - offsets[0]:,}")
+    return Entry(path, name, dtype, tuple(shape), base + offsets[0], base + offsets[1])
+
+
+def _naturals(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value)
+
+
+def _check_cover(path: Path, entries: Mapping[str, Entry], base: int, size: int) -> None:
+    """The tensors must fill the rest of the file: one after another, no holes, nothing over."""
+    at = base
+    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
+        if entry.end > size:
+            raise CheckpointError(f"{path}: {entry.name[:200]}: ends at byte {entry.end:,} of a file of {size:,}; was the file cut off?")
+        if entry.begin != at:
+            raise CheckpointError(f"{path}: {entry.name[:200]}: begins at byte {entry.begin:,}, expected at {at:,}; is the file damaged?")
+        at = entry.end
+    if at != size:
+        raise CheckpointError(f"{path}: its tensors end at byte {at:,} and the file at {size:,}; is it damaged or still being written?")
+
+
+def encode_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
+    """The head of a file that will hold these tensors in this order, and the byte at which each begins."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begins, at = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        end = at + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        begins[name], at = at, end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # aligned, for readers that map the file
+    head = struct.pack("<Q", len(text)) + text
+    return head, {name: len(head) + begin for name, begin in begins.items()}

@@ -1,0 +1,230 @@
+"""Reading a checkpoint tensor by tensor: every file's head is checked when it is opened, no weight is read before it is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from nanohybrid.checkpoint.dialects import read_config
+from nanohybrid.checkpoint.header import FLOATS, WIDTHS, Entry, read_header
+from nanohybrid.checkpoint.jsonfile import read_object
+from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, is_ignored, model_name
+from nanohybrid.config import HybridConfig
+from nanohybrid.errors import CheckpointError
+from nanohybrid.model.declare import Declared, parameters
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PIECE = 16 * 2**20  # bytes read at once where the type or device changes on the way
+
+
+class CheckpointReader:
+    """A checkpoint directory whose heads are sound and complete: every tensor of the model is there, of its shape, and no other.
+
+    `names()` are the model's own (`backbone.layers.0...`) whatever the files say. Raises CheckpointError or ConfigError.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.config: HybridConfig = read_config(self.directory)
+        self._entries, self._head_copy = _match(self.directory, _open_headers(self.directory), self.config)
+        self._file: tuple[Path, BinaryIO] | None = None
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the shard that was read last."""
+        if self._file is not None:
+            self._file[1].close()
+            self._file = None
+
+    def names(self) -> list[str]:
+        """The tensors in the order in which they lie on the disk, which is the quickest to read them in."""
+        return sorted(self._entries, key=lambda name: (self._entries[name].path, self._entries[name].begin))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entries[name].shape
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors as they are stored."""
+        return sum(entry.end - entry.begin for entry in self._entries.values())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type in which the tensor is stored."""
+        return FLOATS[self._entries[name].dtype]
+
+    @property
+    def common_dtype(self) -> torch.dtype:
+        """The type in which most bytes are stored."""
+        size = {name: sum(e.end - e.begin for e in self._entries.values() if e.dtype == name) for name in FLOATS}
+        return FLOATS[max(FLOATS, key=size.__getitem__)]
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Tensor:
+        """Read one tensor; dtype None keeps the stored one."""
+        target = torch.empty(self.shape(name), dtype=dtype or self.dtype(name), device=device)
+        self.read_into(name, target)
+        return target
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        """Read one tensor into contiguous memory of its shape, of any type and device; needs at most 16 MiB beside it."""
+        if not target.is_meta:
+            with _disk_errors(self._entries[name]):
+                self._copy(self._entries[name], target.detach().view(-1))
+
+    def check_tied_head(self) -> None:
+        """Where the head is the embeddings and the files hold a copy of it all the same, the two must agree."""
+        if self._head_copy is None:
+            return
+        here, copy = self._entries[EMBEDDINGS], self._head_copy
+        rows = max(1, PIECE // (here.shape[1] * WIDTHS[here.dtype]))
+        for begin in range(0, here.shape[0], rows):
+            end = min(begin + rows, here.shape[0])
+            ours, theirs = (self._rows(entry, begin, end) for entry in (here, copy))
+            if not torch.equal(ours, theirs):
+                raise CheckpointError(
+                    f"{copy.path}: {copy.name}: differs from {here.name}, to which config.json ties it; which of the two is wrong?"
+                )
+
+    def _rows(self, entry: Entry, begin: int, end: int) -> Tensor:
+        row = (entry.end - entry.begin) // entry.shape[0]
+        part = Entry(entry.path, entry.name, entry.dtype, (end - begin, entry.shape[1]), entry.begin + begin * row, entry.begin + end * row)
+        target = torch.empty(part.shape, dtype=FLOATS[part.dtype])
+        with _disk_errors(entry):
+            self._copy(part, target.view(-1))
+        return target
+
+    def _copy(self, entry: Entry, target: Tensor) -> None:
+        file, dtype = self._open(entry.path), FLOATS[entry.dtype]
+        file.seek(entry.begin)
+        if target.dtype == dtype and target.device.type == "cpu":
+            _fill(file, target, entry)
+            return
+        count = max(1, PIECE // dtype.itemsize)
+        buffer = torch.empty(min(count, target.numel()), dtype=dtype)
+        for begin in range(0, target.numel(), count):
+            piece = buffer[: min(count, target.numel() - begin)]
+            _fill(file, piece, entry)
+            target[begin : begin + len(piece)].copy_(piece)
+
+    def _open(self, path: Path) -> BinaryIO:
+        if self._file is None or self._file[0] != path:
+            self.close()
+            self._file = (path, open(path, "rb", buffering=0))  # noqa: SIM115  kept open until another shard is read
+        return self._file[1]
+
+
+def _fill(file: BinaryIO, target: Tensor, entry: Entry) -> None:
+    memory = target.view(torch.uint8).numpy().data
+    while memory:
+        got = file.readinto(memory)  # type: ignore[attr-defined]
+        if not got:
+            raise CheckpointError(f"{entry.path}: {entry.name}: the file ends inside it; is it being written to?")
+        memory = memory[got:]
+
+
+@contextmanager
+def _disk_errors(entry: Entry) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{entry.path}: {entry.name}: cannot be read ({error.strerror})") from None
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds weights, or what should be some, beside its configuration."""
+    return any((directory / name).exists() for name in (SINGLE, INDEX)) or any(directory.glob("*.safetensors"))
+
+
+def _open_headers(directory: Path) -> dict[str, Entry]:
+    """The tensors of all weight files by the names on disk."""
+    single, index = directory / SINGLE, directory / INDEX
+    if single.exists():
+        return read_header(single)
+    if index.exists():
+        return _open_index(index)
+    shards = sorted(directory.glob("model-*-of-*.safetensors"))
+    if not shards:
+        raise CheckpointError(f"{directory}: has no {SINGLE} and no {INDEX}: where are the weights?")
+    if len(shards) == 1 and re.fullmatch(r"model-0*1-of-0*1\.safetensors", shards[0].name):
+        return read_header(shards[0])
+    raise CheckpointError(f"{index}: no such file, and {shards[0].name} is one of several; copy it from where the shards came")
+
+
+def _open_index(index: Path) -> dict[str, Entry]:
+    where = read_object(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise CheckpointError(f"{index}: has no weight_map, the table of which file holds which tensor")
+    for name, file in where.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
+            raise CheckpointError(f"{index}: {name[:200]}: its file is {str(file)[:80]!r}, which is not a *.safetensors beside the index")
+    entries: dict[str, Entry] = {}
+    for file in sorted(set(where.values())):
+        if not (index.parent / file).exists():
+            raise CheckpointError(f"{index.parent / file}: no such file, and the index says it holds weights; is the download complete?")
+        for name, entry in read_header(index.parent / file).items():
+            if where.get(name) == file:
+                entries[name] = entry
+            elif not is_ignored(name):
+                raise CheckpointError(
+                    f"{index.parent / file}: {name[:200]}: the index {_elsewhere(where.get(name))}; are the files of one set?"
+                )
+    for name, file in where.items():
+        if name not in entries:
+            raise CheckpointError(f"{index.parent / file}: {name[:200]}: is not in the file, and the index says it is")
+    return entries
+
+
+def _elsewhere(file: object) -> str:
+    return "does not list it" if file is None else f"says it is in {file}"
+
+
+def _match(directory: Path, found: dict[str, Entry], config: HybridConfig) -> tuple[dict[str, Entry], Entry | None]:
+    """The tensors by the model's names, each checked against the declaration; and a tied head's copy if there is one."""
+    wanted = parameters(config)
+    entries: dict[str, Entry] = {}
+    extra: list[Entry] = []
+    for disk, entry in found.items():
+        name = model_name(disk, config)
+        if name in entries:
+            raise CheckpointError(f"{entry.path}: {disk}: is the same tensor as {entries[name].name}; which one counts?")
+        if name in wanted or (name == HEAD and config.tie_word_embeddings):
+            entries[name] = entry
+        elif not is_ignored(disk):
+            extra.append(entry)
+    for name, declared in wanted.items():
+        if name not in entries:
+            hint = f", and {extra[0].name[:200]} is no tensor of this model" if extra else ""
+            raise CheckpointError(f"{_blame(found, directory)}: {name}: is missing{hint}")
+        _check(entries[name], declared)
+    if extra:
+        more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+        raise CheckpointError(f"{extra[0].path}: {extra[0].name[:200]}{more}: is no tensor of the model that config.json describes")
+    copy = entries.pop(HEAD) if config.tie_word_embeddings and HEAD in entries else None
+    if copy is not None:
+        _check(copy, wanted[EMBEDDINGS])
+    return entries, copy
+
+
+def _blame(found: dict[str, Entry], directory: Path) -> Path:
+    """The file to name where a tensor is nowhere: the only one, or the index."""
+    paths = {entry.path for entry in found.values()}
+    return paths.pop() if len(paths) == 1 else directory / (INDEX if paths else SINGLE)
+
+
+def _check(entry: Entry, declared: Declared) -> None:
+    if entry.dtype not in FLOATS:
+        raise CheckpointError(f"{entry.path}: {entry.name}: is of type {entry.dtype}: weights must be one of {', '.join(FLOATS)}")
+    if entry.shape != declared.shape:
+        raise CheckpointError(
+            f"{entry.path}: {entry.name}: is {list(entry.shape)} and config.json says {list(declared.shape)}; was this checkpoint pruned?"
+        )

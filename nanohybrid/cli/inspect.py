@@ -1,0 +1,174 @@
+"""`nanohybrid inspect`: what a model is, what it weighs and what fits in a memory, without reading a weight."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.errors import InputError
+
+if TYPE_CHECKING:
+    import jsonargparse
+    import torch
+
+    from nanohybrid.config import HybridConfig
+    from nanohybrid.model import Footprint
+
+SUMMARY = "layers, parameters, memory; what fits where"
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+GIB = 2**30
+COLOURS = {"M": "black on bright_cyan", "*": "bold white on red", "-": "white on grey37"}
+
+
+def parser() -> "jsonargparse.ArgumentParser":
+    result = command_parser("inspect", SUMMARY)
+    result.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory; config.json alone is enough")
+    result.add_argument("--preset", metavar="NAME", help="a configuration by name instead")
+    result.add_argument(
+        "--budget-gib", type=float, default=22.0, metavar="G", help="memory to fit, 1 GiB = 2^30 bytes (default 22, an A10G's)"
+    )
+    result.add_argument("--context", type=int, metavar="N", help="tokens a sequence (default: the model's longest)")
+    result.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")
+    precisions = ["checkpoint", *DTYPES]
+    result.add_argument("--dtype", choices=precisions, default="checkpoint", help="of weights and keys (default: as stored, else bf16)")
+    return result
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: a configuration, and the types and bytes of its weights where they are on the disk."""
+
+    config: "HybridConfig"
+    dtype: "torch.dtype"
+    stored_bytes: int | None  # None: there are no weights, or they are to be cast
+    weights: str
+
+
+def run(arguments: "jsonargparse.Namespace") -> int:
+    """Print the model's shape, parameters, bytes, and what fits."""
+    _check(arguments)
+    from nanohybrid.model import Footprint
+
+    subject = _open(arguments)
+    footprint = Footprint.of(subject.config, subject.dtype)
+    if subject.stored_bytes is not None:
+        footprint = replace(footprint, weight_bytes=subject.stored_bytes)
+    context = arguments.context or subject.config.max_position_embeddings
+    figures = fit(footprint, int(arguments.budget_gib * GIB), context, arguments.batch)
+    if arguments.json:
+        print_json(as_json(subject, footprint, figures))
+    else:
+        show(subject, footprint, figures)
+    return 0
+
+
+def fit(footprint: "Footprint", budget: int, context: int, batch: int) -> dict[str, Any]:
+    """Whether `batch` sequences of `context` tokens fit `budget` bytes, and how long and how many would."""
+    total = footprint.total(context, batch)
+    return {
+        "context": context, "batch": batch, "budget_bytes": budget, "total_bytes": total, "fits": total <= budget,
+        "max_context": footprint.max_context(budget, batch), "max_batch": footprint.max_batch(budget, context),
+    }  # fmt: skip
+
+
+def as_json(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> dict[str, Any]:
+    """Everything that people see, for machines. An unbounded time_step_limit or max_context is null."""
+    config = asdict(subject.config)
+    config["time_step_limit"] = [bound if bound < float("inf") else None for bound in subject.config.time_step_limit]
+    dtype = str(subject.dtype).removeprefix("torch.")
+    return {"config": config, "dtype": dtype, "weights": subject.weights, **asdict(footprint), **figures}
+
+
+def show(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> None:
+    """The same as a strip and tables."""
+    from rich.console import Console
+    from rich.text import Text
+
+    config, console = subject.config, Console(highlight=False)
+    strip = Text()
+    for kind in config.pattern:
+        strip.append(kind, style=COLOURS[kind])
+    console.print(strip)
+    console.print(_legend(config.pattern), style="dim")
+    table(("shape", ""), _shape_rows(config))
+    print()
+    total = footprint.parameters
+    rows = [(part, f"{count:,}", f"{100 * count / total:.1f} %") for part, count in footprint.parameters_by_part.items()]
+    table(("parameters", "", "share"), [*rows, ("all", f"{total:,}", "")])
+    print()
+    dtype = str(subject.dtype).removeprefix("torch.")
+    memory = [
+        (f"weights, {dtype} ({subject.weights})", _size(footprint.weight_bytes)),
+        ("keys and values, each token", _size(footprint.kv_bytes_per_token)),
+        ("states, each sequence", _size(footprint.state_bytes_per_sequence)),
+        (f"in all, {figures['batch']} x {figures['context']:,} tokens", _size(figures["total_bytes"])),
+    ]
+    table(("memory", ""), memory)
+    print()
+    budget, longest = _size(figures["budget_bytes"]), figures["max_context"]
+    verdict = [
+        (f"{figures['batch']} x {figures['context']:,} tokens fit", "yes" if figures["fits"] else "no"),
+        (f"longest context, batch {figures['batch']}", "unbounded: no attention" if longest is None else f"{longest:,}"),
+        (f"largest batch, {figures['context']:,} tokens each", f"{figures['max_batch']:,}"),
+    ]
+    table((f"in {budget}", ""), verdict)
+
+
+def _open(arguments: "jsonargparse.Namespace") -> Subject:
+    import torch
+
+    from nanohybrid.checkpoint import CheckpointReader, read_config
+    from nanohybrid.checkpoint.reader import has_weights
+    from nanohybrid.config import HybridConfig
+
+    chosen = None if arguments.dtype == "checkpoint" else getattr(torch, DTYPES[arguments.dtype])
+    if arguments.preset is not None:
+        return Subject(HybridConfig.preset(arguments.preset), chosen or torch.bfloat16, None, "a preset has none")
+    if not has_weights(arguments.path):
+        return Subject(read_config(arguments.path), chosen or torch.bfloat16, None, "none beside config.json")
+    with CheckpointReader(arguments.path) as reader:
+        found = "all tensors there and of their shape"
+        return Subject(reader.config, chosen or reader.common_dtype, None if chosen else reader.stored_bytes, found)
+
+
+def _check(arguments: "jsonargparse.Namespace") -> None:
+    if (arguments.path is None) == (arguments.preset is None):
+        raise InputError("name a checkpoint directory, or --preset NAME: one of the two")
+    if not 0 < arguments.budget_gib < 2**30:
+        raise InputError(f"--budget-gib is {arguments.budget_gib}; it must be positive")
+    for name in ("context", "batch"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} is {value}; it must be at least 1")
+
+
+def _legend(pattern: str) -> str:
+    from nanohybrid.config import KINDS
+
+    kinds = [f"{kind} {name} x {pattern.count(kind)}" for kind, name in KINDS.items() if kind in pattern]
+    return f"{len(pattern)} layers: {', '.join(kinds)}"
+
+
+def _shape_rows(config: "HybridConfig") -> list[tuple[str, str]]:
+    rows = [
+        ("vocabulary x width", f"{config.vocab_size:,} x {config.hidden_size:,}{', head tied' if config.tie_word_embeddings else ''}"),
+        ("longest context trained", f"{config.max_position_embeddings:,}"),
+    ]
+    if "M" in config.pattern:
+        mamba = f"{config.mamba_num_heads} heads x {config.mamba_head_dim}, {config.n_groups} groups, state {config.ssm_state_size}"
+        rows.append(("Mamba-2", f"{mamba}, conv {config.conv_kernel}"))
+    if "*" in config.pattern:
+        positions = "no positions" if config.rope_theta is None else f"RoPE theta {config.rope_theta:g}"
+        heads = f"{config.num_attention_heads} heads, {config.num_key_value_heads} key/value, x {config.head_dim}"
+        rows.append(("attention", f"{heads}, {positions}{', QK norm' if config.qk_norm else ''}"))
+    if "-" in config.pattern:
+        rows.append(("MLP", f"{config.intermediate_size:,}, {config.mlp_activation}"))
+    return rows
+
+
+def _size(count: int) -> str:
+    """Bytes as people read them, in binary units."""
+    for unit, size in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,178 @@
+"""Every way in which config.json is written says the same; what cannot be built is refused by name."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanohybrid.checkpoint import read_config
+from nanohybrid.checkpoint.dialects import config_object, model_type, parse
+from nanohybrid.config import HybridConfig
+from nanohybrid.errors import CheckpointError, ConfigError, NanohybridError
+from nanohybrid.presets import PRESETS
+
+OFFICIAL = {
+    "model_type": "nemotron_h", "auto_map": {"AutoConfig": "x"}, "hybrid_override_pattern": "M-*", "num_hidden_layers": 3,
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "mamba_num_heads": 6, "mamba_head_dim": 8, "n_groups": 3, "ssm_state_size": 16, "time_step_limit": [0.0, math.inf],
+    "torch_dtype": "bfloat16", "eos_token_id": 12, "tie_word_embeddings": True, "attention_bias": True, "residual_in_fp32": True,
+}  # fmt: skip
+QWEN = {
+    "model_type": "qwen3", "num_hidden_layers": 2, "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 5e5, "tie_word_embeddings": True,
+    "bos_token_id": None, "eos_token_id": [3, 4], "attention_bias": False, "hidden_act": "silu", "sliding_window": None,
+}  # fmt: skip
+
+
+def without(source, *keys, **changes):
+    return {**{key: value for key, value in source.items() if key not in keys}, **changes}
+
+
+SAME = {
+    "official": OFFICIAL,
+    "no number of layers": without(OFFICIAL, "num_hidden_layers"),
+    "attention_head_dim": without(OFFICIAL, "head_dim", attention_head_dim=8),
+    "as transformers 5 saves": without(
+        OFFICIAL, "hybrid_override_pattern", "num_hidden_layers", "torch_dtype", dtype="bfloat16", n_routed_experts=8,
+        layers_block_type=["linear_attention", "mlp", "full_attention"], time_step_limit=[0.0, {"__float__": "Infinity"}],
+    ),
+    "older block names": without(OFFICIAL, "hybrid_override_pattern", layers_block_type=["mamba", "mlp", "attention"]),
+    "both, agreeing": {**OFFICIAL, "layers_block_type": ["mamba", "mlp", "attention"]},
+    "nulls": {**OFFICIAL, "time_step_limit": None, "use_conv_bias": None, "layers_block_type": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", SAME)
+def test_every_dialect_says_the_same(dialect, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SAME[dialect]))
+    config = read_config(tmp_path)
+    assert config == HybridConfig(
+        pattern="M-*", vocab_size=64, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        mamba_num_heads=6, mamba_head_dim=8, n_groups=3, ssm_state_size=16, eos_token_id=12,
+    )  # fmt: skip
+    assert HybridConfig.from_pretrained(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 5e5},
+        {"rope_theta": None, "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+        {"rope_theta": 5e5, "rope_scaling": {"type": "default"}},
+    ],
+)
+def test_qwen3_is_pairs_of_attention_and_mlp(rope):
+    config = parse({**QWEN, **rope})
+    assert (config.pattern, config.rope_theta, config.qk_norm, config.mlp_activation) == ("*-*-", 5e5, True, "swiglu")
+    assert config.tie_word_embeddings and config.eos_token_id == 3 and config.layer_norm_epsilon == 1e-6
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_writing_and_reading(name):
+    config = HybridConfig.preset(name)
+    again = parse(json.loads(json.dumps(config_object(config, "bfloat16"))))
+    unused = {
+        "rescale_prenorm_residual",
+        *(field.name for field in dataclasses.fields(config) if "mamba" in field.name or "ssm" in field.name),
+    }
+    unused |= {"n_groups", "conv_kernel", "chunk_size", "time_step_min", "time_step_max", "time_step_floor", "time_step_limit"}
+    keep = {} if model_type(config) != "qwen3" else {name: getattr(config, name) for name in unused}
+    assert again.replace(**keep) == config
+
+
+def test_a_configuration_that_the_official_dialect_cannot_say_is_not_called_nemotron_h():
+    plain = HybridConfig.preset("tiny")
+    assert model_type(plain) == "nemotron_h"
+    for change in ({"rope_theta": 1e4}, {"qk_norm": True}, {"mlp_activation": "swiglu"}):
+        assert model_type(plain.replace(**change)) == "nanohybrid"
+        assert parse(config_object(plain.replace(**change), "float32")) == plain.replace(**change)
+
+
+REFUSED = {
+    "another model": ({"model_type": "mamba9"}, "model_type"),
+    "no model type": ({"model_type": None}, "model_type"),
+    "a list as model type": ({"model_type": ["nemotron_h"]}, "model_type"),
+    "experts": ({"hybrid_override_pattern": "MEM"}, "mixture of experts"),
+    "experts by name": ({"hybrid_override_pattern": None, "layers_block_type": ["mamba", "moe", "mlp"]}, "mixture of experts"),
+    "unknown character": ({"hybrid_override_pattern": "M?*"}, '"?"'),
+    "unknown block": ({"layers_block_type": ["mamba", "rwkv", "mlp"]}, "rwkv"),
+    "blocks not a list": ({"layers_block_type": "M-*"}, "layers_block_type"),
+    "two patterns": ({"layers_block_type": ["mamba", "mlp", "mlp"]}, "hybrid_override_pattern"),
+    "pattern against number": ({"num_hidden_layers": 4}, "num_hidden_layers"),
+    "no pattern": ({"hybrid_override_pattern": None}, "hybrid_override_pattern"),
+    "empty pattern": ({"hybrid_override_pattern": ""}, "hybrid_override_pattern"),
+    "width missing": ({"hidden_size": None}, "hidden_size"),
+    "heads missing": ({"mamba_num_heads": None}, "mamba_num_heads"),
+    "negative width": ({"hidden_size": -64}, "hidden_size"),
+    "width a word": ({"hidden_size": "wide"}, "hidden_size"),
+    "width a fraction": ({"hidden_size": 32.0}, "hidden_size"),
+    "width true": ({"hidden_size": True}, "hidden_size"),
+    "groups": ({"n_groups": 4}, "n_groups"),
+    "key heads": ({"num_key_value_heads": 3}, "num_key_value_heads"),
+    "projection biases": ({"use_bias": True}, "use_bias"),
+    "MLP biases": ({"mlp_bias": True}, "mlp_bias"),
+    "no conv bias": ({"use_conv_bias": False}, "use_conv_bias"),
+    "activation": ({"mlp_hidden_act": "gelu"}, "mlp_hidden_act"),
+    "Mamba activation": ({"mamba_hidden_act": "gelu"}, "mamba_hidden_act"),
+    "time step limit a number": ({"time_step_limit": 5}, "time_step_limit"),
+    "time step limit a word": ({"time_step_limit": ["a", "b"]}, "time_step_limit"),
+    "epsilon not a number": ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon"),
+}  # fmt: skip
+REFUSED_QWEN = {
+    "scaled positions": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+    "no theta": ({"rope_theta": -1}, "rope_theta"),
+    "rope a word": ({"rope_parameters": "default"}, "rope_parameters"),
+    "biases": ({"attention_bias": True}, "attention_bias"),
+    "window": ({"use_sliding_window": True}, "use_sliding_window"),
+    "window by layer": ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+    "layers missing": ({"num_hidden_layers": None}, "num_hidden_layers"),
+    "layers beyond memory": ({"num_hidden_layers": 10**12}, "num_hidden_layers"),
+    "tie a word": ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+    "activation": ({"hidden_act": "gelu"}, "hidden_act"),
+}
+
+
+@pytest.mark.parametrize("source, name", [(OFFICIAL, name) for name in REFUSED] + [(QWEN, name) for name in REFUSED_QWEN])
+def test_what_cannot_be_built_is_refused_by_name(source, name, tmp_path):
+    change, named = (REFUSED if source is OFFICIAL else REFUSED_QWEN)[name]
+    (tmp_path / "config.json").write_text(json.dumps({**source, **change}))
+    with pytest.raises(ConfigError) as caught:
+        read_config(tmp_path)
+    assert named in str(caught.value) and str(tmp_path / "config.json") in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b'{"a": 1, "a": 2}', b"[" * 100_000, b"null", b"1" * 6000])
+def test_a_file_that_is_no_json_object_is_refused(text, tmp_path):
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
+def test_a_directory_that_is_none_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for path, says in [("nowhere", "no such directory"), ("file", "not a directory"), ("empty", "no such file")]:
+        with pytest.raises(CheckpointError, match=says):
+            read_config(tmp_path / path)
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 200), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)  # fmt: skip
+
+
+@given(
+    st.sampled_from([OFFICIAL, QWEN]).flatmap(lambda raw: st.tuples(st.just(raw), st.dictionaries(st.sampled_from(sorted(raw)), VALUES)))
+)
+def test_no_value_of_any_key_gives_another_error(case):
+    source, changes = case
+    try:
+        config = parse({**source, **changes})
+    except NanohybridError as error:
+        assert "\n" not in str(error)
+    else:
+        assert isinstance(config, HybridConfig)
