@@ -5,14 +5,16 @@ A run that was stopped goes on where the output ends: what is there is kept afte
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from nanohybrid.cli.common import jsonable, print_json
 from nanohybrid.cli.source import Clock, open_model, peak_memory_bytes
 from nanohybrid.errors import InputError
 from nanohybrid.stages.progress import progress
+from nanohybrid.text.messages import checked
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
 
 Line = dict[str, Any]
 ASK = ("prompt", "messages", "seed")
+
+
+class Asked(NamedTuple):
+    """A line of the input, and how to name it in an error."""
+
+    where: str
+    line: Line
 
 
 def generate_file(arguments: "jsonargparse.Namespace", params: "SamplingParams") -> None:
@@ -40,25 +49,27 @@ def generate_file(arguments: "jsonargparse.Namespace", params: "SamplingParams")
     if arguments.json:
         print_json(figures)
     else:
-        print(f"{len(lines) - done} answers ({done} were there), {tokens} tokens, {tokens / clock.seconds:.0f} tokens/s: {arguments.output}")
+        print(
+            f"{len(lines) - done} answers ({done} were there), {tokens} tokens, {tokens / clock.seconds:.0f} tokens/s: {arguments.output}"
+        )
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_lines(path: Path) -> list[Asked]:
     """The prompts of a file. Raises InputError that names file and line where one is not a prompt."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    lines: list[Line] = []
+    lines: list[Asked] = []
     for number, raw in enumerate(content.split(b"\n"), start=1):
         if raw.strip():
-            lines.append(_parse(raw, f"{path}:{number}"))
+            lines.append(Asked(f"{path}:{number}", _parse(raw, f"{path}:{number}")))
     if not lines:
         raise InputError(f'{path}: holds no prompts; a line is {{"prompt": "..."}} or {{"messages": [...]}}')
     return lines
 
 
-def answered(output: Path, lines: list[Line], source: Path) -> int:
+def answered(output: Path, lines: list[Asked], source: Path) -> int:
     """How many lines `output` answers already. A last line that was cut off is removed; answers to other prompts are an error."""
     if not output.exists():
         return 0
@@ -70,7 +81,7 @@ def answered(output: Path, lines: list[Line], source: Path) -> int:
             answer = json.loads(raw)
         except ValueError:
             answer = None
-        if asked is None or not isinstance(answer, dict) or any(answer.get(key) != asked.get(key) for key in ASK):
+        if asked is None or not isinstance(answer, dict) or any(answer.get(key) != asked.line.get(key) for key in ASK):
             raise InputError(f"{output}:{number}: does not answer a prompt of {source}; give another --output, or remove it")
     if len(whole) < len(content):
         with open(output, "r+b") as file:
@@ -79,20 +90,31 @@ def answered(output: Path, lines: list[Line], source: Path) -> int:
 
 
 def _answer(
-    llm: "LLM", lines: list[Line], params: "SamplingParams", arguments: "jsonargparse.Namespace", file: IO[str], tell: Callable[[int], object]
+    llm: "LLM",
+    asked: list[Asked],
+    params: "SamplingParams",
+    arguments: "jsonargparse.Namespace",
+    file: IO[str],
+    tell: Callable[[int], object],
 ) -> int:
     """Run all lines through one engine and write each answer when all before it are written; returns the tokens made."""
     from nanohybrid.cli.generate import as_json, chat_wanted, thinking_wanted
 
     thinking = thinking_wanted(arguments)
-    prompts = [_encode(llm, line, chat_wanted(arguments), thinking) for line in lines]
+    prompts = []
+    for one in asked:
+        with _named(one.where):
+            prompts.append(_encode(llm, one.line, chat_wanted(arguments), thinking))
     engine = llm.engine(prompts, params.max_tokens)
-    seeded = [replace(params, seed=line["seed"]) if line.get("seed") is not None else params for line in lines]
-    requests = [engine.add(prompt, one) for prompt, one in zip(prompts, seeded, strict=True)]
+    requests = []
+    for one, prompt in zip(asked, prompts, strict=True):
+        seed = one.line.get("seed")
+        with _named(one.where):
+            requests.append(engine.add(prompt, params if seed is None else replace(params, seed=seed)))
     written = tokens = 0
     while written < len(requests):
         engine.step()
-        for line, request in _ready(lines, requests, written):
+        for line, request in _ready(asked, requests, written):
             completion = request.completion()
             file.write(json.dumps({**line, **as_json(completion)}, default=jsonable, ensure_ascii=False) + "\n")
             file.flush()
@@ -101,11 +123,20 @@ def _answer(
     return tokens
 
 
-def _ready(lines: list[Line], requests: list["Request"], written: int) -> Iterator[tuple[Line, "Request"]]:
-    for line, request in zip(lines[written:], requests[written:], strict=True):
+def _ready(asked: list[Asked], requests: list["Request"], written: int) -> Iterator[tuple[Line, "Request"]]:
+    for one, request in zip(asked[written:], requests[written:], strict=True):
         if not request.finished:
             return
-        yield line, request
+        yield one.line, request
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """An InputError inside is about this line of the file, and says so."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _encode(llm: "LLM", line: Line, chat: bool, thinking: bool | None) -> list[int]:
@@ -127,14 +158,9 @@ def _parse(raw: bytes, where: str) -> Line:
         raise InputError(f'{where}: must be an object with either "prompt" or "messages"')
     if "prompt" in line and not isinstance(line["prompt"], str):
         raise InputError(f'{where}: "prompt" must be a text')
-    if "messages" in line and not _conversation(line["messages"]):
-        raise InputError(f'{where}: "messages" must be a list of objects with a "role" and a "content", the last one the user\'s')
+    if "messages" in line:
+        with _named(where):
+            checked(line["messages"])
     if line.get("seed") is not None and type(line["seed"]) is not int:
         raise InputError(f'{where}: "seed" must be a whole number')
     return line
-
-
-def _conversation(messages: object) -> bool:
-    if not isinstance(messages, list) or not messages:
-        return False
-    return all(isinstance(m, dict) and isinstance(m.get("role"), str) and ("content" in m or "tool_calls" in m) for m in messages)

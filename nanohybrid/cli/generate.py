@@ -24,7 +24,9 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--input", type=Path, metavar="FILE.jsonl", help='many prompts: a line is {"prompt": ...} or {"messages": [...]}')
     result.add_argument("--output", type=Path, metavar="FILE.jsonl", help="their answers, a line each in the same order; resumes")
     result.add_argument("--chat", action="store_true", help="--prompt is a user's message in the chat format")
-    result.add_argument("--raw", action="store_true", help="--prompt is the text itself, marks and all (the default without a thinking flag)")
+    result.add_argument(
+        "--raw", action="store_true", help="--prompt is the text itself, marks and all (the default without a thinking flag)"
+    )
     result.add_argument("--system", metavar="TEXT", help="a system message before it; implies --chat")
     result.add_argument("--think", action="store_true", help="think before the answer; implies --chat")
     result.add_argument("--no-think", action="store_true", help="answer at once; implies --chat")
@@ -46,7 +48,11 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     prompt = _encode(llm, text, arguments)
     clock = Clock()
     completion = _stream(llm, prompt, params, quiet=arguments.json)
-    figures = {"tokens": len(completion.token_ids), "seconds": clock.seconds, "tokens_per_second": len(completion.token_ids) / clock.seconds}
+    figures = {
+        "tokens": len(completion.token_ids),
+        "seconds": clock.seconds,
+        "tokens_per_second": len(completion.token_ids) / clock.seconds,
+    }
     figures["peak_memory_bytes"] = peak_memory_bytes()
     if arguments.json:
         print_json({**as_json(completion), **figures})
@@ -77,7 +83,7 @@ def as_json(completion: "Completion") -> dict[str, Any]:
     """A completion as every --json of generation shows it, the trace apart from the answer too."""
     from nanohybrid.text import split_thinking
 
-    reasoning, content = split_thinking(completion.text) if completion.thinking_end != "none" else (None, completion.text)
+    reasoning, content = split_thinking(completion.text, opened=completion.thinking_tokens > 0)
     return {
         "text": completion.text, "reasoning": reasoning, "content": content, "tokens": len(completion.token_ids),
         "token_ids": completion.token_ids, "prompt_tokens": completion.prompt_tokens, "finish_reason": completion.finish_reason,
@@ -93,6 +99,8 @@ def _encode(llm: "LLM", text: str, arguments: "jsonargparse.Namespace") -> list[
 
 
 def _stream(llm: "LLM", prompt: Sequence[int], params: "SamplingParams", quiet: bool) -> "Completion":
+    from nanohybrid.engine.engine import completed
+
     engine = llm.engine([prompt], params.max_tokens)
     request = engine.add(prompt, params, stream=True)
     while not request.finished:
@@ -102,7 +110,7 @@ def _stream(llm: "LLM", prompt: Sequence[int], params: "SamplingParams", quiet: 
             print(text, end="", flush=True)
     if not quiet:
         print()
-    return request.completion()
+    return completed(request)
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:

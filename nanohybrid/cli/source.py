@@ -18,22 +18,27 @@ def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
     parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory")
     parser.add_argument("--preset", metavar="NAME", help="a configuration by name instead of a checkpoint; with --random-weights")
     parser.add_argument("--random-weights", action="store_true", help="weights at random, to measure speed and memory")
-    parser.add_argument("--dtype", choices=["checkpoint", "bf16", "fp16", "fp32"], default="checkpoint", help="precision of the weights (default: the checkpoint's own)")  # fmt: skip
+    kinds = ["checkpoint", "bf16", "fp16", "fp32"]
+    parser.add_argument("--dtype", choices=kinds, default="checkpoint", help="precision of the weights")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
     parser.add_argument("--max-running", type=int, default=64, metavar="N", help="at most so many sequences at once")
 
 
-def add_sampling_flags(parser: "jsonargparse.ArgumentParser", max_new_tokens: int) -> None:
+def add_sampling_flags(
+    parser: "jsonargparse.ArgumentParser", max_new_tokens: int, temperature: float | None = 0.0, top_p: float | None = 1.0
+) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N", help="the most to write, thinking included")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that reach this probability")
+    parser.add_argument("--temperature", type=float, default=temperature, metavar="T", help="0 is greedy")
+    parser.add_argument(
+        "--top-p", type=float, default=top_p, metavar="P", help="draw from the likeliest tokens that reach this probability"
+    )
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens; 0 is all")
     parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="cut tokens less than P times as likely as the likeliest")
     parser.add_argument("--seed", type=int, metavar="S", help="same seed, same text; without it, a new one each time")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     parser.add_argument("--ignore-eos", action="store_true", help="write on through the end mark, up to --max-new-tokens")
     parser.add_argument("--thinking-budget", type=int, metavar="N", help="end the trace at the next newline after N tokens")
-    parser.add_argument("--thinking-grace", type=int, default=500, metavar="N", help="... and N tokens later at the latest (default 500)")
+    parser.add_argument("--thinking-grace", type=int, default=500, metavar="N", help="... and N tokens later at the latest")
 
 
 def sampling_params(arguments: "jsonargparse.Namespace") -> "SamplingParams":

@@ -1,7 +1,7 @@
 """The engine: requests in, tokens out. A step is schedule, run, postprocess.
 
-    engine = Engine(model, tokenizer)
-    for completion in engine.generate(prompts, SamplingParams(max_tokens=64)): ...
+engine = Engine(model, tokenizer)
+for completion in engine.generate(prompts, SamplingParams(max_tokens=64)): ...
 """
 
 import secrets
@@ -11,8 +11,8 @@ from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.engine.pools import PagePool, SlotPool
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.runner import Runner
-from nanohybrid.engine.scheduler import Scheduler, Work
 from nanohybrid.engine.sampler import Sampled
+from nanohybrid.engine.scheduler import Scheduler, Work
 from nanohybrid.errors import NanohybridError
 from nanohybrid.model import HybridLM
 from nanohybrid.text import Tokenizer
@@ -49,9 +49,10 @@ class Engine:
     def sized_for(
         cls, model: HybridLM, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_tokens: int, max_running: int = 64
     ) -> "Engine":
-        """An engine with no more memory than this job needs."""
+        """An engine with no more memory than this job needs, and no more context than the model was made for."""
         longest = max((len(prompt) for prompt in prompts), default=1)
-        return cls(model, tokenizer, max_running=max(1, min(max_running, len(prompts))), max_context=longest + max_tokens)
+        context = min(longest + max_tokens, model.config.max_position_embeddings)
+        return cls(model, tokenizer, max_running=max(1, min(max_running, len(prompts))), max_context=context)
 
     def step(self) -> list[Request]:
         """Advance every running request; returns those that took a token (some are `finished` now)."""
@@ -108,7 +109,7 @@ class Engine:
         finally:
             for request in requests:
                 self.cancel(request)
-        return [_completed(request) for request in requests]
+        return [completed(request) for request in requests]
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[str]:
         """Yield the text piece by piece; closing the iterator cancels the request."""
@@ -120,7 +121,7 @@ class Engine:
                     yield text
         finally:
             self.cancel(request)
-        _completed(request)
+        completed(request)
 
     def _postprocess(self, work: list[Work], sampled: Sampled) -> list[Request]:
         tokens, logprobs = iter(sampled.tokens), sampled.logprobs
@@ -140,7 +141,8 @@ class Engine:
         return advanced
 
 
-def _completed(request: Request) -> Completion:
+def completed(request: Request) -> Completion:
+    """What came of a finished request. Raises NanohybridError where the model's logits were not numbers."""
     completion = request.completion()
     if completion.finish_reason == "error":
         raise NanohybridError(

@@ -1,8 +1,8 @@
 """A model with its tokenizer and its chat format, ready to be asked: the offline convenience over `Engine`.
 
-    llm = LLM("runs/quickstart/distilled")
-    llm.chat([{"role": "user", "content": "What is 3 + 4 * 2?"}]).text
-    llm.generate(["Once upon a time"], SamplingParams(max_tokens=64, temperature=0.8))
+llm = LLM("runs/quickstart/distilled")
+llm.chat([{"role": "user", "content": "What is 3 + 4 * 2?"}]).text
+llm.generate(["Once upon a time"], SamplingParams(max_tokens=64, temperature=0.8))
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from nanohybrid.checkpoint import load
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
+from nanohybrid.engine.request import text_end
+from nanohybrid.engine.thinking import opens
 from nanohybrid.model import HybridLM
 from nanohybrid.text import ChatTemplate, Tokenizer
 
@@ -27,6 +28,8 @@ class LLM:
     """Everything that a prompt needs. `dtype` None keeps the checkpoint's own."""
 
     def __init__(self, path: str | Path, dtype: torch.dtype | None = None, device: str = "cpu", max_running: int = 64) -> None:
+        from nanohybrid.checkpoint import load  # here, since random models need none of it
+
         directory = Path(path)
         model = load(directory, dtype=dtype, device=device)
         self._set(model, Tokenizer.from_directory(directory), directory, max_running)
@@ -52,7 +55,11 @@ class LLM:
 
     def encode_chat(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
         """Ids of a conversation up to where the answer begins; marks inside messages are plain text."""
-        return self.template.encode(self.tokenizer, list(messages), thinking=thinking)
+        return self.template.encode(self.tokenizer, messages, thinking=thinking)
+
+    def opens_thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether the answer to this prompt begins inside a trace."""
+        return opens(text_end(self.tokenizer, prompt))
 
     def generate(
         self,

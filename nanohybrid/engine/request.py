@@ -5,7 +5,7 @@ use (thinking, stop strings, a stream) is None there and costs one comparison.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from nanohybrid.engine.params import Completion, FinishReason, SamplingParams
 from nanohybrid.engine.pools import Lease
@@ -18,13 +18,21 @@ class Request:
     """The engine's side of one prompt. `computed` tokens of it have their state in the slot and the pages."""
 
     __slots__ = (
-        "id", "prompt", "params", "seed", "stop_ids", "tokens", "logprobs", "finish_reason", "cancelled",
-        "computed", "known", "slot", "pages", "forced", "thinking", "_forced_from", "_forced_count", "_max_tokens", "_stopped_by_id", "_text", "_tokenizer",
+        "_forced_count", "_forced_from", "_max_tokens", "_stopped_by_id", "_text", "_tokenizer", "cancelled", "computed",
+        "finish_reason", "forced", "id", "known", "logprobs", "pages", "params", "prompt", "seed", "slot", "stop_ids", "thinking", "tokens",
     )  # fmt: skip
 
     def __init__(
-        self, id: int, prompt: list[int], params: SamplingParams, tokenizer: Tokenizer, *, seed: int, stop_ids: frozenset[int] = frozenset(), stream: bool = False
-    ) -> None:  # fmt: skip
+        self,
+        id: int,
+        prompt: list[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        stop_ids: frozenset[int] = frozenset(),
+        stream: bool = False,
+    ) -> None:
         self.id, self.prompt, self.params, self.seed = id, prompt, params, seed
         self.stop_ids = stop_ids.union(params.stop_ids)
         self.tokens: list[int] = []
@@ -40,7 +48,7 @@ class Request:
         self._stopped_by_id = False
         self._tokenizer = tokenizer
         self._text = _Text(tokenizer, params.stop) if stream or params.stop else None
-        tail = b"".join(tokenizer.token_bytes(token) for token in prompt[-KEPT:])
+        tail = text_end(tokenizer, prompt)
         self.thinking: Thinking | None = None
         if opens(tail):
             self.thinking = Thinking(tail, params.thinking_budget, params.thinking_grace)
@@ -109,6 +117,11 @@ class Request:
         if text is not None:
             self.forced.extend(self._tokenizer.encode(text))
             self._forced_from, self._forced_count = len(self.tokens), len(self.forced)
+
+
+def text_end(tokenizer: Tokenizer, prompt: Sequence[int]) -> bytes:
+    """The last bytes of a prompt's text, enough to see whether it leaves a trace open."""
+    return b"".join(tokenizer.token_bytes(token) for token in prompt[-KEPT:])
 
 
 class _Text:

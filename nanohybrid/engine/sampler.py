@@ -9,7 +9,7 @@ Equal logits are kept or cut together. Letters: S rows (sequences) · R those of
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,7 +130,7 @@ def _draw(scaled_RV: Tensor, rows: Rows, positions: Sequence[int]) -> Tensor:
     return torch.searchsorted(cumulative_RV, wanted_R1, right=True)[:, 0].clamp(max=scaled_RV.shape[-1] - 1)
 
 
-def _cut(scaled_RV: Tensor, cut: _Cut, keep) -> Tensor:  # type: ignore[no-untyped-def]
+def _cut(scaled_RV: Tensor, cut: _Cut, keep: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     if not cut.some:
         return scaled_RV
     if cut.all:

@@ -8,7 +8,7 @@ the longest. That is what a reader of single characters would find.
 class StopStrings:
     """Text goes in by pieces; text that is certain to belong to the answer comes out."""
 
-    __slots__ = ("stops", "stopped", "_held")
+    __slots__ = ("_held", "stopped", "stops")
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = stops
@@ -24,7 +24,7 @@ class StopStrings:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)[1]]
-        keep = len(text) - max(_begun(text, stop) for stop in self.stops)
+        keep = len(text) - max(begun(text, stop) for stop in self.stops)
         self._held = text[keep:]
         return text[:keep]
 
@@ -34,7 +34,7 @@ class StopStrings:
         return held
 
 
-def _begun(text: str, stop: str) -> int:
+def begun(text: str, stop: str) -> int:
     """The length of the longest proper beginning of `stop` in which the text ends."""
     for length in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:length]):

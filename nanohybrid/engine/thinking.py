@@ -28,7 +28,7 @@ def closing(tail: bytes) -> str:
 class Thinking:
     """Watches one open trace. Once `active` is false it has ended (or the request has) and nothing is left to do."""
 
-    __slots__ = ("active", "end", "tokens", "_budget", "_limit", "_tail")
+    __slots__ = ("_budget", "_limit", "_tail", "active", "end", "tokens")
 
     def __init__(self, tail: bytes, budget: int | None = None, grace: int = 0) -> None:
         self.active = True

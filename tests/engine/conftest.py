@@ -1,4 +1,5 @@
 import pytest
+import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
@@ -17,3 +18,16 @@ def tokenizer() -> Tokenizer:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
     return Tokenizer(raw)
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A hybrid of every kind of layer, small, with logits sharp enough that rounding decides no choice."""
+    from nanohybrid.config import HybridConfig
+    from nanohybrid.engine.random_weights import random_model
+
+    config = HybridConfig(
+        pattern="M-*M-", vocab_size=269, hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+        mamba_num_heads=4, mamba_head_dim=20, n_groups=2, ssm_state_size=16, initializer_range=0.3,
+    )  # fmt: skip
+    return random_model(config, torch.float32, seed=5)

@@ -146,7 +146,20 @@ def test_a_row_that_is_not_numbers_is_named_and_spoils_no_other():
     assert out.broken == [1] and all(0 <= token < 20 for token in out.tokens)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": math.nan}, {"top_p": 0}, {"top_p": 2}, {"top_k": -1}, {"min_p": 1.5}, {"max_tokens": 0}, {"thinking_budget": -1}, {"stop": ("",)}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1},
+        {"temperature": math.nan},
+        {"top_p": 0},
+        {"top_p": 2},
+        {"top_k": -1},
+        {"min_p": 1.5},
+        {"max_tokens": 0},
+        {"thinking_budget": -1},
+        {"stop": ("",)},
+    ],
+)
 def test_impossible_parameters_are_refused_by_name(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         SamplingParams(**bad)

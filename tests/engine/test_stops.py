@@ -1,3 +1,5 @@
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +12,7 @@ stops = st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3).map(tuple)
 def run(pieces, stops):
     watch = StopStrings(stops)
     shown = [watch.push(piece) for piece in pieces]
-    return shown + [watch.flush()], watch.stopped
+    return [*shown, watch.flush()], watch.stopped
 
 
 def plainly(text, stops):
@@ -25,7 +27,7 @@ def plainly(text, stops):
 @given(letters, stops, st.lists(st.integers(0, 30)))
 def test_a_stop_string_cuts_the_same_however_the_text_was_split(text, stops, cuts):
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(edges)]
     shown, stopped = run(pieces, stops)
     assert ("".join(shown), stopped) == plainly(text, stops)
 

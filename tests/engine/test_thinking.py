@@ -72,11 +72,15 @@ def test_a_mark_begun_at_the_limit_is_completed_not_repeated():
 
 
 def test_a_mark_of_an_earlier_turn_does_not_end_this_one():
-    watch, text, _ = think([b"a", b"b"], None, 0, prompt=b"</think>hi\nYou\nA\n<think>\n")
+    watch, _text, _ = think([b"a", b"b"], None, 0, prompt=b"</think>hi\nYou\nA\n<think>\n")
     assert watch.active and watch.end == "none"
 
 
-@given(st.lists(st.sampled_from([b"a", b" ", b"\n", b"<", b"</", b"</thi", b"nk>", b"think>", b".\n\n", b"</think>\n"]), max_size=40), st.integers(0, 12), st.integers(0, 6))
+@given(
+    st.lists(st.sampled_from([b"a", b" ", b"\n", b"<", b"</", b"</thi", b"nk>", b"think>", b".\n\n", b"</think>\n"]), max_size=40),
+    st.integers(0, 12),
+    st.integers(0, 6),
+)
 def test_there_is_exactly_one_end_mark_and_the_budget_is_kept(pieces, budget, grace):
     watch, text, used = think([*pieces, *[b"z"] * 20], budget, grace)
     assert text.count(b"</think>") == 1

@@ -1,0 +1,223 @@
+"""`nanohybrid chat`: a conversation in the terminal, or one read from a pipe line by line."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanohybrid.cli.common import command_parser, print_json
+from nanohybrid.cli.source import Clock, add_model_flags, add_sampling_flags, open_model, sampling_params
+from nanohybrid.errors import InputError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from nanohybrid.cli.conversation import Conversation, Piece
+
+SUMMARY = "talk with it in the terminal"
+HELP = """  /think, /no_think   think before answers, or not
+  /budget N           end thinking at the next newline after N tokens; /budget off lifts it
+  /clear              forget the conversation
+  /help               this
+  /quit, Ctrl-D       leave
+  Ctrl-C              stop the answer"""
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+CONTROLS = {
+    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+}  # a model must not steer the terminal
+
+
+def parser() -> "jsonargparse.ArgumentParser":
+    result = command_parser("chat", SUMMARY)
+    add_model_flags(result)
+    result.add_argument("--system", metavar="TEXT", help="a system message")
+    result.add_argument("--no-think", action="store_true", help="begin with thinking off")
+    result.add_argument("--context", type=int, default=8192, metavar="N", help="tokens of conversation and answer that memory is kept for")
+    add_sampling_flags(result, max_new_tokens=4096, temperature=None, top_p=None)
+    return result
+
+
+def run(arguments: "jsonargparse.Namespace") -> int:
+    """Read, answer, until the end of the input. With --json each answer is one JSON object on a line."""
+    free = frozenset(name for name in ("temperature", "top_p") if arguments[name] is None)
+    arguments.temperature = 0.0 if arguments.temperature is None else arguments.temperature
+    arguments.top_p = 1.0 if arguments.top_p is None else arguments.top_p
+    params = sampling_params(arguments)
+    if arguments.context < 1:
+        raise InputError(f"--context is {arguments.context}; it must be at least 1")
+    llm = open_model(arguments)
+
+    from nanohybrid.cli.conversation import Conversation
+    from nanohybrid.engine import Engine
+
+    context = min(arguments.context, llm.model.config.max_position_embeddings)
+    engine = Engine(llm.model, llm.tokenizer, max_running=1, max_context=context)
+    talk = Conversation(llm, engine, params, free, thinking=False if arguments.no_think else None, system=arguments.system)
+    live = sys.stdin.isatty()
+    if live and not arguments.json:
+        print(f"{arguments.path or arguments.preset}: /help tells the commands, Ctrl-D leaves", file=sys.stderr)
+    with _history(live):
+        for line in _lines(live):
+            if line.startswith("/") and (act := command(talk, line)) is not None:
+                if act == "quit":
+                    break
+                print(act, file=sys.stderr)
+            else:
+                _answer(talk, line, arguments.json)
+    return 0
+
+
+def command(talk: "Conversation", line: str) -> str | None:
+    """Obey a line that is a command and return what to say of it; None where the line is a message after all."""
+    name, _, value = line.partition(" ")
+    value = value.strip()
+    if name in ("/think", "/no_think"):
+        if value:
+            return None  # `/no_think how are you?` is a message whose switch the template reads
+        talk.thinking = name == "/think"
+        return f"thinking is {'on' if talk.thinking else 'off'}"
+    if name == "/budget":
+        return _budget(talk, value)
+    if name == "/clear":
+        talk.clear()
+        return "forgotten"
+    if name == "/help":
+        return HELP
+    return "quit" if name in ("/quit", "/exit") else f"there is no command {name}; /help tells them"
+
+
+def _budget(talk: "Conversation", value: str) -> str:
+    from dataclasses import replace
+
+    if value not in ("off", "none") and not (value.isascii() and value.isdigit()):
+        return "give a number of tokens, or off: /budget 200"
+    talk.params = replace(talk.params, thinking_budget=int(value) if value.isdigit() else None)
+    return f"thinking ends after {value} tokens" if value.isdigit() else "thinking has no budget"
+
+
+def _answer(talk: "Conversation", text: str, as_json: bool) -> None:
+    """Say one answer. Ctrl-C stops it; what cannot be answered is one line and the conversation goes on."""
+    from nanohybrid.cli.generate import as_json as described
+
+    clock, show = Clock(), _Writer(sys.stdout.isatty())
+    try:
+        with _interrupting(lambda: setattr(talk, "stop", True)):
+            for piece in talk.ask(text):
+                if not as_json:
+                    show.piece(piece)
+    except InputError as error:
+        print(f"nanohybrid: {error}", file=sys.stderr)
+        return
+    finally:
+        if not as_json:
+            show.end()
+    done = talk.completion
+    if as_json:
+        stopped = {"text": None, "finish_reason": "stopped"}
+        print_json({**(stopped if done is None else described(done)), "seconds": clock.seconds})
+        sys.stdout.flush()
+    elif done is None:
+        print(show.dimmed("[stopped]"), file=sys.stderr)
+    else:
+        thought = f", {done.thinking_tokens} of them thinking ({done.thinking_end} end)" if done.thinking_tokens else ""
+        cut = ", cut at the limit" if done.finish_reason == "length" else ""
+        count = len(done.token_ids)
+        print(show.dimmed(f"[{count} tokens{thought}{cut}, {count / clock.seconds:.1f} tokens/s]"), file=sys.stderr)
+
+
+class _Writer:
+    """Shows pieces on stdout: the trace dimmed on a terminal, between its marks elsewhere."""
+
+    def __init__(self, terminal: bool) -> None:
+        self.terminal = terminal
+        self.colour = terminal and "NO_COLOR" not in os.environ
+        self._thinking = False
+        self._line_ended = True
+
+    def piece(self, piece: "Piece") -> None:
+        if piece.thinking != self._thinking:
+            self._turn(piece.thinking)
+        self._write(piece.text.translate(CONTROLS) if self.terminal else piece.text)
+
+    def end(self) -> None:
+        if self._thinking and self.colour:
+            self._write(PLAIN)
+        self._thinking = False
+        print(flush=True)
+
+    def dimmed(self, text: str) -> str:
+        return f"{DIM}{text}{PLAIN}" if self.colour else text
+
+    def _turn(self, thinking: bool) -> None:
+        self._thinking = thinking
+        if thinking:
+            self._write(DIM if self.colour else "<think>\n")
+        else:
+            self._write(("" if self._line_ended else "\n") + (f"{PLAIN}\n" if self.colour else "</think>\n\n"))
+
+    def _write(self, text: str) -> None:
+        self._line_ended = text.endswith("\n")
+        print(text, end="", flush=True)
+
+
+@contextmanager
+def _interrupting(act: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C inside does `act` instead of raising, so that no step is cut in half; a second one raises."""
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        act()
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _lines(live: bool) -> Iterator[str]:
+    """What is asked: lines that are not empty, to the end of the input. Ctrl-C at the prompt drops the line."""
+    while True:
+        try:
+            line = input("> " if live else "")
+        except EOFError:
+            if live:
+                print(file=sys.stderr)
+            return
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            continue
+        if line.strip():
+            yield line.strip()
+
+
+@contextmanager
+def _history(live: bool) -> Iterator[None]:
+    """Line editing with a history kept from one run to the next; only in memory where there is no place or no readline."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    path = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "nanohybrid" / "history"
+    kept = live and _readable(path)
+    if kept:
+        readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        if kept:
+            readline.set_history_length(1000)
+            readline.write_history_file(path)
+
+
+def _readable(path: Path) -> bool:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600, exist_ok=True)
+        return os.access(path, os.R_OK | os.W_OK)
+    except OSError:
+        return False
