@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import Axes, Declaration, axis_sizes, shape
 from nanohybrid.ops.layout import Layout
+
+
+class Weights(nn.Module):
+    """A name in the checkpoint with parameters under it; what is computed with them stands in the mixer's forward."""
+
+    weight: Tensor
+    bias: Tensor
 
 
 class Mixer(nn.Module):
@@ -29,7 +36,7 @@ class Mixer(nn.Module):
         """The axes of this mixer's parameters, and its state."""
         raise NotImplementedError
 
-    def forward(self, x_TE: torch.Tensor, layout: Layout, state: dict[str, torch.Tensor] | None) -> torch.Tensor:
+    def forward(self, x_TE: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
         """x_TE -> what is added to the residual stream, [T, E]; reads and writes `state` at the layout's slots and pages."""
         raise NotImplementedError
 
@@ -43,9 +50,9 @@ def build(module: nn.Module, parameters: Mapping[str, Axes], config: HybridConfi
         if len(path) == 1 and leaf == "weight" and len(dimensions) == 2:
             module.add_module(path[0], nn.utils.skip_init(nn.Linear, dimensions[1], dimensions[0], bias=False))
             continue
-        owner = module
+        owner: nn.Module = module
         for part in path:
             if part not in owner._modules:
-                owner.add_module(part, nn.Module())
+                owner.add_module(part, Weights())
             owner = owner.get_submodule(part)
         owner.register_parameter(leaf, nn.Parameter(torch.empty(dimensions)))
