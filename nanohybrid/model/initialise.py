@@ -21,13 +21,13 @@ def initialise(module: nn.Module, config: HybridConfig, generator: torch.Generat
 
 def fill(parameter: Tensor, name: str, config: HybridConfig, generator: torch.Generator) -> None:
     """One parameter by its checkpoint name."""
-    if name.endswith("norm.weight") or name.endswith("norm_f.weight") or name.endswith(".D"):
+    if name.endswith(("norm.weight", "norm_f.weight", ".D")):
         parameter.fill_(1.0)
     elif name.endswith("A_log"):
         parameter.copy_(torch.empty(parameter.shape).uniform_(1, 16, generator=generator).log())
     elif name.endswith("dt_bias"):
         parameter.copy_(_dt_bias(parameter.shape, config, generator))
-    elif name.endswith("conv1d.weight") or name.endswith("conv1d.bias"):
+    elif name.endswith(("conv1d.weight", "conv1d.bias")):
         bound = config.conv_kernel**-0.5
         parameter.uniform_(-bound, bound, generator=generator)
     else:

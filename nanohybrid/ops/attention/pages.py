@@ -1,5 +1,7 @@
 """Where a sequence's keys and values lie in a pool of pages: writing them, and reading them without a copy where possible."""
 
+import itertools
+
 import numpy as np
 from torch import Tensor
 
@@ -29,7 +31,7 @@ def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int)
     owned = [layout.pages[i][:need] for i in sequences]
     stride = owned[1][0] - owned[0][0] if len(owned) > 1 else need
     runs = all(len(o) == need and o[-1] - o[0] == need - 1 and o[0] == owned[0][0] + n * stride for n, o in enumerate(owned))
-    if runs and stride > 0 and all(b - a == 1 for o in owned for a, b in zip(o, o[1:], strict=False)):
+    if runs and stride > 0 and all(b - a == 1 for o in owned for a, b in itertools.pairwise(o)):
         page, row, head, last = pool.stride()
         first = pool[owned[0][0]]
         return first.as_strided((len(owned), context, *pool.shape[2:]), (stride * page, row, head, last), first.storage_offset())
