@@ -41,6 +41,20 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
 
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """nn.Linear with an uninitialised weight on the default device (`with torch.device("meta")` included) and no bias."""
+    module = nn.Linear(inputs, outputs, bias=False, device="meta")
+    module.weight = nn.Parameter(torch.empty(outputs, inputs))
+    return module
+
+
+def embedding(entries: int, width: int) -> nn.Embedding:
+    """nn.Embedding in the same way."""
+    module = nn.Embedding(entries, width, device="meta")
+    module.weight = nn.Parameter(torch.empty(entries, width))
+    return module
+
+
 def build(module: nn.Module, parameters: Mapping[str, Axes], config: HybridConfig) -> None:
     """Give `module` uninitialised parameters of the declared names and shapes."""
     sizes = axis_sizes(config)
@@ -48,7 +62,7 @@ def build(module: nn.Module, parameters: Mapping[str, Axes], config: HybridConfi
         *path, leaf = name.split(".")
         dimensions = shape(axes, sizes)
         if len(path) == 1 and leaf == "weight" and len(dimensions) == 2:
-            module.add_module(path[0], nn.utils.skip_init(nn.Linear, dimensions[1], dimensions[0], bias=False))
+            module.add_module(path[0], linear(dimensions[1], dimensions[0]))
             continue
         owner: nn.Module = module
         for part in path:
