@@ -1,6 +1,7 @@
 """The SSD scan and step against the recurrence, one token at a time, in float64."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -75,9 +76,7 @@ def test_gradcheck_of_the_scan():
 
 def test_the_step_is_one_token_of_the_recurrence(agree):
     layout = Layout.packed([1] * 5)
-    tensors = {
-        name.replace("_T", "_S").replace("initial", "state"): t for name, t in inputs(layout, *SHAPES[0]).items()
-    }
+    tensors = {name.replace("_T", "_S").replace("initial", "state"): t for name, t in inputs(layout, *SHAPES[0]).items()}
     agree(batched.ssd_step, step_reference.ssd_step, tensors, torch.float64, 1e-12)
     scanned = reference.ssd_scan(*list(tensors.values())[:6], layout, tensors["state_SHPN"])
     for stepped, whole in zip(step_reference.ssd_step(**tensors), scanned, strict=True):
@@ -115,7 +114,7 @@ def test_results_do_not_depend_on_how_a_prompt_was_cut():
     y_whole, state_whole = chunked.ssd_scan(**tensors, A_H=A_H, D_H=D_H, layout=whole)
     for cuts in ([0, 128, 256, 300], [0, 1, 64, 200, 299, 300]):
         state, ys = torch.zeros(1, 2, 3, 4), []
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in itertools.pairwise(cuts):
             part = {name: t[begin:end] for name, t in tensors.items()}
             piece = Layout.contiguous([end - begin], [begin], [0], 384)
             y, state = chunked.ssd_scan(**part, A_H=A_H, D_H=D_H, layout=piece, initial_SHPN=state)

@@ -87,9 +87,7 @@ def _decode(q_ZHP: Tensor, layout: Layout, cache: Cache, sequences: tuple[int, .
 def _continue(q_LHP: Tensor, layout: Layout, cache: Cache, sequence: int) -> Tensor:
     """Several tokens of one sequence against all that its pages hold, a tile of queries at a time."""
     position, length = layout.positions[sequence], len(q_LHP)
-    k, v = (
-        pages.read(pool, layout, (sequence,), position + length).transpose(1, 2).to(q_LHP.dtype) for pool in (cache.key, cache.value)
-    )
+    k, v = (pages.read(pool, layout, (sequence,), position + length).transpose(1, 2).to(q_LHP.dtype) for pool in (cache.key, cache.value))
     outputs = []
     for first in range(0, length, QUERY_TILE):
         q = q_LHP[first : first + QUERY_TILE].transpose(0, 1)[None]
