@@ -14,12 +14,16 @@ NVIDIA GPU, torch is a CPU build. Settings, from the environment:
 """
 
 import hashlib
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+if sys.version_info >= (3, 11):  # noqa: UP036 - the one file that an older Python may be asked to run, to be told so
+    import tomllib
 
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("NANOHYBRID_VENV", ROOT / ".venv")).absolute()
@@ -29,7 +33,7 @@ LOCKS = [ROOT / "requirements" / "torch.lock", ROOT / "requirements" / "dev.lock
 
 
 def main(arguments):
-    if sys.version_info < (3, 11):  # noqa: UP036 - the one file that an older Python may be asked to run
+    if sys.version_info < (3, 11):  # noqa: UP036
         return complain(f"this is Python {platform.python_version()}; call run.py with Python 3.11 or newer")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
@@ -97,8 +101,10 @@ def pip(*arguments, quiet=False):
 def state():
     """What an environment is made from: when it changes, the environment is made anew."""
     digest = hashlib.sha256(sys.version.encode())
-    for path in [*LOCKS, ROOT / "pyproject.toml"]:
+    for path in LOCKS:
         digest.update(path.read_bytes())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    digest.update(json.dumps(project, sort_keys=True).encode())
     return digest.hexdigest()
 
 

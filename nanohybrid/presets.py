@@ -36,8 +36,8 @@ PRESETS = {
     "tiny": dict(_TINY, pattern="M-M*-M-"),
     "tiny-dense": dict(_TINY, **_DENSE, pattern="*-*-*-", intermediate_size=448),
     "mini": dict(
-        _TINY, pattern="M-M-M*-M-M-M*-M-", hidden_size=256, intermediate_size=1024, mamba_num_heads=8, num_attention_heads=8,
-        num_key_value_heads=2,
+        _TINY, pattern="M-M-M*-M-M-M*-M-", hidden_size=256, intermediate_size=1024,
+        mamba_num_heads=8, num_attention_heads=8, num_key_value_heads=2,
     ),
     "mini-dense": dict(
         _TINY, **_DENSE, pattern="*-" * 6, hidden_size=256, intermediate_size=896, num_attention_heads=8, num_key_value_heads=2

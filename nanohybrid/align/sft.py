@@ -9,13 +9,14 @@ from nanohybrid import tasks
 from nanohybrid.align.chats import ChatMaker, Shares, chats
 from nanohybrid.checkpoint import load, save
 from nanohybrid.data import Loader, TokenStore
+from nanohybrid.data.corpus import Corpus
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.stages import open_stage
 from nanohybrid.text import ChatTemplate, Tokenizer
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, next_token_loss, snapshot
-from nanohybrid.train.pretrain import read_stores
 
 CHATS = "chats"
+PROBLEMS = "tasks-"  # stores of a corpus that hold problems: the chats have these already
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class SftRecipe:
     tokens: int = 1_000_000
     """Tokens to train on; every chat is new."""
     batch_tokens: int = 2048
-    sequence_length: int = 512
+    sequence_length: int = 256
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-3))
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
@@ -75,7 +76,9 @@ def batches(recipe: SftRecipe, maker: ChatMaker, data: Path | None) -> Loader:
     stores = {CHATS: TokenStore.from_documents((chat.tokens, chat.loss) for chat in made)}
     weights = {CHATS: 1 - share}
     if data and share:
-        texts = {f"text-{name}": store for name, store in read_stores(data)[0].items()}
+        texts = {name: store for name, store in Corpus.read(data).stores.items() if not name.startswith(PROBLEMS)}
+        if not texts:
+            raise InputError(f"{data}: holds no text beside problems; set --shares.text 0")
         total = sum(store.token_count for store in texts.values())
         stores |= texts
         weights |= {name: share * store.token_count / total for name, store in texts.items()}

@@ -48,7 +48,7 @@ def parse(raw: Mapping[str, Any]) -> HybridConfig:
         return _parse_qwen(raw)
     if kind in (NEMOTRON, OWN):
         return _parse_hybrid(raw)
-    named = f'model_type is "{kind}"' if isinstance(kind, str) else "model_type is missing"
+    named = f'model_type is "{_short(kind)}"' if isinstance(kind, str) else "model_type is missing"
     raise ConfigError(f"{named}: known are {NEMOTRON}, {QWEN} and {OWN}")
 
 
@@ -73,7 +73,7 @@ def config_object(config: HybridConfig, dtype: str) -> dict[str, Any]:
 def _parse_hybrid(raw: Mapping[str, Any]) -> HybridConfig:
     _refuse(raw, use_bias=False, mlp_bias=False, use_conv_bias=True, mlp_hidden_act="relu2")
     if raw.get("mamba_hidden_act", "silu") not in ("silu", "swish"):
-        raise ConfigError(f"mamba_hidden_act is {raw['mamba_hidden_act']!r}: only silu is supported")
+        raise ConfigError(f"mamba_hidden_act is {_short(raw['mamba_hidden_act'])}: only silu is supported")
     values = _common(raw)
     values["pattern"] = pattern = _pattern(raw)
     if values.get("head_dim") is None and raw.get("attention_head_dim") is not None:
@@ -83,7 +83,7 @@ def _parse_hybrid(raw: Mapping[str, Any]) -> HybridConfig:
     limit = _plain(values.pop("time_step_limit", None))
     if limit is not None:
         if not isinstance(limit, list | tuple):
-            raise ConfigError(f"time_step_limit is {limit!r}: it must be two numbers, the smaller first")
+            raise ConfigError(f"time_step_limit is {_short(limit)}: it must be two numbers, the smaller first")
         values["time_step_limit"] = tuple(limit)
     values["tie_word_embeddings"] = _flag(raw, "tied_head")  # tie_word_embeddings is dead in this dialect
     if raw["model_type"] == OWN:
@@ -251,5 +251,5 @@ def _plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

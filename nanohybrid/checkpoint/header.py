@@ -67,7 +67,10 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 def _entry(path: Path, name: str, value: Any, base: int) -> Entry:
     def wrong(what: str) -> CheckpointError:
-        return CheckpointError(f"{path}: {name[:200]}: {what}; is the file damaged?")
+        return CheckpointError(f"{path}: {shown(name)}: {what}; is the file damaged?")
+
+    if shown(name) != name:
+        raise wrong("is no name for a tensor")
 
     if not isinstance(value, dict):
         raise wrong("its header entry is not an object")
@@ -84,6 +87,11 @@ def _entry(path: Path, name: str, value: Any, base: int) -> Entry:
     return Entry(path, name, dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 
+def shown(name: str) -> str:
+    """A name from a file as it may stand in a message: on one line, and not without end."""
+    return name if name.isprintable() and len(name) <= 200 else repr(name[:60]) + "..."
+
+
 def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value)
 
@@ -91,11 +99,12 @@ def _naturals(value: Any) -> TypeGuard[list[int]]:
 def _check_cover(path: Path, entries: Mapping[str, Entry], base: int, size: int) -> None:
     """The tensors must fill the rest of the file: one after another, no holes, nothing over."""
     at = base
-    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
+    for entry in entries.values():
         if entry.end > size:
-            raise CheckpointError(f"{path}: {entry.name[:200]}: ends at byte {entry.end:,} of a file of {size:,}; was the file cut off?")
+            raise CheckpointError(f"{path}: {entry.name}: ends at byte {entry.end:,} of a file of {size:,}; was the file cut off?")
+    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != at:
-            raise CheckpointError(f"{path}: {entry.name[:200]}: begins at byte {entry.begin:,}, expected at {at:,}; is the file damaged?")
+            raise CheckpointError(f"{path}: {entry.name}: begins at byte {entry.begin:,}, expected at {at:,}; is the file damaged?")
         at = entry.end
     if at != size:
         raise CheckpointError(f"{path}: its tensors end at byte {at:,} and the file at {size:,}; is it damaged or still being written?")

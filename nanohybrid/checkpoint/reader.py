@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nanohybrid.checkpoint.dialects import read_config
-from nanohybrid.checkpoint.header import FLOATS, WIDTHS, Entry, read_header
+from nanohybrid.checkpoint.header import FLOATS, WIDTHS, Entry, read_header, shown
 from nanohybrid.checkpoint.jsonfile import read_object
 from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, is_ignored, model_name
 from nanohybrid.config import HybridConfig
@@ -165,22 +165,22 @@ def _open_index(index: Path) -> dict[str, Entry]:
     if not isinstance(where, dict) or not where:
         raise CheckpointError(f"{index}: has no weight_map, the table of which file holds which tensor")
     for name, file in where.items():
-        if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", file):
-            raise CheckpointError(f"{index}: {name[:200]}: its file is {str(file)[:80]!r}, which is not a *.safetensors beside the index")
-    entries: dict[str, Entry] = {}
-    for file in sorted(set(where.values())):
+        if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]{1,200}\.safetensors", file):
+            raise CheckpointError(f"{index}: {shown(name)}: its file is {str(file)[:80]!r}, which is not a *.safetensors beside the index")
         if not (index.parent / file).exists():
             raise CheckpointError(f"{index.parent / file}: no such file, and the index says it holds weights; is the download complete?")
+    entries: dict[str, Entry] = {}
+    for file in sorted(set(where.values())):
         for name, entry in read_header(index.parent / file).items():
             if where.get(name) == file:
                 entries[name] = entry
             elif not is_ignored(name):
                 raise CheckpointError(
-                    f"{index.parent / file}: {name[:200]}: the index {_elsewhere(where.get(name))}; are the files of one set?"
+                    f"{index.parent / file}: {shown(name)}: the index {_elsewhere(where.get(name))}; are the files of one set?"
                 )
     for name, file in where.items():
         if name not in entries:
-            raise CheckpointError(f"{index.parent / file}: {name[:200]}: is not in the file, and the index says it is")
+            raise CheckpointError(f"{index.parent / file}: {shown(name)}: is not in the file, and the index says it is")
     return entries
 
 
@@ -203,12 +203,12 @@ def _match(directory: Path, found: dict[str, Entry], config: HybridConfig) -> tu
             extra.append(entry)
     for name, declared in wanted.items():
         if name not in entries:
-            hint = f", and {extra[0].name[:200]} is no tensor of this model" if extra else ""
+            hint = f", and {extra[0].name} is no tensor of this model" if extra else ""
             raise CheckpointError(f"{_blame(found, directory)}: {name}: is missing{hint}")
         _check(entries[name], declared)
     if extra:
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-        raise CheckpointError(f"{extra[0].path}: {extra[0].name[:200]}{more}: is no tensor of the model that config.json describes")
+        raise CheckpointError(f"{extra[0].path}: {extra[0].name}{more}: is no tensor of the model that config.json describes")
     copy = entries.pop(HEAD) if config.tie_word_embeddings and HEAD in entries else None
     if copy is not None:
         _check(copy, wanted[EMBEDDINGS])

@@ -1,13 +1,13 @@
 """What the commands share: parsers made from recipes, and results printed for people or for machines."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
+from nanohybrid.stages.plain import to_json
 from nanohybrid.stages.recipe import from_namespace as recipe_from
 from nanohybrid.stages.report import is_number, spell
 
@@ -45,20 +45,7 @@ def recipe_parser(command: str, summary: str, recipe: type, *, out: str | None =
 
 def print_json(result: Any) -> None:
     """One JSON object on stdout; paths and dataclasses inside it become strings and objects."""
-    print(json.dumps(result, default=jsonable, ensure_ascii=False))
-
-
-def jsonable(value: Any) -> Any:
-    """What json cannot write by itself: dataclasses, paths, sets, numbers of numpy and torch."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+    print(to_json(result))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:

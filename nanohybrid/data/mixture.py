@@ -15,14 +15,12 @@ PAPER_SWITCHES = (0.6, 0.9, 1.0)
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the run.
-
-    until: the fraction of the run at which it ends.
-    weights: the share of tokens from each store (or group of stores), in any unit.
-    """
+    """A part of the run."""
 
     until: float
+    """The fraction of the run at which it ends."""
     weights: dict[str, float] = field(default_factory=dict)
+    """The share of tokens from each store (or group of stores), in any unit."""
 
     def __post_init__(self) -> None:
         if not 0 < self.until <= 1:

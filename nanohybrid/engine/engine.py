@@ -1,7 +1,9 @@
 """The engine: requests in, tokens out. A step is schedule, run, postprocess.
 
-engine = Engine(model, tokenizer)
-for completion in engine.generate(prompts, SamplingParams(max_tokens=64)): ...
+    engine = Engine(model, tokenizer)
+    completions = engine.generate(prompts, SamplingParams(max_tokens=64))
+
+Beneath `generate` and `stream` lie `add`, `step` and `cancel`, from which a server makes its own loop.
 """
 
 import secrets

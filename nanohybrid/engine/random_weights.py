@@ -11,6 +11,7 @@ from nanohybrid.text import Tokenizer, tekken
 from nanohybrid.text.bytelevel import assemble, to_characters
 
 LARGE = 1 << 22  # a parameter of more elements than this is filled by repetition
+TEKKEN = 131_072  # ids of the official vocabulary
 BLOCK = 1_048_573  # normal numbers repeated in a large one: a prime, so that no two rows of a matrix are equal
 
 
@@ -42,7 +43,7 @@ def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device
 def stand_in_tokenizer(config: HybridConfig) -> Tokenizer:
     """A tokenizer for a model that has none: tekken where the vocabulary is of its size and mistral-common is installed,
     else the marks, the 256 bytes, and a word like ⟨1234⟩ for every further id."""
-    if (tokenizer := _tekken()) is not None and tokenizer.vocab_size == config.vocab_size:
+    if config.vocab_size == TEKKEN and (tokenizer := _tekken()) is not None:
         return tokenizer
     marks = ["<unk>", "<s>", "</s>", *(f"<SPECIAL_{number}>" for number in range(3, 13))]
     words = [bytes([value]) for value in range(256)]

@@ -19,6 +19,7 @@ from nanohybrid.errors import InputError
 from nanohybrid.files import atomic_write, publish
 from nanohybrid.stages import recipe as recipes
 from nanohybrid.stages.lineage import LINEAGE, fingerprint, made_with, peak_memory_bytes
+from nanohybrid.stages.plain import to_json
 from nanohybrid.stages.report import stage_report
 
 RECIPE, REPORT, METRICS = "recipe.toml", "report.html", "metrics"
@@ -56,7 +57,7 @@ class Stage:
         path = self.series_path(series)
         path.parent.mkdir(exist_ok=True)
         with open(path, "a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(to_json(values) + "\n")
         self.save_now_and_then()
 
     def series(self, name: str) -> list[dict[str, Any]]:
@@ -68,7 +69,7 @@ class Stage:
         """Drop the rows at or past a bound (`step=100`): a run that resumes at step 100 logs them again."""
         kept = [row for row in self.series(name) if all(row[key] < limit for key, limit in bound.items())]
         if self.series_path(name).exists():
-            atomic_write(self.series_path(name), "".join(json.dumps(row) + "\n" for row in kept))
+            atomic_write(self.series_path(name), "".join(to_json(row) + "\n" for row in kept))
 
     def series_path(self, name: str) -> Path:
         """The file of a series."""
@@ -85,7 +86,7 @@ class Stage:
         self.record["seconds"] = round(self.record["seconds"] + now - self.counted, 3)
         self.record["peak_memory_bytes"] = max(self.record["peak_memory_bytes"], peak_memory_bytes())
         self.counted = self.saved = now
-        atomic_write(self.directory / LINEAGE, json.dumps(self.record, indent=2) + "\n")
+        atomic_write(self.directory / LINEAGE, to_json(self.record, indent=2) + "\n")
 
 
 @contextmanager
@@ -116,7 +117,7 @@ def identify(name: str, recipe: Any, inputs: Mapping[str, Path], seed: int) -> d
     """What makes two runs the same run."""
     hashes = {key: fingerprint(Path(path)) for key, path in inputs.items()}
     identity = {"stage": name, "seed": seed, "inputs": hashes, "recipe": recipes.to_dict(recipe)}
-    return json.loads(json.dumps(identity))
+    return json.loads(to_json(identity))
 
 
 def find_complete(out: Path, identity: dict[str, Any]) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 
 from nanohybrid.checkpoint import save
 from nanohybrid.config import HybridConfig
-from nanohybrid.data import Loader, Phase, TokenStore
-from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.data import Loader, Mixture, Phase, TokenStore
+from nanohybrid.data.corpus import Corpus
+from nanohybrid.errors import ConfigError
 from nanohybrid.model import HybridLM
 from nanohybrid.stages import Stage, open_stage
 from nanohybrid.text import Tokenizer
@@ -21,8 +22,6 @@ from nanohybrid.train.next_token import mean_loss, next_token_loss
 from nanohybrid.train.optimizer import OptimizerConfig
 from nanohybrid.train.precision import PrecisionConfig
 from nanohybrid.train.schedule import ScheduleConfig
-
-VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,10 @@ class PretrainRecipe:
     """Steps instead of tokens."""
     batch_tokens: int = 2048
     """Tokens of a step."""
-    sequence_length: int = 512
+    sequence_length: int = 256
     """Longest sequence; longer documents are cut into windows."""
     phases: tuple[Phase, ...] = ()
-    """The mixture over the run; without one, every store by its size."""
+    """The mixture over the run; where it is empty, the one that the data came with."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
@@ -64,10 +63,11 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path) -> Path:
     with open_stage(out, "pretrain", recipe, {"data": data}, recipe.seed) as stage:
         if stage.complete:
             return out
-        stores, held_out = read_stores(data)
+        corpus = Corpus.read(data)
         model = HybridLM(model_config(recipe.model, Tokenizer.from_directory(data)))
         model.reset_parameters(recipe.seed)
-        loader = Loader(stores, phases(recipe, stores), recipe.batch_tokens, recipe.sequence_length, recipe.seed, recipe.total_steps)
+        mixture = Mixture(recipe.phases) if recipe.phases else corpus.mixture
+        loader = Loader(corpus.stores, mixture, recipe.batch_tokens, recipe.sequence_length, recipe.seed, recipe.total_steps)
         fit(
             model,
             loader.batch,
@@ -80,7 +80,7 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path) -> Path:
             loop=recipe.loop,
             name="pretrain",
         )
-        measure(stage, model, recipe, held_out)
+        measure(stage, model, recipe, corpus.validation)
         save(model, stage.directory, assets=data)
         snapshot.remove(stage.directory)
     return out
@@ -96,23 +96,6 @@ def model_config(model: str | dict[str, Any], tokenizer: Tokenizer) -> HybridCon
         return HybridConfig(**{**model, **vocabulary})
     except TypeError as error:
         raise ConfigError(f"model: {error}; its keys are the fields of a configuration") from None
-
-
-def read_stores(data: Path) -> tuple[dict[str, TokenStore], dict[str, TokenStore]]:
-    """The stores of a data directory: those to train on, and the held-out ones."""
-    stores = {path.stem: TokenStore.read(path) for path in sorted(data.glob("*.safetensors"))}
-    held_out = {name: store for name, store in stores.items() if name.startswith(VALIDATION)}
-    training = {name: store for name, store in stores.items() if name not in held_out}
-    if not training:
-        raise InputError(f"{data}: holds no token stores (*.safetensors); `nanohybrid data --out {data}` builds some")
-    return training, held_out
-
-
-def phases(recipe: PretrainRecipe, stores: dict[str, TokenStore]) -> list[tuple[float, dict[str, float]]]:
-    """The recipe's phases, or one in which every store weighs what it holds."""
-    if recipe.phases:
-        return [(phase.until, dict(phase.weights)) for phase in recipe.phases]
-    return [(1.0, {name: float(store.token_count) for name, store in stores.items()})]
 
 
 def measure(stage: Stage, model: HybridLM, recipe: PretrainRecipe, held_out: dict[str, TokenStore]) -> None:

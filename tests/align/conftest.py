@@ -7,7 +7,8 @@ import pytest
 from nanohybrid.align.chats import ChatMaker
 from nanohybrid.checkpoint import save
 from nanohybrid.config import HybridConfig
-from nanohybrid.data import TokenStore
+from nanohybrid.data import Mixture, TokenStore
+from nanohybrid.data.corpus import write_mixture
 from nanohybrid.model import HybridLM
 from nanohybrid.text import ChatTemplate, Tokenizer, train_bpe
 
@@ -20,6 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_bpe(TEXT, 290)
     tokenizer.save(directory)
     TokenStore.from_documents((ids, [1] * len(ids)) for ids in map(tokenizer.encode, TEXT)).write(directory / "text.safetensors")
+    write_mixture(directory, Mixture.of([(1.0, {"text": 1.0})]))
     return directory
 
 

@@ -1,6 +1,8 @@
 """GRPO's objective against the equation written out, and against TRL where it is installed."""
 
 import math
+from collections import defaultdict
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -67,22 +69,32 @@ def test_on_policy_the_slope_is_the_advantage_and_the_clip_is_idle() -> None:
     torch.testing.assert_close(slope_T, -advantages_T)
 
 
-def test_trl_computes_the_same_clipped_loss() -> None:
-    trainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="TRL is not installed")
-    accelerate = pytest.importorskip("accelerate")
-    new_T, old_T, _, reference_T = samples()
+def test_trl_computes_the_same_loss_and_slope() -> None:
+    trl = pytest.importorskip("trl.trainer.grpo_trainer", reason="TRL is not installed")
     shape = (8, 25)
-    weights_R = samples(1)[2][:8]
+    new_T, old_T, _, reference_T = samples()
+    advantages_R = samples(1)[2][: shape[0]]
+    mask_RT = torch.arange(shape[1]) < torch.tensor([25, 3, 10, 1, 17, 8, 25, 2])[:, None]
 
-    class Stand:
-        """The few attributes of a GRPOTrainer that its loss reads."""
+    trainer = MagicMock()  # of a trainer its loss reads only settings and the log-probabilities
+    trainer.configure_mock(beta=0.3, epsilon_low=0.2, epsilon_high=0.28, loss_type="bnpo", importance_sampling_level="token")
+    trainer.configure_mock(
+        use_vllm=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, aux_loss_enabled=False, _entropy_bonus_enabled=False
+    )
+    trainer.model.training = False
+    trainer.args.configure_mock(use_bias_correction_kl=False, delta=None)
+    trainer.accelerator.gather = lambda tensor: tensor
+    trainer._metrics = defaultdict(lambda: defaultdict(list))
+    theirs_T, ours_T = new_T.clone().requires_grad_(), new_T.clone().requires_grad_()
+    trainer._get_per_token_logps_and_entropies.return_value = (theirs_T.view(shape), torch.zeros(shape), None)
+    ids = torch.zeros(shape, dtype=torch.int64)
+    inputs = {"prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": mask_RT.long(), "advantages": advantages_R}
+    inputs |= {"old_per_token_logps": old_T.view(shape), "ref_per_token_logps": reference_T.view(shape)}
+    theirs = trl.GRPOTrainer._compute_loss(trainer, MagicMock(training=False), inputs)
 
-        def __init__(self) -> None:
-            self.beta, self.epsilon_low, self.epsilon_high, self.temperature = 0.3, 0.2, 0.28, 1.0
-
-    assert accelerate is not None and trainer is not None
-    if not hasattr(trainer.GRPOTrainer, "_compute_loss"):
-        pytest.skip("this TRL computes its loss elsewhere")
-    stand = Stand()
-    ours = policy_loss(new_T, old_T, weights_R.repeat_interleave(shape[1]), 0.2, 0.28, 0.3, reference_T).mean()
-    assert stand.beta == 0.3 and torch.isfinite(ours)
+    kept_T = mask_RT.flatten()
+    spread_T = advantages_R.repeat_interleave(shape[1])
+    loss_T = policy_loss(ours_T[kept_T], old_T[kept_T], spread_T[kept_T], 0.2, 0.28, 0.3, reference_T[kept_T])
+    ours = loss_T.sum() / kept_T.sum()
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, ours_T), torch.autograd.grad(theirs, theirs_T))

@@ -9,7 +9,9 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
 from nanohybrid.errors import InputError
 from nanohybrid.stages import open_stage
@@ -122,6 +124,15 @@ def test_a_mistake_before_any_work_leaves_nothing_behind(tmp_path):
 def test_two_processes_do_not_work_on_one_directory(tmp_path):
     with open_stage(tmp_path / "out", "demo", Recipe()) as stage, pytest.raises(InputError, match="another process"), lock(stage.directory):
         pass
+
+
+def test_numbers_of_numpy_and_torch_are_measures_too(tmp_path):
+    with open_stage(tmp_path / "out", "demo", Recipe()) as stage:
+        stage.measure(accuracy=numpy.float32(0.5), curve=torch.tensor([1.0, 2.0]), where=Path("a"))
+        stage.log("loss", loss=torch.tensor(2.0))
+        assert stage.series("loss") == [{"loss": 2.0}]
+    lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
+    assert lineage["measures"] == {"accuracy": 0.5, "curve": [1.0, 2.0], "where": "a"}
 
 
 def test_rewinding_a_series_drops_what_will_be_logged_again(tmp_path):

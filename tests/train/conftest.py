@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.data import Batch, Phase, TokenStore
+from nanohybrid.data import Batch, Mixture, Phase, TokenStore
+from nanohybrid.data.corpus import write_mixture
 from nanohybrid.text import train_bpe
 from nanohybrid.train import LoopConfig, PrecisionConfig, PretrainRecipe
 
@@ -51,9 +52,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [f"line {number}: {number} + {number} = {2 * number}\n" for number in range(200)]
     tokenizer = train_bpe(lines, 300)
     tokenizer.save(directory)
-    for name, part in (("sums", lines[:120]), ("more", lines[120:180]), ("validation", lines[180:])):
+    for name, part in (("sums", lines[:120]), ("more", lines[120:180]), ("validation-sums", lines[180:])):
         documents = [tokenizer.encode(line) for line in part]
         TokenStore.from_documents((ids, [1] * len(ids)) for ids in documents).write(directory / f"{name}.safetensors")
+    write_mixture(directory, Mixture.of([(1.0, {"sums": 1.0})]))
     return directory
 
 

@@ -31,6 +31,7 @@ def test_the_output_is_a_checkpoint_with_its_tokenizer_recipe_and_measures(recip
     measures = json.loads((out / "lineage.json").read_text())["measures"]
     assert measures["parameters"] == sum(p.numel() for p in model.parameters())
     assert 0 < measures["validation_loss"] < 10 and (out / "recipe.toml").exists() and not (out / NAME).exists()
+    pretrain(replace(recipe, phases=(), steps=1), data, tmp_path / "by the data's own mixture")
     assert pretrain(recipe, data, tmp_path / "base") == out  # done already: nothing is redone
 
 
@@ -56,5 +57,5 @@ def test_recipes_and_data_that_cannot_be_are_told_in_one_line(recipe: PretrainRe
     with pytest.raises(ConfigError, match="its keys are the fields"):
         pretrain(replace(recipe, model={"pattern": "M-", "colour": 1}), data, tmp_path / "a")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no token stores"):
+    with pytest.raises(InputError, match="not a corpus"):
         pretrain(recipe, tmp_path / "empty", tmp_path / "b")

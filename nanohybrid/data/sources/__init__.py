@@ -1,0 +1,1 @@
+"""Where documents come from. A source yields documents one by one and keeps nothing."""

@@ -1,0 +1,27 @@
+"""Documents to tokens and loss flags: `<s>`, the pieces, the end mark."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from nanohybrid.data.documents import Document
+from nanohybrid.text import Tokenizer
+
+DOCUMENTS_AT_ONCE = 4096
+
+
+def encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Iterator[tuple[list[int], list[int]]]:
+    """Each document as (tokens, loss).
+
+    Pieces are encoded by themselves, so that no token spans the border between what is read and what is learnt; control marks in
+    a text are plain characters. The end mark is learnt, the start mark is not.
+    """
+    stream = iter(documents)
+    while several := list(islice(stream, DOCUMENTS_AT_ONCE)):
+        ids = iter(tokenizer.encode_batch([piece.text for document in several for piece in document.pieces], marks=False))
+        for document in several:
+            tokens, loss = [tokenizer.bos_id], [0]
+            for piece in document.pieces:
+                part = next(ids)
+                tokens += part
+                loss += [int(piece.loss)] * len(part)
+            yield [*tokens, tokenizer.eos_id], [*loss, 1]

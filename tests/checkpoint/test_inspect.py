@@ -1,0 +1,70 @@
+"""`nanohybrid inspect`: the numbers of the paper's models, from a configuration or from heads alone."""
+
+import json
+import time
+
+import pytest
+
+from nanohybrid.cli.main import main
+
+
+def inspect(capsys, *arguments):
+    assert main(["inspect", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_9b_at_128k_fits_22_gib_and_qwen3_8b_does_not(capsys):
+    hybrid = inspect(capsys, "--preset", "nano-9b-v2", "--budget-gib", 22, "--context", 131_072)
+    assert hybrid["parameters"] == 8_888_227_328 and hybrid["weight_bytes"] == 2 * 8_888_227_328
+    assert hybrid["kv_bytes_per_token"] == 16_384 and hybrid["state_bytes_per_sequence"] == 27 * (128 * 80 * 128 * 4 + 3 * 12_288 * 2)
+    assert hybrid["fits"] is True and hybrid["max_context"] > 131_072
+    dense = inspect(capsys, "--preset", "qwen3-8b", "--budget-gib", 22, "--context", 131_072)
+    assert dense["fits"] is False and dense["max_batch"] == 0 and 40_000 < dense["max_context"] < 131_072
+
+
+def test_a_batch_that_fits_is_the_largest_that_does(capsys):
+    at = inspect(capsys, "--preset", "nano-9b-v2", "--context", 24_576)["max_batch"]
+    assert inspect(capsys, "--preset", "nano-9b-v2", "--context", 24_576, "--batch", at)["fits"] is True
+    assert inspect(capsys, "--preset", "nano-9b-v2", "--context", 24_576, "--batch", at + 1)["fits"] is False
+
+
+def test_a_checkpoint_is_judged_by_its_heads(good, model, capsys, edit_header):
+    found = inspect(capsys, good)
+    assert found["dtype"] == "float32" and found["weight_bytes"] == sum(p.nbytes for p in model.parameters())
+    assert inspect(capsys, good, "--dtype", "bf16")["weight_bytes"] == found["weight_bytes"] // 2
+    edit_header(good / "model.safetensors", lambda header: header["lm_head.weight"].update(shape=[16, 48]))
+    assert main(["inspect", str(good)]) == 2
+    assert "lm_head.weight" in capsys.readouterr().err
+    (good / "model.safetensors").unlink()
+    assert inspect(capsys, good)["dtype"] == "bfloat16"  # config.json alone is enough
+
+
+def test_without_attention_the_context_has_no_bound(tmp_path, capsys):
+    config = {"model_type": "nemotron_h", "hybrid_override_pattern": "MM", "vocab_size": 64, "hidden_size": 32, "mamba_num_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "mamba_head_dim": 8, "n_groups": 1, "ssm_state_size": 8}))
+    assert inspect(capsys, tmp_path)["max_context"] is None
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "unbounded" in capsys.readouterr().out
+
+
+def test_people_see_the_pattern_and_the_parts(capsys):
+    assert main(["inspect", "--preset", "nano-12b-v2"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("M-M-M-M*-M-M-M-M*-M-M-M-M*-", "62 layers", "attention", "12,310,001,152", "22.93 GiB", "no positions", "no"):
+        assert part in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--preset", "nano-9b"], ["/nowhere"], ["x", "--preset", "tiny"], ["--preset", "tiny", "--batch", "0"],
+     ["--preset", "tiny", "--context", "-5"], ["--preset", "tiny", "--budget-gib", "nan"]],
+)  # fmt: skip
+def test_what_cannot_be_inspected_is_one_line(arguments, capsys):
+    assert main(["inspect", *arguments]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_it_is_quick(capsys):
+    begin = time.perf_counter()
+    inspect(capsys, "--preset", "nano-12b-v2")
+    assert time.perf_counter() - begin < 1.0

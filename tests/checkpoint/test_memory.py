@@ -1,0 +1,50 @@
+"""The host holds the weights and little else while a checkpoint is loaded or saved."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from nanohybrid.config import HybridConfig
+
+MEASURE = """
+import json, sys, torch
+from pathlib import Path
+from nanohybrid.checkpoint import load, save
+from nanohybrid.config import HybridConfig
+from nanohybrid.model import HybridLM
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+
+def forget():
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+
+directory = Path(sys.argv[1])
+if not directory.exists():
+    model = HybridLM(HybridConfig(**json.loads(sys.argv[2])), seed=0)
+    forget(); begin = peak(); save(model, directory, max_shard_bytes=60_000_000)
+else:
+    load(Path(sys.argv[3]))  # warm up what the first load imports
+    forget(); begin = peak(); model = load(directory, dtype=getattr(torch, sys.argv[2]))
+weights = sum(p.nbytes for p in model.parameters())
+print(json.dumps([peak() - begin, weights]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_loading_and_saving_stream(tmp_path, good):
+    shape = dict(HybridConfig.preset("tiny").__dict__, hidden_size=1024, intermediate_size=4096, vocab_size=16_384, pattern="M-*-" * 3)
+    shape["time_step_limit"] = [0.0, 1e9]
+
+    def measure(*arguments):
+        run = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path / "large"), *arguments], capture_output=True, check=True)
+        return json.loads(run.stdout)
+
+    grown, weights = measure(json.dumps(shape))
+    assert weights > 300e6 and grown < 30e6  # saving adds nothing but a cast of one tensor
+    for dtype, width in (("float32", 1.0), ("bfloat16", 0.5)):
+        grown, loaded = measure(dtype, str(good))
+        assert loaded == weights * width and grown < loaded + 40e6, (dtype, grown / 1e6, loaded / 1e6)

@@ -1,0 +1,64 @@
+"""Sources: what every install has, one's own files, and problems with their questions masked."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from nanohybrid import tasks
+from nanohybrid.data.sources import files, problems, python_install
+from nanohybrid.data.tokenize import encode
+from nanohybrid.errors import InputError
+from nanohybrid.text import Tokenizer, train_bpe
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_bpe(["a small text, only so that there is a tokenizer"], 269)
+
+
+def test_every_install_has_code_and_prose() -> None:
+    code = list(itertools.islice(python_install.code(0, 3000), 20))
+    prose = list(itertools.islice(python_install.prose(0, 3000), 20))
+    assert {document.store for document in code} == {"code"} and {document.store for document in prose} == {"prose"}
+    assert any("import " in document.text for document in code)
+    assert code == list(itertools.islice(python_install.code(0, 3000), 20))
+    assert code != list(itertools.islice(python_install.code(1, 3000), 20))
+
+
+def test_files_of_ones_own_are_read_in_order(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("second")
+    (tmp_path / "a.txt").write_bytes(b"first \xff")
+    (tmp_path / "c.jsonl").write_text('{"text": "third"}\n\n{"text": "fourth", "id": 1}\n')
+    (tmp_path / "d.png").write_bytes(b"no text")
+    assert list(files.texts(tmp_path)) == ["first \ufffd", "second", "third", "fourth"]
+    assert [document.store for document in files.files(tmp_path / "b.md", 100)] == ["files"]
+
+
+def test_a_bad_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": "fine"}\n{"txt": "not"}\n')
+    with pytest.raises(InputError, match=r"c\.jsonl:2: not a JSON object with a \"text\""):
+        list(files.texts(tmp_path))
+    with pytest.raises(InputError, match="there is no such file"):
+        list(files.texts(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"holds no \.txt"):
+        list(files.texts(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_the_question_is_read_and_the_solution_is_learnt(name: str, tokenizer: Tokenizer) -> None:
+    for problem in problems.problems(name, tasks.get(name).difficulties, 20, seed=0):
+        ((tokens, loss),) = encode(tokenizer, [problems.document(problem)])
+        assert tokens[0] == tokenizer.bos_id and tokens[-1] == tokenizer.eos_id
+        read = tokenizer.decode([token for token, learnt in zip(tokens, loss, strict=True) if not learnt])
+        learnt = tokenizer.decode([token for token, learnt in zip(tokens, loss, strict=True) if learnt])
+        assert read == problem.prompt + "\n"
+        assert learnt == f"{problem.trace}\n{problem.answer}\n"
+        assert loss == sorted(loss)
+
+
+def test_control_marks_in_a_text_are_plain_characters(tokenizer: Tokenizer) -> None:
+    ((tokens, _),) = encode(tokenizer, [problems.Document("prose", (problems.Piece("</s><SPECIAL_12>"),))])
+    assert tokens[0] == tokenizer.bos_id and tokens[-1] == tokenizer.eos_id
+    assert min(tokens[1:-1]) > 12 and tokenizer.decode(tokens) == "</s><SPECIAL_12>"

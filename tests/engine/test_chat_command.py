@@ -1,0 +1,151 @@
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanohybrid.cli.chat import command
+from nanohybrid.cli.conversation import Conversation, Parts
+from nanohybrid.cli.main import main
+from nanohybrid.engine.engine import Engine
+from nanohybrid.engine.llm import LLM
+from nanohybrid.engine.params import SamplingParams
+from nanohybrid.errors import InputError
+
+TINY = ["--preset", "tiny", "--random-weights", "--seed", "3"]
+
+
+@pytest.fixture
+def chat(capsys, monkeypatch):
+    """Run `nanohybrid chat` on these lines as if they came from a pipe."""
+
+    def inner(lines, *flags):
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        code = main(["chat", *TINY, "--max-new-tokens", "20", *flags])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return inner
+
+
+@pytest.fixture
+def talk(model, tokenizer):
+    llm = LLM.__new__(LLM)
+    llm._set(model, tokenizer, None, 1)
+    engine = Engine(model, tokenizer, max_running=1, max_context=400)
+    return Conversation(llm, engine, SamplingParams(max_tokens=20, ignore_eos=True, thinking_grace=2), frozenset({"temperature", "top_p"}))
+
+
+def test_a_piped_conversation_runs_to_its_end(chat):
+    code, out, err = chat("hello\n\n/no_think\n/budget 5\nagain\n/clear\n/nonsense\n")
+    assert code == 0 and out.startswith("<think>\n")
+    for said in ("thinking is off", "thinking ends after 5 tokens", "forgotten", "no command /nonsense", "tokens/s"):
+        assert said in err
+
+
+def test_quit_leaves_at_once(chat):
+    assert chat("/quit\nhello\n")[1] == ""
+
+
+def test_with_json_each_answer_is_a_line(chat):
+    _, out, _ = chat("hello\nagain\n", "--json", "--thinking-budget", "3", "--thinking-grace", "0", "--ignore-eos")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert len(answers) == 2 and all(a["thinking_tokens"] <= 3 for a in answers)
+
+
+def test_commands_change_the_next_answer(talk):
+    assert command(talk, "/no_think") == "thinking is off" and not any(piece.thinking for piece in talk.ask("x"))
+    assert command(talk, "/think") == "thinking is on" and all(piece.thinking for piece in talk.ask("x"))
+    assert "4 tokens" in command(talk, "/budget 4")
+    list(talk.ask("x"))
+    assert talk.completion.thinking_end in ("forced", "newline") and talk.completion.thinking_tokens <= 6
+    assert command(talk, "/budget off") == "thinking has no budget" and talk.params.thinking_budget is None
+    assert "give a number" in command(talk, "/budget -3") and "give a number" in command(talk, "/budget ²")
+    assert command(talk, "/no_think how are you?") is None
+    assert talk.turns and command(talk, "/clear") == "forgotten" and not talk.turns
+
+
+def test_thinking_answers_are_drawn_as_the_card_says_and_others_are_greedy(talk):
+    thinks, plain = talk._params(True, 10), talk._params(False, 10)
+    assert (thinks.temperature, thinks.top_p, plain.temperature, plain.top_p) == (0.6, 0.95, 0.0, 1.0)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(chat, monkeypatch):
+    step, count = Engine.step, iter(range(100))
+
+    def interrupted(self):
+        if next(count) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return step(self)
+
+    monkeypatch.setattr(Engine, "step", interrupted)
+    code, _, err = chat("hello\nagain\n", "--ignore-eos")
+    assert code == 0 and err.count("[stopped]") == 1 and err.count("tokens/s") == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_stopped_answer_frees_its_slot_and_keeps_what_it_said(talk):
+    talk.thinking = False
+    for count, _ in enumerate(talk.ask("x")):
+        talk.stop = count == 3
+    assert talk.completion is None and not talk.engine.busy and talk.engine.scheduler.slots.used == 0
+    assert [turn["role"] for turn in talk.turns] == ["user", "assistant"]
+
+
+def test_a_conversation_beyond_the_context_says_what_to_do(talk):
+    with pytest.raises(InputError, match="/clear begins anew"):
+        list(talk.ask("x" * 500))
+    assert not talk.turns
+
+
+@given(st.lists(st.sampled_from(["a", "\n", "<", "</", "</thi", "nk>", "</think>", "think>", "</think>\n\nb"]), max_size=12), st.randoms())
+def test_the_trace_is_parted_the_same_however_the_stream_is_split(pieces, rng):
+    text = "".join(pieces)
+    shown = {True: "", False: ""}
+    parts, at = Parts(thinking=True), 0
+    while at < len(text):
+        size = rng.randint(1, 6)
+        for piece in parts.push(text[at : at + size]):
+            shown[piece.thinking] += piece.text
+        at += size
+    for piece in parts.flush():
+        shown[piece.thinking] += piece.text
+    before, _, after = text.partition("</think>")
+    assert (shown[True], shown[False]) == (before, after.lstrip("\n"))
+
+
+@pytest.mark.slow
+def test_on_a_terminal_the_trace_is_dimmed_and_ctrl_c_and_ctrl_d_do_their_work(tmp_path):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "nanohybrid", "chat", *TINY, "--ignore-eos", "--max-new-tokens", "3000"]
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True)
+    os.close(theirs)
+    seen = ""
+
+    def until(text, seconds=120):
+        nonlocal seen
+        end = time.monotonic() + seconds
+        while text not in seen:
+            assert time.monotonic() < end, f"{text!r} did not come; seen {seen[-500:]!r}"
+            seen += os.read(ours, 65536).decode("utf-8", "replace")
+
+    until("> ")
+    os.write(ours, b"hello\n")
+    until("\x1b[2m")
+    process.send_signal(signal.SIGINT)
+    until("[stopped]")
+    seen = ""
+    os.write(ours, b"/help\n")
+    until("stop the answer\r\n> ")
+    os.write(ours, b"\x04")
+    assert process.wait(30) == 0
+    assert "hello" in (tmp_path / "nanohybrid" / "history").read_text()
+    os.close(ours)

@@ -1,0 +1,116 @@
+import json
+
+import pytest
+
+from nanohybrid.cli.main import main
+
+TINY = ["--preset", "tiny", "--random-weights"]
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command in this process; returns exit code, stdout and stderr."""
+
+    def inner(*arguments):
+        code = main([str(argument) for argument in arguments])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return inner
+
+
+def test_json_has_what_the_contract_names_and_the_seed_decides_the_text(run):
+    ask = ["generate", *TINY, "--prompt", "hi", "--max-new-tokens", 6, "--temperature", 1, "--json", "--seed"]
+    one, two, other = (json.loads(run(*ask, seed)[1]) for seed in (3, 3, 4))
+    assert {"text", "tokens", "tokens_per_second", "peak_memory_bytes"} <= one.keys()
+    assert one["tokens"] == 6 and one["peak_memory_bytes"] > 1e7
+    assert one["token_ids"] == two["token_ids"] != other["token_ids"]
+
+
+def test_without_json_the_text_alone_is_on_stdout(run):
+    code, out, err = run("generate", *TINY, "--prompt", "hi", "--max-new-tokens", 5, "--seed", 1)
+    described = json.loads(run("generate", *TINY, "--prompt", "hi", "--max-new-tokens", 5, "--seed", 1, "--json")[1])
+    assert code == 0 and out == described["text"] + "\n" and "tokens/s" in err
+
+
+def test_a_budget_makes_the_prompt_a_chat_that_thinks(run):
+    flags = ["--max-new-tokens", 40, "--thinking-budget", 4, "--thinking-grace", 2, "--ignore-eos", "--json"]
+    chat = json.loads(run("generate", *TINY, "--prompt", "hi", *flags)[1])
+    assert chat["thinking_end"] in ("newline", "forced") and chat["thinking_tokens"] <= 6 and "</think>" not in chat["content"]
+    raw = json.loads(run("generate", *TINY, "--prompt", "<think>", "--raw", *flags)[1])
+    assert raw["prompt_tokens"] < chat["prompt_tokens"] and raw["thinking_end"] != "none"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "hi"], "name a checkpoint directory"),
+        (["--preset", "tiny", "--prompt", "hi"], "add --random-weights"),
+        ([*TINY], "--prompt TEXT"),
+        ([*TINY, "--prompt", ""  , "--chat", "--raw", "--think"], "contradicts"),
+        ([*TINY, "--prompt", "hi", "--temperature", "-1"], "temperature is -1.0"),
+        ([*TINY, "--prompt", "hi", "--top-p", "2"], "top_p is 2.0"),
+        ([*TINY, "--prompt", "hi", "--max-new-tokens", "0"], "max_tokens is 0"),
+        ([*TINY, "--prompt", "hi", "--max-new-tokens", "1000000000000"], "more than the context"),
+        ([*TINY, "--prompt", "hi", "--device", "abacus"], "--device abacus"),
+        (["--preset", "tinny", "--random-weights", "--prompt", "hi"], "nearest tiny"),
+        ([*TINY, "--input", "x.jsonl"], "go together"),
+        ([*TINY, "--input", "nowhere.jsonl", "--output", "y.jsonl"], "nowhere.jsonl: No such file"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(run, arguments, message):
+    code, out, err = run("generate", *arguments)
+    assert (code, out) == (2, "") and message in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": "a", "id": 7}, {"messages": [{"role": "user", "content": "hi"}], "seed": 4}, {"prompt": "b" * 40}, {"prompt": "é"}]
+    path.write_text("\n".join(map(json.dumps, lines[:2])) + "\n\n" + "\n".join(map(json.dumps, lines[2:])))
+    return path
+
+
+def test_a_file_of_prompts_becomes_a_file_of_answers_in_its_order(run, prompts, tmp_path):
+    output = tmp_path / "new" / "out.jsonl"
+    code, out, _ = run(
+        "generate", *TINY, "--input", prompts, "--output", output, "--max-new-tokens", 7, "--temperature", 1, "--seed", 2, "--json"
+    )
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    assert code == 0 and json.loads(out)["prompts"] == 4
+    assert [a.get("prompt", "chat") for a in answers] == ["a", "chat", "b" * 40, "é"] and answers[0]["id"] == 7
+    alone = json.loads(run("generate", *TINY, "--prompt", "b" * 40, "--max-new-tokens", 7, "--temperature", 1, "--seed", 2, "--json")[1])
+    assert answers[2]["token_ids"] == alone["token_ids"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.77, 1.0])
+def test_a_killed_run_goes_on_to_the_same_file(run, prompts, tmp_path, share):
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    ask = ["generate", *TINY, "--input", prompts, "--max-new-tokens", 5, "--output"]
+    run(*ask, whole)
+    content = whole.read_bytes()
+    cut.write_bytes(content[: int(len(content) * share)])
+    assert run(*ask, cut)[0] == 0 and cut.read_bytes() == content
+
+
+def test_answers_to_other_prompts_are_not_overwritten(run, prompts, tmp_path):
+    output = tmp_path / "out.jsonl"
+    output.write_text('{"prompt": "another", "text": "kept"}\n')
+    code, _, err = run("generate", *TINY, "--input", prompts, "--output", output)
+    assert code == 2 and "out.jsonl:1: does not answer" in err and "kept" in output.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", "is not JSON"), (b"[1]", "must be an object"), (b'{"text": "x"}', "must be an object"), (b'{"prompt": 5}', "must be a text"),
+        (b'{"prompt": "x", "messages": []}', "either"), (b'{"messages": [{"role": "king", "content": "x"}]}', "unknown role"),
+        (b'{"prompt": "\xff"}', "is not UTF-8"), (b'{"prompt": "x", "seed": "y"}', "whole number"), (b"[" * 100_000, "is not JSON"),
+        (b'{"prompt": "\\ud800"}', "surrogate"), (b'{"prompt": "%s"}' % (b"x" * 40_000), "more than the context"),
+    ],
+)  # fmt: skip
+def test_a_bad_line_is_named_by_file_and_number(run, tmp_path, line, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b'{"prompt": "fine"}\n\n' + line + b"\n")
+    code, _, err = run("generate", *TINY, "--input", path, "--output", tmp_path / "out.jsonl")
+    assert code == 2 and "bad.jsonl:3: " in err and message in err and len(err.strip().splitlines()) == 1

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from nanohybrid.checkpoint import save
+from nanohybrid.engine import LLM, Engine, SamplingParams
+from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
+from nanohybrid.presets import preset
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tokenizer, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    save(model, directory)
+    tokenizer.save(directory)
+    return directory
+
+
+def test_a_checkpoint_says_what_its_model_says(checkpoint, model, tokenizer):
+    llm, params = LLM(checkpoint), SamplingParams(max_tokens=8, ignore_eos=True)
+    assert llm.model.head_weight.dtype == torch.float32  # the checkpoint's own
+    ids = tokenizer.encode("hi", bos=True)
+    assert llm.generate(["hi", ids], params) == Engine(model, tokenizer, max_running=2, max_context=50).generate([ids, ids], params)
+
+
+def test_a_chat_thinks_unless_told_not_to(checkpoint):
+    llm, messages = LLM(checkpoint, dtype=torch.bfloat16), [{"role": "user", "content": "hi"}]
+    params = SamplingParams(max_tokens=30, thinking_budget=3, thinking_grace=1, ignore_eos=True)
+    assert llm.chat(messages, params).thinking_end in ("newline", "forced")
+    assert llm.chat(messages, params, thinking=False).thinking_end == "none"
+
+
+def test_random_weights_have_the_scales_of_the_rules():
+    from nanohybrid.model import HybridLM
+
+    config = preset("tiny").replace(vocab_size=40_000)  # large enough for repetition
+    quick, drawn = random_model(config, torch.float32, seed=1), HybridLM(config, seed=1)
+    for name, parameter in quick.named_parameters():
+        wanted = drawn.get_parameter(name)
+        assert parameter.shape == wanted.shape
+        if parameter.numel() >= 128:  # a handful of numbers has no scale
+            assert parameter.std(correction=0) == pytest.approx(wanted.std(correction=0).item(), rel=0.25, abs=1e-3), name
+    rows = quick.head_weight
+    assert len(rows.unique(dim=0)) == len(rows)
+
+
+def test_a_model_without_a_tokenizer_gets_one_of_its_size():
+    tokenizer = stand_in_tokenizer(preset("tiny"))
+    assert tokenizer.vocab_size == 512 and tokenizer.decode([*tokenizer.encode("aé"), 300]) == "aé⟨300⟩"
