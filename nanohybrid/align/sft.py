@@ -51,7 +51,7 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None) -> 
             return out
         network = load(model, dtype=torch.float32)
         loader = batches(recipe, ChatMaker(Tokenizer.from_directory(model), ChatTemplate.from_directory(model)), data)
-        fit(
+        position = fit(
             network,
             loader.batch,
             next_token_loss,
@@ -63,7 +63,7 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None) -> 
             loop=recipe.loop,
             name="sft",
         )
-        stage.measure(final_loss=stage.series("sft")[-1]["loss"])
+        stage.measure(final_loss=position.loss)
         save(network, stage.directory, assets=model)
         snapshot.remove(stage.directory)
     return out
