@@ -58,13 +58,15 @@ class HybridConfig:
     pad_token_id: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "time_step_limit", tuple(self.time_step_limit))
+        limit: object = self.time_step_limit
+        if isinstance(limit, list):  # from JSON or TOML
+            object.__setattr__(self, "time_step_limit", tuple(limit))
         _check_pattern(self.pattern)
         _check_numbers(self)
+        _check_time_steps(self)
         if ATTENTION in self.pattern:
             _check_divides(self, "num_attention_heads", "num_key_value_heads")
-            if self.rope_theta is not None and self.head_dim % 2:
-                raise ConfigError(f"head_dim is {self.head_dim}: rotary positions need an even number")
+            _check_rotary(self)
         if MAMBA in self.pattern:
             _check_divides(self, "mamba_num_heads", "n_groups")
         if self.mlp_activation not in ("relu2", "swiglu"):
@@ -123,9 +125,26 @@ def _check_numbers(config: HybridConfig) -> None:
                 raise ConfigError(f"{field.name} is {value}: it must be positive")
         elif field.type == "float" and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
             raise ConfigError(f"{field.name} is {value!r}: it must be a finite number")
+
+
+def _check_time_steps(config: HybridConfig) -> None:
+    low, high, floor = config.time_step_min, config.time_step_max, config.time_step_floor
+    if not (0 < low <= high and floor > 0):
+        raise ConfigError(f"time_step_min is {low}, time_step_max {high}, time_step_floor {floor}: all positive, min no more than max")
     limit = config.time_step_limit
-    if len(limit) != 2 or not all(isinstance(bound, int | float) for bound in limit) or not limit[0] <= limit[1]:
+    pair = isinstance(limit, tuple) and len(limit) == 2 and all(isinstance(bound, int | float) for bound in limit)
+    if not pair or not limit[0] <= limit[1]:
         raise ConfigError(f"time_step_limit is {limit}: it must be two numbers, the smaller first")
+
+
+def _check_rotary(config: HybridConfig) -> None:
+    theta = config.rope_theta
+    if theta is None:
+        return
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+        raise ConfigError(f"rope_theta is {theta!r}: it must be a positive number, or none for no rotation")
+    if config.head_dim % 2:
+        raise ConfigError(f"head_dim is {config.head_dim}: rotary positions need an even number")
 
 
 def _check_divides(config: HybridConfig, whole: str, part: str) -> None:

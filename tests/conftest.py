@@ -15,6 +15,8 @@ hypothesis.settings.register_profile("long", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+with torch.device("meta"):
+    torch.empty(1)  # torch now remembers its true creators; had it first seen the poisoned ones, "meta" would mean nothing to them
 
 
 def poisoned(create):

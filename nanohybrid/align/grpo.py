@@ -7,7 +7,6 @@ are the engine's. The loop is the same `fit` as everywhere: a batch is a functio
 What is known to collapse (docs/align.md): no warm-up, a learning rate ten times this one, a task that is solved or hopeless.
 """
 
-import dataclasses
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +94,8 @@ def grpo(recipe: GrpoRecipe, model: Path, out: Path) -> Path:
             schedule=ScheduleConfig(warmup=min(1.0, recipe.warmup_updates / recipe.steps), decay=0.0),
             precision=recipe.precision,
             stage=stage,
-            loop=dataclasses.replace(recipe.loop, unit_steps=recipe.updates),
+            loop=recipe.loop,
+            unit_steps=recipe.updates,
             name="grpo",
         )
         stage.measure(accuracy_after=sampled_accuracy(policy, maker, recipe))

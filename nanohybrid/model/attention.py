@@ -8,11 +8,11 @@ T tokens · E embedding · H query heads · K key/value heads · P head dimensio
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import Axes, Declaration, Outer, StateSpec
-from nanohybrid.model.module import Mixer
+from nanohybrid.model.module import Mixer, Weights
 from nanohybrid.model.norms import rms_norm
 from nanohybrid.ops.attention import Cache, attention
 from nanohybrid.ops.layout import Layout
@@ -23,6 +23,13 @@ KEYS = Outer("kv_heads", "attention_channels")
 
 class Attention(Mixer):
     """The mixer that remembers every token: a key and a value of [K, P] each."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+    q_norm: Weights
+    k_norm: Weights
 
     @staticmethod
     def declare(config: HybridConfig) -> Declaration:

@@ -50,6 +50,10 @@ class StateSpec:
     per_token: bool
     dtype: torch.dtype | None  # None: that of the activations
 
+    def kind(self, activations: torch.dtype) -> torch.dtype:
+        """The dtype it is kept in: never narrower than declared, and float64 where all is float64."""
+        return activations if self.dtype is None else torch.promote_types(self.dtype, activations)
+
 
 @dataclass(frozen=True)
 class Declaration:

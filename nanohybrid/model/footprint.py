@@ -37,7 +37,7 @@ class Footprint:
         sizes = axis_sizes(config)
 
         def bytes_of(spec: StateSpec) -> int:
-            return prod(shape(spec.axes, sizes)) * (spec.dtype or dtype).itemsize
+            return prod(shape(spec.axes, sizes)) * spec.kind(dtype).itemsize
 
         specs = [spec for layer in states(config) for spec in layer.values()]
         total = sum(by_part.values())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.declare import MIXERS
 from nanohybrid.model.initialise import initialise
+from nanohybrid.model.module import embedding, linear
 from nanohybrid.model.norms import RMSNorm
 from nanohybrid.model.state import State
 from nanohybrid.ops.layout import Layout
@@ -34,7 +35,7 @@ class Backbone(nn.Module):
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
-        self.embeddings = nn.utils.skip_init(nn.Embedding, config.vocab_size, config.hidden_size)
+        self.embeddings = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, kind) for kind in config.pattern)
         self.norm_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
 
@@ -50,7 +51,7 @@ class HybridLM(nn.Module):
         self.config = config
         self.backbone = Backbone(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.utils.skip_init(nn.Linear, config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = linear(config.hidden_size, config.vocab_size)
         if seed is not None:
             self.reset_parameters(seed)
 

@@ -12,11 +12,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import Declaration, Outer, Stack, StateSpec
-from nanohybrid.model.module import Mixer
+from nanohybrid.model.module import Mixer, Weights
 from nanohybrid.ops.causal_conv import causal_conv
 from nanohybrid.ops.gated_norm import gated_norm
 from nanohybrid.ops.layout import Layout
@@ -30,6 +30,14 @@ CONV = Stack(INNER, GROUPED, GROUPED)
 
 class Mamba2(Mixer):
     """The recurrent mixer. Its state is the last W - 1 inputs of the conv and one [H, P, N] matrix a sequence, in fp32."""
+
+    in_proj: nn.Linear
+    conv1d: Weights
+    dt_bias: Tensor
+    A_log: Tensor
+    D: Tensor
+    norm: Weights
+    out_proj: nn.Linear
 
     @staticmethod
     def declare(config: HybridConfig) -> Declaration:

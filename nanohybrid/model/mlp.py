@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import Axes, Declaration
@@ -13,6 +13,10 @@ from nanohybrid.ops.layout import Layout
 
 class MLP(Mixer):
     """down(relu(up x)^2), or down(silu(gate x) up x). It remembers nothing."""
+
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+    gate_proj: nn.Linear
 
     @staticmethod
     def declare(config: HybridConfig) -> Declaration:

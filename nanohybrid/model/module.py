@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import Axes, Declaration, axis_sizes, shape
 from nanohybrid.ops.layout import Layout
+
+
+class Weights(nn.Module):
+    """A name in the checkpoint with parameters under it; what is computed with them stands in the mixer's forward."""
+
+    weight: Tensor
+    bias: Tensor
 
 
 class Mixer(nn.Module):
@@ -29,9 +36,23 @@ class Mixer(nn.Module):
         """The axes of this mixer's parameters, and its state."""
         raise NotImplementedError
 
-    def forward(self, x_TE: torch.Tensor, layout: Layout, state: dict[str, torch.Tensor] | None) -> torch.Tensor:
+    def forward(self, x_TE: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
         """x_TE -> what is added to the residual stream, [T, E]; reads and writes `state` at the layout's slots and pages."""
         raise NotImplementedError
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """nn.Linear with an uninitialised weight on the default device (`with torch.device("meta")` included) and no bias."""
+    module = nn.Linear(inputs, outputs, bias=False, device="meta")
+    module.weight = nn.Parameter(torch.empty(outputs, inputs))
+    return module
+
+
+def embedding(entries: int, width: int) -> nn.Embedding:
+    """nn.Embedding in the same way."""
+    module = nn.Embedding(entries, width, device="meta")
+    module.weight = nn.Parameter(torch.empty(entries, width))
+    return module
 
 
 def build(module: nn.Module, parameters: Mapping[str, Axes], config: HybridConfig) -> None:
@@ -41,11 +62,11 @@ def build(module: nn.Module, parameters: Mapping[str, Axes], config: HybridConfi
         *path, leaf = name.split(".")
         dimensions = shape(axes, sizes)
         if len(path) == 1 and leaf == "weight" and len(dimensions) == 2:
-            module.add_module(path[0], nn.utils.skip_init(nn.Linear, dimensions[1], dimensions[0], bias=False))
+            module.add_module(path[0], linear(dimensions[1], dimensions[0]))
             continue
-        owner = module
+        owner: nn.Module = module
         for part in path:
             if part not in owner._modules:
-                owner.add_module(part, nn.Module())
+                owner.add_module(part, Weights())
             owner = owner.get_submodule(part)
         owner.register_parameter(leaf, nn.Parameter(torch.empty(dimensions)))

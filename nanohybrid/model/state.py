@@ -43,8 +43,7 @@ class State:
             pools = {}
             for name, spec in declared.items():
                 rows = (pages, page_size) if spec.per_token else (slots,)
-                kind = dtype if spec.dtype is None else torch.promote_types(spec.dtype, dtype)
-                pools[name] = torch.zeros(*rows, *shape(spec.axes, sizes), dtype=kind, device=device)
+                pools[name] = torch.zeros(*rows, *shape(spec.axes, sizes), dtype=spec.kind(dtype), device=device)
             layers.append(pools)
         return cls(layers, slots, pages, page_size)
 

@@ -197,13 +197,13 @@ class _Permute(torch.autograd.Function):
     """Gather rows by `index` and zero the rows `fill`; the gradient gathers by the inverse."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, index: Tensor, fill: Tensor | None, back: Tensor, back_fill: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, x: Tensor, index: Tensor, fill: Tensor | None, back: Tensor, back_fill: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.back, ctx.back_fill = back, back_fill
         out = x.index_select(0, index)
         return out if fill is None else out.index_fill_(0, fill, 0)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         out = grad.index_select(0, ctx.back)
         return (out if ctx.back_fill is None else out.index_fill_(0, ctx.back_fill, 0)), None, None, None, None
 

@@ -17,7 +17,7 @@ def checkpointed(layers: nn.ModuleList, every: int = 1) -> Iterator[None]:
     """Inside, every `every`-th layer recomputes its activations in backward; 0 changes nothing. Names of parameters stay."""
     chosen = list(layers)[::every] if every else []
     for layer in chosen:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield
     finally:

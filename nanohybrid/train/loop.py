@@ -51,8 +51,6 @@ class LoopConfig:
     """Seconds between snapshots."""
     snapshot_steps: int = 0
     """Steps between snapshots instead, where it is not 0."""
-    unit_steps: int = 1
-    """Snapshots, and so stops, only after multiples of so many steps: those that share what they were made from."""
     log_steps: int = 10
     """Steps between lines of the log."""
     checkpoint_every: int = 0
@@ -72,14 +70,16 @@ def fit(
     precision: PrecisionConfig,
     stage: Stage,
     loop: LoopConfig = LoopConfig(),
+    unit_steps: int = 1,
     name: str = "train",
 ) -> Position:
     """Train `model` in place for `steps` steps, or what is left of them where the stage holds a snapshot.
 
     `loss` gives the sum over a batch and the number of terms in it. The series `name` of the stage's log gets step, loss,
-    gradient norm, learning rate, tokens and tokens per second.
+    gradient norm, learning rate, tokens and tokens per second. Snapshots, and so stops, come only after multiples of
+    `unit_steps` steps: those whose batches were made together.
     """
-    return Run(model, batches, loss, steps, optimizer, schedule, precision, stage, loop, name).to_the_end()
+    return Run(model, batches, loss, steps, optimizer, schedule, precision, stage, loop, unit_steps, name).to_the_end()
 
 
 class Run:
@@ -96,11 +96,12 @@ class Run:
         precision: PrecisionConfig,
         stage: Stage,
         loop: LoopConfig,
+        unit_steps: int,
         name: str,
     ) -> None:
         self.model, self.batches, self.loss, self.steps = model, batches, loss, steps
         self.config, self.schedule, self.precision, self.loop = optimizer, schedule, precision, loop
-        self.stage, self.name = stage, name
+        self.stage, self.unit_steps, self.name = stage, unit_steps, name
         self.device = next(model.parameters()).device
         self.layers: nn.ModuleList = model.backbone.layers  # type: ignore[assignment,union-attr]
         self.optimizer = adamw(model, optimizer)
@@ -167,7 +168,7 @@ class Run:
     def keep(self, stop: bool) -> None:
         """Write a snapshot where one is due: by steps, by the clock, at the end, or before stopping."""
         at_end = self.position.step == self.steps
-        if not at_end and self.position.step % self.loop.unit_steps:
+        if not at_end and self.position.step % self.unit_steps:
             return
         if at_end or stop or self.snapshot_is_due():
             snapshot.save(self.stage.directory, self.model, self.optimizer, self.position)

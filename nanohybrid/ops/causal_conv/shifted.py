@@ -35,7 +35,7 @@ class _Shifted(torch.autograd.Function):
     """sum_k weight_k x_{t-k} with x zero before each sequence; both passes touch x and its gradient W times."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, borders: list[Tensor]) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, borders: list[Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
         W = weight.shape[1]
         y = torch.addcmul(bias, x, weight[:, W - 1])
         for k, border in enumerate(borders, start=1):
@@ -46,7 +46,7 @@ class _Shifted(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         W = weight.shape[1]
         grad_x = grad * weight[:, W - 1]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nanohybrid.ops.layout import CHUNK, Layout
+from nanohybrid.ops.ssd_scan.chunk import Chunk
 
 
 def ssd_scan(
@@ -25,39 +26,10 @@ def ssd_scan(
     with torch.autocast(x_THP.device.type, enabled=False):
         for block, x, dt, B, C in zip(plan.blocks, plan.split(x_THP), plan.split(dt_TH), plan.split(B_TGN), plan.split(C_TGN), strict=True):
             x, B, C = x.to(dt.dtype), B.to(dt.dtype), C.to(dt.dtype)
-            y, state = scan_chunk(x, dt, A_H, B, C, states.read(block.sequences))
-            ys.append(torch.addcmul(y, D_H[:, None], x))
+            y, state = Chunk.apply(x, dt, A_H, B, C, D_H, states.read(block.sequences))
+            ys.append(y)
             states.write(block.sequences, state)
     return plan.join(ys), states.all()
-
-
-def scan_chunk(x: Tensor, dt: Tensor, A_H: Tensor, B: Tensor, C: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One chunk of Z pieces: x [Z, Q, H, P], dt [Z, Q, H], B and C [Z, Q, G, N], state [Z, H, P, N] or None for zeros.
-
-    Returns y without the skip term D x, [Z, Q, H, P], and the state that leaves the chunk. Padded tokens have dt = 0, which
-    neither decays nor feeds the state.
-    """
-    (Z, Q, H, P), (G, N) = x.shape, B.shape[2:]
-    # 1. decay from every token j to every later token i; masked before exp, so that nothing overflows
-    c_ZHQ = (dt * A_H).transpose(1, 2).cumsum(-1)
-    later = torch.ones(Q, Q, dtype=torch.bool, device=x.device).triu(1)
-    decay_ZHQQ = (c_ZHQ[..., :, None] - c_ZHQ[..., None, :]).masked_fill_(later, float("-inf")).exp()
-    # 2. what token i reads of token j: once for a group, weighed for each of its heads
-    scores_ZGQQ = C.transpose(1, 2) @ B.permute(0, 2, 3, 1)
-    mixing_ZHQQ = (decay_ZHQQ.view(Z, G, H // G, Q, Q) * scores_ZGQQ[:, :, None]).view(Z, H, Q, Q)
-    fed_ZHQP = (x * dt[..., None]).transpose(1, 2)
-    y_ZHQP = mixing_ZHQQ @ fed_ZHQP
-    # 3. what the chunk leaves behind
-    kept_ZHQ = (c_ZHQ[..., -1:] - c_ZHQ).exp()
-    left_ZGQM = (fed_ZHQP * kept_ZHQ[..., None]).view(Z, G, H // G, Q, P).transpose(2, 3).reshape(Z, G, Q, -1)
-    new_ZHPN = (left_ZGQM.transpose(2, 3) @ B.transpose(1, 2)).view(Z, H, P, N)
-    if state is None:
-        return y_ZHQP.transpose(1, 2), new_ZHPN
-    # 4. what it was given: read by every token, decayed into the state
-    read_ZGQM = C.transpose(1, 2) @ state.view(Z, G, -1, N).transpose(2, 3)
-    read_ZHQP = read_ZGQM.view(Z, G, Q, H // G, P).transpose(2, 3).reshape(Z, H, Q, P)
-    y_ZHQP = torch.addcmul(y_ZHQP, c_ZHQ.exp()[..., None], read_ZHQP)
-    return y_ZHQP.transpose(1, 2), torch.addcmul(new_ZHPN, c_ZHQ[..., -1, None, None].exp(), state)
 
 
 class _States:

@@ -1,0 +1,97 @@
+"""`nanohybrid verify`: the proofs of the room `verify`, on a checkpoint or on random weights."""
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.errors import InputError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from nanohybrid.model import HybridLM
+    from nanohybrid.verify import Line
+
+SUMMARY = "prove that packing, chunking, stepping and saving change nothing"
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
+
+
+def parser() -> "jsonargparse.ArgumentParser":
+    result = command_parser("verify", SUMMARY)
+    result.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory")
+    result.add_argument("--preset", metavar="NAME", help="a configuration by name instead of a checkpoint; with --random-weights")
+    result.add_argument("--random-weights", action="store_true", help="weights at random")
+    choices = ["checkpoint", *DTYPES]
+    result.add_argument("--dtype", choices=choices, default="checkpoint", help="precision of the weights (default: as stored, else fp32)")
+    result.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
+    result.add_argument("--seed", type=int, default=0, metavar="S", help="of the random text and weights")
+    return result
+
+
+def run(arguments: "jsonargparse.Namespace") -> int:
+    """Print a line for each proof; 1 where one failed."""
+    _check(arguments)
+    from nanohybrid.verify import verify
+
+    lines = []
+    for line in verify(_open(arguments), arguments.seed):
+        print(f"{line.what}: {_verdict(line)}", file=sys.stderr, flush=True)
+        lines.append(line)
+    passed = all(line.passed for line in lines)
+    if arguments.json:
+        print_json({"passed": passed, "proofs": [as_json(line) for line in lines]})
+    else:
+        headers = ("proof", "on", "differs", "allowed", "forgetful", "")
+        table(headers, [as_row(line) for line in lines])
+        print('Largest differences, of logits relative to the largest one; "forgetful": of a model without memory. See docs/verify.md.')
+    return 0 if passed else 1
+
+
+def as_json(line: "Line") -> dict[str, Any]:
+    """One proof for machines. A difference that is not finite is null."""
+    difference = line.difference if math.isfinite(line.difference) else None
+    return {
+        "what": line.what, "on": line.on, "difference": difference, "tolerance": line.tolerance,
+        "forgetful": line.forgetful, "telling": line.telling, "passed": line.passed,
+    }  # fmt: skip
+
+
+def as_row(line: "Line") -> tuple[str, ...]:
+    """One proof for people."""
+    forgetful = "" if line.forgetful is None else f"{line.forgetful:.1e}"
+    return line.what, line.on, f"{line.difference:.1e}", f"{line.tolerance:.1e}", forgetful, _verdict(line)
+
+
+def _verdict(line: "Line") -> str:
+    if not line.passed:
+        return "FAIL"
+    return "pass" if line.telling else "pass (a model that forgets would too)"
+
+
+def _open(arguments: "jsonargparse.Namespace") -> "HybridLM":
+    import torch
+
+    dtype = getattr(torch, DTYPES[arguments.dtype]) if arguments.dtype in DTYPES else None
+    try:
+        torch.zeros(1, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from None
+    if arguments.path is not None:
+        from nanohybrid.checkpoint import load
+
+        return load(arguments.path, dtype, arguments.device)
+    from nanohybrid.config import HybridConfig
+    from nanohybrid.engine.random_weights import random_model
+
+    return random_model(HybridConfig.preset(arguments.preset), dtype or torch.float32, arguments.seed, arguments.device)
+
+
+def _check(arguments: "jsonargparse.Namespace") -> None:
+    if (arguments.path is None) == (arguments.preset is None):
+        raise InputError("name a checkpoint directory, or --preset NAME --random-weights: one of the two")
+    if arguments.preset is not None and not arguments.random_weights:
+        raise InputError("a preset has no weights: add --random-weights, or name a checkpoint directory")
+    if arguments.path is not None and arguments.random_weights:
+        raise InputError("--random-weights goes with --preset NAME, a checkpoint has its own weights")

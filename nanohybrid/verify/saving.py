@@ -1,0 +1,45 @@
+"""What is written is what is read back."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nanohybrid.checkpoint import load, save
+from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.model.declare import parameters
+from nanohybrid.verify.line import Line
+from nanohybrid.verify.small import small_model
+from nanohybrid.verify.subject import Subject
+
+WHOLE = 2**30  # bytes of weights up to which the model itself is written; of a larger one, a small copy of its architecture
+
+
+def saved_is_loaded(subject: Subject) -> Line:
+    """Save, load, compare: every parameter and every logit, bit for bit."""
+    model, on = subject.model, "the model"
+    dtype = model.head_weight.dtype
+    if Footprint.of(model.config, dtype).weight_bytes > WHOLE:
+        model, on = small_model(model.config).to(dtype), "a small copy"
+    with tempfile.TemporaryDirectory(prefix="nanohybrid-verify-") as directory:
+        save(model, Path(directory) / "checkpoint")
+        again = load(Path(directory) / "checkpoint", device=model.head_weight.device)
+        return Line("save -> load -> equal", on, _largest(model, again, dtype), 0.0)
+
+
+def _largest(model: HybridLM, again: HybridLM, dtype: torch.dtype) -> float:
+    """The largest difference of any parameter or logit; infinite where names, shapes or types differ."""
+    if parameters(again.config) != parameters(model.config) or again.head_weight.dtype != dtype:
+        return float("inf")
+    found = dict(again.named_parameters())
+    differences = [_distance(parameter, found[name]) for name, parameter in model.named_parameters()]
+    first, second = Subject(model), Subject(again)
+    return max(*differences, _distance(first.truth, second.truth))
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """0 where equal bit for bit, NaN included in the same places."""
+    if torch.equal(a, b):
+        return 0.0
+    return (a.detach().double() - b.detach().double()).abs().nan_to_num(nan=float("inf")).max().item()

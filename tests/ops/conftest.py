@@ -1,0 +1,60 @@
+"""The table of awkward ragged layouts that every op is tried on, and the comparison of a fast form with its reference."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanohybrid.ops.layout import Layout
+
+LAYOUTS = {
+    "one token": Layout.packed([1]),
+    "short documents": Layout.packed([1, 2, 3, 5, 17]),
+    "a chunk and its neighbours": Layout.packed([127, 128, 129]),
+    "longer than two chunks": Layout.packed([63, 300]),
+    "equal lengths": Layout.equal(3, 20),
+    "prefill": Layout.contiguous([3, 130], [0, 0], [1, 0], 256, 32),
+    "continuation across a border": Layout.stored([5, 130, 3], [125, 200, 2], [3, 0, 2], [range(5), [30, 12, *range(14, 23)], [9]], 32),
+    "decode": Layout.stored([1, 1, 1], [5, 127, 128], [0, 1, 2], [range(10), range(10, 20), range(20, 30)], 16),
+    "decode, scattered": Layout.stored([1, 1, 1, 1], [6, 0, 31, 40], [2, 0, 3, 1], [[7], [1], [4, 2], [9, 3, 8]], 16),
+    "mixed": Layout.stored(
+        [17, 1, 40, 1, 2], [0, 77, 100, 0, 31], [4, 0, 2, 6, 1], [[0, 5], range(10, 15), range(20, 30), [1], [3, 2, 9]], 16,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=LAYOUTS.values(), ids=LAYOUTS.keys())
+def layout(request: pytest.FixtureRequest) -> Layout:
+    return request.param
+
+
+Op = Callable[..., "Tensor | tuple[Tensor, ...]"]
+
+
+def results(op: Op, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Outputs of `op`, and the gradient of every input by its name, under fixed random weights on the outputs."""
+    inputs = {name: tensor.to(dtype).detach().requires_grad_() for name, tensor in tensors.items()}
+    outputs = op(**inputs)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    generator = torch.Generator().manual_seed(7)
+    weights = [torch.randn(output.shape, dtype=torch.float64, generator=generator) for output in outputs]
+    sum((output * weight.to(output.dtype)).sum() for output, weight in zip(outputs, weights, strict=True)).backward()
+    found = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
+    for name, tensor in inputs.items():
+        found[f"gradient of {name}"] = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+    return found
+
+
+@pytest.fixture
+def agree() -> Callable[..., None]:
+    """agree(fast, reference, tensors, dtype, tolerance): equal outputs and gradients, relative to the largest entry of each."""
+
+    def check(fast: Op, reference: Op, tensors: dict[str, Tensor], dtype: torch.dtype, tolerance: float) -> None:
+        truth = results(reference, tensors, torch.float64)
+        for name, value in results(fast, tensors, dtype).items():
+            assert value.isfinite().all(), name
+            difference = (value.double() - truth[name]).abs().max()
+            assert difference <= tolerance * truth[name].abs().max().clamp(min=0.1), f"{name}: {difference:.3g}"
+
+    return check
