@@ -95,9 +95,7 @@ class _Carried:
     """
 
     def __init__(self, pools: dict[str, Tensor] | None, layout: Layout) -> None:
-        self._pools, self._layout = pools, layout
-        slots = layout.slots or ()
-        self._run = slice(slots[0], slots[0] + len(slots)) if slots and slots == tuple(range(slots[0], slots[0] + len(slots))) else None
+        self._pools, self._layout, self._run = pools, layout, layout.slot_run
 
     def read(self, name: str) -> Tensor | None:
         """[S, ...] with zeros for the sequences that begin here; None where all do."""

@@ -107,6 +107,13 @@ class Layout:
         """Indices of the sequences that continue a stored state."""
         return tuple(i for i, position in enumerate(self.positions) if position)
 
+    @cached_property
+    def slot_run(self) -> slice | None:
+        """The slots as a slice, where they follow one another: pools can then be used in place, without a copy."""
+        if not self.slots or any(slot != self.slots[0] + i for i, slot in enumerate(self.slots)):
+            return None
+        return slice(self.slots[0], self.slots[0] + len(self.slots))
+
     def tensor(self, name: str, device: torch.device, make: Callable[[], np.ndarray]) -> Tensor:
         """An index tensor of this layout on a device, made by `make` at first use."""
         key = (name, device)

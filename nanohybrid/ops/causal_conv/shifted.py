@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanohybrid.ops.causal_conv import window
 from nanohybrid.ops.layout import Layout
 
 
@@ -15,6 +16,8 @@ def causal_conv(
     x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """y_TC and the last W - 1 inputs of each sequence."""
+    if initial_SWC is not None and layout.max_length == 1:
+        return window.causal_conv(x_TC, weight_CW, bias_C, initial_SWC)
     dtype = torch.promote_types(x_TC.dtype, torch.float32)
     W = weight_CW.shape[1]
     borders = [_rows_within(layout, k, x_TC.device) for k in range(1, W)]
