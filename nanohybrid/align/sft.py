@@ -16,6 +16,7 @@ from nanohybrid.text import ChatTemplate, Tokenizer
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, next_token_loss, snapshot
 
 CHATS = "chats"
+STORES = "stores"  # where `distill` and the calibration of `prune` look for documents in a stage's output
 PROBLEMS = "tasks-"  # stores of a corpus that hold problems: the chats have these already
 
 
@@ -50,7 +51,9 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None) -> 
         if stage.complete:
             return out
         network = load(model, dtype=torch.float32)
-        loader = batches(recipe, ChatMaker(Tokenizer.from_directory(model), ChatTemplate.from_directory(model)), data)
+        made = chat_store(recipe, ChatMaker(Tokenizer.from_directory(model), ChatTemplate.from_directory(model)))
+        made.write(stage.directory / STORES / f"{CHATS}.safetensors")  # a pruned model will learn from the same chats
+        loader = batches(recipe, made, data)
         fit(
             network,
             loader.batch,
@@ -69,11 +72,21 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None) -> 
     return out
 
 
-def batches(recipe: SftRecipe, maker: ChatMaker, data: Path | None) -> Loader:
-    """Chats, made anew for each run from its seed, mixed with text by tokens."""
-    share = recipe.shares.text / (recipe.shares.text + recipe.shares.chats) if data else 0.0
-    made = chats(maker, recipe.tasks, recipe.shares, round(recipe.tokens * (1 - share)) + recipe.batch_tokens, recipe.seed)
-    stores = {CHATS: TokenStore.from_documents((chat.tokens, chat.loss) for chat in made)}
+def chat_store(recipe: SftRecipe, maker: ChatMaker) -> TokenStore:
+    """The chats of a run, made anew from its seed: as many tokens as it will read."""
+    made = chats(maker, recipe.tasks, recipe.shares, round(recipe.tokens * (1 - text_share(recipe))) + recipe.batch_tokens, recipe.seed)
+    return TokenStore.from_documents((chat.tokens, chat.loss) for chat in made)
+
+
+def text_share(recipe: SftRecipe) -> float:
+    """The share of tokens that are text."""
+    return recipe.shares.text / (recipe.shares.text + recipe.shares.chats)
+
+
+def batches(recipe: SftRecipe, made: TokenStore, data: Path | None) -> Loader:
+    """Chats mixed with the text of a data directory by tokens."""
+    share = text_share(recipe) if data else 0.0
+    stores = {CHATS: made}
     weights = {CHATS: 1 - share}
     if data and share:
         texts = {name: store for name, store in Corpus.read(data).stores.items() if not name.startswith(PROBLEMS)}

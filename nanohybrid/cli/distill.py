@@ -1,0 +1,41 @@
+"""`nanohybrid distill`: a student learns from its teacher."""
+
+from pathlib import Path
+
+import jsonargparse
+
+from nanohybrid.cli.common import print_json, recipe_from, recipe_parser, table
+
+SUMMARY = "only the second half of compress"
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    """Flags of the command: the checkpoints, the documents, and those of DistillRecipe."""
+    from nanohybrid.compress.distill import DistillRecipe
+
+    result = recipe_parser("distill", SUMMARY, DistillRecipe)
+    result.add_argument("student", type=Path, metavar="STUDENT", help="the checkpoint that learns")
+    result.add_argument("teacher", type=Path, metavar="TEACHER", help="the checkpoint that it learns from")
+    add_documents(result)
+    return result
+
+
+def add_documents(parser: jsonargparse.ArgumentParser) -> None:
+    """The flags that name token stores."""
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="documents of post-training: stores, or align's output")
+    parser.add_argument("--pretraining", type=Path, metavar="DIR", help="documents of pretraining to mix in: what `nanohybrid data` wrote")
+
+
+def run(arguments: jsonargparse.Namespace) -> None:
+    """Distill, and tell the divergence before and after."""
+    from nanohybrid.compress.distill import DistillRecipe, distill
+    from nanohybrid.stages.output import read_record
+
+    recipe = recipe_from(DistillRecipe, arguments)
+    out = distill(recipe, arguments.student, arguments.teacher, arguments.data, arguments.out, arguments.pretraining)
+    measures = read_record(out)["measures"]
+    if arguments.json:
+        print_json({"out": out, **measures})
+    else:
+        rows = [["before", measures["kl_before"]], ["after", measures["kl_after"]]]
+        table(["", "divergence from the teacher, nats a token"], rows, title=str(out))

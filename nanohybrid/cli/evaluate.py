@@ -1,0 +1,60 @@
+"""`nanohybrid evaluate`: checkpoints to accuracies, budget curves, decode times and a report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from nanohybrid.cli.common import print_json, recipe_from, recipe_parser, table
+from nanohybrid.errors import InputError
+from nanohybrid.evaluate.recipe import EvaluateRecipe
+
+SUMMARY = "accuracy, accuracy against thinking budget, decode time"
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    """Flags of the command: the models, and those of EvaluateRecipe."""
+    result = recipe_parser("evaluate", SUMMARY, EvaluateRecipe)
+    result.add_argument("models", nargs="+", metavar="MODEL", help="checkpoint directories, each as PATH or NAME=PATH")
+    result.add_argument("--data", type=Path, metavar="DIR", help="a data directory whose held-out documents (validation*) give a loss")
+    return result
+
+
+def run(arguments: jsonargparse.Namespace) -> None:
+    """Evaluate and print the table of accuracies."""
+    from nanohybrid.evaluate.stage import SUMMARY as FILE
+    from nanohybrid.evaluate.stage import evaluate
+
+    out = evaluate(recipe_from(EvaluateRecipe, arguments), named(arguments.models), arguments.out, arguments.data)
+    summary: dict[str, Any] = json.loads((out / FILE).read_text())
+    if arguments.json:
+        print_json({"out": out, **summary})
+        return
+    rows = [
+        [name, found["shape"]["parameters"], *(interval(found[mode]) for mode in ("thinking", "no_thinking"))]
+        for name, found in summary["models"].items()
+    ]
+    table(["model", "parameters", "thinking", "no thinking"], rows, title=f"{out}: accuracy with 95 % intervals")
+    if summary["decode_ms"]:
+        contexts = [context for context, _ in next(iter(summary["decode_ms"].values()))]
+        times = [[name, *(ms for _, ms in found)] for name, found in summary["decode_ms"].items()]
+        table(["model", *(f"{context:,}" for context in contexts)], times, title="milliseconds of a decode step against context")
+
+
+def interval(score: dict[str, float]) -> str:
+    """An accuracy with its interval."""
+    return f"{score['accuracy']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+
+
+def named(models: list[str]) -> dict[str, Path]:
+    """`PATH` or `NAME=PATH` for each model; a path alone is called as its last directory."""
+    result: dict[str, Path] = {}
+    for model in models:
+        name, given, path = model.partition("=")
+        if not given:
+            name, path = Path(model).resolve().name, model
+        if name in result:
+            raise InputError(f"two models are called {name}: name them, as in first={path} second=...")
+        result[name] = Path(path)
+    return result

@@ -1,0 +1,72 @@
+"""`nanohybrid prune`: a checkpoint to a smaller one, by sizes or by named layers."""
+
+from pathlib import Path
+
+import jsonargparse
+
+from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.errors import InputError
+
+SUMMARY = "only the first half of compress"
+SIZES = {
+    "--layers": "layers to keep; which ones go is found by skipping them, iteratively",
+    "--hidden-size": "embedding channels to keep",
+    "--intermediate-size": "FFN neurons to keep in each MLP layer",
+    "--mamba-heads": "heads to keep in each Mamba layer, as many in each group",
+    "--mamba-head-dim": "channels to keep of each Mamba head",
+    "--attention-heads": "query heads to keep in each attention layer, as many for each key/value head",
+}
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    """The flags of pruning: sizes that are not given stay the parent's."""
+    result = command_parser("prune", SUMMARY)
+    result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
+    result.add_argument("--out", type=Path, required=True, metavar="DIR", help="the output directory")
+    for flag, what in SIZES.items():
+        result.add_argument(flag, type=int | None, metavar="N", help=what)
+    result.add_argument("--drop-layers", metavar="I,J", help="remove these layers, counted from 0")
+    result.add_argument("--importance", type=Path, metavar="FILE", help="scores that an earlier run wrote (importance.safetensors)")
+    result.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="documents to measure scores on: token stores, or JSON lines with text"
+    )
+    result.add_argument("--samples", type=int, default=256, metavar="N", help="at most so many of these documents")
+    result.add_argument("--length", type=int, default=512, metavar="N", help="at most so many tokens of each")
+    result.add_argument("--plain", action="store_true", help="scores by activation alone, not times the outgoing weights' norm")
+    return result
+
+
+def run(arguments: jsonargparse.Namespace) -> None:
+    """Prune, and tell the shape before and after."""
+    from nanohybrid.checkpoint import read_config
+    from nanohybrid.compress.prune_stage import PruneRecipe, prune
+    from nanohybrid.compress.target import Target
+    from nanohybrid.model import Footprint
+
+    sizes = {name: getattr(arguments, name) for name in (flag[2:].replace("-", "_") for flag in SIZES)}
+    target = Target(**sizes, drop_layers=numbers("--drop-layers", arguments.drop_layers))
+    recipe = PruneRecipe(target, not arguments.plain, arguments.samples, arguments.length)
+    out = prune(recipe, arguments.path, arguments.out, arguments.importance, arguments.calibration)
+    before, after = read_config(arguments.path), read_config(out)
+    fields = (
+        "pattern",
+        "num_hidden_layers",
+        "hidden_size",
+        "intermediate_size",
+        "mamba_num_heads",
+        "mamba_head_dim",
+        "num_attention_heads",
+    )
+    shapes = [{"parameters": Footprint.of(c).parameters, **{field: getattr(c, field) for field in fields}} for c in (before, after)]
+    if arguments.json:
+        print_json({"out": out, "parent": shapes[0], "pruned": shapes[1]})
+    else:
+        table(["", "parent", "pruned"], [[field, shapes[0][field], shapes[1][field]] for field in shapes[0]], title=str(out))
+
+
+def numbers(flag: str, text: str | None) -> tuple[int, ...]:
+    """`2,5` as numbers; each once."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")})) if text else ()
+    except ValueError:
+        raise InputError(f"{flag} is {text!r}: give numbers with commas between, as in 2,5") from None

@@ -1,0 +1,47 @@
+"""nanohybrid quickstart: the whole chain on two CPU cores."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from nanohybrid.cli.common import command_parser, print_json, table
+
+SUMMARY = "the paper in miniature: raw text to a compressed, thinking model, in about a quarter of an hour"
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    result = command_parser("quickstart", SUMMARY)
+    result.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/quickstart"), help="where everything goes")
+    result.add_argument("--scale", type=float, default=1.0, help="tokens, problems and time as multiples; from 4 the model grows too")
+    result.add_argument("--seed", type=int, default=0, help="of data, models and samples")
+    return result
+
+
+def run(arguments: jsonargparse.Namespace) -> int:
+    from nanohybrid.quickstart import quickstart
+
+    summary = quickstart(arguments.out, arguments.scale, arguments.seed)
+    if arguments.json:
+        print_json(summary)
+    else:
+        show(summary)
+        print(f"\nreport   {arguments.out / 'report.html'}")
+        print(f"chat     {launcher()} chat {arguments.out / summary['checkpoints']['distilled']}")
+    return 0
+
+
+def show(summary: dict[str, Any]) -> None:
+    """The headline as a table."""
+    rows = [
+        [name, summary["parameters"][name], f"{scores['thinking']:.1%}", f"{scores['no_thinking']:.1%}"]
+        for name, scores in summary["accuracy"].items()
+    ]
+    minutes, gib = summary["seconds"] / 60, summary["peak_memory_gib"]
+    table(["model", "parameters", "thinking", "no thinking"], rows, title=f"held-out problems solved ({minutes:.1f} min, {gib:.1f} GiB)")
+
+
+def launcher() -> str:
+    """How this very program was called: the installed command, or the module."""
+    return "nanohybrid" if Path(sys.argv[0]).name == "nanohybrid" else f"{sys.executable} -m nanohybrid"

@@ -1,0 +1,64 @@
+"""The stage `prune`: a checkpoint in, a smaller one out, and `kept.json` that says what was kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from nanohybrid.checkpoint import CheckpointReader, load, read_config
+from nanohybrid.compress.calibration import Calibration
+from nanohybrid.compress.importance import Importance
+from nanohybrid.compress.measure import importance_of
+from nanohybrid.compress.prune import prune_checkpoint
+from nanohybrid.compress.target import Target
+from nanohybrid.config import HybridConfig
+from nanohybrid.errors import InputError
+from nanohybrid.model import Footprint
+from nanohybrid.stages import open_stage, progress
+
+
+@dataclass(frozen=True)
+class PruneRecipe:
+    """What to prune a model to, and how its importance is measured where that is not given."""
+
+    target: Target = field(default_factory=Target)
+    outgoing: bool = True
+    """Multiply activations by the norm of the weights that read them."""
+    samples: int = 256
+    """Calibration documents."""
+    length: int = 512
+    """Tokens of each, at most."""
+
+
+def prune(recipe: PruneRecipe, model: Path, out: Path, importance: Path | None = None, calibration: Path | None = None) -> Path:
+    """Prune the checkpoint `model` into `out`, by scores from a file or measured on `calibration` documents."""
+    config = read_config(model)
+    recipe.target.check(config)
+    if importance is not None and calibration is not None:
+        raise InputError("--importance and --calibration contradict each other: give one of the two")
+    given = {"importance": importance, "calibration": calibration}
+    inputs = {"model": model, **{name: path for name, path in given.items() if path is not None}}
+    scores = None if importance is None else Importance.load(importance)
+    if scores is None and calibration is None:
+        recipe.target.kept(config, None)  # says so where scores are needed
+    with open_stage(out, "prune", recipe, inputs) as stage:
+        if stage.complete:
+            return out
+        if calibration is not None and recipe.target.needs_scores:
+            samples = Calibration.read(calibration, model, recipe.samples, recipe.length)
+            rounds = None if recipe.target.layers is None else config.num_hidden_layers - recipe.target.layers
+            scores = importance_of(load(model, dtype=torch.float32), samples, stage.directory / "importance", recipe.outgoing, rounds)
+        kept = recipe.target.kept(config, scores)
+        with CheckpointReader(model) as reader:
+            tensors = len(reader.names())
+        with progress("prune", tensors, "tensors") as bar:
+            pruned = prune_checkpoint(model, kept, stage.directory, bar.advance)
+        stage.measure(**sizes("parent", config), **sizes("pruned", pruned))
+    return out
+
+
+def sizes(name: str, config: HybridConfig) -> dict[str, object]:
+    """A model's parameters and pattern, as measures."""
+    return {f"{name}_parameters": Footprint.of(config).parameters, f"{name}_pattern": config.pattern}

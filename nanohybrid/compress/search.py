@@ -1,0 +1,170 @@
+"""Which shape to prune to: every shape of a grid that fits the budget, the few largest really pruned and tried without retraining.
+
+A shape is not tried where another one that fits is at least as large on every axis: it could only be worse. What is tried is ranked by
+its loss on calibration documents. No chance is involved: the same model, documents and grid give the same choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+from nanohybrid.compress.budget import Budget
+from nanohybrid.compress.calibration import Calibration
+from nanohybrid.compress.importance import Importance
+from nanohybrid.compress.prune import prune_model
+from nanohybrid.compress.target import Target
+from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
+from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.evaluate.perplexity import loss_of
+from nanohybrid.model import Footprint, HybridLM
+
+SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "mamba_num_heads", "mamba_head_dim", "num_attention_heads")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is enumerated: layers to drop as numbers, every width as fractions of the parent's, rounded to a multiple that works."""
+
+    drop_layers: tuple[int, ...] = (0,)
+    hidden: tuple[float, ...] = (1.0, 0.9375, 0.875, 0.8125, 0.75)
+    ffn: tuple[float, ...] = (1.0, 0.875, 0.75, 0.6875, 0.625, 0.5625, 0.5)
+    mamba_heads: tuple[float, ...] = (1.0,)
+    mamba_channels: tuple[float, ...] = (1.0, 0.875, 0.75)
+    attention_heads: tuple[float, ...] = (1.0,)
+    multiple: int = 8
+    """Hidden width, FFN width and channels of a head are multiples of this."""
+    tried: int = 16
+    """Shapes that are pruned and tried, the largest first."""
+
+    def __post_init__(self) -> None:
+        axes = {name: value for name, value in asdict(self).items() if isinstance(value, tuple)}
+        empty = [name for name, values in axes.items() if not values]
+        if empty or self.multiple < 1 or self.tried < 1:
+            raise ConfigError(f"grid: {', '.join(empty) or 'multiple and tried'}: give at least one value, and positive numbers")
+        for name, values in axes.items():
+            if name != "drop_layers" and not all(0 < share <= 1 for share in values):
+                raise ConfigError(f"grid: {name} is {list(values)}: fractions of the parent's width are above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shape that fits, and what it lost without retraining (None where it was not tried)."""
+
+    target: Target
+    config: HybridConfig
+    parameters: int
+    bytes: dict[str, int]
+    loss: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        shape = {name: getattr(self.config, name) for name in ("pattern", *SHAPE)}
+        return {"config": shape, "parameters": self.parameters, "bytes": self.bytes, "loss": self.loss}
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found: the candidates, the best first and those not tried last, and how many shapes were too large."""
+
+    candidates: tuple[Candidate, ...]
+    rejected: int
+
+    @property
+    def chosen(self) -> Candidate:
+        return self.candidates[0]
+
+
+def enumerate_shapes(config: HybridConfig, importance: Importance, grid: Grid, budget: Budget) -> Search:
+    """Every shape of the grid that fits the budget, the largest first. Raises InputError where none does."""
+    fitting, smallest, rejected = [], None, 0
+    for target in targets(config, grid):
+        shape = target.config(config, importance)
+        memory = budget.memory(shape)
+        smallest = min(memory.total, smallest if smallest is not None else memory.total)
+        if memory.total > budget.bytes:
+            rejected += 1
+        else:
+            fitting.append(Candidate(target, shape, Footprint.of(shape).parameters, memory.as_dict()))
+    if not fitting:
+        raise InputError(f"no shape of the grid fits {budget}: the smallest takes {smallest:,} bytes; give more, or a wider grid")
+    return Search(tuple(sorted(fitting, key=lambda c: (-c.bytes["total"], sizes(c.target)))), rejected)
+
+
+def search(
+    model: HybridLM,
+    importance: Importance,
+    calibration: Calibration,
+    grid: Grid,
+    budget: Budget,
+    advance: Callable[[int], object] | None = None,
+    known: dict[str, float] | None = None,
+) -> Search:
+    """Prune to the largest shapes that fit and rank them by their loss on the calibration documents.
+
+    known: losses by the key of a candidate, read and filled, so that an interrupted search tries none twice.
+    """
+    found = enumerate_shapes(model.config, importance, grid, budget)
+    known = {} if known is None else known
+    tried: list[Candidate] = []
+    rest: list[Candidate] = []
+    for candidate in found.candidates:
+        if len(tried) < grid.tried and not dominated(candidate, found.candidates):
+            tried.append(candidate)
+        else:
+            rest.append(candidate)
+    ranked = []
+    for candidate in tried:
+        key = str(sizes(candidate.target))
+        if key not in known:
+            pruned = prune_model(model, candidate.target.kept(model.config, importance))
+            known[key] = loss_of(pruned, calibration.batches()).loss
+        ranked.append(Candidate(candidate.target, candidate.config, candidate.parameters, candidate.bytes, known[key]))
+        if advance is not None:
+            advance(1)
+    ranked.sort(key=lambda c: (c.loss, -c.parameters, sizes(c.target)))
+    return Search((*ranked, *rest), found.rejected)
+
+
+def targets(config: HybridConfig, grid: Grid) -> Iterable[Target]:
+    """The grid's shapes for a model, each once; axes of mixers that the model lacks are left alone."""
+    kinds = set(config.pattern)
+    head_channels = widths(config.mamba_head_dim, grid.mamba_channels, grid.multiple) if MAMBA in kinds else [None]
+    axes: tuple[Sequence[int | None], ...] = (
+        [config.num_hidden_layers - gone for gone in grid.drop_layers if 0 <= gone < config.num_hidden_layers],
+        widths(config.hidden_size, grid.hidden, grid.multiple),
+        widths(config.intermediate_size, grid.ffn, grid.multiple) if MLP in kinds else [None],
+        widths(config.mamba_num_heads, grid.mamba_heads, config.n_groups) if MAMBA in kinds else [None],
+        head_channels,
+        widths(config.num_attention_heads, grid.attention_heads, config.num_key_value_heads) if ATTENTION in kinds else [None],
+    )
+    for layers, hidden, ffn, heads, channels, queries in product(*axes):
+        yield Target(
+            layers=layers, hidden_size=hidden, intermediate_size=ffn, mamba_heads=heads, mamba_head_dim=channels, attention_heads=queries
+        )
+
+
+def widths(parent: int, shares: Iterable[float], multiple: int) -> list[int]:
+    """Fractions of a width as multiples, each once, the parent's own width as it is."""
+    found = [parent if share == 1 else min(parent, max(multiple, round(parent * share / multiple) * multiple)) for share in shares]
+    return list(dict.fromkeys(found))
+
+
+def sizes(target: Target) -> tuple[int, ...]:
+    """A shape as numbers, to compare and to name it by."""
+    values = (
+        target.layers,
+        target.hidden_size,
+        target.intermediate_size,
+        target.mamba_heads,
+        target.mamba_head_dim,
+        target.attention_heads,
+    )
+    return tuple(-1 if value is None else value for value in values)
+
+
+def dominated(candidate: Candidate, others: Iterable[Candidate]) -> bool:
+    """Whether another one that fits is at least as large on every axis."""
+    mine = sizes(candidate.target)
+    return any(mine != sizes(o.target) and all(a <= b for a, b in zip(mine, sizes(o.target), strict=True)) for o in others)

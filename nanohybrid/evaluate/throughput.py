@@ -1,0 +1,84 @@
+"""What a decode step costs as the context grows: milliseconds, and bytes of what must be remembered.
+
+The step is the engine's own forward: one token for each of `batch` sequences that stand at position `context`. Their keys, values and
+states are filled with random numbers, not computed by a prefill: a step reads and multiplies the same bytes whatever they say. A
+step writes to the same position again, so that the context stays what it is.
+
+A machine's speed drifts, so models take turns step by step (A B A B ...), and the median counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from nanohybrid.model import Footprint, HybridLM, Layout, State
+from nanohybrid.ops.layout import PAGE
+
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class DecodeTime:
+    """Of one model at one context: the median step and the quickest one, and the bytes that one sequence keeps."""
+
+    context: int
+    milliseconds: float
+    quickest: float
+    sequence_bytes: int
+
+
+class DecodeStep:
+    """A model with `batch` sequences in the middle of decoding; calling it does one step."""
+
+    def __init__(self, model: HybridLM, context: int, batch: int, seed: int = 0) -> None:
+        weight = model.head_weight
+        slots = range(batch)
+        self.model = model
+        self.state = State.for_context(model.config, batch, context + 1, weight.dtype, weight.device)
+        self.layout = Layout.contiguous([1] * batch, [context] * batch, slots, context + 1, PAGE)
+        generator = torch.Generator(weight.device).manual_seed(seed)
+        for pools in self.state.layers:
+            for pool in pools.values():
+                pool.normal_(0.0, 0.5, generator=generator)
+        self.tokens = torch.randint(model.config.vocab_size, (batch,), generator=generator, device=weight.device)
+
+    @torch.inference_mode()
+    def __call__(self) -> float:
+        """Milliseconds of one step, logits included."""
+        began = time.perf_counter()
+        self.model.head(self.model.hidden(self.tokens, self.layout, self.state))
+        if self.tokens.is_cuda:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - began) * 1e3
+
+
+def decode_times(
+    models: Mapping[str, HybridLM],
+    contexts: Sequence[int],
+    batch: int = 16,
+    rounds: int = 9,
+    seed: int = 0,
+    advance: Callable[[int], object] | None = None,
+) -> dict[str, list[DecodeTime]]:
+    """For each model, a row for each context. Memory for the states of all models at one context is needed at once."""
+    result: dict[str, list[DecodeTime]] = {name: [] for name in models}
+    footprints = {name: Footprint.of(model.config, model.head_weight.dtype) for name, model in models.items()}
+    for context in contexts:
+        steps = {name: DecodeStep(model, context, batch, seed) for name, model in models.items()}
+        times: dict[str, list[float]] = {name: [] for name in models}
+        for number in range(WARM_UP + rounds):
+            for name, step in steps.items():
+                spent = step()
+                if number >= WARM_UP:
+                    times[name].append(spent)
+        for name, spent_each in times.items():
+            kept = footprints[name].sequence_bytes(context)
+            result[name].append(DecodeTime(context, round(median(spent_each), 3), round(min(spent_each), 3), kept))
+        if advance is not None:
+            advance(1)
+    return result

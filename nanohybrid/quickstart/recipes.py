@@ -1,0 +1,81 @@
+"""What each stage of the quickstart is given: the tiny recipes, scaled by one dial."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nanohybrid.align.grpo import GrpoRecipe
+from nanohybrid.align.sft import SftRecipe
+from nanohybrid.compress.stage import CompressRecipe
+from nanohybrid.data.recipe import DataRecipe
+from nanohybrid.errors import InputError
+from nanohybrid.evaluate.recipe import EvaluateRecipe
+from nanohybrid.stages.recipe import load
+from nanohybrid.train.pretrain import PretrainRecipe
+
+MINI_FROM = 4.0  # scale from which the model grows too: below it, more tokens teach the tiny one more than they teach a larger one
+TWIN_SHARE = 0.3  # tokens of each of the two runs that compare FP8 with bf16, as a share of the pretraining's
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """The recipes of one run of the quickstart."""
+
+    data: DataRecipe
+    pretrain: PretrainRecipe
+    twin_bf16: PretrainRecipe
+    twin_fp8: PretrainRecipe
+    sft: SftRecipe
+    grpo: GrpoRecipe
+    compress: CompressRecipe
+    dense: PretrainRecipe
+    evaluate: EvaluateRecipe
+
+    @classmethod
+    def of(cls, scale: float, seed: int) -> Recipes:
+        """The tiny recipes with tokens, problems and rollouts times `scale`. Raises InputError for a scale that is no scale."""
+        if not 0 < scale <= 1000:
+            raise InputError(f"--scale is {scale}: give a number above 0 and at most 1000; 1 takes about a quarter of an hour")
+        size = "mini" if scale >= MINI_FROM else "tiny"
+        data = read(DataRecipe, "data", seed)
+        data = dataclasses.replace(data, tasks=tuple(times(source, scale, "count") for source in data.tasks))
+        data = times(data, scale, "code_megabytes", "prose_megabytes") if scale < 1 else data
+        pretrain = dataclasses.replace(times(read(PretrainRecipe, "pretrain", seed), scale, "tokens"), model=size)
+        fp8 = read(PretrainRecipe, "pretrain-fp8", seed)
+        twin = times(pretrain, TWIN_SHARE, "tokens")
+        compress = read(CompressRecipe, "compress", None)
+        distill = dataclasses.replace(times(compress.distill, scale, "tokens"), seed=seed)
+        evaluate = dataclasses.replace(read(EvaluateRecipe, "evaluate", seed), curve_models=("parent",), decode_models=("parent", "transformer"))
+        return cls(
+            data=data,
+            pretrain=pretrain,
+            twin_bf16=twin,
+            twin_fp8=dataclasses.replace(twin, precision=fp8.precision),
+            sft=times(read(SftRecipe, "sft", seed), scale, "tokens"),
+            grpo=times(read(GrpoRecipe, "grpo", seed), scale, "rollouts"),
+            compress=dataclasses.replace(compress, distill=distill),
+            dense=dataclasses.replace(pretrain, model=f"{size}-dense"),
+            evaluate=times(evaluate, min(scale, 1.0), "problems"),
+        )
+
+
+def read(kind: type[R], name: str, seed: int | None) -> R:
+    """A tiny recipe by its file's name, with the seed of this run."""
+    with resources.as_file(resources.files("nanohybrid").joinpath(f"recipes/tiny/{name}.toml")) as path:
+        recipe = load(kind, Path(path))
+    return recipe if seed is None else dataclasses.replace(recipe, seed=seed)  # type: ignore[type-var]
+
+
+def times(recipe: R, scale: float, *fields: str) -> R:
+    """A recipe with some numbers multiplied; whole ones stay whole, and at least 1."""
+    changes: dict[str, Any] = {}
+    for field in fields:
+        value = getattr(recipe, field)
+        changes[field] = max(1, round(value * scale)) if isinstance(value, int) else value * scale
+    return dataclasses.replace(recipe, **changes)  # type: ignore[type-var]

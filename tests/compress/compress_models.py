@@ -1,0 +1,33 @@
+"""Small random models and documents for the tests of compression."""
+
+import numpy as np
+import torch
+
+from nanohybrid.compress.calibration import Calibration
+from nanohybrid.config import HybridConfig
+from nanohybrid.model import HybridLM
+
+SMALL = dict(
+    vocab_size=60, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+    mamba_num_heads=8, mamba_head_dim=8, n_groups=2, ssm_state_size=8, initializer_range=0.2,
+)  # fmt: skip
+DENSE = dict(rope_theta=10_000.0, qk_norm=True, mlp_activation="swiglu", tie_word_embeddings=True)
+
+
+def make_model(pattern="M-M*-M-", **changes):
+    """A model whose every parameter is random, the ones that usually begin at 1 too."""
+    config = HybridConfig(pattern=pattern, **(SMALL | changes))
+    model = HybridLM(config, seed=3).double()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("norm.weight", "norm_f.weight", ".D")):
+                parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+    return model.eval()
+
+
+def make_calibration():
+    """Four random documents."""
+    rng = np.random.default_rng(0)
+    lengths = [9, 30, 17, 5]
+    return Calibration(tuple((rng.integers(13, 60, n).astype(np.int32), np.ones(n, dtype=np.uint8)) for n in lengths))

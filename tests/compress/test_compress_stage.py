@@ -1,0 +1,143 @@
+"""Distillation and the whole stage on tiny random models, killed and resumed."""
+
+import io
+import json
+from contextlib import redirect_stdout
+
+import numpy as np
+import pytest
+import torch
+from compress_models import make_model
+
+from nanohybrid.checkpoint import load, save
+from nanohybrid.cli.main import main
+from nanohybrid.compress import search, stage
+from nanohybrid.compress.distill import DistillRecipe, distill, divergence, mean_divergence, mixture
+from nanohybrid.compress.kept import Kept
+from nanohybrid.compress.search import Grid
+from nanohybrid.compress.stage import CompressRecipe, compress
+from nanohybrid.data import Batch, TokenStore
+from nanohybrid.errors import InputError
+from nanohybrid.evaluate.perplexity import loss_of
+from nanohybrid.stages.recipe import dump
+from nanohybrid.text import ChatTemplate, train_bpe
+from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
+
+DISTILL = DistillRecipe(
+    tokens=600, batch_tokens=100, sequence_length=40, optimizer=OptimizerConfig(learning_rate=1e-2), precision=PrecisionConfig("fp32"),
+    loop=LoopConfig(snapshot_steps=2, log_steps=1), measured_tokens=200,
+)  # fmt: skip
+RECIPE = CompressRecipe(
+    budget_share=0.8, context=64, samples=8, length=30, distill=DISTILL,
+    grid=Grid(hidden=(1.0, 0.75), ffn=(1.0, 0.75, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=2),
+)  # fmt: skip
+
+
+def write_store(path, seed, count=30):
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    TokenStore.from_documents((rng.integers(13, 60, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in rng.integers(5, 30, count)).write(path)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A parent, a stage's output with stores in it, and pretraining documents."""
+    root = tmp_path_factory.mktemp("compress")
+    train_bpe(["some words"], 269).save(root / "parent")
+    ChatTemplate.default().save(root / "parent")
+    save(make_model(vocab_size=269).float(), root / "parent")
+    write_store(root / "sft" / "stores" / "chats.safetensors", 0)
+    write_store(root / "data" / "web.safetensors", 1)
+    write_store(root / "data" / "code.safetensors", 2, count=60)
+    write_store(root / "data" / "validation.safetensors", 3)
+    return root
+
+
+def test_the_loss_is_the_divergence_from_whole_logits(model):
+    other = make_model("M-*-")
+    batch = Batch.of([(np.arange(20, 33), np.r_[np.zeros(4), np.ones(9)]), (np.arange(40, 47), np.ones(7))])
+    total, count = divergence(model, 2.0, every_token=False)(other, batch)
+    logp = [(m(batch.tokens_T, layout=batch.layout) / 2.0).log_softmax(-1) for m in (model, other)]
+    kl = 4.0 * (logp[0].exp() * (logp[0] - logp[1])).sum(-1)[batch.targets_T != -100]
+    assert count == len(kl) == 9 + 6
+    assert total.item() == pytest.approx(kl.sum().item(), rel=1e-5)
+    assert divergence(model, 2.0, every_token=True)(other, batch)[1] == 20
+    assert mean_divergence(model, model, [batch]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_papers_mixture(folders):
+    stores, weights = mixture(DISTILL, folders / "sft", folders / "data")
+    assert set(stores) == {"post-chats", "pre-web", "pre-code"} and weights["post-chats"] == pytest.approx(0.7)
+    assert weights["pre-web"] + weights["pre-code"] == pytest.approx(0.3) and weights["pre-code"] > weights["pre-web"]
+    assert mixture(DISTILL, folders / "sft", None)[1] == {"post-chats": 1.0}
+
+
+def test_a_student_comes_nearer_to_its_teacher(folders, tmp_path):
+    assert main(["prune", str(folders / "parent"), "--out", str(tmp_path / "student"), "--drop-layers", "1"]) == 0
+    out = distill(DISTILL, tmp_path / "student", folders / "parent", folders / "sft", tmp_path / "out", folders / "data")
+    measures = json.loads((out / "lineage.json").read_text())["measures"]
+    assert measures["kl_after"] < 0.8 * measures["kl_before"]
+    assert (out / "tokenizer.json").exists() and not (out / "snapshot.safetensors").exists()
+
+
+def test_other_vocabularies_are_refused(folders, tmp_path):
+    save(make_model().float(), tmp_path / "student")
+    with pytest.raises(InputError, match="vocabulary of 60"):
+        distill(DISTILL, tmp_path / "student", folders / "parent", folders / "sft", tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def whole(folders):
+    """The stage run by its command, in one go; what it printed."""
+    recipe, out = folders / "recipe.toml", io.StringIO()
+    recipe.write_text(dump(RECIPE))
+    command = ["compress", str(folders / "parent"), "--recipe", str(recipe), "--data", str(folders / "sft")]
+    with redirect_stdout(out):
+        assert main([*command, "--pretraining", str(folders / "data"), "--out", str(folders / "whole"), "--json"]) == 0
+    return json.loads(out.getvalue())
+
+
+def test_the_command_gives_a_loadable_checkpoint_within_the_budget_and_a_report(folders, whole):
+    out = folders / "whole"
+    assert whole["chosen"]["bytes"]["total"] <= whole["budget_bytes"] and set(whole["losses"]) == {"parent", "pruned", "distilled"}
+    model, kept = load(out), Kept.read(out)
+    assert sum(p.numel() for p in model.parameters()) == whole["chosen"]["parameters"]
+    assert kept.config(load(folders / "parent").config) == model.config
+    for part in ("importance/importance.json", "search/search.json", "pruned/kept.json", "distilled/model.safetensors", "tokenizer.json"):
+        assert (out / part).exists()
+    page = (out / "report.html").read_text()
+    assert page.count("<figure>") == 8 and "partial" not in page
+
+
+def test_a_budget_below_the_smallest_is_one_line(folders, tmp_path, capsys):
+    command = ["compress", str(folders / "parent"), "--data", str(folders / "sft"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--budget-gib", "0.000001"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert "no shape of the grid fits" in error[-1] and "the smallest takes" in error[-1]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_compression_resumes_to_the_same_model(folders, whole, tmp_path, monkeypatch):
+    def run():
+        return compress(RECIPE, folders / "parent", folders / "sft", tmp_path / "parts", folders / "data")
+
+    def fail_after(calls):
+        def call(*arguments, **named):
+            if calls.pop():
+                raise Killed
+            return loss_of(*arguments, **named)
+
+        return call
+
+    for place, name, calls in ((search, "loss_of", [True, False]), (stage, "prune", [True]), (stage, "distill", [True])):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(place, name, fail_after(calls))
+            run()
+    monkeypatch.setattr(search, "loss_of", fail_after([True]))  # the search is complete and tries nothing again
+    parts = run()
+    assert (parts / "kept.json").read_text() == (folders / "whole" / "kept.json").read_text()
+    first, second = (load(path).state_dict() for path in (folders / "whole", parts))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

@@ -1,0 +1,99 @@
+"""Budgets in bytes, and the choice of a shape."""
+
+import pytest
+from compress_models import make_model
+
+from nanohybrid.compress.activations import measure_activations
+from nanohybrid.compress.budget import Budget
+from nanohybrid.compress.layers import rank_layers
+from nanohybrid.compress.prune import prune_model
+from nanohybrid.compress.report import pareto
+from nanohybrid.compress.search import Grid, dominated, enumerate_shapes, search, sizes, targets, widths
+from nanohybrid.compress.target import Target
+from nanohybrid.config import HybridConfig
+from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.evaluate.perplexity import loss_of
+
+GRID = Grid(drop_layers=(0, 1), hidden=(1.0, 0.75), ffn=(1.0, 0.5), mamba_heads=(1.0, 0.5), mamba_channels=(1.0,), multiple=4, tried=4)
+
+
+@pytest.fixture
+def scores(model, calibration):
+    ranking = rank_layers(model, calibration, rounds=1)
+    return measure_activations(model, calibration).with_layers(ranking.score_L, ranking.order, 1)
+
+
+def test_the_papers_budget():
+    assert pytest.approx(19.66, abs=0.005) == 22.06 * 0.95 - 1.3
+    paper = Budget(int(19.66 * 2**30), 131_072)
+    nine, twelve = (HybridConfig.preset(name) for name in ("nano-9b-v2", "nano-12b-v2"))
+    memory = paper.memory(nine)
+    assert [round(part / 2**30, 2) for part in (memory.weights, memory.kv, memory.state, memory.total)] == [16.56, 2.0, 0.13, 18.69]
+    assert paper.fits(nine) and not paper.fits(twelve)
+
+
+def test_bytes_are_those_of_the_state_that_is_allocated(model):
+    import torch
+
+    from nanohybrid.model import State
+
+    memory = Budget(1, context=256, batch=3, dtype="fp32").memory(model.config)
+    assert memory.kv + memory.state == State.for_context(model.config, 3, 256, torch.float32).bytes
+    assert memory.weights == 4 * sum(p.numel() for p in model.parameters())
+    assert memory.total == sum(v for k, v in memory.as_dict().items() if k != "total")
+
+
+def test_every_shape_that_fits_and_only_those(model, scores):
+    whole = Budget(10**9, 64).memory(model.config).total
+    everything = enumerate_shapes(model.config, scores, GRID, Budget(10**9, 64))
+    assert len(everything.candidates) == 16 and everything.rejected == 0
+    budget = Budget(int(whole * 0.8), 64)
+    some = enumerate_shapes(model.config, scores, GRID, budget)
+    assert [c for c in everything.candidates if c.bytes["total"] <= budget.bytes] == list(some.candidates)
+    assert some.rejected == 16 - len(some.candidates) > 0
+    for candidate in everything.candidates:
+        pruned = prune_model(model, candidate.target.kept(model.config, scores))
+        assert pruned.config == candidate.config and sum(p.numel() for p in pruned.parameters()) == candidate.parameters
+    with pytest.raises(InputError, match=r"no shape of the grid fits .* the smallest takes"):
+        enumerate_shapes(model.config, scores, GRID, Budget(1000))
+
+
+def test_the_choice_is_the_lowest_loss_of_models_really_pruned(model, scores, calibration):
+    budget = Budget(int(Budget(1, 64).memory(model.config).total * 0.85), 64)
+    found = search(model, scores, calibration, GRID, budget)
+    tried = [c for c in found.candidates if c.loss is not None]
+    assert 1 < len(tried) <= GRID.tried and [c.loss for c in tried] == sorted(c.loss for c in tried)
+    for candidate in tried:
+        pruned = prune_model(model, candidate.target.kept(model.config, scores))
+        assert loss_of(pruned, calibration.batches()).loss == pytest.approx(candidate.loss)
+        assert not dominated(candidate, found.candidates)
+    known = {str(sizes(c.target)): c.loss for c in tried}
+    again = search(model, scores, calibration, GRID, budget, known=known)
+    assert again == found and len(known) == len(tried)
+
+
+def test_axes_of_mixers_that_a_model_lacks_are_left_alone(dense):
+    assert {t.mamba_heads for t in targets(dense.config, GRID)} == {None}
+    only = make_model("M")
+    assert {(t.intermediate_size, t.attention_heads) for t in targets(only.config, GRID)} == {(None, None)}
+
+
+def test_widths_are_multiples_the_whole_one_apart():
+    assert widths(100, (1.0, 0.9, 0.5, 0.01), 8) == [100, 88, 48, 8]
+    assert widths(8, (1.0, 0.9, 0.4), 4) == [8, 4]
+
+
+@pytest.mark.parametrize("change", [dict(hidden=()), dict(ffn=(1.5,)), dict(tried=0)])
+def test_a_grid_that_makes_no_sense_is_refused(change):
+    with pytest.raises(ConfigError, match="grid"):
+        Grid(**change)
+
+
+def test_the_front_holds_what_none_beats():
+    assert pareto([(1, 5), (2, 4), (3, 4), (2, 6), (4, 1)]) == [(1, 5), (2, 4), (4, 1)]
+
+
+def test_dominated_means_no_larger_anywhere(model, scores):
+    shapes = {c.target: c for c in enumerate_shapes(model.config, scores, GRID, Budget(10**9)).candidates}
+    small = next(c for t, c in shapes.items() if t.hidden_size == 24 and t.intermediate_size == 24 and t.layers == 6)
+    assert dominated(small, shapes.values()) and isinstance(small.target, Target)

@@ -1,0 +1,47 @@
+"""The whole stage on tiny random models, through the command."""
+
+import json
+
+import numpy as np
+import pytest
+
+from nanohybrid.cli.main import main
+from nanohybrid.data import TokenStore
+
+FLAGS = [
+    "--problems", "3", "--tasks", '["sums","parity"]', "--budgets", "[0,4]", "--max_tokens", "8", "--contexts", "[16,200]",
+    "--decode_batch", "2", "--decode_rounds", "2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    TokenStore.from_documents((rng.integers(13, 269, 20), np.ones(20)) for _ in range(4)).write(
+        tmp_path / "data" / "validation.safetensors"
+    )
+    return tmp_path / "data"
+
+
+def test_models_in_summary_and_report_out(checkpoint, dense_checkpoint, data, tmp_path, capsys):
+    command = ["evaluate", *FLAGS, "--data", str(data), "--out", str(tmp_path / "out"), "--json"]
+    models = [f"hybrid={checkpoint}", f"dense={dense_checkpoint}"]
+    assert main([*command, *models]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert printed["accuracy"] == summary["accuracy"] and set(summary["accuracy"]) == {"hybrid", "dense"}
+    assert [budget for budget, _ in summary["budget_curve"]["hybrid"]] == [0, 4] and "dense" not in summary["budget_curve"]
+    assert [context for context, _ in summary["decode_ms"]["dense"]] == [16, 200]
+    assert summary["models"]["dense"]["loss.validation"]["targets"] == 76
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figure>") == 5 and "Wilson" in page and "not by a prefill" in page
+    assert main([*command, *models]) == 0  # complete: nothing is done again
+    assert json.loads(capsys.readouterr().out)["accuracy"] == summary["accuracy"]
+
+
+def test_two_models_of_one_name_are_refused(checkpoint, tmp_path, capsys):
+    assert main(["evaluate", "--out", str(tmp_path / "out"), str(checkpoint), str(checkpoint)]) == 2
+    assert "name them" in capsys.readouterr().err
+    assert main(["evaluate", "--out", str(tmp_path / "out"), "--curve_models", '["x"]', str(checkpoint)]) == 2
+    assert "not among" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""Held-out loss and decode time."""
+
+import numpy as np
+import pytest
+import torch
+
+from nanohybrid.checkpoint import load
+from nanohybrid.data import TokenStore
+from nanohybrid.errors import InputError
+from nanohybrid.evaluate.perplexity import held_out_loss
+from nanohybrid.evaluate.throughput import DecodeStep, decode_times
+from nanohybrid.model import Footprint, Layout
+
+
+def store(seed=0, count=9):
+    rng = np.random.default_rng(seed)
+    return TokenStore.from_documents((rng.integers(13, 269, n), rng.integers(0, 2, n)) for n in rng.integers(2, 30, count))
+
+
+@torch.no_grad()
+def test_held_out_loss_is_the_mean_over_targets_of_whole_logits(checkpoint):
+    model, documents = load(checkpoint, torch.float32), store()
+    total, count = 0.0, 0
+    for index in range(len(documents)):
+        tokens, loss = documents.document(index)
+        ids = torch.from_numpy(np.array(tokens)).long()
+        logp = model(ids, layout=Layout.packed([len(ids)])).log_softmax(-1)
+        for place in range(1, len(ids)):
+            if loss[place]:
+                total, count = total - logp[place - 1, ids[place]].item(), count + 1
+    found = held_out_loss(model, documents, batch_tokens=40)
+    assert found.targets == count and found.loss == pytest.approx(total / count, rel=1e-5)
+    assert found.perplexity == pytest.approx(np.exp(found.loss))
+
+
+def test_no_target_is_said_so(checkpoint):
+    nothing = TokenStore.from_documents([([20, 21, 22], [0, 0, 0])])
+    with pytest.raises(InputError, match="no target token"):
+        held_out_loss(load(checkpoint, torch.float32), nothing)
+
+
+def test_a_timed_step_is_a_real_one_and_stays_at_its_context(checkpoint):
+    model = load(checkpoint, torch.float32)
+    step = DecodeStep(model, context=130, batch=3, seed=1)
+    assert step.layout.positions == (130,) * 3 and step.layout.is_decode
+    before = [{name: pool.clone() for name, pool in pools.items()} for pools in step.state.layers]
+    assert step() > 0
+    assert not torch.equal(before[0]["ssm"], step.state.layers[0]["ssm"])
+    changed = (before[2]["key"] != step.state.layers[2]["key"]).flatten(2).any(-1)
+    assert changed.nonzero().tolist() == [[1, 2], [3, 2], [5, 2]]  # two pages a sequence; position 130 is row 2 of the second
+
+
+def test_times_of_a_hybrid_and_a_transformer_with_the_bytes_that_they_keep(checkpoint, dense_checkpoint):
+    models = {"hybrid": load(checkpoint, torch.float32), "dense": load(dense_checkpoint, torch.float32)}
+    rows = decode_times(models, (8, 200), batch=2, rounds=3)
+    assert [row.context for row in rows["dense"]] == [8, 200] and all(0 < r.quickest <= r.milliseconds for f in rows.values() for r in f)
+    for model in models.values():
+        kept = sum(p.nbytes for layer in DecodeStep(model, 127, 1).state.layers for p in layer.values())
+        assert kept == Footprint.of(model.config, torch.float32).sequence_bytes(128)
+    assert rows["dense"][1].sequence_bytes - rows["dense"][0].sequence_bytes == 2 * (
+        rows["hybrid"][1].sequence_bytes - rows["hybrid"][0].sequence_bytes
+    )
