@@ -54,7 +54,7 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None) -> 
         made = chat_store(recipe, ChatMaker(Tokenizer.from_directory(model), ChatTemplate.from_directory(model)))
         made.write(stage.directory / STORES / f"{CHATS}.safetensors")  # a pruned model will learn from the same chats
         loader = batches(recipe, made, data)
-        fit(
+        position = fit(
             network,
             loader.batch,
             next_token_loss,
@@ -66,7 +66,7 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None) -> 
             loop=recipe.loop,
             name="sft",
         )
-        stage.measure(final_loss=stage.series("sft")[-1]["loss"])
+        stage.measure(final_loss=position.loss)
         save(network, stage.directory, assets=model)
         snapshot.remove(stage.directory)
     return out

@@ -99,7 +99,8 @@ def _candidates(report: Report, budget: Budget, found: Search) -> None:
     tried = [candidate for candidate in found.candidates if candidate.loss is not None]
     report.section("What was tried").text(
         f"{len(found.candidates)} shapes of the grid fit {budget}, {found.rejected} were too large. Those that no other one exceeds on "
-        f"every axis were pruned, the largest first, and tried without retraining: {len(tried)} of them. The lowest loss was chosen."
+        f"every axis were pruned and tried without retraining, those that lose least importance first: {len(tried)} of them. The lowest "
+        "loss was chosen."
     )
     rows = [[*(getattr(c.config, name) for name in SHAPE), c.parameters, c.bytes["total"], c.loss] for c in tried[:ROWS]]
     report.table(["layers", "hidden", "FFN", "Mamba heads", "head channels", "query heads", "parameters", "bytes", "loss"], rows)

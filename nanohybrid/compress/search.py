@@ -1,19 +1,21 @@
-"""Which shape to prune to: every shape of a grid that fits the budget, the few largest really pruned and tried without retraining.
+"""Which shape to prune to: of all shapes of a grid that fit the budget, the most promising are pruned and tried without retraining.
 
-A shape is not tried where another one that fits is at least as large on every axis: it could only be worse. What is tried is ranked by
-its loss on calibration documents. No chance is involved: the same model, documents and grid give the same choice.
+A shape is not tried where another one that fits is at least as large on every axis: it could only be worse. The others are tried in the
+order of the importance that they lose (promise.py), and ranked by their loss on calibration documents. No chance is involved: the same
+model, documents and grid give the same choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
 from nanohybrid.compress.budget import Budget
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.importance import Importance
+from nanohybrid.compress.promise import Promise
 from nanohybrid.compress.prune import prune_model
 from nanohybrid.compress.target import Target
 from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
@@ -37,7 +39,7 @@ class Grid:
     multiple: int = 8
     """Hidden width, FFN width and channels of a head are multiples of this."""
     tried: int = 16
-    """Shapes that are pruned and tried, the largest first."""
+    """Shapes that are pruned and tried, the most promising first."""
 
     def __post_init__(self) -> None:
         axes = {name: value for name, value in asdict(self).items() if isinstance(value, tuple)}
@@ -51,17 +53,18 @@ class Grid:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A shape that fits, and what it lost without retraining (None where it was not tried)."""
+    """A shape that fits: the importance that it loses, and its loss without retraining (None where it was not tried)."""
 
     target: Target
     config: HybridConfig
     parameters: int
     bytes: dict[str, int]
+    lost: float
     loss: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         shape = {name: getattr(self.config, name) for name in ("pattern", *SHAPE)}
-        return {"config": shape, "parameters": self.parameters, "bytes": self.bytes, "loss": self.loss}
+        return {"config": shape, "parameters": self.parameters, "bytes": self.bytes, "importance_lost": self.lost, "loss": self.loss}
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class Search:
 
 
 def enumerate_shapes(config: HybridConfig, importance: Importance, grid: Grid, budget: Budget) -> Search:
-    """Every shape of the grid that fits the budget, the largest first. Raises InputError where none does."""
+    """Every shape of the grid that fits the budget, the most promising first. Raises InputError where none does."""
+    promise = Promise(config, importance)
     fitting, smallest, rejected = [], None, 0
     for target in targets(config, grid):
         shape = target.config(config, importance)
@@ -86,10 +90,10 @@ def enumerate_shapes(config: HybridConfig, importance: Importance, grid: Grid, b
         if memory.total > budget.bytes:
             rejected += 1
         else:
-            fitting.append(Candidate(target, shape, Footprint.of(shape).parameters, memory.as_dict()))
+            fitting.append(Candidate(target, shape, Footprint.of(shape).parameters, memory.as_dict(), promise.lost(target)))
     if not fitting:
         raise InputError(f"no shape of the grid fits {budget}: the smallest takes {smallest:,} bytes; give more, or a wider grid")
-    return Search(tuple(sorted(fitting, key=lambda c: (-c.bytes["total"], sizes(c.target)))), rejected)
+    return Search(tuple(sorted(fitting, key=lambda c: (c.lost, sizes(c.target)))), rejected)
 
 
 def search(
@@ -101,7 +105,7 @@ def search(
     advance: Callable[[int], object] | None = None,
     known: dict[str, float] | None = None,
 ) -> Search:
-    """Prune to the largest shapes that fit and rank them by their loss on the calibration documents.
+    """Prune to the most promising shapes that fit and rank them by their loss on the calibration documents.
 
     known: losses by the key of a candidate, read and filled, so that an interrupted search tries none twice.
     """
@@ -120,7 +124,7 @@ def search(
         if key not in known:
             pruned = prune_model(model, candidate.target.kept(model.config, importance))
             known[key] = loss_of(pruned, calibration.batches()).loss
-        ranked.append(Candidate(candidate.target, candidate.config, candidate.parameters, candidate.bytes, known[key]))
+        ranked.append(replace(candidate, loss=known[key]))
         if advance is not None:
             advance(1)
     ranked.sort(key=lambda c: (c.loss, -c.parameters, sizes(c.target)))

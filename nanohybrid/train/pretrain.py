@@ -68,7 +68,7 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path) -> Path:
         model.reset_parameters(recipe.seed)
         mixture = Mixture(recipe.phases) if recipe.phases else corpus.mixture
         loader = Loader(corpus.stores, mixture, recipe.batch_tokens, recipe.sequence_length, recipe.seed, recipe.total_steps)
-        fit(
+        position = fit(
             model,
             loader.batch,
             next_token_loss,
@@ -80,6 +80,7 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path) -> Path:
             loop=recipe.loop,
             name="pretrain",
         )
+        stage.measure(final_loss=position.loss)
         measure(stage, model, recipe, corpus.validation)
         save(model, stage.directory, assets=data)
         snapshot.remove(stage.directory)
@@ -103,7 +104,6 @@ def measure(stage: Stage, model: HybridLM, recipe: PretrainRecipe, held_out: dic
     rows = stage.series("pretrain")
     stage.measure(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        final_loss=rows[-1]["loss"],
         tokens_per_second=sorted(row["tokens_per_second"] for row in rows)[len(rows) // 2],
     )
     if held_out:

@@ -6,6 +6,7 @@ from compress_models import make_model
 from nanohybrid.compress.activations import measure_activations
 from nanohybrid.compress.budget import Budget
 from nanohybrid.compress.layers import rank_layers
+from nanohybrid.compress.promise import Promise
 from nanohybrid.compress.prune import prune_model
 from nanohybrid.compress.report import pareto
 from nanohybrid.compress.search import Grid, dominated, enumerate_shapes, search, sizes, targets, widths
@@ -97,3 +98,21 @@ def test_dominated_means_no_larger_anywhere(model, scores):
     shapes = {c.target: c for c in enumerate_shapes(model.config, scores, GRID, Budget(10**9)).candidates}
     small = next(c for t, c in shapes.items() if t.hidden_size == 24 and t.intermediate_size == 24 and t.layers == 6)
     assert dominated(small, shapes.values()) and isinstance(small.target, Target)
+
+
+def test_the_importance_that_a_shape_loses_is_that_of_what_it_leaves_out(model, scores):
+    promise = Promise(model.config, scores)
+    assert promise.lost(Target()) == pytest.approx(0.0, abs=1e-9)
+    target = Target(layers=6, hidden_size=20, intermediate_size=10, mamba_heads=4, mamba_head_dim=5, attention_heads=2)
+    kept = Target(**{**vars(target), "layers": None}).kept(model.config, scores)
+
+    def share(values, indices):
+        return float(values[list(indices)].square().sum() / values.square().sum())
+
+    lost = 1 - share(scores.embedding, kept.hidden)
+    lost += 1 - sum(share(scores.ffn[i], kept.ffn[i]) for i in kept.ffn) / 3
+    lost += 1 - share(scores.attention[3], kept.attention_heads[3])
+    inner = {i: [h * 8 + c for h in kept.mamba_heads[i] for c in kept.mamba_channels] for i in kept.mamba_heads}
+    lost += 1 - sum(share(scores.mamba[i].flatten(), inner[i]) for i in inner) / 3
+    lost += float(scores.layers[scores.order[0]] / scores.layers.sum())
+    assert promise.lost(target) == pytest.approx(lost, rel=1e-5)

@@ -36,7 +36,7 @@ def test_the_output_is_a_checkpoint_with_its_tokenizer_recipe_and_measures(recip
 
 
 def test_killed_and_resumed_is_uninterrupted(recipe: PretrainRecipe, data: Path, tmp_path: Path) -> None:
-    longer = replace(recipe, steps=60)
+    longer = replace(recipe, steps=30)
     expected = weights(pretrain(longer, data, tmp_path / "whole"))
     out = tmp_path / "killed"
     (tmp_path / "recipe.toml").write_text(dump(longer))
