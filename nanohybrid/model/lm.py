@@ -67,12 +67,14 @@ class HybridLM(nn.Module):
     def hidden(self, tokens_T: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """Final hidden states [T, E], after the last norm. tokens: int64 ids below V.
 
-        state: the pools that the layout's slots and pages point into, updated in place; None in training.
+        state: the pools that the layout's slots and pages point into, updated in place; None in training. What is stored has
+        no gradient, so with a state nothing has one.
         """
-        h_TE = self.backbone.embeddings(tokens_T)
-        for index, block in enumerate(self.backbone.layers):
-            h_TE = block(h_TE, layout, None if state is None else state.layers[index])
-        return self.backbone.norm_f(h_TE)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):
+            h_TE = self.backbone.embeddings(tokens_T)
+            for index, block in enumerate(self.backbone.layers):
+                h_TE = block(h_TE, layout, None if state is None else state.layers[index])
+            return self.backbone.norm_f(h_TE)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits in fp32, [..., V]."""

@@ -20,7 +20,7 @@ PROOFS: tuple[Callable[[Subject], Line], ...] = (
 
 
 def verify(model: HybridLM, seed: int = 0) -> Iterator[Line]:
-    """Run every proof on `model`, one line after another. Needs one copy of the weights, and minutes for 9B on a CPU."""
+    """Run every proof on `model`, one line after another. Needs one copy of the weights."""
     subject = Subject(model, seed)
     for proof in PROOFS:
         yield proof(subject)

@@ -23,14 +23,14 @@ DOCUMENTS = (30, 7, 41)
 class ShortRun:
     """A few training steps, with a snapshot after each."""
 
-    steps: int = 4
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    precision: PrecisionConfig = PrecisionConfig("fp32")
-    loop: LoopConfig = LoopConfig(snapshot_steps=1)
+    steps: int
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    precision: PrecisionConfig
+    loop: LoopConfig
 
 
-RUN = ShortRun()
+RUN = ShortRun(4, OptimizerConfig(), ScheduleConfig(), PrecisionConfig("fp32"), LoopConfig(snapshot_steps=1))
 
 
 class Interrupted(Exception):

@@ -45,7 +45,7 @@ def peak(length: int, step: int) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_a_prompt_of_32k_tokens_through_a_layer_of_the_9b_needs_less_than_a_gib():
-    """Measured 2026-07 on 2 cores: see docs/ops.md."""
+    """Measured: see docs/ops.md."""
     short, long = peak(4096, 2048), peak(32_768, 2048)
     assert long < 2**30
     assert long < 1.1 * short + 2**24  # eight times the length, the same memory

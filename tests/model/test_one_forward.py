@@ -116,6 +116,15 @@ def test_a_slot_that_holds_nan_is_used_again_without_clearing(mixed, tokens):
         torch.testing.assert_close(feed(model, tokens[:40], cuts, state, slot), whole(model, tokens[:40]), **CLOSE)
 
 
+def test_what_is_stored_keeps_no_graph_alive(mixed, tokens):
+    model = HybridLM(mixed, seed=0).double()
+    state = state_for(model, 1)
+    for begin, end in ((0, 20), (20, 21), (21, 30)):
+        hidden = model.hidden(tokens[begin:end], stored([end - begin], [begin], [0]), state)
+        assert not hidden.requires_grad
+    assert not any(pool.requires_grad for layer in state.layers for pool in layer.values())
+
+
 def test_other_slots_and_pages_are_left_as_they_were(mixed, tokens):
     model = HybridLM(mixed, seed=0).double()
     state = state_for(model, 3)

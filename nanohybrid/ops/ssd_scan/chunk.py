@@ -49,8 +49,7 @@ class Chunk(torch.autograd.Function):
             y_ZHQP.addcmul_(c_ZHQ.exp()[..., None], _ungrouped(read_ZGQM, H))
             next_ZHPN.addcmul_(c_ZHQ[..., -1, None, None].exp(), state)
         ctx.save_for_backward(x, dt, A_H, D_H, B_ZGQN, C_ZGQN, state, c_ZHQ, decay_ZHQQ, scores_ZGQQ, y_ZHQP, next_ZHPN)
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        return torch.addcmul(y_ZHQP.transpose(1, 2), D_H[:, None], x, out=out), next_ZHPN
+        return (x * D_H[:, None]).add_(y_ZHQP.transpose(1, 2)), next_ZHPN
 
     @staticmethod
     @once_differentiable
@@ -94,10 +93,8 @@ def _later(Q: int, device: torch.device) -> Tensor:
 
 def _heads_first(x: Tensor, factor: Tensor | None = None) -> Tensor:
     """[Z, Q, H, ...], times a factor, -> [Z, H, Q, ...] laid out so, which batched products want."""
-    if factor is None:
-        return x.transpose(1, 2).contiguous()
-    out = x.new_empty(x.shape[0], x.shape[2], x.shape[1], *x.shape[3:])
-    return torch.mul(x.transpose(1, 2), factor.transpose(1, 2), out=out)
+    out = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return out if factor is None else out.mul_(factor.transpose(1, 2))
 
 
 def _weigh(decay_ZHQQ: Tensor, scores_ZGQQ: Tensor) -> Tensor:
