@@ -61,13 +61,15 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
 }
 
+SPIN = "1000"  # rounds that a waiting thread spins before it sleeps, read when torch loads: docs/log.md has the measurements
+
 COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (a check failed), 2 (the user can mend it), 130 (stopped)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch loads; waiting threads that spin starve a busy machine (docs/log.md)
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
     try:
         code = run(arguments)
         sys.stdout.flush()
