@@ -1,6 +1,6 @@
 """A model with its tokenizer and its chat format, ready to be asked: the offline convenience over `Engine`.
 
-    llm = LLM("runs/quickstart/distilled")
+    llm = LLM("runs/quickstart/4-compress")
     llm.chat([{"role": "user", "content": "What is 3 + 4 * 2?"}]).text
     llm.generate(["Once upon a time"], SamplingParams(max_tokens=64, temperature=0.8))
 

@@ -1,16 +1,14 @@
-"""Which form of an op runs: by device, or forced for all of them by NANOHYBRID_KERNELS=reference|torch."""
+"""Which form of an op runs: the fast torch form, or the one that NANOHYBRID_KERNELS=reference|torch forces for all of them."""
 
 import os
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 FORMS = ("reference", "torch")
 
 
-def choose(x: Tensor, **forms: Callable[..., Any]) -> Callable[..., Any]:
-    """The form to run on `x`'s device among `forms` (`reference`, `torch`, ...).
+def choose(**forms: Callable[..., Any]) -> Callable[..., Any]:
+    """The form to run among `forms` (`reference`, `torch`).
 
     Raises ValueError where the environment names a form that does not exist.
     """

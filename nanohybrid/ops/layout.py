@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 CHUNK = 128  # recurrent chunks end at multiples of this absolute position, however a prompt was split
 PAGE = 128  # tokens a page of keys and values holds by default
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,7 @@ class Layout:
     pages: tuple[tuple[int, ...], ...] | None = None
     page_size: int = PAGE
     _tensors: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False)
+    _derived: dict[str, Any] = field(default_factory=dict, repr=False)
     _plans: dict[int | None, Plan] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -120,6 +123,13 @@ class Layout:
         if key not in self._tensors:
             self._tensors[key] = torch.from_numpy(np.ascontiguousarray(make())).to(device, non_blocking=True)
         return self._tensors[key]
+
+    def remember(self, name: str, make: Callable[[], M]) -> M:
+        """Something an op derives from this layout on the host, made by `make` at first use."""
+        if name not in self._derived:
+            self._derived[name] = make()
+        found: M = self._derived[name]
+        return found
 
     def offsets(self) -> np.ndarray:
         """For each token, how many tokens of its sequence precede it in this batch; int64 [T]."""

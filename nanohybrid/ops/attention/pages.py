@@ -1,7 +1,5 @@
 """Where a sequence's keys and values lie in a pool of pages: writing them, and reading them without a copy where possible."""
 
-import itertools
-
 import numpy as np
 from torch import Tensor
 
@@ -26,12 +24,9 @@ def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int)
 
     A view of the pool where every sequence owns enough pages in one run and the runs are evenly spaced, a gather elsewhere.
     """
-    assert layout.pages is not None
     need = -(-context // layout.page_size)
-    owned = [layout.pages[i][:need] for i in sequences]
-    stride = owned[1][0] - owned[0][0] if len(owned) > 1 else need
-    runs = all(len(o) == need and o[-1] - o[0] == need - 1 and o[0] == owned[0][0] + n * stride for n, o in enumerate(owned))
-    if runs and stride > 0 and all(b - a == 1 for o in owned for a, b in itertools.pairwise(o)):
+    owned, stride = _runs(layout, sequences, need)
+    if stride is not None:
         page, row, head, last = pool.stride()
         first = pool[owned[0][0]]
         return first.as_strided((len(owned), context, *pool.shape[2:]), (stride * page, row, head, last), first.storage_offset())
@@ -41,3 +36,17 @@ def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int)
 
     index = layout.tensor(f"page_table{sequences}{need}", pool.device, table)
     return pool[index].flatten(1, 2)[:, :context]
+
+
+def _runs(layout: Layout, sequences: tuple[int, ...], need: int) -> tuple[list[tuple[int, ...]], int | None]:
+    """The first `need` pages of each sequence, and the distance between neighbours where all are runs evenly spaced.
+
+    Every layer and both pools ask the same of a layout, so the answer is kept with it.
+    """
+    return layout.remember(f"runs{sequences}{need}", lambda: _find_runs([layout.pages[i][:need] for i in sequences], need))  # type: ignore[index]
+
+
+def _find_runs(owned: list[tuple[int, ...]], need: int) -> tuple[list[tuple[int, ...]], int | None]:
+    stride = owned[1][0] - owned[0][0] if len(owned) > 1 else need
+    even = all(pages == tuple(range(owned[0][0] + n * stride, owned[0][0] + n * stride + need)) for n, pages in enumerate(owned))
+    return owned, stride if even and stride > 0 else None

@@ -16,4 +16,4 @@ def ssd_scan(
     initial_SHPN: the state each sequence starts from; None is zeros. Sums run in fp32 (float64 for float64).
     Returns y_THP in fp32 (float64) and the final states [S, H, P, N].
     """
-    return choose(x_THP, reference=reference.ssd_scan, torch=chunked.ssd_scan)(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, initial_SHPN)
+    return choose(reference=reference.ssd_scan, torch=chunked.ssd_scan)(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, initial_SHPN)
