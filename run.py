@@ -94,7 +94,7 @@ def has_gpu():
 
 def pip(*arguments, quiet=False):
     """Call the environment's pip install; true where it worked."""
-    command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    command = [PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *arguments]
     return run(command, stderr=subprocess.DEVNULL if quiet else None) == 0
 
 

@@ -1,6 +1,6 @@
 """Draws the README's picture from a quickstart's results.
 
-    python benchmarks/readme_pictures.py runs/quickstart docs/pictures
+python benchmarks/readme_pictures.py runs/quickstart docs/pictures
 """
 
 import json

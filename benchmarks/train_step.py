@@ -1,9 +1,10 @@
 """Tokens per second of one training step, forward and backward apart, on packed documents of 20 to 120 tokens.
 
-    python benchmarks/train_step.py --preset tiny --mode bf16 --threads 2 --batch-tokens 2048
+python benchmarks/train_step.py --preset tiny --mode bf16 --threads 2 --batch-tokens 2048
 """
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -56,7 +57,7 @@ def main() -> None:
         optimizer.step()
         times.append(time.perf_counter())
         if step >= 5:  # the first ones warm up
-            rows.append([data.layout.tokens, *(1e3 * (b - a) for a, b in zip(times, times[1:], strict=False))])
+            rows.append([data.layout.tokens, *(1e3 * (b - a) for a, b in itertools.pairwise(times))])
     tokens, forward, backward, update = (statistics.median(column) for column in zip(*rows, strict=True))
     milliseconds = forward + backward + update
     result = {"preset": arguments.preset, "mode": arguments.mode, "threads": arguments.threads, "torch": torch.__version__}

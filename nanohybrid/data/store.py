@@ -55,7 +55,7 @@ class TokenStore:
     def write(self, path: Path | str) -> Path:
         """Write the store to `path`."""
         arrays = {"tokens": self.tokens, "loss": self.loss, "offsets": self.offsets}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, str(path))
         return Path(path)
 

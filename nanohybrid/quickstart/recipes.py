@@ -51,7 +51,9 @@ class Recipes:
         twin = times(pretrain, TWIN_SHARE, "tokens")
         compress = read(CompressRecipe, "compress", None)
         distill = dataclasses.replace(times(compress.distill, scale, "tokens"), seed=seed)
-        evaluate = dataclasses.replace(read(EvaluateRecipe, "evaluate", seed), curve_models=("parent",), decode_models=("parent", "transformer"))
+        evaluate = dataclasses.replace(
+            read(EvaluateRecipe, "evaluate", seed), curve_models=("parent",), decode_models=("parent", "transformer")
+        )
         return cls(
             data=data,
             pretrain=pretrain,

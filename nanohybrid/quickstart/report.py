@@ -11,7 +11,7 @@ from nanohybrid.stages import Report, plots
 
 MIB = 2**20
 SHOWN = ("parent", "pruned", "distilled", "transformer")
-SMOOTH = 20  # logged rows of which a loss curve shows the mean
+SMOOTH = 5  # logged rows of which a loss curve shows the mean
 
 
 def write_report(places: Places, recipes: Recipes, summary: dict[str, Any]) -> Path:
@@ -34,6 +34,7 @@ def _headline(report: Report, summary: dict[str, Any]) -> None:
     accuracy = summary["accuracy"]
     recovery = summary["distillation_recovery"]
     hybrid, dense = (summary["decode_ms"][name] for name in ("hybrid", "transformer"))
+    growth = f"hybrid {_growth(hybrid)}, Transformer {_growth(dense)}"
     report.text(
         f"Everything on this page was made in {summary['seconds'] / 60:.1f} minutes from what this Python install brought: "
         f"{summary['tokens_trained'] / 1e6:.1f} million training tokens, at most {summary['peak_memory_gib']:.1f} GiB of memory. "
@@ -49,7 +50,7 @@ def _headline(report: Report, summary: dict[str, Any]) -> None:
                 + (f" ({recovery:.0%} of the loss regained)" if recovery is not None else ""),
             ],
             ["parameters of the parent and of the result", f"{summary['parameters']['parent']:,}, {summary['parameters']['distilled']:,}"],
-            [f"a decode step at {hybrid[-1][0]:,} tokens of context, against {hybrid[0][0]}", f"hybrid {_growth(hybrid)}, Transformer {_growth(dense)}"],
+            [f"a decode step at {hybrid[-1][0]:,} tokens of context, against {hybrid[0][0]}", growth],
             ["loss in FP8 against bf16", f"{summary['fp8_loss_gap']:+.2%}"],
         ],
     )  # fmt: skip
@@ -86,10 +87,13 @@ def _pretraining(report: Report, places: Places, summary: dict[str, Any]) -> Non
 
 
 def _curve(stage: Path, name: str) -> list[tuple[float, float]]:
-    rows = series(stage, name)
-    losses = [row["loss"] for row in rows]
-    means = [sum(losses[max(0, i - SMOOTH + 1) : i + 1]) / len(losses[max(0, i - SMOOTH + 1) : i + 1]) for i in range(len(losses))]
-    return [(row["tokens"], mean) for row, mean in zip(rows, means, strict=True)]
+    return _smoothed([(row["tokens"], row["loss"]) for row in series(stage, name)])
+
+
+def _smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Each value replaced by the mean of the last few."""
+    windows = [points[max(0, i - SMOOTH + 1) : i + 1] for i in range(len(points))]
+    return [(window[-1][0], sum(value for _, value in window) / len(window)) for window in windows]
 
 
 def _alignment(report: Report, places: Places, summary: dict[str, Any]) -> None:
@@ -101,8 +105,10 @@ def _alignment(report: Report, places: Places, summary: dict[str, Any]) -> None:
     )
     curves = {"hybrid": _curve(places.sft, "sft"), "Transformer": _curve(places.transformer, "sft")}
     report.figure(plots.lines(curves, "tokens", "loss on the answers"), "Fine-tuning on chats.")
-    rewards = [(row["step"], row["accuracy"]) for row in series(places.parent, "rollouts")]
-    report.figure(plots.lines({"sampled": rewards}, "step", "right answers"), "Right answers among the samples of each GRPO step.")
+    rewards = _smoothed([(row["step"], row["accuracy"]) for row in series(places.parent, "rollouts")])
+    report.figure(
+        plots.lines({"sampled": rewards}, "step", "right answers"), "Right answers among the samples of a GRPO step, mean of five steps."
+    )
 
 
 def _compression(report: Report, places: Places, summary: dict[str, Any], evaluation: dict[str, Any]) -> None:
