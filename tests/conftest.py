@@ -24,7 +24,10 @@ def poisoned(create):
 
     def create_poisoned(*args, **kwargs):
         tensor = create(*args, **kwargs)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() and not tensor.is_meta else tensor
+        if tensor.is_floating_point() and not tensor.is_meta:
+            with torch.no_grad():  # torch 2.11 makes leaves that require gradients this way when it recomputes activations
+                tensor.fill_(float("nan"))
+        return tensor
 
     return create_poisoned
 
