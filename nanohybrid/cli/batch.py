@@ -3,6 +3,7 @@
 A run that was stopped goes on where the output ends: what is there is kept after a check that it answers these prompts.
 """
 
+import fcntl
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,13 +38,15 @@ class Asked(NamedTuple):
 def generate_file(arguments: "jsonargparse.Namespace", params: "SamplingParams") -> None:
     """Answer every line of --input that --output does not answer yet."""
     lines = read_lines(arguments.input)
+    if arguments.output.exists() and arguments.output.samefile(arguments.input):
+        raise InputError(f"{arguments.output} is the file of the prompts: give another --output")
     done = answered(arguments.output, lines, arguments.input)
     tokens, clock = 0, Clock()
     if done < len(lines):
         llm = open_model(arguments)
         clock = Clock()
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(arguments.output, "a", encoding="utf-8") as file, progress("generate", len(lines), unit="prompts", done=done) as bar:
+        with _alone(arguments.output) as file, progress("generate", len(lines), unit="prompts", done=done) as bar:
             tokens = _answer(llm, lines[done:], params, arguments, file, bar.advance)
     figures = {"prompts": len(lines), "answered_before": done, "tokens": tokens, "seconds": clock.seconds}
     figures |= {"tokens_per_second": tokens / clock.seconds, "peak_memory_bytes": peak_memory_bytes(), "output": arguments.output}
@@ -85,9 +88,28 @@ def answered(output: Path, lines: list[Asked], source: Path) -> int:
         if asked is None or not isinstance(answer, dict) or any(answer.get(key) != asked.line.get(key) for key in ASK):
             raise InputError(f"{output}:{number}: does not answer a prompt of {source}; give another --output, or remove it")
     if len(whole) < len(content):
+        if len(found) == len(lines) or not _begins(content[len(whole) :], lines[len(found)].line):
+            raise InputError(f"{output}:{len(found) + 1}: is not the beginning of an answer; give another --output, or remove it")
         with open(output, "r+b") as file:
             file.truncate(len(whole))
     return len(found)
+
+
+def _begins(cut: bytes, line: Line) -> bool:
+    """Whether `cut` is what a kill leaves of an answer to `line`: nobody else's file is to be shortened."""
+    first = json.dumps(dict([next(iter(line.items()))]), ensure_ascii=False)[:-1].encode()
+    return cut[: len(first)] == first[: len(cut)]
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[IO[str]]:
+    """The output, open at its end, and held against a second process of the same command."""
+    with open(output, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{output}: another process is writing it: wait for it, or give another --output") from None
+        yield file
 
 
 def _answer(

@@ -92,7 +92,7 @@ def command(talk: "Conversation", line: str) -> str | None:
 def _budget(talk: "Conversation", value: str) -> str:
     from dataclasses import replace
 
-    if value not in ("off", "none") and not (value.isascii() and value.isdigit()):
+    if value not in ("off", "none") and not (value.isascii() and value.isdigit() and len(value) < 10):
         return "give a number of tokens, or off: /budget 200"
     talk.params = replace(talk.params, thinking_budget=int(value) if value.isdigit() else None)
     return f"thinking ends after {value} tokens" if value.isdigit() else "thinking has no budget"

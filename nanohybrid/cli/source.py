@@ -1,5 +1,6 @@
 """The flags by which `generate` and `chat` choose a model and how it speaks, and what those flags open."""
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +69,7 @@ def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
     from nanohybrid.engine import LLM
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(arguments.dtype)
-    device = _device(arguments.device)
+    device = usable_device(arguments.device)
     if arguments.path is not None:
         return LLM(arguments.path, dtype, device, arguments.max_running)
     config = HybridConfig.preset(arguments.preset)
@@ -100,6 +101,7 @@ class Clock:
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
+    check_seed(arguments.seed)
     if (arguments.path is None) == (arguments.preset is None):
         raise InputError("name a checkpoint directory, or --preset NAME --random-weights: one of the two")
     if arguments.preset is not None and not arguments.random_weights:
@@ -110,11 +112,20 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
         raise InputError(f"--max-running is {arguments.max_running}; it must be at least 1")
 
 
-def _device(name: str) -> str:
+def usable_device(name: str) -> str:
+    """The device of a flag, tried; raises InputError where this machine has no such one."""
     import torch
 
     try:
-        torch.empty(1, device=name)
+        if torch.empty(1, device=name).is_meta:
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        reason = re.split(r"\. |\n", str(error))[0][:150]
+        raise InputError(f"--device {name} cannot be used ({reason}); take cpu, or cuda where a GPU is") from None
     return name
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise InputError for a seed that torch's generators do not take."""
+    if seed is not None and not 0 <= seed < 2**63:
+        raise InputError(f"--seed is {seed}: give a number from 0 to 2^63 - 1")

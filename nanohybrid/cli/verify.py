@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.source import check_seed, usable_device
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,10 +75,7 @@ def _open(arguments: "jsonargparse.Namespace") -> "HybridLM":
     import torch
 
     dtype = getattr(torch, DTYPES[arguments.dtype]) if arguments.dtype in DTYPES else None
-    try:
-        torch.zeros(1, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from None
+    usable_device(arguments.device)
     if arguments.path is not None:
         from nanohybrid.checkpoint import load
 
@@ -89,6 +87,7 @@ def _open(arguments: "jsonargparse.Namespace") -> "HybridLM":
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
+    check_seed(arguments.seed)
     if (arguments.path is None) == (arguments.preset is None):
         raise InputError("name a checkpoint directory, or --preset NAME --random-weights: one of the two")
     if arguments.preset is not None and not arguments.random_weights:

@@ -1,3 +1,4 @@
+import fcntl
 import json
 
 import pytest
@@ -53,6 +54,8 @@ def test_a_budget_makes_the_prompt_a_chat_that_thinks(run):
         ([*TINY, "--prompt", "hi", "--max-new-tokens", "0"], "max_tokens is 0"),
         ([*TINY, "--prompt", "hi", "--max-new-tokens", "1000000000000"], "more than the context"),
         ([*TINY, "--prompt", "hi", "--device", "abacus"], "--device abacus"),
+        ([*TINY, "--prompt", "hi", "--device", "meta"], "--device meta cannot be used"),
+        ([*TINY, "--prompt", "hi", "--seed", "99999999999999999999999"], "--seed is"),
         (["--preset", "tinny", "--random-weights", "--prompt", "hi"], "nearest tiny"),
         ([*TINY, "--input", "x.jsonl"], "go together"),
         ([*TINY, "--input", "nowhere.jsonl", "--output", "y.jsonl"], "nowhere.jsonl: No such file"),
@@ -98,6 +101,28 @@ def test_answers_to_other_prompts_are_not_overwritten(run, prompts, tmp_path):
     output.write_text('{"prompt": "another", "text": "kept"}\n')
     code, _, err = run("generate", *TINY, "--input", prompts, "--output", output)
     assert code == 2 and "out.jsonl:1: does not answer" in err and "kept" in output.read_text()
+
+
+@pytest.mark.parametrize("content", ["my notes, without a line end", '{"text": "an object of mine"}'])
+def test_a_file_of_somebody_else_is_not_shortened(run, prompts, tmp_path, content):
+    output = tmp_path / "out.jsonl"
+    output.write_text(content)
+    code, _, err = run("generate", *TINY, "--input", prompts, "--output", output)
+    assert code == 2 and "out.jsonl:1: is not the beginning of an answer" in err and output.read_text() == content
+
+
+def test_the_prompts_are_not_taken_for_their_answers(run, prompts):
+    content = prompts.read_bytes()
+    code, _, err = run("generate", *TINY, "--input", prompts, "--output", prompts)
+    assert code == 2 and "is the file of the prompts" in err and prompts.read_bytes() == content
+
+
+def test_a_second_process_on_one_output_is_told(run, prompts, tmp_path):
+    output = tmp_path / "out.jsonl"
+    with open(output, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, _, err = run("generate", *TINY, "--input", prompts, "--output", output, "--max-new-tokens", 2)
+    assert code == 2 and "another process is writing it" in err and output.read_bytes() == b""
 
 
 @pytest.mark.parametrize(
