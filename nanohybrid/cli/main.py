@@ -6,6 +6,7 @@ Nothing heavy is imported here: `--help` must answer at once, and a typing mista
 import argparse
 import difflib
 import importlib
+import io
 import itertools
 import os
 import sys
@@ -70,18 +71,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (a check failed), 2 (the user can mend it), 130 (stopped)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+    forgive_encodings()
     try:
         code = run(arguments)
         sys.stdout.flush()
         return code
     except NanohybridError as error:
         return complain(str(error))
+    except MemoryError:
+        return complain("the memory does not hold this: use smaller sizes, or a machine with more")
     except KeyboardInterrupt:
         print("nanohybrid: stopped; the same command resumes", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
         return 141
+    except OSError as error:  # a full disk, a directory that may not be written
+        return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        return complain("the memory does not hold this: use smaller sizes, or a machine with more")
 
 
 def run(arguments: list[str]) -> int:
@@ -101,6 +111,7 @@ def run_command(name: str, arguments: list[str]) -> int:
         raise InputError(unknown(name))
     from nanohybrid.stages.recipe import one_line, read_toml
 
+    check_environment()
     module: CommandModule = importlib.import_module(COMMANDS[name].module)
     parser = module.parser()
     parser.exit_on_error = False
@@ -113,6 +124,22 @@ def run_command(name: str, arguments: list[str]) -> int:
     except SystemExit as stop:  # --help and --print-...: done
         return stop.code if isinstance(stop.code, int) else 0
     return module.run(parsed) or 0
+
+
+def check_environment() -> None:
+    """Refuse a form of the ops that does not exist before any work is done."""
+    from nanohybrid.ops.dispatch import FORMS
+
+    forced = os.environ.get("NANOHYBRID_KERNELS", "")
+    if forced and forced not in FORMS:
+        raise InputError(f"NANOHYBRID_KERNELS is {forced!r}: known are {', '.join(FORMS)}; unset it for the fast ones")
+
+
+def forgive_encodings() -> None:
+    """Text that the terminal's encoding lacks is written as escapes; bytes that are no UTF-8 are read, and refused where they are used."""
+    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def recipe_files(arguments: list[str]) -> list[Path]:

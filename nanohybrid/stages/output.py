@@ -96,6 +96,8 @@ def open_stage(out: Path, name: str, recipe: Any, inputs: Mapping[str, Path] | N
     Where OUT already holds this very recipe, inputs and seed, `stage.complete` is true and the body must return at once;
     where it holds anything else, InputError. Where OUT.partial holds unfinished work of the same, `stage.resumed` is true.
     """
+    if not 0 <= seed < 2**63:
+        raise InputError(f"the seed is {seed}: give a number from 0 to 2^63 - 1")
     out = Path(os.path.abspath(out))
     identity = identify(name, recipe, inputs or {}, seed)
     if find_complete(out, identity):

@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from nanohybrid.errors import CheckpointError, InputError
+from nanohybrid.files import atomic_write
 from nanohybrid.text.messages import Message, checked, checked_tools
 from nanohybrid.text.sandbox import Sandbox
 from nanohybrid.text.tokenizer import BOS, EOS, Tokenizer
@@ -65,8 +66,7 @@ class ChatTemplate:
 
     def save(self, directory: Path | str) -> None:
         """Write the template as `chat_template.jinja`."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        (Path(directory) / TEMPLATE_FILE).write_text(self.source, encoding="utf-8")
+        atomic_write(Path(directory) / TEMPLATE_FILE, self.source)
 
     def render(self, messages: Sequence[Message], tools: Tools | None = None, thinking: bool | None = None, generate: bool = True) -> str:
         """The prompt as text. `thinking=None` leaves it to the messages; `generate` opens the turn of the assistant."""
@@ -172,7 +172,7 @@ def _settings(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); was the download cut off?") from None
     return value if isinstance(value, dict) else {}
 

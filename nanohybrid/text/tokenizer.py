@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer as RawTokenizer
 
 from nanohybrid.errors import CheckpointError, InputError
+from nanohybrid.files import atomic_write
 from nanohybrid.text.bytelevel import to_bytes
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -70,11 +71,11 @@ class Tokenizer:
         """Write `tokenizer.json` into `directory`, and the few names that transformers wants beside it."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self._raw.save(str(directory / TOKENIZER_FILE), pretty=False)
+        atomic_write(directory / TOKENIZER_FILE, self._raw.to_str(pretty=False))
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
         settings: dict[str, Any] = {name: self._marks[number] for name, number in names.items() if number in self._marks}
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "add_bos_token": False}
-        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        atomic_write(directory / "tokenizer_config.json", json.dumps(settings, indent=1) + "\n")
 
     # Encoding
 
@@ -154,7 +155,7 @@ def _read(path: Path) -> RawTokenizer:
         raise CheckpointError(f"{path}: cannot be read as text ({_line(error)})") from None
     try:
         json.loads(source)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON ({_line(error)}); was the download cut off?") from None
     try:
         raw = RawTokenizer.from_str(source)
@@ -169,7 +170,7 @@ def _settings(path: Path) -> dict[str, Any]:
     """A JSON object beside the tokenizer; a missing or broken one is the checkpoint room's to report, here it says nothing."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

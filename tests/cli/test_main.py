@@ -162,6 +162,34 @@ def test_a_bug_keeps_its_traceback(fake):
         cli.main(["fake", "--out", "o"])
 
 
+@pytest.mark.parametrize(
+    ("refusal", "line"),
+    [
+        (PermissionError(13, "Permission denied", "runs/x"), "runs/x: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (MemoryError(), "the memory does not hold this"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "the memory does not hold this"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_and_exit_2(fake, refusal, line, capsys):
+    fake.raises = refusal
+    assert cli.main(["fake", "--out", "o"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("nanohybrid: error: ") and line in error and error.count("\n") == 1
+
+
+def test_a_form_of_the_ops_that_does_not_exist_is_refused_before_any_work(fake, monkeypatch, capsys):
+    monkeypatch.setenv("NANOHYBRID_KERNELS", "banana")
+    assert cli.main(["fake", "--out", "o"]) == 2 and fake.recipe is None
+    assert "NANOHYBRID_KERNELS is 'banana': known are reference, torch" in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text_and_text_that_the_terminal_lacks_are_no_traceback():
+    code = "import sys; from nanohybrid.cli.main import forgive_encodings as f; f(); print(ascii(sys.stdin.read()), '\u2028')"
+    answer = subprocess.run([sys.executable, "-c", code], input=b"a\xff", capture_output=True, env={"PYTHONIOENCODING": "ascii"})
+    assert answer.returncode == 0 and answer.stdout == b"'a\\udcff' \\u2028\n"
+
+
 def test_ctrl_c_says_that_the_same_command_resumes(fake, capsys):
     fake.raises = KeyboardInterrupt()
     assert cli.main(["fake", "--out", "o"]) == 130

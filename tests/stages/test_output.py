@@ -212,3 +212,10 @@ def test_relative_paths_stay_valid_when_the_body_changes_directory(tmp_path, mon
         stage.measure(a=1)
         os.chdir("/")
     assert (tmp_path / "out" / "lineage.json").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
+def test_a_seed_that_no_generator_takes_is_refused_before_any_work(tmp_path, seed):
+    with pytest.raises(InputError, match="the seed is"), open_stage(tmp_path / "out", "demo", Recipe(), seed=seed):
+        pass
+    assert not any(tmp_path.iterdir())

@@ -115,6 +115,7 @@ def test_a_broken_tail_becomes_one_replacement_character(small):
     [
         (None, "no such file"),
         (b"{", "is not JSON"),
+        (b"[" * 200_000, "is not JSON"),
         (b"\xff\xfe", "cannot be read as text"),
         (b"{}", "not a tokenizer"),
         (b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}', "byte-level"),
