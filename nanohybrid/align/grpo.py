@@ -63,8 +63,10 @@ class GrpoRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.rollouts, self.prompts, self.updates) < 1 or self.group < 2 or not self.tasks or not self.difficulties:
-            raise ConfigError("rollouts, prompts and updates must be positive, group at least 2, tasks and difficulties not empty")
+        if min(self.rollouts, self.prompts, self.updates, self.held_out) < 1 or self.group < 2 or not self.tasks or not self.difficulties:
+            raise ConfigError(
+                "rollouts, prompts, updates and held_out must be positive, group at least 2, tasks and difficulties not empty"
+            )
         if self.prompts % self.updates:
             raise ConfigError(f"prompts {self.prompts} cannot be shared by {self.updates} updates: take a multiple")
         if self.sampling.temperature <= 0:

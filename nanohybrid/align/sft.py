@@ -53,7 +53,7 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None) -> 
         network = load(model, dtype=torch.float32)
         made = chat_store(recipe, ChatMaker(Tokenizer.from_directory(model), ChatTemplate.from_directory(model)))
         made.write(stage.directory / STORES / f"{CHATS}.safetensors")  # a pruned model will learn from the same chats
-        loader = batches(recipe, made, data)
+        loader = batches(recipe, made, data, network.config.vocab_size)
         position = fit(
             network,
             loader.batch,
@@ -83,7 +83,7 @@ def text_share(recipe: SftRecipe) -> float:
     return recipe.shares.text / (recipe.shares.text + recipe.shares.chats)
 
 
-def batches(recipe: SftRecipe, made: TokenStore, data: Path | None) -> Loader:
+def batches(recipe: SftRecipe, made: TokenStore, data: Path | None, vocab_size: int) -> Loader:
     """Chats mixed with the text of a data directory by tokens."""
     share = text_share(recipe) if data else 0.0
     stores = {CHATS: made}
@@ -92,6 +92,8 @@ def batches(recipe: SftRecipe, made: TokenStore, data: Path | None) -> Loader:
         texts = {name: store for name, store in Corpus.read(data).stores.items() if not name.startswith(PROBLEMS)}
         if not texts:
             raise InputError(f"{data}: holds no text beside problems; set --shares.text 0")
+        for name, store in texts.items():
+            store.check_ids(vocab_size, f"{data}: {name}")
         total = sum(store.token_count for store in texts.values())
         stores |= texts
         weights |= {name: share * store.token_count / total for name, store in texts.items()}

@@ -34,6 +34,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
     if arguments.budget_gib is not None:
         if recipe.budget_bytes is not None:
             raise InputError("--budget-gib and budget_bytes contradict each other: give one of the two")
+        if not 0 < arguments.budget_gib < 2**30:
+            raise InputError(f"--budget-gib is {arguments.budget_gib}; it must be positive, and a memory that exists")
         recipe = dataclasses.replace(recipe, budget_bytes=int(arguments.budget_gib * 2**30))
     out = compress(recipe, arguments.path, arguments.data, arguments.out, arguments.pretraining)
     found = json.loads((out / "search" / "search.json").read_text())

@@ -45,6 +45,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
 
     sizes = {name: getattr(arguments, name) for name in (flag[2:].replace("-", "_") for flag in SIZES)}
     target = Target(**sizes, drop_layers=numbers("--drop-layers", arguments.drop_layers))
+    if target == Target():
+        raise InputError(f"nothing is to go: give --drop-layers or a size ({', '.join(SIZES)})")
     recipe = PruneRecipe(target, not arguments.plain, arguments.samples, arguments.length)
     out = prune(recipe, arguments.path, arguments.out, arguments.importance, arguments.calibration)
     before, after = read_config(arguments.path), read_config(out)

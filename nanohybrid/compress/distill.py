@@ -76,6 +76,8 @@ def distill(recipe: DistillRecipe, student: Path, teacher: Path, data: Path, out
         loader = Loader(stores, [(1.0, weights)], recipe.batch_tokens, recipe.sequence_length, recipe.seed, recipe.steps)
         parent = load(teacher, dtype=torch.float32).requires_grad_(False).eval()
         network = load(student, dtype=torch.float32)
+        for name, store in stores.items():
+            store.check_ids(network.config.vocab_size, f"{data}: {name}")
         held_out = measured_batches(recipe, data, loader)
         if "kl_before" not in stage.measures:
             stage.measure(kl_before=mean_divergence(network, parent, held_out, recipe.every_token))

@@ -14,6 +14,7 @@ from nanohybrid.compress.measure import importance_of
 from nanohybrid.compress.prune import prune_checkpoint
 from nanohybrid.compress.target import Target
 from nanohybrid.config import HybridConfig
+from nanohybrid.data import TokenStore
 from nanohybrid.errors import InputError
 from nanohybrid.model import Footprint
 from nanohybrid.stages import open_stage, progress
@@ -48,6 +49,7 @@ def prune(recipe: PruneRecipe, model: Path, out: Path, importance: Path | None =
             return out
         if calibration is not None and recipe.target.needs_scores:
             samples = Calibration.read(calibration, model, recipe.samples, recipe.length)
+            TokenStore.from_documents(samples.samples).check_ids(config.vocab_size, calibration)
             rounds = None if recipe.target.layers is None else config.num_hidden_layers - recipe.target.layers
             scores = importance_of(load(model, dtype=torch.float32), samples, stage.directory / "importance", recipe.outgoing, rounds)
         kept = recipe.target.kept(config, scores)

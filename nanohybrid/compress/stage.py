@@ -26,8 +26,10 @@ from nanohybrid.compress.prune_stage import PruneRecipe, prune, sizes
 from nanohybrid.compress.report import compression_report
 from nanohybrid.compress.search import Grid, Search, search
 from nanohybrid.config import HybridConfig
+from nanohybrid.data import TokenStore
 from nanohybrid.errors import ConfigError
 from nanohybrid.evaluate.perplexity import loss_of
+from nanohybrid.extras import require
 from nanohybrid.files import atomic_write
 from nanohybrid.model import Footprint, HybridLM
 from nanohybrid.stages import Stage, open_stage, progress
@@ -76,12 +78,14 @@ def compress(recipe: CompressRecipe, model: Path, data: Path, out: Path, pretrai
 
     data and pretraining: as in `distill`.
     """
+    require("matplotlib", "train")  # for the report at the end
     inputs = {"model": model, "data": data} | ({"pretraining": pretraining} if pretraining else {})
     with open_stage(out, "compress", recipe, inputs, recipe.distill.seed) as stage:
         if stage.complete:
             return out
         parent = load(model, dtype=torch.float32).eval()
         calibration = Calibration.read(data, model, recipe.samples, recipe.length)
+        TokenStore.from_documents(calibration.samples).check_ids(parent.config.vocab_size, data)
         rounds = max(recipe.grid.drop_layers)
         scores = importance_of(parent, calibration, stage.directory / "importance", recipe.outgoing, rounds)
         found = find_shape(stage, recipe, parent, scores, calibration)

@@ -59,6 +59,12 @@ class TokenStore:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, str(path))
         return Path(path)
 
+    def check_ids(self, vocab_size: int, where: Path | str) -> None:
+        """Raise InputError, naming `where`, if there are ids that a vocabulary of this size does not have."""
+        largest = int(self.tokens.max(initial=0))
+        if largest >= vocab_size:
+            raise InputError(f"{where}: holds ids up to {largest}, the model's end at {vocab_size - 1}: made with another tokenizer?")
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

@@ -53,8 +53,8 @@ class EvaluateRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.problems, self.max_tokens, self.decode_batch, self.decode_rounds) < 1:
-            raise ConfigError("problems, max_tokens, decode_batch and decode_rounds must be positive")
+        if min(self.problems, self.max_tokens, self.decode_batch, self.decode_rounds, self.held_out_tokens) < 1:
+            raise ConfigError("problems, max_tokens, decode_batch, decode_rounds and held_out_tokens must be positive")
         if any(budget < 0 for budget in self.budgets) or any(context < 1 for context in self.contexts):
             raise ConfigError("budgets must not be negative, and contexts must be positive")
 

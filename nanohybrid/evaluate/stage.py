@@ -24,6 +24,7 @@ from nanohybrid.evaluate.recipe import EvaluateRecipe
 from nanohybrid.evaluate.report import evaluation_report
 from nanohybrid.evaluate.suites import answer, by_difficulty, by_family, draw_problems, score
 from nanohybrid.evaluate.throughput import decode_times
+from nanohybrid.extras import require
 from nanohybrid.files import atomic_write
 from nanohybrid.model import Footprint
 from nanohybrid.stages import Stage, open_stage, progress
@@ -35,6 +36,7 @@ RUNNING = 256  # sequences at once: on a CPU a small model's step costs hardly m
 
 def evaluate(recipe: EvaluateRecipe, models: Mapping[str, Path], out: Path, data: Path | None = None) -> Path:
     """Measure the checkpoints `models` (by name) by a recipe; `data` is a directory with held-out stores (`validation*`)."""
+    require("matplotlib", "eval")  # for the report at the end: an hour of work should not be what finds out
     if not models:
         raise InputError("there is no model to evaluate: name at least one checkpoint directory")
     for name in (*recipe.curve_models, *recipe.decode_models):
@@ -107,7 +109,9 @@ def curve_points(recipe: EvaluateRecipe, llm: LLM, problems: list[Problem], name
 
 def loss_on(llm: LLM, store: Path, tokens: int) -> dict[str, Any]:
     """Loss and perplexity on one store."""
-    found = held_out_loss(llm.model, TokenStore.read(store), tokens)
+    documents = TokenStore.read(store)
+    documents.check_ids(llm.model.config.vocab_size, store)
+    found = held_out_loss(llm.model, documents, tokens)
     return {"loss": found.loss, "perplexity": found.perplexity, "targets": found.targets}
 
 

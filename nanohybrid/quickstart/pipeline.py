@@ -12,6 +12,7 @@ from nanohybrid.align.sft import sft
 from nanohybrid.compress.stage import compress
 from nanohybrid.data.build import build
 from nanohybrid.evaluate.stage import evaluate
+from nanohybrid.extras import require
 from nanohybrid.quickstart.recipes import Recipes
 from nanohybrid.quickstart.report import write_report
 from nanohybrid.quickstart.summary import Places, summarise, write_summary
@@ -22,6 +23,8 @@ from nanohybrid.train.pretrain import pretrain
 def quickstart(out: Path, scale: float = 1.0, seed: int = 0) -> dict[str, Any]:
     """Run every stage into `out`, or what is left of it after an interruption; returns what `out/summary.json` holds."""
     begin = time.monotonic()
+    for module in ("rensa", "matplotlib"):
+        require(module, "data,train")  # at once, not when a stage comes to it
     keep_freed_memory()
     recipes, places = Recipes.of(scale, seed), Places(out)
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nanohybrid.errors import InputError
+from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.ops.layout import Layout
 from nanohybrid.stages import Stage, progress
 from nanohybrid.train import snapshot
@@ -57,6 +57,12 @@ class LoopConfig:
     """Recompute the activations of every so many layers in backward, to save memory; 0 keeps them all."""
     compile: bool = False
     """Compile the forward with torch.compile. On a CPU this takes a minute and gains nothing."""
+
+    def __post_init__(self) -> None:
+        if self.log_steps < 1 or not self.snapshot_seconds > 0:
+            raise ConfigError("loop: log_steps and snapshot_seconds must be positive")
+        if min(self.snapshot_steps, self.checkpoint_every) < 0:
+            raise ConfigError("loop: snapshot_steps and checkpoint_every must not be negative")
 
 
 def fit(

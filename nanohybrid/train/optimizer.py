@@ -27,8 +27,10 @@ class OptimizerConfig:
     """Largest norm of the whole gradient."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate < 0 or self.weight_decay < 0 or self.clip <= 0:
-            raise ConfigError("optimizer: learning_rate and weight_decay must not be negative, and clip must be positive")
+        if not (self.learning_rate >= 0 and self.weight_decay >= 0 and self.clip > 0 and self.epsilon > 0):
+            raise ConfigError("optimizer: learning_rate and weight_decay must not be negative, clip and epsilon must be positive")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ConfigError(f"optimizer: beta1 {self.beta1} and beta2 {self.beta2} must be from 0 to below 1")
 
 
 def decayed(model: nn.Module) -> dict[str, bool]:

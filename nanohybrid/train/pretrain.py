@@ -45,12 +45,14 @@ class PretrainRecipe:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     validation_batches: int = 8
-    """Batches of held-out documents on which the final loss is measured."""
+    """Batches of held-out documents on which the final loss is measured; 0 for none."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.total_steps < 1 or self.batch_tokens < 1 or self.sequence_length < 1:
             raise ConfigError("tokens (or steps), batch_tokens and sequence_length must be positive")
+        if self.validation_batches < 0:
+            raise ConfigError(f"validation_batches is {self.validation_batches}: it must not be negative; 0 measures nothing")
 
     @property
     def total_steps(self) -> int:
@@ -106,7 +108,7 @@ def measure(stage: Stage, model: HybridLM, recipe: PretrainRecipe, held_out: dic
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         tokens_per_second=sorted(row["tokens_per_second"] for row in rows)[len(rows) // 2],
     )
-    if held_out:
+    if held_out and recipe.validation_batches:
         weights = {name: float(store.token_count) for name, store in held_out.items()}
         loader = Loader(held_out, [(1.0, weights)], recipe.batch_tokens, recipe.sequence_length, 0, recipe.validation_batches)
         stage.measure(validation_loss=mean_loss(model, map(loader.batch, range(recipe.validation_batches))))

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from nanohybrid.align.grpo import Objective, Rollouts
 from nanohybrid.align.rollouts import Rollout, Sampling, draw, pack, reward, sample
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
-from nanohybrid.data import Batch
+from nanohybrid.data import Batch, TokenStore
 from nanohybrid.engine import Completion
 from nanohybrid.errors import CheckpointError, ConfigError, InputError
 from nanohybrid.ops.losses import IGNORED
@@ -140,3 +141,10 @@ def test_the_command_line_runs_each_of_them(base: Path, tmp_path: Path, capsys: 
     assert ChatTemplate.from_directory(tmp_path / "m").source
     assert main(["align", "grpo", "--model", str(base), "--out", str(tmp_path / "g"), "--group", "1"]) == 2
     assert "group at least 2" in capsys.readouterr().err
+
+
+def test_text_of_another_tokenizer_is_refused(base: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "foreign")
+    TokenStore.from_documents([([5000] * 20, [1] * 20)] * 9).write(tmp_path / "foreign" / "text.safetensors")
+    with pytest.raises(InputError, match="text: holds ids up to 5000"):
+        sft(SFT, base, tmp_path / "sft", tmp_path / "foreign")

@@ -53,3 +53,11 @@ def test_a_missing_store_names_the_command_that_builds_one(tmp_path: Path) -> No
 def test_offsets_must_cut_the_tokens() -> None:
     with pytest.raises(InputError, match="do not cut"):
         TokenStore(np.zeros(4, np.int32), np.zeros(4, np.uint8), np.array([0, 3], np.int64))
+
+
+def test_ids_that_a_vocabulary_lacks_are_told_by_name() -> None:
+    store = TokenStore.from_documents(DOCUMENTS)
+    store.check_ids(10, "a")
+    TokenStore.from_documents([]).check_ids(1, "empty")
+    with pytest.raises(InputError, match="a: holds ids up to 9, the model's end at 8"):
+        store.check_ids(9, "a")

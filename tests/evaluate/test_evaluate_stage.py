@@ -1,6 +1,7 @@
 """The whole stage on tiny random models, through the command."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -45,3 +46,9 @@ def test_two_models_of_one_name_are_refused(checkpoint, tmp_path, capsys):
     assert "name them" in capsys.readouterr().err
     assert main(["evaluate", "--out", str(tmp_path / "out"), "--curve_models", '["x"]', str(checkpoint)]) == 2
     assert "not among" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_told_before_the_work(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["evaluate", *FLAGS, "--out", str(tmp_path / "out"), str(checkpoint)]) == 2
+    assert "pip install 'nanohybrid[eval]'" in capsys.readouterr().err and not (tmp_path / "out.partial").exists()

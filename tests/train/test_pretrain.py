@@ -16,7 +16,7 @@ from nanohybrid.checkpoint import load
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.stages.recipe import dump
 from nanohybrid.text import Tokenizer
-from nanohybrid.train import PretrainRecipe, pretrain
+from nanohybrid.train import LoopConfig, OptimizerConfig, PretrainRecipe, pretrain
 from nanohybrid.train.snapshot import NAME
 
 
@@ -59,3 +59,22 @@ def test_recipes_and_data_that_cannot_be_are_told_in_one_line(recipe: PretrainRe
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="not a corpus"):
         pretrain(recipe, tmp_path / "empty", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (LoopConfig, {"log_steps": 0}), (LoopConfig, {"snapshot_steps": -1}), (LoopConfig, {"snapshot_seconds": float("nan")}),
+        (LoopConfig, {"checkpoint_every": -1}), (OptimizerConfig, {"beta1": 1.0}), (OptimizerConfig, {"beta2": -0.1}),
+        (OptimizerConfig, {"epsilon": 0.0}), (OptimizerConfig, {"learning_rate": float("nan")}),
+        (PretrainRecipe, {"validation_batches": -1}),
+    ],
+)  # fmt: skip
+def test_a_setting_that_would_fail_later_is_refused_at_once(kind: type, values: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        kind(**values)
+
+
+def test_no_validation_is_measured_where_none_is_wanted(recipe: PretrainRecipe, data: Path, tmp_path: Path) -> None:
+    out = pretrain(replace(recipe, steps=1, validation_batches=0), data, tmp_path / "base")
+    assert "validation_loss" not in json.loads((out / "lineage.json").read_text())["measures"]
