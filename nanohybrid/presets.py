@@ -40,7 +40,7 @@ PRESETS = {
         mamba_num_heads=8, num_attention_heads=8, num_key_value_heads=2,
     ),
     "mini-dense": dict(
-        _TINY, **_DENSE, pattern="*-" * 6, hidden_size=256, intermediate_size=896, num_attention_heads=8, num_key_value_heads=2
+        _TINY, **_DENSE, pattern="*-" * 6, hidden_size=256, intermediate_size=1280, num_attention_heads=8, num_key_value_heads=2
     ),
 }  # fmt: skip
 

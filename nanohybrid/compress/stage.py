@@ -33,6 +33,7 @@ from nanohybrid.extras import require
 from nanohybrid.files import atomic_write
 from nanohybrid.model import Footprint, HybridLM
 from nanohybrid.stages import Stage, open_stage, progress
+from nanohybrid.stages.output import read_record
 
 STAGE_FILES = ("recipe.toml", "lineage.json", "report.html")
 
@@ -92,6 +93,7 @@ def compress(recipe: CompressRecipe, model: Path, data: Path, out: Path, pretrai
         prune_recipe = PruneRecipe(found.chosen.target, recipe.outgoing, recipe.samples, recipe.length)
         pruned = prune(prune_recipe, model, stage.directory / "pruned", importance=stage.directory / "importance" / FILE)
         distilled = distill(recipe.distill, pruned, model, data, stage.directory / "distilled", pretraining)
+        stage.record["tokens"] = read_record(distilled)["tokens"]
         losses = {name: loss_of(load(path, dtype=torch.float32), calibration.batches()).loss for name, path in (("distilled", distilled),)}
         losses |= {"parent": loss_of(parent, calibration.batches()).loss, "pruned": float(found.chosen.loss or 0.0)}
         stage.measure(losses=losses, **sizes("parent", parent.config), **sizes("pruned", found.chosen.config))

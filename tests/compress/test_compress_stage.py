@@ -105,6 +105,8 @@ def test_the_command_gives_a_loadable_checkpoint_within_the_budget_and_a_report(
     assert kept.config(load(folders / "parent").config) == model.config
     for part in ("importance/importance.json", "search/search.json", "pruned/kept.json", "distilled/model.safetensors", "tokenizer.json"):
         assert (out / part).exists()
+    whole_of, part_of = (json.loads((path / "lineage.json").read_text())["tokens"] for path in (out, out / "distilled"))
+    assert whole_of == part_of > 0  # tokens of the distillation count as the stage's
     page = (out / "report.html").read_text()
     assert page.count("<figure>") == 8 and "partial" not in page
 

@@ -6,6 +6,7 @@ import pytest
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import ConfigError
+from nanohybrid.model import Footprint
 from nanohybrid.presets import PRESETS
 
 REFUSED = [
@@ -64,3 +65,9 @@ def test_every_preset_is_a_configuration(name):
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match="nearest nano-9b-v2"):
         HybridConfig.preset("nano-9b")
+
+
+@pytest.mark.parametrize("name, share", [("tiny", 0.14), ("mini", 0.01)])
+def test_a_dense_twin_is_about_as_large_as_its_hybrid(name, share):
+    hybrid, dense = (Footprint.of(HybridConfig.preset(preset)).parameters for preset in (name, f"{name}-dense"))
+    assert abs(dense / hybrid - 1) < share
