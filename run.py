@@ -56,8 +56,8 @@ def set_up():
     if STAMP.exists() and STAMP.read_text() == wanted:
         return True
     print(f"setting up {VENV} ...", file=sys.stderr, flush=True)
-    run([sys.executable, "-m", "venv", "--clear", VENV])
     steps = [
+        lambda: run([sys.executable, "-m", "venv", "--clear", VENV]) == 0,
         install_torch,
         lambda: pip("-r", LOCKS[1]),
         lambda: pip("--no-deps", "--no-build-isolation", "-e", ROOT),
