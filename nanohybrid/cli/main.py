@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return complain("the memory does not hold this: use smaller sizes, or a machine with more")
     except KeyboardInterrupt:
-        print("nanohybrid: stopped; the same command resumes", file=sys.stderr)
+        print(f"nanohybrid: stopped{'; the same command resumes' if resumes(arguments) else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
@@ -124,6 +124,11 @@ def run_command(name: str, arguments: list[str]) -> int:
     except SystemExit as stop:  # --help and --print-...: done
         return stop.code if isinstance(stop.code, int) else 0
     return module.run(parsed) or 0
+
+
+def resumes(arguments: list[str]) -> bool:
+    """Whether a command that was stopped goes on when it is repeated: a stage does, and answers to a file of prompts."""
+    return arguments[0] not in GROUPS["with a model"] or "--input" in arguments
 
 
 def check_environment() -> None:

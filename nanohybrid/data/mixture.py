@@ -10,8 +10,6 @@ from itertools import pairwise
 
 from nanohybrid.errors import ConfigError
 
-PAPER_SWITCHES = (0.6, 0.9, 1.0)
-
 
 @dataclass(frozen=True)
 class Phase:

@@ -196,6 +196,11 @@ def test_ctrl_c_says_that_the_same_command_resumes(fake, capsys):
     assert capsys.readouterr().err == "nanohybrid: stopped; the same command resumes\n"
 
 
+@pytest.mark.parametrize(("flags", "resumes"), [(["generate"], False), (["generate", "--input", "x"], True), (["pretrain"], True)])
+def test_only_what_resumes_is_said_to_resume(flags, resumes):
+    assert cli.resumes(flags) == resumes
+
+
 def test_a_reader_that_goes_away_is_not_an_error():
     code = "import sys\nfrom nanohybrid.cli import main as m\nm.overview = lambda: 'x' * 10_000_000\nsys.exit(m.main(['--help']))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
