@@ -52,8 +52,8 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None) -> 
             return out
         network = load(model, dtype=torch.float32)
         made = chat_store(recipe, ChatMaker(Tokenizer.from_directory(model), ChatTemplate.from_directory(model)))
-        made.write(stage.directory / STORES / f"{CHATS}.safetensors")  # a pruned model will learn from the same chats
         loader = batches(recipe, made, data, network.config.vocab_size)
+        made.write(stage.directory / STORES / f"{CHATS}.safetensors")  # a pruned model will learn from the same chats
         position = fit(
             network,
             loader.batch,

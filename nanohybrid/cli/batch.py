@@ -75,7 +75,7 @@ def read_lines(path: Path) -> list[Asked]:
 
 def answered(output: Path, lines: list[Asked], source: Path) -> int:
     """How many lines `output` answers already. A last line that was cut off is removed; answers to other prompts are an error."""
-    if not output.exists():
+    if not output.is_file():  # nothing yet, or a pipe or device, which must not be read
         return 0
     content = output.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]

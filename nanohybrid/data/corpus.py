@@ -33,7 +33,7 @@ class Corpus:
         try:
             phases = json.loads((directory / MIXTURE).read_text())
             mixture = Mixture.of([(phase["until"], phase["weights"]) for phase in phases])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{directory}: not a corpus ({MIXTURE}: {error}); `nanohybrid data --out DIR` builds one") from None
         stores = {path.stem: TokenStore.read(path) for path in sorted(directory.glob("*.safetensors"))}
         held_out = {name.removeprefix(VALIDATION): store for name, store in stores.items() if name.startswith(VALIDATION)}

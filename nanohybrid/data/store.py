@@ -49,7 +49,7 @@ class TokenStore:
             return cls(*_map(Path(path)))
         except FileNotFoundError:
             raise InputError(f"{path}: no such token store; `nanohybrid data --out DIR` builds one") from None
-        except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, InputError) as error:
             raise InputError(f"{path}: not a whole token store ({error}); build it again") from None
 
     def write(self, path: Path | str) -> Path:
@@ -61,9 +61,10 @@ class TokenStore:
 
     def check_ids(self, vocab_size: int, where: Path | str) -> None:
         """Raise InputError, naming `where`, if there are ids that a vocabulary of this size does not have."""
-        largest = int(self.tokens.max(initial=0))
-        if largest >= vocab_size:
-            raise InputError(f"{where}: holds ids up to {largest}, the model's end at {vocab_size - 1}: made with another tokenizer?")
+        smallest, largest = int(self.tokens.min(initial=0)), int(self.tokens.max(initial=0))
+        if smallest < 0 or largest >= vocab_size:
+            found = f"{smallest} to {largest}" if smallest < 0 else f"up to {largest}"
+            raise InputError(f"{where}: holds ids {found}, the model's end at {vocab_size - 1}: made with another tokenizer?")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -57,6 +57,8 @@ class EvaluateRecipe:
             raise ConfigError("problems, max_tokens, decode_batch, decode_rounds and held_out_tokens must be positive")
         if any(budget < 0 for budget in self.budgets) or any(context < 1 for context in self.contexts):
             raise ConfigError("budgets must not be negative, and contexts must be positive")
+        if not (0 <= self.temperature < float("inf") and 0 < self.top_p <= 1 and self.grace >= 0):
+            raise ConfigError("temperature and grace must be 0 or more, and top_p above 0 and at most 1")
 
     def mode(self, thinking: bool, budget: int | None = None) -> Mode:
         """The mode of this recipe with thinking on, off or within a budget."""

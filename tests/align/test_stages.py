@@ -148,3 +148,4 @@ def test_text_of_another_tokenizer_is_refused(base: Path, data: Path, tmp_path: 
     TokenStore.from_documents([([5000] * 20, [1] * 20)] * 9).write(tmp_path / "foreign" / "text.safetensors")
     with pytest.raises(InputError, match="text: holds ids up to 5000"):
         sft(SFT, base, tmp_path / "sft", tmp_path / "foreign")
+    assert not (tmp_path / "sft.partial").exists()  # nothing that the right --data would trip over

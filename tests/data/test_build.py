@@ -137,5 +137,6 @@ def test_recipes_that_cannot_be_built_say_why_and_leave_nothing(changes: dict[st
 
 
 def test_a_directory_that_is_no_corpus_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mixture.json").write_text("[" * 200_000)
     with pytest.raises(InputError, match="not a corpus"):
         Corpus.read(tmp_path)

@@ -1,5 +1,6 @@
 """Token stores: what is written is what is mapped, and a damaged file says so."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,15 @@ def test_the_file_is_what_the_safetensors_library_reads(tmp_path: Path) -> None:
     assert arrays["loss"].tolist() == [0, 1, 1, 1] and arrays["offsets"].tolist() == [0, 3, 3, 4]
 
 
-@pytest.mark.parametrize("damage", ["cut", "not safetensors", "empty", "wrong type"])
+@pytest.mark.parametrize("damage", ["cut", "not safetensors", "empty", "wrong type", "deep", "huge"])
 def test_a_damaged_store_is_named(tmp_path: Path, damage: str) -> None:
     path = TokenStore.from_documents(DOCUMENTS).write(tmp_path / "a.safetensors")
     data = path.read_bytes()
     broken = {"cut": data[:-3], "not safetensors": b"hello " * 20, "empty": b"", "wrong type": data.replace(b'"I32"', b'"F32"')}
+    broken["deep"] = (200_000).to_bytes(8, "little") + b"[" * 200_000
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header["tokens"]["shape"] = [10**30]
+    broken["huge"] = len(json.dumps(header)).to_bytes(8, "little") + json.dumps(header).encode() + data[-64:]
     path.write_bytes(broken[damage])
     with pytest.raises(InputError, match=r"a\.safetensors: not a whole token store"):
         TokenStore.read(path)
@@ -61,3 +66,5 @@ def test_ids_that_a_vocabulary_lacks_are_told_by_name() -> None:
     TokenStore.from_documents([]).check_ids(1, "empty")
     with pytest.raises(InputError, match="a: holds ids up to 9, the model's end at 8"):
         store.check_ids(9, "a")
+    with pytest.raises(InputError, match="b: holds ids -5 to 0"):
+        TokenStore.from_documents([([0, -5], [1, 1])]).check_ids(9, "b")

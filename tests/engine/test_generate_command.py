@@ -1,5 +1,6 @@
 import fcntl
 import json
+import os
 
 import pytest
 
@@ -109,6 +110,15 @@ def test_a_file_of_somebody_else_is_not_shortened(run, prompts, tmp_path, conten
     output.write_text(content)
     code, _, err = run("generate", *TINY, "--input", prompts, "--output", output)
     assert code == 2 and "out.jsonl:1: is not the beginning of an answer" in err and output.read_text() == content
+
+
+def test_answers_may_go_to_a_pipe(run, prompts, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    code, _, err = run("generate", *TINY, "--input", prompts, "--output", tmp_path / "pipe", "--max-new-tokens", 2)
+    assert code == 0, err
+    assert len(os.read(reader, 100_000).splitlines()) == 4
+    os.close(reader)
 
 
 def test_the_prompts_are_not_taken_for_their_answers(run, prompts):

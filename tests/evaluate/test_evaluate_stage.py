@@ -52,3 +52,9 @@ def test_a_missing_extra_is_told_before_the_work(checkpoint, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["evaluate", *FLAGS, "--out", str(tmp_path / "out"), str(checkpoint)]) == 2
     assert "pip install 'nanohybrid[eval]'" in capsys.readouterr().err and not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("flag", ["--temperature=-1", "--top_p=7", "--grace=-1", "--held_out_tokens=-1"])
+def test_a_setting_out_of_range_leaves_nothing_behind(checkpoint, tmp_path, flag, capsys):
+    assert main(["evaluate", *FLAGS, flag, "--out", str(tmp_path / "out"), str(checkpoint)]) == 2
+    assert flag[2:].partition("=")[0] in capsys.readouterr().err and not any(path.name.startswith("out") for path in tmp_path.iterdir())
