@@ -64,7 +64,7 @@ def _budget(arguments: "jsonargparse.Namespace", parent: "HybridConfig", profile
     given, beside = arguments.budget_gib, arguments.beside_gib
     if given is None and arguments.device is None:
         raise InputError("say what must suffice: --budget-gib G, or --device a10g|l4|rtx4090|h100|h200|cpu")
-    if given is not None and not 0 < given < 2**30:
+    if given is not None and not 1 / GIB <= given < 2**30:
         raise InputError(f"--budget-gib is {given}; it must be positive")
     if not 0 <= beside < 2**30 or (given is not None and beside):
         raise InputError(f"--beside-gib is {beside}: it is taken off a --device, not off --budget-gib, and cannot be negative")

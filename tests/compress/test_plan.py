@@ -168,6 +168,7 @@ def test_the_command_tells_machines_and_people(tmp_path, capsys):
         (["--preset", "mini"], "--budget-gib G, or --device"),
         (["--preset", "mini", "--budget-gib", "0.001"], "nearest --budget-gib"),
         (["--preset", "mini", "--budget-gib", "-1"], "must be positive"),
+        (["--preset", "mini", "--budget-gib", "1e-12"], "must be positive"),
         (["--preset", "mini", "--budget-gib", "nan"], "budget_gib"),
         (["--preset", "mini", "--device", "a10"], "nearest a10g"),
         (["--preset", "mini", "--device", "a10g", "--beside-gib", "30"], "20.96 GiB"),
