@@ -1,22 +1,33 @@
 """How much memory a model needs while it works, and what a budget leaves room for.
 
-    bytes = weights + batch (context x keys and values of a token + states of a sequence)
+    bytes = weights + batch (context x keys and values of a token + states of a sequence) + activations of one step
 
 from what the layers declare (model/footprint.py). The paper's budget: an A10G's 22.06 GiB, less 5 % for the framework and 1.3 GiB for
-a vision encoder, is 19.66 GiB for a 128 k context in bf16; the 9B takes 18.69 of them.
+a vision encoder, is 19.66 GiB for a 128 k context in bf16 (devices.py); the 9B takes 18.69 of them, and 0.33 for a step's activations.
+
+Activations of a step of T tokens, from above: the outputs of all linears of the widest layer, twice (before and after what is done to
+each element), a state for each chunk of 128 tokens, the residual stream twice, and the logits of the last tokens in fp32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, prod
 
 import torch
 
+from nanohybrid.compress.matrices import Matrix, every_matrix, matrices_of
 from nanohybrid.config import HybridConfig
-from nanohybrid.errors import ConfigError
+from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.model.axes import axis_sizes, shape
+from nanohybrid.model.declare import MIXERS
 from nanohybrid.model.footprint import GIB, Footprint
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+QUANTISED = ("int8", "int4")  # the layers' matrices only; embeddings, head, norms, keys and values stay bf16
+GROUP = 32  # weights of a row that share a scale in int4
+STEP = 2048  # tokens that a serving engine takes at once from a long prompt
+CHUNK = 128  # tokens of the Mamba scan between two states
 
 
 @dataclass(frozen=True)
@@ -26,40 +37,94 @@ class Memory:
     weights: int
     kv: int
     state: int
+    reserve: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv + self.state
+        return self.weights + self.kv + self.state + self.reserve
 
     def as_dict(self) -> dict[str, int]:
-        return {"weights": self.weights, "kv": self.kv, "state": self.state, "total": self.total}
+        return {"weights": self.weights, "kv": self.kv, "state": self.state, "reserve": self.reserve, "total": self.total}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Memory that a model may take, at work on `batch` sequences of `context` tokens in `dtype`."""
+    """Memory that a model may take, at work on `batch` sequences of `context` tokens in `dtype`.
+
+    step: tokens of a step whose activations count; 0 counts none.
+    """
 
     bytes: int
     context: int = 4096
     batch: int = 1
     dtype: str = "bf16"
+    step: int = 0
 
     def __post_init__(self) -> None:
         if min(self.bytes, self.context, self.batch) < 1:
             raise ConfigError("a budget's bytes, context and batch must be positive")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"a budget's dtype is {self.dtype!r}, known are {', '.join(DTYPES)}")
+        if self.dtype not in (*DTYPES, *QUANTISED):
+            raise ConfigError(f"a budget's dtype is {self.dtype!r}, known are {', '.join((*DTYPES, *QUANTISED))}")
 
     def memory(self, config: HybridConfig) -> Memory:
         """What a model of this shape takes."""
-        footprint = Footprint.of(config, DTYPES[self.dtype])
+        footprint = Footprint.of(config, DTYPES.get(self.dtype, torch.bfloat16))
         each = self.batch * self.context
-        return Memory(footprint.weight_bytes, each * footprint.kv_bytes_per_token, self.batch * footprint.state_bytes_per_sequence)
+        return Memory(
+            weights=weight_bytes(config, footprint, self.dtype),
+            kv=each * footprint.kv_bytes_per_token,
+            state=self.batch * footprint.state_bytes_per_sequence,
+            reserve=activation_bytes(config, min(self.step, each), self.batch, self.dtype) if self.step else 0,
+        )
 
     def fits(self, config: HybridConfig) -> bool:
         """Whether a model of this shape stays within."""
         return self.memory(config).total <= self.bytes
 
     def __str__(self) -> str:
-        size = f"{self.bytes / GIB:.2f} GiB" if self.bytes >= GIB / 10 else f"{self.bytes / 2**20:.2f} MiB"
-        return f"{size} at context {self.context:,}, batch {self.batch}, {self.dtype}"
+        return f"{amount(self.bytes)} at context {self.context:,}, batch {self.batch}, {self.dtype}"
+
+
+def amount(count: int) -> str:
+    """Bytes in GiB, or in MiB where there are few."""
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
+
+
+def matrix_bytes(matrix: Matrix, dtype: str) -> int:
+    """Bytes of one linear: int8 with a 2-byte scale for each row, int4 with one for each 32 weights of a row."""
+    rows, columns = matrix
+    if dtype == "int8":
+        return rows * (columns + 2)
+    if dtype == "int4":
+        return rows * (ceil(columns / 2) + 2 * ceil(columns / GROUP))
+    return rows * columns * DTYPES[dtype].itemsize
+
+
+def weight_bytes(config: HybridConfig, footprint: Footprint, dtype: str) -> int:
+    """Bytes of all weights; `footprint` is the model's in bf16 where `dtype` is quantised."""
+    if dtype not in QUANTISED:
+        return footprint.weight_bytes
+    return footprint.weight_bytes + sum(
+        count * (matrix_bytes(matrix, dtype) - matrix_bytes(matrix, "bf16")) for matrix, count in every_matrix(config)
+    )
+
+
+def activation_bytes(config: HybridConfig, tokens: int, batch: int, dtype: str = "bf16") -> int:
+    """Bytes of a step over `tokens` tokens of `batch` sequences besides weights, keys and values, and states."""
+    kind = DTYPES.get(dtype, torch.bfloat16)
+    sizes = axis_sizes(config)
+    widest = 0
+    for layer, shapes in matrices_of(config).items():
+        states = [spec for spec in MIXERS[layer].declare(config).states.values() if spec.dtype is not None and not spec.per_token]
+        chunks = ceil(tokens / CHUNK) * sum(prod(shape(spec.axes, sizes)) * spec.kind(kind).itemsize for spec in states)
+        widest = max(widest, 2 * tokens * kind.itemsize * sum(rows for rows, _ in shapes) + chunks)
+    return widest + 2 * tokens * config.hidden_size * kind.itemsize + batch * config.vocab_size * 4
+
+
+def too_small(budget: Budget, smallest: HybridConfig) -> InputError:
+    """The line for a budget in which no shape of a grid fits: what the smallest would need."""
+    need = budget.memory(smallest).total
+    digits = 2 if need >= GIB / 10 else 6
+    near = f"--budget-gib {ceil(need / GIB * 10**digits) / 10**digits:.{digits}f}"
+    shape = f"{smallest.num_hidden_layers} layers, hidden {smallest.hidden_size}, FFN {smallest.intermediate_size}"
+    return InputError(f"no shape of the grid fits {budget}: the smallest takes {amount(need)} ({shape}); nearest {near}, or a wider grid")

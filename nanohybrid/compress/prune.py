@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM
 from nanohybrid.model.axes import axis_sizes, kept_index
 from nanohybrid.model.declare import parameters
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numpy knows no bfloat16
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,16 @@ class Slice:
         """The part that remains, as a tensor of its own."""
         for dimension, index in enumerate(self.indices):
             if index is not None:
-                tensor = tensor.index_select(dimension, index.to(tensor.device))
+                tensor = take(tensor, dimension, index)
         return tensor.contiguous()
+
+
+def take(tensor: Tensor, dimension: int, index: Tensor) -> Tensor:
+    """index_select; on a CPU by numpy, which along rows is four times as fast (docs/log.md)."""
+    if tensor.device.type != "cpu":
+        return tensor.index_select(dimension, index.to(tensor.device))
+    bits = tensor.detach().view(BITS[tensor.element_size()]).numpy()
+    return torch.from_numpy(np.take(bits, index.numpy(), axis=dimension)).view(tensor.dtype)
 
 
 def prune_state(config: HybridConfig, kept: Kept) -> tuple[HybridConfig, dict[str, Slice]]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from nanohybrid.checkpoint import CheckpointReader, load, read_config
+from nanohybrid.checkpoint import CheckpointReader, read_config
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.importance import Importance
 from nanohybrid.compress.measure import importance_of
@@ -51,7 +49,7 @@ def prune(recipe: PruneRecipe, model: Path, out: Path, importance: Path | None =
             samples = Calibration.read(calibration, model, recipe.samples, recipe.length)
             TokenStore.from_documents(samples.samples).check_ids(config.vocab_size, calibration)
             rounds = None if recipe.target.layers is None else config.num_hidden_layers - recipe.target.layers
-            scores = importance_of(load(model, dtype=torch.float32), samples, stage.directory / "importance", recipe.outgoing, rounds)
+            scores = importance_of(model, samples, stage.directory / "importance", recipe.outgoing, rounds)
         kept = recipe.target.kept(config, scores)
         with CheckpointReader(model) as reader:
             tensors = len(reader.names())

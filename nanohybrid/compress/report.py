@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -62,7 +63,7 @@ def _importance(report: Report, parent: HybridConfig, scores: Importance) -> Non
     times = ", times the norm of the weights that read them" if facts.get("outgoing") else ""
     report.section("What matters").text(
         f"Measured on {facts['samples']} documents of {facts['tokens']:,} tokens (`{facts['calibration']}`): mean activation over a "
-        f"sequence, L2 over documents{times}. A curve that falls steeply is an axis with much to spare."
+        f"sequence, L2 over documents{times}. A curve that falls steeply is an axis with much to spare.{_stability(facts)}"
     )
     curves = {"embedding": scores.embedding} | {f"FFN {layer}": values for layer, values in scores.ffn.items()}
     report.figure(_sorted(curves, "embedding channels and FFN neurons"), "Scores from the highest to the lowest, as shares of the highest.")
@@ -82,6 +83,13 @@ def _importance(report: Report, parent: HybridConfig, scores: Importance) -> Non
         report.table(
             ["layer", "kind", "change of the logits"], [[i, KINDS[k], float(scores.layers[i])] for i, k in enumerate(parent.pattern)]
         )
+
+
+def _stability(facts: Mapping[str, Any]) -> str:
+    """How far the rankings on the even and on the odd documents agree, as a sentence."""
+    rows = facts.get("stability") or {}
+    named = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in rows.items())
+    return f" Rank correlation between the scores on every other document and on the rest: {named}." if rows else ""
 
 
 def _sorted(curves: dict[str, Tensor], title: str) -> Figure:

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from nanohybrid.compress.budget import Budget
+from nanohybrid.compress.budget import Budget, too_small
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.importance import Importance
 from nanohybrid.compress.promise import Promise
 from nanohybrid.compress.prune import prune_model
 from nanohybrid.compress.target import Target
 from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
-from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.errors import ConfigError
 from nanohybrid.evaluate.perplexity import loss_of
 from nanohybrid.model import Footprint, HybridLM
 
@@ -82,17 +82,19 @@ class Search:
 def enumerate_shapes(config: HybridConfig, importance: Importance, grid: Grid, budget: Budget) -> Search:
     """Every shape of the grid that fits the budget, the most promising first. Raises InputError where none does."""
     promise = Promise(config, importance)
-    fitting, smallest, rejected = [], None, 0
+    fitting, rejected = [], 0
+    smallest, least = config, budget.memory(config).total
     for target in targets(config, grid):
         shape = target.config(config, importance)
         memory = budget.memory(shape)
-        smallest = min(memory.total, smallest if smallest is not None else memory.total)
+        if memory.total < least:
+            smallest, least = shape, memory.total
         if memory.total > budget.bytes:
             rejected += 1
         else:
             fitting.append(Candidate(target, shape, Footprint.of(shape).parameters, memory.as_dict(), promise.lost(target)))
     if not fitting:
-        raise InputError(f"no shape of the grid fits {budget}: the smallest takes {smallest:,} bytes; give more, or a wider grid")
+        raise too_small(budget, smallest)
     return Search(tuple(sorted(fitting, key=lambda c: (c.lost, sizes(c.target)))), rejected)
 
 

@@ -64,6 +64,8 @@ class CompressRecipe:
     def __post_init__(self) -> None:
         if not 0 < self.budget_share <= 1:
             raise ConfigError(f"budget_share is {self.budget_share}: a share of the parent is above 0 and at most 1")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}: compress writes {', '.join(DTYPES)}; `nanohybrid plan compress` knows more")
         Budget(1 if self.budget_bytes is None else self.budget_bytes, self.context, self.batch, self.dtype)
 
     def budget(self, parent: HybridConfig) -> Budget:

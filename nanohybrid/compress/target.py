@@ -86,8 +86,8 @@ class Target:
             attention_heads={layer: best(importance.attention[layer], queries, config.num_key_value_heads) for layer in each(ATTENTION)},
         )
 
-    def config(self, parent: HybridConfig, importance: Importance) -> HybridConfig:
-        """The shape of what remains, without choosing which parts that are."""
+    def config(self, parent: HybridConfig, importance: Importance | None) -> HybridConfig:
+        """The shape of what remains, without choosing which parts that are; `importance` ranks layers where their number is given."""
         self.check(parent)
         return parent.replace(
             pattern="".join(parent.pattern[layer] for layer in self._layers(parent, importance)),
@@ -98,13 +98,25 @@ class Target:
             num_attention_heads=self.attention_heads or parent.num_attention_heads,
         )
 
-    def _layers(self, config: HybridConfig, importance: Importance) -> Indices:
+    def _layers(self, config: HybridConfig, importance: Importance | None) -> Indices:
         gone = set(self.drop_layers)
         if self.layers is not None and self.layers < config.num_hidden_layers:
-            if len(importance.order) != config.num_hidden_layers:
+            if importance is None or len(importance.order) != config.num_hidden_layers:
                 raise InputError("the importance scores hold no ranking of layers: measure them with --calibration, or use --drop-layers")
             gone = set(importance.order[: config.num_hidden_layers - self.layers])
         return tuple(layer for layer in range(config.num_hidden_layers) if layer not in gone)
+
+
+def sizes_of(config: HybridConfig) -> dict[str, int]:
+    """A model's sizes under the names that a target has for them."""
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "mamba_heads": config.mamba_num_heads,
+        "mamba_head_dim": config.mamba_head_dim,
+        "attention_heads": config.num_attention_heads,
+    }
 
 
 def best(scores: Tensor, keep: int, groups: int = 1) -> Indices:

@@ -7,10 +7,13 @@ import pytest
 import torch
 from compress_models import make_model
 
+from nanohybrid.checkpoint import CheckpointReader, save
 from nanohybrid.compress.activations import measure_activations
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.importance import Importance
 from nanohybrid.compress.layers import rank_layers
+from nanohybrid.compress.parts import Stored
+from nanohybrid.compress.stability import spearman
 from nanohybrid.compress.target import Target
 from nanohybrid.data import TokenStore
 from nanohybrid.errors import InputError
@@ -55,6 +58,35 @@ def test_the_cut_into_batches_does_not_change_the_scores(model, calibration):
         for layer, scores in getattr(one, name).items():
             torch.testing.assert_close(getattr(four, name)[layer], scores, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(four.embedding, one.embedding, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("outgoing", [True, False])
+@pytest.mark.parametrize("tied", [False, True])
+def test_read_layer_by_layer_from_the_disk_the_scores_are_those_in_memory(calibration, tmp_path, tied, outgoing):
+    model = make_model(tie_word_embeddings=tied).float()
+    save(model, tmp_path)
+    want = measure_activations(model, calibration, outgoing, batch_tokens=24)
+    with CheckpointReader(tmp_path) as reader:
+        got = measure_activations(Stored(reader), calibration, outgoing, batch_tokens=24)
+    torch.testing.assert_close(got.embedding, want.embedding)
+    assert got.facts == want.facts
+    for name in ("ffn", "mamba", "attention"):
+        assert all(torch.equal(got_, want_) for got_, want_ in zip(*(getattr(x, name).values() for x in (got, want)), strict=True))
+
+
+def test_rankings_are_stable_where_both_halves_say_the_same(model, calibration):
+    twice = Calibration(tuple(sample for sample in calibration.samples for _ in range(2)))
+    assert set(measure_activations(model, twice).facts["stability"].values()) == {1.0}
+    stability = measure_activations(model, calibration).facts["stability"]
+    assert set(stability) == {"embedding", "ffn", "attention_heads", "mamba_heads", "mamba_channels"}
+    assert all(-1 <= value < 1 for name, value in stability.items() if name != "attention_heads")
+    assert measure_activations(model, calibration.first(1)).facts["stability"] == {}
+
+
+def test_a_rank_correlation_is_of_ranks():
+    assert spearman(torch.tensor([1.0, 2, 3]), torch.tensor([0.1, 5, 90])) == pytest.approx(1)
+    assert spearman(torch.tensor([1.0, 2, 3]), torch.tensor([3.0, 2, 1])) == pytest.approx(-1)
+    assert spearman(torch.tensor([1.0]), torch.tensor([3.0])) == 1
 
 
 @pytest.mark.parametrize("outgoing", [True, False])

@@ -1,0 +1,111 @@
+"""`nanohybrid plan compress`: the shapes that a model can be pruned to within a memory."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.prune import SIZES
+from nanohybrid.errors import InputError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from nanohybrid.compress.budget import Budget
+    from nanohybrid.compress.devices import Device
+    from nanohybrid.compress.plan import Plan
+    from nanohybrid.compress.target import Target
+    from nanohybrid.config import HybridConfig
+
+SUMMARY = "the shapes that a model can be pruned to within a memory"
+GIB = 2**30
+
+
+def parser() -> "jsonargparse.ArgumentParser":
+    result = command_parser("plan compress", SUMMARY)
+    result.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory; config.json alone is enough")
+    result.add_argument("--preset", metavar="NAME", help="a configuration by name instead")
+    result.add_argument("--budget-gib", type=float | None, metavar="G", help="memory for the model at work (default: what --device leaves)")
+    result.add_argument("--device", metavar="NAME", help="a10g, l4, rtx4090, h100, h200 or cpu: whose speed is estimated (default a10g)")
+    result.add_argument("--beside-gib", type=float, default=0.0, metavar="G", help="what else must fit on the device, as a vision encoder")
+    result.add_argument("--context", type=int | None, metavar="N", help="tokens of each sequence (default: the model's longest)")
+    result.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")
+    result.add_argument("--dtype", choices=["bf16", "int8", "int4"], default="bf16", help="of the layers' matrices")
+    result.add_argument("--importance", type=Path, metavar="FILE", help="measured scores of this model, to rank by instead of a prior")
+    result.add_argument("--show", type=int, default=20, metavar="N", help="rows of the table; --json has all")
+    return result
+
+
+def run(arguments: "jsonargparse.Namespace") -> int:
+    """Print every shape that fits, the most promising first."""
+    if (arguments.path is None) == (arguments.preset is None):
+        raise InputError("name a checkpoint directory, or --preset NAME: one of the two")
+    from nanohybrid.checkpoint import read_config
+    from nanohybrid.compress.devices import device
+    from nanohybrid.compress.importance import Importance
+    from nanohybrid.compress.plan import plan
+    from nanohybrid.config import HybridConfig
+
+    parent = HybridConfig.preset(arguments.preset) if arguments.path is None else read_config(arguments.path)
+    profile = device(arguments.device or "a10g")
+    budget = _budget(arguments, parent, profile)
+    scores = None if arguments.importance is None else Importance.load(arguments.importance)
+    found = plan(parent, budget, profile, scores)
+    if arguments.json:
+        print_json(_as_json(budget, profile, found))
+    else:
+        _show(budget, profile, found, arguments.show)
+    return 0
+
+
+def _budget(arguments: "jsonargparse.Namespace", parent: "HybridConfig", profile: "Device") -> "Budget":
+    """What the model may take: as it is given, or what the device leaves."""
+    from nanohybrid.compress.budget import STEP, Budget
+
+    given, beside = arguments.budget_gib, arguments.beside_gib
+    if given is None and arguments.device is None:
+        raise InputError("say what must suffice: --budget-gib G, or --device a10g|l4|rtx4090|h100|h200|cpu")
+    if given is not None and not 1 / GIB <= given < 2**30:
+        raise InputError(f"--budget-gib is {given}; it must be positive")
+    if not 0 <= beside < 2**30 or (given is not None and beside):
+        raise InputError(f"--beside-gib is {beside}: it is taken off a --device, not off --budget-gib, and cannot be negative")
+    left = int(given * GIB) if given is not None else profile.budget(int(beside * GIB))
+    if left < 1:
+        raise InputError(f"--beside-gib is {beside}: {profile.name} has {profile.budget() / GIB:.2f} GiB for the model and all beside it")
+    context = parent.max_position_embeddings if arguments.context is None else arguments.context
+    for name, value in (("context", context), ("batch", arguments.batch)):
+        if value < 1:
+            raise InputError(f"--{name} is {value}; it must be at least 1")
+    return Budget(left, context, arguments.batch, arguments.dtype, STEP)
+
+
+def _as_json(budget: "Budget", profile: "Device", found: "Plan") -> dict[str, object]:
+    return {
+        "budget_bytes": budget.bytes, "context": budget.context, "batch": budget.batch, "dtype": budget.dtype, "device": profile.name,
+        "quality_estimate": found.estimate, "candidates": [shape.as_dict() for shape in found.shapes], "rejected_count": found.rejected,
+    }  # fmt: skip
+
+
+def _show(budget: "Budget", profile: "Device", found: "Plan", rows: int) -> None:
+    headers = ["shape", "params", "weights", "KV, state", "all GiB", "tok/s", "quality"]
+    cells = []
+    for shape in found.shapes[: max(rows, 1)]:
+        config, memory = shape.config, shape.memory
+        sizes = (config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.mamba_num_heads)
+        gib = [f"{part / GIB:.2f}" for part in (memory.weights, memory.kv + memory.state, memory.total)]
+        speed = f"{shape.tokens_per_second:.3g}"
+        cells.append(["/".join(map(str, sizes)), f"{shape.parameters / 1e9:.2f} B", *gib, speed, f"{shape.quality:.3f}"])
+    table(headers, cells, title=f"{len(found.shapes)} shapes fit {budget}; {found.rejected} are too large")
+    print("\nshape: layers/hidden/FFN/Mamba heads. all GiB: with the activations of a step.")
+    print(f"tok/s: at best, all sequences together, on {profile.name}, each holding its whole context.")
+    print(f"quality: {found.estimate}.")
+    print(f"the first: {command(found.shapes[0].target)}")
+
+
+def command(target: "Target") -> str:
+    """How to prune to a shape."""
+    flags = [f"--drop-layers {','.join(map(str, target.drop_layers))}"] if target.drop_layers else []
+    sizes = [(flag, getattr(target, flag[2:].replace("-", "_"))) for flag in SIZES]
+    flags += [f"{flag} {size}" for flag, size in sizes if size is not None]
+    if not flags:
+        return "the model as it is; nothing needs to go"
+    return f"nanohybrid prune PATH --out DIR {' '.join(flags)} --calibration DIR"
