@@ -7,6 +7,7 @@ sums are made in the same order however it was cut. First come, first served: no
 """
 
 from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from nanohybrid.engine.pools import PagePool, SlotPool
@@ -24,6 +25,18 @@ class Work(NamedTuple):
     length: int
 
 
+class Move(NamedTuple):
+    """Copy what a request has computed between the device and the host; to be done in order, before the step's work.
+
+    Ids, not leases: when the copy is made, the lease of a request that was put aside may have its next owner already.
+    """
+
+    request: Request
+    slot: int
+    pages: tuple[int, ...]
+    to_host: bool
+
+
 class Scheduler:
     """Requests that wait and requests that run, over two pools."""
 
@@ -33,6 +46,7 @@ class Scheduler:
         self.token_budget = max(token_budget, slots.size + CHUNK)  # all may decode and one prompt still goes on
         self.waiting: deque[Request] = deque()
         self.running: dict[int, Request] = {}
+        self.moves: list[Move] = []  # the engine makes these copies before it runs what `schedule` returned
         self._by_slot: list[Request] = []  # the running ones in the order of their slots, in which the pools can be viewed
         self._home = pages.size // max(slots.size, 1)  # a slot's own stretch of pages, taken where free: evenly spaced ones too
 
@@ -71,6 +85,21 @@ class Scheduler:
         request.slot = request.pages = None
         self._sort()
 
+    def resume(self, requests: Iterable[Request]) -> None:
+        """Put requests that have their state in host memory before all that have none, in the order of their ids."""
+        behind = [self.waiting.popleft() for _ in range(len(self.waiting)) if self.waiting and self.waiting[0].saved is not None]
+        self.waiting.extendleft(sorted([*behind, *requests], key=lambda request: -request.id))
+
+    def replace(self, request: Request, heir: Request) -> None:
+        """Let another request go on in this one's place, with all that it holds and has computed."""
+        heir.slot, heir.pages, heir.computed, heir.saved = request.slot, request.pages, request.computed, request.saved
+        if request.slot is None:
+            self.waiting[self.waiting.index(request)] = heir
+            return
+        request.slot = request.pages = None
+        self.running = {r.id: r for r in (heir if r is request else r for r in self.running.values())}
+        self._sort()
+
     def _cut(self, request: Request, left: int, work: list[Work]) -> int:
         """Add as much of this prompt as `left` tokens allow; returns how much that was."""
         start, end = request.computed, request.known
@@ -84,13 +113,17 @@ class Scheduler:
     def _admit(self, request: Request, left: int) -> bool:
         """Give it a slot and its pages if all are free and the budget holds a first piece of it."""
         needed = self._pages(request)
-        if not self.slots.free or self.pages.free < needed or left < min(request.known, CHUNK):
+        if not self.slots.free or self.pages.free < needed or left < min(request.known - request.computed, CHUNK):
             return False
         request.slot = slot = self.slots.take()
         if slot is None:
             raise RuntimeError("the slot pool counts a free slot that it does not have")
-        request.pages = self.pages.take(needed, prefer=slot.ids[0] * self._home)
+        request.pages = pages = self.pages.take(needed, prefer=slot.ids[0] * self._home)
+        if pages is None:
+            raise RuntimeError("the page pool counts free pages that it does not have")
         self.running[request.id] = request
+        if request.saved is not None:
+            self.moves.append(Move(request, slot.ids[0], pages.ids, to_host=False))
         self._sort()
         return True
 
