@@ -25,7 +25,9 @@ PAGE = 128  # tokens a KV page holds: one Mamba chunk
 class Engine:
     """One model, one tokenizer, the memory of `max_running` sequences of at most `max_context` tokens each.
 
-    `pages` overcommits or saves memory: so many KV pages of 128 tokens instead of enough for all at full length.
+    `pages` saves memory: so many KV pages of 128 tokens instead of enough for all at full length. A request then waits until
+    all that it can ever need are free; with `overcommit` it begins with what its prompt needs, and where pages run out the
+    youngest is put aside in host memory and later goes on exactly as if it had not been.
     `token_budget` bounds the tokens of a step, and so its transient memory and how long a prompt delays the others.
     """
 
@@ -37,11 +39,17 @@ class Engine:
         max_context: int = 4096,
         token_budget: int = 2048,
         pages: int | None = None,
+        overcommit: bool = False,
     ) -> None:
         pages = max_running * -(-max_context // PAGE) if pages is None else pages
         self.model, self.tokenizer = model, tokenizer
         self.scheduler = Scheduler(
-            SlotPool(max_running), PagePool(pages), page_size=PAGE, max_context=max_context, token_budget=token_budget
+            SlotPool(max_running),
+            PagePool(pages),
+            page_size=PAGE,
+            max_context=max_context,
+            token_budget=token_budget,
+            overcommit=overcommit,
         )
         self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE)
         self._eos = tokenizer.stop_ids | {model.config.eos_token_id}

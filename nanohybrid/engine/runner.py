@@ -59,9 +59,11 @@ class Runner:
         for request, slot, pages, to_host in moves:
             if to_host:
                 request.saved = self.save(request, slot, pages)
-            elif isinstance(request.saved, Saved):
-                self.state.load(request.saved, slot, pages)
-                request.saved = None
+                continue
+            if not isinstance(request.saved, Saved):
+                raise RuntimeError(f"request {request.id} has computed {request.computed} tokens and no copy of their state")
+            self.state.load(request.saved, slot, pages)
+            request.saved = None
 
     @torch.inference_mode()
     def save(self, request: Request, slot: int, pages: tuple[int, ...]) -> Saved:
