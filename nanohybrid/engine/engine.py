@@ -8,9 +8,11 @@ Beneath `generate` and `stream` lie `add`, `step` and `cancel`, from which a ser
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.engine.pools import PagePool, SlotPool
+from nanohybrid.engine.prefix import PrefixCache, begin
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.runner import Runner
 from nanohybrid.engine.sampler import Sampled
@@ -27,7 +29,8 @@ class Engine:
 
     `pages` saves memory: so many KV pages of 128 tokens instead of enough for all at full length. A request then waits until
     all that it can ever need are free; with `overcommit` it begins with what its prompt needs, and where pages run out the
-    youngest is put aside in host memory and later goes on exactly as if it had not been.
+    youngest is put aside in host memory and later goes on exactly as if it had not been. `cache_bytes` of host memory keep
+    checkpoints of prompts (prefix.py), one every `checkpoint_every` tokens and where a request asks for one; 0 keeps none.
     `token_budget` bounds the tokens of a step, and so its transient memory and how long a prompt delays the others.
     """
 
@@ -40,6 +43,8 @@ class Engine:
         token_budget: int = 2048,
         pages: int | None = None,
         overcommit: bool = False,
+        cache_bytes: int = 0,
+        checkpoint_every: int = 1024,
     ) -> None:
         pages = max_running * -(-max_context // PAGE) if pages is None else pages
         self.model, self.tokenizer = model, tokenizer
@@ -51,6 +56,9 @@ class Engine:
             token_budget=token_budget,
             overcommit=overcommit,
         )
+        self.cache = PrefixCache(cache_bytes, checkpoint_every) if cache_bytes else None
+        if self.cache is not None:
+            self.scheduler.on_admit = partial(begin, self.cache)
         self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE)
         self._eos = tokenizer.stop_ids | {model.config.eos_token_id}
         self._next_id = 0
@@ -73,13 +81,21 @@ class Engine:
         ready, sampled = self.runner.run(work)
         return self._postprocess(work, ready, sampled)
 
-    def add(self, prompt: Sequence[int], params: SamplingParams, stream: bool = False) -> Request:
-        """Queue a prompt of ids. Raises InputError where it is longer than the engine's context."""
+    def add(
+        self, prompt: Sequence[int], params: SamplingParams, stream: bool = False, checkpoint_at: Sequence[int] = (), salt: str = ""
+    ) -> Request:
+        """Queue a prompt of ids. Raises InputError where it is longer than the engine's context.
+
+        `checkpoint_at`: after how many of its tokens another prompt is likely to differ (the end of system and tools; just
+        before the `<think>` of the generation prompt). `salt`: only prompts of the same salt share what was computed.
+        """
         if params.n != 1:
             raise ValueError("a request is one completion: add_choices makes params.n of them")
-        return self.add_choices(prompt, params, stream)[0]
+        return self.add_choices(prompt, params, stream, checkpoint_at, salt)[0]
 
-    def add_choices(self, prompt: Sequence[int], params: SamplingParams, stream: bool = False) -> list[Request]:
+    def add_choices(
+        self, prompt: Sequence[int], params: SamplingParams, stream: bool = False, checkpoint_at: Sequence[int] = (), salt: str = ""
+    ) -> list[Request]:
         """Queue `params.n` completions of one prompt, which is computed once. Each is a request of its own.
 
         The first has the seed itself; the others draw as separate requests with `choice_seed(seed, index)` would.
@@ -95,6 +111,8 @@ class Engine:
                 seed=choice_seed(seed, i),
                 stop_ids=stop_ids,
                 stream=stream,
+                checkpoint_at=tuple(checkpoint_at),
+                salt=salt,
             )
             for i in range(params.n)
         ]
@@ -160,6 +178,10 @@ class Engine:
     def _postprocess(self, work: list[Work], ready: list[Request], sampled: Sampled) -> list[Request]:
         for request, start, length in work:
             request.computed = start + length
+        if self.cache is not None:
+            for request, _, _ in work:
+                if request.stops and request.stops[-1] == request.computed:
+                    self._checkpoint(request, self.cache)
         tokens, logprobs, top = sampled.tokens, sampled.logprobs, sampled.top
         for row, request in enumerate(ready):
             if request.family is not None:
@@ -172,13 +194,22 @@ class Engine:
             ready[row].finish_reason = "error"
         return ready
 
+    def _checkpoint(self, request: Request, cache: PrefixCache) -> None:
+        """Leave a copy of the state and of the pages here, unless there is one."""
+        request.stops.pop()
+        beginning = request.prompt[: request.computed]
+        if request.slot and request.pages and not cache.holds(beginning, request.salt):
+            saved = self.runner.save(request, request.slot.ids[0], request.pages.ids)
+            cache.put(beginning, request.salt, saved, saved.parts)
+
     def _fork(self, first: Request, family: list[Request]) -> None:
         """The prompt is computed: the others of the family wait for a slot with a copy of what it left behind."""
         others = family[1:]
         if others and first.slot and first.pages:
             saved = self.runner.save(first, first.slot.ids[0], first.pages.ids)
             for request in others:
-                request.computed, request.saved = first.computed, saved
+                request.computed, request.saved, request.kept = first.computed, saved, first.kept
+                request.cached, request.cache_miss = first.cached, first.cache_miss
             self.scheduler.resume(others)
         for request in family:
             request.family = None

@@ -84,7 +84,8 @@ class Completion:
 
     `thinking_tokens` counts what the model sampled up to the end of its trace, its own end mark included. Tokens in the
     range `forced` were written by the thinking budget, not sampled. `top_logprobs` has, for each token, the likeliest ids
-    with their log-probabilities, the best first.
+    with their log-probabilities, the best first. `cached_tokens` of the prompt were not computed but found in the prefix
+    cache; where none were, `cache_miss` says why: "off", "no checkpoint", "evicted", or "diverged at token k".
     """
 
     text: str
@@ -96,6 +97,8 @@ class Completion:
     prompt_tokens: int
     forced: range = range(0)
     top_logprobs: Top | None = None
+    cached_tokens: int = 0
+    cache_miss: str | None = None
 
 
 def _demand(holds: bool, name: str, value: object, wanted: str) -> None:

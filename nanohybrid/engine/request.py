@@ -6,6 +6,7 @@ use (thinking, stop strings, a stream) is None there and costs one comparison.
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 from nanohybrid.engine.params import Completion, FinishReason, SamplingParams, Top
 from nanohybrid.engine.pools import Lease
@@ -18,9 +19,9 @@ class Request:
     """The engine's side of one prompt. `computed` tokens of it have their state in the slot and the pages."""
 
     __slots__ = (
-        "_forced_count", "_forced_from", "_max_tokens", "_stopped_by_id", "_text", "_tokenizer", "cancelled", "computed", "family",
-        "finish_reason", "forced", "id", "known", "logprobs", "pages", "params", "prompt", "saved", "seed", "slot", "stop_ids",
-        "thinking", "tokens", "top_logprobs",
+        "_forced_count", "_forced_from", "_max_tokens", "_stopped_by_id", "_text", "_tokenizer", "cache_miss", "cached", "cancelled",
+        "checkpoint_at", "computed", "family", "finish_reason", "forced", "id", "kept", "known", "logprobs", "pages", "params", "prompt",
+        "salt", "saved", "seed", "slot", "stop_ids", "stops", "thinking", "tokens", "top_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -33,6 +34,8 @@ class Request:
         seed: int,
         stop_ids: frozenset[int] = frozenset(),
         stream: bool = False,
+        checkpoint_at: Sequence[int] = (),
+        salt: str = "",
     ) -> None:
         self.id, self.prompt, self.params, self.seed = id, prompt, params, seed
         self.stop_ids = stop_ids.union(params.stop_ids)
@@ -46,6 +49,11 @@ class Request:
         self.pages: Lease | None = None
         self.saved: object | None = None  # what `computed` tokens left behind, where that is not in the slot and the pages
         self.family: list[Request] | None = None  # those who wait for one prompt to be computed; the first computes it
+        self.checkpoint_at, self.salt = checkpoint_at, salt
+        self.stops: list[int] = []  # where the prompt must pause to leave a checkpoint, the last first
+        self.kept: Sequence[Any] = ()  # copies of its first full pages that exist in host memory
+        self.cached = 0
+        self.cache_miss: str | None = "off"
         self.forced: deque[int] = deque()  # ids to write instead of sampling
         self._forced_from, self._forced_count = 0, 0
         self._max_tokens = params.max_tokens
@@ -118,6 +126,8 @@ class Request:
             prompt_tokens=len(self.prompt),
             forced=range(self._forced_from, min(self._forced_from + self._forced_count, len(self.tokens))),
             top_logprobs=self.top_logprobs,
+            cached_tokens=self.cached,
+            cache_miss=self.cache_miss,
         )
 
     def _force(self, text: str | None) -> None:

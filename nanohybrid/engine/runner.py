@@ -67,8 +67,10 @@ class Runner:
 
     @torch.inference_mode()
     def save(self, request: Request, slot: int, pages: tuple[int, ...]) -> Saved:
-        """A copy of what the request's computed tokens left behind."""
-        return self.state.save(slot, pages[: -(-request.computed // self.page_size)])
+        """A copy of what the request's computed tokens left behind, sharing the copies of full pages that it has."""
+        saved = self.state.save(slot, pages[: -(-request.computed // self.page_size)], request.kept)
+        request.kept = saved.pages[: request.computed // self.page_size]
+        return saved
 
     def _layout(self, work: list[Work]) -> Layout:
         return Layout.stored(

@@ -5,12 +5,13 @@ then new requests while a slot and all the pages that they can ever need are fre
 Where pages are overcommitted, a request is admitted with the pages of what it has, and takes more as it grows; where none
 is free then, the youngest request is put aside, its state and pages copied to host memory, to go on from there before any
 new one is admitted. Nothing is computed twice: the scan of a prompt and the steps that wrote an answer round differently.
-A prompt is cut at multiples of 128 from its start only, where the Mamba scan has its chunk boundaries, so that the same
-sums are made in the same order however it was cut. First come, first served: nothing overtakes the head of the queue.
+A prompt is cut at multiples of 128 from its start, where the Mamba scan has its chunk boundaries, so that the same sums
+are made in the same order however it was cut; and where it shall leave a checkpoint for the prefix cache. First come, first
+served: nothing overtakes the head of the queue.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from nanohybrid.engine.pools import Lease, PagePool, SlotPool
@@ -50,6 +51,7 @@ class Scheduler:
         self.page_size, self.max_context = page_size, max_context
         self.token_budget = max(token_budget, slots.size + CHUNK)  # all may decode and one prompt still goes on
         self.overcommit = overcommit
+        self.on_admit: Callable[[Request], None] | None = None  # may find a beginning of the prompt in host memory
         self.preemptions = 0
         self.waiting: deque[Request] = deque()
         self.running: dict[int, Request] = {}
@@ -109,6 +111,7 @@ class Scheduler:
     def replace(self, request: Request, heir: Request) -> None:
         """Let another request go on in this one's place, with all that it holds and has computed."""
         heir.slot, heir.pages, heir.computed, heir.saved = request.slot, request.pages, request.computed, request.saved
+        heir.stops, heir.kept, heir.cached, heir.cache_miss = request.stops, request.kept, request.cached, request.cache_miss
         if request.slot is None:
             self.waiting[self.waiting.index(request)] = heir
             return
@@ -121,6 +124,8 @@ class Scheduler:
         start, end = request.computed, request.known
         if end - start > left:
             end = (start + left) // CHUNK * CHUNK
+        if request.stops and start < request.stops[-1] < end:
+            end = request.stops[-1]
         if end <= start:
             return 0
         work.append(Work(request, start, end - start))
@@ -132,7 +137,11 @@ class Scheduler:
         spare = 0
         if self.overcommit:
             needed, spare = -(-request.known // self.page_size), len(self.running)  # a page for each of them to grow into
-        if not self.slots.free or self.pages.free < needed + spare or left < min(request.known - request.computed, CHUNK):
+        if not self.slots.free or self.pages.free < needed + spare:
+            return False
+        if not request.computed and self.on_admit is not None:
+            self.on_admit(request)
+        if left < min(request.known - request.computed, CHUNK):
             return False
         request.slot = slot = self.slots.take()
         if slot is None:

@@ -21,6 +21,11 @@ class Saved:
     rows: list[Tensor]
     pages: tuple[list[Tensor], ...]
 
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Identity and bytes of each piece of memory in it: copies that share a page name the same piece."""
+        return [(id(piece), sum(tensor.nbytes for tensor in piece)) for piece in (self.rows, *self.pages)]
+
 
 @dataclass(frozen=True, eq=False)
 class State:
