@@ -31,6 +31,8 @@ class Engine:
     all that it can ever need are free; with `overcommit` it begins with what its prompt needs, and where pages run out the
     youngest is put aside in host memory and later goes on exactly as if it had not been. `cache_bytes` of host memory keep
     checkpoints of prompts (prefix.py), one every `checkpoint_every` tokens and where a request asks for one; 0 keeps none.
+    `deterministic` computes each request by itself, so that what else runs changes not a bit of it; checkpoints are then at
+    multiples of 128 only. It costs what batching gains.
     `token_budget` bounds the tokens of a step, and so its transient memory and how long a prompt delays the others.
     """
 
@@ -45,6 +47,7 @@ class Engine:
         overcommit: bool = False,
         cache_bytes: int = 0,
         checkpoint_every: int = 1024,
+        deterministic: bool = False,
     ) -> None:
         pages = max_running * -(-max_context // PAGE) if pages is None else pages
         self.model, self.tokenizer = model, tokenizer
@@ -59,7 +62,7 @@ class Engine:
         self.cache = PrefixCache(cache_bytes, checkpoint_every) if cache_bytes else None
         if self.cache is not None:
             self.scheduler.on_admit = partial(begin, self.cache)
-        self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE)
+        self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE, deterministic=deterministic)
         self._eos = tokenizer.stop_ids | {model.config.eos_token_id}
         self._next_id = 0
 
@@ -101,6 +104,8 @@ class Engine:
         The first has the seed itself; the others draw as separate requests with `choice_seed(seed, index)` would.
         """
         seed = secrets.randbits(64) if params.seed is None else params.seed
+        if self.runner.deterministic:
+            checkpoint_at = [place // PAGE * PAGE for place in checkpoint_at]
         stop_ids = frozenset() if params.ignore_eos else self._eos
         family = [
             Request(
