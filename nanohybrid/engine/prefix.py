@@ -80,7 +80,8 @@ class PrefixCache:
         return "no checkpoint" if reason == "salt" else reason
 
     def put(self, tokens: Sequence[int], salt: str, saved: object, parts: Parts) -> None:
-        """Keep a checkpoint of exactly these tokens; what it shares with others is counted once."""
+        """Keep a checkpoint of exactly these tokens, unless it alone exceeds the budget; what it shares with others is
+        counted once."""
         ids = np.asarray(tokens, dtype=np.int32)
         digest = _digests(ids, [len(ids)])[0]
         key = (salt, digest)
@@ -88,6 +89,8 @@ class PrefixCache:
             self._found.move_to_end(key)
             return
         checkpoint = Checkpoint(ids, saved, [*parts, (id(ids), ids.nbytes)])
+        if sum(size for _, size in checkpoint.parts) > self.budget_bytes:
+            return  # it would drive out all others, and then itself
         self._found[key] = checkpoint
         self._salts.setdefault(digest, set()).add(salt)
         if key in self._evicted:

@@ -137,12 +137,10 @@ class Scheduler:
         spare = 0
         if self.overcommit:
             needed, spare = -(-request.known // self.page_size), len(self.running)  # a page for each of them to grow into
-        if not self.slots.free or self.pages.free < needed + spare:
+        if not self.slots.free or self.pages.free < needed + spare or left < min(request.known - request.computed, CHUNK):
             return False
         if not request.computed and self.on_admit is not None:
             self.on_admit(request)
-        if left < min(request.known - request.computed, CHUNK):
-            return False
         request.slot = slot = self.slots.take()
         if slot is None:
             raise RuntimeError("the slot pool counts a free slot that it does not have")

@@ -129,6 +129,23 @@ def test_a_miss_says_why(model, tokenizer):
     assert ask(small, ids).cache_miss == "evicted" and small.cache.bytes <= small.cache.budget_bytes
 
 
+def test_a_prompt_is_looked_up_once_however_long_it_waits(model, tokenizer):
+    it = engine(model, tokenizer, running=2, budget=130)
+    requests = [it.add(prompt(length, length), PARAMS) for length in (700, 300, 200)]
+    while it.busy:
+        it.step()
+    assert it.cache.misses == {"no checkpoint": 3} and all(r.finished for r in requests)
+
+
+def test_a_prompt_too_large_for_the_cache_drives_nobody_out(model, tokenizer):
+    it = engine(model, tokenizer)
+    ask(it, prompt(200))
+    small = engine(model, tokenizer, cache=it.cache.bytes + 1000)
+    ask(small, prompt(200))
+    assert ask(small, prompt(1000, 1)).cache_miss == "no checkpoint"
+    assert ask(small, prompt(200)).cached_tokens == 128
+
+
 def test_checkpoints_of_one_text_share_their_pages(model, tokenizer):
     it = engine(model, tokenizer, every=128)
     ask(it, prompt(1030))
@@ -161,6 +178,8 @@ class Cached(RuleBasedStateMachine):
         piece = object()
         self.cache.put(text, salt, piece, [(id(piece), 10 + len(text))])
         key = (salt, tuple(text))
+        if 10 + 5 * len(text) > self.cache.budget_bytes:
+            return
         self.kept.setdefault(key, piece)
         self.kept.move_to_end(key)
         while sum(10 + 5 * len(t) for _, t in self.kept) > self.cache.budget_bytes:
