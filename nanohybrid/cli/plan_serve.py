@@ -71,6 +71,7 @@ def show(plan: "ServePlan", footprint: "Footprint", dtype: str) -> None:
         (f"keys and values: {plan.pages:,} pages of {PAGE} tokens, {page} each", size(plan.kv_bytes)),
         (f"a step of {plan.step_tokens:,} tokens, at most", size(plan.transient_bytes)),
         *([("prefix cache", size(plan.cache_bytes))] if plan.cache_bytes else []),
+        ("the process itself, at most", size(plan.process_bytes)),
         ("left", size(plan.free_bytes)),
     ]
     title = f"{plan.slots:,} requests of {plan.context:,} tokens at once in {size(plan.budget_bytes)}"

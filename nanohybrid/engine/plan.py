@@ -1,10 +1,11 @@
 """How much of a memory goes to what, before anything is served. Plain Python over plain numbers, no torch.
 
-    budget = weights + transient + slots * state + pages * (128 tokens of keys and values)
+    budget = process + weights + transient + slots * state + pages * (128 tokens of keys and values)
 
 One slot of recurrent state for each running request; pages for `context` tokens of each, so that nobody who runs is ever put
 aside. `transient` is what a step of `step_tokens` needs beside the pools, from the widths of the layers: an upper bound, not a
-measurement. The prefix cache lies in host memory and is not part of the budget of a GPU; on a CPU it is, by `cache_bytes`.
+measurement. `process` is the interpreter, torch and its libraries, and the allocator's slack. The prefix cache lies in host
+memory and is not part of the budget of a GPU; on a CPU it is, by `cache_bytes`.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ GIB = 2**30
 PAGE = 128  # tokens a page of keys and values holds
 CHUNK = 128
 STEP_TOKENS = 2048
+LOGITS = 4  # copies of a row of fp32 logits at a time: itself, scaled or cut, and its cumulative sum in float64 counts twice
+PROCESS = GIB // 2  # measured on a CPU: 0.35 GiB with everything loaded (docs/engine.md); a CUDA context is about as large
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,11 @@ class ServePlan:
     kv_bytes: int
     transient_bytes: int
     cache_bytes: int
+    process_bytes: int = PROCESS
 
     @property
     def total_bytes(self) -> int:
-        return self.weight_bytes + self.state_bytes + self.kv_bytes + self.transient_bytes + self.cache_bytes
+        return self.weight_bytes + self.state_bytes + self.kv_bytes + self.transient_bytes + self.cache_bytes + self.process_bytes
 
     @property
     def free_bytes(self) -> int:
@@ -62,14 +66,14 @@ def plan_serve(
     pages_each = -(-context // PAGE)
     each = footprint.state_bytes_per_sequence + pages_each * PAGE * footprint.kv_bytes_per_token
     per_row = 4 * config.vocab_size * LOGITS  # a running request's row of logits, and what sampling makes of it
-    fixed = footprint.weight_bytes + transient(config, footprint, step_tokens) + cache_bytes
+    fixed = PROCESS + footprint.weight_bytes + transient(config, footprint, step_tokens) + cache_bytes
     slots = (budget_bytes - fixed) // (each + per_row)
     if max_running is not None:
         slots = min(slots, max_running)
     if slots < 1:
         raise InputError(
-            f"one sequence of {context} tokens takes {size(fixed + each + per_row)} with the weights ({size(footprint.weight_bytes)}), "
-            f"the budget is {size(budget_bytes)}; raise --memory-gib or shorten --context"
+            f"one sequence of {context} tokens takes {size(fixed + each + per_row)} with weights ({size(footprint.weight_bytes)}) "
+            f"and process, the budget is {size(budget_bytes)}; raise --memory-gib or shorten --context"
         )
     return ServePlan(
         budget_bytes=budget_bytes,
@@ -83,9 +87,6 @@ def plan_serve(
         transient_bytes=transient(config, footprint, step_tokens) + slots * per_row,
         cache_bytes=cache_bytes,
     )
-
-
-LOGITS = 4  # copies of a row of fp32 logits at a time: itself, scaled, cut, and its cumulative sum in float64 is two
 
 
 def transient(config: "HybridConfig", footprint: "Footprint", tokens: int) -> int:

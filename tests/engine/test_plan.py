@@ -32,7 +32,7 @@ def test_a_plan_fits_and_one_more_would_not(preset, gib, context, most):
 def plan_minimum(config):
     """What a plan adds to weights and one sequence: its step, the row of logits, and the page that is not full."""
     roomy = plan_serve(config, Footprint.of(config), 2**60, 1, 1)
-    return roomy.transient_bytes + 128 * Footprint.of(config).kv_bytes_per_token
+    return roomy.transient_bytes + roomy.process_bytes + 128 * Footprint.of(config).kv_bytes_per_token
 
 
 def test_the_9b_serves_128k_in_22_gib_and_a_dense_model_does_not():
@@ -45,7 +45,7 @@ def test_the_9b_serves_128k_in_22_gib_and_a_dense_model_does_not():
 
 def test_the_engine_allots_what_the_plan_says(tokenizer):
     config = HybridConfig.preset("tiny")
-    plan = plan_serve(config, Footprint.of(config, torch.float32), GIB // 8, 1000, 40)
+    plan = plan_serve(config, Footprint.of(config, torch.float32), GIB * 5 // 8, 1000, 40)
     engine = Engine(random_model(config, torch.float32), tokenizer, plan.slots, plan.context, plan.step_tokens, plan.pages)
     assert engine.runner.state.bytes == plan.state_bytes + plan.kv_bytes
     assert engine.scheduler.slots.size == plan.slots and engine.scheduler.pages.size == plan.pages
