@@ -1,4 +1,4 @@
-"""`nanohybrid plan compress`: what fits a memory, and how fast it can be, before a weight is read.
+"""`nanohybrid plan compress` and `plan serve`: what fits a memory, and how fast it can be, before a weight is read.
 
 Each plan is a module of its own with `SUMMARY`, `parser()` and `run(arguments)`, as a command is; PLANS names them.
 """
@@ -11,8 +11,8 @@ from nanohybrid.cli.common import command_parser
 if TYPE_CHECKING:
     import jsonargparse
 
-SUMMARY = "what fits a memory, and how fast it can be, before a weight is read (compress)"
-PLANS = {"compress": "nanohybrid.cli.plan_compress"}
+SUMMARY = "what fits a memory, and how fast it can be, before a weight is read (compress, serve)"
+PLANS = {"compress": "nanohybrid.cli.plan_compress", "serve": "nanohybrid.cli.plan_serve"}
 
 
 def parser() -> "jsonargparse.ArgumentParser":

@@ -8,9 +8,11 @@ Beneath `generate` and `stream` lie `add`, `step` and `cancel`, from which a ser
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.engine.pools import PagePool, SlotPool
+from nanohybrid.engine.prefix import PrefixCache, begin
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.runner import Runner
 from nanohybrid.engine.sampler import Sampled
@@ -25,7 +27,12 @@ PAGE = 128  # tokens a KV page holds: one Mamba chunk
 class Engine:
     """One model, one tokenizer, the memory of `max_running` sequences of at most `max_context` tokens each.
 
-    `pages` overcommits or saves memory: so many KV pages of 128 tokens instead of enough for all at full length.
+    `pages` saves memory: so many KV pages of 128 tokens instead of enough for all at full length. A request then waits until
+    all that it can ever need are free; with `overcommit` it begins with what its prompt needs, and where pages run out the
+    youngest is put aside in host memory and later goes on exactly as if it had not been. `cache_bytes` of host memory keep
+    checkpoints of prompts (prefix.py), one every `checkpoint_every` tokens and where a request asks for one; 0 keeps none.
+    `deterministic` computes each request by itself, so that what else runs changes not a bit of it; checkpoints are then at
+    multiples of 128 only. It costs what batching gains.
     `token_budget` bounds the tokens of a step, and so its transient memory and how long a prompt delays the others.
     """
 
@@ -37,51 +44,99 @@ class Engine:
         max_context: int = 4096,
         token_budget: int = 2048,
         pages: int | None = None,
+        overcommit: bool = False,
+        cache_bytes: int = 0,
+        checkpoint_every: int = 1024,
+        deterministic: bool = False,
     ) -> None:
         pages = max_running * -(-max_context // PAGE) if pages is None else pages
         self.model, self.tokenizer = model, tokenizer
         self.scheduler = Scheduler(
-            SlotPool(max_running), PagePool(pages), page_size=PAGE, max_context=max_context, token_budget=token_budget
+            SlotPool(max_running),
+            PagePool(pages),
+            page_size=PAGE,
+            max_context=max_context,
+            token_budget=token_budget,
+            overcommit=overcommit,
         )
-        self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE)
+        self.cache = PrefixCache(cache_bytes, checkpoint_every) if cache_bytes else None
+        if self.cache is not None:
+            self.scheduler.on_admit = partial(begin, self.cache)
+        self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE, deterministic=deterministic)
         self._eos = tokenizer.stop_ids | {model.config.eos_token_id}
         self._next_id = 0
 
     @classmethod
     def sized_for(
-        cls, model: HybridLM, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_tokens: int, max_running: int = 64
+        cls, model: HybridLM, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_tokens: int, max_running: int = 64, n: int = 1
     ) -> "Engine":
         """An engine with no more memory than this job needs, and no more context than the model was made for."""
         longest = max((len(prompt) for prompt in prompts), default=1)
         context = min(longest + max_tokens, model.config.max_position_embeddings)
-        return cls(model, tokenizer, max_running=max(1, min(max_running, len(prompts))), max_context=context)
+        return cls(model, tokenizer, max_running=max(1, min(max_running, n * len(prompts))), max_context=context)
 
     def step(self) -> list[Request]:
         """Advance every running request; returns those that took a token (some are `finished` now)."""
         work = self.scheduler.schedule()
-        sampled = self.runner.run(work)
-        return self._postprocess(work, sampled)
+        if self.scheduler.moves:
+            self.runner.move(self.scheduler.moves)
+            self.scheduler.moves.clear()
+        ready, sampled = self.runner.run(work)
+        return self._postprocess(work, ready, sampled)
 
-    def add(self, prompt: Sequence[int], params: SamplingParams, stream: bool = False) -> Request:
-        """Queue a prompt of ids. Raises InputError where it is longer than the engine's context."""
-        request = Request(
-            self._next_id,
-            list(prompt),
-            params,
-            self.tokenizer,
-            seed=secrets.randbits(64) if params.seed is None else params.seed,
-            stop_ids=frozenset() if params.ignore_eos else self._eos,
-            stream=stream,
-        )
-        self.scheduler.add(request)
-        self._next_id += 1
-        return request
+    def add(
+        self, prompt: Sequence[int], params: SamplingParams, stream: bool = False, checkpoint_at: Sequence[int] = (), salt: str = ""
+    ) -> Request:
+        """Queue a prompt of ids. Raises InputError where it is longer than the engine's context.
+
+        `checkpoint_at`: after how many of its tokens another prompt is likely to differ (the end of system and tools; just
+        before the `<think>` of the generation prompt). `salt`: only prompts of the same salt share what was computed.
+        """
+        if params.n != 1:
+            raise ValueError("a request is one completion: add_choices makes params.n of them")
+        return self.add_choices(prompt, params, stream, checkpoint_at, salt)[0]
+
+    def add_choices(
+        self, prompt: Sequence[int], params: SamplingParams, stream: bool = False, checkpoint_at: Sequence[int] = (), salt: str = ""
+    ) -> list[Request]:
+        """Queue `params.n` completions of one prompt, which is computed once. Each is a request of its own.
+
+        The first has the seed itself; the others draw as separate requests with `choice_seed(seed, index)` would.
+        """
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        if self.runner.deterministic:
+            checkpoint_at = [place // PAGE * PAGE for place in checkpoint_at]
+        stop_ids = frozenset() if params.ignore_eos else self._eos
+        family = [
+            Request(
+                self._next_id + i,
+                list(prompt),
+                params,
+                self.tokenizer,
+                seed=choice_seed(seed, i),
+                stop_ids=stop_ids,
+                stream=stream,
+                checkpoint_at=tuple(checkpoint_at),
+                salt=salt,
+            )
+            for i in range(params.n)
+        ]
+        self.scheduler.add(family[0])
+        self._next_id += params.n
+        if params.n > 1:
+            for request in family:
+                request.family = family
+            return list(family)
+        return family
 
     def cancel(self, request: Request) -> None:
         """Stop a request, wherever it is; its slot and pages are free at once. A finished one is left as it is."""
         if not request.finished:
             request.cancelled = True
-            self.scheduler.remove(request)
+            if request.family is None:
+                self.scheduler.remove(request)
+            else:
+                self._leave(request, request.family)
 
     @property
     def busy(self) -> bool:
@@ -93,7 +148,7 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams],
         progress: Callable[[int], object] | None = None,
     ) -> list[Completion]:
-        """Complete all prompts, in their order. `progress` is told how many more are finished.
+        """Complete all prompts, in their order, `n` completions each. `progress` is told how many more are finished.
 
         One `params` serves every prompt, its seed too: equal prompts then get equal texts; give a list for different ones.
         """
@@ -103,7 +158,7 @@ class Engine:
         requests: list[Request] = []
         try:
             for prompt, wanted in zip(prompts, each, strict=True):
-                requests.append(self.add(prompt, wanted))
+                requests += self.add_choices(prompt, wanted)
             while self.busy:
                 done = sum(request.finished for request in self.step())
                 if progress is not None and done:
@@ -125,22 +180,59 @@ class Engine:
             self.cancel(request)
         completed(request)
 
-    def _postprocess(self, work: list[Work], sampled: Sampled) -> list[Request]:
-        tokens, logprobs = iter(sampled.tokens), sampled.logprobs
-        advanced: list[Request] = []
+    def _postprocess(self, work: list[Work], ready: list[Request], sampled: Sampled) -> list[Request]:
         for request, start, length in work:
-            request.computed = end = start + length
-            if end < request.known:
-                continue
-            row = len(advanced)
-            advanced.append(request)
-            if request.accept(next(tokens), None if logprobs is None else logprobs[row]):
+            request.computed = start + length
+        if self.cache is not None:
+            for request, _, _ in work:
+                if request.stops and request.stops[-1] == request.computed:
+                    self._checkpoint(request, self.cache)
+        tokens, logprobs, top = sampled.tokens, sampled.logprobs, sampled.top
+        for row, request in enumerate(ready):
+            if request.family is not None:
+                self._fork(request, request.family)
+            if request.accept(tokens[row], None if logprobs is None else logprobs[row], None if top is None else top[row]):
                 self.scheduler.remove(request)
         for row in sampled.broken:
-            if not advanced[row].finished:
-                self.scheduler.remove(advanced[row])
-            advanced[row].finish_reason = "error"
-        return advanced
+            if not ready[row].finished:
+                self.scheduler.remove(ready[row])
+            ready[row].finish_reason = "error"
+        return ready
+
+    def _checkpoint(self, request: Request, cache: PrefixCache) -> None:
+        """Leave a copy of the state and of the pages here, unless there is one."""
+        request.stops.pop()
+        beginning = request.prompt[: request.computed]
+        if request.slot and request.pages and not cache.holds(beginning, request.salt):
+            saved = self.runner.save(request, request.slot.ids[0], request.pages.ids)
+            cache.put(beginning, request.salt, saved, saved.parts)
+
+    def _fork(self, first: Request, family: list[Request]) -> None:
+        """The prompt is computed: the others of the family wait for a slot with a copy of what it left behind."""
+        others = family[1:]
+        if others and first.slot and first.pages:
+            saved = self.runner.save(first, first.slot.ids[0], first.pages.ids)
+            for request in others:
+                request.computed, request.saved, request.kept = first.computed, saved, first.kept
+                request.cached, request.cache_miss = first.cached, first.cache_miss
+            self.scheduler.resume(others)
+        for request in family:
+            request.family = None
+
+    def _leave(self, request: Request, family: list[Request]) -> None:
+        """Take a cancelled request out of its family; where it was computing the prompt, the next one goes on with that."""
+        computing = family[0] is request
+        family.remove(request)
+        if computing and family:
+            self.scheduler.replace(request, family[0])
+        elif computing:
+            self.scheduler.remove(request)
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The seed of the choice `index` of a prompt; of the first, the seed itself. The step is odd and large, so that the
+    choices of neighbouring seeds are not each other's."""
+    return seed + index * 0xD1B54A32D192ED03
 
 
 def completed(request: Request) -> Completion:

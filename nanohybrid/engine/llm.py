@@ -69,15 +69,16 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams],
         progress: Callable[[int], object] | None = None,
     ) -> list[Completion]:
-        """Complete texts (or ids), in their order, in an engine of just the memory that this takes."""
+        """Complete texts (or ids), in their order, `n` completions each, in an engine of just the memory that this takes."""
         ids = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
         most = params.max_tokens if isinstance(params, SamplingParams) else max((p.max_tokens for p in params), default=1)
-        return self.engine(ids, most).generate(ids, params, progress)
+        n = params.n if isinstance(params, SamplingParams) else max((p.n for p in params), default=1)
+        return self.engine(ids, most, n).generate(ids, params, progress)
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, thinking: bool | None = None) -> Completion:
         """Answer a conversation. `text` of the result holds the trace too; `nanohybrid.text.split_thinking` parts them."""
         return self.generate([self.encode_chat(messages, thinking)], params or SamplingParams())[0]
 
-    def engine(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Engine:
+    def engine(self, prompts: Sequence[Sequence[int]], max_tokens: int, n: int = 1) -> Engine:
         """An engine for this job. Raises InputError where a prompt and its answer exceed what the model can hold."""
-        return Engine.sized_for(self.model, self.tokenizer, prompts, max_tokens, self.max_running)
+        return Engine.sized_for(self.model, self.tokenizer, prompts, max_tokens, self.max_running, n)

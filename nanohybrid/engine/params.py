@@ -1,12 +1,14 @@
 """What a caller asks of a generation and what comes back: two frozen values."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from nanohybrid.errors import InputError
 
 FinishReason = Literal["stop", "length", "error"]
+Top = list[list[tuple[int, float]]]  # for each token, the likeliest ids with their log-probabilities
 ThinkingEnd = Literal["natural", "newline", "forced", "none"]
 
 
@@ -17,7 +19,10 @@ class SamplingParams:
     `seed` makes the text a function of (model, prompt, parameters); None draws a fresh one for each request.
     `thinking_budget` ends an open `<think>` at the first newline after that many tokens, `thinking_grace` tokens later at
     the latest. `logprobs` returns, for each token, its log-probability in the distribution that was sampled from before
-    top-k, top-p and min-p cut it: log_softmax(logits / temperature); of a greedy request, log_softmax(logits).
+    top-k, top-p and min-p cut it: log_softmax(logits / temperature); of a greedy request, log_softmax(logits). The logits
+    are those after penalties and bias (penalties.py has the formula). `top_logprobs` adds the likeliest of that distribution.
+    `logit_bias` is a mapping of ids to what is added, kept as pairs. `n` completions share the prompt's computation; the
+    first draws with the seed itself, the others with seeds made of it.
     """
 
     max_tokens: int = 256
@@ -32,11 +37,19 @@ class SamplingParams:
     thinking_budget: int | None = None
     thinking_grace: int = 500
     logprobs: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
+    top_logprobs: int = 0
+    n: int = 1
 
     def __post_init__(self) -> None:
         stop: str | tuple[str, ...] = self.stop
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
+        bias = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
+        object.__setattr__(self, "logit_bias", tuple({int(token): float(value) for token, value in bias}.items()))
         _demand(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         _demand(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "a number of at least 0")
         _demand(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
@@ -45,6 +58,24 @@ class SamplingParams:
         _demand(self.thinking_budget is None or self.thinking_budget >= 0, "thinking_budget", self.thinking_budget, "at least 0")
         _demand(self.thinking_grace >= 0, "thinking_grace", self.thinking_grace, "at least 0")
         _demand(all(self.stop), "stop", self.stop, "strings that are not empty")
+        _demand(math.isfinite(self.presence_penalty), "presence_penalty", self.presence_penalty, "a number")
+        _demand(math.isfinite(self.frequency_penalty), "frequency_penalty", self.frequency_penalty, "a number")
+        repetition = self.repetition_penalty
+        _demand(math.isfinite(repetition) and repetition > 0, "repetition_penalty", repetition, "a number above 0 (1 changes nothing)")
+        _demand(all(t >= 0 and math.isfinite(v) for t, v in self.bias), "logit_bias", self.logit_bias, "ids of 0 or more with numbers")
+        _demand(self.top_logprobs >= 0, "top_logprobs", self.top_logprobs, "at least 0")
+        _demand(self.logprobs or not self.top_logprobs, "top_logprobs", self.top_logprobs, "0 where logprobs is off")
+        _demand(self.n >= 1, "n", self.n, "at least 1")
+
+    @property
+    def penalised(self) -> bool:
+        """Whether tokens that were seen lose or gain."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
+
+    @property
+    def bias(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as it is kept: pairs of an id and what is added to its logit."""
+        return self.logit_bias  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -52,7 +83,9 @@ class Completion:
     """One finished request. `token_ids` holds all tokens, a final stop id too; `text` leaves out marks and the stop string.
 
     `thinking_tokens` counts what the model sampled up to the end of its trace, its own end mark included. Tokens in the
-    range `forced` were written by the thinking budget, not sampled.
+    range `forced` were written by the thinking budget, not sampled. `top_logprobs` has, for each token, the likeliest ids
+    with their log-probabilities, the best first. `cached_tokens` of the prompt were not computed but found in the prefix
+    cache; where none were, `cache_miss` says why: "off", "no checkpoint", "evicted", or "diverged at token k".
     """
 
     text: str
@@ -63,6 +96,9 @@ class Completion:
     logprobs: list[float] | None
     prompt_tokens: int
     forced: range = range(0)
+    top_logprobs: Top | None = None
+    cached_tokens: int = 0
+    cache_miss: str | None = None
 
 
 def _demand(holds: bool, name: str, value: object, wanted: str) -> None:

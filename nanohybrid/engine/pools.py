@@ -100,6 +100,19 @@ class PagePool(_Pool):
                 break
         return self._take(ids)
 
+    def extend(self, lease: Lease, count: int) -> Lease | None:
+        """The same pages and `count` more, those behind the last where they are free; None where fewer are free.
+
+        The old lease is refused from then on.
+        """
+        if not self.owns(lease):
+            raise RuntimeError(f"{type(self).__name__}: lease {lease.generation} of {lease.ids} was returned already")
+        more = self.take(count, prefer=lease.ids[-1] + 1 if lease.ids else None)
+        if more is None:
+            return None
+        self.free += len(lease.ids) + count  # taken once more, as one
+        return self._take(lease.ids + more.ids)
+
     def give(self, lease: Lease) -> None:
         """Return pages. Raises RuntimeError where they were returned before."""
         self._give(lease)

@@ -6,8 +6,9 @@ use (thinking, stop strings, a stream) is None there and costs one comparison.
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
-from nanohybrid.engine.params import Completion, FinishReason, SamplingParams
+from nanohybrid.engine.params import Completion, FinishReason, SamplingParams, Top
 from nanohybrid.engine.pools import Lease
 from nanohybrid.engine.stops import StopStrings
 from nanohybrid.engine.thinking import KEPT, Thinking, opens
@@ -18,8 +19,9 @@ class Request:
     """The engine's side of one prompt. `computed` tokens of it have their state in the slot and the pages."""
 
     __slots__ = (
-        "_forced_count", "_forced_from", "_max_tokens", "_stopped_by_id", "_text", "_tokenizer", "cancelled", "computed",
-        "finish_reason", "forced", "id", "known", "logprobs", "pages", "params", "prompt", "seed", "slot", "stop_ids", "thinking", "tokens",
+        "_forced_count", "_forced_from", "_max_tokens", "_stopped_by_id", "_text", "_tokenizer", "cache_miss", "cached", "cancelled",
+        "checkpoint_at", "computed", "family", "finish_reason", "forced", "id", "kept", "known", "logprobs", "pages", "params", "prompt",
+        "salt", "saved", "seed", "slot", "stop_ids", "stops", "thinking", "tokens", "top_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -32,16 +34,26 @@ class Request:
         seed: int,
         stop_ids: frozenset[int] = frozenset(),
         stream: bool = False,
+        checkpoint_at: Sequence[int] = (),
+        salt: str = "",
     ) -> None:
         self.id, self.prompt, self.params, self.seed = id, prompt, params, seed
         self.stop_ids = stop_ids.union(params.stop_ids)
         self.tokens: list[int] = []
         self.logprobs: list[float] | None = [] if params.logprobs else None
+        self.top_logprobs: Top | None = [] if params.top_logprobs else None
         self.finish_reason: FinishReason | None = None
         self.cancelled = False
         self.computed, self.known = 0, len(prompt)
         self.slot: Lease | None = None
         self.pages: Lease | None = None
+        self.saved: object | None = None  # what `computed` tokens left behind, where that is not in the slot and the pages
+        self.family: list[Request] | None = None  # those who wait for one prompt to be computed; the first computes it
+        self.checkpoint_at, self.salt = checkpoint_at, salt
+        self.stops: list[int] = []  # where the prompt must pause to leave a checkpoint, the last first
+        self.kept: Sequence[Any] = ()  # copies of its first full pages that exist in host memory
+        self.cached = 0
+        self.cache_miss: str | None = "off"
         self.forced: deque[int] = deque()  # ids to write instead of sampling
         self._forced_from, self._forced_count = 0, 0
         self._max_tokens = params.max_tokens
@@ -70,12 +82,14 @@ class Request:
             return self.tokens[begin : begin + length]
         return (self.prompt[start : start + length] + self.tokens[: max(begin + length, 0)])[:length]
 
-    def accept(self, token: int, logprob: float | None = None) -> bool:
+    def accept(self, token: int, logprob: float | None = None, top: list[tuple[int, float]] | None = None) -> bool:
         """Take the next token (the head of `forced` where there is one); returns whether the request is finished."""
         self.tokens.append(token)
         self.known += 1
         if self.logprobs is not None and logprob is not None:
             self.logprobs.append(logprob)
+            if self.top_logprobs is not None and top is not None:
+                self.top_logprobs.append(top[: self.params.top_logprobs])
         if self.forced:
             self.forced.popleft()
         elif self.thinking is not None and self.thinking.active and token not in self.stop_ids:
@@ -111,6 +125,9 @@ class Request:
             logprobs=self.logprobs,
             prompt_tokens=len(self.prompt),
             forced=range(self._forced_from, min(self._forced_from + self._forced_count, len(self.tokens))),
+            top_logprobs=self.top_logprobs,
+            cached_tokens=self.cached,
+            cache_miss=self.cache_miss,
         )
 
     def _force(self, text: str | None) -> None:

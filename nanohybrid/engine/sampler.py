@@ -3,7 +3,7 @@
 A row's choice depends on its logits, its parameters and a uniform number that is a hash of (seed, position): there is
 no generator with a state, so a request says the same alone, in a batch, or resumed. Per row, in transformers' order:
 
-    temperature -> top-k -> top-p -> min-p -> the first token whose cumulative probability exceeds the uniform number
+    penalties and bias -> temperature -> top-k -> top-p -> min-p -> the first token whose cumulative probability exceeds the uniform number
 
 Equal logits are kept or cut together. Letters: S rows (sequences) · R those of them that are drawn · V vocabulary · C candidates.
 """
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanohybrid.engine.params import SamplingParams
+from nanohybrid.engine.params import SamplingParams, Top
+from nanohybrid.engine.penalties import Edits, Written
 
 COLDEST = 1e-6  # a temperature above 0 but below this would overflow fp32; the choice is the same
 CANDIDATES, WIDER = 64, 16  # top-p looks at the best 64 of a row first, and at 16 times as many where they do not suffice
@@ -23,17 +24,27 @@ CANDIDATES, WIDER = 64, 16  # top-p looks at the best 64 of a row first, and at 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One token a row, its log-probability where any row asked, and the rows whose logits were not numbers."""
+    """One token a row, its log-probability and the likeliest ones where any row asked, and the rows that were not numbers."""
 
     tokens: list[int]
     logprobs: list[float] | None
     broken: list[int]
+    top: Top | None = None
 
 
 class Rows:
     """The parameters of a batch's rows as tensors: made once, used while the same requests decode together."""
 
-    def __init__(self, params: Sequence[SamplingParams], seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        params: Sequence[SamplingParams],
+        seeds: Sequence[int],
+        device: torch.device | str = "cpu",
+        written: Sequence[Written] | None = None,
+    ) -> None:
+        edited = any(p.penalised or p.bias for p in params)
+        self.edits = Edits(params, written or [Written((), ())] * len(params), device) if edited else None
+        self.top = max((p.top_logprobs for p in params), default=0)
         drawn = [row for row, p in enumerate(params) if p.temperature > 0]
         self.logprobs = any(p.logprobs for p in params)
         self.scaled = bool(drawn)
@@ -60,6 +71,8 @@ class _Cut:
 
 def sample(logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequence[tuple[int, int]] = ()) -> Sampled:
     """Choose one token a row. `positions` are where the tokens will stand; `forced` holds (row, token) not to be sampled."""
+    if rows.edits is not None:
+        logits_SV = rows.edits.apply(logits_SV)
     peak_S, token_S = logits_SV.max(dim=-1)
     scaled_SV = logits_SV
     if rows.scaled:
@@ -74,13 +87,17 @@ def sample(logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequ
     if forced:
         at, ids = torch.tensor(forced, device=token_S.device).unbind(1)
         token_S[at] = ids
-    logprobs = None
+    logprobs, top = None, None
     if rows.logprobs:
-        chosen_S = scaled_SV.gather(1, token_S[:, None])[:, 0]
-        logprobs = (chosen_S - scaled_SV.logsumexp(dim=-1)).tolist()
+        total_S1 = scaled_SV.logsumexp(dim=-1, keepdim=True)
+        logprobs = (scaled_SV.gather(1, token_S[:, None]) - total_S1)[:, 0].tolist()
+        if rows.top:
+            best = scaled_SV.topk(min(rows.top, scaled_SV.shape[-1]), dim=-1)
+            pairs = zip(best.indices.tolist(), (best.values - total_S1).tolist(), strict=True)
+            top = [list(zip(ids, values, strict=True)) for ids, values in pairs]
     finite_S = peak_S.isfinite()
     broken = [] if bool(finite_S.all()) else (~finite_S).nonzero()[:, 0].tolist()
-    return Sampled(token_S.tolist(), logprobs, broken)
+    return Sampled(token_S.tolist(), logprobs, broken, top)
 
 
 def uniform(seed_R: Tensor, position_R: Tensor) -> Tensor:

@@ -2,14 +2,19 @@
 
 One budget of tokens a step. Requests that need one token (decoding) come first, then prompts in the order of arrival,
 then new requests while a slot and all the pages that they can ever need are free: a running request never runs out.
-A prompt is cut at multiples of 128 from its start only, where the Mamba scan has its chunk boundaries, so that the same
-sums are made in the same order however it was cut. First come, first served: nothing overtakes the head of the queue.
+Where pages are overcommitted, a request is admitted with the pages of what it has, and takes more as it grows; where none
+is free then, the youngest request is put aside, its state and pages copied to host memory, to go on from there before any
+new one is admitted. Nothing is computed twice: the scan of a prompt and the steps that wrote an answer round differently.
+A prompt is cut at multiples of 128 from its start, where the Mamba scan has its chunk boundaries, so that the same sums
+are made in the same order however it was cut; and where it shall leave a checkpoint for the prefix cache. First come, first
+served: nothing overtakes the head of the queue.
 """
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from nanohybrid.engine.pools import PagePool, SlotPool
+from nanohybrid.engine.pools import Lease, PagePool, SlotPool
 from nanohybrid.engine.request import Request
 from nanohybrid.errors import InputError
 
@@ -24,15 +29,33 @@ class Work(NamedTuple):
     length: int
 
 
+class Move(NamedTuple):
+    """Copy what a request has computed between the device and the host; to be done in order, before the step's work.
+
+    Ids, not leases: when the copy is made, the lease of a request that was put aside may have its next owner already.
+    """
+
+    request: Request
+    slot: int
+    pages: tuple[int, ...]
+    to_host: bool
+
+
 class Scheduler:
     """Requests that wait and requests that run, over two pools."""
 
-    def __init__(self, slots: SlotPool, pages: PagePool, *, page_size: int, max_context: int, token_budget: int) -> None:
+    def __init__(
+        self, slots: SlotPool, pages: PagePool, *, page_size: int, max_context: int, token_budget: int, overcommit: bool = False
+    ) -> None:
         self.slots, self.pages = slots, pages
         self.page_size, self.max_context = page_size, max_context
         self.token_budget = max(token_budget, slots.size + CHUNK)  # all may decode and one prompt still goes on
+        self.overcommit = overcommit
+        self.on_admit: Callable[[Request], None] | None = None  # may find a beginning of the prompt in host memory
+        self.preemptions = 0
         self.waiting: deque[Request] = deque()
         self.running: dict[int, Request] = {}
+        self.moves: list[Move] = []  # the engine makes these copies before it runs what `schedule` returned
         self._by_slot: list[Request] = []  # the running ones in the order of their slots, in which the pools can be viewed
         self._home = pages.size // max(slots.size, 1)  # a slot's own stretch of pages, taken where free: evenly spaced ones too
 
@@ -50,25 +73,50 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """The work of the next step; empty only when nothing waits and nothing runs."""
+        crowded = self.overcommit and not self._grow()
         work = [Work(r, r.computed, 1) for r in self._by_slot if r.known - r.computed == 1]
         left = self.token_budget - len(work)
         if len(work) < len(self.running):
             for request in self.running.values():
                 if request.known - request.computed > 1:
                     left -= self._cut(request, left, work)
-        while self.waiting and left > 0 and self._admit(self.waiting[0], left):
+        while self.waiting and left > 0 and not crowded and self._admit(self.waiting[0], left):
             left -= self._cut(self.waiting.popleft(), left, work)
         return work
 
     def remove(self, request: Request) -> None:
         """Take a finished or cancelled request out, wherever it is, and give back what it holds."""
+        request.saved = None
         if request.slot is None or request.pages is None:
             self.waiting.remove(request)
+        else:
+            self._give_back(request, request.slot, request.pages)
+
+    def preempt(self, request: Request) -> None:
+        """Put a running request aside: its state goes to host memory, its slot and pages are free at once."""
+        if request.slot is None or request.pages is None:
+            raise RuntimeError(f"request {request.id} does not run")
+        self.moves.append(Move(request, request.slot.ids[0], request.pages.ids, to_host=True))
+        self._give_back(request, request.slot, request.pages)
+        self.resume([request])
+        self.preemptions += 1
+
+    def resume(self, requests: Iterable[Request]) -> None:
+        """Put requests that have begun before all that have not, in the order of their ids."""
+        begun = []
+        while self.waiting and self.waiting[0].computed:
+            begun.append(self.waiting.popleft())
+        self.waiting.extendleft(sorted([*begun, *requests], key=lambda request: -request.id))
+
+    def replace(self, request: Request, heir: Request) -> None:
+        """Let another request go on in this one's place, with all that it holds and has computed."""
+        heir.slot, heir.pages, heir.computed, heir.saved = request.slot, request.pages, request.computed, request.saved
+        heir.stops, heir.kept, heir.cached, heir.cache_miss = request.stops, request.kept, request.cached, request.cache_miss
+        if request.slot is None:
+            self.waiting[self.waiting.index(request)] = heir
             return
-        del self.running[request.id]
-        self.slots.give(request.slot)
-        self.pages.give(request.pages)
         request.slot = request.pages = None
+        self.running = {r.id: r for r in (heir if r is request else r for r in self.running.values())}
         self._sort()
 
     def _cut(self, request: Request, left: int, work: list[Work]) -> int:
@@ -76,6 +124,8 @@ class Scheduler:
         start, end = request.computed, request.known
         if end - start > left:
             end = (start + left) // CHUNK * CHUNK
+        if request.stops and start < request.stops[-1] < end:
+            end = request.stops[-1]
         if end <= start:
             return 0
         work.append(Work(request, start, end - start))
@@ -84,15 +134,46 @@ class Scheduler:
     def _admit(self, request: Request, left: int) -> bool:
         """Give it a slot and its pages if all are free and the budget holds a first piece of it."""
         needed = self._pages(request)
-        if not self.slots.free or self.pages.free < needed or left < min(request.known, CHUNK):
+        spare = 0
+        if self.overcommit:
+            needed, spare = -(-request.known // self.page_size), len(self.running)  # a page for each of them to grow into
+        if not self.slots.free or self.pages.free < needed + spare or left < min(request.known - request.computed, CHUNK):
             return False
+        if not request.computed and self.on_admit is not None:
+            self.on_admit(request)
         request.slot = slot = self.slots.take()
         if slot is None:
             raise RuntimeError("the slot pool counts a free slot that it does not have")
-        request.pages = self.pages.take(needed, prefer=slot.ids[0] * self._home)
+        request.pages = pages = self.pages.take(needed, prefer=slot.ids[0] * self._home)
+        if pages is None:
+            raise RuntimeError("the page pool counts free pages that it does not have")
         self.running[request.id] = request
+        if request.computed:
+            self.moves.append(Move(request, slot.ids[0], pages.ids, to_host=False))
         self._sort()
         return True
+
+    def _give_back(self, request: Request, slot: Lease, pages: Lease) -> None:
+        del self.running[request.id]
+        self.slots.give(slot)
+        self.pages.give(pages)
+        request.slot = request.pages = None
+        self._sort()
+
+    def _grow(self) -> bool:
+        """Give every running request the pages of its known tokens, the oldest first; whether that put nobody aside."""
+        before = self.preemptions
+        for request in sorted(self.running.values(), key=lambda request: request.id):
+            while request.pages is not None:  # until it is put aside itself
+                missing = -(-request.known // self.page_size) - len(request.pages.ids)
+                if missing <= 0:
+                    break
+                longer = self.pages.extend(request.pages, missing)
+                if longer is not None:
+                    request.pages = longer
+                    break
+                self.preempt(self.running[max(self.running)])
+        return self.preemptions == before
 
     def _sort(self) -> None:
         self._by_slot = sorted(self.running.values(), key=lambda request: request.slot.ids[0] if request.slot else -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,19 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import axis_sizes, shape
 from nanohybrid.model.declare import states
 from nanohybrid.ops.layout import PAGE
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """What one sequence left in the pools, in host memory and never changed: its slot's rows, and its pages one by one."""
+
+    rows: list[Tensor]
+    pages: tuple[list[Tensor], ...]
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Identity and bytes of each piece of memory in it: copies that share a page name the same piece."""
+        return [(id(piece), sum(tensor.nbytes for tensor in piece)) for piece in (self.rows, *self.pages)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +39,8 @@ class State:
     slots: int
     pages: int
     page_size: int
+    slot_pools: list[Tensor]
+    page_pools: list[Tensor]
 
     @classmethod
     def allocate(
@@ -38,14 +54,17 @@ class State:
     ) -> State:
         """Zeroed pools; `dtype` is that of the activations, the SSM state is fp32 whatever it is (float64 for float64)."""
         sizes = axis_sizes(config)
-        layers = []
+        layers: list[dict[str, Tensor]] = []
+        slot_pools: list[Tensor] = []
+        page_pools: list[Tensor] = []
         for declared in states(config):
             pools = {}
             for name, spec in declared.items():
                 rows = (pages, page_size) if spec.per_token else (slots,)
                 pools[name] = torch.zeros(*rows, *shape(spec.axes, sizes), dtype=spec.kind(dtype), device=device)
+                (page_pools if spec.per_token else slot_pools).append(pools[name])
             layers.append(pools)
-        return cls(layers, slots, pages, page_size)
+        return cls(layers, slots, pages, page_size, slot_pools, page_pools)
 
     @classmethod
     def for_context(
@@ -57,3 +76,20 @@ class State:
     @property
     def bytes(self) -> int:
         return sum(pool.nbytes for layer in self.layers for pool in layer.values())
+
+    def save(self, slot: int, pages: Sequence[int], known: Sequence[list[Tensor]] = ()) -> Saved:
+        """Copy a slot and these pages to the host; `known` are copies of the first pages that exist already."""
+        rows = [_host(pool[slot]) for pool in self.slot_pools]
+        return Saved(rows, (*known, *([_host(pool[page]) for pool in self.page_pools] for page in pages[len(known) :])))
+
+    def load(self, saved: Saved, slot: int, pages: Sequence[int]) -> None:
+        """Put it back, into any slot and any pages, bit for bit."""
+        for pool, row in zip(self.slot_pools, saved.rows, strict=True):
+            pool[slot].copy_(row)
+        for page, parts in zip(pages, saved.pages, strict=False):
+            for pool, part in zip(self.page_pools, parts, strict=True):
+                pool[page].copy_(part)
+
+
+def _host(row: Tensor) -> Tensor:
+    return row.to("cpu", copy=True)

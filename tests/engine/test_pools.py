@@ -43,6 +43,19 @@ class Pools(RuleBasedStateMachine):
             if lease.ids:
                 self.returned.append((self.pages, lease))
 
+    @rule(data=st.data(), count=st.integers(0, 6))
+    def extend_pages(self, data, count):
+        if self.held:
+            at = data.draw(st.integers(0, len(self.held) - 1))
+            old, free = self.held[at], self.pages.free
+            lease = self.pages.extend(old, count)
+            assert (lease is None) == (count > free)
+            if lease is not None:
+                assert lease.ids[: len(old.ids)] == old.ids and len(lease.ids) == len(old.ids) + count
+                self.held[at] = lease
+                if old.ids:
+                    self.returned.append((self.pages, old))
+
     @rule()
     def take_slot(self):
         lease = self.slots.take()

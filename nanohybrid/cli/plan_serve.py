@@ -1,0 +1,110 @@
+"""`nanohybrid plan serve`: how many requests of which length a memory serves, before a weight is read."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.errors import InputError
+
+if TYPE_CHECKING:
+    import jsonargparse
+    import torch
+
+    from nanohybrid.config import HybridConfig
+    from nanohybrid.engine.plan import ServePlan
+    from nanohybrid.model import Footprint
+
+SUMMARY = "how many requests of which length a memory serves"
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def parser() -> "jsonargparse.ArgumentParser":
+    result = command_parser("plan serve", SUMMARY)
+    result.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory; config.json alone is enough")
+    result.add_argument("--preset", metavar="NAME", help="a configuration by name instead")
+    result.add_argument("--memory-gib", type=float, required=True, metavar="G", help="memory for all of it, 1 GiB = 2^30 bytes")
+    result.add_argument("--context", type=int | None, metavar="N", help="tokens of each request (default: the model's longest)")
+    result.add_argument("--max-running", type=int | None, metavar="N", help="no more requests at once than this (default: what fits)")
+    result.add_argument("--step-tokens", type=int, default=2048, metavar="N", help="tokens that one step computes at most")
+    result.add_argument("--cache-gib", type=float, default=0.0, metavar="G", help="of the memory, for the prefix cache (on a CPU)")
+    precisions = ["checkpoint", *DTYPES]
+    result.add_argument("--dtype", choices=precisions, default="checkpoint", help="of weights and keys (default: as stored, else bf16)")
+    return result
+
+
+def run(arguments: "jsonargparse.Namespace") -> int:
+    """Print slots, pages and the bytes of each part."""
+    _check(arguments)
+    from nanohybrid.engine.plan import plan_serve
+
+    config, dtype, footprint = _open(arguments)
+    plan = plan_serve(
+        config,
+        footprint,
+        int(arguments.memory_gib * 2**30),
+        arguments.context or config.max_position_embeddings,
+        arguments.max_running,
+        arguments.step_tokens,
+        int(arguments.cache_gib * 2**30),
+    )
+    if arguments.json:
+        print_json({**asdict(plan), "total_bytes": plan.total_bytes, "free_bytes": plan.free_bytes, "dtype": dtype})
+    else:
+        show(plan, footprint, dtype)
+    return 0
+
+
+def show(plan: "ServePlan", footprint: "Footprint", dtype: str) -> None:
+    """The same as a table."""
+    from nanohybrid.engine.plan import PAGE, size
+
+    state, page = size(footprint.state_bytes_per_sequence), size(PAGE * footprint.kv_bytes_per_token)
+    rows = [
+        (f"weights, {dtype}", size(plan.weight_bytes)),
+        (f"states: {plan.slots:,} slots of {state}", size(plan.state_bytes)),
+        (f"keys and values: {plan.pages:,} pages of {PAGE} tokens, {page} each", size(plan.kv_bytes)),
+        (f"a step of {plan.step_tokens:,} tokens, at most", size(plan.transient_bytes)),
+        *([("prefix cache", size(plan.cache_bytes))] if plan.cache_bytes else []),
+        ("the process itself, at most", size(plan.process_bytes)),
+        ("left", size(plan.free_bytes)),
+    ]
+    title = f"{plan.slots:,} requests of {plan.context:,} tokens at once in {size(plan.budget_bytes)}"
+    table(("memory", ""), rows, title=title)
+
+
+def _open(arguments: "jsonargparse.Namespace") -> "tuple[HybridConfig, str, Footprint]":
+    """The configuration, the precision, and what a sequence takes; stored weights count as they are stored."""
+    import torch
+
+    from nanohybrid.checkpoint import CheckpointReader, read_config
+    from nanohybrid.checkpoint.reader import has_weights
+    from nanohybrid.config import HybridConfig
+    from nanohybrid.model import Footprint
+
+    chosen: torch.dtype | None = None if arguments.dtype == "checkpoint" else getattr(torch, DTYPES[arguments.dtype])
+    if arguments.preset is not None or not has_weights(arguments.path):
+        config = HybridConfig.preset(arguments.preset) if arguments.path is None else read_config(arguments.path)
+        return config, _name(chosen or torch.bfloat16), Footprint.of(config, chosen or torch.bfloat16)
+    with CheckpointReader(arguments.path) as reader:
+        footprint = Footprint.of(reader.config, chosen or reader.common_dtype)
+        if chosen is None:
+            footprint = replace(footprint, weight_bytes=reader.stored_bytes)
+        return reader.config, _name(chosen or reader.common_dtype), footprint
+
+
+def _name(dtype: "torch.dtype") -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check(arguments: "jsonargparse.Namespace") -> None:
+    if (arguments.path is None) == (arguments.preset is None):
+        raise InputError("name a checkpoint directory, or --preset NAME: one of the two")
+    if not 0 < arguments.memory_gib < 2**30:
+        raise InputError(f"--memory-gib is {arguments.memory_gib}; it must be positive")
+    if not 0 <= arguments.cache_gib < 2**30:
+        raise InputError(f"--cache-gib is {arguments.cache_gib}; it must be 0 or more")
+    for name in ("context", "max_running", "step_tokens"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")

@@ -1,0 +1,84 @@
+import random
+from dataclasses import replace
+
+import pytest
+
+from nanohybrid.engine.engine import Engine, choice_seed
+from nanohybrid.engine.params import SamplingParams
+
+DRAWN = SamplingParams(max_tokens=14, ignore_eos=True, temperature=1.0, seed=5, logprobs=True, top_logprobs=2, n=4)
+
+
+def prompt(length, seed=0):
+    rng = random.Random(seed)
+    return [rng.randrange(13, 269) for _ in range(length)]
+
+
+def drained(engine):
+    return engine.scheduler.slots.used == engine.scheduler.pages.used == 0 and not engine.busy and not engine.scheduler.moves
+
+
+def separate(model, tokenizer, ids, params):
+    """The choices as so many requests that know nothing of each other."""
+    engine = Engine(model, tokenizer, max_running=1, max_context=400)
+    each = [replace(params, n=1, seed=choice_seed(params.seed, i)) for i in range(params.n)]
+    return engine.generate([ids] * params.n, each)
+
+
+@pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 300])
+@pytest.mark.parametrize(("running", "budget"), [(8, 2048), (2, 140), (1, 140)])
+def test_forked_choices_are_separate_requests(model, tokenizer, length, running, budget):
+    engine = Engine(model, tokenizer, max_running=running, max_context=400, token_budget=budget)
+    ids, other = prompt(length), prompt(200, 1)
+    out = engine.generate([other, ids, other], [replace(DRAWN, n=1), DRAWN, replace(DRAWN, n=2, temperature=0)])
+    assert len(out) == 7 and drained(engine)
+    for got, wanted in zip(out[1:5], separate(model, tokenizer, ids, DRAWN), strict=True):
+        assert got.token_ids == wanted.token_ids and got.text == wanted.text
+        assert got.logprobs == pytest.approx(wanted.logprobs, abs=1e-4)
+    assert len({tuple(c.token_ids) for c in out[1:5]}) == 4
+    assert out[5].token_ids == out[6].token_ids
+
+
+def test_the_prompt_is_computed_once(model, tokenizer):
+    engine = Engine(model, tokenizer, max_running=4, max_context=400)
+    engine.add_choices(prompt(300), DRAWN)
+    lengths = []
+    while engine.busy:
+        run = engine.runner.run
+        engine.runner.run = lambda work, run=run: (lengths.extend(length for _, _, length in work), run(work))[1]
+        engine.step()
+        engine.runner.run = run
+    assert sorted(lengths)[-2:] == [1, 300] and len(lengths) == 1 + 4 * 13
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])
+@pytest.mark.parametrize("gone", [(0,), (1, 3), (0, 1), (0, 1, 2, 3)])
+def test_a_cancelled_choice_disturbs_no_other(model, tokenizer, steps, gone):
+    ids = prompt(300, 2)
+    engine = Engine(model, tokenizer, max_running=2, max_context=400, token_budget=140)
+    choices = engine.add_choices(ids, DRAWN)
+    for _ in range(steps):
+        engine.step()
+    for index in gone:
+        engine.cancel(choices[index])
+        engine.cancel(choices[index])
+    while engine.busy:
+        engine.step()
+    assert drained(engine)
+    for index, wanted in enumerate(separate(model, tokenizer, ids, DRAWN)):
+        if index not in gone:
+            assert choices[index].completion().token_ids == wanted.token_ids
+
+
+def test_every_choice_keeps_its_own_thinking_budget(model, tokenizer):
+    ids = tokenizer.encode("Assistant\n<think>\n")
+    for budget in (0, 3):
+        params = SamplingParams(max_tokens=40, temperature=1.0, seed=1, thinking_budget=budget, thinking_grace=4, ignore_eos=True, n=3)
+        got = Engine(model, tokenizer, max_running=3, max_context=100).generate([ids], params)
+        assert got == separate(model, tokenizer, ids, params)
+        assert all(c.text.count("</think>\n\n") == 1 for c in got)
+
+
+def test_one_request_is_one_completion(model, tokenizer):
+    with pytest.raises(ValueError, match="add_choices"):
+        Engine(model, tokenizer, max_running=1, max_context=100).add([20], SamplingParams(n=2))

@@ -1,0 +1,87 @@
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanohybrid.engine.engine import Engine
+from nanohybrid.engine.params import SamplingParams
+from nanohybrid.engine.runner import pieces
+
+KINDS = [
+    SamplingParams(max_tokens=12, ignore_eos=True, logprobs=True, top_logprobs=2),
+    SamplingParams(max_tokens=9, ignore_eos=True, temperature=1.0, logprobs=True, top_p=0.95, presence_penalty=0.5),
+    SamplingParams(max_tokens=140, ignore_eos=True, temperature=0.8, logprobs=True, repetition_penalty=1.1),
+    SamplingParams(max_tokens=5, ignore_eos=True, temperature=1.5, logprobs=True, min_p=0.02, logit_bias={40: 2.0}),
+]
+HEADS = (0, 100, 128, 200, 256, 300)
+ALONE = {}
+
+
+def text(head, tail):
+    rng = random.Random(1)
+    common = [rng.randrange(13, 269) for _ in range(300)]
+    rng = random.Random(tail)
+    return common[:head] + [rng.randrange(13, 269) for _ in range(tail)]
+
+
+def alone(model, tokenizer, head, tail, kind, seed):
+    """A request with the engine to itself, nothing cached."""
+    key = head, tail, kind, seed
+    if key not in ALONE:
+        engine = Engine(model, tokenizer, max_running=1, max_context=600, deterministic=True)
+        ALONE[key] = engine.generate([text(head, tail)], replace(KINDS[kind], seed=seed))[0]
+    return ALONE[key]
+
+
+asked = st.tuples(st.sampled_from(HEADS), st.sampled_from([1, 2, 28, 56, 129]), st.integers(0, 3), st.integers(0, 1), st.integers(0, 5))
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    wanted=st.lists(asked, min_size=1, max_size=8), running=st.integers(1, 5), budget=st.integers(1, 500), pages=st.integers(5, 14),
+    cached=st.booleans(), places=st.lists(st.integers(1, 300), max_size=2), asides=st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_nothing_that_shares_the_engine_changes_a_bit(model, tokenizer, wanted, running, budget, pages, cached, places, asides):
+    engine = Engine(
+        model, tokenizer, max_running=running, max_context=600, token_budget=budget, pages=pages, overcommit=True,
+        cache_bytes=2**22 * cached, checkpoint_every=128, deterministic=True,
+    )  # fmt: skip
+    waiting = [(step, replace(KINDS[kind], seed=seed), (head, tail, kind, seed)) for head, tail, kind, seed, step in wanted]
+    requests, step = [], 0
+    while waiting or engine.busy:
+        for one in [one for one in waiting if one[0] <= step]:
+            requests.append((engine.add(text(*one[2][:2]), one[1], checkpoint_at=places), one[2]))
+            waiting.remove(one)
+        if engine.scheduler.running and asides.random() < 0.1:
+            engine.scheduler.preempt(asides.choice(list(engine.scheduler.running.values())))
+        engine.step()
+        step += 1
+    for request, key in requests:
+        got = replace(request.completion(), cached_tokens=0, cache_miss=None)
+        assert got == replace(alone(model, tokenizer, *key), cache_miss=None)
+    assert engine.scheduler.slots.used == engine.scheduler.pages.used == 0
+
+
+def test_choices_are_separate_requests_bit_for_bit(model, tokenizer):
+    from nanohybrid.engine.engine import choice_seed
+
+    params = replace(KINDS[1], n=3, seed=4)
+    engine = Engine(model, tokenizer, max_running=2, max_context=600, deterministic=True)
+    separate = [replace(params, n=1, seed=choice_seed(4, i)) for i in range(3)]
+    assert engine.generate([text(300, 7)], params) == engine.generate([text(300, 7)] * 3, separate)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "wanted"),
+    [
+        (0, 5, [(0, 5)]),
+        (0, 128, [(0, 128)]),
+        (0, 129, [(0, 128), (128, 129)]),
+        (130, 131, [(130, 131)]),
+        (128, 300, [(128, 256), (256, 300)]),
+    ],
+)
+def test_pieces_end_where_chunks_do(start, end, wanted):
+    assert pieces(start, end) == wanted

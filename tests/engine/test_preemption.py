@@ -1,0 +1,188 @@
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from nanohybrid.engine.engine import Engine
+from nanohybrid.engine.params import SamplingParams
+from nanohybrid.engine.pools import PagePool, SlotPool
+from nanohybrid.engine.request import Request
+from nanohybrid.engine.scheduler import CHUNK, Scheduler
+
+PAGE = 16
+
+
+class NoText:
+    def token_bytes(self, token):
+        return b""
+
+
+class Memory(RuleBasedStateMachine):
+    """The scheduler over pools made of dictionaries: every cell says whose token it holds, so that nothing can be confused.
+
+    A slot holds (request, tokens computed); a page the tokens written to it, as (request, position).
+    """
+
+    @initialize(slots=st.integers(1, 4), pages=st.integers(10, 24), budget=st.integers(1, 300), overcommit=st.booleans())
+    def begin(self, slots, pages, budget, overcommit):
+        pools = SlotPool(slots), PagePool(pages)
+        self.scheduler = Scheduler(*pools, page_size=PAGE, max_context=10 * PAGE, token_budget=budget, overcommit=overcommit)
+        self.slots, self.pages = {}, {}
+        self.alive, self.count, self.begun = [], 0, []
+
+    @rule(length=st.integers(1, 130), max_tokens=st.integers(1, 30))
+    def add(self, length, max_tokens):
+        request = Request(self.count, [7] * length, SamplingParams(max_tokens=max_tokens), NoText(), seed=0)
+        self.scheduler.add(request)
+        self.alive.append(request)
+        self.count += 1
+
+    @rule(data=st.data())
+    def cancel(self, data):
+        if self.alive:
+            gone = self.alive.pop(data.draw(st.integers(0, len(self.alive) - 1)))
+            gone.cancelled = True
+            self.scheduler.remove(gone)
+
+    @rule(data=st.data())
+    def preempt(self, data):
+        running = list(self.scheduler.running.values())
+        if running:
+            self.scheduler.preempt(running[data.draw(st.integers(0, len(running) - 1))])
+
+    @rule(data=st.data())
+    def fork(self, data):
+        begun = [r for r in self.scheduler.running.values() if r.computed and r.computed == r.known - 1]
+        if begun:
+            first = begun[data.draw(st.integers(0, len(begun) - 1))]
+            other = Request(self.count, first.prompt, first.params, NoText(), seed=0)
+            other.tokens, other.known, other.computed = list(first.tokens), first.known, first.computed
+            other.saved = self.copied(first.slot.ids[0], first.pages.ids, first.computed)
+            self.scheduler.resume([other])
+            self.alive.append(other)
+            self.count += 1
+
+    def copied(self, slot, pages, computed):
+        return self.slots[slot], [dict(self.pages.get(page, {})) for page in pages[: -(-computed // PAGE)]]
+
+    def move(self):
+        for request, slot, pages, to_host in self.scheduler.moves:
+            if to_host:
+                request.saved = self.copied(slot, pages, request.computed)
+            else:
+                self.slots[slot] = request.saved[0]
+                self.pages.update({page: dict(kept) for page, kept in zip(pages, request.saved[1], strict=False)})
+                request.saved = None
+        self.scheduler.moves.clear()
+
+    @rule()
+    def step(self):
+        work = self.scheduler.schedule()
+        self.move()
+        assert bool(work) == bool(self.alive)
+        assert sum(length for _, _, length in work) <= self.scheduler.token_budget
+        decoding = {r.id for r in self.scheduler.running.values() if r.known - r.computed == 1}
+        assert decoding <= {r.id for r, _, _ in work}, "a decoding request was left out of a step"
+        for r, start, length in work:
+            assert start == r.computed and (start + length == r.known or (start + length) % CHUNK == 0)
+            if start:
+                assert self.slots[r.slot.ids[0]][1] == start, "the slot holds another length or another request's state"
+                self.owned(r, start)
+            self.slots[r.slot.ids[0]] = (r.id, start + length)
+            for position in range(start, start + length):
+                self.pages.setdefault(r.pages.ids[position // PAGE], {})[position % PAGE] = (r.id, position)
+            r.computed += length
+            if r.computed == r.known and r.accept(5):
+                self.alive.remove(r)
+                self.scheduler.remove(r)
+
+    def owned(self, r, computed):
+        """Every earlier token of this request lies where its pages say; a fork's may have been written by whom it left."""
+        for position in range(computed):
+            assert self.pages[r.pages.ids[position // PAGE]][position % PAGE][1] == position
+
+    @invariant()
+    def nothing_is_lost_or_held_twice(self):
+        if hasattr(self, "scheduler"):
+            scheduler = self.scheduler
+            held = [page for r in scheduler.running.values() for page in r.pages.ids]
+            assert scheduler.pages.used == len(held) == len(set(held))
+            assert scheduler.slots.used == len(scheduler.running)
+            known = [*scheduler.waiting, *scheduler.running.values()]
+            assert sorted(r.id for r in known) == sorted(r.id for r in self.alive)
+            order = [r.id for r in scheduler.waiting if r.computed]
+            assert order == sorted(order) and all(r.computed for r in list(scheduler.waiting)[: len(order)])
+
+    def teardown(self):
+        if hasattr(self, "scheduler"):
+            for _ in range(len(self.alive) * 60 + 1):
+                self.step()
+            assert not self.alive, "a request starved"
+            assert self.scheduler.pages.used == self.scheduler.slots.used == 0
+
+
+Memory.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMemory = Memory.TestCase
+
+PARAMS = SamplingParams(max_tokens=40, ignore_eos=True, temperature=1.0, seed=3, logprobs=True)
+
+
+def prompt(length, seed=0):
+    rng = random.Random(seed)
+    return [rng.randrange(13, 269) for _ in range(length)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 127, 128, 300])
+def test_a_request_put_aside_goes_on_bit_for_bit_in_another_place(model, tokenizer, length):
+    engine = Engine(model, tokenizer, max_running=3, max_context=400, token_budget=140)
+    wanted = engine.generate([prompt(length)], PARAMS)[0]
+    request = engine.add(prompt(length), PARAMS)
+    places, count = set(), 0
+    while not request.finished:
+        engine.step()
+        count += 1
+        if count % 3 == 0 and not request.finished:
+            engine.scheduler.preempt(request)
+            blockers = [engine.scheduler.slots.take() for _ in range(count % 2)], [engine.scheduler.pages.take(count % 5)]
+            poison(engine)
+            engine.step()
+            places.add((request.slot.ids, request.pages.ids) if request.slot else None)
+            for pool, leases in zip((engine.scheduler.slots, engine.scheduler.pages), blockers, strict=True):
+                for lease in leases:
+                    pool.give(lease)
+    assert request.completion() == wanted and len(places) > 3
+
+
+def poison(engine):
+    """Whatever a slot or page held is garbage as soon as the copies are made: here, where a save still waits, only others'."""
+    saving = {(move.slot, move.pages) for move in engine.scheduler.moves if move.to_host}
+    slots, pages = {slot for slot, _ in saving}, {page for _, held in saving for page in held}
+    for pool in engine.runner.state.slot_pools:
+        for slot in set(range(len(pool))) - slots:
+            pool[slot] = 1e4
+    for pool in engine.runner.state.page_pools:
+        for page in set(range(len(pool))) - pages:
+            pool[page] = 1e4
+
+
+def test_overcommitted_pages_put_the_youngest_aside_and_change_no_text(model, tokenizer):
+    texts = [prompt(length, seed) for seed, length in enumerate((120, 100, 125, 5, 127))]
+    params = [replace(PARAMS, seed=seed, max_tokens=150) for seed in range(5)]
+    wanted = Engine(model, tokenizer, max_running=6, max_context=400).generate(texts, params)
+    engine = Engine(model, tokenizer, max_running=6, max_context=400, pages=8, overcommit=True)
+    got = engine.generate(texts, params)
+    assert engine.scheduler.preemptions > 0
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert ours.token_ids == theirs.token_ids and ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+    assert engine.scheduler.pages.used == engine.scheduler.slots.used == 0 and not engine.scheduler.moves
+
+
+def test_choices_survive_preemption(model, tokenizer):
+    params = replace(PARAMS, n=4, max_tokens=150)
+    wanted = Engine(model, tokenizer, max_running=5, max_context=400).generate([prompt(120)], params)
+    engine = Engine(model, tokenizer, max_running=4, max_context=400, pages=7, overcommit=True)
+    assert [c.token_ids for c in engine.generate([prompt(120)], params)] == [c.token_ids for c in wanted]
+    assert engine.scheduler.preemptions > 0

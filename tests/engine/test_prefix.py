@@ -1,0 +1,206 @@
+import random
+from collections import OrderedDict
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from nanohybrid.engine.engine import Engine
+from nanohybrid.engine.params import SamplingParams
+from nanohybrid.engine.prefix import Checkpoint, PrefixCache
+
+PARAMS = SamplingParams(max_tokens=6, ignore_eos=True, temperature=1.0, seed=3, logprobs=True)
+MIB = 2**20
+
+
+def prompt(length, seed=0):
+    rng = random.Random(seed)
+    return [rng.randrange(13, 269) for _ in range(length)]
+
+
+def engine(model, tokenizer, cache=64 * MIB, running=1, budget=2048, every=1024, **more):
+    return Engine(
+        model, tokenizer, max_running=running, max_context=1100, token_budget=budget, cache_bytes=cache, checkpoint_every=every, **more
+    )
+
+
+def ask(it, ids, params=PARAMS, **more):
+    request = it.add(ids, params, **more)
+    while not request.finished:
+        it.step()
+    return request.completion()
+
+
+def same(hit, miss):
+    """Bit for bit, log-probabilities too."""
+    return replace(hit, cached_tokens=0, cache_miss=None) == replace(miss, cached_tokens=0, cache_miss=None)
+
+
+def poison(it):
+    """What the slots and pages hold when a prompt begins is garbage."""
+    assert not it.busy
+    for pool in (*it.runner.state.slot_pools, *it.runner.state.page_pools):
+        pool.fill_(1e4)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 127, 128, 129, 130, 255, 256, 257, 300, 640])
+@pytest.mark.parametrize("every", [128, 256])
+def test_a_hit_continues_exactly_as_a_miss(model, tokenizer, length, every):
+    it = engine(model, tokenizer, every=every, budget=257)
+    ids = prompt(length)
+    miss = ask(it, ids)
+    poison(it)
+    hit = ask(it, ids)
+    assert same(hit, miss)
+    assert (miss.cached_tokens, miss.cache_miss) == (0, "no checkpoint")
+    assert hit.cached_tokens == (length - 1) // 128 * 128, "of an exact multiple of 128 the last chunk is computed for its logits"
+    assert same(miss, ask(engine(model, tokenizer, every=every, budget=257), ids))
+
+
+@pytest.mark.parametrize("place", [1, 2, 3, 4, 127, 128, 129, 131, 199])
+def test_a_checkpoint_at_any_place_even_in_the_window_of_the_conv_is_exact(model, tokenizer, place):
+    it = engine(model, tokenizer)
+    ids = prompt(200)
+    miss = ask(it, ids, checkpoint_at=[place, 0, 9999])
+    poison(it)
+    hit = ask(it, ids[:place] + prompt(50, 7), checkpoint_at=[place])
+    assert hit.cached_tokens == place if place > 1 else hit.cached_tokens <= 1
+    poison(it)
+    assert same(ask(it, ids, checkpoint_at=[place]), miss)
+    alone = ask(engine(model, tokenizer), ids[:place] + prompt(50, 7), checkpoint_at=[place])
+    assert same(hit, alone)
+
+
+@pytest.mark.parametrize("system", [37, 137, 237, 337])
+def test_a_shift_of_a_hundred_tokens_changes_no_hit(model, tokenizer, system):
+    it = engine(model, tokenizer)
+    head = prompt(system, 1)
+    for turn in range(4):
+        out = ask(it, head + prompt(90 + turn, 10 + turn), checkpoint_at=[system])
+        assert out.cached_tokens == (system if turn else 0)
+
+
+def test_the_next_turn_of_a_chat_hits_just_before_the_thinking_mark(model, tokenizer):
+    it = engine(model, tokenizer)
+    history, mark = prompt(210, 1), tokenizer.encode("<think>\n")
+    ask(it, history + mark, checkpoint_at=[len(history)])
+    out = ask(it, history + tokenizer.encode("the answer") + prompt(30, 2) + mark, checkpoint_at=[len(history)])
+    assert out.cached_tokens == len(history)
+
+
+def test_a_slot_that_served_another_is_overwritten_by_the_checkpoint(model, tokenizer):
+    it = engine(model, tokenizer, running=3)
+    ids = prompt(200)
+    wanted = ask(it, ids)
+    for seed in range(3):
+        ask(it, prompt(300, seed + 20))
+        assert same(ask(it, ids), wanted)
+
+
+def test_choices_share_a_hit(model, tokenizer):
+    ids, params = prompt(300), replace(PARAMS, n=3)
+    it = engine(model, tokenizer, running=3)
+    first, again = it.generate([ids], params), it.generate([ids], params)
+    assert [c.token_ids for c in first] == [c.token_ids for c in again]
+    assert [c.cached_tokens for c in again] == [256] * 3 and [c.cached_tokens for c in first] == [0] * 3
+
+
+def test_another_salt_neither_finds_a_prompt_nor_learns_of_it(model, tokenizer):
+    it = engine(model, tokenizer)
+    ids = prompt(300)
+    ask(it, ids, salt="a")
+    other = ask(it, ids, salt="b")
+    assert (other.cached_tokens, other.cache_miss) == (0, "no checkpoint") and it.cache.misses["salt"] == 1
+    assert ask(it, ids, salt="a").cached_tokens == ask(it, ids, salt="b").cached_tokens == 256
+
+
+def test_a_miss_says_why(model, tokenizer):
+    it = engine(model, tokenizer)
+    ids = prompt(300)
+    assert ask(it, ids).cache_miss == "no checkpoint"
+    assert ask(it, ids[:200] + prompt(100, 5)).cache_miss == "diverged at token 200"
+    assert ask(it, ids).cache_miss is None
+    assert ask(Engine(model, tokenizer, max_running=1, max_context=400), ids).cache_miss == "off"
+    small = engine(model, tokenizer, cache=it.cache.bytes // 2)
+    ask(small, ids)
+    ask(small, prompt(300, 9))
+    assert ask(small, ids).cache_miss == "evicted" and small.cache.bytes <= small.cache.budget_bytes
+
+
+def test_a_prompt_is_looked_up_once_however_long_it_waits(model, tokenizer):
+    it = engine(model, tokenizer, running=2, budget=130)
+    requests = [it.add(prompt(length, length), PARAMS) for length in (700, 300, 200)]
+    while it.busy:
+        it.step()
+    assert it.cache.misses == {"no checkpoint": 3} and all(r.finished for r in requests)
+
+
+def test_a_prompt_too_large_for_the_cache_drives_nobody_out(model, tokenizer):
+    it = engine(model, tokenizer)
+    ask(it, prompt(200))
+    small = engine(model, tokenizer, cache=it.cache.bytes + 1000)
+    ask(small, prompt(200))
+    assert ask(small, prompt(1000, 1)).cache_miss == "no checkpoint"
+    assert ask(small, prompt(200)).cached_tokens == 128
+
+
+def test_checkpoints_of_one_text_share_their_pages(model, tokenizer):
+    it = engine(model, tokenizer, every=128)
+    ask(it, prompt(1030))
+    state = it.runner.state
+    slot, page = (sum(pool[0].nbytes for pool in pools) for pools in (state.slot_pools, state.page_pools))
+    assert len(it.cache) == 8
+    assert it.cache.bytes == 8 * (slot + page) + sum(4 * 128 * n for n in range(1, 9))
+
+
+def test_cached_preempted_and_mixed_requests_say_what_fresh_ones_say(model, tokenizer):
+    texts = [prompt(150, 1) + prompt(length, length) for length in (1, 50, 106, 107, 200)] * 2
+    params = [replace(PARAMS, seed=i, max_tokens=180) for i in range(10)]
+    wanted = Engine(model, tokenizer, max_running=10, max_context=600).generate(texts, params)
+    it = Engine(model, tokenizer, max_running=5, max_context=600, token_budget=140, pages=9, overcommit=True, cache_bytes=8 * MIB)
+    got = it.generate(texts, params)
+    assert [c.token_ids for c in got] == [c.token_ids for c in wanted]
+    assert it.cache.hits and it.scheduler.preemptions and sum(c.cached_tokens for c in got)
+    assert it.scheduler.slots.used == it.scheduler.pages.used == 0
+
+
+class Cached(RuleBasedStateMachine):
+    """Texts of few letters, a small budget; a plain list of (salt, text) in order of use says what must be found."""
+
+    @initialize(budget=st.integers(0, 60))
+    def begin(self, budget):
+        self.cache, self.kept = PrefixCache(budget * 10), OrderedDict()
+
+    @rule(text=st.lists(st.integers(0, 1), min_size=1, max_size=5), salt=st.sampled_from("ab"))
+    def put(self, text, salt):
+        piece = object()
+        self.cache.put(text, salt, piece, [(id(piece), 10 + len(text))])
+        key = (salt, tuple(text))
+        if 10 + 5 * len(text) > self.cache.budget_bytes:
+            return
+        self.kept.setdefault(key, piece)
+        self.kept.move_to_end(key)
+        while sum(10 + 5 * len(t) for _, t in self.kept) > self.cache.budget_bytes:
+            self.kept.popitem(last=False)
+
+    @rule(text=st.lists(st.integers(0, 1), min_size=1, max_size=6), salt=st.sampled_from("ab"))
+    def find(self, text, salt):
+        found = self.cache.find(text, salt)
+        wanted = max((t for s, t in self.kept if s == salt and len(t) < len(text) and t == tuple(text[: len(t)])), key=len, default=None)
+        if wanted is None:
+            assert isinstance(found, str)
+        else:
+            assert isinstance(found, Checkpoint) and found.position == len(wanted) and found.saved is self.kept[salt, wanted]
+            self.kept.move_to_end((salt, wanted))
+
+    @invariant()
+    def the_budget_holds_and_the_bytes_are_those_of_what_is_kept(self):
+        if hasattr(self, "cache"):
+            assert len(self.cache) == len(self.kept)
+            assert self.cache.bytes == sum(10 + 5 * len(t) for _, t in self.kept) <= self.cache.budget_bytes
+
+
+Cached.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestCached = Cached.TestCase
