@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nanohybrid.checkpoint import save
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import Loader, Mixture, Phase, TokenStore
 from nanohybrid.data.corpus import Corpus
 from nanohybrid.errors import ConfigError
-from nanohybrid.model import HybridLM
+from nanohybrid.model import Footprint, HybridLM
 from nanohybrid.stages import Stage, open_stage
+from nanohybrid.stages.lineage import machine_memory_bytes
 from nanohybrid.text import Tokenizer
 from nanohybrid.train import snapshot
 from nanohybrid.train.loop import LoopConfig, fit
@@ -66,7 +69,9 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path) -> Path:
         if stage.complete:
             return out
         corpus = Corpus.read(data)
-        model = HybridLM(model_config(recipe.model, Tokenizer.from_directory(data)))
+        config = model_config(recipe.model, Tokenizer.from_directory(data))
+        check_memory(config)
+        model = HybridLM(config)
         model.reset_parameters(recipe.seed)
         mixture = Mixture(recipe.phases) if recipe.phases else corpus.mixture
         loader = Loader(corpus.stores, mixture, recipe.batch_tokens, recipe.sequence_length, recipe.seed, recipe.total_steps)
@@ -99,6 +104,14 @@ def model_config(model: str | dict[str, Any], tokenizer: Tokenizer) -> HybridCon
         return HybridConfig(**{**model, **vocabulary})
     except TypeError as error:
         raise ConfigError(f"model: {error}; its keys are the fields of a configuration") from None
+
+
+def check_memory(config: HybridConfig) -> None:
+    """Raise ConfigError where fp32 weights, their gradient and Adam's two moments cannot be held: else the system would kill the run."""
+    needed, there = 4 * Footprint.of(config, torch.float32).weight_bytes, machine_memory_bytes()
+    if needed > there:
+        sizes = f"{needed / 2**30:,.0f} GiB for weights, gradient and moments, and this machine has {there / 2**30:,.0f} GiB"
+        raise ConfigError(f"model: training it takes {sizes}: choose a smaller one")
 
 
 def measure(stage: Stage, model: HybridLM, recipe: PretrainRecipe, held_out: dict[str, TokenStore]) -> None:
