@@ -1,0 +1,124 @@
+"""`nanohybrid serve`: the OpenAI-compatible server."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanohybrid.cli.common import command_parser
+from nanohybrid.cli.source import add_model_flags, open_model
+from nanohybrid.errors import InputError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from nanohybrid.serve.limits import Limits
+
+SUMMARY = "an OpenAI-compatible server, with a chat page"
+KEYS = "NANOHYBRID_API_KEY"
+
+
+def parser() -> "jsonargparse.ArgumentParser":
+    from nanohybrid.serve.limits import Limits
+
+    result = command_parser("serve", SUMMARY)
+    add_model_flags(result)
+    result.set_defaults({"max_running": 16})
+    result.add_argument("--seed", type=int, default=0, metavar="S", help="of --random-weights")
+    result.add_argument("--host", default="127.0.0.1", metavar="HOST", help="the address to listen on; others than loopback want keys")
+    result.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one")
+    result.add_argument("--model-name", metavar="NAME", help="what clients call the model (default: the directory's name)")
+    result.add_argument("--max-context", type=int, default=8192, metavar="N", help="tokens of a request, prompt and answer")
+    result.add_argument("--max-queued", type=int, default=128, metavar="N", help="requests that may wait; beyond them the answer is 429")
+    result.add_argument("--api-key-file", type=Path, metavar="FILE", help=f"keys, one a line; or one in the environment, {KEYS}")
+    result.add_argument("--no-keys", action="store_true", help="listen beyond loopback without keys")
+    result.add_argument("--thinking-budget", type=int, metavar="N", help="tokens of thinking where a request does not say")
+    result.add_argument("--thinking-grace", type=int, default=500, metavar="N", help="... and the most to wait for a line's end")
+    result.add_argument("--cache-gib", type=float, default=1.0, metavar="G", help="host memory for the prefix cache; 0 keeps none")
+    result.add_argument("--drain-seconds", type=int, default=60, metavar="N", help="how long requests under way may go on after SIGTERM")
+    limits = result.add_argument_group("limits, beyond which a request is refused")
+    for field in dataclasses.fields(Limits):
+        kind = type(field.default)
+        limits.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, metavar="N", help=field.metadata["help"])
+    return result
+
+
+def run(arguments: "jsonargparse.Namespace") -> int:
+    """Load, say where it listens, serve. 0 after SIGTERM, 1 where the engine died."""
+    from nanohybrid.extras import require
+
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
+        require(module, "serve")
+    _check(arguments)
+    keys = read_keys(arguments.api_key_file)
+    if not keys and not arguments.no_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
+        raise InputError(f"--host {arguments.host} is reached by others: give --api-key-file FILE, or --no-keys where that is meant")
+    limits = _limits(arguments)
+    llm = open_model(arguments)
+
+    from nanohybrid.serve.server import serve
+    from nanohybrid.serve.service import Service, Settings, model_name
+
+    settings = Settings(
+        name=arguments.model_name or model_name(arguments.path, arguments.preset),
+        max_context=arguments.max_context,
+        max_queued=arguments.max_queued,
+        thinking_budget=arguments.thinking_budget,
+        thinking_grace=arguments.thinking_grace,
+        cache_bytes=int(arguments.cache_gib * 2**30),
+        keys=keys,
+    )
+    service = Service(llm, settings, limits)
+    _announce(service, arguments, keys)
+    return serve(service, arguments.host, arguments.port, arguments.drain_seconds)
+
+
+def read_keys(path: Path | None) -> tuple[str, ...]:
+    """The keys of the file and of the environment; empty lines and those that begin with # are none."""
+    keys = [os.environ[KEYS].strip()] if os.environ.get(KEYS, "").strip() else []
+    if path is not None:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--api-key-file {path}: {getattr(error, 'strerror', None) or error}") from None
+        keys += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not keys:
+            raise InputError(f"--api-key-file {path} holds no key; one a line is wanted")
+    return tuple(keys)
+
+
+def _limits(arguments: "jsonargparse.Namespace") -> "Limits":
+    from nanohybrid.serve.limits import Limits
+
+    values = {field.name: arguments[field.name] for field in dataclasses.fields(Limits)}
+    for name, value in values.items():
+        if value <= 0:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+    return Limits(**values)
+
+
+def _check(arguments: "jsonargparse.Namespace") -> None:
+    least = {"max_context": 2, "max_queued": 0, "thinking_budget": 0, "thinking_grace": 0, "drain_seconds": 0, "port": 0, "cache_gib": 0}
+    for name, bound in least.items():
+        value = arguments[name]
+        if value is not None and value < bound:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
+    if arguments.port > 65535:
+        raise InputError(f"--port is {arguments.port}; the largest is 65535")
+
+
+def _announce(service: Any, arguments: "jsonargparse.Namespace", keys: tuple[str, ...]) -> None:
+    from nanohybrid.cli.common import print_json
+
+    facts = {
+        "url": f"http://{arguments.host}:{arguments.port}", "model": service.settings.name, "max_running": service.llm.max_running,
+        "max_context": service.context, "max_queued": service.settings.max_queued, "keys": len(keys),
+    }  # fmt: skip
+    if arguments.json:
+        print_json(facts)
+    else:
+        locked = f"{len(keys)} keys" if keys else "no key is wanted"
+        slots = f"{facts['max_running']} at once of {facts['max_context']:,} tokens each, {facts['max_queued']} more may wait"
+        print(f"{facts['model']}: {facts['url']} (the chat page), {facts['url']}/v1 (the API)\n{slots}; {locked}", file=sys.stderr)
+    sys.stdout.flush()

@@ -1,0 +1,96 @@
+"""How much a request may ask for. Every field is a flag of `nanohybrid serve`; what exceeds one is refused with its name.
+
+What bounds the body holds before a byte of it is parsed; the rest before a template, a tokenizer or the engine sees it.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanohybrid.serve.errors import ApiError
+
+
+def _limit(default: float, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes and seconds."""
+
+    max_body_bytes: int = _limit(4 << 20, "bytes of a request's body")
+    max_header_bytes: int = _limit(32 << 10, "bytes of a request's line and headers together")
+    max_headers: int = _limit(100, "headers of a request")
+    max_json_depth: int = _limit(100, "how deep a body may nest")
+    max_messages: int = _limit(1024, "messages of a conversation")
+    max_tools: int = _limit(128, "tools of a request")
+    max_schema_bytes: int = _limit(64 << 10, "bytes of one JSON schema")
+    max_schema_depth: int = _limit(32, "how deep a JSON schema may nest")
+    max_stops: int = _limit(16, "stop strings of a request")
+    max_stop_bytes: int = _limit(256, "bytes of one stop string")
+    max_logit_bias: int = _limit(1024, "entries of logit_bias")
+    max_n: int = _limit(8, "choices of a request, and prompts of a completion times n")
+    max_logprobs: int = _limit(20, "alternatives shown for each token")
+    max_connections: int = _limit(1024, "connections at once, the idle ones too")
+    body_seconds: float = _limit(30.0, "how long a body may take to arrive")
+    prepare_seconds: float = _limit(15.0, "how long template and tokenizer may take")
+    queue_seconds: float = _limit(120.0, "how long a request may wait for a slot before it is told to come again")
+    request_seconds: float = _limit(1800.0, "how long a request may take in all")
+
+    def count(self, size: int, limit: str, param: str, thing: str) -> None:
+        """Refuse `size` of something where it exceeds the field named `limit`."""
+        most = getattr(self, limit)
+        if size > most:
+            raise ApiError(400, f"{param} has {size:,} {thing}; at most {most:,} are allowed (--{limit.replace('_', '-')})", param)
+
+    def schema(self, schema: Any, param: str) -> None:
+        """Refuse a JSON schema that is too large, too deep, or refers to what is not in it."""
+        size = 0
+        for value, depth in _walk(schema):
+            size += len(value.encode("utf-8", "replace")) + 3 if isinstance(value, str) else 2
+            if depth > self.max_schema_depth * 2:  # a schema's level is two of JSON: `properties`, and a name in it
+                raise ApiError(400, f"{param} nests deeper than {self.max_schema_depth} levels (--max-schema-depth)", param)
+            if size > self.max_schema_bytes:
+                raise ApiError(400, f"{param} is larger than {self.max_schema_bytes:,} bytes (--max-schema-bytes)", param)
+            if isinstance(value, dict) and isinstance(value.get("$ref"), str):
+                _resolve(schema, value["$ref"], param)
+
+
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+
+
+def json_depth(body: bytes, most: int) -> bool:
+    """Whether the brackets outside strings nest no deeper than `most`; linear, and nothing is built."""
+    depth = 0
+    for found in _TOKEN.finditer(body):
+        if found[0] in b"[{":
+            depth += 1
+            if depth > most:
+                return False
+        elif found[0] in b"]}":
+            depth -= 1
+    return True
+
+
+def _walk(value: Any) -> Iterator[tuple[Any, int]]:
+    stack = [(value, 0)]
+    while stack:
+        top, depth = stack.pop()
+        yield top, depth
+        if isinstance(top, dict):
+            stack += [(key, depth) for key in top]
+            stack += [(inner, depth + 1) for inner in top.values()]
+        elif isinstance(top, list):
+            stack += [(inner, depth + 1) for inner in top]
+
+
+def _resolve(schema: Any, reference: str, param: str) -> None:
+    if not reference.startswith("#"):
+        raise ApiError(400, f"{param} refers to {reference!r}; only references inside the schema (#/...) are followed", param)
+    at = schema
+    for part in reference[1:].split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if not isinstance(at, dict) or part not in at:
+            raise ApiError(400, f"{param} refers to {reference!r}, which is not in it", param)
+        at = at[part]

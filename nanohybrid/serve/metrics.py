@@ -1,0 +1,72 @@
+"""What Prometheus is told: https://prometheus.io/docs/practices/naming. A registry of its own for each server."""
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from nanohybrid.engine import Completion
+
+if TYPE_CHECKING:
+    from nanohybrid.serve.loop import EngineLoop, Ticket
+
+FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+EACH = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Metrics:
+    """Gauges ask the loop when they are read; the rest is counted when a request ends."""
+
+    def __init__(self, loop: "EngineLoop") -> None:
+        self.registry = registry = CollectorRegistry()
+        scheduler = loop.engine.scheduler
+
+        def gauge(name: str, text: str, value: object) -> None:
+            Gauge(f"nanohybrid_{name}", text, registry=registry).set_function(value)  # type: ignore[arg-type]
+
+        gauge("requests_running", "requests that hold a slot", lambda: loop.running)
+        gauge("requests_waiting", "requests that wait for a slot", lambda: max(loop.held - loop.running, 0))
+        gauge("slots_free", "free slots of recurrent state", lambda: scheduler.slots.free)
+        gauge("slots_total", "slots of recurrent state", lambda: scheduler.slots.size)
+        gauge("pages_free", "free pages of keys and values", lambda: scheduler.pages.free)
+        gauge("pages_total", "pages of keys and values", lambda: scheduler.pages.size)
+        self._first = Histogram(
+            "nanohybrid_time_to_first_token_seconds", "from arrival to the first token", buckets=FIRST, registry=registry
+        )
+        self._each = Histogram("nanohybrid_time_per_token_seconds", "between tokens, of each request", buckets=EACH, registry=registry)
+        self._queue = Histogram("nanohybrid_queue_seconds", "from arrival to a slot", buckets=FIRST, registry=registry)
+        self._ends = Counter("nanohybrid_requests", "requests that ended, by how", ["reason"], registry=registry)
+        self._thinking = Counter("nanohybrid_thinking_ends", "traces by how they ended", ["end"], registry=registry)
+        self._prompt = Counter("nanohybrid_prompt_tokens", "tokens of prompts", registry=registry)
+        self._cached = Counter("nanohybrid_cached_tokens", "tokens of prompts found in the prefix cache", registry=registry)
+        self._cache = Counter("nanohybrid_prefix_cache", "requests by what the prefix cache had", ["result"], registry=registry)
+        self._said = Counter("nanohybrid_generated_tokens", "tokens written", registry=registry)
+        self._thought = Counter("nanohybrid_reasoning_tokens", "tokens of traces", registry=registry)
+        self._refused = Counter("nanohybrid_refused", "requests that were refused, by status", ["status"], registry=registry)
+        for end in ("natural", "newline", "forced", "none"):
+            self._thinking.labels(end)
+
+    def finished(self, ticket: "Ticket", completion: Completion) -> None:
+        """Count one that ended by itself."""
+        count = len(completion.token_ids)
+        self._ends.labels(completion.finish_reason).inc()
+        self._thinking.labels(completion.thinking_end).inc()
+        self._prompt.inc(completion.prompt_tokens)
+        self._cached.inc(completion.cached_tokens)
+        self._cache.labels("hit" if completion.cached_tokens else (completion.cache_miss or "miss").partition(" at ")[0]).inc()
+        self._said.inc(count)
+        self._thought.inc(completion.thinking_tokens)
+        if ticket.first is not None:
+            self._first.observe(ticket.first - ticket.arrived)
+            if count > 1:
+                self._each.observe((ticket.last - ticket.first) / (count - 1))
+        if ticket.started is not None:
+            self._queue.observe(max(ticket.started - ticket.arrived, 0.0))
+
+    def refuse(self, status: int) -> None:
+        self._refused.labels(str(status)).inc()
+
+    def cancelled(self) -> None:
+        self._ends.labels("cancelled").inc()
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,250 @@
+"""What every route stands on: the model, the loop, the limits, and how a request becomes a prompt and parameters."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nanohybrid.engine import LLM, Completion, Engine, SamplingParams
+from nanohybrid.errors import NanohybridError
+from nanohybrid.serve.errors import ApiError
+from nanohybrid.serve.guided import Grammars
+from nanohybrid.serve.limits import Limits
+from nanohybrid.serve.loop import EngineLoop, Ticket, Update
+from nanohybrid.serve.metrics import Metrics
+from nanohybrid.serve.schemas import Decoding, Message, Tool
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+THINKING = {"temperature": 0.6, "top_p": 0.95}  # the model card's, where a request leaves them open
+PLAIN = {"temperature": 0.0, "top_p": 1.0}
+EFFORTS = {"minimal": 128, "low": 512, "medium": 2048, "high": 8192, "xhigh": None}  # "none" switches thinking off
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server is told once. `keys` are API keys; without any, everyone is let in."""
+
+    name: str = "nanohybrid"
+    max_context: int = 8192
+    max_queued: int = 128
+    thinking_budget: int | None = None
+    thinking_grace: int = 500
+    cache_bytes: int = 0
+    keys: tuple[str, ...] = ()
+
+
+class Service:
+    """Made once. Raises InputError where the engine's memory cannot be had."""
+
+    def __init__(self, llm: LLM, settings: Settings, limits: Limits | None = None, on_death: Callable[[], None] = lambda: None) -> None:
+        self.llm, self.settings, self.limits = llm, settings, limits or Limits()
+        context = min(settings.max_context, llm.model.config.max_position_embeddings)
+        engine = Engine(llm.model, llm.tokenizer, max_running=llm.max_running, max_context=context, cache_bytes=settings.cache_bytes)
+        self.loop = EngineLoop(engine, settings.max_queued, self.limits.queue_seconds, on_death)
+        self.metrics = Metrics(self.loop)
+        self.began = int(time.time())
+        self._workers = ThreadPoolExecutor(2, "prepare")
+        llm.encode_chat([{"role": "user", "content": "hi"}])  # so that a template which cannot be used is found now
+
+    @property
+    def context(self) -> int:
+        return self.loop.engine.scheduler.max_context
+
+    # Requests to prompts
+
+    async def prepare(self, work: Callable[[], Result]) -> Result:
+        """Run template and tokenizer beside the event loop, under a deadline."""
+        future = asyncio.get_running_loop().run_in_executor(self._workers, work)
+        try:
+            return await asyncio.wait_for(future, self.limits.prepare_seconds)
+        except TimeoutError:
+            raise ApiError(400, f"template and tokenizer took longer than {self.limits.prepare_seconds:g} seconds") from None
+        except NanohybridError as error:
+            raise ApiError(400, str(error)) from None
+
+    def conversation(self, messages: list[Message], tools: list[Tool] | None, thinking: bool | None) -> list[int]:
+        """Ids of a conversation, up to where the answer begins."""
+        schemas = [tool.model_dump(exclude_none=True) for tool in tools or ()]
+        return self.llm.template.encode(self.llm.tokenizer, [message.plain() for message in messages], schemas, thinking)
+
+    def junctions(self, messages: list[Message], tools: list[Tool] | None, thinking: bool | None, prompt: list[int]) -> list[int]:
+        """Where other prompts will part from this one: after system and tools, and before the `<think>` of the answer, which the
+        next turn does not show. Found by what the tokens have in common, not by looking for marks."""
+        if self.loop.engine.cache is None:
+            return []
+        system = [message for message in messages[:1] if message.role in ("system", "developer")]
+        other = self.conversation([*system, Message(role="user", content="\x01")], tools, thinking)
+        schemas = [tool.model_dump(exclude_none=True) for tool in tools or ()]
+        next_turn = [message.plain() for message in messages] + [{"role": "assistant", "content": "\x01"}]
+        later = self.llm.template.encode(self.llm.tokenizer, next_turn, schemas, thinking, generate=False)
+        return sorted({common for ids in (other, later) if 0 < (common := shared(prompt, ids)) < len(prompt)})
+
+    def salt(self, scope: Mapping[str, Any], asked: str | None) -> str:
+        """Whose prompts may share what was computed: with several keys, each key's own; divided further where a request asks."""
+        key = scope.get("nanohybrid.key", "") if len(self.settings.keys) > 1 else ""
+        return f"{key}/{asked or ''}"
+
+    def too_long(self, prompt: list[int]) -> None:
+        if len(prompt) >= self.context:
+            message = f"the prompt has {len(prompt):,} tokens; the context holds {self.context:,} with the answer"
+            raise ApiError(400, message, "messages", "context_length_exceeded")
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.settings.name:
+            raise ApiError(404, f"there is no model {name!r} here; this is {self.settings.name!r}", "model", "model_not_found")
+
+    def check_decoding(self, body: Decoding) -> None:
+        """Sizes that every generating route shares."""
+        self.check_model(body.model)
+        self.limits.count(body.n, "max_n", "n", "choices")
+        self.limits.count(len(body.stops), "max_stops", "stop", "strings")
+        for stop in body.stops:
+            if not stop:
+                raise ApiError(400, "stop: a stop string must not be empty", "stop")
+            self.limits.count(len(stop.encode("utf-8", "replace")), "max_stop_bytes", "stop", "bytes in one string")
+        self.limits.count(len(body.logit_bias or ()), "max_logit_bias", "logit_bias", "entries")
+
+    def params(self, body: Decoding, prompt: list[int], most: int | None, budget: int | None, thinks: bool) -> SamplingParams:
+        """The parameters of the first choice."""
+        left = self.context - len(prompt)
+        if most is not None and most > left:
+            size = f"max_tokens is {most:,} and the prompt has {len(prompt):,} tokens"
+            raise ApiError(400, f"{size}: more than the context of {self.context:,}", "max_tokens", "context_length_exceeded")
+        free = THINKING if thinks else PLAIN
+        fields: dict[str, Any] = {
+            "max_tokens": left if most is None else most,
+            "temperature": free["temperature"] if body.temperature is None else body.temperature,
+            "top_p": free["top_p"] if body.top_p is None else body.top_p,
+            "top_k": max(body.top_k, 0),
+            "min_p": body.min_p,
+            "seed": body.seed,
+            "stop": body.stops,
+            "ignore_eos": body.ignore_eos,
+            "presence_penalty": body.presence_penalty,
+            "frequency_penalty": body.frequency_penalty,
+            "repetition_penalty": body.repetition_penalty,
+            "logit_bias": self._bias(body.logit_bias or {}),
+            "thinking_budget": self.settings.thinking_budget if budget is None else budget,
+            "thinking_grace": self.settings.thinking_grace if body.thinking_grace is None else body.thinking_grace,
+        }
+        return SamplingParams(**fields)
+
+    def _bias(self, bias: dict[str, float]) -> dict[int, float]:
+        size = self.llm.model.config.vocab_size
+        for token in bias:
+            if not (token.isascii() and token.isdigit() and int(token) < size):
+                raise ApiError(400, f"logit_bias: {token[:40]!r} is not the id of a token", "logit_bias")
+        return {int(token): value for token, value in bias.items()}
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Made when first wanted: a large vocabulary takes a second."""
+        config, tokenizer = self.llm.model.config, self.llm.tokenizer
+        stops = {token for token in (*tokenizer.stop_ids, config.eos_token_id) if token < config.vocab_size}
+        return Grammars(tokenizer, config.vocab_size, frozenset(stops))
+
+    # Generations
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        n: int,
+        live: bool,
+        grammar: "LLMatcher | None" = None,
+        checkpoint_at: Sequence[int] = (),
+        salt: str = "",
+    ) -> "Generation":
+        """Submit `n` choices of each prompt, whose places are held already; `grammar` binds every one of them."""
+        params = replace(params, n=n)
+        tickets: list[Ticket] = []
+        for prompt in prompts:
+            guides = [self.grammars.guide(grammar) for _ in range(n)] if grammar is not None else []
+            tickets += self.loop.submit(prompt, params, live, guides, checkpoint_at, salt)
+        return Generation(self, tickets)
+
+    def close(self) -> None:
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+
+class Generation:
+    """The tickets of one request. `close` frees what they hold, however it ended."""
+
+    def __init__(self, service: Service, tickets: list[Ticket]) -> None:
+        self.service, self.tickets = service, tickets
+        self._closed = False
+
+    async def all(self) -> list[tuple[Update, Completion]]:
+        """Everything of every choice, once all have ended."""
+        results = []
+        for ticket in self.tickets:
+            async for update in ticket.updates():
+                if update.completion is not None:
+                    results.append((update, self.finished(ticket, update.completion)))
+        return results
+
+    async def each(self) -> AsyncIterator[tuple[int, Update]]:
+        """What each choice says, as it comes."""
+        if len(self.tickets) == 1:
+            async for update in self.tickets[0].updates():
+                if update.completion is not None:
+                    self.finished(self.tickets[0], update.completion)
+                yield 0, update
+            return
+        queue: asyncio.Queue[tuple[int, Update | Exception]] = asyncio.Queue()
+
+        async def pump(index: int, ticket: Ticket) -> None:
+            try:
+                async for update in ticket.updates():
+                    queue.put_nowait((index, update))
+            except ApiError as error:
+                queue.put_nowait((index, error))
+
+        tasks = [asyncio.create_task(pump(index, ticket)) for index, ticket in enumerate(self.tickets)]
+        try:
+            left = len(tasks)
+            while left:
+                index, news = await queue.get()
+                if isinstance(news, Exception):
+                    raise news
+                if news.completion is not None:
+                    left -= 1
+                    self.finished(self.tickets[index], news.completion)
+                yield index, news
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def finished(self, ticket: Ticket, completion: Completion) -> Completion:
+        """Count it; raises where the model's numbers broke."""
+        self.service.metrics.finished(ticket, completion)
+        self.service.loop.last_seconds = ticket.last - ticket.arrived
+        if completion.finish_reason == "error":
+            raise ApiError(500, "the model's logits are not numbers for this request", code="not_finite")
+        return completion
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            for ticket in self.tickets:
+                if not ticket.over:
+                    self.service.metrics.cancelled()
+                    self.service.loop.cancel(ticket)
+            self.service.loop.give_places(len(self.tickets))
+
+
+def shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two prompts have in common at their beginning."""
+    return next((index for index, (left, right) in enumerate(zip(a, b, strict=False)) if left != right), min(len(a), len(b)))
+
+
+def model_name(path: Path | None, preset: str | None) -> str:
+    """What clients call the model: the directory's name."""
+    return path.resolve().name if path is not None else f"{preset}-random"

@@ -1,0 +1,16 @@
+"""A server for all tests of a module; the tools are in serving.py."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from serving import started
+
+
+@pytest.fixture(scope="module")
+def serve():
+    with started() as running:
+        yield running

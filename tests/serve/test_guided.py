@@ -1,0 +1,106 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import sse
+
+pytest.importorskip("llguidance")
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {
+            "type": "object",
+            "properties": {name: {"type": "integer", "minimum": 0, "maximum": 99} for name in "ab"},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        },
+    },
+}
+NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}}
+RATE = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 6}, "score": {"enum": [1, 2, 3]}},
+    "required": ["city", "score"],
+    "additionalProperties": False,
+}
+ASK = {"max_tokens": 200, "temperature": 1.0, "thinking_budget": 5, "thinking_grace": 0}
+
+
+def schema(value):
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("thinking", [True, False])
+def test_an_answer_holds_to_its_schema_and_thinking_is_free(serve, seed, thinking):
+    answer = serve.chat(**ASK, seed=seed, response_format=schema(RATE), chat_template_kwargs={"enable_thinking": thinking}).json()
+    value = json.loads(answer["choices"][0]["message"]["content"])
+    assert set(value) == {"city", "score"} and value["score"] in (1, 2, 3) and len(value["city"]) <= 6
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert (answer["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0) == thinking
+
+
+def test_n_choices_have_a_grammar_each_and_others_in_the_batch_have_none(serve):
+    answer = serve.chat(**ASK, seed=1, n=4, response_format=schema(RATE)).json()
+    assert len({c["message"]["content"] for c in answer["choices"]}) > 1
+    assert all(set(json.loads(c["message"]["content"])) == {"city", "score"} for c in answer["choices"])
+    serve.until(serve.idle)
+    assert not serve.service.loop.runner.guides
+
+
+def test_a_required_call_is_made_and_streams(serve):
+    choice = serve.chat(**ASK, seed=2, tools=[ADD, NOW], tool_choice="required").json()["choices"][0]
+    call = choice["message"]["tool_calls"][0]["function"]
+    assert choice["finish_reason"] == "tool_calls" and call["name"] in ("add", "now")
+    named = {"type": "function", "function": {"name": "add"}}
+    chunks = sse(serve.chat(**ASK, seed=3, tools=[ADD, NOW], tool_choice=named, stream=True))
+    pieces = [call["function"] for chunk in chunks for c in chunk["choices"] for call in c["delta"].get("tool_calls", [])]
+    arguments = json.loads("".join(piece["arguments"] for piece in pieces))
+    assert pieces[0]["name"] == "add" and set(arguments) == {"a", "b"} and all(0 <= value <= 99 for value in arguments.values())
+
+
+def test_log_probabilities_of_a_held_answer_are_json(serve):
+    answer = serve.chat(**ASK, response_format=schema(RATE), logprobs=True, top_logprobs=4)
+    assert answer.status_code == 200 and min(t["logprob"] for t in answer.json()["choices"][0]["logprobs"]["content"]) > -9999
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"response_format": schema({"type": "integer", "minimum": 5, "maximum": 1})},
+        {"response_format": schema({"type": "nonsense"})},
+        {"response_format": schema(RATE), "ignore_eos": True},
+        {"response_format": schema(RATE), "tools": [ADD], "tool_choice": "required"},
+    ],
+)
+def test_a_form_that_cannot_be_kept_is_refused(serve, bad):
+    answer = serve.chat(**ASK, **bad)
+    assert answer.status_code == 400 and answer.json()["error"]["message"]
+
+
+VALUES = st.recursive(
+    st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"enum": ["é", 3]}, {"type": "integer", "minimum": 0, "maximum": 9}]),
+    lambda inner: st.one_of(
+        st.dictionaries(
+            st.sampled_from(
+                ["a", "b", 'q"'],
+            ),
+            inner,
+            min_size=1,
+        ).map(lambda p: {"type": "object", "properties": p, "required": sorted(p), "additionalProperties": False}),
+        inner.map(lambda i: {"type": "array", "items": i, "maxItems": 2}),
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=12)
+@given(VALUES)
+def test_whatever_the_schema_the_answer_can_be_parsed(serve, value):
+    import jsonschema
+
+    ask = {"max_tokens": 400, "temperature": 1.0, "seed": 1, "chat_template_kwargs": {"enable_thinking": False}}
+    content = serve.chat(**ask, response_format=schema(value)).json()["choices"][0]["message"]["content"]
+    jsonschema.validate(json.loads(content), value)
