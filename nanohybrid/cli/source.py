@@ -101,6 +101,13 @@ class Clock:
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
+    check_choice(arguments)
+    if arguments.max_running < 1:
+        raise InputError(f"--max-running is {arguments.max_running}; it must be at least 1")
+
+
+def check_choice(arguments: "jsonargparse.Namespace") -> None:
+    """Raise InputError unless the flags name one model: a checkpoint, or a preset with random weights."""
     check_seed(arguments.seed)
     if (arguments.path is None) == (arguments.preset is None):
         raise InputError("name a checkpoint directory, or --preset NAME --random-weights: one of the two")
@@ -108,8 +115,6 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
         raise InputError("a preset has no weights: add --random-weights, or name a checkpoint directory")
     if arguments.path is not None and arguments.random_weights:
         raise InputError("--random-weights goes with --preset NAME, a checkpoint has its own weights")
-    if arguments.max_running < 1:
-        raise InputError(f"--max-running is {arguments.max_running}; it must be at least 1")
 
 
 def usable_device(name: str) -> str:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import command_parser, print_json, table
-from nanohybrid.cli.source import check_seed, usable_device
-from nanohybrid.errors import InputError
+from nanohybrid.cli.source import check_choice, usable_device
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -33,7 +32,7 @@ def parser() -> "jsonargparse.ArgumentParser":
 
 def run(arguments: "jsonargparse.Namespace") -> int:
     """Print a line for each proof; 1 where one failed."""
-    _check(arguments)
+    check_choice(arguments)
     from nanohybrid.verify import verify
 
     lines = []
@@ -84,13 +83,3 @@ def _open(arguments: "jsonargparse.Namespace") -> "HybridLM":
     from nanohybrid.engine.random_weights import random_model
 
     return random_model(HybridConfig.preset(arguments.preset), dtype or torch.float32, arguments.seed, arguments.device)
-
-
-def _check(arguments: "jsonargparse.Namespace") -> None:
-    check_seed(arguments.seed)
-    if (arguments.path is None) == (arguments.preset is None):
-        raise InputError("name a checkpoint directory, or --preset NAME --random-weights: one of the two")
-    if arguments.preset is not None and not arguments.random_weights:
-        raise InputError("a preset has no weights: add --random-weights, or name a checkpoint directory")
-    if arguments.path is not None and arguments.random_weights:
-        raise InputError("--random-weights goes with --preset NAME, a checkpoint has its own weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -19,7 +20,7 @@ class Weights(nn.Module):
     bias: Tensor
 
 
-class Mixer(nn.Module):
+class Mixer(nn.Module, ABC):
     """What a layer does to the normed residual stream: Mamba-2, attention or MLP. Built from `declare(config)`.
 
     A two-dimensional `X.weight` becomes nn.Linear `X`, so that whatever acts on linears from outside finds it; every other
@@ -32,13 +33,13 @@ class Mixer(nn.Module):
         build(self, self.declare(config).parameters, config)
 
     @staticmethod
+    @abstractmethod
     def declare(config: HybridConfig) -> Declaration:
         """The axes of this mixer's parameters, and its state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, x_TE: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
         """x_TE -> what is added to the residual stream, [T, E]; reads and writes `state` at the layout's slots and pages."""
-        raise NotImplementedError
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
