@@ -10,13 +10,13 @@ from nanohybrid.align.chats import ChatMaker, Shares, chats
 from nanohybrid.checkpoint import load, save
 from nanohybrid.data import Loader, TokenStore
 from nanohybrid.data.corpus import Corpus
+from nanohybrid.data.store import STORES
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.stages import open_stage
 from nanohybrid.text import ChatTemplate, Tokenizer
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, next_token_loss, snapshot
 
 CHATS = "chats"
-STORES = "stores"  # where `distill` and the calibration of `prune` look for documents in a stage's output
 PROBLEMS = "tasks-"  # stores of a corpus that hold problems: the chats have these already
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from nanohybrid.cli.common import print_json
-from nanohybrid.cli.source import Clock, open_model, peak_memory_bytes
+from nanohybrid.cli.source import Clock, open_model
 from nanohybrid.errors import InputError
+from nanohybrid.stages.lineage import peak_memory_bytes
 from nanohybrid.stages.plain import jsonable
 from nanohybrid.stages.progress import progress
 from nanohybrid.text.messages import checked

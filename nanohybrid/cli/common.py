@@ -13,6 +13,7 @@ from nanohybrid.stages.report import is_number, spell
 
 __all__ = ["command_parser", "print_json", "recipe_from", "recipe_parser", "table"]
 
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # as flags spell them, and torch
 OWN_FLAGS = ("recipe", "out", "json")
 
 

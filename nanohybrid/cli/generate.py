@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import command_parser, print_json
-from nanohybrid.cli.source import Clock, add_model_flags, add_sampling_flags, open_model, peak_memory_bytes, sampling_params
+from nanohybrid.cli.source import Clock, add_model_flags, add_sampling_flags, open_model, sampling_params
 from nanohybrid.errors import InputError
+from nanohybrid.stages.lineage import peak_memory_bytes
 
 if TYPE_CHECKING:
     import jsonargparse

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.common import DTYPES, command_parser, print_json, table
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from nanohybrid.model import Footprint
 
 SUMMARY = "layers, parameters, memory; what fits where"
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 GIB = 2**30
 COLOURS = {"M": "black on bright_cyan", "*": "bold white on red", "-": "white on grey37"}
 

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.common import DTYPES, command_parser, print_json, table
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from nanohybrid.model import Footprint
 
 SUMMARY = "how many requests of which length a memory serves"
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def parser() -> "jsonargparse.ArgumentParser":

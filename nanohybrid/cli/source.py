@@ -80,15 +80,6 @@ def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
     return LLM.random(config, dtype, arguments.seed or 0, device, arguments.max_running)
 
 
-def peak_memory_bytes() -> int:
-    """The most memory this process has held so far."""
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 class Clock:
     """Seconds since it was made."""
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.common import DTYPES, command_parser, print_json, table
 from nanohybrid.cli.source import check_choice, usable_device
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nanohybrid.verify import Line
 
 SUMMARY = "prove that packing, chunking, stepping and saving change nothing"
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
+PRECISIONS = {**DTYPES, "fp64": "float64"}  # a proof in fp64 tells a defect from rounding
 
 
 def parser() -> "jsonargparse.ArgumentParser":
@@ -23,7 +23,7 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory")
     result.add_argument("--preset", metavar="NAME", help="a configuration by name instead of a checkpoint; with --random-weights")
     result.add_argument("--random-weights", action="store_true", help="weights at random")
-    choices = ["checkpoint", *DTYPES]
+    choices = ["checkpoint", *PRECISIONS]
     result.add_argument("--dtype", choices=choices, default="checkpoint", help="precision of the weights (default: as stored, else fp32)")
     result.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
     result.add_argument("--seed", type=int, default=0, metavar="S", help="of the random text and weights")
@@ -73,7 +73,7 @@ def _verdict(line: "Line") -> str:
 def _open(arguments: "jsonargparse.Namespace") -> "HybridLM":
     import torch
 
-    dtype = getattr(torch, DTYPES[arguments.dtype]) if arguments.dtype in DTYPES else None
+    dtype = getattr(torch, PRECISIONS[arguments.dtype]) if arguments.dtype in PRECISIONS else None
     usable_device(arguments.device)
     if arguments.path is not None:
         from nanohybrid.checkpoint import load

@@ -11,8 +11,10 @@ each element), a state for each chunk of 128 tokens, the residual stream twice, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil, prod
+from typing import TypeVar
 
 import torch
 
@@ -22,12 +24,14 @@ from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.model.axes import axis_sizes, shape
 from nanohybrid.model.declare import MIXERS
 from nanohybrid.model.footprint import GIB, Footprint
+from nanohybrid.ops.sizes import CHUNK
+
+T = TypeVar("T")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 QUANTISED = ("int8", "int4")  # the layers' matrices only; embeddings, head, norms, keys and values stay bf16
 GROUP = 32  # weights of a row that share a scale in int4
 STEP = 2048  # tokens that a serving engine takes at once from a long prompt
-CHUNK = 128  # tokens of the Mamba scan between two states
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,25 @@ def activation_bytes(config: HybridConfig, tokens: int, batch: int, dtype: str =
         chunks = ceil(tokens / CHUNK) * sum(prod(shape(spec.axes, sizes)) * spec.kind(kind).itemsize for spec in states)
         widest = max(widest, 2 * tokens * kind.itemsize * sum(rows for rows, _ in shapes) + chunks)
     return widest + 2 * tokens * config.hidden_size * kind.itemsize + batch * config.vocab_size * 4
+
+
+def within(
+    budget: Budget, parent: HybridConfig, shapes: Iterable[tuple[T, HybridConfig]]
+) -> tuple[list[tuple[T, HybridConfig, Memory]], int]:
+    """The shapes that fit, each with what it was made from and its memory, and how many do not. InputError where none does."""
+    fitting: list[tuple[T, HybridConfig, Memory]] = []
+    smallest, least, rejected = parent, budget.memory(parent).total, 0
+    for made_from, config in shapes:
+        memory = budget.memory(config)
+        if memory.total < least:
+            smallest, least = config, memory.total
+        if memory.total > budget.bytes:
+            rejected += 1
+        else:
+            fitting.append((made_from, config, memory))
+    if not fitting:
+        raise too_small(budget, smallest)
+    return fitting, rejected
 
 
 def too_small(budget: Budget, smallest: HybridConfig) -> InputError:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanohybrid.data import Batch, TokenStore
+from nanohybrid.data.store import STORES
 from nanohybrid.errors import InputError
 from nanohybrid.text import Tokenizer
 
 VALIDATION = "validation"
 WEIGHTS = "model"  # model.safetensors, model-00001-of-00002.safetensors: a checkpoint beside which no stores lie
-STORES = "stores"  # where a stage that trains on documents of its own keeps them
 
 Sample = tuple[NDArray[np.int32], NDArray[np.uint8]]
 

@@ -19,6 +19,7 @@ from nanohybrid.checkpoint import load, read_config, save
 from nanohybrid.compress.calibration import VALIDATION, store_paths
 from nanohybrid.data import Batch, Loader, TokenStore
 from nanohybrid.data.packing import IGNORED
+from nanohybrid.data.store import STORES
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.model import HybridLM
 from nanohybrid.ops.losses import chunked_forward_kl, summed_forward_kl
@@ -156,7 +157,7 @@ def mixture(recipe: DistillRecipe, data: Path, pretraining: Path | None) -> tupl
 
 def measured_batches(recipe: DistillRecipe, data: Path, loader: Loader) -> list[Batch]:
     """What the divergence is measured on: held-out documents of `data` where there are any, else batches after the last step."""
-    folder = data / "stores" if (data / "stores").is_dir() else data
+    folder = data / STORES if (data / STORES).is_dir() else data
     held_out = {path.stem: TokenStore.read(path) for path in sorted(folder.glob(f"{VALIDATION}*.safetensors"))}
     count = max(1, recipe.measured_tokens // recipe.batch_tokens)
     if not held_out:

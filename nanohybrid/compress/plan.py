@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanohybrid.compress.budget import Budget, Memory, too_small
+from nanohybrid.compress.budget import Budget, Memory, within
 from nanohybrid.compress.depth import layers_to_drop
 from nanohybrid.compress.devices import Device
 from nanohybrid.compress.importance import Importance
@@ -89,22 +89,13 @@ def grid_of(parent: HybridConfig) -> Grid:
 def plan(parent: HybridConfig, budget: Budget, device: Device, importance: Importance | None = None, grid: Grid | None = None) -> Plan:
     """Every shape of the grid, and the parent itself, that fits the budget. Raises InputError where none does."""
     judge = _Judge(parent, importance)
-    fitting: list[Shape] = []
-    smallest, least, rejected = parent, budget.memory(parent).total, 0
-    for target in _targets(parent, grid or grid_of(parent)):
-        named = judge.named(target)
-        config = named.config(parent, importance)
-        memory = budget.memory(config)
-        if memory.total < least:
-            smallest, least = config, memory.total
-        if memory.total > budget.bytes:
-            rejected += 1
-            continue
+    named = ((target, judge.named(target)) for target in _targets(parent, grid or grid_of(parent)))
+    found, rejected = within(budget, parent, (((target, name), name.config(parent, importance)) for target, name in named))
+    fitting = []
+    for (target, name), config, memory in found:
         speed = decode_step(config, budget).tokens_per_second(device)
         count = Footprint.of(config).parameters
-        fitting.append(Shape(config, _changes(named, parent), count, memory, speed, 1 - judge.lost(target)))
-    if not fitting:
-        raise too_small(budget, smallest)
+        fitting.append(Shape(config, _changes(name, parent), count, memory, speed, 1 - judge.lost(target)))
     fitting.sort(key=lambda shape: (-shape.quality, -shape.parameters, tuple(getattr(shape.config, name) for name in SHAPE)))
     return Plan(tuple(fitting), rejected, judge.estimate)
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from nanohybrid.compress.budget import Budget, too_small
+from nanohybrid.compress.budget import Budget, within
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.importance import Importance
 from nanohybrid.compress.promise import Promise
@@ -82,19 +82,10 @@ class Search:
 def enumerate_shapes(config: HybridConfig, importance: Importance, grid: Grid, budget: Budget) -> Search:
     """Every shape of the grid that fits the budget, the most promising first. Raises InputError where none does."""
     promise = Promise(config, importance)
-    fitting, rejected = [], 0
-    smallest, least = config, budget.memory(config).total
-    for target in targets(config, grid):
-        shape = target.config(config, importance)
-        memory = budget.memory(shape)
-        if memory.total < least:
-            smallest, least = shape, memory.total
-        if memory.total > budget.bytes:
-            rejected += 1
-        else:
-            fitting.append(Candidate(target, shape, Footprint.of(shape).parameters, memory.as_dict(), promise.lost(target)))
-    if not fitting:
-        raise too_small(budget, smallest)
+    found, rejected = within(budget, config, ((target, target.config(config, importance)) for target in targets(config, grid)))
+    fitting = [
+        Candidate(target, shape, Footprint.of(shape).parameters, memory.as_dict(), promise.lost(target)) for target, shape, memory in found
+    ]
     return Search(tuple(sorted(fitting, key=lambda c: (c.lost, sizes(c.target)))), rejected)
 
 

@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 
 from nanohybrid.errors import InputError
 
+STORES = "stores"  # the sub-directory in which a stage keeps the documents that it made for itself, for stages after it
+
 TYPES = {"tokens": ("I32", np.int32), "loss": ("U8", np.uint8), "offsets": ("I64", np.int64)}
 TokensAndLoss = tuple[Sequence[int] | NDArray[np.int32], Sequence[int] | Sequence[bool] | NDArray[np.uint8]]
 

@@ -19,9 +19,8 @@ from nanohybrid.engine.sampler import Sampled
 from nanohybrid.engine.scheduler import Scheduler, Work
 from nanohybrid.errors import NanohybridError
 from nanohybrid.model import HybridLM
+from nanohybrid.ops.sizes import PAGE
 from nanohybrid.text import Tokenizer
-
-PAGE = 128  # tokens a KV page holds: one Mamba chunk
 
 
 class Engine:

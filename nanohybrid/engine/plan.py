@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanohybrid.errors import InputError
+from nanohybrid.ops.sizes import CHUNK, PAGE
 
 if TYPE_CHECKING:
     from nanohybrid.config import HybridConfig
     from nanohybrid.model import Footprint
 
 GIB = 2**30
-PAGE = 128  # tokens a page of keys and values holds
-CHUNK = 128
 STEP_TOKENS = 2048
 LOGITS = 4  # copies of a row of fp32 logits at a time: itself, scaled or cut, and its cumulative sum in float64 counts twice
 PROCESS = GIB // 2  # measured on a CPU: 0.35 GiB with everything loaded (docs/engine.md); a CUDA context is about as large

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from nanohybrid.engine.request import Request
+from nanohybrid.ops.sizes import CHUNK
 
-CHUNK = 128
 REMEMBERED = 4096  # keys of evicted checkpoints, to say why a prompt was not found
 Key = tuple[str, bytes]
 Parts = list[tuple[int, int]]  # identity and bytes of each piece of memory that a checkpoint holds

@@ -11,9 +11,10 @@ import torch
 from nanohybrid.engine.penalties import Written
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.sampler import Rows, Sampled, sample
-from nanohybrid.engine.scheduler import CHUNK, Move, Work
+from nanohybrid.engine.scheduler import Move, Work
 from nanohybrid.model import HybridLM, Layout, State
 from nanohybrid.model.state import Saved
+from nanohybrid.ops.sizes import CHUNK
 
 
 class Runner:

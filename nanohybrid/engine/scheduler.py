@@ -17,8 +17,7 @@ from typing import NamedTuple
 from nanohybrid.engine.pools import Lease, PagePool, SlotPool
 from nanohybrid.engine.request import Request
 from nanohybrid.errors import InputError
-
-CHUNK = 128
+from nanohybrid.ops.sizes import CHUNK
 
 
 class Work(NamedTuple):

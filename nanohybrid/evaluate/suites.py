@@ -19,9 +19,9 @@ from nanohybrid.errors import InputError
 from nanohybrid.evaluate.intervals import wilson
 from nanohybrid.evaluate.recipe import Mode
 from nanohybrid.tasks import Problem
+from nanohybrid.text import THINK_CLOSE
 
 DRAWS_EACH = 20  # how often a problem is drawn anew before a family counts as exhausted
-END_MARK = "</think>"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def answer(llm: LLM, problems: Sequence[Problem], mode: Mode, progress: Callable
 def judge(problem: Problem, completion: Completion, thinking: bool) -> Answer:
     """Verify one completion and see whether it is well formed."""
     text = completion.text
-    stopped, marks = completion.finish_reason == "stop", text.count(END_MARK)
+    stopped, marks = completion.finish_reason == "stop", text.count(THINK_CLOSE)
     unfinished = thinking and marks == 0  # the trace never ended: what stands there is no answer
     correct = 0.0 if unfinished or not stopped else tasks.get(problem.family).verify(problem, text)
     return Answer(

@@ -17,7 +17,7 @@ from statistics import median
 import torch
 
 from nanohybrid.model import Footprint, HybridLM, Layout, State
-from nanohybrid.ops.layout import PAGE
+from nanohybrid.ops.sizes import PAGE
 
 WARM_UP = 2
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import axis_sizes, shape
 from nanohybrid.model.declare import states
-from nanohybrid.ops.layout import PAGE
+from nanohybrid.ops.sizes import PAGE
 
 
 @dataclass(frozen=True, eq=False)

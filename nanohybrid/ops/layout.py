@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK = 128  # recurrent chunks end at multiples of this absolute position, however a prompt was split
-PAGE = 128  # tokens a page of keys and values holds by default
+from nanohybrid.ops.sizes import PAGE
+
 M = TypeVar("M")
 
 

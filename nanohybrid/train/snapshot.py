@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nanohybrid.errors import CheckpointError
+from nanohybrid.files import flush, scratch
 
 NAME = "snapshot.safetensors"
 MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq", "updates": "step"}  # our names, torch's
@@ -33,10 +34,9 @@ class Position:
 def save(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> Path:
     """Write the snapshot of a run at `position`, replacing an older one."""
     path = directory / NAME
-    beside = directory / f".{NAME}.writing"
+    beside = scratch(path)
     save_file(tensors(model, optimizer), beside, metadata={"position": json.dumps(asdict(position))})
-    with open(beside, "rb") as file:
-        os.fsync(file.fileno())
+    flush(beside)
     os.replace(beside, path)
     return path
 

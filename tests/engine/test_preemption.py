@@ -10,7 +10,8 @@ from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
 from nanohybrid.engine.pools import PagePool, SlotPool
 from nanohybrid.engine.request import Request
-from nanohybrid.engine.scheduler import CHUNK, Scheduler
+from nanohybrid.engine.scheduler import Scheduler
+from nanohybrid.ops.sizes import CHUNK
 
 PAGE = 16
 

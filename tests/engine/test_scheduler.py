@@ -6,8 +6,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from nanohybrid.engine.params import SamplingParams
 from nanohybrid.engine.pools import PagePool, SlotPool
 from nanohybrid.engine.request import Request
-from nanohybrid.engine.scheduler import CHUNK, Scheduler
+from nanohybrid.engine.scheduler import Scheduler
 from nanohybrid.errors import InputError
+from nanohybrid.ops.sizes import CHUNK
 
 
 class NoText:

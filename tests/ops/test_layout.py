@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanohybrid.ops.layout import CHUNK, Layout
+from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.sizes import CHUNK
 
 
 @st.composite

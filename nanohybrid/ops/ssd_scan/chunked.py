@@ -12,7 +12,8 @@ Z pieces side by side · Q chunk length · H heads · P head dimension · G grou
 import torch
 from torch import Tensor
 
-from nanohybrid.ops.layout import CHUNK, Layout
+from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.sizes import CHUNK
 from nanohybrid.ops.ssd_scan.chunk import Chunk
 
 
