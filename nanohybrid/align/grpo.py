@@ -77,6 +77,11 @@ class GrpoRecipe:
         """Optimizer steps of the run."""
         return self.rollouts * self.updates
 
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """A warm-up, then the full learning rate to the end."""
+        return ScheduleConfig(warmup=min(1.0, self.warmup_updates / self.steps), decay=0.0)
+
 
 def grpo(recipe: GrpoRecipe, model: Path, out: Path) -> Path:
     """Improve the checkpoint `model` on the recipe's tasks."""
@@ -91,12 +96,9 @@ def grpo(recipe: GrpoRecipe, model: Path, out: Path) -> Path:
             policy,
             Rollouts(policy, maker, recipe, stage).batch,
             Objective(recipe, load(model, dtype=torch.float32) if recipe.beta else None),
+            recipe,
             steps=recipe.steps,
-            optimizer=recipe.optimizer,
-            schedule=ScheduleConfig(warmup=min(1.0, recipe.warmup_updates / recipe.steps), decay=0.0),
-            precision=recipe.precision,
             stage=stage,
-            loop=recipe.loop,
             unit_steps=recipe.updates,
             name="grpo",
         )

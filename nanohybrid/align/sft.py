@@ -58,12 +58,9 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None) -> 
             network,
             loader.batch,
             next_token_loss,
+            recipe,
             steps=loader.total_steps,
-            optimizer=recipe.optimizer,
-            schedule=recipe.schedule,
-            precision=recipe.precision,
             stage=stage,
-            loop=recipe.loop,
             name="sft",
         )
         stage.measure(final_loss=position.loss)

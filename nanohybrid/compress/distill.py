@@ -86,12 +86,9 @@ def distill(recipe: DistillRecipe, student: Path, teacher: Path, data: Path, out
             network,
             loader.batch,
             divergence(parent, recipe.temperature, recipe.every_token),
+            recipe,
             steps=recipe.steps,
-            optimizer=recipe.optimizer,
-            schedule=recipe.schedule,
-            precision=recipe.precision,
             stage=stage,
-            loop=recipe.loop,
             name="distill",
         )
         stage.measure(kl_after=mean_divergence(network, parent, held_out, recipe.every_token))

@@ -65,17 +65,30 @@ class LoopConfig:
             raise ConfigError("loop: snapshot_steps and checkpoint_every must not be negative")
 
 
+class Training(Protocol):
+    """What a recipe says about how its model is trained; the recipes of pretraining, SFT, GRPO and distillation all do."""
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+
+    @property
+    def schedule(self) -> ScheduleConfig: ...
+
+    @property
+    def precision(self) -> PrecisionConfig: ...
+
+    @property
+    def loop(self) -> LoopConfig: ...
+
+
 def fit(
     model: nn.Module,
     batches: Callable[[int], B],
     loss: Callable[[Any, B], tuple[Tensor, int]],
+    recipe: Training,
     *,
     steps: int,
-    optimizer: OptimizerConfig,
-    schedule: ScheduleConfig,
-    precision: PrecisionConfig,
     stage: Stage,
-    loop: LoopConfig = LoopConfig(),
     unit_steps: int = 1,
     name: str = "train",
 ) -> Position:
@@ -85,7 +98,7 @@ def fit(
     gradient norm, learning rate, tokens and tokens per second. Snapshots, and so stops, come only after multiples of
     `unit_steps` steps: those whose batches were made together.
     """
-    return Run(model, batches, loss, steps, optimizer, schedule, precision, stage, loop, unit_steps, name).to_the_end()
+    return Run(model, batches, loss, recipe, steps, stage, unit_steps, name).to_the_end()
 
 
 class Run:
@@ -96,21 +109,18 @@ class Run:
         model: nn.Module,
         batches: Callable[[int], B],
         loss: Callable[[Any, B], tuple[Tensor, int]],
+        recipe: Training,
         steps: int,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
-        precision: PrecisionConfig,
         stage: Stage,
-        loop: LoopConfig,
         unit_steps: int,
         name: str,
     ) -> None:
         self.model, self.batches, self.loss, self.steps = model, batches, loss, steps
-        self.config, self.schedule, self.precision, self.loop = optimizer, schedule, precision, loop
+        self.config, self.schedule, self.precision, self.loop = recipe.optimizer, recipe.schedule, recipe.precision, recipe.loop
         self.stage, self.unit_steps, self.name = stage, unit_steps, name
         self.device = next(model.parameters()).device
         self.layers: nn.ModuleList = model.backbone.layers  # type: ignore[assignment,union-attr]
-        self.optimizer = adamw(model, optimizer)
+        self.optimizer = adamw(model, self.config)
         self.position = snapshot.load(stage.directory, model, self.optimizer) or Position()
         stage.rewind(name, step=self.position.step + 1)
         self.saved_at, self.saved_step = time.monotonic(), self.position.step

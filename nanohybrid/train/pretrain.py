@@ -79,12 +79,9 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path) -> Path:
             model,
             loader.batch,
             next_token_loss,
+            recipe,
             steps=recipe.total_steps,
-            optimizer=recipe.optimizer,
-            schedule=recipe.schedule,
-            precision=recipe.precision,
             stage=stage,
-            loop=recipe.loop,
             name="pretrain",
         )
         stage.measure(final_loss=position.loss)

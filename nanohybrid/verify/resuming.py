@@ -60,10 +60,7 @@ def resumed_is_uninterrupted(subject: Subject) -> Line:
 
 def _train(model: HybridLM, batches: Callable[[int], Batch], out: Path) -> None:
     with open_stage(out, "verify", RUN) as stage:
-        fit(
-            model, batches, next_token_loss, steps=RUN.steps, optimizer=RUN.optimizer, schedule=RUN.schedule,
-            precision=RUN.precision, stage=stage, loop=RUN.loop, name="verify",
-        )  # fmt: skip
+        fit(model, batches, next_token_loss, RUN, steps=RUN.steps, stage=stage, name="verify")
 
 
 def _batches(vocab_size: int) -> Callable[[int], Batch]:

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from nanohybrid.train.snapshot import NAME, Position
 Batches = Callable[[int], Batch]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-2))
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = field(default_factory=lambda: PrecisionConfig("fp32"))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(log_steps=2))
+
+
 def train(model: HybridLM, batches: Batches, stage: Stage, steps: int = 8, **changes: Any) -> Position:
-    settings: dict[str, Any] = {
-        "optimizer": OptimizerConfig(learning_rate=1e-2),
-        "schedule": ScheduleConfig(),
-        "precision": PrecisionConfig("fp32"),
-        "loop": LoopConfig(log_steps=2),
-        "loss": next_token_loss,
-    }
-    return fit(model, batches, steps=steps, stage=stage, **(settings | changes))
+    settings = {name: changes.pop(name) for name in ("optimizer", "schedule", "precision", "loop") if name in changes}
+    return fit(model, batches, recipe=Recipe(**settings), steps=steps, stage=stage, **({"loss": next_token_loss} | changes))
 
 
 def uninterrupted(config: HybridConfig, batches: Batches, out: Path, **changes: Any) -> dict[str, Tensor]:
