@@ -63,16 +63,17 @@ class Mamba2(Mixer):
         inner, grouped = config.mamba_inner_size, config.n_groups * config.ssm_state_size
         z_TD, xBC_TC, dt_TH = self.in_proj(x_TE).split([inner, inner + 2 * grouped, config.mamba_num_heads], dim=-1)
         dt_TH, A_H, D_H = self._steps(dt_TH)
-        carried = _Carried(state, layout)
-        xBC_TC, conv_SWC = causal_conv(xBC_TC, self.conv1d.weight[:, 0], self.conv1d.bias, layout, carried.read("conv"))
+        carried, keep = _Carried(state, layout), state is not None
+        xBC_TC, conv_SWC = causal_conv(xBC_TC, self.conv1d.weight[:, 0], self.conv1d.bias, layout, carried.read("conv"), keep)
         xBC_TC = F.silu(xBC_TC).to(z_TD.dtype)
         x_TD, B_TM, C_TM = xBC_TC.split([inner, grouped, grouped], dim=-1)
         x_THP = x_TD.unflatten(-1, (config.mamba_num_heads, config.mamba_head_dim))
         B_TGN, C_TGN = (m.unflatten(-1, (config.n_groups, config.ssm_state_size)) for m in (B_TM, C_TM))
+        ssm_SHPN: Tensor | None
         if layout.is_decode and state is not None:
             y_THP, ssm_SHPN = ssd_step(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, carried.read_or_zeros("ssm"))
         else:
-            y_THP, ssm_SHPN = ssd_scan(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, carried.read("ssm"))
+            y_THP, ssm_SHPN = ssd_scan(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, carried.read("ssm"), keep)
         carried.write("conv", conv_SWC)
         carried.write("ssm", ssm_SHPN)
         y_TD = gated_norm(y_THP.flatten(-2), z_TD, self.norm.weight, config.n_groups, config.layer_norm_epsilon)
@@ -114,9 +115,9 @@ class _Carried:
         assert self._pools is not None
         return self._pools[name].new_zeros(self._layout.sequences, *self._pools[name].shape[1:]) if rows is None else rows
 
-    def write(self, name: str, rows: Tensor) -> None:
-        """Store [S, ...] at the slots; nothing to do where `rows` is the pool's own memory."""
-        if self._pools is None:
+    def write(self, name: str, rows: Tensor | None) -> None:
+        """Store [S, ...] at the slots; nothing to do in training, or where `rows` is the pool's own memory."""
+        if self._pools is None or rows is None:
             return
         pool = self._pools[name]
         if self._run is None:

@@ -39,6 +39,20 @@ def test_the_scan_is_the_recurrence_in_float64(layout, state, agree):
     agree(over(chunked.ssd_scan, layout), over(reference.ssd_scan, layout), tensors, torch.float64, 1e-10)
 
 
+def test_a_scan_that_keeps_no_states_is_the_recurrence_too(layout, agree):
+    """As in training: the last chunks leave nothing behind, and the states that others leave still carry gradients."""
+
+    def kept_nothing(op):
+        def run(**tensors):
+            y, state = op(**tensors, layout=layout, keep=False)
+            assert state is None
+            return y
+
+        return run
+
+    agree(kept_nothing(chunked.ssd_scan), kept_nothing(reference.ssd_scan), inputs(layout, *SHAPES[0]), torch.float64, 1e-10)
+
+
 @pytest.mark.parametrize("shape", [*SHAPES[1:], (2, 80, 1, 16), (2, 60, 2, 7)], ids=str)
 def test_the_scan_for_other_heads_and_groups(shape, agree):
     layout = Layout.packed([5, 130, 63])

@@ -8,11 +8,11 @@ from nanohybrid.ops.layout import Layout
 
 
 def causal_conv(
-    x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None = None, keep: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """y_t = bias + sum_k weight[:, W-1-k] x_{t-k} within each sequence; no activation.
 
     initial_SWC [S, W-1, C]: the inputs that came before, the latest last; None is zeros. Computed and returned in fp32
-    (float64 for float64), with the inputs that the next call needs, [S, W-1, C] in the dtype of x.
+    (float64 for float64), with, where `keep`, the inputs that the next call needs, [S, W-1, C] in the dtype of x.
     """
-    return choose(reference=reference.causal_conv, torch=shifted.causal_conv)(x_TC, weight_CW, bias_C, layout, initial_SWC)
+    return choose(reference=reference.causal_conv, torch=shifted.causal_conv)(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)

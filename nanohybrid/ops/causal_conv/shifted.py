@@ -13,9 +13,9 @@ from nanohybrid.ops.layout import Layout
 
 
 def causal_conv(
-    x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """y_TC and the last W - 1 inputs of each sequence."""
+    x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None = None, keep: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """y_TC and the last W - 1 inputs of each sequence (None unless `keep`)."""
     if initial_SWC is not None and layout.max_length == 1:
         return window.causal_conv(x_TC, weight_CW, bias_C, initial_SWC)
     dtype = torch.promote_types(x_TC.dtype, torch.float32)
@@ -26,7 +26,7 @@ def causal_conv(
         y_TC = _Shifted.apply(x_TC.to(dtype), weight, bias, borders)
         if initial_SWC is not None:
             y_TC = _add_stored(y_TC, weight, layout, initial_SWC.to(dtype))
-    return y_TC, _last_inputs(x_TC, layout, initial_SWC, W - 1)
+    return y_TC, _last_inputs(x_TC, layout, initial_SWC, W - 1) if keep else None
 
 
 def _rows_within(layout: Layout, k: int, device: torch.device) -> Tensor:

@@ -8,12 +8,21 @@ from nanohybrid.ops.ssd_scan import chunked, reference
 
 
 def ssd_scan(
-    x_THP: Tensor, dt_TH: Tensor, A_H: Tensor, B_TGN: Tensor, C_TGN: Tensor, D_H: Tensor, layout: Layout, initial_SHPN: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    x_THP: Tensor,
+    dt_TH: Tensor,
+    A_H: Tensor,
+    B_TGN: Tensor,
+    C_TGN: Tensor,
+    D_H: Tensor,
+    layout: Layout,
+    initial_SHPN: Tensor | None = None,
+    keep: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Scan every sequence of `layout`; see reference.py for the equation.
 
     x, B, C: any float dtype. dt (after softplus), A (negative), D, initial: fp32, or float64 throughout.
     initial_SHPN: the state each sequence starts from; None is zeros. Sums run in fp32 (float64 for float64).
-    Returns y_THP in fp32 (float64) and the final states [S, H, P, N].
+    Returns y_THP in fp32 (float64) and, where `keep`, the final states [S, H, P, N]; training keeps none.
     """
-    return choose(reference=reference.ssd_scan, torch=chunked.ssd_scan)(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, initial_SHPN)
+    scan = choose(reference=reference.ssd_scan, torch=chunked.ssd_scan)
+    return scan(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, initial_SHPN, keep)

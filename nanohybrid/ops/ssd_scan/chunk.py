@@ -23,12 +23,12 @@ from torch.autograd.function import once_differentiable
 class Chunk(torch.autograd.Function):
     """x [Z, Q, H, P], dt [Z, Q, H], A and D [H], B and C [Z, Q, G, N], state [Z, H, P, N] or None for zeros, one dtype.
 
-    Returns y [Z, Q, H, P] and the state that leaves the chunk. Padded tokens have x = 0 and dt = 0, which neither decays nor
-    feeds the state.
+    Returns y [Z, Q, H, P] and the state that leaves the chunk, None unless `leaves`. Padded tokens have x = 0 and dt = 0, which
+    neither decays nor feeds the state.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dt: Tensor, A_H: Tensor, B: Tensor, C: Tensor, D_H: Tensor, state: Tensor | None):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x: Tensor, dt: Tensor, A_H: Tensor, B: Tensor, C: Tensor, D_H: Tensor, state: Tensor | None, leaves: bool):  # type: ignore[no-untyped-def]
         (Z, Q, H, P), (G, N) = x.shape, B.shape[2:]
         # 1. decay from every token j to every later token i; masked before exp, so that nothing overflows
         c_ZHQ = (dt * A_H).transpose(1, 2).cumsum(-1)
@@ -39,56 +39,67 @@ class Chunk(torch.autograd.Function):
         scores_ZGQQ = C_ZGQN @ B_ZGQN.transpose(2, 3)
         fed_ZHQP = _heads_first(x, dt[..., None])
         y_ZHQP = _weigh(decay_ZHQQ, scores_ZGQQ) @ fed_ZHQP
-        # 3. what the chunk leaves behind
-        kept_ZHQ = (c_ZHQ[..., -1:] - c_ZHQ).exp()
-        left_ZGQM = _grouped(fed_ZHQP * kept_ZHQ[..., None], G)
-        next_ZHPN = (left_ZGQM.transpose(2, 3) @ B_ZGQN).view(Z, H, P, N)
+        # 3. what the chunk leaves behind, where something follows
+        next_ZHPN = None
+        if leaves:
+            left_ZGQM = _grouped(fed_ZHQP * _kept(c_ZHQ), G)
+            next_ZHPN = (left_ZGQM.transpose(2, 3) @ B_ZGQN).view(Z, H, P, N)
         # 4. what it was given: read by every token, decayed into the state
         if state is not None:
             read_ZGQM = C_ZGQN @ state.reshape(Z, G, -1, N).transpose(2, 3)
             y_ZHQP.addcmul_(c_ZHQ.exp()[..., None], _ungrouped(read_ZGQM, H))
-            next_ZHPN.addcmul_(c_ZHQ[..., -1, None, None].exp(), state)
+            if next_ZHPN is not None:
+                next_ZHPN.addcmul_(c_ZHQ[..., -1, None, None].exp(), state)
+        ctx.set_materialize_grads(False)  # a state that nobody used gets no gradient, and no products with zeros
         ctx.save_for_backward(x, dt, A_H, D_H, B_ZGQN, C_ZGQN, state, c_ZHQ, decay_ZHQQ, scores_ZGQQ, y_ZHQP, next_ZHPN)
         return (x * D_H[:, None]).add_(y_ZHQP.transpose(1, 2)), next_ZHPN
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, dnext_ZHPN: Tensor):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, dy: Tensor | None, dnext_ZHPN: Tensor | None):  # type: ignore[no-untyped-def]
         x, dt, A_H, D_H, B_ZGQN, C_ZGQN, state, c_ZHQ, decay_ZHQQ, scores_ZGQQ, y_ZHQP, next_ZHPN = ctx.saved_tensors
         (Z, Q, H, P), (G, N) = x.shape, B_ZGQN.shape[1::2]
+        dy = torch.zeros_like(x) if dy is None else dy
         dy_ZHQP, fed_ZHQP = _heads_first(dy), _heads_first(x, dt[..., None])
-        kept_ZHQ = (c_ZHQ[..., -1:] - c_ZHQ).exp()
         # 1. through the products inside the chunk
         dfed_ZHQP = _weigh(decay_ZHQQ, scores_ZGQQ).transpose(2, 3) @ dy_ZHQP
         dscores_ZGQQ = (dy_ZHQP @ fed_ZHQP.transpose(2, 3)).mul_(decay_ZHQQ).view(Z, G, H // G, Q, Q).sum(2)
         dC_ZGQN, dB_ZGQN = dscores_ZGQQ @ B_ZGQN, dscores_ZGQQ.transpose(2, 3) @ C_ZGQN
         # 2. through the state that leaves
-        dnext_ZGMN = dnext_ZHPN.reshape(Z, G, -1, N)
-        dfed_ZHQP.addcmul_(kept_ZHQ[..., None], _ungrouped(B_ZGQN @ dnext_ZGMN.transpose(2, 3), H))
-        dB_ZGQN.add_(_grouped(fed_ZHQP * kept_ZHQ[..., None], G) @ dnext_ZGMN)
+        if dnext_ZHPN is not None:
+            dnext_ZGMN, kept_ZHQ1 = dnext_ZHPN.reshape(Z, G, -1, N), _kept(c_ZHQ)
+            dfed_ZHQP.addcmul_(kept_ZHQ1, _ungrouped(B_ZGQN @ dnext_ZGMN.transpose(2, 3), H))
+            dB_ZGQN.add_(_grouped(fed_ZHQP * kept_ZHQ1, G) @ dnext_ZGMN)
         # 3. through the state that was given
         dstate = None
         if state is not None:
             dread_ZGQM = _grouped(dy_ZHQP * c_ZHQ.exp()[..., None], G)
             dC_ZGQN.add_(dread_ZGQM @ state.reshape(Z, G, -1, N))
             dstate = (dread_ZGQM.transpose(2, 3) @ C_ZGQN).view(Z, H, P, N)
-            dstate.addcmul_(c_ZHQ[..., -1, None, None].exp(), dnext_ZHPN)
+            if dnext_ZHPN is not None:
+                dstate.addcmul_(c_ZHQ[..., -1, None, None].exp(), dnext_ZHPN)
         # 4. through the decay: dc, then its running sum from the end
         dt_ZHQ, x_ZHQP = dt.transpose(1, 2), x.transpose(1, 2)
         fed_by_ZHQ = (dfed_ZHQP * x_ZHQP).sum(-1)
         dc_ZHQ = (dy_ZHQP * y_ZHQP).sum(-1) - fed_by_ZHQ * dt_ZHQ
-        dc_ZHQ[..., -1] += (dnext_ZHPN * next_ZHPN).sum((-1, -2))
+        if dnext_ZHPN is not None:
+            dc_ZHQ[..., -1] += (dnext_ZHPN * next_ZHPN).sum((-1, -2))
         dlog_ZHQ = dc_ZHQ.flip(-1).cumsum(-1).flip(-1)
         # 5. through the inputs
         ddt_ZHQ = torch.addcmul(fed_by_ZHQ, dlog_ZHQ, A_H[:, None])
         dA_H, dD_H = (dlog_ZHQ * dt_ZHQ).sum((0, 2)), (dy * x).sum((0, 1, 3))
         dx = torch.addcmul(dy * D_H[:, None], dfed_ZHQP.transpose(1, 2), dt[..., None])
-        return dx, ddt_ZHQ.transpose(1, 2), dA_H, dB_ZGQN.transpose(1, 2), dC_ZGQN.transpose(1, 2), dD_H, dstate
+        return dx, ddt_ZHQ.transpose(1, 2), dA_H, dB_ZGQN.transpose(1, 2), dC_ZGQN.transpose(1, 2), dD_H, dstate, None
 
 
 def _later(Q: int, device: torch.device) -> Tensor:
     """True where token j (column) comes after token i (row)."""
     return torch.ones(Q, Q, dtype=torch.bool, device=device).triu(1)
+
+
+def _kept(c_ZHQ: Tensor) -> Tensor:
+    """[Z, H, Q, 1]: how much of what token j feeds is left at the chunk's end."""
+    return (c_ZHQ[..., -1:] - c_ZHQ).exp()[..., None]
 
 
 def _heads_first(x: Tensor, factor: Tensor | None = None) -> Tensor:

@@ -18,19 +18,29 @@ from nanohybrid.ops.ssd_scan.chunk import Chunk
 
 
 def ssd_scan(
-    x_THP: Tensor, dt_TH: Tensor, A_H: Tensor, B_TGN: Tensor, C_TGN: Tensor, D_H: Tensor, layout: Layout, initial_SHPN: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """y_THP in the dtype of dt, and the final states."""
+    x_THP: Tensor,
+    dt_TH: Tensor,
+    A_H: Tensor,
+    B_TGN: Tensor,
+    C_TGN: Tensor,
+    D_H: Tensor,
+    layout: Layout,
+    initial_SHPN: Tensor | None = None,
+    keep: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """y_THP in the dtype of dt, and the final states (None unless `keep`)."""
     plan = layout.plan(CHUNK)
     states = _States(initial_SHPN, (layout.sequences, *x_THP.shape[1:], B_TGN.shape[-1]), dt_TH)
     ys = []
     with torch.autocast(x_THP.device.type, enabled=False):
         for block, x, dt, B, C in zip(plan.blocks, plan.split(x_THP), plan.split(dt_TH), plan.split(B_TGN), plan.split(C_TGN), strict=True):
             x, B, C = x.to(dt.dtype), B.to(dt.dtype), C.to(dt.dtype)
-            y, state = Chunk.apply(x, dt, A_H, B, C, D_H, states.read(block.sequences))
+            leaves = keep or not block.last
+            y, state = Chunk.apply(x, dt, A_H, B, C, D_H, states.read(block.sequences), leaves)
             ys.append(y)
-            states.write(block.sequences, state)
-    return plan.join(ys), states.all()
+            if leaves:
+                states.write(block.sequences, state)
+    return plan.join(ys), states.all() if keep else None
 
 
 class _States:

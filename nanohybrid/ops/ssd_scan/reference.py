@@ -12,9 +12,17 @@ from nanohybrid.ops.layout import Layout
 
 
 def ssd_scan(
-    x_THP: Tensor, dt_TH: Tensor, A_H: Tensor, B_TGN: Tensor, C_TGN: Tensor, D_H: Tensor, layout: Layout, initial_SHPN: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """y_THP and the final states; computed in the dtype of dt."""
+    x_THP: Tensor,
+    dt_TH: Tensor,
+    A_H: Tensor,
+    B_TGN: Tensor,
+    C_TGN: Tensor,
+    D_H: Tensor,
+    layout: Layout,
+    initial_SHPN: Tensor | None = None,
+    keep: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """y_THP and the final states (None unless `keep`); computed in the dtype of dt."""
     heads_per_group = x_THP.shape[1] // B_TGN.shape[1]
     x_THP = x_THP.to(dt_TH.dtype)
     B_THN = B_TGN.to(dt_TH.dtype).repeat_interleave(heads_per_group, dim=1)
@@ -30,4 +38,4 @@ def ssd_scan(
             state_HPN = torch.einsum("H,HPN->HPN", decay_H, state_HPN) + torch.einsum("H,HP,HN->HPN", dt_TH[t], x_THP[t], B_THN[t])
             ys.append(torch.einsum("HPN,HN->HP", state_HPN, C_THN[t]) + torch.einsum("H,HP->HP", D_H, x_THP[t]))
         finals.append(state_HPN)
-    return torch.stack(ys), torch.stack(finals)
+    return torch.stack(ys), torch.stack(finals) if keep else None
