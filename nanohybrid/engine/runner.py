@@ -1,13 +1,14 @@
 """Joins the plan of a step and the model: the only file here that knows both requests and tensors.
 
 All work of a step lies end to end in one ragged batch, prompts and single tokens alike; the head and the sampler see
-only the last token of those sequences whose next token is wanted.
+only the last token of those sequences whose next token is wanted, and the drafts behind it.
 """
 
 from itertools import pairwise
 
 import torch
 
+from nanohybrid.engine.draft import MOST
 from nanohybrid.engine.penalties import Written
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.sampler import Rows, Sampled, sample
@@ -26,28 +27,35 @@ class Runner:
         weight = model.head_weight
         self.device = weight.device
         self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=weight.dtype, device=weight.device)
-        self._sampled: list[Request] = []  # the requests that `_rows` describes
-        self._rows = Rows([], [])
+        self._rows: dict[tuple[int, ...], Rows] = {}  # by the requests that they describe
+        self._drafts: dict[int, int] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
+        self._logits_DV = torch.empty(0)
+        self._windows: list[Request] = []
         self._alone: dict[int, Rows] = {}  # in deterministic runs, each request's own
 
     @torch.inference_mode()
     def run(self, work: list[Work]) -> tuple[list[Request], Sampled]:
         """Compute this work; one token for each request whose known tokens are all computed now, in order.
 
-        Of a family that shares a prompt, all take their first token from its one row of logits.
+        Of a family that shares a prompt, all take their first token from its one row of logits. Where a request has a draft,
+        `sample_draft` goes on from there, and `settle` must end the step.
         """
         if self.deterministic:
             return self._run_each_alone(work)
         tokens: list[int] = []
         last: list[int] = []
         ready: list[Request] = []
+        drafted: list[int] = []
         plain = True
         for request, start, length in work:
             tokens += request.slice(start, length) if length > 1 or not request.tokens else request.tokens[-1:]
-            if start + length == request.known:
+            if start + length - len(request.draft) == request.known:
                 if request.family is None:
                     ready.append(request)
-                    last.append(len(tokens) - 1)
+                    last.append(len(tokens) - 1 - len(request.draft))
+                    if request.draft:
+                        self._drafts[request.id] = len(drafted)
+                        drafted += range(last[-1] + 1, len(tokens))
                 else:
                     plain = False
                     ready += request.family
@@ -55,9 +63,29 @@ class Runner:
         hidden_TE = self.model.hidden(torch.tensor(tokens, device=self.device), self._layout(work), self.state)
         if not last:
             return ready, Sampled([], None, [])
-        hidden_SE = hidden_TE if plain and len(last) == len(tokens) else hidden_TE[torch.tensor(last, device=self.device)]
+        wanted = last + drafted
+        hidden_SE = hidden_TE if plain and len(last) == len(tokens) else hidden_TE[torch.tensor(wanted, device=self.device)]
+        logits_SV = self.model.head(hidden_SE)
+        self._logits_DV = logits_SV[len(last) :]
+        return ready, self._sample(logits_SV[: len(last)], ready)
+
+    @torch.inference_mode()
+    def sample_draft(self, requests: list[Request], offset: int) -> Sampled:
+        """The token of each of these after the first `offset` of its draft, which it has said."""
+        rows = [self._drafts[request.id] + offset - 1 for request in requests]
+        return self._sample(self._logits_DV[torch.tensor(rows, device=self.device)], requests)
+
+    @torch.inference_mode()
+    def settle(self, stay: dict[int, int]) -> None:
+        """Of the requests with drafts in this step, keep the states after so many tokens of those named, by id."""
+        rows = [row for row, request in enumerate(self._windows) if request.id in stay]
+        self.state.settle(rows, [stay[self._windows[row].id] for row in rows])
+        self._windows, self._logits_DV = [], torch.empty(0)
+        self._drafts.clear()
+
+    def _sample(self, logits_SV: torch.Tensor, ready: list[Request]) -> Sampled:
         forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
-        return ready, sample(self.model.head(hidden_SE), self._rows_of(ready), [request.known for request in ready], forced)
+        return sample(logits_SV, self._rows_of(ready), [request.known for request in ready], forced)
 
     def _run_each_alone(self, work: list[Work]) -> tuple[list[Request], Sampled]:
         """The same, each request by itself, its prompt in pieces that end at multiples of 128: what is computed for it has one
@@ -101,19 +129,24 @@ class Runner:
         return saved
 
     def _layout(self, work: list[Work]) -> Layout:
+        windows = [index for index, (request, _, _) in enumerate(work) if request.draft]
+        self._windows = [work[index].request for index in windows]
         return Layout.stored(
             [length for _, _, length in work],
             [start for _, start, _ in work],
             [request.slot.ids[0] for request, _, _ in work if request.slot],
             [request.pages.ids for request, _, _ in work if request.pages],
             self.page_size,
+            windows,
         )
 
     def _rows_of(self, ready: list[Request]) -> Rows:
-        if ready != self._sampled:
-            self._sampled = ready
-            self._rows = self._make_rows(ready)
-        return self._rows
+        key = tuple(request.id for request in ready)
+        if key not in self._rows:
+            if len(self._rows) > MOST:  # a few, since the positions of a draft have fewer and fewer requests each
+                self._rows.clear()
+            self._rows[key] = self._make_rows(ready)
+        return self._rows[key]
 
     def _make_rows(self, ready: list[Request]) -> Rows:
         return Rows(

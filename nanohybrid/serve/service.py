@@ -46,7 +46,9 @@ class Service:
     def __init__(self, llm: LLM, settings: Settings, limits: Limits | None = None, on_death: Callable[[], None] = lambda: None) -> None:
         self.llm, self.settings, self.limits = llm, settings, limits or Limits()
         context = min(settings.max_context, llm.model.config.max_position_embeddings)
-        engine = Engine(llm.model, llm.tokenizer, max_running=llm.max_running, max_context=context, cache_bytes=settings.cache_bytes)
+        engine = Engine(
+            llm.model, llm.tokenizer, max_running=llm.max_running, max_context=context, cache_bytes=settings.cache_bytes, **llm.options
+        )
         self.loop = EngineLoop(engine, settings.max_queued, self.limits.queue_seconds, on_death)
         self.metrics = Metrics(self.loop)
         self.began = int(time.time())
