@@ -23,9 +23,8 @@ class Runner:
     def __init__(self, model: HybridLM, *, slots: int, pages: int, page_size: int, deterministic: bool = False) -> None:
         self.model = model
         self.page_size, self.deterministic = page_size, deterministic
-        weight = model.head_weight
-        self.device = weight.device
-        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=weight.dtype, device=weight.device)
+        self.device = model.device
+        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=model.dtype, device=model.device)
         self._sampled: list[Request] = []  # the requests that `_rows` describes
         self._rows = Rows([], [])
         self._alone: dict[int, Rows] = {}  # in deterministic runs, each request's own
