@@ -15,4 +15,5 @@ def causal_conv(
     initial_SWC [S, W-1, C]: the inputs that came before, the latest last; None is zeros. Computed and returned in fp32
     (float64 for float64), with, where `keep`, the inputs that the next call needs, [S, W-1, C] in the dtype of x.
     """
-    return choose(reference=reference.causal_conv, torch=shifted.causal_conv)(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
+    conv = choose(x_TC, weight_CW, bias_C, initial_SWC, reference=reference.causal_conv, torch=shifted.causal_conv)
+    return conv(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
