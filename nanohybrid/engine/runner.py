@@ -5,8 +5,10 @@ only the last token of those sequences whose next token is wanted, and the draft
 """
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from nanohybrid.engine.draft import MOST
 from nanohybrid.engine.penalties import Written
@@ -14,8 +16,12 @@ from nanohybrid.engine.request import Request
 from nanohybrid.engine.sampler import Rows, Sampled, sample
 from nanohybrid.engine.scheduler import Move, Work
 from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model.packed import is_packed
 from nanohybrid.model.state import Saved
 from nanohybrid.ops.sizes import CHUNK
+
+if TYPE_CHECKING:
+    from nanohybrid.model.decoder import Decoder
 
 
 class Runner:
@@ -24,9 +30,9 @@ class Runner:
     def __init__(self, model: HybridLM, *, slots: int, pages: int, page_size: int, deterministic: bool = False) -> None:
         self.model = model
         self.page_size, self.deterministic = page_size, deterministic
-        weight = model.head_weight
-        self.device = weight.device
-        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=weight.dtype, device=weight.device)
+        self.device = model.device
+        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=model.dtype, device=model.device)
+        self.decoder = make_decoder(model, self.state)
         self._rows: dict[tuple[int, ...], Rows] = {}  # by the requests that they describe
         self._drafts: dict[int, int] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
         self._logits_DV = torch.empty(0)
@@ -35,39 +41,56 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, work: list[Work]) -> tuple[list[Request], Sampled]:
-        """Compute this work; one token for each request whose known tokens are all computed now, in order.
+        """Compute this work; one token for each request whose known tokens are all computed now.
 
         Of a family that shares a prompt, all take their first token from its one row of logits. Where a request has a draft,
         `sample_draft` goes on from there, and `settle` must end the step.
         """
         if self.deterministic:
             return self._run_each_alone(work)
+        single, longer = _parted(work, self.decoder is not None)
+        ready: list[Request] = []
+        logits: list[Tensor] = []
+        for some, compute in ((single, self._step), (longer, self._forward)):
+            if some:
+                wanted: list[int] = []  # of this work, once for each request that takes its next token from it
+                for index, (request, start, length) in enumerate(some):
+                    if start + length - len(request.draft) == request.known:
+                        members = request.family or [request]
+                        ready += members
+                        wanted += [index] * len(members)
+                logits_SV = compute(some, wanted)
+                if wanted:
+                    logits.append(logits_SV)
+        if not ready:
+            return ready, Sampled([], None, [])
+        return ready, self._sample(logits[0] if len(logits) == 1 else torch.cat(logits), ready)
+
+    def _forward(self, work: list[Work], wanted: list[int]) -> Tensor:
+        """Work of any lengths through the ragged forward; logits [len(wanted), V] after the last token of these."""
         tokens: list[int] = []
         last: list[int] = []
-        ready: list[Request] = []
         drafted: list[int] = []
-        plain = True
         for request, start, length in work:
-            tokens += request.slice(start, length) if length > 1 or not request.tokens else request.tokens[-1:]
-            if start + length - len(request.draft) == request.known:
-                if request.family is None:
-                    ready.append(request)
-                    last.append(len(tokens) - 1 - len(request.draft))
-                    if request.draft:
-                        self._drafts[request.id] = len(drafted)
-                        drafted += range(last[-1] + 1, len(tokens))
-                else:
-                    plain = False
-                    ready += request.family
-                    last += [len(tokens) - 1] * len(request.family)
+            tokens += request.slice(start, length)
+            last.append(len(tokens) - 1 - len(request.draft))
+            if request.draft:
+                self._drafts[request.id] = len(drafted)
+                drafted += range(last[-1] + 1, len(tokens))
         hidden_TE = self.model.hidden(torch.tensor(tokens, device=self.device), self._layout(work), self.state)
-        if not last:
-            return ready, Sampled([], None, [])
-        wanted = last + drafted
-        hidden_SE = hidden_TE if plain and len(last) == len(tokens) else hidden_TE[torch.tensor(wanted, device=self.device)]
-        logits_SV = self.model.head(hidden_SE)
-        self._logits_DV = logits_SV[len(last) :]
-        return ready, self._sample(logits_SV[: len(last)], ready)
+        if len(tokens) == len(wanted) == len(work):  # each brought one, each once
+            return self.model.head(hidden_TE)
+        rows = [last[index] for index in wanted] + drafted
+        logits_SV = self.model.head(hidden_TE[torch.tensor(rows, dtype=torch.int64, device=self.device)])
+        self._logits_DV = logits_SV[len(wanted) :]
+        return logits_SV[: len(wanted)]
+
+    def _step(self, work: list[Work], wanted: list[int]) -> Tensor:
+        """The same for one token of each, through the decoder's one kernel."""
+        assert self.decoder is not None
+        tokens = [request.slice(start, 1)[0] for request, start, _ in work]
+        logits_SV = self.decoder.logits(tokens, self._layout(work))
+        return logits_SV if wanted == list(range(len(work))) else logits_SV[wanted]
 
     @torch.inference_mode()
     def sample_draft(self, requests: list[Request], offset: int) -> Sampled:
@@ -83,31 +106,45 @@ class Runner:
         self._windows, self._logits_DV = [], torch.empty(0)
         self._drafts.clear()
 
-    def _sample(self, logits_SV: torch.Tensor, ready: list[Request]) -> Sampled:
+    def _sample(self, logits_SV: Tensor, ready: list[Request]) -> Sampled:
         forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
         return sample(logits_SV, self._rows_of(ready), [request.known for request in ready], forced)
 
     def _run_each_alone(self, work: list[Work]) -> tuple[list[Request], Sampled]:
         """The same, each request by itself, its prompt in pieces that end at multiples of 128: what is computed for it has one
-        shape whatever shares the step and however its prompt was cut, cached or put aside, and so the same bits."""
+        shape whatever shares the step and however its prompt was cut, cached or put aside, and so the same bits. Single tokens
+        go through the decoder together, where there is one: it computes each as if alone."""
         ready: list[Request] = []
         each: list[Sampled] = []
         alone: dict[int, Rows] = {}
-        for request, start, length in work:
-            hidden_TE = torch.empty(0)
-            for begin, end in pieces(start, start + length):
-                tokens = torch.tensor(request.slice(begin, end - begin), device=self.device)
-                hidden_TE = self.model.hidden(tokens, self._layout([Work(request, begin, end - begin)]), self.state)
+        single, longer = _parted(work, self.decoder is not None)
+        rows = list(self._step(single, list(range(len(single)))).split(1)) if single else []
+        for work_of_one in longer:
+            rows.append(self._pieces(work_of_one))
+        for (request, start, length), logits_SV in zip([*single, *longer], rows, strict=True):
             if start + length < request.known:
                 continue
-            logits_SV = self.model.head(hidden_TE[-1:].clone())  # a copy stands where all copies do, aligned alike
             for member in request.family or [request]:
-                rows = self._alone.get(member.id) or self._make_rows([member])
-                alone[member.id] = rows
+                drawn = self._alone.get(member.id) or self._make_rows([member])
+                alone[member.id] = drawn
                 ready.append(member)
-                each.append(sample(logits_SV, rows, [member.known], [(0, member.forced[0])] if member.forced else []))
+                # a copy stands where all copies do, aligned alike
+                each.append(sample(logits_SV.clone(), drawn, [member.known], [(0, member.forced[0])] if member.forced else []))
         self._alone = alone
         return ready, joined(each)
+
+    def _pieces(self, work: Work) -> Tensor:
+        """Logits [1, V] after the last token of one request's work, computed piece by piece; a piece of one token as any such is."""
+        request, start, length = work
+        logits_SV = torch.empty(0)
+        for begin, end in pieces(start, start + length):
+            piece = [Work(request, begin, end - begin)]
+            wanted = [0] if end == start + length else []
+            if self.decoder is not None and end - begin == 1:
+                logits_SV = self._step(piece, [0])
+            else:
+                logits_SV = self._forward(piece, wanted)
+        return logits_SV
 
     @torch.inference_mode()
     def move(self, moves: list[Move]) -> None:
@@ -155,6 +192,22 @@ class Runner:
             self.device,
             [Written(request.prompt, request.tokens) for request in ready],
         )
+
+
+def make_decoder(model: HybridLM, state: State) -> "Decoder | None":
+    """The one-kernel decode step, for a model that was packed for it (nanohybrid.model.packed.prepare)."""
+    if not is_packed(model):
+        return None
+    from nanohybrid.model.decoder import Decoder  # here, since it needs numba
+
+    return Decoder(model, state)
+
+
+def _parted(work: list[Work], decoder: bool) -> tuple[list[Work], list[Work]]:
+    """What the decoder computes, one token each, and the rest."""
+    if not decoder:
+        return [], work
+    return [item for item in work if item.length == 1], [item for item in work if item.length > 1]
 
 
 def pieces(start: int, end: int) -> list[tuple[int, int]]:
