@@ -57,7 +57,8 @@ class Runner:
             return ready, Sampled([], None, [])
         hidden_SE = hidden_TE if plain and len(last) == len(tokens) else hidden_TE[torch.tensor(last, device=self.device)]
         forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
-        return ready, sample(self.model.head(hidden_SE), self._rows_of(ready), [request.known for request in ready], forced)
+        rows = self._edited(self._rows_of(ready), ready)
+        return ready, sample(self.model.head(hidden_SE), rows, [request.known for request in ready], forced)
 
     def _run_each_alone(self, work: list[Work]) -> tuple[list[Request], Sampled]:
         """The same, each request by itself, its prompt in pieces that end at multiples of 128: what is computed for it has one
@@ -77,7 +78,8 @@ class Runner:
                 rows = self._alone.get(member.id) or self._make_rows([member])
                 alone[member.id] = rows
                 ready.append(member)
-                each.append(sample(logits_SV, rows, [member.known], [(0, member.forced[0])] if member.forced else []))
+                forced = [(0, member.forced[0])] if member.forced else []
+                each.append(sample(logits_SV, self._edited(rows, [member]), [member.known], forced))
         self._alone = alone
         return ready, joined(each)
 
@@ -114,6 +116,10 @@ class Runner:
             self._sampled = ready
             self._rows = self._make_rows(ready)
         return self._rows
+
+    def _edited(self, rows: Rows, ready: list[Request]) -> Rows:
+        """What a subclass makes of the rows of a step before they are sampled."""
+        return rows
 
     def _make_rows(self, ready: list[Request]) -> Rows:
         return Rows(
