@@ -62,7 +62,8 @@ class Runner:
             return ready, Sampled([], None, [])
         forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
         logits_SV = logits[0] if len(logits) == 1 else torch.cat(logits)
-        return ready, sample(logits_SV, self._rows_of(ready), [request.known for request in ready], forced)
+        rows = self._edited(self._rows_of(ready), ready)
+        return ready, sample(logits_SV, rows, [request.known for request in ready], forced)
 
     def _forward(self, work: list[Work], wanted: list[int]) -> Tensor:
         """Work of any lengths through the ragged forward; logits [len(wanted), V] after the last token of these."""
@@ -101,8 +102,9 @@ class Runner:
                 drawn = self._alone.get(member.id) or self._make_rows([member])
                 alone[member.id] = drawn
                 ready.append(member)
+                forced = [(0, member.forced[0])] if member.forced else []
                 # a copy stands where all copies do, aligned alike
-                each.append(sample(logits_SV.clone(), drawn, [member.known], [(0, member.forced[0])] if member.forced else []))
+                each.append(sample(logits_SV.clone(), self._edited(drawn, [member]), [member.known], forced))
         self._alone = alone
         return ready, joined(each)
 
@@ -112,7 +114,7 @@ class Runner:
         logits_SV = torch.empty(0)
         for begin, end in pieces(start, start + length):
             piece = [Work(request, begin, end - begin)]
-            wanted = [0] if end == start + length else []
+            wanted = [0] if end == request.known else []
             if self.decoder is not None and end - begin == 1:
                 logits_SV = self._step(piece, [0])
             else:
@@ -152,6 +154,10 @@ class Runner:
             self._sampled = ready
             self._rows = self._make_rows(ready)
         return self._rows
+
+    def _edited(self, rows: Rows, ready: list[Request]) -> Rows:
+        """What a subclass makes of the rows of a step before they are sampled."""
+        return rows
 
     def _make_rows(self, ready: list[Request]) -> Rows:
         return Rows(
