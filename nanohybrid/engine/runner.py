@@ -108,7 +108,7 @@ class Runner:
 
     def _sample(self, logits_SV: Tensor, ready: list[Request]) -> Sampled:
         forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
-        return sample(logits_SV, self._rows_of(ready), [request.known for request in ready], forced)
+        return sample(logits_SV, self._edited(self._rows_of(ready), ready), [request.known for request in ready], forced)
 
     def _run_each_alone(self, work: list[Work]) -> tuple[list[Request], Sampled]:
         """The same, each request by itself, its prompt in pieces that end at multiples of 128: what is computed for it has one
@@ -128,8 +128,9 @@ class Runner:
                 drawn = self._alone.get(member.id) or self._make_rows([member])
                 alone[member.id] = drawn
                 ready.append(member)
+                forced = [(0, member.forced[0])] if member.forced else []
                 # a copy stands where all copies do, aligned alike
-                each.append(sample(logits_SV.clone(), drawn, [member.known], [(0, member.forced[0])] if member.forced else []))
+                each.append(sample(logits_SV.clone(), self._edited(drawn, [member]), [member.known], forced))
         self._alone = alone
         return ready, joined(each)
 
@@ -139,7 +140,7 @@ class Runner:
         logits_SV = torch.empty(0)
         for begin, end in pieces(start, start + length):
             piece = [Work(request, begin, end - begin)]
-            wanted = [0] if end == start + length else []
+            wanted = [0] if end == request.known else []
             if self.decoder is not None and end - begin == 1:
                 logits_SV = self._step(piece, [0])
             else:
@@ -184,6 +185,10 @@ class Runner:
                 self._rows.clear()
             self._rows[key] = self._make_rows(ready)
         return self._rows[key]
+
+    def _edited(self, rows: Rows, ready: list[Request]) -> Rows:
+        """What a subclass makes of the rows of a step before they are sampled."""
+        return rows
 
     def _make_rows(self, ready: list[Request]) -> Rows:
         return Rows(
