@@ -43,8 +43,8 @@ def decode_attention(q_SHP: Tensor, layout: Layout, cache: Cache) -> Tensor:
     """
     (S, H, P), K = q_SHP.shape, cache.key.shape[2]
     table, positions_S = page_table(layout, q_SHP.device), layout.token_positions(q_SHP.device)
-    part = {"dtype": torch.float32, "device": q_SHP.device}
-    o_SHXP, weight_SHX = torch.empty(S, H, decode.PARTS, P, **part), torch.empty(S, H, decode.PARTS, **part)
+    o_SHXP = q_SHP.new_empty(S, H, decode.PARTS, P, dtype=torch.float32)
+    weight_SHX = q_SHP.new_empty(S, H, decode.PARTS, dtype=torch.float32)
     shared = {"H": H, "P": P, "WIDTH": power(P, LEAST_DOT), "KEYS": KEYS}
     decode.part[(decode.PARTS, K, S)](
         q_SHP.contiguous(), cache.key, cache.value, o_SHXP, weight_SHX, table, positions_S, table.shape[1], layout.page_size,
