@@ -27,7 +27,11 @@ from nanohybrid.model.declare import parameters
 Value = int | float | list[int]
 Role = Literal["matrix", "embedding", "vector", "decay"]
 
-WHOLE = {"backbone.embeddings.weight": "token_embd.weight", "backbone.norm_f.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
+WHOLE = {
+    "backbone.embeddings.weight": "token_embd.weight",
+    "backbone.norm_f.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
 MIXERS = {
     "in_proj.weight": "ssm_in.weight", "conv1d.weight": "ssm_conv1d.weight", "conv1d.bias": "ssm_conv1d.bias", "dt_bias": "ssm_dt.bias",
     "A_log": "ssm_a", "D": "ssm_d", "norm.weight": "ssm_norm.weight", "out_proj.weight": "ssm_out.weight",
@@ -55,8 +59,10 @@ class Target:
 def architecture(config: HybridConfig) -> str:
     """llama.cpp's name for a model of this configuration. Raises InputError that names what it has no architecture for."""
     kind = model_type(config)
-    if kind in (NEMOTRON, QWEN):
-        _check_limits(config)
+    if kind == QWEN:
+        return kind
+    if kind == NEMOTRON:
+        _check_hybrid(config)
         return kind
     asked = {
         f"rotary positions (rope_theta = {config.rope_theta})": ATTENTION in config.pattern and config.rope_theta is not None,
@@ -70,9 +76,10 @@ def architecture(config: HybridConfig) -> str:
     )
 
 
-def _check_limits(config: HybridConfig) -> None:
-    if MAMBA not in config.pattern:
-        return
+def _check_hybrid(config: HybridConfig) -> None:
+    if MAMBA not in config.pattern or ATTENTION not in config.pattern:
+        lacking = "Mamba-2" if MAMBA not in config.pattern else "attention"
+        raise InputError(f"the pattern {config.pattern[:40]} has no {lacking} layer, and llama.cpp's {NEMOTRON} aborts without one of each")
     if config.time_step_limit[0] > 0 or config.time_step_limit[1] < math.inf:
         raise InputError(f"time_step_limit is {list(config.time_step_limit)}, and llama.cpp does not limit time steps")
     if config.conv_kernel < 2:

@@ -45,7 +45,5 @@ def encode(tensor: Tensor, kind: GGMLQuantizationType, name: str) -> np.ndarray[
         return cast.contiguous().view(-1).view(torch.uint8).numpy()
     quantize = require("gguf.quants", "gguf").quantize
     rows_NK = tensor.reshape(-1, tensor.shape[-1])
-    pieces = [
-        quantize(piece_NK.float().numpy(), kind).reshape(-1) for piece_NK in rows_NK.split(max(1, PIECE // max(1, rows_NK.shape[1])))
-    ]
-    return np.concatenate(pieces)
+    pieces = rows_NK.split(max(1, PIECE // rows_NK.shape[1]))
+    return np.concatenate([quantize(piece_NK.float().numpy(), kind).reshape(-1) for piece_NK in pieces])

@@ -19,9 +19,7 @@ CONFIGS = {
     "a group a head, widths of the 9B": HybridConfig(**{**HYBRID, "n_groups": 4, "mamba_head_dim": 80, "ssm_state_size": 128}),
     "attention first and last": HybridConfig(**{**HYBRID, "pattern": "*M--M*", "num_key_value_heads": 4, "head_dim": 32}),
     "wide conv, odd sizes": HybridConfig(**{**HYBRID, "conv_kernel": 3, "mamba_head_dim": 24, "intermediate_size": 100}),
-    "no attention": HybridConfig(**{**HYBRID, "pattern": "M-MM-"}),
     "no MLP": HybridConfig(**{**HYBRID, "pattern": "M*M"}),
-    "no Mamba": HybridConfig(**{**HYBRID, "pattern": "*-*-"}),
     "dense": HybridConfig(**DENSE),
     "dense, tied": HybridConfig(**{**DENSE, "num_key_value_heads": 1, "head_dim": 32}, tie_word_embeddings=True),
 }

@@ -146,6 +146,8 @@ def test_keys_of_a_dense_model_are_qwen3s(checkpoint, tmp_path):
         ({"pattern": "*-*-", "mlp_activation": "swiglu"}, "swiglu"),
         ({"time_step_limit": (0.001, 0.1)}, "time_step_limit is .0.001, 0.1."),
         ({"conv_kernel": 1}, "conv_kernel"),
+        ({"pattern": "M-M-"}, "M-M- has no attention layer"),
+        ({"pattern": "*-*-"}, "has no Mamba-2 layer"),
     ],
 )
 def test_what_llama_cpp_has_no_architecture_for_is_refused_in_one_line(tmp_path, changes, words):

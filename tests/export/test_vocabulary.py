@@ -63,7 +63,9 @@ def test_words_that_were_added_are_the_users_and_no_marks(directory, edit):
     assert (found.tokens[350], found.types[350]) == ("<tool_call>", gguf.TokenType.USER_DEFINED)
 
 
-@pytest.mark.parametrize(("pattern", "whole", "name"), [(QWEN, False, "qwen2"), (QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|"), True, "llama-bpe")])
+@pytest.mark.parametrize(
+    ("pattern", "whole", "name"), [(QWEN, False, "qwen2"), (QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|"), True, "llama-bpe")]
+)
 def test_rules_of_other_families_are_known(directory, edit, pattern, whole, name):
     def change(raw):
         raw["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": split(pattern)}
@@ -158,7 +160,8 @@ def test_the_file_says_all_of_it(checkpoint, tmp_path, small):
     found = gguf.GGUFReader(tmp_path / "model.gguf").fields
     said = {key.removeprefix("tokenizer."): field.contents() for key, field in found.items() if key.startswith("tokenizer.")}
     assert said == {
-        "ggml.model": "gpt2", "ggml.pre": "tekken", "ggml.tokens": wanted.tokens, "ggml.token_type": wanted.types, "ggml.merges": wanted.merges,
+        "ggml.model": "gpt2", "ggml.pre": "tekken", "ggml.tokens": wanted.tokens, "ggml.token_type": wanted.types,
+        "ggml.merges": wanted.merges,
         "ggml.bos_token_id": 1, "ggml.eos_token_id": 12, "ggml.padding_token_id": 0, "ggml.eot_token_id": 2, "ggml.eom_token_id": 11,
         "ggml.add_bos_token": False, "chat_template": ChatTemplate.default().source,
     }  # fmt: skip
