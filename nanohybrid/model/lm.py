@@ -14,6 +14,7 @@ from nanohybrid.model.declare import MIXERS
 from nanohybrid.model.initialise import initialise
 from nanohybrid.model.module import embedding, linear
 from nanohybrid.model.norms import RMSNorm
+from nanohybrid.model.packed import PackedLinear
 from nanohybrid.model.quantized import QuantizedLinear
 from nanohybrid.model.state import State
 from nanohybrid.ops.layout import Layout
@@ -52,7 +53,7 @@ class HybridLM(nn.Module):
         self.config = config
         self.backbone = Backbone(config)
         if not config.tie_word_embeddings:
-            self.lm_head: nn.Linear | QuantizedLinear = linear(config.hidden_size, config.vocab_size)
+            self.lm_head: nn.Linear | QuantizedLinear | PackedLinear = linear(config.hidden_size, config.vocab_size)
         if seed is not None:
             self.reset_parameters(seed)
 
@@ -72,10 +73,10 @@ class HybridLM(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """[V, E]: the head's weight, which the losses read chunk by chunk; of a quantised head a new tensor each time."""
+        """[V, E]: the head's weight, which the losses read chunk by chunk; of a quantised or packed head a new tensor each time."""
         if self.config.tie_word_embeddings:
             return self.backbone.embeddings.weight
-        return self.lm_head.dequantized(self.dtype) if isinstance(self.lm_head, QuantizedLinear) else self.lm_head.weight
+        return self.lm_head.weight if isinstance(self.lm_head, nn.Linear) else self.lm_head.dequantized(self.dtype)
 
     def hidden(self, tokens_T: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """Final hidden states [T, E], after the last norm. tokens: int64 ids below V.

@@ -23,4 +23,4 @@ def attention(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache
     With a cache, keys and values are first written to the layout's pages, and a sequence that continues attends to all that
     its pages hold. Query head h reads key head h // (H // K).
     """
-    return choose(reference=reference.attention, torch=ragged.attention)(q_THP, k_TKP, v_TKP, layout, cache)
+    return choose(q_THP, k_TKP, v_TKP, reference=reference.attention, torch=ragged.attention)(q_THP, k_TKP, v_TKP, layout, cache)
