@@ -7,6 +7,7 @@ only the last token of those sequences whose next token is wanted.
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from nanohybrid.engine.penalties import Written
 from nanohybrid.engine.request import Request
@@ -53,6 +54,7 @@ class Runner:
                     ready += request.family
                     last += [len(tokens) - 1] * len(request.family)
         hidden_TE = self.model.hidden(torch.tensor(tokens, device=self.device), self._layout(work), self.state)
+        self._score(work, hidden_TE)
         if not last:
             return ready, Sampled([], None, [])
         hidden_SE = hidden_TE if plain and len(last) == len(tokens) else hidden_TE[torch.tensor(last, device=self.device)]
@@ -70,7 +72,9 @@ class Runner:
             hidden_TE = torch.empty(0)
             for begin, end in pieces(start, start + length):
                 tokens = torch.tensor(request.slice(begin, end - begin), device=self.device)
-                hidden_TE = self.model.hidden(tokens, self._layout([Work(request, begin, end - begin)]), self.state)
+                piece = [Work(request, begin, end - begin)]
+                hidden_TE = self.model.hidden(tokens, self._layout(piece), self.state)
+                self._score(piece, hidden_TE)
             if start + length < request.known:
                 continue
             logits_SV = self.model.head(hidden_TE[-1:].clone())  # a copy stands where all copies do, aligned alike
@@ -101,6 +105,14 @@ class Runner:
         saved = self.state.save(slot, pages[: -(-request.computed // self.page_size)], request.kept)
         request.kept = saved.pages[: request.computed // self.page_size]
         return saved
+
+    def _score(self, work: list[Work], hidden_TE: Tensor) -> None:
+        """Score the prompts of those that asked for it."""
+        at = 0
+        for request, start, length in work:
+            if request.scores is not None and start + 1 < len(request.prompt):
+                request.scores.take(self.model, hidden_TE[at : at + length], start)
+            at += length
 
     def _layout(self, work: list[Work]) -> Layout:
         return Layout.stored(
