@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]  # the checkout that is measured, installed or not
 TYPES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}  # as we say it, and as GGUF says what has as many bits
 FARTHEST = 0.1  # logits of a bf16 engine against ours in fp32: rms of the difference over their spread
 
@@ -110,7 +111,14 @@ def measure(setting: Setting, engine: str, kind: str, name: str, workload: Workl
 
 def run(command: list[str], threads: int, as_json: bool = True) -> dict[str, object] | str:  # type: ignore[return]
     """The JSON object (or the text) that a child prints last. Raises Failed with its last word."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise Failed((done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1])

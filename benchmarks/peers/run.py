@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from engines import ENGINES, TYPES, Failed, Measured, Setting, Workload, export_gguf, make_model, measure
+from engines import ENGINES, ROOT, TYPES, Failed, Measured, Setting, Workload, export_gguf, make_model, measure
 from summary import aggregate, markdown, plot
 
 WORKLOADS = {
@@ -33,6 +33,7 @@ WORKLOADS = {
 
 def main() -> int:
     arguments = _arguments()
+    sys.path.insert(0, str(ROOT))
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = arguments.model or make_model(arguments.preset, arguments.out / "model")
     files = {kind: export_gguf(model, arguments.out / f"{kind}.gguf", kind) for kind in arguments.types}

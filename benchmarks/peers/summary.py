@@ -6,9 +6,6 @@ from typing import Any
 
 from engines import SPEEDS, Measured, Workload
 
-from nanohybrid.stages.plots import COLOURS, style
-from nanohybrid.stages.report import INK
-
 PEER_TYPES = {"int8": "int8 / q8_0", "int4": "int4 / q4_0"}
 
 
@@ -82,6 +79,9 @@ def _spelt(versions: Any) -> str:
 def plot(result: dict[str, Any], file: Path) -> None:
     """A panel a measure: bars with their spread for each type and engine, and the machine's limit as a line."""
     from matplotlib.figure import Figure
+
+    from nanohybrid.stages.plots import COLOURS, style
+    from nanohybrid.stages.report import INK
 
     rows = result["results"]
     measures, engines = list(dict.fromkeys(row["measure"] for row in rows)), list(result["engines"])

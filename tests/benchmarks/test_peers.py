@@ -95,8 +95,8 @@ def test_a_whole_run_writes_figures_table_and_picture(peers, tmp_path, monkeypat
     (tmp_path / "python").chmod(0o755)
     flags = ["--preset", "tiny", "--rounds", "1", "--scale", "0.1", "--types", "int8", "--engines", "nanohybrid", "llama.cpp"]
     ours = ["--ours", sys.executable, str(tmp_path / "ours.py"), "--llama-python", str(tmp_path / "python")]
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(tmp_path / "out"), "--threads", "1", *flags, *ours])
-    monkeypatch.setenv("PYTHONPATH", str(HERE.parents[1]))
     assert run.main() == 0
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert "No module named 'llama_cpp'" in result["left_out"]["llama.cpp"]
