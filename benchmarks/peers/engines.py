@@ -133,6 +133,16 @@ def _our_logits(setting: Setting) -> np.ndarray:
     return np.load(file)
 
 
+def forget_others(model: Path, out: Path) -> None:
+    """Remove what an earlier run made in `out` of another model, or of this one as it was before."""
+    said = f"{model.resolve()} {max(file.stat().st_mtime_ns for file in model.iterdir())}"
+    mark = out / "made_of.txt"
+    if not mark.exists() or mark.read_text() != said:
+        for file in (*out.glob("*.gguf"), *out.glob("*.npy")):
+            file.unlink()
+        mark.write_text(said)
+
+
 def export_gguf(model: Path, out: Path, kind: str) -> Path:
     """The model as a GGUF of that type, made once."""
     if not out.exists():

@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from engines import ENGINES, ROOT, TYPES, Failed, Measured, Setting, Workload, export_gguf, make_model, measure
+from engines import ENGINES, ROOT, TYPES, Failed, Measured, Setting, Workload, export_gguf, forget_others, make_model, measure
 from summary import aggregate, markdown, plot
 
 WORKLOADS = {
@@ -36,6 +36,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = arguments.model or make_model(arguments.preset, arguments.out / "model")
+    forget_others(model, arguments.out)
     files = {kind: export_gguf(model, arguments.out / f"{kind}.gguf", kind) for kind in arguments.types}
     setting = Setting(model, files, arguments.threads, arguments.out, arguments.llama_python, arguments.ours)
     workloads = {name: workload.scaled(arguments.scale) for name, workload in WORKLOADS.items()}

@@ -87,6 +87,21 @@ def test_an_engine_of_other_weights_is_refused(peers, tmp_path, monkeypatch, err
         assert engines.ENGINES["llama.cpp"].check(setting) == {"peer": "1", "logits_differ_by": pytest.approx(error, abs=1e-3)}
 
 
+def test_files_of_another_model_are_not_taken_for_this_ones(peers, tmp_path):
+    engines, _ = peers
+    for name in ("first", "second", "out"):
+        (tmp_path / name).mkdir()
+    for name in ("first", "second"):
+        (tmp_path / name / "config.json").write_text("{}")
+    kept = tmp_path / "out" / "bf16.gguf"
+    engines.forget_others(tmp_path / "first", tmp_path / "out")
+    kept.write_text("of the first")
+    engines.forget_others(tmp_path / "first", tmp_path / "out")
+    assert kept.exists()
+    engines.forget_others(tmp_path / "second", tmp_path / "out")
+    assert not kept.exists()
+
+
 def test_a_whole_run_writes_figures_table_and_picture(peers, tmp_path, monkeypatch):
     import run
 
