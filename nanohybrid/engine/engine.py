@@ -21,6 +21,7 @@ from nanohybrid.engine.sampler import Sampled
 from nanohybrid.engine.scheduler import Scheduler, Work
 from nanohybrid.errors import InputError, NanohybridError
 from nanohybrid.model import HybridLM
+from nanohybrid.model.declare import KV_DTYPES, STATE_DTYPES, known
 from nanohybrid.ops.sizes import PAGE
 from nanohybrid.text import Tokenizer
 
@@ -35,6 +36,7 @@ class Engine:
     `deterministic` computes each request by itself, so that what else runs changes not a bit of it; checkpoints are then at
     multiples of 128 only. It costs what batching gains.
     `speculate` drafts up to so many tokens a step for each that decodes, from its own text (draft.py), and says the same sooner.
+    `state_dtype` fp16 keeps recurrent states in half the memory, rounded stochastically; `kv_dtype` fp8 keys and values.
     `token_budget` bounds the tokens of a step, and so its transient memory and how long a prompt delays the others.
     """
 
@@ -51,6 +53,8 @@ class Engine:
         checkpoint_every: int = 1024,
         deterministic: bool = False,
         speculate: int = 0,
+        state_dtype: str = "fp32",
+        kv_dtype: str = "auto",
     ) -> None:
         if speculate and deterministic:
             raise InputError("speculate computes several tokens of a request at once, which rounds differently; deterministic forbids it")
@@ -67,7 +71,15 @@ class Engine:
         self.cache = PrefixCache(cache_bytes, checkpoint_every) if cache_bytes else None
         if self.cache is not None:
             self.scheduler.on_admit = partial(begin, self.cache)
-        self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE, deterministic=deterministic)
+        self.runner = Runner(
+            model,
+            slots=max_running,
+            pages=pages,
+            page_size=PAGE,
+            deterministic=deterministic,
+            state_dtype=STATE_DTYPES[known(state_dtype, STATE_DTYPES, "state_dtype")],
+            kv_dtype=KV_DTYPES[known(kv_dtype, KV_DTYPES, "kv_dtype")],
+        )
         self.drafter = Drafter(speculate) if speculate else None
         if self.drafter is not None:
             self.scheduler.propose = self.drafter.propose

@@ -27,12 +27,23 @@ if TYPE_CHECKING:
 class Runner:
     """Runs steps of one model over one allocation of state."""
 
-    def __init__(self, model: HybridLM, *, slots: int, pages: int, page_size: int, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        model: HybridLM,
+        *,
+        slots: int,
+        pages: int,
+        page_size: int,
+        deterministic: bool = False,
+        state_dtype: torch.dtype | None = None,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
         self.model = model
         self.page_size, self.deterministic = page_size, deterministic
         self.device = model.device
-        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=model.dtype, device=model.device)
-        self.decoder = make_decoder(model, self.state)
+        self.state = State.allocate(model.config, slots, pages, page_size, model.dtype, model.device, state_dtype, kv_dtype)
+        plain = state_dtype is None and kv_dtype is None
+        self.decoder = make_decoder(model, self.state) if plain else None  # its kernel knows no other way to keep a state
         self._rows: dict[tuple[int, ...], Rows] = {}  # by the requests that they describe
         self._drafts: dict[int, int] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
         self._logits_DV = torch.empty(0)
@@ -176,6 +187,7 @@ class Runner:
             [request.pages.ids for request, _, _ in work if request.pages],
             self.page_size,
             windows,
+            [request.seed for request, _, _ in work],
         )
 
     def _rows_of(self, ready: list[Request]) -> Rows:

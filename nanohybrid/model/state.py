@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.model.axes import axis_sizes, shape
-from nanohybrid.model.declare import states
+from nanohybrid.model.declare import kept
 from nanohybrid.model.window import Pools
 from nanohybrid.ops.sizes import PAGE
 
@@ -52,18 +51,20 @@ class State:
         page_size: int = PAGE,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        state_dtype: torch.dtype | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> State:
-        """Zeroed pools; `dtype` is that of the activations, the SSM state is fp32 whatever it is (float64 for float64)."""
-        sizes = axis_sizes(config)
+        """Zeroed pools; `dtype` is that of the activations, the SSM state is fp32 whatever it is (float64 for float64), unless
+        `state_dtype` and `kv_dtype` say otherwise (declare.kept)."""
         layers: list[Pools] = []
         slot_pools: list[Tensor] = []
         page_pools: list[Tensor] = []
-        for declared in states(config):
-            pools = Pools()
-            for name, spec in declared.items():
-                rows = (pages, page_size) if spec.per_token else (slots,)
-                pools[name] = torch.zeros(*rows, *shape(spec.axes, sizes), dtype=spec.kind(dtype), device=device)
-                (page_pools if spec.per_token else slot_pools).append(pools[name])
+        for index, stored in enumerate(kept(config, dtype, state_dtype, kv_dtype)):
+            pools = Pools(index)
+            for name, one in stored.items():
+                rows = (pages, page_size) if one.per_token else (slots,)
+                pools[name] = torch.zeros(*rows, *one.shape, dtype=one.dtype, device=device)
+                (page_pools if one.per_token else slot_pools).append(pools[name])
             layers.append(pools)
         return cls(layers, slots, pages, page_size, slot_pools, page_pools)
 

@@ -20,16 +20,16 @@ def write(pool: Tensor, rows_TKP: Tensor, layout: Layout) -> None:
 
 
 def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int) -> Tensor:
-    """[sequences, context, K, P]: the first `context` rows of each one's pages; rows past its end hold anything finite.
+    """[sequences, context, K, P], or as many axes as the pool has: the first `context` rows of each one's pages; rows past its end hold anything finite.
 
     A view of the pool where every sequence owns enough pages in one run and the runs are evenly spaced, a gather elsewhere.
     """
     need = -(-context // layout.page_size)
     owned, stride = _runs(layout, sequences, need)
     if stride is not None:
-        page, row, head, last = pool.stride()
+        page, row, *rest = pool.stride()
         first = pool[owned[0][0]]
-        return first.as_strided((len(owned), context, *pool.shape[2:]), (stride * page, row, head, last), first.storage_offset())
+        return first.as_strided((len(owned), context, *pool.shape[2:]), (stride * page, row, *rest), first.storage_offset())
 
     def table() -> np.ndarray:
         return np.asarray([[*o, *([o[0]] * (need - len(o)))] for o in owned])  # a short one repeats its own first page
