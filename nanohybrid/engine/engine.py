@@ -19,6 +19,7 @@ from nanohybrid.engine.request import Request
 from nanohybrid.engine.runner import Runner
 from nanohybrid.engine.sampler import Sampled
 from nanohybrid.engine.scheduler import Scheduler, Work
+from nanohybrid.engine.scoring import PromptScores
 from nanohybrid.errors import InputError, NanohybridError
 from nanohybrid.model import HybridLM
 from nanohybrid.model.declare import KV_DTYPES, STATE_DTYPES, known
@@ -140,6 +141,7 @@ class Engine:
         if self.runner.deterministic:
             checkpoint_at = [place // PAGE * PAGE for place in checkpoint_at]
         stop_ids = frozenset() if params.ignore_eos else self._eos
+        scores = None if params.prompt_logprobs is None else PromptScores(list(prompt), params.prompt_logprobs)
         family = [
             Request(
                 self._next_id + i,
@@ -151,6 +153,7 @@ class Engine:
                 stream=stream,
                 checkpoint_at=tuple(checkpoint_at),
                 salt=salt,
+                scores=scores,
             )
             for i in range(params.n)
         ]

@@ -6,7 +6,7 @@ use (thinking, stop strings, a stream) is None there and costs one comparison.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanohybrid.engine.draft import Lookup
 from nanohybrid.engine.params import Completion, FinishReason, SamplingParams, Top
@@ -15,6 +15,9 @@ from nanohybrid.engine.stops import StopStrings
 from nanohybrid.engine.thinking import KEPT, Thinking, opens
 from nanohybrid.text import TextStream, Tokenizer
 
+if TYPE_CHECKING:
+    from nanohybrid.engine.scoring import PromptScores
+
 
 class Request:
     """The engine's side of one prompt. `computed` tokens of it have their state in the slot and the pages."""
@@ -22,7 +25,7 @@ class Request:
     __slots__ = (
         "_forced_count", "_forced_from", "_max_tokens", "_stopped_by_id", "_text", "_tokenizer", "cache_miss", "cached", "cancelled",
         "checkpoint_at", "computed", "draft", "family", "finish_reason", "forced", "id", "kept", "known", "logprobs", "lookup", "pages",
-        "params", "prompt", "salt", "saved", "seed", "slot", "stop_ids", "stops", "thinking", "tokens", "top_logprobs",
+        "params", "prompt", "salt", "saved", "scores", "seed", "slot", "stop_ids", "stops", "thinking", "tokens", "top_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -37,6 +40,7 @@ class Request:
         stream: bool = False,
         checkpoint_at: Sequence[int] = (),
         salt: str = "",
+        scores: "PromptScores | None" = None,
     ) -> None:
         self.id, self.prompt, self.params, self.seed = id, prompt, params, seed
         self.stop_ids = stop_ids.union(params.stop_ids)
@@ -51,6 +55,7 @@ class Request:
         self.saved: object | None = None  # what `computed` tokens left behind, where that is not in the slot and the pages
         self.family: list[Request] | None = None  # those who wait for one prompt to be computed; the first computes it
         self.checkpoint_at, self.salt = checkpoint_at, salt
+        self.scores = scores  # shared by a family, since one of it computes the prompt
         self.stops: list[int] = []  # where the prompt must pause to leave a checkpoint, the last first
         self.kept: Sequence[Any] = ()  # copies of its first full pages that exist in host memory
         self.cached = 0
@@ -133,6 +138,8 @@ class Request:
             top_logprobs=self.top_logprobs,
             cached_tokens=self.cached,
             cache_miss=self.cache_miss,
+            prompt_logprobs=None if self.scores is None else self.scores.logprobs,
+            prompt_top_logprobs=None if self.scores is None else self.scores.top,
         )
 
     def _force(self, text: str | None) -> None:

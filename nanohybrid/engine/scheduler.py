@@ -156,7 +156,7 @@ class Scheduler:
             needed, spare = -(-request.known // self.page_size), len(self.running)  # a page for each of them to grow into
         if not self.slots.free or self.pages.free < needed + spare or left < min(request.known - request.computed, CHUNK):
             return False
-        if not request.computed and self.on_admit is not None:
+        if not request.computed and self.on_admit is not None and request.scores is None:
             self.on_admit(request)
         request.slot = slot = self.slots.take()
         if slot is None:

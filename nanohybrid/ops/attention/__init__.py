@@ -4,8 +4,10 @@ from torch import Tensor
 
 from nanohybrid.ops.attention import ragged, reference
 from nanohybrid.ops.attention.cache import Cache
-from nanohybrid.ops.dispatch import choose
+from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.layout import Layout
+
+TRITON = Kernel("nanohybrid.ops.attention.triton:attention")
 
 
 __all__ = ["Cache", "attention"]
@@ -17,6 +19,7 @@ def attention(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache
     With a cache, keys and values are first written to the layout's pages, and a sequence that continues attends to all that
     its pages hold. Query head h reads key head h // (H // K).
     """
-    if cache is not None and cache.quantized:  # no kernel reads FP8 pages yet
-        return choose(q_THP, k_TKP, v_TKP, reference=reference.attention, torch=ragged.attention)(q_THP, k_TKP, v_TKP, layout, cache)
-    return choose(q_THP, k_TKP, v_TKP, reference=reference.attention, torch=ragged.attention)(q_THP, k_TKP, v_TKP, layout, cache)
+    triton = None if cache is not None and cache.quantized else TRITON  # no kernel reads FP8 pages yet
+    form = choose(q_THP, k_TKP, v_TKP, reference=reference.attention, torch=ragged.attention, triton=triton)
+    o_THP: Tensor = form(q_THP, k_TKP, v_TKP, layout, cache)
+    return o_THP
