@@ -117,7 +117,7 @@ def plan_slots(
         weight_bytes=footprint.weight_bytes,
         state_bytes=slots * footprint.state_bytes_per_sequence,
         kv_bytes=pages * PAGE * footprint.kv_bytes_per_token,
-        transient_bytes=transient(config, footprint, step_tokens) + slots * per_row,
+        transient_bytes=transient(config, step_tokens) + slots * per_row,
         cache_bytes=cache_bytes,
     )
     return replace(plan, budget_bytes=plan.total_bytes)
@@ -131,7 +131,7 @@ def _too_small(plan: ServePlan, budget_bytes: int, other: str = "or shorten the 
     )
 
 
-def transient(config: "HybridConfig", footprint: "Footprint", tokens: int) -> int:
+def transient(config: "HybridConfig", tokens: int) -> int:
     """Bytes that the widest layer makes of a step of `tokens`, at most, beside the residual stream; all counted as fp32."""
     widest = 0
     if "M" in config.pattern:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +92,16 @@ class State:
         for page, parts in zip(pages, saved.pages, strict=False):
             for pool, part in zip(self.page_pools, parts, strict=True):
                 pool[page].copy_(part)
+
+    def fill(self, slots: Iterable[int], pages: Iterable[int], number: float) -> None:
+        """Overwrite these slots and pages with zeros, or with NaN."""
+        for pools, places in ((self.slot_pools, list(slots)), (self.page_pools, list(pages))):
+            for pool in pools:
+                for place in places:
+                    if pool.dtype == torch.float8_e4m3fn:
+                        pool[place].view(torch.uint8).fill_(0x7F if math.isnan(number) else 0)
+                    else:
+                        pool[place].fill_(number)
 
     def settle(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Of the layout's tentative sequences, in their order, let the first `counts` tokens of those in `rows` stay; the others

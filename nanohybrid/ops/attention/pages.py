@@ -20,7 +20,7 @@ def write(pool: Tensor, rows_TKP: Tensor, layout: Layout) -> None:
 
 
 def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int) -> Tensor:
-    """[sequences, context, K, P], or as many axes as the pool has: the first `context` rows of each one's pages; rows past its end hold anything finite.
+    """[sequences, context, K, P]: the first `context` rows of each one's pages; rows past its end hold anything finite.
 
     A view of the pool where every sequence owns enough pages in one run and the runs are evenly spaced, a gather elsewhere.
     """
