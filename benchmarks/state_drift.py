@@ -4,7 +4,7 @@
     python benchmarks/state_drift.py --preset nano-291m --tokens 4096
 
 Every variant reads the same tokens (drawn by the fp32 model), one step each; only what is stored between steps differs: fp32,
-fp16 rounded stochastically (nanohybrid's fp16), fp16 and bf16 rounded to nearest. Prints, at powers of two: the relative error of
+fp16 rounded stochastically (nanohybrid's fp16), fp16 and bf16 rounded to nearest; or all but keys and values. Prints, at powers of two: the relative error of
 all SSM states (norm of the difference over norm), and of the logits (largest difference over the largest logit).
 """
 
@@ -19,7 +19,7 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.model import Layout, State
 
-VARIANTS = ("fp16 stochastic", "fp16 nearest", "bf16 nearest")
+VARIANTS = ("fp16 stochastic", "fp16 nearest", "bf16 nearest", "keys and values fp8")
 
 
 def main() -> int:
@@ -36,7 +36,8 @@ def main() -> int:
     for variant in VARIANTS:
         pages = states["fp32"].pages
         kept = torch.float16 if variant == "fp16 stochastic" else None
-        states[variant] = State.allocate(model.config, 1, pages, state_dtype=kept)
+        eight = torch.float8_e4m3fn if variant == "keys and values fp8" else None
+        states[variant] = State.allocate(model.config, 1, pages, state_dtype=kept, kv_dtype=eight)
     generator = torch.Generator().manual_seed(arguments.seed)
     token = torch.tensor([model.config.bos_token_id])
     print("| tokens | " + " | ".join(f"{name}: state | logits" for name in VARIANTS) + " |")

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
+from nanohybrid.engine.computing import compute
 from nanohybrid.engine.draft import Drafter
 from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.engine.pools import PagePool, SlotPool
@@ -120,7 +119,7 @@ class Engine:
         with self.watchdog:
             if not (work := self._schedule()):
                 return []
-            work, (ready, sampled) = self._compute(work)
+            work, (ready, sampled) = compute(work, self.scheduler, self.runner, self._schedule)
             self._postprocess(work, ready, sampled)
             if self.drafter is not None:
                 self._verify([request for request in ready if request.draft], self.drafter)
@@ -235,29 +234,6 @@ class Engine:
             self.scheduler.moves.clear()
         return work
 
-    def _compute(self, work: list[Work]) -> tuple[list[Work], tuple[list[Request], Sampled]]:
-        """Run the work. Where there is no memory for it, prompts get a smaller budget: for as long as nothing was computed, and
-        once more where it gave out on the way and the step only began prompts, so that no state was overwritten."""
-        while (tokens := sum(length for _, _, length in work)) > self.scheduler.slots.size:
-            try:
-                self.runner.reserve(tokens)
-                break
-            except RuntimeError as error:
-                work = self._smaller(error)
-        try:
-            return work, self.runner.run(work)
-        except RuntimeError as error:
-            if any(start for _, start, _ in work):
-                raise
-            work = self._smaller(error)
-        return work, self.runner.run(work)
-
-    def _smaller(self, error: RuntimeError) -> list[Work]:
-        """The step planned anew with a smaller budget; raises the error where that cannot help."""
-        if not out_of_memory(error) or not self.scheduler.shrink():
-            raise error
-        return self._schedule()
-
     def _postprocess(self, work: list[Work], ready: list[Request], sampled: Sampled) -> None:
         for request, start, length in work:
             request.computed = start + length - len(request.draft)
@@ -293,8 +269,8 @@ class Engine:
             if request.accept(tokens[row], None if logprobs is None else logprobs[row], None if top is None else top[row]):
                 self.scheduler.remove(request)
         for row in sampled.broken:
-            if ready[row].pages is not None:
-                self.runner.scrub(ready[row].pages.ids)
+            if (pages := ready[row].pages) is not None:
+                self.runner.scrub(pages.ids)
             if not ready[row].finished:
                 self.scheduler.remove(ready[row])
             ready[row].finish_reason = "error"
@@ -327,11 +303,6 @@ class Engine:
             self.scheduler.replace(request, family[0])
         elif computing:
             self.scheduler.remove(request)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch could not have memory, on any device."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def choice_seed(seed: int, index: int) -> int:

@@ -5,6 +5,7 @@ otherwise: there log-probabilities are compared up to the first token that diffe
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from nanohybrid.engine import Completion, Engine, SamplingParams
 from nanohybrid.engine.random_weights import stand_in_tokenizer
@@ -63,7 +64,7 @@ def drafted_says_what_is_said_token_by_token(subject: Subject) -> Line:
     """Drafts right and wrong, verified several tokens at once; states taken back."""
     wanted = _ask(_engine(subject, deterministic=False), _prompt(subject), GREEDY)
     engine = _engine(subject, deterministic=False, speculate=4)
-    asked = []
+    asked: list[int] = []
 
     def propose(request: Request, room: int) -> list[int]:
         said = len(request.tokens)
@@ -79,7 +80,7 @@ def drafted_says_what_is_said_token_by_token(subject: Subject) -> Line:
     return Line("engine: drafted == plain", on, _distance(found, wanted), TOLERANCE[subject.model.dtype])
 
 
-def _engine(subject: Subject, max_running: int = 1, deterministic: bool = True, **options: int) -> Engine:
+def _engine(subject: Subject, max_running: int = 1, deterministic: bool = True, **options: Any) -> Engine:
     tokenizer = stand_in_tokenizer(subject.model.config)
     return Engine(subject.model, tokenizer, max_running, LENGTH + ANSWER, deterministic=deterministic, **options)
 
