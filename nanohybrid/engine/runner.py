@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from nanohybrid.engine.draft import MOST
+from nanohybrid.engine.hygiene import Guard
 from nanohybrid.engine.penalties import Written
+from nanohybrid.engine.plan import transient
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.sampler import Rows, Sampled, sample
-from nanohybrid.engine.scheduler import Move, Work
+from nanohybrid.engine.scheduler import Freed, Move, Work
 from nanohybrid.model import HybridLM, Layout, State
 from nanohybrid.model.state import Saved
 from nanohybrid.ops.sizes import CHUNK
@@ -22,11 +24,23 @@ from nanohybrid.ops.sizes import CHUNK
 class Runner:
     """Runs steps of one model over one allocation of state."""
 
-    def __init__(self, model: HybridLM, *, slots: int, pages: int, page_size: int, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        model: HybridLM,
+        *,
+        slots: int,
+        pages: int,
+        page_size: int,
+        deterministic: bool = False,
+        state_dtype: torch.dtype | None = None,
+        kv_dtype: torch.dtype | None = None,
+        debug: bool = False,
+    ) -> None:
         self.model = model
         self.page_size, self.deterministic = page_size, deterministic
         self.device = model.device
-        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=model.dtype, device=model.device)
+        self.state = State.allocate(model.config, slots, pages, page_size, model.dtype, model.device, state_dtype, kv_dtype)
+        self.guard = Guard(self.state) if debug else None
         self._rows: dict[tuple[int, ...], Rows] = {}  # by the requests that they describe
         self._drafts: dict[int, int] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
         self._logits_DV = torch.empty(0)
@@ -40,6 +54,11 @@ class Runner:
         Of a family that shares a prompt, all take their first token from its one row of logits. Where a request has a draft,
         `sample_draft` goes on from there, and `settle` must end the step.
         """
+        for request, start, _ in work:
+            if start == 0 and request.slot is not None:
+                self._give(request, request.slot.ids[0], request.slot.generation)
+            if self.guard is not None:
+                self.guard.used(request)
         if self.deterministic:
             return self._run_each_alone(work)
         ready: list[Request] = []
@@ -114,12 +133,20 @@ class Runner:
         return ready, joined(each)
 
     @torch.inference_mode()
-    def move(self, moves: list[Move]) -> None:
+    def move(self, moves: list[Move | Freed]) -> None:
         """Copy states and pages to or from host memory."""
-        for request, slot, pages, to_host in moves:
+        for move in moves:
+            if isinstance(move, Freed):
+                if self.guard is not None:
+                    self.guard.freed(move.slot, move.pages)
+                continue
+            request, slot, pages, to_host = move
             if to_host:
                 request.saved = self.save(request, slot, pages)
                 continue
+            if self.guard is not None and request.slot is not None:
+                self.guard.given(request, slot, request.slot.generation)
+                self.guard.pages(request, pages, request.slot.generation)
             if not isinstance(request.saved, Saved):
                 raise RuntimeError(f"request {request.id} has computed {request.computed} tokens and no copy of their state")
             self.state.load(request.saved, slot, pages)
@@ -131,6 +158,23 @@ class Runner:
         saved = self.state.save(slot, pages[: -(-request.computed // self.page_size)], request.kept)
         request.kept = saved.pages[: request.computed // self.page_size]
         return saved
+
+    @torch.inference_mode()
+    def scrub(self, pages: tuple[int, ...]) -> None:
+        """Zero the pages of a request whose numbers broke: the next owner's masked rows are multiplied by zero, which NaN survives."""
+        self.state.fill((), pages, 0.0)
+
+    def reserve(self, tokens: int) -> None:
+        """Have the memory that a step of so many tokens takes at most, and give it back for the step to find. Raises what torch
+        raises where there is not so much: here, where nothing has been written yet, and not in the middle of the layers."""
+        torch.empty(transient(self.model.config, tokens), dtype=torch.uint8, device=self.device)
+
+    def _give(self, request: Request, slot: int, generation: int) -> None:
+        """A slot is zeroed when it is given, though the forward takes what begins for zeros in any case."""
+        if self.guard is not None:
+            self.guard.given(request, slot, generation)
+        else:
+            self.state.fill([slot], (), 0.0)
 
     def _score(self, work: list[Work], hidden_TE: Tensor) -> None:
         """Score the prompts of those that asked for it."""
@@ -150,6 +194,7 @@ class Runner:
             [request.pages.ids for request, _, _ in work if request.pages],
             self.page_size,
             windows,
+            [request.seed for request, _, _ in work],
         )
 
     def _rows_of(self, ready: list[Request]) -> Rows:
