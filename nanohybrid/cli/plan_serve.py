@@ -4,12 +4,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanohybrid.cli.common import DTYPES, command_parser, print_json, table
+from nanohybrid.cli.common import DTYPES, FORMATS, command_parser, precision, print_json, spelled, table
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
     import jsonargparse
-    import torch
 
     from nanohybrid.config import HybridConfig
     from nanohybrid.engine.plan import ServePlan
@@ -27,8 +26,9 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--max-running", type=int | None, metavar="N", help="no more requests at once than this (default: what fits)")
     result.add_argument("--step-tokens", type=int, default=2048, metavar="N", help="tokens that one step computes at most")
     result.add_argument("--cache-gib", type=float, default=0.0, metavar="G", help="of the memory, for the prefix cache (on a CPU)")
-    precisions = ["checkpoint", *DTYPES]
-    result.add_argument("--dtype", choices=precisions, default="checkpoint", help="of weights and keys (default: as stored, else bf16)")
+    precisions = ["checkpoint", *DTYPES, *FORMATS]
+    what = "of weights and keys; int8, int4, fp8: of the matrices, all else bf16 (default: as stored, else bf16)"
+    result.add_argument("--dtype", choices=precisions, default="checkpoint", help=what)
     return result
 
 
@@ -81,19 +81,16 @@ def _open(arguments: "jsonargparse.Namespace") -> "tuple[HybridConfig, str, Foot
     from nanohybrid.config import HybridConfig
     from nanohybrid.model import Footprint
 
-    chosen: torch.dtype | None = None if arguments.dtype == "checkpoint" else getattr(torch, DTYPES[arguments.dtype])
+    chosen, format = precision(arguments.dtype)
     if arguments.preset is not None or not has_weights(arguments.path):
         config = HybridConfig.preset(arguments.preset) if arguments.path is None else read_config(arguments.path)
-        return config, _name(chosen or torch.bfloat16), Footprint.of(config, chosen or torch.bfloat16)
+        kind = chosen or torch.bfloat16
+        return config, spelled(kind, format), Footprint.of(config, kind, format)
     with CheckpointReader(arguments.path) as reader:
-        footprint = Footprint.of(reader.config, chosen or reader.common_dtype)
+        footprint = Footprint.of(reader.config, chosen or reader.common_dtype, format)
         if chosen is None:
-            footprint = replace(footprint, weight_bytes=reader.stored_bytes)
-        return reader.config, _name(chosen or reader.common_dtype), footprint
-
-
-def _name(dtype: "torch.dtype") -> str:
-    return str(dtype).removeprefix("torch.")
+            footprint, format = replace(footprint, weight_bytes=reader.stored_bytes), reader.format
+        return reader.config, spelled(chosen or reader.common_dtype, format), footprint
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:

@@ -5,10 +5,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanohybrid.cli.common import FORMATS, precision
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
     import jsonargparse
+    import torch
 
     from nanohybrid.engine import LLM, SamplingParams
 
@@ -21,6 +23,9 @@ def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
     parser.add_argument("--random-weights", action="store_true", help="weights at random, to measure speed and memory")
     kinds = ["checkpoint", "bf16", "fp16", "fp32"]
     parser.add_argument("--dtype", choices=kinds, default="checkpoint", help="precision of the weights")
+    parser.add_argument(
+        "--quantize", choices=["bf16", *FORMATS], help="the matrices in bf16, int8, int4 or fp8, made while loading, one after another"
+    )
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
     parser.add_argument("--max-running", type=int, default=64, metavar="N", help="at most so many sequences at once")
 
@@ -68,16 +73,29 @@ def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
     from nanohybrid.config import HybridConfig
     from nanohybrid.engine import LLM
 
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(arguments.dtype)
+    dtype, format = chosen_precision(arguments)
     device = usable_device(arguments.device)
     if arguments.path is not None:
-        return LLM(arguments.path, dtype, device, arguments.max_running)
+        return LLM(arguments.path, dtype, device, arguments.max_running, quantize=format)
     config = HybridConfig.preset(arguments.preset)
     if dtype is None:
         from nanohybrid.model.footprint import Footprint
 
         dtype = torch.bfloat16 if Footprint.of(config).parameters >= LARGE else torch.float32
-    return LLM.random(config, dtype, arguments.seed or 0, device, arguments.max_running)
+    return LLM.random(config, dtype, arguments.seed or 0, device, arguments.max_running, quantize=format)
+
+
+def chosen_precision(arguments: "jsonargparse.Namespace") -> "tuple[torch.dtype | None, str | None]":
+    """What --dtype and --quantize ask for: the type of what is not quantised (None: as stored), and the format of the matrices."""
+    if arguments.quantize == "bf16":
+        if arguments.dtype not in ("checkpoint", "bf16"):
+            raise InputError(f"--quantize bf16 contradicts --dtype {arguments.dtype}: give one of the two")
+        if arguments.path is not None:
+            from nanohybrid.checkpoint import refuse_quantized
+
+            refuse_quantized(arguments.path, "cannot be made bf16")
+        return precision("bf16")
+    return precision(arguments.dtype)[0], arguments.quantize
 
 
 class Clock:

@@ -27,20 +27,36 @@ Message = dict[str, Any]
 
 
 class LLM:
-    """Everything that a prompt needs. `dtype` None keeps the checkpoint's own."""
+    """Everything that a prompt needs. `dtype` None keeps the checkpoint's own; `quantize` is int8, int4 or fp8, of the matrices,
+    which are quantised one by one as they are read."""
 
-    def __init__(self, path: str | Path, dtype: torch.dtype | None = None, device: str = "cpu", max_running: int = 64) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+        max_running: int = 64,
+        quantize: str | None = None,
+    ) -> None:
         from nanohybrid.checkpoint import load  # here, since random models need none of it
 
         directory = Path(path)
-        model = load(directory, dtype=dtype, device=device)
+        model = load(directory, dtype=dtype, device=device, quantize=quantize)
         self._set(model, Tokenizer.from_directory(directory), directory, max_running)
 
     @classmethod
-    def random(cls, config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu", max_running: int = 64) -> "LLM":
+    def random(
+        cls,
+        config: HybridConfig,
+        dtype: torch.dtype,
+        seed: int = 0,
+        device: str = "cpu",
+        max_running: int = 64,
+        quantize: str | None = None,
+    ) -> "LLM":
         """A model of random weights, to measure speed and memory with: its text means nothing."""
         llm = cls.__new__(cls)
-        llm._set(random_model(config, dtype, seed, device), stand_in_tokenizer(config), None, max_running)
+        llm._set(random_model(config, dtype, seed, device, quantize), stand_in_tokenizer(config), None, max_running)
         return llm
 
     def _set(self, model: HybridLM, tokenizer: Tokenizer, directory: Path | None, max_running: int) -> None:
