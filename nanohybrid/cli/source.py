@@ -3,15 +3,17 @@
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import FORMATS, precision
+from nanohybrid.engine.draft import MOST
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
     import jsonargparse
     import torch
 
+    from nanohybrid.config import HybridConfig
     from nanohybrid.engine import LLM, SamplingParams
 
 LARGE = 1_000_000_000  # random models of so many parameters are made in bf16 unless told otherwise
@@ -28,6 +30,7 @@ def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
     )
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
     parser.add_argument("--max-running", type=int, default=64, metavar="N", help="at most so many sequences at once")
+    parser.add_argument("--speculate", type=int, default=0, metavar="N", help="draft up to N tokens a step from the text itself; 0 none")
 
 
 def add_sampling_flags(
@@ -68,34 +71,40 @@ def sampling_params(arguments: "jsonargparse.Namespace") -> "SamplingParams":
 def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
     """Load the checkpoint, or make the preset's random weights."""
     _check(arguments)
-    import torch
-
     from nanohybrid.config import HybridConfig
     from nanohybrid.engine import LLM
 
     dtype, format = chosen_precision(arguments)
     device = usable_device(arguments.device)
+    options: dict[str, Any] = {"quantize": format, "speculate": arguments.speculate}
     if arguments.path is not None:
-        return LLM(arguments.path, dtype, device, arguments.max_running, quantize=format)
+        return LLM(arguments.path, dtype, device, arguments.max_running, **options)
     config = HybridConfig.preset(arguments.preset)
-    if dtype is None:
-        from nanohybrid.model.footprint import Footprint
-
-        dtype = torch.bfloat16 if Footprint.of(config).parameters >= LARGE else torch.float32
-    return LLM.random(config, dtype, arguments.seed or 0, device, arguments.max_running, quantize=format)
+    return LLM.random(config, dtype or random_dtype(config), arguments.seed or 0, device, arguments.max_running, **options)
 
 
 def chosen_precision(arguments: "jsonargparse.Namespace") -> "tuple[torch.dtype | None, str | None]":
     """What --dtype and --quantize ask for: the type of what is not quantised (None: as stored), and the format of the matrices."""
-    if arguments.quantize == "bf16":
+    wanted = arguments.get("quantize")  # a plan has no such flag, and says it by its --dtype
+    if wanted == "bf16":
         if arguments.dtype not in ("checkpoint", "bf16"):
             raise InputError(f"--quantize bf16 contradicts --dtype {arguments.dtype}: give one of the two")
         if arguments.path is not None:
             from nanohybrid.checkpoint import refuse_quantized
 
-            refuse_quantized(arguments.path, "cannot be made bf16")
+            refuse_quantized(arguments.path, "it cannot be made bf16")
         return precision("bf16")
-    return precision(arguments.dtype)[0], arguments.quantize
+    dtype, format = precision(arguments.dtype)
+    return dtype, wanted or format
+
+
+def random_dtype(config: "HybridConfig") -> "torch.dtype":
+    """What random weights are made in where no flag says."""
+    import torch
+
+    from nanohybrid.model.footprint import Footprint
+
+    return torch.bfloat16 if Footprint.of(config).parameters >= LARGE else torch.float32
 
 
 class Clock:
@@ -113,6 +122,8 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
     check_choice(arguments)
     if arguments.max_running < 1:
         raise InputError(f"--max-running is {arguments.max_running}; it must be at least 1")
+    if not 0 <= arguments.speculate <= MOST:
+        raise InputError(f"--speculate is {arguments.speculate}; it must be from 0 to {MOST}")
 
 
 def check_choice(arguments: "jsonargparse.Namespace") -> None:

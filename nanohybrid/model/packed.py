@@ -5,10 +5,14 @@ After `pack_model` the forward's linears and the decode step (model/decoder.py) 
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from nanohybrid.model.quantized import QuantizedLinear, quantizable
+from nanohybrid.ops.cpu import available
 from nanohybrid.ops.cpu.packed import Packed, matmul, pack, unpack
 
 
@@ -40,12 +44,20 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, format={self.format}"
 
 
-def packable(model: nn.Module) -> bool:
+def prepare(model: Any) -> bool:
+    """Pack a HybridLM for the CPU kernels where they can run it and NANOHYBRID_KERNELS does not ask for others; whether it was."""
+    if os.environ.get("NANOHYBRID_KERNELS", "") not in ("", "numba") or not available() or not packable(model):
+        return False
+    pack_model(model)
+    return True
+
+
+def packable(model: Any) -> bool:
     """Whether the kernels hold all of a HybridLM: on a CPU, activations in bfloat16, linears in bfloat16, int8 or int4."""
     return model.device.type == "cpu" and model.dtype == torch.bfloat16 and all(_packable(linear) for _, _, linear in _linears(model))
 
 
-def pack_model(model: nn.Module) -> None:
+def pack_model(model: Any) -> None:
     """Lay out every linear of a HybridLM, one after another, in place; `packable` says whether that is possible."""
     for owner, leaf, linear in _linears(model):
         if not isinstance(linear, PackedLinear):
@@ -58,10 +70,15 @@ def _packable(linear: nn.Module) -> bool:
     return isinstance(linear, PackedLinear) or getattr(linear, "weight", torch.empty(0)).dtype == torch.bfloat16
 
 
-def _linears(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+def _linears(model: Any) -> list[tuple[nn.Module, str, nn.Module]]:
     """The module that holds it, its name there, and the linear: of every mixer, and of an own head."""
     found = []
-    for name in quantizable(model.config):  # type: ignore[arg-type]
+    for name in quantizable(model.config):
         owner, _, leaf = name.removesuffix(".weight").rpartition(".")
         found.append((model.get_submodule(owner), leaf, model.get_submodule(name.removesuffix(".weight"))))
     return found
+
+
+def is_packed(model: Any) -> bool:
+    """Whether every linear of a HybridLM is in panels."""
+    return all(isinstance(linear, PackedLinear) for _, _, linear in _linears(model))
