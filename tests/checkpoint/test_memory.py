@@ -1,6 +1,7 @@
 """The host holds the weights and little else while a checkpoint is loaded or saved."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -33,6 +34,8 @@ weights = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
 print(json.dumps([peak() - begin, weights]))
 """
 
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc gives what is freed back, so that the peak is what was held
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
@@ -41,7 +44,8 @@ def test_loading_and_saving_stream(tmp_path, good):
     shape["time_step_limit"] = [0.0, 1e9]
 
     def measure(*arguments):
-        run = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path / "large"), *arguments], capture_output=True, check=True)
+        command = [sys.executable, "-c", MEASURE, str(tmp_path / "large"), *arguments]
+        run = subprocess.run(command, capture_output=True, check=True, env=os.environ | RETURNED)
         return json.loads(run.stdout)
 
     grown, weights = measure(json.dumps(shape))
@@ -52,4 +56,4 @@ def test_loading_and_saving_stream(tmp_path, good):
     matrix = 16_384 * 1024 * 4  # the largest
     for format in ("int8", "int4", "fp8"):
         grown, loaded = measure("bfloat16", str(good), format)
-        assert loaded < weights * 0.36 and grown < loaded + matrix + 110e6, (format, grown / 1e6, loaded / 1e6)
+        assert loaded < weights * 0.36 and grown < loaded + matrix + 40e6, (format, grown / 1e6, loaded / 1e6)
