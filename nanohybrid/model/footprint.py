@@ -12,6 +12,8 @@ import torch
 
 from nanohybrid.config import KINDS, HybridConfig
 from nanohybrid.model.declare import kept, parameters
+from nanohybrid.model.quantized import quantizable
+from nanohybrid.ops.quantized import holds, stored_bytes
 
 GIB = 2**30
 
@@ -33,8 +35,12 @@ class Footprint:
         dtype: torch.dtype = torch.bfloat16,
         state_dtype: torch.dtype | None = None,
         kv_dtype: torch.dtype | None = None,
+        format: str | None = None,
     ) -> Footprint:
-        """The footprint with weights, keys, values and conv inputs in `dtype`, SSM states in fp32, unless they are given."""
+        """The footprint with weights, keys, values and conv inputs in `dtype`, SSM states in fp32, unless they are given.
+
+        format: int8, int4 or fp8, in which the matrices are that model/quantized.py quantises; the rest stays in `dtype`.
+        """
         by_part: dict[str, int] = {}
         for declared in parameters(config).values():
             part = KINDS.get(declared.part, declared.part)
@@ -44,7 +50,7 @@ class Footprint:
         return cls(
             parameters=total,
             parameters_by_part=by_part,
-            weight_bytes=total * dtype.itemsize,
+            weight_bytes=total * dtype.itemsize - (0 if format is None else saved_bytes(config, dtype, format)),
             kv_bytes_per_token=sum(one.bytes for one in stored if one.per_token),
             state_bytes_per_sequence=sum(one.bytes for one in stored if not one.per_token),
         )
@@ -68,3 +74,9 @@ class Footprint:
         """The most sequences of `context` tokens that fit `budget` bytes."""
         each = self.sequence_bytes(context)
         return max(0, (budget - self.weight_bytes) // each) if each else 0
+
+
+def saved_bytes(config: HybridConfig, dtype: torch.dtype, format: str) -> int:
+    """Bytes that quantising the matrices saves."""
+    matrices = [matrix for matrix in quantizable(config).values() if holds(format, matrix[1])]
+    return sum(prod(matrix) * dtype.itemsize - stored_bytes(format, *matrix) for matrix in matrices)

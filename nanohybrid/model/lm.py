@@ -91,7 +91,7 @@ class HybridLM(nn.Module):
         no gradient, so with a state nothing has one.
         """
         if self.packed and state is not None and (forward := self._compiled(state)) is not None:
-            return forward.hidden(tokens_T, layout)
+            return forward.hidden(tokens_T, layout, state)
         with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):
             h_TE = self.backbone.embeddings(tokens_T)
             for index, block in enumerate(self.backbone.layers):
