@@ -34,7 +34,7 @@ def quantize(weight_NK: Tensor, format: str, importance_K: Tensor | None = None)
     codes = torch.zeros(codes_shape, dtype=CODES[format], device=weight_NK.device)
     scales_NG = torch.zeros(scales_shape, dtype=SCALES[format], device=weight_NK.device)
     h_GD = None if importance_K is None else importance_K.float().view(scales_shape[1], -1).clamp_min(1e-12)
-    for rows in _blocks(outputs, inputs):
+    for rows in () if weight_NK.is_meta else _blocks(outputs, inputs):
         w_NGD = weight_NK[rows].float().unflatten(1, (scales_shape[1], -1))
         if not w_NGD.isfinite().all():
             raise ValueError("holds numbers that are not finite")
