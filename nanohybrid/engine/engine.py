@@ -68,7 +68,7 @@ class Engine:
         self.cache = PrefixCache(cache_bytes, checkpoint_every) if cache_bytes else None
         if self.cache is not None:
             self.scheduler.on_admit = partial(begin, self.cache)
-        self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE, deterministic=deterministic)
+        self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE, deterministic=deterministic, context=max_context)
         self.drafter = Drafter(speculate) if speculate else None
         if self.drafter is not None:
             self.scheduler.propose = self.drafter.propose

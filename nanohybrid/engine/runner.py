@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nanohybrid.engine.draft import MOST
+from nanohybrid.engine.graphs import Capture, DecodeGraphs, cuda_graph, graphs_apply
 from nanohybrid.engine.penalties import Written
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.sampler import Rows, Sampled, sample
@@ -22,11 +23,29 @@ from nanohybrid.ops.sizes import CHUNK
 class Runner:
     """Runs steps of one model over one allocation of state."""
 
-    def __init__(self, model: HybridLM, *, slots: int, pages: int, page_size: int, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        model: HybridLM,
+        *,
+        slots: int,
+        pages: int,
+        page_size: int,
+        deterministic: bool = False,
+        context: int | None = None,
+        capture: Capture | None = None,
+    ) -> None:
+        """`context`: tokens that a sequence may reach, all pages if None. `capture`: how decode steps are recorded (graphs.py),
+        CUDA graphs where they apply if None."""
         self.model = model
         self.page_size, self.deterministic = page_size, deterministic
         self.device = model.device
-        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=model.dtype, device=model.device)
+        capture = cuda_graph if capture is None and graphs_apply(model) else capture
+        spare = int(capture is not None)  # a slot and a page for the rows that fill up a graph
+        self.state = State.allocate(model.config, slots + spare, pages + spare, page_size, model.dtype, model.device)
+        self.graphs: DecodeGraphs | None = None
+        if capture is not None:
+            self.graphs = DecodeGraphs(model, self.state, most_rows=slots, context=context or pages * page_size, capture=capture)
+            self.graphs.self_test()
         self._rows: dict[tuple[int, ...], Rows] = {}  # by the requests that they describe
         self._drafts: dict[int, int] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
         self._logits_DV = torch.empty(0)
@@ -49,8 +68,25 @@ class Runner:
                 members = request.family or [request]
                 ready += members
                 wanted += [index] * len(members)
-        logits_SV = self._forward(work, wanted)
+        logits_SV = self._logits(work, wanted)
         return ready, self._sample(logits_SV, ready) if ready else Sampled([], None, [])
+
+    def _logits(self, work: list[Work], wanted: list[int]) -> Tensor:
+        """Logits [len(wanted), V] after these of the work: single tokens by a graph where there are graphs, all else by the forward."""
+        single = [index for index, (request, _, length) in enumerate(work) if length == 1 and request.tokens and not request.draft]
+        if self.graphs is None or not single:
+            return self._forward(work, wanted)
+        some = [work[index] for index in single]
+        logits_SV = self.graphs.logits([request.tokens[start - len(request.prompt)] for request, start, _ in some], self._layout(some))
+        if wanted == single == list(range(len(work))):
+            return logits_SV
+        others = [index for index in range(len(work)) if index not in single]
+        wanted_of_others = [index for index in wanted if index not in single]
+        if others:
+            others_SV = self._forward([work[index] for index in others], [others.index(index) for index in wanted_of_others])
+            logits_SV = torch.cat([logits_SV, others_SV]) if wanted_of_others else logits_SV
+        row = {index: place for place, index in enumerate([*single, *wanted_of_others])}
+        return logits_SV[torch.tensor([row[index] for index in wanted], dtype=torch.int64, device=self.device)]
 
     def _forward(self, work: list[Work], wanted: list[int]) -> Tensor:
         """Logits [len(wanted), V] after the last token, drafts aside, of these; those after drafts are kept for `sample_draft`."""
@@ -101,7 +137,7 @@ class Runner:
         for request, start, length in work:
             logits_SV = torch.empty(0)
             for begin, end in pieces(start, start + length):
-                logits_SV = self._forward([Work(request, begin, end - begin)], [0] if end == request.known else [])
+                logits_SV = self._logits([Work(request, begin, end - begin)], [0] if end == request.known else [])
             if start + length < request.known:
                 continue
             for member in request.family or [request]:
