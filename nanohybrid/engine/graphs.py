@@ -41,10 +41,10 @@ class DecodeGraphs:
             for rows in reversed(sizes(most_rows)):  # the largest first: the others fit into the memory it leaves
                 self._buckets[rows] = _Bucket(model, state, rows, width, capture)
 
-    def logits(self, tokens: list[int], layout: Layout) -> Tensor:
+    def logits(self, tokens: list[int] | Tensor, layout: Layout) -> Tensor:
         """Logits [S, V] in fp32 of one token for each sequence of a decode layout; updates the state.
 
-        They lie in memory that the next step overwrites.
+        tokens: ids, or int64 [S] on the device. The logits lie in memory that the next step overwrites.
         """
         rows = min(size for size in self._buckets if size >= len(tokens))
         return self._buckets[rows].run(tokens, layout)
@@ -93,20 +93,24 @@ class _Bucket:
         layout = any_batch.on_device(device, tables)
         self._replay = capture(lambda: model.head(model.hidden(ids, layout, state)))
 
-    def run(self, tokens: list[int], layout: Layout) -> Tensor:
+    def run(self, tokens: list[int] | Tensor, layout: Layout) -> Tensor:
         assert layout.slots is not None and layout.pages is not None
         if self._copied is not None:
             self._copied.synchronize()  # the last copy has left the pinned buffer: it ran before the last step did
         S, size, flat = len(tokens), self._page_size, self._host.numpy()
         flat[:] = self._spare
         columns, table = self._parts(flat)
-        columns[0, :S], columns[1, :S], columns[2, :S] = tokens, layout.slots, layout.positions
+        columns[1, :S], columns[2, :S] = layout.slots, layout.positions
+        if not isinstance(tokens, Tensor):
+            columns[0, :S] = tokens
         for row, (pages, position) in enumerate(zip(layout.pages, layout.positions, strict=True)):
             columns[3, row] = pages[position // size] * size + position % size
             table[row, : len(pages)] = pages
         self._device.copy_(self._host, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
+        if isinstance(tokens, Tensor):
+            self._device[:S].copy_(tokens)
         return self._replay()[:S]
 
     def _parts(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -83,16 +83,43 @@ def test_the_self_test_passes_and_notices_a_graph_that_keeps_old_indices(small):
 
 def test_an_engine_with_graphs_says_what_one_without_says(small, tokenizer, monkeypatch):
     prompts = [[1, 5, 9], [1], list(range(20, 40))]
-    params = [SamplingParams(max_tokens=n, temperature=t, seed=4, ignore_eos=True) for n, t in ((5, 0.0), (3, 0.9), (4, 0.0))]
+    params = [SamplingParams(max_tokens=n, temperature=t, seed=4, ignore_eos=True) for n, t in ((4, 0.0), (2, 0.9), (3, 0.0))]
 
-    def texts(capture) -> list[list[int]]:
+    def texts(capture, look_ahead: bool = True) -> list[list[int]]:
         engine = Engine(small, tokenizer, max_running=2, max_context=64)
         engine.runner = Runner(small, slots=2, pages=2, page_size=128, context=64, capture=capture)
+        engine.runner.look_ahead = look_ahead
         return [completion.token_ids for completion in engine.generate(prompts, params)]
 
     found = texts(CAPTURE)
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
     assert found == texts(None)
+
+
+def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(small, tokenizer, monkeypatch):
+    """Requests end, are cancelled and join while the next step is already under way."""
+
+    def run(capture) -> list[list[int]]:
+        engine = Engine(small, tokenizer, max_running=3, max_context=64)
+        engine.runner = Runner(small, slots=3, pages=3, page_size=128, context=64, capture=capture)
+        engine.runner.look_ahead = True
+        some = [
+            engine.add([1, 5], SamplingParams(max_tokens=5, temperature=1.0, seed=1, repetition_penalty=1.3, ignore_eos=True)),
+            engine.add([1, 6, 7], SamplingParams(max_tokens=2, ignore_eos=True)),
+            engine.add([1, 8], SamplingParams(max_tokens=9, ignore_eos=True)),
+        ]
+        some[0].forced.extend([40, 41])
+        for step in range(7):
+            if step == 3:
+                engine.cancel(some[2])
+                some.append(engine.add([9, 9, 9], SamplingParams(max_tokens=3, temperature=0.7, top_p=0.8, seed=2, ignore_eos=True)))
+            engine.step()
+        assert not engine.busy
+        return [request.tokens for request in some]
+
+    found = run(CAPTURE)
+    monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
+    assert found == run(None)
 
 
 @pytest.mark.gpu
