@@ -1,0 +1,137 @@
+"""The order of the kernels that make the scan's gradient, and the memory between them.
+
+Nothing of forward is kept but its inputs: the decays, scores and states at the borders are made again, at a third of the
+gradient's own work, instead of [tokens, heads, 128] kept for every layer. For each piece of 128 tokens the memory is two states
+and two score matrices a group in fp32: 10.5 and 1 MiB for 128 heads of 80.
+
+Z pieces · S sequences · T tokens · H heads · P head dimension · G groups · N state size.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from nanohybrid.ops.dispatch import interpreted
+from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.sizes import CHUNK
+from nanohybrid.ops.ssd_scan.backward import inputs, pieces, scores, states
+
+BLOCK = 64  # tokens of a tile: three of a piece's four tiles of 64 x 64 are on or below the diagonal
+
+
+class Gradients(NamedTuple):
+    """In the dtypes of what they belong to; initial_SHPN is None where the scan began with zeros."""
+
+    x_THP: Tensor
+    dt_TH: Tensor
+    A_H: Tensor
+    B_TGN: Tensor
+    C_TGN: Tensor
+    D_H: Tensor
+    initial_SHPN: Tensor | None
+
+
+def ssd_scan_backward(
+    dy_THP: Tensor,
+    dfinal_SHPN: Tensor | None,
+    x_THP: Tensor,
+    dt_TH: Tensor,
+    A_H: Tensor,
+    B_TGN: Tensor,
+    C_TGN: Tensor,
+    D_H: Tensor,
+    layout: Layout,
+    initial_SHPN: Tensor | None = None,
+) -> Gradients:
+    """Gradients of all the scan's inputs from those of y and (None where nobody used them) of the final states."""
+    device = x_THP.device
+    table = pieces.table(layout, device, initial_SHPN is not None, dfinal_SHPN is not None)
+    bounds = pieces.bounds(layout, device)
+    (T, H, P), (G, N), Z = x_THP.shape, B_TGN.shape[1:], table.shape[1]
+    x, B, C = _rows(x_THP), _rows(B_TGN), _rows(C_TGN)
+    dt, A, D, dy = dt_TH.contiguous(), A_H.contiguous(), D_H.contiguous(), dy_THP.contiguous()
+    wide, tail = widths(P)
+    size = dict(P=P, N=N, OPERAND=operand(x_THP.dtype), BLOCK_N=max(16, triton.next_power_of_2(N)))
+    tile = dict(CHUNK=CHUNK, BLOCK=BLOCK)
+    split = dict(WIDE=wide, TAIL=tail)
+    busy = dict(num_warps=8, num_stages=2)  # with 4 warps the compiler for sm_90 runs out of registers and spills
+    by_heads = dict(CHUNK=CHUNK, BLOCK_H=min(16, triton.next_power_of_2(H)))
+    rows_grid = (Z, G, triton.cdiv(H // G * P, BLOCK))
+    tiles_grid = (Z, G, (CHUNK // BLOCK) ** 2)
+    heads_grid = (Z, triton.cdiv(H, by_heads["BLOCK_H"]))
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    # 1. forwards again: decays, scores, the states that enter each piece
+    c_TH, scores_ZGQQ, entering = new(T, H), new(Z, G, CHUNK, CHUNK), new(Z, H, P, N)
+    states.running_decay[heads_grid](dt, A, c_TH, table, Z, H, **by_heads)
+    scores.piece_scores[tiles_grid](
+        B, C, scores_ZGQQ, table, B.stride(0), C.stride(0), Z, G, N, size["OPERAND"], BLOCK_N=size["BLOCK_N"], **tile
+    )
+    states.piece_states[rows_grid](
+        x, dt, c_TH, B, entering, table, table[3], x.stride(0), B.stride(0), Z, H, G, FED=True, BLOCK_R=BLOCK, BLOCK_Q=BLOCK, **size
+    )
+    passing = (layout.sequences, triton.cdiv(H * P * N, 1024))
+    initial = None if initial_SHPN is None else initial_SHPN.contiguous()
+    states.pass_states[passing](
+        entering, c_TH, table, table[3], bounds, initial, None, Z, H, H * P * N, P, N, initial is not None, False, False, BLOCK=1024
+    )
+    # 2. backwards over the borders
+    leaving = new(Z, H, P, N)
+    states.piece_states[rows_grid](
+        dy, dt, c_TH, C, leaving, table, table[2], H * P, C.stride(0), Z, H, G, FED=False, BLOCK_R=BLOCK, BLOCK_Q=BLOCK, **size
+    )
+    dinitial = None if initial is None else new(*initial.shape)
+    dfinal = None if dfinal_SHPN is None else dfinal_SHPN.contiguous()
+    states.pass_states[passing](
+        leaving, c_TH, table, table[2], bounds, dfinal, dinitial, Z, H, H * P * N, P, N, dfinal is not None, initial is not None, True,
+        BLOCK=1024,
+    )  # fmt: skip
+    # 3. B and C
+    dscores_ZGQQ, by_row, by_column = new(Z, G, CHUNK, CHUNK), new(CHUNK // BLOCK, T, H), new(CHUNK // BLOCK, T, H)
+    scores.score_gradients[tiles_grid](
+        x, dt, c_TH, dy, scores_ZGQQ, dscores_ZGQQ, by_row, by_column, table, x.stride(0), T, Z, H, G, P, size["OPERAND"], **tile, **split, **busy
+    )
+    dB, dC = new(T, G, N, dtype=B.dtype), new(T, G, N, dtype=C.dtype)
+    blocks_grid = (Z, G, CHUNK // BLOCK)
+    scores.group_gradients[blocks_grid](
+        dscores_ZGQQ, B, dy, dt, c_TH, entering, dC, table, table[2], B.stride(0), H * P, Z, H, G, OF_C=True, BLOCK_R=BLOCK, **tile, **size, **busy
+    )  # fmt: skip
+    scores.group_gradients[blocks_grid](
+        dscores_ZGQQ, C, x, dt, c_TH, leaving, dB, table, table[3], C.stride(0), x.stride(0), Z, H, G, OF_C=False, BLOCK_R=BLOCK, **tile,
+        **size, **busy,
+    )  # fmt: skip
+    # 4. x, then dt and A
+    dx = new(T, H, P, dtype=x_THP.dtype)
+    fed_by, read_by, left_by, carried = new(T, H), new(T, H), new(T, H), new(Z, H)
+    skipped = torch.zeros(Z, CHUNK // BLOCK, H, device=device)  # short pieces leave blocks unwritten
+    inputs.input_gradients[Z, H, CHUNK // BLOCK](
+        x, dt, c_TH, B, C, D, dy, scores_ZGQQ, entering, leaving, dx, fed_by, read_by, left_by, skipped, carried, table,
+        x.stride(0), B.stride(0), C.stride(0), Z, H, G, **tile, **split, **size, **busy,
+    )  # fmt: skip
+    ddt, dA = new(T, H), new(Z, H)
+    inputs.decay_gradients[heads_grid](
+        dt, A, c_TH, by_row, by_column, fed_by, read_by, left_by, carried, ddt, dA, table, T, Z, H, BLOCK=BLOCK, **by_heads
+    )
+    return Gradients(dx, ddt, dA.sum(0), dB, dC, skipped.sum((0, 1)), dinitial)
+
+
+def operand(dtype: torch.dtype) -> triton.language.dtype:
+    """The dtype of a dot's operands: that of the inputs, but fp32 for bf16 in the interpreter, whose bf16 dot is wrong."""
+    if dtype == torch.float32 or (dtype == torch.bfloat16 and interpreted()):
+        return triton.language.float32
+    return triton.language.bfloat16 if dtype == torch.bfloat16 else triton.language.float16
+
+
+def widths(P: int) -> tuple[int, int]:
+    """Two powers of two that hold P channels: 64 and 16 for 80, 64 and 0 for 64. A dot takes at least 16."""
+    wide = max(16, 1 << (P.bit_length() - 1))
+    return wide, max(16, triton.next_power_of_2(P - wide)) if P > wide else 0
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x [T, ...], whose rows are contiguous: slices of one projection need no copy."""
+    return x if x.shape[0] == 1 or x[0].is_contiguous() else x.contiguous()
