@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import Declaration, Outer, Stack, StateSpec
 from nanohybrid.model.module import Mixer, Weights
-from nanohybrid.ops.causal_conv import causal_conv
+from nanohybrid.ops.causal_conv import conv_silu
 from nanohybrid.ops.gated_norm import gated_norm
 from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.mamba_step import mamba_step
 from nanohybrid.ops.ssd_scan import ssd_scan
 from nanohybrid.ops.ssd_step import ssd_step
 
@@ -62,13 +63,31 @@ class Mamba2(Mixer):
         config = self.config
         inner, grouped = config.mamba_inner_size, config.n_groups * config.ssm_state_size
         z_TD, xBC_TC, dt_TH = self.in_proj(x_TE).split([inner, inner + 2 * grouped, config.mamba_num_heads], dim=-1)
+        y_THP = self._fused_step(xBC_TC, dt_TH, layout, state)
+        if y_THP is None:
+            y_THP = self._scan(xBC_TC, dt_TH, layout, state)
+        y_TD = gated_norm(y_THP.flatten(-2), z_TD, self.norm.weight, config.n_groups, config.layer_norm_epsilon)
+        return self.out_proj(y_TD)
+
+    def _fused_step(self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor | None:
+        """y of a decode step in one go on the pools, where there are kernels for it."""
+        if state is None or not layout.is_decode:
+            return None
+        config, conv = self.config, self.conv1d
+        parameters = conv.weight[:, 0], conv.bias, self.dt_bias, self.A_log, self.D
+        return mamba_step(xBC_TC, dt_TH, *parameters, state["conv"], state["ssm"], layout, config.n_groups, config.time_step_limit)
+
+    def _scan(self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
+        """y of any layout, op by op; states are read from the pools and written back."""
+        config = self.config
+        inner, grouped = config.mamba_inner_size, config.n_groups * config.ssm_state_size
         dt_TH, A_H, D_H = self._steps(dt_TH)
         carried, keep = _Carried(state, layout), state is not None
-        xBC_TC, conv_SWC = causal_conv(xBC_TC, self.conv1d.weight[:, 0], self.conv1d.bias, layout, carried.read("conv"), keep)
-        xBC_TC = F.silu(xBC_TC).to(z_TD.dtype)
+        xBC_TC, conv_SWC = conv_silu(xBC_TC, self.conv1d.weight[:, 0], self.conv1d.bias, layout, carried.read("conv"), keep)
         x_TD, B_TM, C_TM = xBC_TC.split([inner, grouped, grouped], dim=-1)
         x_THP = x_TD.unflatten(-1, (config.mamba_num_heads, config.mamba_head_dim))
         B_TGN, C_TGN = (m.unflatten(-1, (config.n_groups, config.ssm_state_size)) for m in (B_TM, C_TM))
+        y_THP: Tensor
         ssm_SHPN: Tensor | None
         if layout.is_decode and state is not None:
             y_THP, ssm_SHPN = ssd_step(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, carried.read_or_zeros("ssm"))
@@ -76,8 +95,7 @@ class Mamba2(Mixer):
             y_THP, ssm_SHPN = ssd_scan(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, carried.read("ssm"), keep)
         carried.write("conv", conv_SWC)
         carried.write("ssm", ssm_SHPN)
-        y_TD = gated_norm(y_THP.flatten(-2), z_TD, self.norm.weight, config.n_groups, config.layer_norm_epsilon)
-        return self.out_proj(y_TD)
+        return y_THP
 
     def _steps(self, dt_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step sizes, decay rates and skip weights in fp32 (float64 for float64)."""

@@ -121,7 +121,9 @@ class Layout:
         """An index tensor of this layout on a device, made by `make` at first use."""
         key = (name, device)
         if key not in self._tensors:
-            self._tensors[key] = torch.from_numpy(np.ascontiguousarray(make())).to(device, non_blocking=True)
+            made = torch.from_numpy(np.ascontiguousarray(make()))
+            made = made.pin_memory() if device.type == "cuda" else made  # a copy from other memory would wait for the device
+            self._tensors[key] = made.to(device, non_blocking=True)
         return self._tensors[key]
 
     def remember(self, name: str, make: Callable[[], M]) -> M:
