@@ -46,8 +46,14 @@ class Kernel:
         import torch
 
         given = [tensor for tensor in tensors if tensor is not None]
-        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-        return (self.gradients or not wanted) and all(tensor.dtype != torch.float64 for tensor in given)
+        return (self.gradients or not wants_gradient(*given)) and all(tensor.dtype != torch.float64 for tensor in given)
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd is to go through an op on these tensors."""
+    import torch
+
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def choose(

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanohybrid.ops.launch import blocks, rows_in_place
 from nanohybrid.ops.layout import Layout
 
 TOKENS, CHANNELS = 32, 128  # of a tile: the sums for W weights and a bias are then a sixth of a bf16 x and an fp32 dy
@@ -64,16 +65,16 @@ def conv_gradients(
 def causal_conv_backward(
     dy_TC: Tensor, x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, silu: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx in the dtype of x, dweight and dbias in fp32, for sequences that begin with zeros."""
+    """Gradients in the dtypes of x, weight and bias, for sequences that begin with zeros."""
     (T, C), W = x_TC.shape, weight_CW.shape[1]
-    dy, x, weight = dy_TC.contiguous(), x_TC if x_TC.stride(1) == 1 else x_TC.contiguous(), weight_CW.contiguous()
-    tiles = triton.cdiv(T, TOKENS)
+    dy, x, weight = dy_TC.contiguous(), rows_in_place(x_TC), weight_CW.contiguous()
+    tiles = blocks(T, TOKENS)
     dx = torch.empty((T, C), dtype=x.dtype, device=x.device)
     sums = torch.empty((tiles, W + 1, C), dtype=torch.float32, device=x.device)
     before = layout.tensor("before", x.device, layout.offsets)
     after = layout.tensor("after", x.device, lambda: np.repeat(np.asarray(layout.lengths), layout.lengths) - 1 - layout.offsets())
-    conv_gradients[tiles, triton.cdiv(C, CHANNELS)](
+    conv_gradients[tiles, blocks(C, CHANNELS)](
         dy, x, weight, bias_C, before, after, dx, sums, x.stride(0), T, C, W=W, SILU=silu, TOKENS=TOKENS, CHANNELS=CHANNELS, num_warps=8
     )
     total = sums.sum(0)
-    return dx, total[:W].flip(0).T.contiguous(), total[W]
+    return dx, total[:W].flip(0).T.to(weight_CW.dtype), total[W].to(bias_C.dtype)

@@ -4,6 +4,8 @@
     du = r (a - u r^2 mean(a u))        dweight = sum_t do u r
     dy = du silu(z)        dz = du y silu'(z)        silu'(z) = s (1 + z (1 - s)),  s = sigmoid(z)
 
+Where y is also passed on, as the residual stream is, the gradient that comes back from there is added to dy.
+
 A tile is some tokens of one group. The group is walked in blocks of 256 channels, first for the two means, then for the
 gradients: a group of 1,280 is five blocks without padding, and the second reading finds the tile in the cache.
 
@@ -15,13 +17,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanohybrid.ops.launch import blocks, power, rows_in_place
+
 TOKENS, CHANNELS = 8, 256  # of a block; dweight's sums, one row a tile, are then a twentieth of what is read and written
 
 
 @triton.jit
 def norm_gradients(
-    do, y, z, weight, dy, dz, sums, stride_do, stride_y, stride_z, T, D, eps,
-    WIDTH: tl.constexpr, GATED: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+    do, y, z, weight, passed, dy, dz, sums, stride_do, stride_y, stride_z, T, D, eps,
+    WIDTH: tl.constexpr, GATED: tl.constexpr, PASSED: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """dy and dz [T, D]; sums [tiles, D]: of each tile, its share of dweight."""
     tile, begin = tl.program_id(0), tl.program_id(1) * WIDTH
@@ -58,6 +62,8 @@ def norm_gradients(
         if GATED:
             tl.store(dz + at, (du * y_TD * opened * (1.0 + gate * (1.0 - opened))).to(dz.dtype.element_ty), mask=there)
             du *= gate * opened
+        if PASSED:
+            du += tl.load(passed + at, mask=there, other=0.0).to(tl.float32)
         tl.store(dy + at, du.to(dy.dtype.element_ty), mask=there)
 
 
@@ -65,31 +71,28 @@ def gated_norm_backward(
     do_TD: Tensor, y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dy, dz and dweight, each in the dtype of what it belongs to."""
-    dy, dz, dweight = _launch(do_TD, y_TD, z_TD, weight_D, groups, eps)
-    assert dz is not None
-    return dy, dz, dweight
+    dz_TD = torch.empty(z_TD.shape, dtype=z_TD.dtype, device=z_TD.device)
+    dy_TD, dweight_D = _launch(do_TD, y_TD, rows_in_place(z_TD), dz_TD, weight_D, None, groups, eps)
+    return dy_TD, dz_TD, dweight_D
 
 
-def rms_norm_backward(do_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """dx and dweight, each in the dtype of what it belongs to."""
-    dx, _, dweight = _launch(do_TD, x_TD, None, weight_D, 1, eps)
-    return dx, dweight
+def rms_norm_backward(
+    do_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, passed_TD: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """dx and dweight, each in the dtype of what it belongs to. passed_TD: x's gradient from elsewhere, added to dx."""
+    return _launch(do_TD, x_TD, None, None, weight_D, passed_TD, 1, eps)
 
 
-def _launch(do: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor | None, Tensor]:
-    do, y, z = _rows(do), _rows(y), None if z is None else _rows(z)
+def _launch(
+    do: Tensor, y: Tensor, z: Tensor | None, dz: Tensor | None, weight: Tensor, passed: Tensor | None, groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    do, y, passed = rows_in_place(do), rows_in_place(y), None if passed is None else passed.contiguous()
     T, D = y.shape
-    tiles = triton.cdiv(T, TOKENS)
+    tiles = blocks(T, TOKENS)
     dy = torch.empty((T, D), dtype=y.dtype, device=y.device)
-    dz = None if z is None else torch.empty((T, D), dtype=z.dtype, device=z.device)
     sums = torch.empty((tiles, D), dtype=torch.float32, device=y.device)
     norm_gradients[tiles, groups](
-        do, y, z, weight, dy, dz, sums, do.stride(0), y.stride(0), 0 if z is None else z.stride(0), T, D, eps,
-        WIDTH=D // groups, GATED=z is not None, TOKENS=TOKENS, CHANNELS=min(CHANNELS, triton.next_power_of_2(D // groups)),
+        do, y, z, weight, passed, dy, dz, sums, do.stride(0), y.stride(0), 0 if z is None else z.stride(0), T, D, eps,
+        WIDTH=D // groups, GATED=z is not None, PASSED=passed is not None, TOKENS=TOKENS, CHANNELS=min(CHANNELS, power(D // groups)),
     )  # fmt: skip
-    return dy, dz, sums.sum(0).to(weight.dtype)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x [T, D] whose rows are contiguous: slices of one projection need no copy."""
-    return x if x.stride(1) == 1 else x.contiguous()
+    return dy, sums.sum(0).to(weight.dtype)

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanohybrid.ops.launch import power
+
 BLOCK = 4096  # logits of a step
 
 
@@ -83,4 +85,4 @@ def forward_kl(logits_QV: Tensor, teacher_QV: Tensor, temperature: float, slope:
 
 
 def _block(V: int) -> int:
-    return min(BLOCK, triton.next_power_of_2(V))
+    return min(BLOCK, power(V))

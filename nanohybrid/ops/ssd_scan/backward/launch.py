@@ -10,10 +10,9 @@ Z pieces · S sequences · T tokens · H heads · P head dimension · G groups �
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from nanohybrid.ops.dispatch import interpreted
+from nanohybrid.ops.launch import LEAST_DOT, blocks, operand, power, rows_in_place
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.sizes import CHUNK
 from nanohybrid.ops.ssd_scan.backward import inputs, pieces, scores, states
@@ -50,17 +49,17 @@ def ssd_scan_backward(
     table = pieces.table(layout, device, initial_SHPN is not None, dfinal_SHPN is not None)
     bounds = pieces.bounds(layout, device)
     (T, H, P), (G, N), Z = x_THP.shape, B_TGN.shape[1:], table.shape[1]
-    x, B, C = _rows(x_THP), _rows(B_TGN), _rows(C_TGN)
+    x, B, C = (rows_in_place(t) for t in (x_THP, B_TGN, C_TGN))
     dt, A, D, dy = dt_TH.contiguous(), A_H.contiguous(), D_H.contiguous(), dy_THP.contiguous()
     wide, tail = widths(P)
-    size = dict(P=P, N=N, OPERAND=operand(x_THP.dtype), BLOCK_N=max(16, triton.next_power_of_2(N)))
+    size = dict(P=P, N=N, OPERAND=operand(x_THP.dtype), BLOCK_N=power(N, LEAST_DOT))
     tile = dict(CHUNK=CHUNK, BLOCK=BLOCK)
     split = dict(WIDE=wide, TAIL=tail)
     busy = dict(num_warps=8, num_stages=2)  # with 4 warps the compiler for sm_90 runs out of registers and spills
-    by_heads = dict(CHUNK=CHUNK, BLOCK_H=min(16, triton.next_power_of_2(H)))
-    rows_grid = (Z, G, triton.cdiv(H // G * P, BLOCK))
+    by_heads = dict(CHUNK=CHUNK, BLOCK_H=min(16, power(H)))
+    rows_grid = (Z, G, blocks(H // G * P, BLOCK))
     tiles_grid = (Z, G, (CHUNK // BLOCK) ** 2)
-    heads_grid = (Z, triton.cdiv(H, by_heads["BLOCK_H"]))
+    heads_grid = (Z, blocks(H, by_heads["BLOCK_H"]))
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -74,7 +73,7 @@ def ssd_scan_backward(
     states.piece_states[rows_grid](
         x, dt, c_TH, B, entering, table, table[3], x.stride(0), B.stride(0), Z, H, G, FED=True, BLOCK_R=BLOCK, BLOCK_Q=BLOCK, **size
     )
-    passing = (layout.sequences, triton.cdiv(H * P * N, 1024))
+    passing = (layout.sequences, blocks(H * P * N, 1024))
     initial = None if initial_SHPN is None else initial_SHPN.contiguous()
     states.pass_states[passing](
         entering, c_TH, table, table[3], bounds, initial, None, Z, H, H * P * N, P, N, initial is not None, False, False, BLOCK=1024
@@ -119,19 +118,7 @@ def ssd_scan_backward(
     return Gradients(dx, ddt, dA.sum(0), dB, dC, skipped.sum((0, 1)), dinitial)
 
 
-def operand(dtype: torch.dtype) -> triton.language.dtype:
-    """The dtype of a dot's operands: that of the inputs, but fp32 for bf16 in the interpreter, whose bf16 dot is wrong."""
-    if dtype == torch.float32 or (dtype == torch.bfloat16 and interpreted()):
-        return triton.language.float32
-    return triton.language.bfloat16 if dtype == torch.bfloat16 else triton.language.float16
-
-
 def widths(P: int) -> tuple[int, int]:
     """Two powers of two that hold P channels: 64 and 16 for 80, 64 and 0 for 64. A dot takes at least 16."""
-    wide = max(16, 1 << (P.bit_length() - 1))
-    return wide, max(16, triton.next_power_of_2(P - wide)) if P > wide else 0
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x [T, ...], whose rows are contiguous: slices of one projection need no copy."""
-    return x if x.shape[0] == 1 or x[0].is_contiguous() else x.contiguous()
+    wide = max(LEAST_DOT, 1 << (P.bit_length() - 1))
+    return wide, power(P - wide, LEAST_DOT) if P > wide else 0
