@@ -8,7 +8,6 @@ from torch import Tensor
 
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.ssd_scan import reference, trained
-from nanohybrid.ops.ssd_scan.backward.launch import widths
 
 STORED = Layout.stored([5, 130, 3], [125, 200, 2], [3, 0, 2], [range(5), [30, 12, *range(14, 23)], [9]], 32)
 CASES = {  # layout; heads, head dimension, groups, state size; whether sequences begin from states
@@ -96,9 +95,3 @@ def test_slices_of_one_projection_are_read_in_place_and_bf16_comes_back_as_bf16(
     assert found[0].dtype == torch.bfloat16
     for gradient, expected in zip(found, truth, strict=True):
         close(gradient, expected, 2e-2)
-
-
-def test_heads_of_80_are_64_and_16_and_not_128():
-    assert {P: widths(P) for P in (1, 16, 60, 64, 80, 96, 128)} == {
-        1: (16, 0), 16: (16, 0), 60: (32, 32), 64: (64, 0), 80: (64, 16), 96: (64, 32), 128: (128, 0)
-    }  # fmt: skip

@@ -108,7 +108,19 @@ def blocks(weight_MK: Tensor) -> tuple[Operand, Operand]:
     x = weight_MK if weight_MK.stride(1) == 1 else weight_MK.contiguous()
     plain, turned = _operand(M, K, (down, across), x), _operand(K, M, (across, down), x)
     block_kernel[down, across](
-        x, plain.q, turned.q, plain.scales, turned.scales, M, K, x.stride(0), plain.q.stride(0), turned.q.stride(0), down, across, **_numbers()
+        x,
+        plain.q,
+        turned.q,
+        plain.scales,
+        turned.scales,
+        M,
+        K,
+        x.stride(0),
+        plain.q.stride(0),
+        turned.q.stride(0),
+        down,
+        across,
+        **_numbers(),
     )
     return plain, turned
 

@@ -76,9 +76,7 @@ def gated_norm_backward(
     return dy_TD, dz_TD, dweight_D
 
 
-def rms_norm_backward(
-    do_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, passed_TD: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def rms_norm_backward(do_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, passed_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """dx and dweight, each in the dtype of what it belongs to. passed_TD: x's gradient from elsewhere, added to dx."""
     return _launch(do_TD, x_TD, None, None, weight_D, passed_TD, 1, eps)
 

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from nanohybrid.ops.dispatch import wants_gradient
 from nanohybrid.ops.layout import Layout
-from nanohybrid.ops.ssd_scan import chunked as triton
+from nanohybrid.ops.ssd_scan import triton
 from nanohybrid.ops.ssd_scan.backward import ssd_scan_backward
 
 

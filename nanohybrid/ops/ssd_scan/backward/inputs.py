@@ -46,7 +46,7 @@ def _finish(
 def input_gradients(
     x, dt, c, B, C, D, dy, scores, entering, leaving, dx, fed_by, read_by, left_by, skipped, carried, table,
     stride_x, stride_B, stride_C, Z, H, G, P: tl.constexpr, N: tl.constexpr,
-    OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr, TAIL: tl.constexpr, BLOCK_N: tl.constexpr,
+    OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dx [T, H, P]; [T, H] of x . df, r and e; skipped [Z, blocks, H]: dy . x, for D; carried [Z, H]: S . dS."""
     piece, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -62,21 +62,21 @@ def input_gradients(
     c_last = tl.load(c + (start + length - 1) * H + head)
     # 1. inside the piece, over all later tokens i
     matrix = scores + (piece.to(tl.int64) * G + group) * CHUNK * CHUNK
-    fed = tl.zeros((BLOCK, WIDE), tl.float32)
-    if TAIL:
-        fed_tail = tl.zeros((BLOCK, TAIL), tl.float32)
+    fed = tl.zeros((BLOCK, FIRST), tl.float32)
+    if SECOND:
+        fed_tail = tl.zeros((BLOCK, SECOND), tl.float32)
     for first in range(block * BLOCK, length, BLOCK):
         i = first + tl.arange(0, BLOCK)
         c_i = tl.load(c + (start + i) * H + head, mask=i < length, other=0.0)
         seen = (i[None, :] >= j[:, None]) & (i < length)[None, :]
         decay = tl.exp(tl.where(seen, c_i[None, :] - c_j[:, None], float("-inf")))
         weights = (tl.load(matrix + i[None, :] * CHUNK + j[:, None]) * decay).to(OPERAND)
-        p = tl.arange(0, WIDE)
+        p = tl.arange(0, FIRST)
         dy_at = dy + ((start + i)[:, None] * H + head) * P
         dy_QP = tl.load(dy_at + p[None, :], mask=(i < length)[:, None] & (p < P)[None, :], other=0.0)
         fed = tl.dot(weights, dy_QP.to(OPERAND), fed, input_precision="ieee")
-        if TAIL:
-            q = WIDE + tl.arange(0, TAIL)
+        if SECOND:
+            q = FIRST + tl.arange(0, SECOND)
             dy_QT = tl.load(dy_at + q[None, :], mask=(i < length)[:, None] & (q < P)[None, :], other=0.0)
             fed_tail = tl.dot(weights, dy_QT.to(OPERAND), fed_tail, input_precision="ieee")
     # 2. through both states, and out
@@ -87,14 +87,20 @@ def input_gradients(
     D_h = tl.load(D + head)
     fed_sum, read_sum, left_sum, skip, carry = _finish(
         fed, x, dt_j, c_j, c_last, dy, B_QN, C_QN, D_h, entering + state, leaving + state, dx, token, inside, stride_x, head, H,
-        has_entering, has_leaving, 0, WIDE, P, N, BLOCK_N, OPERAND,
+        has_entering, has_leaving, 0, FIRST, P, N, BLOCK_N, OPERAND,
     )  # fmt: skip
-    if TAIL:
+    if SECOND:
         more = _finish(
             fed_tail, x, dt_j, c_j, c_last, dy, B_QN, C_QN, D_h, entering + state, leaving + state, dx, token, inside, stride_x, head, H,
-            has_entering, has_leaving, WIDE, TAIL, P, N, BLOCK_N, OPERAND,
+            has_entering, has_leaving, FIRST, SECOND, P, N, BLOCK_N, OPERAND,
         )  # fmt: skip
-        fed_sum, read_sum, left_sum, skip, carry = fed_sum + more[0], read_sum + more[1], left_sum + more[2], skip + more[3], carry + more[4]
+        fed_sum, read_sum, left_sum, skip, carry = (
+            fed_sum + more[0],
+            read_sum + more[1],
+            left_sum + more[2],
+            skip + more[3],
+            carry + more[4],
+        )
     at = token * H + head
     tl.store(fed_by + at, fed_sum, mask=inside)
     tl.store(read_by + at, read_sum, mask=inside)

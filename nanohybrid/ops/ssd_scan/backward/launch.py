@@ -16,6 +16,8 @@ from nanohybrid.ops.launch import LEAST_DOT, blocks, operand, power, rows_in_pla
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.sizes import CHUNK
 from nanohybrid.ops.ssd_scan.backward import inputs, pieces, scores, states
+from nanohybrid.ops.ssd_scan.triton import ELEMENTS, between, columns
+from nanohybrid.ops.ssd_scan.triton.pieces import pieces as triton_pieces
 
 BLOCK = 64  # tokens of a tile: three of a piece's four tiles of 64 x 64 are on or below the diagonal
 
@@ -46,63 +48,45 @@ def ssd_scan_backward(
 ) -> Gradients:
     """Gradients of all the scan's inputs from those of y and (None where nobody used them) of the final states."""
     device = x_THP.device
-    table = pieces.table(layout, device, initial_SHPN is not None, dfinal_SHPN is not None)
-    bounds = pieces.bounds(layout, device)
-    (T, H, P), (G, N), Z = x_THP.shape, B_TGN.shape[1:], table.shape[1]
+    (T, H, P), (G, N) = x_THP.shape, B_TGN.shape[1:]
     x, B, C = (rows_in_place(t) for t in (x_THP, B_TGN, C_TGN))
     dt, A, D, dy = dt_TH.contiguous(), A_H.contiguous(), D_H.contiguous(), dy_THP.contiguous()
-    wide, tail = widths(P)
+    table = pieces.table(layout, device, initial_SHPN is not None, dfinal_SHPN is not None)
+    Z = table.shape[1]
+    split = columns(P)
     size = dict(P=P, N=N, OPERAND=operand(x_THP.dtype), BLOCK_N=power(N, LEAST_DOT))
     tile = dict(CHUNK=CHUNK, BLOCK=BLOCK)
-    split = dict(WIDE=wide, TAIL=tail)
     busy = dict(num_warps=8, num_stages=2)  # with 4 warps the compiler for sm_90 runs out of registers and spills
-    by_heads = dict(CHUNK=CHUNK, BLOCK_H=min(16, power(H)))
-    rows_grid = (Z, G, blocks(H // G * P, BLOCK))
-    tiles_grid = (Z, G, (CHUNK // BLOCK) ** 2)
-    heads_grid = (Z, blocks(H, by_heads["BLOCK_H"]))
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
-    # 1. forwards again: decays, scores, the states that enter each piece
-    c_TH, scores_ZGQQ, entering = new(T, H), new(Z, G, CHUNK, CHUNK), new(Z, H, P, N)
-    states.running_decay[heads_grid](dt, A, c_TH, table, Z, H, **by_heads)
-    scores.piece_scores[tiles_grid](
-        B, C, scores_ZGQQ, table, B.stride(0), C.stride(0), Z, G, N, size["OPERAND"], BLOCK_N=size["BLOCK_N"], **tile
-    )
-    states.piece_states[rows_grid](
-        x, dt, c_TH, B, entering, table, table[3], x.stride(0), B.stride(0), Z, H, G, FED=True, BLOCK_R=BLOCK, BLOCK_Q=BLOCK, **size
-    )
-    passing = (layout.sequences, blocks(H * P * N, 1024))
-    initial = None if initial_SHPN is None else initial_SHPN.contiguous()
-    states.pass_states[passing](
-        entering, c_TH, table, table[3], bounds, initial, None, Z, H, H * P * N, P, N, initial is not None, False, False, BLOCK=1024
-    )
+    # 1. forwards again: decays, the states that enter, scores
+    c_TH, entering, scores_ZGQQ, _ = between(x, dt, A, B, C, layout, initial_SHPN, False)
     # 2. backwards over the borders
-    leaving = new(Z, H, P, N)
-    states.piece_states[rows_grid](
-        dy, dt, c_TH, C, leaving, table, table[2], H * P, C.stride(0), Z, H, G, FED=False, BLOCK_R=BLOCK, BLOCK_Q=BLOCK, **size
+    leaving, dinitial = new(Z, H, P, N), None if initial_SHPN is None else new(layout.sequences, H, P, N)
+    states.read_states[Z, G, blocks(H // G * P, BLOCK)](
+        dy, c_TH, C, leaving, table, C.stride(0), Z, H, G, BLOCK_R=BLOCK, BLOCK_Q=BLOCK, **size
     )
-    dinitial = None if initial is None else new(*initial.shape)
     dfinal = None if dfinal_SHPN is None else dfinal_SHPN.contiguous()
-    states.pass_states[passing](
-        leaving, c_TH, table, table[2], bounds, dfinal, dinitial, Z, H, H * P * N, P, N, dfinal is not None, initial is not None, True,
-        BLOCK=1024,
+    states.pass_back[layout.sequences, blocks(H * P * N, ELEMENTS)](
+        leaving, c_TH, table, triton_pieces(layout, device)[2], dfinal, dinitial, Z, H, H * P * N, P, N,
+        HAS_FINAL=dfinal is not None, HAS_INITIAL=dinitial is not None, BLOCK=ELEMENTS,
     )  # fmt: skip
     # 3. B and C
     dscores_ZGQQ, by_row, by_column = new(Z, G, CHUNK, CHUNK), new(CHUNK // BLOCK, T, H), new(CHUNK // BLOCK, T, H)
-    scores.score_gradients[tiles_grid](
-        x, dt, c_TH, dy, scores_ZGQQ, dscores_ZGQQ, by_row, by_column, table, x.stride(0), T, Z, H, G, P, size["OPERAND"], **tile, **split, **busy
-    )
+    scores.score_gradients[Z, G, (CHUNK // BLOCK) ** 2](
+        x, dt, c_TH, dy, scores_ZGQQ, dscores_ZGQQ, by_row, by_column, table, x.stride(0), T, Z, H, G,
+        P=P, OPERAND=size["OPERAND"], **tile, **split, **busy,
+    )  # fmt: skip
     dB, dC = new(T, G, N, dtype=B.dtype), new(T, G, N, dtype=C.dtype)
-    blocks_grid = (Z, G, CHUNK // BLOCK)
-    scores.group_gradients[blocks_grid](
-        dscores_ZGQQ, B, dy, dt, c_TH, entering, dC, table, table[2], B.stride(0), H * P, Z, H, G, OF_C=True, BLOCK_R=BLOCK, **tile, **size, **busy
-    )  # fmt: skip
-    scores.group_gradients[blocks_grid](
-        dscores_ZGQQ, C, x, dt, c_TH, leaving, dB, table, table[3], C.stride(0), x.stride(0), Z, H, G, OF_C=False, BLOCK_R=BLOCK, **tile,
-        **size, **busy,
-    )  # fmt: skip
+    shared = dict(BLOCK_R=BLOCK, **tile, **size, **busy)
+    scores.group_gradients[Z, G, CHUNK // BLOCK](
+        dscores_ZGQQ, B, dy, dt, c_TH, entering, dC, table, table[2], B.stride(0), H * P, Z, H, G, OF_C=True, **shared
+    )
+    scores.group_gradients[Z, G, CHUNK // BLOCK](
+        dscores_ZGQQ, C, x, dt, c_TH, leaving, dB, table, table[3], C.stride(0), x.stride(0), Z, H, G, OF_C=False, **shared
+    )
     # 4. x, then dt and A
     dx = new(T, H, P, dtype=x_THP.dtype)
     fed_by, read_by, left_by, carried = new(T, H), new(T, H), new(T, H), new(Z, H)
@@ -111,14 +95,8 @@ def ssd_scan_backward(
         x, dt, c_TH, B, C, D, dy, scores_ZGQQ, entering, leaving, dx, fed_by, read_by, left_by, skipped, carried, table,
         x.stride(0), B.stride(0), C.stride(0), Z, H, G, **tile, **split, **size, **busy,
     )  # fmt: skip
-    ddt, dA = new(T, H), new(Z, H)
-    inputs.decay_gradients[heads_grid](
-        dt, A, c_TH, by_row, by_column, fed_by, read_by, left_by, carried, ddt, dA, table, T, Z, H, BLOCK=BLOCK, **by_heads
+    ddt, dA, heads = new(T, H), new(Z, H), power(min(H, 16))
+    inputs.decay_gradients[Z, blocks(H, heads)](
+        dt, A, c_TH, by_row, by_column, fed_by, read_by, left_by, carried, ddt, dA, table, T, Z, H, BLOCK_H=heads, **tile
     )
     return Gradients(dx, ddt, dA.sum(0), dB, dC, skipped.sum((0, 1)), dinitial)
-
-
-def widths(P: int) -> tuple[int, int]:
-    """Two powers of two that hold P channels: 64 and 16 for 80, 64 and 0 for 64. A dot takes at least 16."""
-    wide = max(LEAST_DOT, 1 << (P.bit_length() - 1))
-    return wide, power(P - wide, LEAST_DOT) if P > wide else 0

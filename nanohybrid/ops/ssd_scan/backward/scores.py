@@ -1,4 +1,4 @@
-"""Kernels over the [Q, Q] matrices of a piece: scores_ij = C_i . B_j, their gradient, and through it the gradients of B and C.
+"""Kernels over the [Q, Q] matrices of a piece: the gradient of scores_ij = C_i . B_j, and through it those of B and C.
 
     dscores_ij = sum over a group's heads of exp(c_i - c_j) dt_j (dy_i . x_j)            j <= i
     dC_i = sum_j dscores_ij B_j + sum_r exp(c_i) dy_ir S_r         dB_j = sum_i dscores_ij C_i + sum_r exp(c_Q - c_j) dt_j x_jr dS_r
@@ -15,33 +15,17 @@ import triton.language as tl
 
 
 @triton.jit
-def piece_scores(
-    B, C, scores, table, stride_B, stride_C, Z, G, N: tl.constexpr,
-    OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """scores [Z, G, Q, Q] in fp32."""
-    piece, group, i_block, j_block = tl.program_id(0), tl.program_id(1), tl.program_id(2) * BLOCK // CHUNK, tl.program_id(2) % (CHUNK // BLOCK)
-    start, length = tl.load(table + piece), tl.load(table + Z + piece)
-    if (j_block > i_block) | (i_block * BLOCK >= length):
-        return
-    i, j, n = i_block * BLOCK + tl.arange(0, BLOCK), j_block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_N)
-    C_QN = tl.load(C + (start + i)[:, None] * stride_C + group * N + n[None, :], mask=(i < length)[:, None] & (n < N)[None, :], other=0.0)
-    B_NQ = tl.load(B + (start + j)[None, :] * stride_B + group * N + n[:, None], mask=(n < N)[:, None] & (j < length)[None, :], other=0.0)
-    found = tl.dot(C_QN.to(OPERAND), B_NQ.to(OPERAND), input_precision="ieee")
-    tl.store(scores + (piece.to(tl.int64) * G + group) * CHUNK * CHUNK + i[:, None] * CHUNK + j[None, :], found)
-
-
-@triton.jit
 def score_gradients(
     x, dt, c, dy, scores, dscores, by_row, by_column, table, stride_x, T, Z, H, G, P: tl.constexpr,
-    OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr, TAIL: tl.constexpr,
+    OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
     """dscores [Z, G, Q, Q], and of dscores * scores below the diagonal, head by head, the sums of rows and of columns.
 
     by_row [blocks, T, H] holds the sums over each block of columns, by_column [blocks, T, H] those over each block of rows. Both
     are sums of the same products, so that in the decay's gradient what should cancel does, whatever the operands were rounded to.
     """
-    piece, group, i_block, j_block = tl.program_id(0), tl.program_id(1), tl.program_id(2) * BLOCK // CHUNK, tl.program_id(2) % (CHUNK // BLOCK)
+    piece, group = tl.program_id(0), tl.program_id(1)
+    i_block, j_block = tl.program_id(2) // (CHUNK // BLOCK), tl.program_id(2) % (CHUNK // BLOCK)
     start, length = tl.load(table + piece), tl.load(table + Z + piece)
     if (j_block > i_block) | (i_block * BLOCK >= length):
         return
@@ -52,15 +36,16 @@ def score_gradients(
     total = tl.zeros((BLOCK, BLOCK), tl.float32)
     for head in range(group * (H // G), (group + 1) * (H // G)):
         # 1. dy_i . x_j in two widths, 64 + 16 for heads of 80
-        p = tl.arange(0, WIDE)
-        dy_QP = tl.load(dy + ((start + i)[:, None] * H + head) * P + p[None, :], mask=i_inside[:, None] & (p < P)[None, :], other=0.0)
-        x_PQ = tl.load(x + (start + j)[None, :] * stride_x + head * P + p[:, None], mask=(p < P)[:, None] & j_inside[None, :], other=0.0)
-        met = tl.dot(dy_QP.to(OPERAND), x_PQ.to(OPERAND), input_precision="ieee")
-        if TAIL:
-            q = WIDE + tl.arange(0, TAIL)
-            dy_QT = tl.load(dy + ((start + i)[:, None] * H + head) * P + q[None, :], mask=i_inside[:, None] & (q < P)[None, :], other=0.0)
-            x_TQ = tl.load(x + (start + j)[None, :] * stride_x + head * P + q[:, None], mask=(q < P)[:, None] & j_inside[None, :], other=0.0)
-            met = tl.dot(dy_QT.to(OPERAND), x_TQ.to(OPERAND), met, input_precision="ieee")
+        p = tl.arange(0, FIRST)
+        dy_at, x_at = dy + ((start + i)[:, None] * H + head) * P, x + (start + j)[None, :] * stride_x + head * P
+        dy_QF = tl.load(dy_at + p[None, :], mask=i_inside[:, None] & (p < P)[None, :], other=0.0)
+        x_FQ = tl.load(x_at + p[:, None], mask=(p < P)[:, None] & j_inside[None, :], other=0.0)
+        met = tl.dot(dy_QF.to(OPERAND), x_FQ.to(OPERAND), input_precision="ieee")
+        if SECOND:
+            q = FIRST + tl.arange(0, SECOND)
+            dy_QS = tl.load(dy_at + q[None, :], mask=i_inside[:, None] & (q < P)[None, :], other=0.0)
+            x_SQ = tl.load(x_at + q[:, None], mask=(q < P)[:, None] & j_inside[None, :], other=0.0)
+            met = tl.dot(dy_QS.to(OPERAND), x_SQ.to(OPERAND), met, input_precision="ieee")
         # 2. decayed; masked before exp, so that nothing overflows
         c_i = tl.load(c + (start + i) * H + head, mask=i_inside, other=0.0)
         c_j = tl.load(c + (start + j) * H + head, mask=j_inside, other=0.0)
