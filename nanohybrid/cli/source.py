@@ -9,7 +9,9 @@ from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
     import jsonargparse
+    import torch
 
+    from nanohybrid.config import HybridConfig
     from nanohybrid.engine import LLM, SamplingParams
 
 LARGE = 1_000_000_000  # random models of so many parameters are made in bf16 unless told otherwise
@@ -73,11 +75,16 @@ def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
     if arguments.path is not None:
         return LLM(arguments.path, dtype, device, arguments.max_running)
     config = HybridConfig.preset(arguments.preset)
-    if dtype is None:
-        from nanohybrid.model.footprint import Footprint
+    return LLM.random(config, dtype or random_dtype(config), arguments.seed or 0, device, arguments.max_running)
 
-        dtype = torch.bfloat16 if Footprint.of(config).parameters >= LARGE else torch.float32
-    return LLM.random(config, dtype, arguments.seed or 0, device, arguments.max_running)
+
+def random_dtype(config: "HybridConfig") -> "torch.dtype":
+    """What random weights are made in where no flag says."""
+    import torch
+
+    from nanohybrid.model.footprint import Footprint
+
+    return torch.bfloat16 if Footprint.of(config).parameters >= LARGE else torch.float32
 
 
 class Clock:

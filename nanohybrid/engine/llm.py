@@ -21,6 +21,7 @@ from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
 from nanohybrid.engine.request import text_end
 from nanohybrid.engine.thinking import opens
 from nanohybrid.model import HybridLM
+from nanohybrid.model.packed import prepare
 from nanohybrid.text import ChatTemplate, Tokenizer
 
 Message = dict[str, Any]
@@ -44,6 +45,7 @@ class LLM:
         return llm
 
     def _set(self, model: HybridLM, tokenizer: Tokenizer, directory: Path | None, max_running: int) -> None:
+        prepare(model)
         self.model, self.tokenizer, self.directory, self.max_running = model, tokenizer, directory, max_running
 
     @cached_property

@@ -5,16 +5,22 @@ only the last token of those sequences whose next token is wanted.
 """
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from nanohybrid.engine.penalties import Written
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.sampler import Rows, Sampled, sample
 from nanohybrid.engine.scheduler import Move, Work
 from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model.packed import is_packed
 from nanohybrid.model.state import Saved
 from nanohybrid.ops.sizes import CHUNK
+
+if TYPE_CHECKING:
+    from nanohybrid.model.decoder import Decoder
 
 
 class Runner:
@@ -23,63 +29,97 @@ class Runner:
     def __init__(self, model: HybridLM, *, slots: int, pages: int, page_size: int, deterministic: bool = False) -> None:
         self.model = model
         self.page_size, self.deterministic = page_size, deterministic
-        weight = model.head_weight
-        self.device = weight.device
-        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=weight.dtype, device=weight.device)
+        self.device = model.device
+        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=model.dtype, device=model.device)
+        self.decoder = make_decoder(model, self.state)
         self._sampled: list[Request] = []  # the requests that `_rows` describes
         self._rows = Rows([], [])
         self._alone: dict[int, Rows] = {}  # in deterministic runs, each request's own
 
     @torch.inference_mode()
     def run(self, work: list[Work]) -> tuple[list[Request], Sampled]:
-        """Compute this work; one token for each request whose known tokens are all computed now, in order.
+        """Compute this work; one token for each request whose known tokens are all computed now.
 
         Of a family that shares a prompt, all take their first token from its one row of logits.
         """
         if self.deterministic:
             return self._run_each_alone(work)
+        single, longer = _parted(work, self.decoder is not None)
+        ready: list[Request] = []
+        logits: list[Tensor] = []
+        for some, compute in ((single, self._step), (longer, self._forward)):
+            if some:
+                wanted: list[int] = []  # of this work, once for each request that takes its next token from it
+                for index, (request, start, length) in enumerate(some):
+                    if start + length == request.known:
+                        members = request.family or [request]
+                        ready += members
+                        wanted += [index] * len(members)
+                logits_SV = compute(some, wanted)
+                if wanted:
+                    logits.append(logits_SV)
+        if not ready:
+            return ready, Sampled([], None, [])
+        forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
+        logits_SV = logits[0] if len(logits) == 1 else torch.cat(logits)
+        rows = self._edited(self._rows_of(ready), ready)
+        return ready, sample(logits_SV, rows, [request.known for request in ready], forced)
+
+    def _forward(self, work: list[Work], wanted: list[int]) -> Tensor:
+        """Work of any lengths through the ragged forward; logits [len(wanted), V] after the last token of these."""
         tokens: list[int] = []
         last: list[int] = []
-        ready: list[Request] = []
-        plain = True
         for request, start, length in work:
-            tokens += request.slice(start, length) if length > 1 or not request.tokens else request.tokens[-1:]
-            if start + length == request.known:
-                if request.family is None:
-                    ready.append(request)
-                    last.append(len(tokens) - 1)
-                else:
-                    plain = False
-                    ready += request.family
-                    last += [len(tokens) - 1] * len(request.family)
+            tokens += request.slice(start, length)
+            last.append(len(tokens) - 1)
         hidden_TE = self.model.hidden(torch.tensor(tokens, device=self.device), self._layout(work), self.state)
-        if not last:
-            return ready, Sampled([], None, [])
-        hidden_SE = hidden_TE if plain and len(last) == len(tokens) else hidden_TE[torch.tensor(last, device=self.device)]
-        forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
-        return ready, sample(self.model.head(hidden_SE), self._rows_of(ready), [request.known for request in ready], forced)
+        if len(tokens) == len(wanted) == len(work):  # each brought one, each once
+            return self.model.head(hidden_TE)
+        return self.model.head(hidden_TE[torch.tensor([last[index] for index in wanted], dtype=torch.int64, device=self.device)])
+
+    def _step(self, work: list[Work], wanted: list[int]) -> Tensor:
+        """The same for one token of each, through the decoder's one kernel."""
+        assert self.decoder is not None
+        tokens = [request.slice(start, 1)[0] for request, start, _ in work]
+        logits_SV = self.decoder.logits(tokens, self._layout(work))
+        return logits_SV if wanted == list(range(len(work))) else logits_SV[wanted]
 
     def _run_each_alone(self, work: list[Work]) -> tuple[list[Request], Sampled]:
         """The same, each request by itself, its prompt in pieces that end at multiples of 128: what is computed for it has one
-        shape whatever shares the step and however its prompt was cut, cached or put aside, and so the same bits."""
+        shape whatever shares the step and however its prompt was cut, cached or put aside, and so the same bits. Single tokens
+        go through the decoder together, where there is one: it computes each as if alone."""
         ready: list[Request] = []
         each: list[Sampled] = []
         alone: dict[int, Rows] = {}
-        for request, start, length in work:
-            hidden_TE = torch.empty(0)
-            for begin, end in pieces(start, start + length):
-                tokens = torch.tensor(request.slice(begin, end - begin), device=self.device)
-                hidden_TE = self.model.hidden(tokens, self._layout([Work(request, begin, end - begin)]), self.state)
+        single, longer = _parted(work, self.decoder is not None)
+        rows = list(self._step(single, list(range(len(single)))).split(1)) if single else []
+        for work_of_one in longer:
+            rows.append(self._pieces(work_of_one))
+        for (request, start, length), logits_SV in zip([*single, *longer], rows, strict=True):
             if start + length < request.known:
                 continue
-            logits_SV = self.model.head(hidden_TE[-1:].clone())  # a copy stands where all copies do, aligned alike
             for member in request.family or [request]:
-                rows = self._alone.get(member.id) or self._make_rows([member])
-                alone[member.id] = rows
+                drawn = self._alone.get(member.id) or self._make_rows([member])
+                alone[member.id] = drawn
                 ready.append(member)
-                each.append(sample(logits_SV, rows, [member.known], [(0, member.forced[0])] if member.forced else []))
+                forced = [(0, member.forced[0])] if member.forced else []
+                # a copy stands where all copies do, aligned alike
+                each.append(sample(logits_SV.clone(), self._edited(drawn, [member]), [member.known], forced))
         self._alone = alone
         return ready, joined(each)
+
+    def _pieces(self, work: Work) -> Tensor:
+        """Logits [1, V] after the last token of one request's work, computed piece by piece; a piece of one token as any such is."""
+        request, start, length = work
+        logits_SV = torch.empty(0)
+        for begin, end in pieces(start, start + length):
+            piece = [Work(request, begin, end - begin)]
+            wanted = [0] if end == request.known else []
+            if self.decoder is not None and end - begin == 1:
+                logits_SV = self._step(piece, [0])
+            else:
+                logits_SV = self._forward(piece, wanted)
+        return logits_SV
 
     @torch.inference_mode()
     def move(self, moves: list[Move]) -> None:
@@ -115,6 +155,10 @@ class Runner:
             self._rows = self._make_rows(ready)
         return self._rows
 
+    def _edited(self, rows: Rows, ready: list[Request]) -> Rows:
+        """What a subclass makes of the rows of a step before they are sampled."""
+        return rows
+
     def _make_rows(self, ready: list[Request]) -> Rows:
         return Rows(
             [request.params for request in ready],
@@ -122,6 +166,22 @@ class Runner:
             self.device,
             [Written(request.prompt, request.tokens) for request in ready],
         )
+
+
+def make_decoder(model: HybridLM, state: State) -> "Decoder | None":
+    """The one-kernel decode step, for a model that was packed for it (nanohybrid.model.packed.prepare)."""
+    if not is_packed(model):
+        return None
+    from nanohybrid.model.decoder import Decoder  # here, since it needs numba
+
+    return Decoder(model, state)
+
+
+def _parted(work: list[Work], decoder: bool) -> tuple[list[Work], list[Work]]:
+    """What the decoder computes, one token each, and the rest."""
+    if not decoder:
+        return [], work
+    return [item for item in work if item.length == 1], [item for item in work if item.length > 1]
 
 
 def pieces(start: int, end: int) -> list[tuple[int, int]]:

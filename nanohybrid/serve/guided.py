@@ -109,8 +109,7 @@ class GuidedRunner(Runner):
         self.guides: dict[int, Guide] = {}  # by the id of the request
         self._token_bytes = tokenizer.token_bytes
 
-    def _rows_of(self, ready: list[Request]) -> Rows:
-        rows = super()._rows_of(ready)
+    def _edited(self, rows: Rows, ready: list[Request]) -> Rows:
         if not self.guides:
             return rows
         size = self.model.config.vocab_size
