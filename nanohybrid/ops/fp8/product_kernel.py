@@ -32,7 +32,7 @@ def product_kernel(
     n = (place % (BAND * across) // height).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, GROUP)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for group in range(0, groups):
+    for group in range(groups):
         a_MK = tl.load(a + m[:, None] * stride_a + (group * GROUP + k)[None, :], mask=(m < M)[:, None], other=0.0)
         b_KN = tl.load(b + n[None, :] * stride_b + (group * GROUP + k)[:, None], mask=(n < N)[None, :], other=0.0)
         if UPCAST:
@@ -50,7 +50,8 @@ def product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
     (M, K), N = a.q.shape, b.q.shape[0]
     out = torch.empty((M, N), dtype=dtype, device=a.q.device)
     product_kernel[triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N),](
-        a.q, b.q, a.scales, b.scales, out, M, N, K // GROUP, a.q.stride(0), b.q.stride(0), BLOCKS=b.scales.shape[0] != N, UPCAST=interpreted(),
-        BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, GROUP=GROUP, BAND=8, num_warps=8, num_stages=3,
+        a.q, b.q, a.scales, b.scales, out, M, N, K // GROUP, a.q.stride(0), b.q.stride(0),
+        BLOCKS=b.scales.shape[0] != N, UPCAST=interpreted(), BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, GROUP=GROUP, BAND=8,
+        num_warps=8, num_stages=3,
     )  # fmt: skip
     return out

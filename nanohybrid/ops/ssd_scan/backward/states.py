@@ -51,7 +51,7 @@ def pass_back(
     carried = tl.zeros((BLOCK,), tl.float32)
     if HAS_FINAL:
         carried += tl.load(final + sequence * SIZE + at, mask=inside, other=0.0).to(tl.float32)
-    for step in range(0, end - begin):
+    for step in range(end - begin):
         piece = end - 1 - step
         start, length = tl.load(table + piece), tl.load(table + Z + piece)
         decay = tl.exp(tl.load(c + (start + length - 1) * H + head, mask=inside, other=0.0))
