@@ -61,6 +61,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "bench": Command("nanohybrid.cli.bench", "how fast it is, measured (serve)"),
         "inspect": Command("nanohybrid.cli.inspect", "layers, parameters, memory; what fits where"),
         "plan": Command("nanohybrid.cli.plan", "what fits a memory, and how fast it can be, before a weight is read (compress, serve)"),
+        "export": Command("nanohybrid.cli.export", "a checkpoint for other programs (gguf: llama.cpp)"),
         "verify": Command("nanohybrid.cli.verify", "prove that packing, chunking, stepping and saving change nothing"),
     },
 }

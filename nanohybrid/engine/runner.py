@@ -1,26 +1,22 @@
 """Joins the plan of a step and the model: the only file here that knows both requests and tensors.
 
 All work of a step lies end to end in one ragged batch, prompts and single tokens alike; the head and the sampler see
-only the last token of those sequences whose next token is wanted.
+only the last token of those sequences whose next token is wanted, and the drafts behind it.
 """
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from nanohybrid.engine.draft import MOST
 from nanohybrid.engine.penalties import Written
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.sampler import Rows, Sampled, sample
 from nanohybrid.engine.scheduler import Move, Work
 from nanohybrid.model import HybridLM, Layout, State
-from nanohybrid.model.packed import is_packed
 from nanohybrid.model.state import Saved
 from nanohybrid.ops.sizes import CHUNK
-
-if TYPE_CHECKING:
-    from nanohybrid.model.decoder import Decoder
 
 
 class Runner:
@@ -31,95 +27,91 @@ class Runner:
         self.page_size, self.deterministic = page_size, deterministic
         self.device = model.device
         self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=model.dtype, device=model.device)
-        self.decoder = make_decoder(model, self.state)
-        self._sampled: list[Request] = []  # the requests that `_rows` describes
-        self._rows = Rows([], [])
+        self._rows: dict[tuple[int, ...], Rows] = {}  # by the requests that they describe
+        self._drafts: dict[int, int] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
+        self._logits_DV = torch.empty(0)
+        self._windows: list[Request] = []
         self._alone: dict[int, Rows] = {}  # in deterministic runs, each request's own
 
     @torch.inference_mode()
     def run(self, work: list[Work]) -> tuple[list[Request], Sampled]:
-        """Compute this work; one token for each request whose known tokens are all computed now.
+        """Compute this work; one token for each request whose known tokens are all computed now, in order.
 
-        Of a family that shares a prompt, all take their first token from its one row of logits.
+        Of a family that shares a prompt, all take their first token from its one row of logits. Where a request has a draft,
+        `sample_draft` goes on from there, and `settle` must end the step.
         """
         if self.deterministic:
             return self._run_each_alone(work)
-        single, longer = _parted(work, self.decoder is not None)
         ready: list[Request] = []
-        logits: list[Tensor] = []
-        for some, compute in ((single, self._step), (longer, self._forward)):
-            if some:
-                wanted: list[int] = []  # of this work, once for each request that takes its next token from it
-                for index, (request, start, length) in enumerate(some):
-                    if start + length == request.known:
-                        members = request.family or [request]
-                        ready += members
-                        wanted += [index] * len(members)
-                logits_SV = compute(some, wanted)
-                if wanted:
-                    logits.append(logits_SV)
-        if not ready:
-            return ready, Sampled([], None, [])
-        forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
-        logits_SV = logits[0] if len(logits) == 1 else torch.cat(logits)
-        rows = self._edited(self._rows_of(ready), ready)
-        return ready, sample(logits_SV, rows, [request.known for request in ready], forced)
+        wanted: list[int] = []  # of this work, once for each request that takes its next token from it
+        for index, (request, start, length) in enumerate(work):
+            if start + length - len(request.draft) == request.known:
+                members = request.family or [request]
+                ready += members
+                wanted += [index] * len(members)
+        logits_SV = self._forward(work, wanted)
+        return ready, self._sample(logits_SV, ready) if ready else Sampled([], None, [])
 
     def _forward(self, work: list[Work], wanted: list[int]) -> Tensor:
-        """Work of any lengths through the ragged forward; logits [len(wanted), V] after the last token of these."""
+        """Logits [len(wanted), V] after the last token, drafts aside, of these; those after drafts are kept for `sample_draft`."""
         tokens: list[int] = []
         last: list[int] = []
+        drafted: list[int] = []
         for request, start, length in work:
             tokens += request.slice(start, length)
-            last.append(len(tokens) - 1)
+            last.append(len(tokens) - 1 - len(request.draft))
+            if request.draft:
+                self._drafts[request.id] = len(drafted)
+                drafted += range(last[-1] + 1, len(tokens))
         hidden_TE = self.model.hidden(torch.tensor(tokens, device=self.device), self._layout(work), self.state)
+        self._score(work, hidden_TE)
+        if not wanted:
+            return torch.empty(0)
         if len(tokens) == len(wanted) == len(work):  # each brought one, each once
             return self.model.head(hidden_TE)
-        return self.model.head(hidden_TE[torch.tensor([last[index] for index in wanted], dtype=torch.int64, device=self.device)])
+        rows = [last[index] for index in wanted] + drafted
+        logits_SV = self.model.head(hidden_TE[torch.tensor(rows, dtype=torch.int64, device=self.device)])
+        self._logits_DV = logits_SV[len(wanted) :]
+        return logits_SV[: len(wanted)]
 
-    def _step(self, work: list[Work], wanted: list[int]) -> Tensor:
-        """The same for one token of each, through the decoder's one kernel."""
-        assert self.decoder is not None
-        tokens = [request.slice(start, 1)[0] for request, start, _ in work]
-        logits_SV = self.decoder.logits(tokens, self._layout(work))
-        return logits_SV if wanted == list(range(len(work))) else logits_SV[wanted]
+    @torch.inference_mode()
+    def sample_draft(self, requests: list[Request], offset: int) -> Sampled:
+        """The token of each of these after the first `offset` of its draft, which it has said."""
+        rows = [self._drafts[request.id] + offset - 1 for request in requests]
+        return self._sample(self._logits_DV[torch.tensor(rows, device=self.device)], requests)
+
+    @torch.inference_mode()
+    def settle(self, stay: dict[int, int]) -> None:
+        """Of the requests with drafts in this step, keep the states after so many tokens of those named, by id."""
+        rows = [row for row, request in enumerate(self._windows) if request.id in stay]
+        self.state.settle(rows, [stay[self._windows[row].id] for row in rows])
+        self._windows, self._logits_DV = [], torch.empty(0)
+        self._drafts.clear()
+
+    def _sample(self, logits_SV: Tensor, ready: list[Request]) -> Sampled:
+        forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
+        return sample(logits_SV, self._edited(self._rows_of(ready), ready), [request.known for request in ready], forced)
 
     def _run_each_alone(self, work: list[Work]) -> tuple[list[Request], Sampled]:
         """The same, each request by itself, its prompt in pieces that end at multiples of 128: what is computed for it has one
-        shape whatever shares the step and however its prompt was cut, cached or put aside, and so the same bits. Single tokens
-        go through the decoder together, where there is one: it computes each as if alone."""
+        shape whatever shares the step and however its prompt was cut, cached or put aside, and so the same bits."""
         ready: list[Request] = []
         each: list[Sampled] = []
         alone: dict[int, Rows] = {}
-        single, longer = _parted(work, self.decoder is not None)
-        rows = list(self._step(single, list(range(len(single)))).split(1)) if single else []
-        for work_of_one in longer:
-            rows.append(self._pieces(work_of_one))
-        for (request, start, length), logits_SV in zip([*single, *longer], rows, strict=True):
+        for request, start, length in work:
+            logits_SV = torch.empty(0)
+            for begin, end in pieces(start, start + length):
+                logits_SV = self._forward([Work(request, begin, end - begin)], [0] if end == request.known else [])
             if start + length < request.known:
                 continue
             for member in request.family or [request]:
-                drawn = self._alone.get(member.id) or self._make_rows([member])
-                alone[member.id] = drawn
+                rows = self._alone.get(member.id) or self._make_rows([member])
+                alone[member.id] = rows
                 ready.append(member)
                 forced = [(0, member.forced[0])] if member.forced else []
-                # a copy stands where all copies do, aligned alike
-                each.append(sample(logits_SV.clone(), self._edited(drawn, [member]), [member.known], forced))
+                each.append(sample(logits_SV, self._edited(rows, [member]), [member.known], forced))
         self._alone = alone
         return ready, joined(each)
-
-    def _pieces(self, work: Work) -> Tensor:
-        """Logits [1, V] after the last token of one request's work, computed piece by piece; a piece of one token as any such is."""
-        request, start, length = work
-        logits_SV = torch.empty(0)
-        for begin, end in pieces(start, start + length):
-            piece = [Work(request, begin, end - begin)]
-            wanted = [0] if end == request.known else []
-            if self.decoder is not None and end - begin == 1:
-                logits_SV = self._step(piece, [0])
-            else:
-                logits_SV = self._forward(piece, wanted)
-        return logits_SV
 
     @torch.inference_mode()
     def move(self, moves: list[Move]) -> None:
@@ -140,20 +132,33 @@ class Runner:
         request.kept = saved.pages[: request.computed // self.page_size]
         return saved
 
+    def _score(self, work: list[Work], hidden_TE: Tensor) -> None:
+        """Score the prompts of those that asked for it."""
+        at = 0
+        for request, start, length in work:
+            if request.scores is not None and start + 1 < len(request.prompt):
+                request.scores.take(self.model, hidden_TE[at : at + length], start)
+            at += length
+
     def _layout(self, work: list[Work]) -> Layout:
+        windows = [index for index, (request, _, _) in enumerate(work) if request.draft]
+        self._windows = [work[index].request for index in windows]
         return Layout.stored(
             [length for _, _, length in work],
             [start for _, start, _ in work],
             [request.slot.ids[0] for request, _, _ in work if request.slot],
             [request.pages.ids for request, _, _ in work if request.pages],
             self.page_size,
+            windows,
         )
 
     def _rows_of(self, ready: list[Request]) -> Rows:
-        if ready != self._sampled:
-            self._sampled = ready
-            self._rows = self._make_rows(ready)
-        return self._rows
+        key = tuple(request.id for request in ready)
+        if key not in self._rows:
+            if len(self._rows) > MOST:  # a few, since the positions of a draft have fewer and fewer requests each
+                self._rows.clear()
+            self._rows[key] = self._make_rows(ready)
+        return self._rows[key]
 
     def _edited(self, rows: Rows, ready: list[Request]) -> Rows:
         """What a subclass makes of the rows of a step before they are sampled."""
@@ -166,22 +171,6 @@ class Runner:
             self.device,
             [Written(request.prompt, request.tokens) for request in ready],
         )
-
-
-def make_decoder(model: HybridLM, state: State) -> "Decoder | None":
-    """The one-kernel decode step, for a model that was packed for it (nanohybrid.model.packed.prepare)."""
-    if not is_packed(model):
-        return None
-    from nanohybrid.model.decoder import Decoder  # here, since it needs numba
-
-    return Decoder(model, state)
-
-
-def _parted(work: list[Work], decoder: bool) -> tuple[list[Work], list[Work]]:
-    """What the decoder computes, one token each, and the rest."""
-    if not decoder:
-        return [], work
-    return [item for item in work if item.length == 1], [item for item in work if item.length > 1]
 
 
 def pieces(start: int, end: int) -> list[tuple[int, int]]:

@@ -38,11 +38,6 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
 
-    @classmethod
-    def of(cls, weight: Tensor, format: str, importance_K: Tensor | None = None) -> QuantizedLinear:
-        """A weight [out, in] quantised; raises ValueError as `quantize` does."""
-        return cls(*quantized.quantize(weight.detach(), format, importance_K))
-
     def forward(self, x: Tensor) -> Tensor:
         return quantized.linear(x, self.codes, self.scales)
 
@@ -93,14 +88,23 @@ def quantize_model(model: nn.Module, format: str, importance: Mapping[str, Tenso
         raise InputError(f"the model is quantised already ({found}): quantise the one it was made from")
     chosen = quantized_names(config, format)
     for name in chosen:
-        owner, _, leaf = name.removesuffix(".weight").rpartition(".")
-        parent = model.get_submodule(owner)
-        try:
-            replacement = QuantizedLinear.of(model.get_parameter(name), format, None if importance is None else importance.get(name))
-        except ValueError as error:
-            raise InputError(f"{name} cannot be quantised: {error}") from None
-        setattr(parent, leaf, replacement)
+        weighed = None if importance is None else importance.get(name)
+        replace(model, name.removesuffix(".weight"), quantized_linear(name, model.get_parameter(name), format, weighed))
     return [name for name in quantizable(config) if name not in chosen]
+
+
+def quantized_linear(name: str, weight: Tensor, format: str, importance_K: Tensor | None = None) -> QuantizedLinear:
+    """The matrix `name` [out, in] quantised. Raises InputError naming it where a number of it is not finite."""
+    try:
+        return QuantizedLinear(*quantized.quantize(weight.detach(), format, importance_K))
+    except ValueError as error:
+        raise InputError(f"{name} cannot be quantised: {error}") from None
+
+
+def replace(model: nn.Module, path: str, linear: nn.Module) -> None:
+    """Put `linear` where the module `path` stands."""
+    owner, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, linear)
 
 
 def format_in(model: nn.Module) -> str | None:

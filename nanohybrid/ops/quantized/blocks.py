@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanohybrid.ops.dispatch import choose
+from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.fp8.emulated import widened
 from nanohybrid.ops.quantized import reference
 from nanohybrid.ops.quantized.formats import CODES, SCALES, ZERO, format_of, group_of, holds, shapes
 from nanohybrid.ops.quantized.search import SMALLEST, best_scales, codes_under
 
 BLOCK = 1 << 21  # weights worked on at a time: 8 MiB in fp32
+TRITON = Kernel("nanohybrid.ops.quantized.triton:linear")
 LARGEST = {"int8": 127.0, "fp8": 448.0}
 
 
@@ -33,7 +34,7 @@ def quantize(weight_NK: Tensor, format: str, importance_K: Tensor | None = None)
     codes = torch.zeros(codes_shape, dtype=CODES[format], device=weight_NK.device)
     scales_NG = torch.zeros(scales_shape, dtype=SCALES[format], device=weight_NK.device)
     h_GD = None if importance_K is None else importance_K.float().view(scales_shape[1], -1).clamp_min(1e-12)
-    for rows in _blocks(outputs, inputs):
+    for rows in () if weight_NK.is_meta else _blocks(outputs, inputs):
         w_NGD = weight_NK[rows].float().unflatten(1, (scales_shape[1], -1))
         if not w_NGD.isfinite().all():
             raise ValueError("holds numbers that are not finite")
@@ -53,10 +54,13 @@ def dequantize(codes: Tensor, scales_NG: Tensor, dtype: torch.dtype = torch.bflo
 
 def linear(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
     """x [..., K] times the transposed weight, [..., N], in x's dtype; the weight is never whole in it."""
-    return choose(reference=reference.linear, torch=_linear)(x, codes, scales_NG)
+    form = choose(x, reference=reference.linear, torch=by_blocks, triton=TRITON)
+    y: Tensor = form(x, codes, scales_NG)
+    return y
 
 
-def _linear(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
+def by_blocks(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
+    """The same, a block of the weight dequantised at a time."""
     parts = [F.linear(x, _block(codes[rows], scales_NG[rows], x.dtype)) for rows in _blocks(codes.shape[0], x.shape[-1])]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 

@@ -60,3 +60,10 @@ def stored_bytes(format: str, outputs: int, inputs: int) -> int:
     """Bytes of codes and scales together."""
     codes, scales = shapes(format, outputs, inputs)
     return codes[0] * codes[1] + scales[0] * scales[1] * SCALES[format].itemsize
+
+
+def spread(scales: Tensor, format: str, outputs: int, inputs: int) -> Tensor:
+    """Scales of a whole matrix, of rows, or of larger groups than the format's, as the format's own, [N, G]."""
+    _, (_, groups) = shapes(format, outputs, inputs)
+    scales_NG = scales.to(SCALES[format]).reshape(-1, 1 if scales.ndim < 2 else scales.shape[1]).expand(outputs, -1)
+    return scales_NG.repeat_interleave(groups // scales_NG.shape[1], dim=1).contiguous()
