@@ -57,7 +57,10 @@ SCAN = {FP32: 1e-4, BF16: 2e-2}
 def errors(case: Case, dtype: torch.dtype) -> dict[str, float]:
     """Of each output and of each input's gradient by name: the relative error; infinity where anything is not a number."""
     given = {name: t.to(dtype) if name in case.narrow else t for name, t in case.inputs.items()}
-    found, truth = _results(case.fast, given, case.gradients), _results(case.truth, {n: t.double() for n, t in given.items()}, case.gradients)
+    found, truth = (
+        _results(case.fast, given, case.gradients),
+        _results(case.truth, {n: t.double() for n, t in given.items()}, case.gradients),
+    )
     return {name: _error(found[name], expected) for name, expected in truth.items()}
 
 

@@ -1,6 +1,6 @@
 """Runs one part and writes its rows to OUT/PART.json as they come: what run_all.py starts.
 
-    python benchmarks/gpu/one_part.py PART OUT [--toy]
+python benchmarks/gpu/one_part.py PART OUT [--toy]
 """
 
 import argparse

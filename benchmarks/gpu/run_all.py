@@ -78,7 +78,9 @@ def run(part: str, out: Path, limit: float, toy: bool) -> None:
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     with open(out / f"{part}.log", "w") as log:
         try:
-            code = subprocess.run(command, stdout=log, stderr=log, timeout=limit, env=os.environ | {"PYTHONPATH": path}, check=False).returncode
+            code = subprocess.run(
+                command, stdout=log, stderr=log, timeout=limit, env=os.environ | {"PYTHONPATH": path}, check=False
+            ).returncode
             problem = None if code == 0 else f"exit code {code}, see {part}.log"
         except subprocess.TimeoutExpired:
             problem = f"stopped after {limit:.0f} s"

@@ -17,12 +17,15 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from nanohybrid.ops.attention import Cache
+from nanohybrid.ops.attention import triton as attention
 from nanohybrid.ops.causal_conv import trained as conv
 from nanohybrid.ops.fp8 import kernels as fp8
 from nanohybrid.ops.gated_norm import trained as gated_norm
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.losses import kernels as losses
 from nanohybrid.ops.mamba_step import triton as mamba_step
+from nanohybrid.ops.quantized import triton as quantized
 from nanohybrid.ops.residual_norm import trained as residual_norm
 from nanohybrid.ops.rms_norm import triton as rms_norm
 from nanohybrid.ops.squared_relu import triton as squared_relu
@@ -56,7 +59,8 @@ def compile_only(self, *arguments, grid, warmup, **options):
     compiled = run(self, *arguments, grid=grid, warmup=True, **options)
     if compiled.hash not in seen:
         seen.add(compiled.hash)
-        print(json.dumps({"kernel": self.__name__, "tensor_cores": "wgmma" in compiled.asm["ptx"], **resources(compiled)}), flush=True)
+        ptx = compiled.asm["ptx"]
+        print(json.dumps({"kernel": self.__name__, "tensor_cores": "mma.sync" in ptx or "wgmma" in ptx, **resources(compiled)}), flush=True)
     return compiled
 
 
@@ -93,6 +97,8 @@ def launch() -> None:
     losses.cross_entropy(torch.randn(4, 131_072, dtype=BF16), torch.zeros(4, dtype=torch.long), True)
     losses.forward_kl(torch.randn(4, 131_072, dtype=BF16), torch.randn(4, 131_072, dtype=BF16), 1.0, True)
     decode(channels)
+    attend()
+    weight_only()
 
 
 def decode(channels: int) -> None:
@@ -104,6 +110,23 @@ def decode(channels: int) -> None:
     weights = torch.randn(channels, 4, dtype=BF16), torch.randn(channels, dtype=BF16)
     with torch.no_grad():
         mamba_step.mamba_step(*inputs, *weights, *per_head, *pools, layout, G, (0.0, float("inf")))
+
+
+def attend() -> None:
+    for lengths in ([1, 1], [70, 3]):
+        layout = Layout.contiguous(lengths, [200, 9], [0, 1], 300)
+        q, k, v = (torch.randn(sum(lengths), heads, 128, dtype=BF16) for heads in (40, 8, 8))
+        attention.attention(q, k, v, layout, Cache(*torch.randn(2, 6, 128, 8, 128, dtype=BF16)))
+
+
+def weight_only() -> None:
+    """Codes of all three formats, for one row and for sixteen."""
+    int8 = torch.zeros(1024, E, dtype=torch.int8), torch.ones(1024, E // 128, dtype=BF16)
+    int4 = torch.zeros(1024, E // 2, dtype=torch.uint8), torch.ones(1024, E // 32, dtype=BF16)
+    fp8_ = torch.zeros(1024, E).to(torch.float8_e4m3fn), torch.ones(1024, 1)
+    for codes, scales in (int8, int4, fp8_):
+        for rows in (1, 16):
+            quantized.linear(torch.randn(rows, E, dtype=BF16), codes, scales)
 
 
 if __name__ == "__main__":

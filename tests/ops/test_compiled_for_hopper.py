@@ -10,7 +10,12 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
-MULTIPLY = {"local", "scores", "outputs", "read_states", "score_gradients", "group_gradients", "input_gradients", "product_kernel"}
+MULTIPLY = {
+    *("local", "scores", "outputs"),  # the scan
+    *("read_states", "score_gradients", "group_gradients", "input_gradients"),  # its gradient
+    *("part", "queries"),  # attention over pages
+    *("product_kernel", "_bytes", "_nibbles"),  # narrow weights
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,4 +48,4 @@ def test_no_kernel_spills_registers_to_memory(compiled):
 
 
 def test_every_kernel_fits_the_shared_memory_of_a_multiprocessor(compiled):
-    assert len(compiled) > 20 and all(kernel["shared"] <= 227 * 1024 for kernel in compiled.values())
+    assert len(compiled) > 25 and all(kernel["shared"] <= 227 * 1024 for kernel in compiled.values())

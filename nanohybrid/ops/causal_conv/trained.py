@@ -52,4 +52,5 @@ class _Conv(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TC: Tensor) -> tuple[Tensor | None, ...]:
-        return *causal_conv_backward(dy_TC, *ctx.saved_tensors, ctx.layout, ctx.silu), None, None
+        x_TC, weight_CW, bias_C = ctx.saved_tensors
+        return *causal_conv_backward(dy_TC, x_TC, weight_CW, bias_C, ctx.layout, ctx.silu), None, None

@@ -45,13 +45,13 @@ def fastest(a: Operand, b: Operand, dtype: torch.dtype) -> Product:
 
 def torchs(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
     """a b^T by torch: tiles want scales with the rows contiguous, blocks want rows of scales padded to four."""
-    tiles, blocks = F.ScalingType.BlockWise1x128, F.ScalingType.BlockWise128x128  # type: ignore[attr-defined]
+    tiles, blocks = F.ScalingType.BlockWise1x128, F.ScalingType.BlockWise128x128
     if b.scales.shape[0] == b.q.shape[0]:
         recipe, scale_b = tiles, b.scales.t().contiguous()
     else:
         recipe, scale_b = blocks, F.pad(b.scales, (0, -b.scales.shape[1] % 4))[:, : b.scales.shape[1]].t()
     scale_a = a.scales.t().contiguous().t()
-    out: Tensor = F.scaled_mm(a.q, b.q.t(), scale_a, tiles, scale_b, recipe, output_dtype=dtype)  # type: ignore[attr-defined]
+    out: Tensor = F.scaled_mm(a.q, b.q.t(), scale_a, tiles, scale_b, recipe, output_dtype=dtype)
     return out
 
 

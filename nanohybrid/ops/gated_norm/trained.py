@@ -31,4 +31,5 @@ class _GatedNorm(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do_TD: Tensor) -> tuple[Tensor | None, ...]:
-        return *gated_norm_backward(do_TD, *ctx.saved_tensors, ctx.groups, ctx.eps), None, None
+        y_TD, z_TD, weight_D = ctx.saved_tensors
+        return *gated_norm_backward(do_TD, y_TD, z_TD, weight_D, ctx.groups, ctx.eps), None, None

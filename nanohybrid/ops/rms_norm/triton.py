@@ -38,7 +38,8 @@ class _RMSNorm(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do_TD: Tensor) -> tuple[Tensor | None, ...]:
-        return *rms_norm_backward(do_TD, *ctx.saved_tensors, ctx.eps), None
+        x_TD, weight_D = ctx.saved_tensors
+        return *rms_norm_backward(do_TD, x_TD, weight_D, ctx.eps), None
 
 
 @triton.jit

@@ -34,18 +34,19 @@ class _Scan(Function):
     """Keeps its inputs alone; the states at the borders of chunks are made again."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor | None]:
-        *inputs, initial_SHPN, layout, keep = arguments
-        ctx.save_for_backward(*inputs, initial_SHPN)
+    def forward(  # type: ignore[no-untyped-def]
+        ctx: Any, x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN, layout: Layout, keep: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN)
         ctx.layout = layout
         ctx.set_materialize_grads(False)  # a state that nobody used has no gradient
-        found: tuple[Tensor, Tensor | None] = triton.ssd_scan(*inputs, layout, initial_SHPN, keep)
-        return found
+        return triton.ssd_scan(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, initial_SHPN, keep)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_THP: Tensor | None, dfinal_SHPN: Tensor | None) -> tuple[Tensor | None, ...]:
-        *inputs, initial_SHPN = ctx.saved_tensors
+        x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN = ctx.saved_tensors
         if dy_THP is None:
-            dy_THP = inputs[1].new_zeros(inputs[0].shape)
+            dy_THP = dt_TH.new_zeros(x_THP.shape)
+        inputs = x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H
         return *ssd_scan_backward(dy_THP, dfinal_SHPN, *inputs, ctx.layout, initial_SHPN), None, None
