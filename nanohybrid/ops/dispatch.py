@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,14 @@ class Kernel:
     def function(self) -> Function:
         module, _, name = self.path.partition(":")
         found: Function = getattr(importlib.import_module(module), name)
+        return found
+
+    @cached_property
+    def opaque(self) -> Function:
+        """The same for torch.compile, which calls it as it is and compiles what lies between kernels."""
+        import torch
+
+        found: Function = torch.compiler.disable(self.function)
         return found
 
     def takes(self, tensors: tuple[Tensor | None, ...]) -> bool:
@@ -74,7 +83,9 @@ def choose(
     kernel = triton if forced == "triton" or (on_cuda and not forced and _has_triton()) else None
     if not on_cuda and forced in ("", "numba"):
         kernel = numba
-    return kernel.function if kernel is not None and kernel.takes(tensors) else torch
+    if kernel is None or not kernel.takes(tensors):
+        return torch
+    return kernel.opaque if "torch._dynamo" in sys.modules else kernel.function
 
 
 def interpreted() -> bool:
