@@ -68,7 +68,9 @@ class Engine:
         self.cache = PrefixCache(cache_bytes, checkpoint_every) if cache_bytes else None
         if self.cache is not None:
             self.scheduler.on_admit = partial(begin, self.cache)
-        self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE, deterministic=deterministic)
+        self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE, deterministic=deterministic, context=max_context)
+        # a request that is put aside, or whose drafts may be taken back, must stand where the host knows it to stand
+        self.runner.look_ahead = not (overcommit or deterministic or speculate)
         self.drafter = Drafter(speculate) if speculate else None
         if self.drafter is not None:
             self.scheduler.propose = self.drafter.propose

@@ -5,28 +5,57 @@ only the last token of those sequences whose next token is wanted, and the draft
 """
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nanohybrid.engine.draft import MOST
+from nanohybrid.engine.graphs import Capture, DecodeGraphs, cuda_graph, graphs_apply
 from nanohybrid.engine.penalties import Written
 from nanohybrid.engine.request import Request
-from nanohybrid.engine.sampler import Rows, Sampled, sample
+from nanohybrid.engine.sampler import Drawn, Rows, Sampled, draw, sample, sent
 from nanohybrid.engine.scheduler import Move, Work
 from nanohybrid.model import HybridLM, Layout, State
 from nanohybrid.model.state import Saved
 from nanohybrid.ops.sizes import CHUNK
 
 
+class Ahead(NamedTuple):
+    """A decode step that was begun: the ids of its requests, and its logits."""
+
+    ids: list[int]
+    logits_SV: Tensor
+
+
 class Runner:
     """Runs steps of one model over one allocation of state."""
 
-    def __init__(self, model: HybridLM, *, slots: int, pages: int, page_size: int, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        model: HybridLM,
+        *,
+        slots: int,
+        pages: int,
+        page_size: int,
+        deterministic: bool = False,
+        context: int | None = None,
+        capture: Capture | None = None,
+    ) -> None:
+        """`context`: tokens that a sequence may reach, all pages if None. `capture`: how decode steps are recorded (graphs.py),
+        CUDA graphs where they apply if None."""
         self.model = model
         self.page_size, self.deterministic = page_size, deterministic
         self.device = model.device
-        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=model.dtype, device=model.device)
+        capture = cuda_graph if capture is None and graphs_apply(model) else capture
+        spare = int(capture is not None)  # a slot and a page for the rows that fill up a graph
+        self.state = State.allocate(model.config, slots + spare, pages + spare, page_size, model.dtype, model.device)
+        self.graphs: DecodeGraphs | None = None
+        if capture is not None:
+            self.graphs = DecodeGraphs(model, self.state, most_rows=slots, context=context or pages * page_size, capture=capture)
+            self.graphs.self_test()
+        self.look_ahead = False  # whether a step may be begun before the last one's tokens are known
+        self._ahead: Ahead | None = None
         self._rows: dict[tuple[int, ...], Rows] = {}  # by the requests that they describe
         self._drafts: dict[int, int] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
         self._logits_DV = torch.empty(0)
@@ -49,8 +78,58 @@ class Runner:
                 members = request.family or [request]
                 ready += members
                 wanted += [index] * len(members)
-        logits_SV = self._forward(work, wanted)
-        return ready, self._sample(logits_SV, ready) if ready else Sampled([], None, [])
+        logits_SV = self._logits(work, wanted)
+        if not ready:
+            return ready, Sampled([], None, [])
+        drawn = self._draw(logits_SV, ready)
+        self._begin_next(work, drawn)
+        return ready, drawn.fetch()
+
+    def _logits(self, work: list[Work], wanted: list[int]) -> Tensor:
+        """Logits [len(wanted), V] after these of the work: single tokens by a graph where there are graphs, all else by the forward."""
+        single = [index for index, (request, _, length) in enumerate(work) if length == 1 and request.tokens and not request.draft]
+        if self.graphs is None or not single:
+            return self._forward(work, wanted)
+        logits_SV = self._decode([work[index] for index in single], self.graphs)
+        if wanted == single == list(range(len(work))):
+            return logits_SV
+        others = [index for index in range(len(work)) if index not in single]
+        wanted_of_others = [index for index in wanted if index not in single]
+        if others:
+            others_SV = self._forward([work[index] for index in others], [others.index(index) for index in wanted_of_others])
+            logits_SV = torch.cat([logits_SV, others_SV]) if wanted_of_others else logits_SV
+        row = {index: place for place, index in enumerate([*single, *wanted_of_others])}
+        return logits_SV[torch.tensor([row[index] for index in wanted], dtype=torch.int64, device=self.device)]
+
+    def _decode(self, work: list[Work], graphs: DecodeGraphs) -> Tensor:
+        """Logits [len(work), V] after one token each: those of the step that was begun, where it computes them."""
+        ahead, self._ahead = self._ahead, None
+        begun = {} if ahead is None else {request_id: row for row, request_id in enumerate(ahead.ids)}
+        left = [item for item in work if item.request.id not in begun]
+        if ahead is not None and list(begun) == [item.request.id for item in work]:
+            return ahead.logits_SV
+        parts: list[Tensor] = []
+        row: dict[int, int] = {}
+        if ahead is not None and len(left) < len(work):  # some of its sequences have ended since, or others joined them
+            parts.append(ahead.logits_SV.clone())
+            row |= begun
+        if left:
+            row |= {item.request.id: len(begun if parts else ()) + place for place, item in enumerate(left)}
+            tokens = [request.tokens[start - len(request.prompt)] for request, start, _ in left]
+            parts.append(graphs.logits(tokens, self._layout(left)))
+        return torch.cat(parts)[sent([row[item.request.id] for item in work], self.device)]
+
+    def _begin_next(self, work: list[Work], drawn: Drawn) -> None:
+        """Where all decode by a graph, begin the next step with the tokens on the device, before the host knows them.
+
+        What ends with these tokens is computed once in vain, in a slot and pages that nobody else has yet.
+        """
+        if self.graphs is None or not self.look_ahead or any(length > 1 or not request.tokens for request, _, length in work):
+            return
+        if all(request.pages and start + 1 < len(request.pages.ids) * self.page_size for request, start, _ in work):
+            following = [Work(request, start + 1, 1) for request, start, _ in work]
+            logits_SV = self.graphs.logits(drawn.token_S, self._layout(following))
+            self._ahead = Ahead([request.id for request, _, _ in work], logits_SV)
 
     def _forward(self, work: list[Work], wanted: list[int]) -> Tensor:
         """Logits [len(wanted), V] after the last token, drafts aside, of these; those after drafts are kept for `sample_draft`."""
@@ -89,8 +168,11 @@ class Runner:
         self._drafts.clear()
 
     def _sample(self, logits_SV: Tensor, ready: list[Request]) -> Sampled:
+        return self._draw(logits_SV, ready).fetch()
+
+    def _draw(self, logits_SV: Tensor, ready: list[Request]) -> Drawn:
         forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
-        return sample(logits_SV, self._edited(self._rows_of(ready), ready), [request.known for request in ready], forced)
+        return draw(logits_SV, self._edited(self._rows_of(ready), ready), [request.known for request in ready], forced)
 
     def _run_each_alone(self, work: list[Work]) -> tuple[list[Request], Sampled]:
         """The same, each request by itself, its prompt in pieces that end at multiples of 128: what is computed for it has one
@@ -101,7 +183,7 @@ class Runner:
         for request, start, length in work:
             logits_SV = torch.empty(0)
             for begin, end in pieces(start, start + length):
-                logits_SV = self._forward([Work(request, begin, end - begin)], [0] if end == request.known else [])
+                logits_SV = self._logits([Work(request, begin, end - begin)], [0] if end == request.known else [])
             if start + length < request.known:
                 continue
             for member in request.family or [request]:

@@ -5,6 +5,8 @@ T tokens of the ragged batch · B, T a rectangular batch · E embedding · V voc
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from nanohybrid.model.packed import PackedLinear
 from nanohybrid.model.quantized import QuantizedLinear
 from nanohybrid.model.state import State
 from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.residual_norm import residual_norm
 
 
 class Block(nn.Module):
@@ -84,11 +87,23 @@ class HybridLM(nn.Module):
         state: the pools that the layout's slots and pages point into, updated in place; None in training. What is stored has
         no gradient, so with a state nothing has one.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):
-            h_TE = self.backbone.embeddings(tokens_T)
-            for index, block in enumerate(self.backbone.layers):
-                h_TE = block(h_TE, layout, None if state is None else state.layers[index])
-            return self.backbone.norm_f(h_TE)
+        if state is not None:
+            return self._hidden_stored(tokens_T, layout, state)
+        h_TE = self.backbone.embeddings(tokens_T)
+        for block in self.backbone.layers:
+            h_TE = block(h_TE, layout, None)
+        return self.backbone.norm_f(h_TE)
+
+    @torch.no_grad()
+    def _hidden_stored(self, tokens_T: Tensor, layout: Layout, state: State) -> Tensor:
+        """The same numbers, each addition to the stream made together with the norm that follows it."""
+        blocks = cast("list[Block]", list(self.backbone.layers))
+        norms = [*(block.norm for block in blocks), self.backbone.norm_f]
+        h_TE = self.backbone.embeddings(tokens_T)
+        normed_TE = norms[0](h_TE)
+        for block, norm, pools in zip(blocks, norms[1:], state.layers, strict=True):
+            h_TE, normed_TE = residual_norm(h_TE, block.mixer(normed_TE, layout, pools), norm.weight, norm.eps)
+        return normed_TE
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits in fp32, [..., V]."""

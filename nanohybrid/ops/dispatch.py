@@ -93,6 +93,11 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 
 
+def runs_triton() -> bool:
+    """Whether ops on CUDA tensors run their Triton forms, where they have one."""
+    return os.environ.get("NANOHYBRID_KERNELS", "") in ("", "triton") and _has_triton()
+
+
 _found: list[bool] = []
 
 
