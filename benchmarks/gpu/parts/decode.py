@@ -7,9 +7,10 @@ written. Model, states and step are those of nanohybrid/evaluate/throughput.py: 
 from collections.abc import Callable
 
 import torch
-from bench import Bench, milliseconds, wait
+from bench import Bench, milliseconds
 
 from nanohybrid.config import HybridConfig
+from nanohybrid.engine.graphs import cuda_graph
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.evaluate.throughput import DecodeStep
 from nanohybrid.model import Footprint
@@ -29,7 +30,7 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
         moved = weights + batch * (2 * footprint.state_bytes_per_sequence + context * footprint.kv_bytes_per_token)
         floor, _ = bench.floor(moved)
         step = DecodeStep(model, context, batch)
-        forms = {"launched": lambda step=step: step()} | ({"graph": captured(step)} if bench.device.type == "cuda" else {})
+        forms = {"launched": lambda step=step: step()} | ({"graph": recorded(step)} if bench.device.type == "cuda" else {})
         for form, call in forms.items():
             median, least, most = milliseconds([call], bench.device)
             row = {"batch": batch, "context": context, "form": form, "ms": median, "least": least, "most": most, "floor_ms": floor}
@@ -37,20 +38,12 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
         del step, forms
 
 
-def captured(step: DecodeStep) -> Callable[[], object]:
-    """The step as a graph. It is warm before: Triton compiles and the layout's tables are made at first use."""
+def recorded(step: DecodeStep) -> Callable[[], object]:
+    """The step as the engine records its own."""
 
     @torch.inference_mode()
     def forward() -> torch.Tensor:
         return step.model.head(step.model.hidden(step.tokens, step.layout, step.state))
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            forward()
-    torch.cuda.current_stream().wait_stream(side)
-    wait(step.tokens.device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        forward()
-    return graph.replay
+    with torch.inference_mode():
+        return cuda_graph(forward)

@@ -18,10 +18,11 @@ from bench import Bench, wait
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine import Engine, SamplingParams
-from nanohybrid.engine.plan import GIB, ServePlan, plan_serve
+from nanohybrid.engine.plan import GIB, PROCESS, ServePlan, plan_serve
 from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
 from nanohybrid.errors import InputError
-from nanohybrid.model import Footprint
+from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.text import Tokenizer
 
 TITLE = "Output tokens per second in 22 GiB, and the fraction of what the bytes of a step allow."
 MIXES = ((1024, 1024), (8192, 1024), (8192, 16_384), (131_072, 1024))
@@ -31,6 +32,8 @@ CAP, STEPS = 22 * GIB, 24
 
 def run(bench: Bench, emit: Callable[[dict], None]) -> None:
     dtype = torch.float32 if bench.toy else torch.bfloat16
+    if bench.device.type == "cuda":  # the allocator refuses more; CUDA's own context is the rest of the cap
+        torch.cuda.set_per_process_memory_fraction((CAP - PROCESS) / torch.cuda.get_device_properties(bench.device).total_memory)
     for name in ("tiny", "tiny-dense") if bench.toy else MODELS:
         config = HybridConfig.preset(name)
         model = random_model(config, dtype, device=str(bench.device))
@@ -38,23 +41,24 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
         for taken, made in ((30, 10),) if bench.toy else MIXES:
             row = {"model": name, "in": taken, "out": made}
             try:
-                plan = plan_serve(config, Footprint.of(config, dtype), CAP, taken + made, max_running=2 if bench.toy else None)
-            except InputError:
-                emit(row | {"batch": 0, "problem": "does not fit"})
-                continue
-            engine = Engine(
-                model, tokenizer, max_running=plan.slots, max_context=plan.context, token_budget=plan.step_tokens, pages=plan.pages
-            )
-            mean = taken + made // 2
-            prompts, step = timed(engine, plan.slots, mean, 3 if bench.toy else STEPS, bench.device)
-            whole = prompts * taken / mean + made * step
-            floor, _ = bench.floor(step_bytes(config, plan, mean, dtype))
-            row |= {"batch": plan.slots, "step_ms": 1e3 * step, "floor_ms": floor, "fraction": floor / (1e3 * step)}
-            emit(row | {"prefill_tokens/s": plan.slots * mean / prompts, "tokens/s": plan.slots * made / whole})
-            del engine
+                emit(row | measured(bench, model, tokenizer, taken, made))
+            except (InputError, torch.OutOfMemoryError) as error:
+                emit(row | {"batch": 0, "problem": "does not fit" if isinstance(error, InputError) else "out of memory"})
             if bench.device.type == "cuda":
                 torch.cuda.empty_cache()
         del model
+
+
+def measured(bench: Bench, model: HybridLM, tokenizer: Tokenizer, taken: int, made: int) -> dict:
+    """One mix on one model. Raises InputError where not even one sequence fits."""
+    config, dtype, mean = model.config, model.dtype, taken + made // 2
+    plan = plan_serve(config, Footprint.of(config, dtype), CAP, taken + made, max_running=2 if bench.toy else None)
+    engine = Engine(model, tokenizer, max_running=plan.slots, max_context=plan.context, token_budget=plan.step_tokens, pages=plan.pages)
+    prompts, step = timed(engine, plan.slots, mean, 3 if bench.toy else STEPS, bench.device)
+    whole = prompts * taken / mean + made * step
+    floor, _ = bench.floor(step_bytes(config, plan, mean, dtype))
+    row = {"batch": plan.slots, "step_ms": 1e3 * step, "floor_ms": floor, "fraction": floor / (1e3 * step)}
+    return row | {"prefill_tokens/s": plan.slots * mean / prompts, "tokens/s": plan.slots * made / whole}
 
 
 def timed(engine: Engine, batch: int, context: int, steps: int, device: torch.device) -> tuple[float, float]:
