@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, command_parser, print_json, table
+from nanohybrid.cli.source import add_memory_flags, check_speculate
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--max-running", type=int | None, metavar="N", help="no more requests at once than this (default: what fits)")
     result.add_argument("--step-tokens", type=int, default=2048, metavar="N", help="tokens that one step computes at most")
     result.add_argument("--cache-gib", type=float, default=0.0, metavar="G", help="of the memory, for the prefix cache (on a CPU)")
+    add_memory_flags(result)
+    result.add_argument("--speculate", type=int, default=0, metavar="N", help="drafts of each request in a step; 0 none")
     precisions = ["checkpoint", *DTYPES]
     result.add_argument("--dtype", choices=precisions, default="checkpoint", help="of weights and keys (default: as stored, else bf16)")
     return result
@@ -47,6 +50,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         arguments.max_running,
         arguments.step_tokens,
         int(arguments.cache_gib * 2**30),
+        arguments.speculate,
     )
     if arguments.json:
         print_json(facts(plan, dtype))
@@ -92,14 +96,16 @@ def opened(
     from nanohybrid.checkpoint.reader import has_weights
     from nanohybrid.config import HybridConfig
     from nanohybrid.model import Footprint
+    from nanohybrid.model.declare import KV_DTYPES, STATE_DTYPES
 
+    memory = STATE_DTYPES[arguments.state_dtype], KV_DTYPES[arguments.kv_dtype]
     chosen: torch.dtype | None = None if arguments.dtype == "checkpoint" else getattr(torch, DTYPES[arguments.dtype])
     if arguments.preset is not None or not has_weights(arguments.path):
         config = HybridConfig.preset(arguments.preset) if arguments.path is None else read_config(arguments.path)
         kind = chosen or (otherwise(config) if otherwise else torch.bfloat16)
-        return config, _name(kind), Footprint.of(config, kind)
+        return config, _name(kind), Footprint.of(config, kind, *memory)
     with CheckpointReader(arguments.path) as reader:
-        footprint = Footprint.of(reader.config, chosen or reader.common_dtype)
+        footprint = Footprint.of(reader.config, chosen or reader.common_dtype, *memory)
         if chosen is None:
             footprint = replace(footprint, weight_bytes=reader.stored_bytes)
         return reader.config, _name(chosen or reader.common_dtype), footprint
@@ -110,6 +116,7 @@ def _name(dtype: "torch.dtype") -> str:
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
+    check_speculate(arguments.speculate)
     if (arguments.path is None) == (arguments.preset is None):
         raise InputError("name a checkpoint directory, or --preset NAME: one of the two")
     if not 0 < arguments.memory_gib < 2**30:

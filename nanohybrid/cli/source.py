@@ -26,7 +26,14 @@ def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
     parser.add_argument("--dtype", choices=kinds, default="checkpoint", help="precision of the weights")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
     parser.add_argument("--max-running", type=int, default=64, metavar="N", help="at most so many sequences at once")
+    add_memory_flags(parser)
     parser.add_argument("--speculate", type=int, default=0, metavar="N", help="draft up to N tokens a step from the text itself; 0 none")
+
+
+def add_memory_flags(parser: "jsonargparse.ArgumentParser") -> None:
+    """How states, keys and values are kept."""
+    parser.add_argument("--state-dtype", choices=["fp32", "fp16"], default="fp32", help="SSM states; fp16 is rounded stochastically")
+    parser.add_argument("--kv-dtype", choices=["auto", "fp8"], default="auto", help="keys and values; auto is as the activations")
 
 
 def add_sampling_flags(
@@ -74,7 +81,7 @@ def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(arguments.dtype)
     device = usable_device(arguments.device)
-    options = {"speculate": arguments.speculate}
+    options = {"speculate": arguments.speculate, "state_dtype": arguments.state_dtype, "kv_dtype": arguments.kv_dtype}
     if arguments.path is not None:
         return LLM(arguments.path, dtype, device, arguments.max_running, **options)
     config = HybridConfig.preset(arguments.preset)
@@ -105,8 +112,13 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
     check_choice(arguments)
     if arguments.max_running < 1:
         raise InputError(f"--max-running is {arguments.max_running}; it must be at least 1")
-    if not 0 <= arguments.speculate <= MOST:
-        raise InputError(f"--speculate is {arguments.speculate}; it must be from 0 to {MOST}")
+    check_speculate(arguments.speculate)
+
+
+def check_speculate(most: int) -> None:
+    """Raise InputError for a length of drafts that there is not."""
+    if not 0 <= most <= MOST:
+        raise InputError(f"--speculate is {most}; it must be from 0 to {MOST}")
 
 
 def check_choice(arguments: "jsonargparse.Namespace") -> None:

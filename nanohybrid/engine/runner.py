@@ -5,27 +5,22 @@ only the last token of those sequences whose next token is wanted, and the draft
 """
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nanohybrid.engine.ahead import AheadDecoder
 from nanohybrid.engine.draft import MOST
 from nanohybrid.engine.graphs import Capture, DecodeGraphs, cuda_graph, graphs_apply
+from nanohybrid.engine.hygiene import Guard
 from nanohybrid.engine.penalties import Written
+from nanohybrid.engine.plan import transient
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.sampler import Drawn, Rows, Sampled, draw, sample, sent
-from nanohybrid.engine.scheduler import Move, Work
+from nanohybrid.engine.scheduler import Freed, Move, Work
 from nanohybrid.model import HybridLM, Layout, State
 from nanohybrid.model.state import Saved
 from nanohybrid.ops.sizes import CHUNK
-
-
-class Ahead(NamedTuple):
-    """A decode step that was begun: the ids of its requests, and its logits."""
-
-    ids: list[int]
-    logits_SV: Tensor
 
 
 class Runner:
@@ -39,23 +34,27 @@ class Runner:
         pages: int,
         page_size: int,
         deterministic: bool = False,
+        state_dtype: torch.dtype | None = None,
+        kv_dtype: torch.dtype | None = None,
+        debug: bool = False,
         context: int | None = None,
         capture: Capture | None = None,
     ) -> None:
         """`context`: tokens that a sequence may reach, all pages if None. `capture`: how decode steps are recorded (graphs.py),
-        CUDA graphs where they apply if None."""
+        as CUDA graphs where they apply if None."""
         self.model = model
         self.page_size, self.deterministic = page_size, deterministic
         self.device = model.device
-        capture = cuda_graph if capture is None and graphs_apply(model) else capture
+        plain = state_dtype is None and kv_dtype is None  # the kernels know no other way to keep a state
+        capture = cuda_graph if capture is None and plain and graphs_apply(model) else capture
         spare = int(capture is not None)  # a slot and a page for the rows that fill up a graph
-        self.state = State.allocate(model.config, slots + spare, pages + spare, page_size, model.dtype, model.device)
-        self.graphs: DecodeGraphs | None = None
+        self.state = State.allocate(model.config, slots + spare, pages + spare, page_size, model.dtype, model.device, state_dtype, kv_dtype)
+        self.decoder: AheadDecoder | None = None
         if capture is not None:
-            self.graphs = DecodeGraphs(model, self.state, most_rows=slots, context=context or pages * page_size, capture=capture)
-            self.graphs.self_test()
-        self.look_ahead = False  # whether a step may be begun before the last one's tokens are known
-        self._ahead: Ahead | None = None
+            graphs = DecodeGraphs(model, self.state, most_rows=slots, context=context or pages * page_size, capture=capture)
+            graphs.self_test()
+            self.decoder = AheadDecoder(graphs)
+        self.guard = Guard(self.state) if debug else None
         self._rows: dict[tuple[int, ...], Rows] = {}  # by the requests that they describe
         self._drafts: dict[int, int] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
         self._logits_DV = torch.empty(0)
@@ -69,6 +68,11 @@ class Runner:
         Of a family that shares a prompt, all take their first token from its one row of logits. Where a request has a draft,
         `sample_draft` goes on from there, and `settle` must end the step.
         """
+        for request, start, _ in work:
+            if start == 0 and request.slot is not None:
+                self._give(request, request.slot.ids[0], request.slot.generation)
+            if self.guard is not None:
+                self.guard.used(request)
         if self.deterministic:
             return self._run_each_alone(work)
         ready: list[Request] = []
@@ -82,15 +86,16 @@ class Runner:
         if not ready:
             return ready, Sampled([], None, [])
         drawn = self._draw(logits_SV, ready)
-        self._begin_next(work, drawn)
+        if self.decoder is not None:
+            self.decoder.begin_next(work, drawn)
         return ready, drawn.fetch()
 
     def _logits(self, work: list[Work], wanted: list[int]) -> Tensor:
-        """Logits [len(wanted), V] after these of the work: single tokens by a graph where there are graphs, all else by the forward."""
-        single = [index for index, (request, _, length) in enumerate(work) if length == 1 and request.tokens and not request.draft]
-        if self.graphs is None or not single:
+        """Logits [len(wanted), V] after these of the work: by the decoder, where there is one and it takes them, else by the forward."""
+        single = [] if self.decoder is None else [index for index, item in enumerate(work) if self.decoder.takes(item)]
+        if self.decoder is None or not single:
             return self._forward(work, wanted)
-        logits_SV = self._decode([work[index] for index in single], self.graphs)
+        logits_SV = self.decoder.logits([work[index] for index in single])
         if wanted == single == list(range(len(work))):
             return logits_SV
         others = [index for index in range(len(work)) if index not in single]
@@ -99,37 +104,7 @@ class Runner:
             others_SV = self._forward([work[index] for index in others], [others.index(index) for index in wanted_of_others])
             logits_SV = torch.cat([logits_SV, others_SV]) if wanted_of_others else logits_SV
         row = {index: place for place, index in enumerate([*single, *wanted_of_others])}
-        return logits_SV[torch.tensor([row[index] for index in wanted], dtype=torch.int64, device=self.device)]
-
-    def _decode(self, work: list[Work], graphs: DecodeGraphs) -> Tensor:
-        """Logits [len(work), V] after one token each: those of the step that was begun, where it computes them."""
-        ahead, self._ahead = self._ahead, None
-        begun = {} if ahead is None else {request_id: row for row, request_id in enumerate(ahead.ids)}
-        left = [item for item in work if item.request.id not in begun]
-        if ahead is not None and list(begun) == [item.request.id for item in work]:
-            return ahead.logits_SV
-        parts: list[Tensor] = []
-        row: dict[int, int] = {}
-        if ahead is not None and len(left) < len(work):  # some of its sequences have ended since, or others joined them
-            parts.append(ahead.logits_SV.clone())
-            row |= begun
-        if left:
-            row |= {item.request.id: len(begun if parts else ()) + place for place, item in enumerate(left)}
-            tokens = [request.tokens[start - len(request.prompt)] for request, start, _ in left]
-            parts.append(graphs.logits(tokens, self._layout(left)))
-        return torch.cat(parts)[sent([row[item.request.id] for item in work], self.device)]
-
-    def _begin_next(self, work: list[Work], drawn: Drawn) -> None:
-        """Where all decode by a graph, begin the next step with the tokens on the device, before the host knows them.
-
-        What ends with these tokens is computed once in vain, in a slot and pages that nobody else has yet.
-        """
-        if self.graphs is None or not self.look_ahead or any(length > 1 or not request.tokens for request, _, length in work):
-            return
-        if all(request.pages and start + 1 < len(request.pages.ids) * self.page_size for request, start, _ in work):
-            following = [Work(request, start + 1, 1) for request, start, _ in work]
-            logits_SV = self.graphs.logits(drawn.token_S, self._layout(following))
-            self._ahead = Ahead([request.id for request, _, _ in work], logits_SV)
+        return logits_SV[sent([row[index] for index in wanted], self.device)]
 
     def _forward(self, work: list[Work], wanted: list[int]) -> Tensor:
         """Logits [len(wanted), V] after the last token, drafts aside, of these; those after drafts are kept for `sample_draft`."""
@@ -196,12 +171,20 @@ class Runner:
         return ready, joined(each)
 
     @torch.inference_mode()
-    def move(self, moves: list[Move]) -> None:
+    def move(self, moves: list[Move | Freed]) -> None:
         """Copy states and pages to or from host memory."""
-        for request, slot, pages, to_host in moves:
+        for move in moves:
+            if isinstance(move, Freed):
+                if self.guard is not None:
+                    self.guard.freed(move.slot, move.pages)
+                continue
+            request, slot, pages, to_host = move
             if to_host:
                 request.saved = self.save(request, slot, pages)
                 continue
+            if self.guard is not None and request.slot is not None:
+                self.guard.given(request, slot, request.slot.generation)
+                self.guard.pages(request, pages, request.slot.generation)
             if not isinstance(request.saved, Saved):
                 raise RuntimeError(f"request {request.id} has computed {request.computed} tokens and no copy of their state")
             self.state.load(request.saved, slot, pages)
@@ -213,6 +196,23 @@ class Runner:
         saved = self.state.save(slot, pages[: -(-request.computed // self.page_size)], request.kept)
         request.kept = saved.pages[: request.computed // self.page_size]
         return saved
+
+    @torch.inference_mode()
+    def scrub(self, pages: tuple[int, ...]) -> None:
+        """Zero the pages of a request whose numbers broke: the next owner's masked rows are multiplied by zero, which NaN survives."""
+        self.state.fill((), pages, 0.0)
+
+    def reserve(self, tokens: int) -> None:
+        """Have the memory that a step of so many tokens takes at most, and give it back for the step to find. Raises what torch
+        raises where there is not so much: here, where nothing has been written yet, and not in the middle of the layers."""
+        torch.empty(transient(self.model.config, tokens), dtype=torch.uint8, device=self.device)
+
+    def _give(self, request: Request, slot: int, generation: int) -> None:
+        """A slot is zeroed when it is given, though the forward takes what begins for zeros in any case."""
+        if self.guard is not None:
+            self.guard.given(request, slot, generation)
+        else:
+            self.state.fill([slot], (), 0.0)
 
     def _score(self, work: list[Work], hidden_TE: Tensor) -> None:
         """Score the prompts of those that asked for it."""
@@ -232,6 +232,7 @@ class Runner:
             [request.pages.ids for request, _, _ in work if request.pages],
             self.page_size,
             windows,
+            [request.seed for request, _, _ in work],
         )
 
     def _rows_of(self, ready: list[Request]) -> Rows:

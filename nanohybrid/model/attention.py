@@ -55,7 +55,7 @@ class Attention(Mixer):
         if config.rope_theta is not None:
             cos_TP, sin_TP = rotary_angles(layout.token_positions(x_TE.device), config.head_dim, config.rope_theta)
             q_THP, k_TKP = rotate(q_THP, cos_TP, sin_TP), rotate(k_TKP, cos_TP, sin_TP)
-        cache = None if state is None else Cache(state["key"], state["value"])
+        cache = None if state is None else Cache(state["key"], state["value"], state.get("key_scale"), state.get("value_scale"))
         return self.o_proj(attention(q_THP, k_TKP, v_TKP, layout, cache).flatten(-2))
 
 

@@ -88,7 +88,8 @@ def test_an_engine_with_graphs_says_what_one_without_says(small, tokenizer, monk
     def texts(capture, look_ahead: bool = True) -> list[list[int]]:
         engine = Engine(small, tokenizer, max_running=2, max_context=64)
         engine.runner = Runner(small, slots=2, pages=2, page_size=128, context=64, capture=capture)
-        engine.runner.look_ahead = look_ahead
+        if engine.runner.decoder is not None:
+            engine.runner.decoder.look_ahead = look_ahead
         return [completion.token_ids for completion in engine.generate(prompts, params)]
 
     found = texts(CAPTURE)
@@ -102,7 +103,8 @@ def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(s
     def run(capture) -> list[list[int]]:
         engine = Engine(small, tokenizer, max_running=3, max_context=64)
         engine.runner = Runner(small, slots=3, pages=3, page_size=128, context=64, capture=capture)
-        engine.runner.look_ahead = True
+        if engine.runner.decoder is not None:
+            engine.runner.decoder.look_ahead = True
         some = [
             engine.add([1, 5], SamplingParams(max_tokens=5, temperature=1.0, seed=1, repetition_penalty=1.3, ignore_eos=True)),
             engine.add([1, 6, 7], SamplingParams(max_tokens=2, ignore_eos=True)),
@@ -114,10 +116,13 @@ def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(s
                 engine.cancel(some[2])
                 some.append(engine.add([9, 9, 9], SamplingParams(max_tokens=3, temperature=0.7, top_p=0.8, seed=2, ignore_eos=True)))
             engine.step()
+            early.append(engine.runner.decoder is not None and engine.runner.decoder._begun is not None)
         assert not engine.busy
         return [request.tokens for request in some]
 
+    early: list[bool] = []
     found = run(CAPTURE)
+    assert sum(early) >= 3
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
     assert found == run(None)
 
