@@ -149,6 +149,8 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
         raise InputError(f"--memory-gib is {arguments.memory_gib}; it must be positive")
     if arguments.overcommit and arguments.memory_gib is None:
         raise InputError("--overcommit needs --memory-gib G: without a bound there are pages for all, and nothing to overcommit")
+    if arguments.deterministic and arguments.speculate:
+        raise InputError("--deterministic contradicts --speculate: several tokens computed at once round differently; give one of the two")
     if arguments.port > 65535:
         raise InputError(f"--port is {arguments.port}; the largest is 65535")
 
