@@ -24,6 +24,7 @@ from nanohybrid.ops.ssd_scan.triton import decay, outputs, states
 from nanohybrid.ops.ssd_scan.triton.pieces import pieces
 
 TOKENS, ROWS, ELEMENTS = 64, 64, 1024  # of a tile of a piece, of a group's (head, p) rows, of a state
+STAGES = 2  # of loads ahead in `local`: three want 128 KiB of shared memory, and an A10G or L4 has 99
 
 
 def ssd_scan(
@@ -87,7 +88,7 @@ def between(
     width = power(N, LEAST_DOT)
     states.local[(blocks(group_rows, ROWS), G, Z)](
         x_THP, dt_TH, c_TH, B_TGN, given_ZHPN, starts_Z, lengths_Z, x_THP.stride(0), B_TGN.stride(0), group_rows, P, N, H,
-        TYPE=type_, ROWS=ROWS, STATE=width, TOKENS=TOKENS,
+        TYPE=type_, ROWS=ROWS, STATE=width, TOKENS=TOKENS, num_stages=STAGES,
     )  # fmt: skip
     initial = None if initial_SHPN is None else initial_SHPN.contiguous()
     final_SHPN = dt_TH.new_empty(S, H, P, N) if keep else None
