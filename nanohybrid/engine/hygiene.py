@@ -19,7 +19,7 @@ class Guard:
 
     def given(self, request: Request, slot: int, generation: int) -> None:
         """A request begins in this slot, or is put back into it. Raises RuntimeError where somebody has it."""
-        if slot in self._slots:
+        if self._slots.get(slot, generation) != generation:  # the same one begins again where its first step found no memory
             raise RuntimeError(
                 f"slot {slot} is given to request {request.id} as lease {generation}, and lease {self._slots[slot]} holds it"
             )
