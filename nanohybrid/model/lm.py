@@ -5,7 +5,7 @@ T tokens of the ragged batch · B, T a rectangular batch · E embedding · V voc
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from nanohybrid.model.quantized import QuantizedLinear
 from nanohybrid.model.state import State
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.residual_norm import residual_norm
+
+if TYPE_CHECKING:
+    from nanohybrid.model.compiled import CompiledForward
 
 
 class Block(nn.Module):
@@ -54,6 +57,7 @@ class HybridLM(nn.Module):
     def __init__(self, config: HybridConfig, seed: int | None = None) -> None:
         super().__init__()
         self.config = config
+        self.packed = False  # whether model/packed.py laid out the linears for the CPU kernels
         self.backbone = Backbone(config)
         if not config.tie_word_embeddings:
             self.lm_head: nn.Linear | QuantizedLinear | PackedLinear = linear(config.hidden_size, config.vocab_size)
@@ -87,12 +91,14 @@ class HybridLM(nn.Module):
         state: the pools that the layout's slots and pages point into, updated in place; None in training. What is stored has
         no gradient, so with a state nothing has one.
         """
-        if state is not None:
-            return self._hidden_stored(tokens_T, layout, state)
-        h_TE = self.backbone.embeddings(tokens_T)
-        for block in self.backbone.layers:
-            h_TE = block(h_TE, layout, None)
-        return self.backbone.norm_f(h_TE)
+        if state is None:
+            h_TE = self.backbone.embeddings(tokens_T)
+            for block in self.backbone.layers:
+                h_TE = block(h_TE, layout, None)
+            return self.backbone.norm_f(h_TE)
+        if self.packed and (forward := self._compiled(state)) is not None:
+            return forward.hidden(tokens_T, layout)
+        return self._hidden_stored(tokens_T, layout, state)
 
     @torch.no_grad()
     def _hidden_stored(self, tokens_T: Tensor, layout: Layout, state: State) -> Tensor:
@@ -104,6 +110,11 @@ class HybridLM(nn.Module):
         for block, norm, pools in zip(blocks, norms[1:], state.layers, strict=True):
             h_TE, normed_TE = residual_norm(h_TE, block.mixer(normed_TE, layout, pools), norm.weight, norm.eps)
         return normed_TE
+
+    def _compiled(self, state: State) -> CompiledForward | None:
+        from nanohybrid.model.compiled import compiled_forward  # here, since it needs numba
+
+        return compiled_forward(self, state)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits in fp32, [..., V]."""

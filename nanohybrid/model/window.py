@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -59,13 +60,19 @@ class Window:
         pools["ssm"].index_copy_(0, slots_R, state_RHPN.to(pools["ssm"].dtype))
 
 
+class Settles(Protocol):
+    """A window that waits to be settled."""
+
+    def settle(self, pools: dict[str, Tensor], rows: Sequence[int], counts: Sequence[int]) -> None: ...
+
+
 class Pools(dict[str, Tensor]):
     """The pools of one layer by name, and its window, where one is not settled yet."""
 
     def __init__(self, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.window: Window | None = None
+        self.window: Settles | None = None
 
 
 def _store(rounding: Rounding | None) -> Callable[[Tensor, int], Tensor]:
