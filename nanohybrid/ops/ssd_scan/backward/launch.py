@@ -1,8 +1,8 @@
 """The order of the kernels that make the scan's gradient, and the memory between them.
 
-Nothing of forward is kept but its inputs: the decays, scores and states at the borders are made again, for a
-sixth of the gradient's own operations, instead of [tokens, heads, 128] kept for every layer. For each piece of 128 tokens the memory is two states
-and two score matrices a group in fp32: 10 and 1 MiB for 128 heads of 80.
+Nothing of forward is kept but its inputs: the decays, scores and states at the borders are made again, for a sixth of the
+gradient's own operations, instead of [tokens, heads, 128] kept for every layer. For each piece of 128 tokens the memory is two
+states and two score matrices a group in fp32: 10 and 1 MiB for 128 heads of 80.
 
 Z pieces · S sequences · T tokens · H heads · P head dimension · G groups · N state size.
 """
