@@ -90,7 +90,10 @@ class Engine:
             state_dtype=STATE_DTYPES[known(state_dtype, STATE_DTYPES, "state_dtype")],
             kv_dtype=KV_DTYPES[known(kv_dtype, KV_DTYPES, "kv_dtype")],
             debug=debug,
+            context=max_context,
         )
+        if self.runner.decoder is not None:
+            self.runner.decoder.look_ahead = not (overcommit or deterministic or speculate)
         self.drafter = Drafter(speculate) if speculate else None
         if self.drafter is not None:
             self.scheduler.propose = self.drafter.propose

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import Axes, Declaration, Outer, StateSpec
 from nanohybrid.model.module import Mixer, Weights
-from nanohybrid.model.norms import rms_norm
 from nanohybrid.ops.attention import Cache, attention
 from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.rms_norm import rms_norm
 
 QUERIES = Outer("attention_heads", "attention_channels")
 KEYS = Outer("kv_heads", "attention_channels")

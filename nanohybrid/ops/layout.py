@@ -153,6 +153,12 @@ class Layout:
         found: M = self._derived[name]
         return found
 
+    def on_device(self, device: torch.device, tables: dict[str, Tensor]) -> Layout:
+        """This layout with index tensors that are given instead of derived, for work that is recorded once and replayed over
+        whatever they then hold."""
+        self._tensors.update({(name, device): table for name, table in tables.items()})
+        return self
+
     def offsets(self) -> np.ndarray:
         """For each token, how many tokens of its sequence precede it in this batch; int64 [T]."""
         return np.arange(self.tokens) - np.repeat(np.asarray(self.starts[:-1]), self.lengths)
