@@ -38,7 +38,11 @@ class Grammars:
 
     def schema(self, schema: dict[str, Any]) -> "LLMatcher":
         """JSON that holds to a schema. Raises InputError where that cannot be compiled."""
-        return self._compiled(self._matcher.grammar_from_json_schema(json.dumps(schema), overrides=TIGHT))  # type: ignore[arg-type]
+        try:
+            grammar = self._matcher.grammar_from_json_schema(json.dumps(schema), overrides=TIGHT)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise InputError(f"the schema cannot be read: {str(error)[:200]}") from None
+        return self._compiled(grammar)
 
     def regex(self, pattern: str) -> "LLMatcher":
         """Text that matches a regular expression as a whole."""
