@@ -200,16 +200,19 @@ def test_what_cannot_be_served_is_one_line(capsys):
 
 
 def test_200_requests_on_a_queue_of_32_are_served_or_told_to_come_again():
-    with started(Settings(name="tiny", max_context=256, max_queued=32), max_running=8) as serve:
+    body = json.dumps({"messages": LONG["messages"], "max_tokens": 2}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    asked = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    with started(Settings(name="tiny", max_context=256, max_queued=32), max_running=8) as serve, contextlib.ExitStack() as opened:
         serve.gate.clear()
-        client = httpx.Client(base_url=serve.url, timeout=60, limits=httpx.Limits(max_connections=None))
-        with client, concurrent.futures.ThreadPoolExecutor(200) as pool:
-            short = {"messages": LONG["messages"], "max_tokens": 2}
-            asked = [pool.submit(client.post, "/v1/chat/completions", json=short) for _ in range(200)]
-            serve.until(lambda: sum(one.done() for one in asked) == 160, 60)
-            assert serve.http.get("/health").status_code == 200
-            serve.gate.set()
-            statuses = [one.result().status_code for one in asked]
+        address = ("127.0.0.1", int(serve.url.rpartition(":")[2]))
+        clients = [opened.enter_context(socket.create_connection(address, timeout=60)) for _ in range(200)]
+        for client in clients:
+            client.sendall(asked)
+        serve.until(lambda: serve.metric('refused_total{status="429"}') == 160, 60)
+        assert serve.http.get("/health").status_code == 200 and serve.service.loop.held == 40
+        serve.gate.set()
+        statuses = [int(client.recv(1 << 16).split()[1]) for client in clients]
         assert (statuses.count(200), statuses.count(429)) == (40, 160)
         serve.until(serve.idle)
 
