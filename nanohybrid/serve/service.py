@@ -56,7 +56,7 @@ class Service:
         context = min(settings.max_context, llm.model.config.max_position_embeddings)
         engine = Engine(
             llm.model, llm.tokenizer, llm.max_running, context, settings.step_tokens, settings.pages,
-            overcommit=settings.overcommit, cache_bytes=settings.cache_bytes, deterministic=settings.deterministic,
+            overcommit=settings.overcommit, cache_bytes=settings.cache_bytes, deterministic=settings.deterministic, **llm.options,
         )  # fmt: skip
         self.loop = EngineLoop(
             engine, settings.max_queued, self.limits.queue_seconds, on_death, self.limits.step_seconds, settings.max_per_key
