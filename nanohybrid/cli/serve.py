@@ -163,7 +163,7 @@ def _announce(service: "Service", arguments: "jsonargparse.Namespace", plan: "Se
     facts = {
         "url": f"http://{arguments.host}:{arguments.port}", "model": service.settings.name, "max_running": service.llm.max_running,
         "max_context": service.context, "max_queued": service.settings.max_queued, "keys": len(keys),
-        "plan": plan_facts(plan, str(service.llm.model.head_weight.dtype).removeprefix("torch.")),
+        "plan": plan_facts(plan, str(service.llm.model.dtype).removeprefix("torch.")),
     }  # fmt: skip
     if arguments.json:
         print_json(facts)
