@@ -16,6 +16,7 @@ from nanohybrid.errors import InputError
 from nanohybrid.serve.errors import ApiError, busy
 from nanohybrid.serve.guided import Guide, GuidedRunner
 from nanohybrid.serve.ticket import Ticket, Update
+from nanohybrid.serve.trim import Trim
 
 
 class Places:
@@ -53,6 +54,7 @@ class EngineLoop:
         self.held = 0  # places taken, of `capacity`
         self.held_by: Counter[str] = Counter()  # ... by the keys of those who took them
         self._step_began: float | None = None
+        self._trim = Trim()
         self.dead: BaseException | None = None
         self.draining = False
         self.last_seconds = 1.0  # how long recent requests took, for Retry-After
@@ -147,6 +149,7 @@ class EngineLoop:
                     self._step_began = time.monotonic()
                     self._step()
                     self._step_began = None
+                    self._trim()
         except Exception as error:  # noqa: BLE001  whatever it was, nobody may be left waiting
             self.dead = error
             self._call(self._fail_all)
