@@ -35,7 +35,9 @@ def _spread(b: ir.IRBuilder, value: Any) -> Any:
     return b.shuffle_vector(lane, ir.Constant(V16F, ir.Undefined), ir.Constant(vector(I32), [0] * 16))
 
 
-def _emit(b: ir.IRBuilder, rows: int, state: Any, row_bytes: Any, B: Any, C: Any, inputs: Any, decay: Any, dt: Any, out: Any, columns: Any) -> None:
+def _emit(
+    b: ir.IRBuilder, rows: int, state: Any, row_bytes: Any, B: Any, C: Any, inputs: Any, decay: Any, dt: Any, out: Any, columns: Any
+) -> None:
     fma = function(b, "llvm.fma.v16f32", V16F, [V16F] * 3)
     load = lambda address, kind: b.load(b.inttoptr(address, PTR), typ=kind, align=4)  # noqa: E731
     decays = _spread(b, decay)
@@ -70,7 +72,7 @@ _four, _one = _make(ROWS), _make(1)
 
 
 @inlined
-def state_rows(state, x, B, C, y, decay, dt, rows, columns):  # type: ignore[no-untyped-def]
+def state_rows(state, x, B, C, y, decay, dt, rows, columns):
     """One head: S [rows, columns] = decay S + (dt x) B^T and y = S C, in fp32, in place. All are addresses."""
     whole = columns // 16 * 16
     row = 0
@@ -85,7 +87,7 @@ def state_rows(state, x, B, C, y, decay, dt, rows, columns):  # type: ignore[no-
 
 
 @inlined
-def _last_columns(state, x, B, C, y, decay, dt, rows, columns, whole):  # type: ignore[no-untyped-def]
+def _last_columns(state, x, B, C, y, decay, dt, rows, columns, whole):
     """The columns beyond the last whole vector."""
     kept, inputs, b, c, out = floats(state), floats(x), floats(B), floats(C), floats(y)
     for row in range(rows):
