@@ -43,6 +43,7 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--deterministic", action="store_true", help="what else is served changes no bit of an answer; slower")
     result.add_argument("--max-queued", type=int, default=128, metavar="N", help="requests that may wait; beyond them the answer is 429")
     result.add_argument("--api-key-file", type=Path, metavar="FILE", help=f"keys, one a line; or one in the environment, {KEYS}")
+    result.add_argument("--max-running-per-key", type=int, metavar="N", help="requests of one key at once, those that wait too")
     result.add_argument("--no-keys", action="store_true", help="listen beyond loopback without keys")
     result.add_argument("--thinking-budget", type=int, metavar="N", help="tokens of thinking where a request does not say")
     result.add_argument("--thinking-grace", type=int, default=500, metavar="N", help="... and the most to wait for a line's end")
@@ -65,6 +66,8 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     keys = read_keys(arguments.api_key_file)
     if not keys and not arguments.no_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
         raise InputError(f"--host {arguments.host} is reached by others: give --api-key-file FILE, or --no-keys where that is meant")
+    if arguments.max_running_per_key is not None and not keys:
+        raise InputError("--max-running-per-key needs keys: give --api-key-file FILE")
     limits = _limits(arguments)
     check_choice(arguments)
     plan, lines = _plan(arguments)
@@ -86,6 +89,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         overcommit=arguments.overcommit,
         deterministic=arguments.deterministic,
         keys=keys,
+        max_per_key=arguments.max_running_per_key,
     )
     service = Service(llm, settings, limits)
     _announce(service, arguments, plan, lines)
@@ -139,7 +143,7 @@ def _limits(arguments: "jsonargparse.Namespace") -> "Limits":
 def _check(arguments: "jsonargparse.Namespace") -> None:
     least = {
         "max_context": 2, "max_queued": 0, "thinking_budget": 0, "thinking_grace": 0, "drain_seconds": 0, "port": 0, "cache_gib": 0,
-        "max_running": 1, "step_tokens": 1,
+        "max_running": 1, "step_tokens": 1, "max_running_per_key": 1,
     }  # fmt: skip
     for name, bound in least.items():
         value = arguments[name]
@@ -162,7 +166,7 @@ def _announce(service: "Service", arguments: "jsonargparse.Namespace", plan: "Se
     facts = {
         "url": f"http://{arguments.host}:{arguments.port}", "model": service.settings.name, "max_running": service.llm.max_running,
         "max_context": service.context, "max_queued": service.settings.max_queued, "keys": len(keys),
-        "plan": plan_facts(plan, str(service.llm.model.head_weight.dtype).removeprefix("torch.")),
+        "plan": plan_facts(plan, str(service.llm.model.dtype).removeprefix("torch.")),
     }  # fmt: skip
     if arguments.json:
         print_json(facts)

@@ -24,6 +24,20 @@ from nanohybrid.version import VERSION
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # noqa: E501
 
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "a field is wrong, too large, or contradicts another: `error.param` names it"},
+    401: {"description": "no key, or a wrong one"},
+    403: {"description": "asked by a page of another site"},
+    404: {"description": "no such model or route"},
+    408: {"description": "the body did not arrive in time"},
+    413: {"description": "the body is too large"},
+    415: {"description": "the body is not application/json"},
+    429: {"description": "the queue is full; `retry-after` says when to come again"},
+    431: {"description": "the headers are too large"},
+    503: {"description": "the engine has failed, or the server is not ready"},
+    504: {"description": "the request took too long"},
+}
+
 
 def application(service: Service) -> FastAPI:
     """The whole server as an ASGI application; its lifespan runs the engine's thread."""
@@ -35,11 +49,14 @@ def application(service: Service) -> FastAPI:
         await service.loop.stop()
         service.close()
 
-    app = FastAPI(title="nanohybrid", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="nanohybrid", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None, responses=REFUSALS)
     app.state.service = service
     _errors(app, service)
     _generation(app, service)
     _about(app, service)
+    for operations in app.openapi()["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # what FastAPI would answer; here it is 400
     app.add_middleware(Guard, limits=service.limits, keys=Keys(service.settings.keys), refused=service.metrics.refuse)
     return app
 
@@ -126,6 +143,11 @@ def _errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
         return shown(ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {})))
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> Response:
+        """A bug of ours: its traceback is in the log, and the client gets an error in the one shape."""
+        return shown(ApiError(500, f"the server failed on this request ({type(error).__name__})"))
 
     @app.exception_handler(ClientGone)
     async def left(_: Request, error: ClientGone) -> Response:

@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,9 @@ from nanohybrid.engine import Completion
 from nanohybrid.serve import forms
 from nanohybrid.serve.answer import Answer, Part, Thought
 from nanohybrid.serve.errors import ApiError
-from nanohybrid.serve.loop import Update
 from nanohybrid.serve.schemas import ChatRequest, NamedTool
 from nanohybrid.serve.service import EFFORTS, Generation, Service
+from nanohybrid.serve.ticket import Update
 from nanohybrid.serve.tools import Arguments, CallBegins, Text
 from nanohybrid.serve.wire import DONE, EventStream, data, unless_gone
 
@@ -25,7 +25,7 @@ LEAST = -9999.0  # the log-probability that is shown of what a grammar rules out
 
 async def chat(service: Service, body: ChatRequest, request: Request) -> Response:
     """Answer it. Everything that can be refused is refused before the first byte of a stream."""
-    talk = await Chat.begin(service, body, service.salt(request.scope, body.cache_salt))
+    talk = await Chat.begin(service, body, request.scope)
     if body.stream:
         return EventStream(talk.events(), talk.generation.close, service.limits.request_seconds)
     try:
@@ -49,9 +49,9 @@ class Chat:
         self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.settings.name}
 
     @classmethod
-    async def begin(cls, service: Service, body: ChatRequest, salt: str = "") -> "Chat":
+    async def begin(cls, service: Service, body: ChatRequest, scope: Mapping[str, Any]) -> "Chat":
         check(service, body)
-        service.loop.take_places(body.n)
+        held = service.loop.take_places(body.n, service.key(scope))
         try:
             tools = None if body.tool_choice == "none" else body.tools
             thinking, budget = thinking_of(body)
@@ -63,9 +63,10 @@ class Chat:
             places = await service.prepare(lambda: service.junctions(body.messages, tools, thinking, prompt))
             grammar = await service.prepare(lambda: forms.grammar(body, service.grammars)) if forms.held(body) else None
         except BaseException:
-            service.loop.give_places(body.n)
+            held.give()
             raise
-        return cls(service, body, service.generate([prompt], params, body.n, body.stream, grammar, places, salt), thinks)
+        salt = service.salt(scope, body.cache_salt)
+        return cls(service, body, service.generate([prompt], params, body.n, body.stream, held, grammar, places, salt), thinks)
 
     async def whole(self) -> dict[str, Any]:
         """The answer as one object."""

@@ -14,9 +14,9 @@ from nanohybrid.engine.params import Top
 from nanohybrid.serve import forms
 from nanohybrid.serve.chat import LEAST, extra, usage
 from nanohybrid.serve.errors import ApiError
-from nanohybrid.serve.loop import Update
 from nanohybrid.serve.schemas import CompletionRequest
 from nanohybrid.serve.service import Generation, Service
+from nanohybrid.serve.ticket import Update
 from nanohybrid.serve.wire import DONE, EventStream, data, unless_gone
 
 
@@ -28,7 +28,7 @@ async def complete(service: Service, body: CompletionRequest, request: Request) 
     service.limits.count(count, "max_prompts", "prompt", "prompts times n")
     if count > service.loop.capacity:
         raise ApiError(400, f"prompt: {count} prompts times n are more than run and wait here ({service.loop.capacity})", "prompt")
-    service.loop.take_places(count)
+    held = service.loop.take_places(count, service.key(request.scope))
     try:
         prompts = await service.prepare(lambda: [_ids(service, text) for text in texts])
         for prompt in prompts:
@@ -40,10 +40,10 @@ async def complete(service: Service, body: CompletionRequest, request: Request) 
         params = replace(params, logprobs=body.logprobs is not None, top_logprobs=body.logprobs or 0, prompt_logprobs=scored)
         grammar = await service.prepare(lambda: forms.grammar(body, service.grammars)) if forms.held(body) else None
     except BaseException:
-        service.loop.give_places(count)
+        held.give()
         raise
     salt = service.salt(request.scope, body.cache_salt)
-    generation = service.generate(prompts, params, body.n, body.stream, grammar, salt=salt)
+    generation = service.generate(prompts, params, body.n, body.stream, held, grammar, salt=salt)
     echoed = [text if isinstance(text, str) else service.llm.tokenizer.decode(text, marks=True) for text in texts] if body.echo else []
     work = Completing(service, body, generation, sum(map(len, prompts)), echoed)
     if body.stream:

@@ -38,7 +38,11 @@ class Grammars:
 
     def schema(self, schema: dict[str, Any]) -> "LLMatcher":
         """JSON that holds to a schema. Raises InputError where that cannot be compiled."""
-        return self._compiled(self._matcher.grammar_from_json_schema(json.dumps(schema), overrides=TIGHT))  # type: ignore[arg-type]
+        try:
+            grammar = self._matcher.grammar_from_json_schema(json.dumps(schema), overrides=TIGHT)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise InputError(f"the schema cannot be read: {str(error)[:200]}") from None
+        return self._compiled(grammar)
 
     def regex(self, pattern: str) -> "LLMatcher":
         """Text that matches a regular expression as a whole."""
@@ -90,9 +94,13 @@ class Guide:
         self._at = 0
 
     def mask(self, request: Request, vocab_size: int, token_bytes: Any) -> Tensor | None:
-        """Which tokens may come next; None while the grammar does not bind."""
-        if (request.thinking is not None and request.thinking.active) or request.forced:
+        """Which tokens may come next; None where any may. A trace may say what it likes, but not end the answer that must follow."""
+        if request.forced:
             return None
+        if request.thinking is not None and request.thinking.active:
+            going_on_V = torch.ones(vocab_size, dtype=torch.bool)
+            going_on_V[[token for token in request.stop_ids if token < vocab_size]] = False
+            return going_on_V
         if not self._bound:
             self._bind(request, token_bytes)
         self._matcher.consume_tokens(request.tokens[self._at :])

@@ -36,9 +36,11 @@ class Limits:
     max_prompts: int = _limit(128, "prompts of a completion, times n")
     max_logprobs: int = _limit(20, "alternatives shown for each token")
     max_connections: int = _limit(1024, "connections at once, the idle ones too")
+    header_seconds: float = _limit(20.0, "how long a request's headers may take to arrive")
     body_seconds: float = _limit(30.0, "how long a body may take to arrive")
     prepare_seconds: float = _limit(15.0, "how long template and tokenizer may take")
     queue_seconds: float = _limit(120.0, "how long a request may wait for a slot before it is told to come again")
+    step_seconds: float = _limit(300.0, "how long a step of the engine may take before /health turns 503")
     request_seconds: float = _limit(1800.0, "how long a request may take in all")
 
     def count(self, size: int, limit: str, param: str, thing: str) -> None:

@@ -7,93 +7,54 @@ the next one. After each step everything that was said goes back in one call. No
 import asyncio
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 
-from nanohybrid.engine import Completion, Engine, SamplingParams
-from nanohybrid.engine.params import Top
+from nanohybrid.engine import Engine, SamplingParams
 from nanohybrid.engine.request import Request
 from nanohybrid.errors import InputError
 from nanohybrid.serve.errors import ApiError, busy
 from nanohybrid.serve.guided import Guide, GuidedRunner
+from nanohybrid.serve.ticket import Ticket, Update
+from nanohybrid.serve.trim import Trim
 
 
-@dataclass
-class Update:
-    """What was said since the last look."""
+class Places:
+    """Places of a request, running or waiting, until they are given back; giving them twice is once."""
 
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    top: Top = field(default_factory=list)
-    prompt_logprobs: list[float] = field(default_factory=list)  # told once, with the first token
-    prompt_top: Top = field(default_factory=list)
-    completion: Completion | None = None
+    def __init__(self, loop: "EngineLoop", count: int, key: str) -> None:
+        self._loop, self.count, self.key = loop, count, key
+        loop.held += count
+        loop.held_by[key] += count
 
-
-class Ticket:
-    """One generation, as the event loop sees it. Times are of `time.monotonic`."""
-
-    def __init__(self, prompt: list[int], params: SamplingParams, live: bool) -> None:
-        self.prompt, self.params, self.live = prompt, params, live
-        self.arrived = time.monotonic()
-        self.started: float | None = None  # when it got its slot
-        self.first: float | None = None  # when its first token came
-        self.last = self.arrived
-        self.guide: Guide | None = None
-        self.checkpoint_at: tuple[int, ...] = ()  # where the prompt leaves a checkpoint, for whoever has the same salt
-        self.salt = ""
-        self.request: Request | None = None  # the engine thread's
-        self.seen = 0  # the engine thread's: tokens that were handed over
-        self._pending = Update()
-        self._ended = False
-        self._failure: Exception | None = None
-        self._changed = asyncio.Event()
-
-    def put(self, update: Update) -> None:
-        pending = self._pending
-        pending.text += update.text
-        pending.tokens += update.tokens
-        pending.logprobs += update.logprobs
-        pending.top += update.top
-        pending.prompt_logprobs += update.prompt_logprobs
-        pending.prompt_top += update.prompt_top
-        pending.completion = update.completion
-        self._ended = update.completion is not None
-        self._changed.set()
-
-    @property
-    def over(self) -> bool:
-        """Whether it has ended, by itself or by a failure."""
-        return self._ended or self._failure is not None
-
-    def fail(self, error: Exception) -> None:
-        self._failure = self._failure or error
-        self._changed.set()
-
-    async def updates(self) -> AsyncIterator[Update]:
-        """Everything that is said, to the end; a slow reader gets more at once. Raises what went wrong."""
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            if self._failure is not None:
-                raise self._failure
-            update, self._pending = self._pending, Update()
-            yield update
-            if update.completion is not None:
-                return
+    def give(self) -> None:
+        self._loop.held -= self.count
+        self._loop.held_by[self.key] -= self.count
+        self._loop.held_by += Counter()  # forgets keys that hold nothing
+        self.count = 0
 
 
 class EngineLoop:
     """Runs an engine in a thread. Everything but `_work` and below is called in the event loop."""
 
-    def __init__(self, engine: Engine, max_queued: int, queue_seconds: float = float("inf"), on_death: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        engine: Engine,
+        max_queued: int,
+        queue_seconds: float = float("inf"),
+        on_death: Callable[[], None] = lambda: None,
+        step_seconds: float = float("inf"),
+        most_per_key: int | None = None,
+    ) -> None:
         self.engine = engine
         self.runner = engine.runner = GuidedRunner(engine.runner, engine.tokenizer)
         self.capacity = engine.scheduler.slots.size + max_queued
         self.queue_seconds, self.on_death = queue_seconds, on_death
+        self.step_seconds, self.most_per_key = step_seconds, most_per_key
         self.held = 0  # places taken, of `capacity`
+        self.held_by: Counter[str] = Counter()  # ... by the keys of those who took them
+        self._step_began: float | None = None
+        self._trim = Trim()
         self.dead: BaseException | None = None
         self.draining = False
         self.last_seconds = 1.0  # how long recent requests took, for Retry-After
@@ -124,21 +85,23 @@ class EngineLoop:
     def ready(self) -> bool:
         return self._thread.is_alive() and self.dead is None and not self.draining
 
-    def take_places(self, count: int) -> None:
+    def take_places(self, count: int, key: str = "") -> Places:
         """Hold places for `count` generations, or raise 429."""
         self.check()
+        if self.most_per_key is not None and self.held_by[key] + count > self.most_per_key:
+            raise busy(f"this key has {self.held_by[key]} requests already; at most {self.most_per_key} at once are allowed", 1)
         if self.held + count > self.capacity:
             seconds = min(max(round(self.last_seconds), 1), 60)
             raise busy(f"the queue is full: {self.held} requests of at most {self.capacity} are running or waiting", seconds)
-        self.held += count
-
-    def give_places(self, count: int) -> None:
-        self.held -= count
+        return Places(self, count, key)
 
     def check(self) -> None:
         """Raise 503 where nothing can be served."""
         if self.dead is not None:
             raise ApiError(503, f"the engine has failed: {type(self.dead).__name__}", code="engine_dead")
+        began = self._step_began
+        if began is not None and time.monotonic() - began > self.step_seconds:
+            raise ApiError(503, f"the engine has not come out of a step for {self.step_seconds:g} seconds", code="engine_stalled")
 
     def submit(
         self,
@@ -183,7 +146,10 @@ class EngineLoop:
                 while self._inbox:
                     self._inbox.popleft()()
                 if self.engine.busy:
+                    self._step_began = time.monotonic()
                     self._step()
+                    self._step_began = None
+                    self._trim()
         except Exception as error:  # noqa: BLE001  whatever it was, nobody may be left waiting
             self.dead = error
             self._call(self._fail_all)

@@ -10,7 +10,8 @@ from prometheus_client.registry import Collector
 from nanohybrid.engine import Completion
 
 if TYPE_CHECKING:
-    from nanohybrid.serve.loop import EngineLoop, Ticket
+    from nanohybrid.serve.loop import EngineLoop
+    from nanohybrid.serve.ticket import Ticket
 
 FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 EACH = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)

@@ -102,7 +102,7 @@ async def respond(service: Service, body: ResponseRequest, request: HttpRequest)
         asked = ChatRequest.model_validate(as_chat(body))
     except ValidationError as error:
         raise unread(error.errors()) from None
-    work = Responding(await Chat.begin(service, asked, service.salt(request.scope, None)), body)
+    work = Responding(await Chat.begin(service, asked, request.scope), body)
     if body.stream:
         return EventStream(work.events(), work.chat.generation.close, service.limits.request_seconds)
     try:

@@ -5,6 +5,7 @@ import sys
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nanohybrid.errors import InputError
 from nanohybrid.serve.app import application
@@ -24,13 +25,45 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def patient(seconds: float) -> type[H11Protocol]:
+    """uvicorn's HTTP, but a connection whose next request has not brought all its headers after so many seconds is closed."""
+
+    class Patient(H11Protocol):
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._wait()
+
+        def on_response_complete(self) -> None:
+            self._wait()
+            super().on_response_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._late is not None:
+                self._late.cancel()
+            super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+            self._late = self.loop.call_later(seconds, self._too_late)
+
+        def _too_late(self) -> None:
+            if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+                self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+                self.transport.close()
+
+    return Patient
+
+
 def made(service: Service, host: str, port: int, drain_seconds: int) -> Server:
     """A server, not yet started, that ends when its engine dies."""
     config = uvicorn.Config(
         application(service),
         host=host,
         port=port,
-        http="h11",
+        http=patient(service.limits.header_seconds),
         ws="none",
         log_level="warning",
         access_log=False,

@@ -15,9 +15,10 @@ from nanohybrid.errors import NanohybridError
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.guided import Grammars
 from nanohybrid.serve.limits import Limits
-from nanohybrid.serve.loop import EngineLoop, Ticket, Update
+from nanohybrid.serve.loop import EngineLoop, Places
 from nanohybrid.serve.metrics import Metrics
 from nanohybrid.serve.schemas import Decoding, Message, Tool
+from nanohybrid.serve.ticket import Ticket, Update
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -44,6 +45,7 @@ class Settings:
     overcommit: bool = False
     deterministic: bool = False
     keys: tuple[str, ...] = ()
+    max_per_key: int | None = None
 
 
 class Service:
@@ -56,7 +58,9 @@ class Service:
             llm.model, llm.tokenizer, llm.max_running, context, settings.step_tokens, settings.pages,
             overcommit=settings.overcommit, cache_bytes=settings.cache_bytes, deterministic=settings.deterministic, **llm.options,
         )  # fmt: skip
-        self.loop = EngineLoop(engine, settings.max_queued, self.limits.queue_seconds, on_death)
+        self.loop = EngineLoop(
+            engine, settings.max_queued, self.limits.queue_seconds, on_death, self.limits.step_seconds, settings.max_per_key
+        )
         self.metrics = Metrics(self.loop)
         self.began = int(time.time())
         self._workers = ThreadPoolExecutor(2, "prepare")
@@ -95,9 +99,14 @@ class Service:
         later = self.llm.template.encode(self.llm.tokenizer, next_turn, schemas, thinking, generate=False)
         return sorted({common for ids in (other, later) if 0 < (common := shared(prompt, ids)) < len(prompt)})
 
+    @staticmethod
+    def key(scope: Mapping[str, Any]) -> str:
+        """A name for the key that a request came with; empty where none is wanted."""
+        return scope.get("nanohybrid.key") or ""
+
     def salt(self, scope: Mapping[str, Any], asked: str | None) -> str:
         """Whose prompts may share what was computed: with several keys, each key's own; divided further where a request asks."""
-        key = scope.get("nanohybrid.key", "") if len(self.settings.keys) > 1 else ""
+        key = self.key(scope) if len(self.settings.keys) > 1 else ""
         return f"{key}/{asked or ''}"
 
     def too_long(self, prompt: list[int]) -> None:
@@ -167,17 +176,18 @@ class Service:
         params: SamplingParams,
         n: int,
         live: bool,
+        places: Places,
         grammar: "LLMatcher | None" = None,
         checkpoint_at: Sequence[int] = (),
         salt: str = "",
     ) -> "Generation":
-        """Submit `n` choices of each prompt, whose places are held already; `grammar` binds every one of them."""
+        """Submit `n` choices of each prompt, for which `places` are held; `grammar` binds every one of them."""
         params = replace(params, n=n)
         tickets: list[Ticket] = []
         for prompt in prompts:
             guides = [self.grammars.guide(grammar) for _ in range(n)] if grammar is not None else []
             tickets += self.loop.submit(prompt, params, live, guides, checkpoint_at, salt)
-        return Generation(self, tickets)
+        return Generation(self, tickets, places)
 
     def close(self) -> None:
         self._workers.shutdown(wait=False, cancel_futures=True)
@@ -186,8 +196,8 @@ class Service:
 class Generation:
     """The tickets of one request. `close` frees what they hold, however it ended."""
 
-    def __init__(self, service: Service, tickets: list[Ticket]) -> None:
-        self.service, self.tickets = service, tickets
+    def __init__(self, service: Service, tickets: list[Ticket], places: Places) -> None:
+        self.service, self.tickets, self.places = service, tickets, places
         self._closed = False
 
     async def all(self) -> list[tuple[Update, Completion]]:
@@ -246,7 +256,7 @@ class Generation:
                 if not ticket.over:
                     self.service.metrics.cancelled()
                     self.service.loop.cancel(ticket)
-            self.service.loop.give_places(len(self.tickets))
+            self.places.give()
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:

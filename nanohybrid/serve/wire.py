@@ -63,7 +63,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pump, left = asyncio.ensure_future(self._pump(send)), asyncio.ensure_future(gone(receive))
         try:
-            await asyncio.wait({pump, left}, return_when=asyncio.FIRST_COMPLETED)
+            # the deadline is the pump's; it may hang in telling so to a client that reads nothing
+            await asyncio.wait({pump, left}, timeout=self.seconds + 5, return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
                 with contextlib.suppress(OSError):  # the client left between two events
                     pump.result()

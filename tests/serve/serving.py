@@ -42,7 +42,7 @@ class Running:
 
     def metric(self, name):
         lines = self.http.get("/metrics").text.splitlines()
-        return next(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"nanohybrid_{name}"))
+        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"nanohybrid_{name}")), 0.0)
 
     def until(self, holds, seconds=10):
         """Wait for something that another thread does."""

@@ -1,15 +1,12 @@
 import base64
 import concurrent.futures
+import contextlib
 import json
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 
 import pytest
-from serving import httpx, sse, started
+from serving import httpx, started
 
 from nanohybrid.cli.serve import read_keys
 from nanohybrid.errors import InputError
@@ -202,46 +199,117 @@ def test_what_cannot_be_served_is_one_line(capsys):
         assert words in capsys.readouterr().err
 
 
-def test_sigterm_ends_the_stream_whole_and_the_exit_code_is_0():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "nanohybrid",
-        "serve",
-        "--preset",
-        "tiny",
-        "--random-weights",
-        "--port",
-        str(port),
-        "--max-running",
-        "2",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(300):
-            try:
-                if httpx.get(f"{url}/ready").status_code == 200:
-                    break
-            except httpx.HTTPError:
-                assert process.poll() is None, process.stderr.read()
-                time.sleep(0.1)
-        done = {}
+def test_200_requests_on_a_queue_of_32_are_served_or_told_to_come_again():
+    body = json.dumps({"messages": LONG["messages"], "max_tokens": 2}).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    asked = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    with started(Settings(name="tiny", max_context=256, max_queued=32), max_running=8) as serve, contextlib.ExitStack() as opened:
+        serve.gate.clear()
+        address = ("127.0.0.1", int(serve.url.rpartition(":")[2]))
+        clients = [opened.enter_context(socket.create_connection(address, timeout=60)) for _ in range(200)]
+        for client in clients:
+            client.sendall(asked)
+        serve.until(lambda: serve.metric('refused_total{status="429"}') == 160, 60)
+        assert serve.http.get("/health").status_code == 200 and serve.service.loop.held == 40
+        serve.gate.set()
+        statuses = [int(client.recv(1 << 16).split()[1]) for client in clients]
+        assert (statuses.count(200), statuses.count(429)) == (40, 160)
+        serve.until(serve.idle)
 
-        def ask():
-            done["answer"] = httpx.post(f"{url}/v1/chat/completions", json={**LONG, "max_tokens": 400}, timeout=60)
 
-        thread = threading.Thread(target=ask)
-        thread.start()
-        time.sleep(0.3)
-        process.send_signal(signal.SIGTERM)
-        thread.join(60)
-        chunks = sse(done["answer"])
-        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
-        assert process.wait(20) == 0, process.stderr.read()
-    finally:
-        process.kill()
-        process.communicate()
+def test_a_client_gone_in_mid_call_frees_what_it_held(serve):
+    pytest.importorskip("llguidance")
+    parameters = {"type": "object", "properties": {"text": {"type": "string", "minLength": 500}}, "required": ["text"]}
+    tool = {"type": "function", "function": {"name": "write", "parameters": parameters}}
+    body = {**LONG, "ignore_eos": False, "max_tokens": 400, "tools": [tool], "tool_choice": "required"}
+    body["chat_template_kwargs"] = {"enable_thinking": False}
+    with httpx.stream("POST", f"{serve.url}/v1/chat/completions", json=body, timeout=30) as answer:
+        for line in answer.iter_lines():
+            if '"tool_calls"' in line and "arguments" in line:
+                break
+        else:
+            pytest.fail("no call was begun")
+    serve.until(serve.idle, 5)
+    assert not serve.service.loop.runner.guides
+
+
+def test_a_client_that_reads_nothing_is_let_go_at_the_deadline():
+    with started(Settings(name="tiny", max_context=8192), Limits(request_seconds=1.0)) as serve:
+        body = json.dumps({**LONG, "max_tokens": 8000, "logprobs": True, "top_logprobs": 20}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        with socket.socket() as reader:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect(("127.0.0.1", int(serve.url.rpartition(":")[2])))
+            reader.sendall(head.encode() + body)
+            serve.until(lambda: serve.service.loop.held == 1)
+            begin = time.monotonic()
+            serve.until(lambda: serve.service.loop.held == 0, 12)
+            assert time.monotonic() - begin < 11
+        serve.until(serve.idle)
+
+
+def test_headers_that_come_drop_by_drop_are_not_waited_for():
+    with started(limits=Limits(header_seconds=0.4)) as serve:
+        for first in (b"", b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n"):  # a new connection, and one that was used
+            with socket.create_connection(("127.0.0.1", int(serve.url.rpartition(":")[2])), timeout=5) as drip:
+                if first:
+                    drip.sendall(first)
+                    assert b"200 OK" in drip.recv(4096)
+                begin, answer = time.monotonic(), b""
+                with contextlib.suppress(OSError):
+                    for letter in b"GET /ready HTTP/1.1\r\nx-slow: " + b"y" * 100:
+                        drip.sendall(bytes([letter]))
+                        time.sleep(0.02)
+                with contextlib.suppress(OSError):
+                    answer = drip.recv(4096)
+                assert time.monotonic() - begin < 4 and (not answer or b" 408 " in answer)
+        assert serve.chat(max_tokens=60, ignore_eos=True).status_code == 200
+
+
+def test_a_step_that_hangs_turns_health_to_503_and_back():
+    with started(limits=Limits(step_seconds=0.3)) as serve:
+        serve.gate.clear()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(serve.chat, max_tokens=3)
+            serve.until(lambda: httpx.get(f"{serve.url}/health").status_code == 503)
+            assert httpx.get(f"{serve.url}/health").json()["error"]["code"] == "engine_stalled"
+            assert httpx.post(f"{serve.url}/v1/completions", json={"prompt": "a"}).status_code == 503
+            serve.gate.set()
+            assert waiting.result().status_code == 200
+        assert serve.http.get("/health").status_code == 200
+
+
+def test_a_key_has_its_share_and_the_others_theirs():
+    settings = Settings(name="tiny", max_context=1024, max_queued=8, keys=("one", "two"), max_per_key=2)
+    with started(settings) as serve:
+
+        def ask(key, **more):
+            headers = {"authorization": f"Bearer {key}"}
+            body = {"messages": LONG["messages"], "max_tokens": 3, **more}
+            return httpx.post(f"{serve.url}/v1/chat/completions", json=body, headers=headers, timeout=30)
+
+        serve.gate.clear()
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            first = [pool.submit(ask, "one"), pool.submit(ask, "one")]
+            serve.until(lambda: serve.service.loop.held == 2)
+            refused = ask("one")
+            assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+            other = pool.submit(ask, "two", n=2)
+            serve.until(lambda: serve.service.loop.held == 4)
+            serve.gate.set()
+            assert [one.result().status_code for one in (*first, other)] == [200] * 3
+        assert ask("one").status_code == 200 and not serve.service.loop.held_by
+
+
+def test_keys_do_not_share_what_was_computed_unless_there_is_one():
+    for keys, shared in ((("one", "two"), False), (("one",), True)):
+        with started(Settings(name="tiny", max_context=1024, keys=keys, cache_bytes=1 << 26)) as serve:
+
+            def ask(key, serve=serve):
+                body = {"messages": [{"role": "system", "content": "be brief " * 30}, *LONG["messages"]], "max_tokens": 2}
+                answer = serve.http.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}).json()
+                return answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["nanohybrid"]["cache_miss"]
+
+            assert ask("one") == (0, "no checkpoint")
+            assert (ask(keys[-1])[0] > 0) == shared
+            assert ask("one")[0] > 0

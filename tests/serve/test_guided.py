@@ -45,6 +45,16 @@ def test_an_answer_holds_to_its_schema_and_thinking_is_free(serve, seed, thinkin
     assert (answer["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0) == thinking
 
 
+def test_a_trace_cannot_end_the_answer_that_must_follow(serve):
+    """The end of the text is made the likeliest token: without a form it comes in the trace, with one only after it."""
+    eos = serve.service.llm.tokenizer.eos_id
+    ask = {**ASK, "temperature": 0, "logit_bias": {str(eos): 100}, "thinking_budget": 20}
+    assert serve.chat(**ask).json()["choices"][0]["message"]["content"] == ""
+    answer = serve.chat(**ask, response_format=schema(RATE)).json()
+    assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"city", "score"}
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 20
+
+
 def test_n_choices_have_a_grammar_each_and_others_in_the_batch_have_none(serve):
     answer = serve.chat(**ASK, seed=1, n=4, response_format=schema(RATE)).json()
     assert len({c["message"]["content"] for c in answer["choices"]}) > 1

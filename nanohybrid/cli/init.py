@@ -1,0 +1,48 @@
+"""`nanohybrid init`: a checkpoint of random weights, with a tokenizer and a chat template, where a whole directory is wanted."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanohybrid.cli.common import DTYPES, command_parser, print_json
+from nanohybrid.cli.source import check_seed, random_dtype
+from nanohybrid.errors import InputError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+SUMMARY = "a checkpoint of random weights, to measure and to test with"
+
+
+def parser() -> "jsonargparse.ArgumentParser":
+    result = command_parser("init", SUMMARY)
+    result.add_argument("--preset", required=True, metavar="NAME", help="a configuration by name")
+    result.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write; it must not exist")
+    result.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="precision (default: bf16 from a billion parameters on)")
+    result.add_argument("--seed", type=int, default=0, metavar="S", help="of the weights")
+    return result
+
+
+def run(arguments: "jsonargparse.Namespace") -> int:
+    """Write weights, config.json, tokenizer and template."""
+    import torch
+
+    from nanohybrid.checkpoint import save
+    from nanohybrid.config import HybridConfig
+    from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
+    from nanohybrid.text import ChatTemplate
+
+    check_seed(arguments.seed)
+    config = HybridConfig.preset(arguments.preset)
+    if arguments.out.exists():
+        raise InputError(f"--out {arguments.out} exists; name a directory that does not, or remove it")
+    dtype = random_dtype(config) if arguments.dtype == "auto" else getattr(torch, DTYPES[arguments.dtype])
+    with tempfile.TemporaryDirectory() as assets:
+        stand_in_tokenizer(config).save(assets)
+        ChatTemplate.default().save(assets)
+        save(random_model(config, dtype, arguments.seed), arguments.out, assets=assets)
+    if arguments.json:
+        print_json({"out": arguments.out, "preset": arguments.preset, "dtype": str(dtype).removeprefix("torch.")})
+    else:
+        print(f"{arguments.out}: {arguments.preset}, random weights in {str(dtype).removeprefix('torch.')}")
+    return 0
