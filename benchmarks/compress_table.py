@@ -3,9 +3,10 @@
     python benchmarks/compress_table.py --out runs/compress-table --seeds 0 1 2
 
 For each seed: a parent (pretrain, then SFT, by the tiny recipes); the same shape of at most 72 % of its parameters cut out of it by
-importance, by the size of weights and by chance; each of the three distilled on at most 5 % of the parent's training tokens. Beside
-them the first of the three fine-tuned by cross-entropy on as many tokens, and models of that shape from scratch, on the tokens of the
-distillation and on all tokens (the parent's and the distillation's). All answer the same held-out problems, thinking, greedily.
+importance, by the size of weights and by chance; each of the three distilled on at most 5 % of the parent's training tokens, and again
+on 1 %. Beside them the first of the three fine-tuned by cross-entropy on as many tokens, and models of that shape from scratch, on the
+tokens of the distillation and on all tokens (the parent's and the distillation's). All answer the same held-out problems, thinking,
+greedily: others than those on which the recipe's rate was chosen, for seed 0.
 
 Resumable: every step is a stage or a file of its own; `--only-table` writes the table from what is there. On one core about 45 minutes.
 """
@@ -16,11 +17,13 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import resources
 from pathlib import Path
 
 import torch
 
-from nanohybrid.align.sft import sft
+from nanohybrid.align.sft import SftRecipe, sft
 from nanohybrid.checkpoint import load, read_config, save
 from nanohybrid.compress import controls
 from nanohybrid.compress.budget import Budget
@@ -29,7 +32,8 @@ from nanohybrid.compress.distill import DistillRecipe, distill
 from nanohybrid.compress.measure import importance_of
 from nanohybrid.compress.prune import prune_model
 from nanohybrid.compress.prune_stage import PruneRecipe, prune
-from nanohybrid.compress.search import Grid, dominated, enumerate_shapes
+from nanohybrid.compress.search import dominated, enumerate_shapes
+from nanohybrid.compress.stage import CompressRecipe
 from nanohybrid.compress.target import Target
 from nanohybrid.data.build import build
 from nanohybrid.engine import LLM
@@ -41,22 +45,20 @@ from nanohybrid.model import Footprint, HybridLM
 from nanohybrid.quickstart.recipes import Recipes, times
 from nanohybrid.stages import plots
 from nanohybrid.stages.output import read_record
+from nanohybrid.stages.recipe import load as load_recipe
 from nanohybrid.train.allocator import keep_freed_memory
 from nanohybrid.train.pretrain import pretrain
 
-SHARE, TOKENS = 0.72, 0.05  # of the parent's parameters, of its training tokens
-BATCH = 1024  # tokens of a step of distillation: small, so that few tokens are many steps
+SHARE, TOKENS, FEW = 0.72, 0.05, 0.01  # of the parent's parameters, of its training tokens, and of them again for a second, shorter try
+RECIPE = "recipes/small/compress/compress.toml"
 PROBLEMS = 240  # held-out ones of each family; two families have fewer
 RANKINGS = ("importance", "magnitude", "random")
-GRID = Grid(
-    ffn=(1.0, 0.875, 0.75, 0.6875, 0.625, 0.5625, 0.5, 0.4375, 0.375, 0.3125, 0.25),
-    mamba_heads=(1.0, 0.75, 0.5),
-)
 T975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 LABELS = {
     "parent": "parent",
     **{f"pruned-{name}": f"pruned by {name}" for name in RANKINGS},
-    **{f"distilled-{name}": f"pruned by {name}, distilled" for name in RANKINGS},
+    **{f"distilled-{name}": f"pruned by {name}, distilled on 5 %" for name in RANKINGS},
+    **{f"short-{name}": f"pruned by {name}, distilled on 1 %" for name in RANKINGS},
     "tuned-importance": "pruned by importance, cross-entropy on as many tokens",
     "scratch": "that shape from scratch, the distillation's tokens",
     "scratch-all": "that shape from scratch, all tokens: the parent's and the distillation's",
@@ -69,8 +71,7 @@ class Run:
     def __init__(self, out: Path, data: Path, seed: int) -> None:
         self.out, self.data, self.seed = out / f"seed-{seed}", data, seed
         self.recipes = Recipes.of(1.0, seed)
-        trained = self.recipes.pretrain.tokens + self.recipes.sft.tokens
-        self.tokens = int(trained * TOKENS) // BATCH * BATCH
+        self.trained_tokens = self.recipes.pretrain.tokens + self.recipes.sft.tokens
         self.parent = sft(self.recipes.sft, pretrain(self.recipes.pretrain, data, self.out / "base"), self.out / "parent", data)
 
     def scores(self, by: str) -> Path:
@@ -90,19 +91,21 @@ class Run:
     def pruned(self, by: str, target: Target) -> Path:
         return prune(PruneRecipe(target), self.parent, self.out / f"pruned-{by}", importance=self.scores(by))
 
-    def distilled(self, by: str, target: Target) -> Path:
-        recipe = dataclasses.replace(self.distill_recipe, seed=self.seed)
-        return distill(recipe, self.pruned(by, target), self.parent, self.parent, self.out / f"distilled-{by}")
+    def distilled(self, by: str, target: Target, share: float, name: str) -> Path:
+        recipe = dataclasses.replace(self.distillation(share), seed=self.seed)
+        return distill(recipe, self.pruned(by, target), self.parent, self.parent, self.out / name)
 
-    @property
-    def distill_recipe(self) -> DistillRecipe:
-        return dataclasses.replace(self.recipes.compress.distill, tokens=self.tokens, batch_tokens=BATCH)
+    def distillation(self, share: float = TOKENS) -> DistillRecipe:
+        """The recipe, on at most a share of the tokens that the parent was trained on."""
+        recipe = small_recipe().distill
+        return dataclasses.replace(recipe, tokens=int(self.trained_tokens * share) // recipe.batch_tokens * recipe.batch_tokens)
 
-    def tuned(self, start: Path, name: str) -> Path:
-        """Cross-entropy on as many tokens of chats as the distillation reads, at its rate and batch."""
+    def tuned(self, start: Path, name: str, like: SftRecipe | DistillRecipe) -> Path:
+        """Cross-entropy on as many tokens of chats as the distillation reads, in as large batches, at the rates of `like`."""
+        size = self.distillation()
         shares = dataclasses.replace(self.recipes.sft.shares, text=0.0)
-        recipe = dataclasses.replace(self.recipes.sft, shares=shares, tokens=self.tokens, batch_tokens=BATCH)
-        return sft(recipe, start, self.out / name)
+        recipe = dataclasses.replace(self.recipes.sft, shares=shares, tokens=size.tokens, batch_tokens=size.batch_tokens)
+        return sft(dataclasses.replace(recipe, optimizer=like.optimizer, schedule=like.schedule), start, self.out / name)
 
     def blank(self, target: Target) -> Path:
         """A checkpoint of the pruned shape with fresh random weights."""
@@ -124,9 +127,11 @@ class Run:
         """Every row of the table, by name."""
         table: dict[str, Callable[[], Path]] = {"parent": lambda: self.parent}
         table |= {f"pruned-{by}": lambda by=by: self.pruned(by, target) for by in RANKINGS}  # type: ignore[misc]
-        table |= {f"distilled-{by}": lambda by=by: self.distilled(by, target) for by in RANKINGS}  # type: ignore[misc]
-        table["tuned-importance"] = lambda: self.tuned(self.pruned("importance", target), "tuned-importance")
-        table["scratch"] = lambda: self.tuned(self.blank(target), "scratch")
+        for kind, share in (("distilled", TOKENS), ("short", FEW)):
+            for by in RANKINGS:
+                table[f"{kind}-{by}"] = partial(self.distilled, by, target, share, f"{kind}-{by}")
+        table["tuned-importance"] = lambda: self.tuned(self.pruned("importance", target), "tuned-importance", self.distillation())
+        table["scratch"] = lambda: self.tuned(self.blank(target), "scratch", self.recipes.sft)
         table["scratch-all"] = lambda: self.scratch_all(target)
         return table
 
@@ -138,7 +143,7 @@ class Run:
             return
         path = model()
         llm = LLM(path, torch.float32, max_running=256)
-        answers = answer(llm, draw_problems(self.recipes.evaluate.tasks, PROBLEMS), Mode(max_tokens=160, grace=8))
+        answers = answer(llm, draw_problems(self.recipes.evaluate.tasks, PROBLEMS, seed=1), Mode(max_tokens=160, grace=8))
         row = {**score(answers).as_dict(), "parameters": Footprint.of(llm.model.config).parameters}
         row["tokens"] = self.trained(name, path)
         row["families"] = {family: found.accuracy for family, found in by_family(answers).items()}
@@ -150,6 +155,11 @@ class Run:
         """Tokens that a row's own training took; what its parent took is the parent's."""
         stages = {"parent": ["base", "parent"], "scratch-all": ["scratch-all-base", "scratch-all"]}.get(name, [path.name])
         return 0 if name.startswith("pruned") else sum(int(read_record(self.out / stage)["tokens"]) for stage in stages)
+
+
+def small_recipe() -> CompressRecipe:
+    with resources.as_file(resources.files("nanohybrid").joinpath(RECIPE)) as path:
+        return load_recipe(CompressRecipe, Path(path))
 
 
 def spelled(config: object) -> dict[str, object]:
@@ -167,9 +177,10 @@ def choose_shape(run: Run, out: Path) -> Target:
     parent, calibration = load(run.parent, dtype=torch.float32).eval(), run.calibration()
     scores = importance_of(run.parent, calibration, run.out / "scores-importance", outgoing=True, rounds=None)
     most = SHARE * Footprint.of(parent.config).parameters
-    found = enumerate_shapes(parent.config, scores, GRID, Budget(2**40, 1)).candidates
+    grid = small_recipe().grid
+    found = enumerate_shapes(parent.config, scores, grid, Budget(2**40, 1)).candidates
     found = tuple(candidate for candidate in found if candidate.parameters <= most)
-    tried = [candidate for candidate in found if not dominated(candidate, found)][: GRID.tried]
+    tried = [candidate for candidate in found if not dominated(candidate, found)][: grid.tried]
     losses = [loss_of(prune_model(parent, c.target.kept(parent.config, scores)), calibration.batches()).loss for c in tried]
     best = tried[losses.index(min(losses))]
     table = [{**c.as_dict(), "loss": loss} for c, loss in zip(tried, losses, strict=True)]
