@@ -14,6 +14,9 @@ hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, de
 hypothesis.settings.register_profile("long", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is first imported: kernels are then Python, on the CPU
+
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 with torch.device("meta"):
     torch.empty(1)  # torch now remembers its true creators; had it first seen the poisoned ones, "meta" would mean nothing to them

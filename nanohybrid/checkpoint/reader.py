@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from nanohybrid.checkpoint.dialects import read_config
-from nanohybrid.checkpoint.header import FLOATS, WIDTHS, Entry, read_header, shown
+from nanohybrid.checkpoint.header import FLOATS, TYPES, WIDTHS, Entry, read_header, shown
 from nanohybrid.checkpoint.jsonfile import read_object
-from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, is_ignored, model_name
+from nanohybrid.checkpoint.match import INDEX, SINGLE, Quantized, match
+from nanohybrid.checkpoint.names import EMBEDDINGS, is_ignored
+from nanohybrid.checkpoint.quantization import is_quantized
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError
-from nanohybrid.model.declare import Declared, parameters
+from nanohybrid.ops import quantized
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PIECE = 16 * 2**20  # bytes read at once where the type or device changes on the way
 
 
@@ -31,8 +32,10 @@ class CheckpointReader:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
+        self._quantized: dict[str, Quantized]
         self.config: HybridConfig = read_config(self.directory)
-        self._entries, self._head_copy = _match(self.directory, _open_headers(self.directory), self.config)
+        matched = match(self.directory, _open_headers(self.directory), self.config, is_quantized(self.directory))
+        self._entries, self._quantized, self._head_copy = matched.plain, matched.quantized, matched.head_copy
         self._file: tuple[Path, BinaryIO] | None = None
 
     def __enter__(self) -> CheckpointReader:
@@ -49,37 +52,67 @@ class CheckpointReader:
 
     def names(self) -> list[str]:
         """The tensors in the order in which they lie on the disk, which is the quickest to read them in."""
-        return sorted(self._entries, key=lambda name: (self._entries[name].path, self._entries[name].begin))
+        first = self._entries | {name: matrix.codes for name, matrix in self._quantized.items()}
+        return sorted(first, key=lambda name: (first[name].path, first[name].begin))
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """The format of each matrix that is quantised: `codes` reads it, and nothing else does."""
+        return {name: matrix.format for name, matrix in self._quantized.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._entries[name].shape
+        return self._quantized[name].shape if name in self._quantized else self._entries[name].shape
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of all tensors as they are stored."""
-        return sum(entry.end - entry.begin for entry in self._entries.values())
+        parts = [part for matrix in self._quantized.values() for part in (matrix.codes, matrix.scales)]
+        return sum(entry.end - entry.begin for entry in (*self._entries.values(), *parts))
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type in which the tensor is stored."""
-        return FLOATS[self._entries[name].dtype]
+        """The type in which the tensor is stored. Raises CheckpointError for a quantised one."""
+        return FLOATS[self._plain(name).dtype]
 
     @property
     def common_dtype(self) -> torch.dtype:
-        """The type in which most bytes are stored."""
+        """The type in which most bytes are stored that are not quantised."""
         size = {name: sum(e.end - e.begin for e in self._entries.values() if e.dtype == name) for name in FLOATS}
         return FLOATS[max(FLOATS, key=size.__getitem__)]
 
     def tensor(self, name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Tensor:
         """Read one tensor; dtype None keeps the stored one."""
-        target = torch.empty(self.shape(name), dtype=dtype or self.dtype(name), device=device)
+        target = torch.empty(self._plain(name).shape, dtype=dtype or self.dtype(name), device=device)
         self.read_into(name, target)
         return target
 
     def read_into(self, name: str, target: Tensor) -> None:
         """Read one tensor into contiguous memory of its shape, of any type and device; needs at most 16 MiB beside it."""
         if not target.is_meta:
-            with _disk_errors(self._entries[name]):
+            with _disk_errors(self._plain(name)):
                 self._copy(self._entries[name], target.detach().view(-1))
+
+    def codes(self, name: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+        """Codes and scales of a quantised matrix, in our formats (ops/quantized/formats.py), scales in their types."""
+        matrix = self._quantized[name]
+        codes, scales = (self._whole(entry, device) for entry in (matrix.codes, matrix.scales))
+        if matrix.codes.dtype == "I32":  # words of several codes: the bytes as they lie; eight bits count from 128
+            codes = codes.view(torch.uint8)
+            codes = codes if matrix.format == "int4" else codes.bitwise_xor_(0x80).view(torch.int8)
+        return codes, quantized.spread(scales, matrix.format, *matrix.shape)
+
+    def _whole(self, entry: Entry, device: str | torch.device) -> Tensor:
+        target = torch.empty(entry.shape, dtype=TYPES[entry.dtype], device=device)
+        if not target.is_meta:
+            with _disk_errors(entry):
+                self._copy(entry, target.view(-1))
+        return target
+
+    def _plain(self, name: str) -> Entry:
+        if name in self._quantized:
+            raise CheckpointError(
+                f"{self.directory}: is quantised ({self._quantized[name].format}): this needs the checkpoint that it was made from"
+            )
+        return self._entries[name]
 
     def check_tied_head(self) -> None:
         """Where the head is the embeddings and the files hold a copy of it all the same, the two must agree."""
@@ -104,7 +137,7 @@ class CheckpointReader:
         return target
 
     def _copy(self, entry: Entry, target: Tensor) -> None:
-        file, dtype = self._open(entry.path), FLOATS[entry.dtype]
+        file, dtype = self._open(entry.path), TYPES[entry.dtype]
         file.seek(entry.begin)
         if target.dtype == dtype and target.device.type == "cpu":
             _fill(file, target, entry)
@@ -186,45 +219,3 @@ def _open_index(index: Path) -> dict[str, Entry]:
 
 def _elsewhere(file: object) -> str:
     return "does not list it" if file is None else f"says it is in {file}"
-
-
-def _match(directory: Path, found: dict[str, Entry], config: HybridConfig) -> tuple[dict[str, Entry], Entry | None]:
-    """The tensors by the model's names, each checked against the declaration; and a tied head's copy if there is one."""
-    wanted = parameters(config)
-    entries: dict[str, Entry] = {}
-    extra: list[Entry] = []
-    for disk, entry in found.items():
-        name = model_name(disk, config)
-        if name in entries:
-            raise CheckpointError(f"{entry.path}: {disk}: is the same tensor as {entries[name].name}; which one counts?")
-        if name in wanted or (name == HEAD and config.tie_word_embeddings):
-            entries[name] = entry
-        elif not is_ignored(disk):
-            extra.append(entry)
-    for name, declared in wanted.items():
-        if name not in entries:
-            hint = f", and {extra[0].name} is no tensor of this model" if extra else ""
-            raise CheckpointError(f"{_blame(found, directory)}: {name}: is missing{hint}")
-        _check(entries[name], declared)
-    if extra:
-        more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-        raise CheckpointError(f"{extra[0].path}: {extra[0].name}{more}: is no tensor of the model that config.json describes")
-    copy = entries.pop(HEAD) if config.tie_word_embeddings and HEAD in entries else None
-    if copy is not None:
-        _check(copy, wanted[EMBEDDINGS])
-    return entries, copy
-
-
-def _blame(found: dict[str, Entry], directory: Path) -> Path:
-    """The file to name where a tensor is nowhere: the only one, or the index."""
-    paths = {entry.path for entry in found.values()}
-    return paths.pop() if len(paths) == 1 else directory / (INDEX if paths else SINGLE)
-
-
-def _check(entry: Entry, declared: Declared) -> None:
-    if entry.dtype not in FLOATS:
-        raise CheckpointError(f"{entry.path}: {entry.name}: is of type {entry.dtype}: weights must be one of {', '.join(FLOATS)}")
-    if entry.shape != declared.shape:
-        raise CheckpointError(
-            f"{entry.path}: {entry.name}: is {list(entry.shape)} and config.json says {list(declared.shape)}; was this checkpoint pruned?"
-        )

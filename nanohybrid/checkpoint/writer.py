@@ -12,27 +12,26 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nanohybrid.checkpoint.dialects import CONFIG, NEMOTRON, OWN, config_object, model_type
-from nanohybrid.checkpoint.header import NAMES, encode_header
+from nanohybrid.checkpoint.dialects import CONFIG, config_object, model_type
+from nanohybrid.checkpoint.header import encode_header
+from nanohybrid.checkpoint.match import INDEX, SINGLE
 from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, disk_names
-from nanohybrid.checkpoint.reader import INDEX, SINGLE
+from nanohybrid.checkpoint.placement import SHARD_BYTES, Placed, placed_tensors, shards
+from nanohybrid.checkpoint.quantization import KEY, PACKED, PLAIN, SCALE, SHAPE, described
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.files import flush, publish, scratch
 from nanohybrid.model.declare import parameters
+from nanohybrid.model.quantized import quantizable
 
-SHARD_BYTES = 5 * 10**9
 GENERATION = "generation_config.json"
 ASSETS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION)
 STOPS = (2, 11, 12)  # </s>, <SPECIAL_11>, <SPECIAL_12>: where the official models stop
-
-Placed = tuple[str, str, torch.dtype, tuple[int, ...]]  # our name, the name on disk, type, shape
 
 
 class CheckpointWriter:
@@ -43,6 +42,7 @@ class CheckpointWriter:
                 writer.write(name, prune(reader.tensor(name)))
 
     dtype: one for all tensors, or by name. assets: a directory from which tokenizer and chat template are copied.
+    formats: of the matrices that are stored quantised, by name; these `write_codes` takes.
     """
 
     def __init__(
@@ -52,12 +52,14 @@ class CheckpointWriter:
         dtype: torch.dtype | Mapping[str, torch.dtype],
         max_shard_bytes: int = SHARD_BYTES,
         assets: str | Path | None = None,
+        formats: Mapping[str, str] | None = None,
     ) -> None:
+        self.formats = dict(formats or {})
         self.directory, self.config, self.assets = Path(directory), config, None if assets is None else Path(assets)
         if self.directory.exists() and not self.directory.is_dir():
             raise InputError(f"{directory} is a file, and a checkpoint is a directory: give another name")
-        self._tensors = _tensors(config, dtype)
-        self._shards = _plan(self._tensors, max_shard_bytes)
+        self._tensors = placed_tensors(config, dtype, self.formats)
+        self._shards = shards(self._tensors, max_shard_bytes)
         self._left = set(parameters(config))
         self._into = self.directory.is_dir() and any(self.directory.iterdir())
         self._beside = self.directory / ".checkpoint.writing" if self._into else scratch(self.directory.resolve())
@@ -80,32 +82,47 @@ class CheckpointWriter:
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Store one tensor under the model's name for it, cast to the type it is saved in; in any order, each once."""
-        if name not in self._left:
-            raise CheckpointError(
-                f"{self.directory}: {name}: {'was written already' if name in self._at else 'is no tensor of this model'}"
-            )
-        shape = self._at[name][3]
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(f"{self.directory}: {name}: is {list(tensor.shape)}, the configuration says {list(shape)}")
-        self._left.discard(name)
+        if name in self.formats:
+            raise CheckpointError(f"{self.directory}: {name}: is stored quantised ({self.formats[name]}), and was given as it is")
+        self._expect(name)
         self._store(name, tensor)
+        self._left.discard(name)
         if name == EMBEDDINGS and HEAD in self._at and self.config.tie_word_embeddings:
             self._store(HEAD, tensor)
 
+    def write_codes(self, name: str, codes: Tensor, scales: Tensor) -> None:
+        """Store one matrix of `formats` as codes and scales (ops/quantized/formats.py)."""
+        self._expect(name)
+        owner = name.removesuffix(PLAIN)
+        if self.formats[name] == "int4":
+            self._store(owner + PACKED, codes.view(torch.int32))
+            self._store(owner + SHAPE, torch.tensor([codes.shape[0], 2 * codes.shape[1]]))
+        else:
+            self._store(name, codes)
+        self._store(owner + SCALE, scales)
+        self._left.discard(name)
+
+    def _expect(self, name: str) -> None:
+        if name not in self._left:
+            written = name in parameters(self.config)
+            raise CheckpointError(f"{self.directory}: {name}: {'was written already' if written else 'is no tensor of this model'}")
+
     def _store(self, name: str, tensor: Tensor) -> None:
-        path, begin, dtype, _ = self._at[name]
+        path, begin, dtype, shape = self._at[name]
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(f"{self.directory}: {name}: is {list(tensor.shape)}, the configuration says {list(shape)}")
         data = tensor.detach().to(device="cpu", dtype=dtype).contiguous().view(-1).view(torch.uint8).numpy().data
         with self._disk_errors(), open(path, "r+b") as file:
             file.seek(begin)
             file.write(data)
 
     def _begin_shard(self, path: Path, tensors: list[Placed]) -> None:
-        head, begins = encode_header({disk: (dtype, shape) for _, disk, dtype, shape in tensors})
-        for name, disk, dtype, shape in tensors:
-            self._at[name] = (path, begins[disk], dtype, shape)
+        head, begins = encode_header({placed.disk: (placed.dtype, placed.shape) for placed in tensors})
+        for placed in tensors:
+            self._at[placed.name] = (path, begins[placed.disk], placed.dtype, placed.shape)
         with open(path, "wb") as file:
             file.write(head)
-            file.truncate(len(head) + sum(_bytes(placed) for placed in tensors))
+            file.truncate(len(head) + sum(placed.bytes for placed in tensors))
 
     def _finish(self) -> None:
         if self._left:
@@ -118,16 +135,30 @@ class CheckpointWriter:
                 publish(self._beside, self.directory.resolve())
 
     def _write_texts(self) -> None:
-        common = max({placed[2] for placed in self._tensors}, key=lambda dtype: sum(_bytes(p) for p in self._tensors if p[2] == dtype))
-        _dump(self._beside / CONFIG, config_object(self.config, str(common).removeprefix("torch.")))
+        plain = [placed for placed in self._tensors if placed.name in parameters(self.config) and placed.name not in self.formats]
+        common = max({placed.dtype for placed in plain}, key=lambda dtype: sum(placed.bytes for placed in plain if placed.dtype == dtype))
+        _dump(self._beside / CONFIG, config_object(self.config, str(common).removeprefix("torch.")) | self._quantization())
         if len(self._shards) > 1:
-            where = {placed[1]: file for file, tensors in self._shards.items() for placed in tensors}
-            total = sum(_bytes(placed) for placed in self._tensors)
+            where = {placed.disk: file for file, tensors in self._shards.items() for placed in tensors}
+            total = sum(placed.bytes for placed in self._tensors)
             _dump(self._beside / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
         _dump(self._beside / GENERATION, _generation(self.config))
         for name in ASSETS:
             if self.assets is not None and (self.assets / name).is_file():
                 shutil.copyfile(self.assets / name, self._beside / name)
+
+    def _quantization(self) -> dict[str, object]:
+        """What config.json says of quantised matrices; of none, nothing."""
+        if not self.formats:
+            return {}
+        sizes = quantizable(self.config)
+        called = {name: name.split(".")[-2] for name in sizes}  # in_proj, up_proj, lm_head: alike in every layer
+        formats = {called[name]: format for name, format in self.formats.items()}
+        disk = disk_names(self.config)
+        left = {_path(disk[name]) if called[name] in formats else called[name] for name in sizes if name not in self.formats}
+        if self.config.tie_word_embeddings:
+            left.add(HEAD.split(".")[0])
+        return {KEY: described(formats, {called[name]: inputs for name, (_, inputs) in sizes.items()}, sorted(left))}
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -137,35 +168,9 @@ class CheckpointWriter:
             raise CheckpointError(f"{self.directory}: cannot be written ({error.strerror or error})") from None
 
 
-def _tensors(config: HybridConfig, dtype: torch.dtype | Mapping[str, torch.dtype]) -> list[Placed]:
-    """What is to be written, in the order of the forward pass. A tied head of a hybrid is written too, for readers that know no tie."""
-    declared, disk = parameters(config), disk_names(config)
-    dtypes = {name: dtype if isinstance(dtype, torch.dtype) else dtype[name] for name in declared}
-    for name, kind in dtypes.items():
-        if kind not in NAMES:
-            raise InputError(f"{name} cannot be saved as {kind}: known are {', '.join(str(known) for known in NAMES)}")
-    result = [(name, disk[name], dtypes[name], declared[name].shape) for name in declared]
-    if config.tie_word_embeddings and model_type(config) in (NEMOTRON, OWN):
-        result.append((HEAD, HEAD, dtypes[EMBEDDINGS], declared[EMBEDDINGS].shape))
-    return result
-
-
-def _bytes(placed: Placed) -> int:
-    return prod(placed[3]) * placed[2].itemsize
-
-
-def _plan(tensors: list[Placed], most: int) -> dict[str, list[Placed]]:
-    """Files and what lies in each: in order, as many as fit in `most` bytes, at least one."""
-    shards: list[list[Placed]] = [[]]
-    for placed in tensors:
-        if shards[-1] and sum(map(_bytes, shards[-1])) + _bytes(placed) > most:
-            shards.append([])
-        shards[-1].append(placed)
-    for shard in shards:
-        shard.sort(key=lambda placed: -placed[2].itemsize)  # so that each tensor is aligned to its type
-    if len(shards) == 1:
-        return {SINGLE: shards[0]}
-    return {f"model-{index:05d}-of-{len(shards):05d}.safetensors": shard for index, shard in enumerate(shards, 1)}
+def _path(disk: str) -> str:
+    """A linear of one layer as a pattern: `layers[.]3[.]mixer[.]in_proj`."""
+    return disk[disk.index("layers.") :].removesuffix(f".{PLAIN}").replace(".", "[.]")
 
 
 def _generation(config: HybridConfig) -> dict[str, object]:

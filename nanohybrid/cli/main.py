@@ -58,8 +58,10 @@ GROUPS: dict[str, dict[str, Command]] = {
         "generate": Command("nanohybrid.cli.generate", "prompts in, text out; thinking within a budget"),
         "chat": Command("nanohybrid.cli.chat", "talk with it in the terminal"),
         "serve": Command("nanohybrid.cli.serve", "an OpenAI-compatible server, with a chat page"),
+        "bench": Command("nanohybrid.cli.bench", "how fast it is, measured (serve)"),
         "inspect": Command("nanohybrid.cli.inspect", "layers, parameters, memory; what fits where"),
         "plan": Command("nanohybrid.cli.plan", "what fits a memory, and how fast it can be, before a weight is read (compress, serve)"),
+        "export": Command("nanohybrid.cli.export", "a checkpoint for other programs (gguf: llama.cpp)"),
         "verify": Command("nanohybrid.cli.verify", "prove that packing, chunking, stepping and saving change nothing"),
     },
 }
@@ -134,12 +136,19 @@ def resumes(arguments: list[str]) -> bool:
 
 
 def check_environment() -> None:
-    """Refuse a form of the ops that does not exist before any work is done."""
-    from nanohybrid.ops.dispatch import FORMS
+    """Refuse a form of the ops that does not exist, or cannot run here, before any work is done."""
+    from nanohybrid.ops.dispatch import FORMS, interpreted
 
     forced = os.environ.get("NANOHYBRID_KERNELS", "")
     if forced and forced not in FORMS:
         raise InputError(f"NANOHYBRID_KERNELS is {forced!r}: known are {', '.join(FORMS)}; unset it for the fast ones")
+    if forced == "triton" and not interpreted():
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(
+                "NANOHYBRID_KERNELS is 'triton' and there is no CUDA GPU; unset it, or set TRITON_INTERPRET=1 to try kernels slowly"
+            )
 
 
 def forgive_encodings() -> None:

@@ -1,8 +1,9 @@
 """`nanohybrid plan serve`: how many requests of which length a memory serves, before a weight is read."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, command_parser, print_json, table
 from nanohybrid.errors import InputError
@@ -37,7 +38,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     _check(arguments)
     from nanohybrid.engine.plan import plan_serve
 
-    config, dtype, footprint = _open(arguments)
+    config, dtype, footprint = opened(arguments)
     plan = plan_serve(
         config,
         footprint,
@@ -48,14 +49,20 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         int(arguments.cache_gib * 2**30),
     )
     if arguments.json:
-        print_json({**asdict(plan), "total_bytes": plan.total_bytes, "free_bytes": plan.free_bytes, "dtype": dtype})
+        print_json(facts(plan, dtype))
     else:
-        show(plan, footprint, dtype)
+        title, rows = lines(plan, footprint, dtype)
+        table(("memory", ""), rows, title=title)
     return 0
 
 
-def show(plan: "ServePlan", footprint: "Footprint", dtype: str) -> None:
-    """The same as a table."""
+def facts(plan: "ServePlan", dtype: str) -> dict[str, Any]:
+    """A plan for machines."""
+    return {**asdict(plan), "total_bytes": plan.total_bytes, "free_bytes": plan.free_bytes, "dtype": dtype}
+
+
+def lines(plan: "ServePlan", footprint: "Footprint", dtype: str) -> tuple[str, list[tuple[str, str]]]:
+    """A plan for people: its title, and what of the memory goes where."""
     from nanohybrid.engine.plan import PAGE, size
 
     state, page = size(footprint.state_bytes_per_sequence), size(PAGE * footprint.kv_bytes_per_token)
@@ -66,14 +73,19 @@ def show(plan: "ServePlan", footprint: "Footprint", dtype: str) -> None:
         (f"a step of {plan.step_tokens:,} tokens, at most", size(plan.transient_bytes)),
         *([("prefix cache", size(plan.cache_bytes))] if plan.cache_bytes else []),
         ("the process itself, at most", size(plan.process_bytes)),
-        ("left", size(plan.free_bytes)),
+        *([("left", size(plan.free_bytes))] if plan.free_bytes else []),
+        *([("put aside, at most, beside the budget", size(plan.aside_bytes))] if plan.aside_bytes else []),
     ]
-    title = f"{plan.slots:,} requests of {plan.context:,} tokens at once in {size(plan.budget_bytes)}"
-    table(("memory", ""), rows, title=title)
+    return f"{plan.slots:,} requests of {plan.context:,} tokens at once in {size(plan.budget_bytes)}", rows
 
 
-def _open(arguments: "jsonargparse.Namespace") -> "tuple[HybridConfig, str, Footprint]":
-    """The configuration, the precision, and what a sequence takes; stored weights count as they are stored."""
+def opened(
+    arguments: "jsonargparse.Namespace", otherwise: "Callable[[HybridConfig], torch.dtype] | None" = None
+) -> "tuple[HybridConfig, str, Footprint]":
+    """The configuration, the precision, and what a sequence takes; stored weights count as they are stored.
+
+    Where there are none and no flag gives the precision, `otherwise` does (else bf16).
+    """
     import torch
 
     from nanohybrid.checkpoint import CheckpointReader, read_config
@@ -84,7 +96,8 @@ def _open(arguments: "jsonargparse.Namespace") -> "tuple[HybridConfig, str, Foot
     chosen: torch.dtype | None = None if arguments.dtype == "checkpoint" else getattr(torch, DTYPES[arguments.dtype])
     if arguments.preset is not None or not has_weights(arguments.path):
         config = HybridConfig.preset(arguments.preset) if arguments.path is None else read_config(arguments.path)
-        return config, _name(chosen or torch.bfloat16), Footprint.of(config, chosen or torch.bfloat16)
+        kind = chosen or (otherwise(config) if otherwise else torch.bfloat16)
+        return config, _name(kind), Footprint.of(config, kind)
     with CheckpointReader(arguments.path) as reader:
         footprint = Footprint.of(reader.config, chosen or reader.common_dtype)
         if chosen is None:

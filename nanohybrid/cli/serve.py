@@ -4,19 +4,26 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import command_parser
-from nanohybrid.cli.source import add_model_flags, open_model
+from nanohybrid.cli.plan_serve import facts as plan_facts
+from nanohybrid.cli.plan_serve import lines as plan_lines
+from nanohybrid.cli.plan_serve import opened
+from nanohybrid.cli.source import add_model_flags, check_choice, open_model, random_dtype
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
     import jsonargparse
 
+    from nanohybrid.engine.plan import ServePlan
     from nanohybrid.serve.limits import Limits
+    from nanohybrid.serve.service import Service
 
 SUMMARY = "an OpenAI-compatible server, with a chat page"
 KEYS = "NANOHYBRID_API_KEY"
+RUNNING = 16  # slots where no memory is given
+MOST = 256  # ... and the most that a memory is turned into unless told otherwise: a step of more takes too long to talk with
 
 
 def parser() -> "jsonargparse.ArgumentParser":
@@ -24,12 +31,16 @@ def parser() -> "jsonargparse.ArgumentParser":
 
     result = command_parser("serve", SUMMARY)
     add_model_flags(result)
-    result.set_defaults({"max_running": 16})
+    result.set_defaults({"max_running": None})
     result.add_argument("--seed", type=int, default=0, metavar="S", help="of --random-weights")
     result.add_argument("--host", default="127.0.0.1", metavar="HOST", help="the address to listen on; others than loopback want keys")
     result.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one")
     result.add_argument("--model-name", metavar="NAME", help="what clients call the model (default: the directory's name)")
+    result.add_argument("--memory-gib", type=float, metavar="G", help="all the memory, from which slots and pages follow (plan serve)")
     result.add_argument("--max-context", type=int, default=8192, metavar="N", help="tokens of a request, prompt and answer")
+    result.add_argument("--step-tokens", type=int, default=2048, metavar="N", help="tokens that one step computes at most")
+    result.add_argument("--overcommit", action="store_true", help="admit by what a prompt needs; where pages run out, the youngest waits")
+    result.add_argument("--deterministic", action="store_true", help="what else is served changes no bit of an answer; slower")
     result.add_argument("--max-queued", type=int, default=128, metavar="N", help="requests that may wait; beyond them the answer is 429")
     result.add_argument("--api-key-file", type=Path, metavar="FILE", help=f"keys, one a line; or one in the environment, {KEYS}")
     result.add_argument("--no-keys", action="store_true", help="listen beyond loopback without keys")
@@ -55,6 +66,9 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     if not keys and not arguments.no_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
         raise InputError(f"--host {arguments.host} is reached by others: give --api-key-file FILE, or --no-keys where that is meant")
     limits = _limits(arguments)
+    check_choice(arguments)
+    plan, lines = _plan(arguments)
+    arguments.max_running = plan.slots
     llm = open_model(arguments)
 
     from nanohybrid.serve.server import serve
@@ -67,10 +81,14 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         thinking_budget=arguments.thinking_budget,
         thinking_grace=arguments.thinking_grace,
         cache_bytes=int(arguments.cache_gib * 2**30),
+        step_tokens=plan.step_tokens,
+        pages=plan.pages,
+        overcommit=arguments.overcommit,
+        deterministic=arguments.deterministic,
         keys=keys,
     )
     service = Service(llm, settings, limits)
-    _announce(service, arguments, keys)
+    _announce(service, arguments, plan, lines)
     return serve(service, arguments.host, arguments.port, arguments.drain_seconds)
 
 
@@ -88,6 +106,25 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     return tuple(keys)
 
 
+def _plan(arguments: "jsonargparse.Namespace") -> "tuple[ServePlan, list[str]]":
+    """What memory goes where, before a weight is read, and the lines that say so. Raises InputError where it does not fit."""
+    from nanohybrid.engine.plan import plan_overcommitted, plan_serve, plan_slots
+
+    config, dtype, footprint = opened(arguments, random_dtype)
+    context = min(arguments.max_context, config.max_position_embeddings)
+    cache = int(arguments.cache_gib * 2**30) if arguments.device == "cpu" else 0  # else it lies in another memory
+    budget = int((arguments.memory_gib or 0) * 2**30)
+    if not budget:
+        plan = plan_slots(config, footprint, arguments.max_running or RUNNING, context, arguments.step_tokens, cache)
+    elif arguments.overcommit:
+        plan = plan_overcommitted(config, footprint, budget, context, arguments.max_running or RUNNING, arguments.step_tokens, cache)
+    else:
+        plan = plan_serve(config, footprint, budget, context, arguments.max_running or MOST, arguments.step_tokens, cache)
+    title, rows = plan_lines(plan, footprint, dtype)
+    width = max(len(name) for name, _ in rows)
+    return plan, [title, *(f"  {name:<{width}}  {value:>11}" for name, value in rows)]
+
+
 def _limits(arguments: "jsonargparse.Namespace") -> "Limits":
     from nanohybrid.serve.limits import Limits
 
@@ -99,26 +136,36 @@ def _limits(arguments: "jsonargparse.Namespace") -> "Limits":
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
-    least = {"max_context": 2, "max_queued": 0, "thinking_budget": 0, "thinking_grace": 0, "drain_seconds": 0, "port": 0, "cache_gib": 0}
+    least = {
+        "max_context": 2, "max_queued": 0, "thinking_budget": 0, "thinking_grace": 0, "drain_seconds": 0, "port": 0, "cache_gib": 0,
+        "max_running": 1, "step_tokens": 1,
+    }  # fmt: skip
     for name, bound in least.items():
         value = arguments[name]
         if value is not None and value < bound:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
+    if arguments.memory_gib is not None and not 0 < arguments.memory_gib < 2**30:
+        raise InputError(f"--memory-gib is {arguments.memory_gib}; it must be positive")
+    if arguments.overcommit and arguments.memory_gib is None:
+        raise InputError("--overcommit needs --memory-gib G: without a bound there are pages for all, and nothing to overcommit")
     if arguments.port > 65535:
         raise InputError(f"--port is {arguments.port}; the largest is 65535")
 
 
-def _announce(service: Any, arguments: "jsonargparse.Namespace", keys: tuple[str, ...]) -> None:
+def _announce(service: "Service", arguments: "jsonargparse.Namespace", plan: "ServePlan", lines: list[str]) -> None:
     from nanohybrid.cli.common import print_json
 
+    keys = service.settings.keys
     facts = {
         "url": f"http://{arguments.host}:{arguments.port}", "model": service.settings.name, "max_running": service.llm.max_running,
         "max_context": service.context, "max_queued": service.settings.max_queued, "keys": len(keys),
+        "plan": plan_facts(plan, str(service.llm.model.head_weight.dtype).removeprefix("torch.")),
     }  # fmt: skip
     if arguments.json:
         print_json(facts)
     else:
         locked = f"{len(keys)} keys" if keys else "no key is wanted"
         slots = f"{facts['max_running']} at once of {facts['max_context']:,} tokens each, {facts['max_queued']} more may wait"
+        print(*lines, sep="\n", file=sys.stderr)
         print(f"{facts['model']}: {facts['url']} (the chat page), {facts['url']}/v1 (the API)\n{slots}; {locked}", file=sys.stderr)
     sys.stdout.flush()

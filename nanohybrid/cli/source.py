@@ -5,11 +5,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanohybrid.engine.draft import MOST
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
     import jsonargparse
+    import torch
 
+    from nanohybrid.config import HybridConfig
     from nanohybrid.engine import LLM, SamplingParams
 
 LARGE = 1_000_000_000  # random models of so many parameters are made in bf16 unless told otherwise
@@ -23,6 +26,7 @@ def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
     parser.add_argument("--dtype", choices=kinds, default="checkpoint", help="precision of the weights")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
     parser.add_argument("--max-running", type=int, default=64, metavar="N", help="at most so many sequences at once")
+    parser.add_argument("--speculate", type=int, default=0, metavar="N", help="draft up to N tokens a step from the text itself; 0 none")
 
 
 def add_sampling_flags(
@@ -70,14 +74,20 @@ def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(arguments.dtype)
     device = usable_device(arguments.device)
+    options = {"speculate": arguments.speculate}
     if arguments.path is not None:
-        return LLM(arguments.path, dtype, device, arguments.max_running)
+        return LLM(arguments.path, dtype, device, arguments.max_running, **options)
     config = HybridConfig.preset(arguments.preset)
-    if dtype is None:
-        from nanohybrid.model.footprint import Footprint
+    return LLM.random(config, dtype or random_dtype(config), arguments.seed or 0, device, arguments.max_running, **options)
 
-        dtype = torch.bfloat16 if Footprint.of(config).parameters >= LARGE else torch.float32
-    return LLM.random(config, dtype, arguments.seed or 0, device, arguments.max_running)
+
+def random_dtype(config: "HybridConfig") -> "torch.dtype":
+    """What random weights are made in where no flag says."""
+    import torch
+
+    from nanohybrid.model.footprint import Footprint
+
+    return torch.bfloat16 if Footprint.of(config).parameters >= LARGE else torch.float32
 
 
 class Clock:
@@ -95,6 +105,8 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
     check_choice(arguments)
     if arguments.max_running < 1:
         raise InputError(f"--max-running is {arguments.max_running}; it must be at least 1")
+    if not 0 <= arguments.speculate <= MOST:
+        raise InputError(f"--speculate is {arguments.speculate}; it must be from 0 to {MOST}")
 
 
 def check_choice(arguments: "jsonargparse.Namespace") -> None:

@@ -36,7 +36,7 @@ def rank_layers(
     changes the logits least is removed for good before the next is sought; the others follow by their one-shot scores.
     """
     gram_EE = gram(model.head_weight)
-    batches = [batch.to(model.head_weight.device) for batch in calibration.batches(batch_tokens)]
+    batches = [batch.to(model.device) for batch in calibration.batches(batch_tokens)]
     truth = [model.hidden(batch.tokens_T, batch.layout) for batch in batches]
     left = list(range(model.config.num_hidden_layers))
     score_L, gone = None, []

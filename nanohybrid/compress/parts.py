@@ -48,7 +48,7 @@ class Loaded:
     """The parts of a model in memory."""
 
     def __init__(self, model: HybridLM) -> None:
-        self.model, self.config, self.device = model, model.config, model.head_weight.device
+        self.model, self.config, self.device = model, model.config, model.device
 
     def embedded(self, tokens: list[Tensor]) -> list[Tensor]:
         return [self.model.backbone.embeddings(tokens_T) for tokens_T in tokens]

@@ -9,7 +9,9 @@ Beneath `generate` and `stream` lie `add`, `step` and `cancel`, from which a ser
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
+from nanohybrid.engine.draft import Drafter
 from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.engine.pools import PagePool, SlotPool
 from nanohybrid.engine.prefix import PrefixCache, begin
@@ -17,7 +19,8 @@ from nanohybrid.engine.request import Request
 from nanohybrid.engine.runner import Runner
 from nanohybrid.engine.sampler import Sampled
 from nanohybrid.engine.scheduler import Scheduler, Work
-from nanohybrid.errors import NanohybridError
+from nanohybrid.engine.scoring import PromptScores
+from nanohybrid.errors import InputError, NanohybridError
 from nanohybrid.model import HybridLM
 from nanohybrid.ops.sizes import PAGE
 from nanohybrid.text import Tokenizer
@@ -32,6 +35,7 @@ class Engine:
     checkpoints of prompts (prefix.py), one every `checkpoint_every` tokens and where a request asks for one; 0 keeps none.
     `deterministic` computes each request by itself, so that what else runs changes not a bit of it; checkpoints are then at
     multiples of 128 only. It costs what batching gains.
+    `speculate` drafts up to so many tokens a step for each that decodes, from its own text (draft.py), and says the same sooner.
     `token_budget` bounds the tokens of a step, and so its transient memory and how long a prompt delays the others.
     """
 
@@ -47,7 +51,10 @@ class Engine:
         cache_bytes: int = 0,
         checkpoint_every: int = 1024,
         deterministic: bool = False,
+        speculate: int = 0,
     ) -> None:
+        if speculate and deterministic:
+            raise InputError("speculate computes several tokens of a request at once, which rounds differently; deterministic forbids it")
         pages = max_running * -(-max_context // PAGE) if pages is None else pages
         self.model, self.tokenizer = model, tokenizer
         self.scheduler = Scheduler(
@@ -62,17 +69,28 @@ class Engine:
         if self.cache is not None:
             self.scheduler.on_admit = partial(begin, self.cache)
         self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE, deterministic=deterministic)
+        self.drafter = Drafter(speculate) if speculate else None
+        if self.drafter is not None:
+            self.scheduler.propose = self.drafter.propose
         self._eos = tokenizer.stop_ids | {model.config.eos_token_id}
         self._next_id = 0
 
     @classmethod
     def sized_for(
-        cls, model: HybridLM, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_tokens: int, max_running: int = 64, n: int = 1
+        cls,
+        model: HybridLM,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        max_running: int = 64,
+        n: int = 1,
+        **options: Any,
     ) -> "Engine":
-        """An engine with no more memory than this job needs, and no more context than the model was made for."""
+        """An engine with no more memory than this job needs, and no more context than the model was made for; further options as
+        given."""
         longest = max((len(prompt) for prompt in prompts), default=1)
         context = min(longest + max_tokens, model.config.max_position_embeddings)
-        return cls(model, tokenizer, max_running=max(1, min(max_running, n * len(prompts))), max_context=context)
+        return cls(model, tokenizer, max_running=max(1, min(max_running, n * len(prompts))), max_context=context, **options)
 
     def step(self) -> list[Request]:
         """Advance every running request; returns those that took a token (some are `finished` now)."""
@@ -80,8 +98,13 @@ class Engine:
         if self.scheduler.moves:
             self.runner.move(self.scheduler.moves)
             self.scheduler.moves.clear()
+        if not work:
+            return []
         ready, sampled = self.runner.run(work)
-        return self._postprocess(work, ready, sampled)
+        self._postprocess(work, ready, sampled)
+        if self.drafter is not None:
+            self._verify([request for request in ready if request.draft], self.drafter)
+        return ready
 
     def add(
         self, prompt: Sequence[int], params: SamplingParams, stream: bool = False, checkpoint_at: Sequence[int] = (), salt: str = ""
@@ -106,6 +129,7 @@ class Engine:
         if self.runner.deterministic:
             checkpoint_at = [place // PAGE * PAGE for place in checkpoint_at]
         stop_ids = frozenset() if params.ignore_eos else self._eos
+        scores = None if params.prompt_logprobs is None else PromptScores(list(prompt), params.prompt_logprobs)
         family = [
             Request(
                 self._next_id + i,
@@ -117,6 +141,7 @@ class Engine:
                 stream=stream,
                 checkpoint_at=tuple(checkpoint_at),
                 salt=salt,
+                scores=scores,
             )
             for i in range(params.n)
         ]
@@ -179,24 +204,44 @@ class Engine:
             self.cancel(request)
         completed(request)
 
-    def _postprocess(self, work: list[Work], ready: list[Request], sampled: Sampled) -> list[Request]:
+    def _postprocess(self, work: list[Work], ready: list[Request], sampled: Sampled) -> None:
         for request, start, length in work:
-            request.computed = start + length
+            request.computed = start + length - len(request.draft)
         if self.cache is not None:
             for request, _, _ in work:
                 if request.stops and request.stops[-1] == request.computed:
                     self._checkpoint(request, self.cache)
-        tokens, logprobs, top = sampled.tokens, sampled.logprobs, sampled.top
-        for row, request in enumerate(ready):
+        for request in ready:
             if request.family is not None:
                 self._fork(request, request.family)
+        self._accept(ready, sampled)
+
+    def _verify(self, drafting: list[Request], drafter: Drafter) -> None:
+        """Say the drafts as far as they are what would have been said; the states go back to there."""
+        said = dict.fromkeys((request.id for request in drafting), 0)
+        going, offset = drafting, 0
+        while going := [r for r in going if not r.finished and len(r.draft) > offset and r.tokens[-1] == r.draft[offset]]:
+            offset += 1
+            for request in going:
+                request.computed += 1
+                said[request.id] = offset
+            self._accept(going, self.runner.sample_draft(going, offset))
+        if drafting:
+            self.runner.settle({r.id: 1 + said[r.id] for r in drafting if not r.finished})
+        for request in drafting:
+            drafter.learn(request, said[request.id])
+            request.draft = []
+
+    def _accept(self, ready: list[Request], sampled: Sampled) -> None:
+        """Give each request its token; those that end with it, or whose logits were not numbers, give back what they hold."""
+        tokens, logprobs, top = sampled.tokens, sampled.logprobs, sampled.top
+        for row, request in enumerate(ready):
             if request.accept(tokens[row], None if logprobs is None else logprobs[row], None if top is None else top[row]):
                 self.scheduler.remove(request)
         for row in sampled.broken:
             if not ready[row].finished:
                 self.scheduler.remove(ready[row])
             ready[row].finish_reason = "error"
-        return ready
 
     def _checkpoint(self, request: Request, cache: PrefixCache) -> None:
         """Leave a copy of the state and of the pages here, unless there is one."""

@@ -21,30 +21,36 @@ from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
 from nanohybrid.engine.request import text_end
 from nanohybrid.engine.thinking import opens
 from nanohybrid.model import HybridLM
+from nanohybrid.model.packed import prepare
 from nanohybrid.text import ChatTemplate, Tokenizer
 
 Message = dict[str, Any]
 
 
 class LLM:
-    """Everything that a prompt needs. `dtype` None keeps the checkpoint's own."""
+    """Everything that a prompt needs. `dtype` None keeps the checkpoint's own; `options` are further ones of `Engine`."""
 
-    def __init__(self, path: str | Path, dtype: torch.dtype | None = None, device: str = "cpu", max_running: int = 64) -> None:
+    def __init__(
+        self, path: str | Path, dtype: torch.dtype | None = None, device: str = "cpu", max_running: int = 64, **options: Any
+    ) -> None:
         from nanohybrid.checkpoint import load  # here, since random models need none of it
 
         directory = Path(path)
         model = load(directory, dtype=dtype, device=device)
-        self._set(model, Tokenizer.from_directory(directory), directory, max_running)
+        self._set(model, Tokenizer.from_directory(directory), directory, max_running, options)
 
     @classmethod
-    def random(cls, config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu", max_running: int = 64) -> "LLM":
+    def random(
+        cls, config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu", max_running: int = 64, **options: Any
+    ) -> "LLM":
         """A model of random weights, to measure speed and memory with: its text means nothing."""
         llm = cls.__new__(cls)
-        llm._set(random_model(config, dtype, seed, device), stand_in_tokenizer(config), None, max_running)
+        llm._set(random_model(config, dtype, seed, device), stand_in_tokenizer(config), None, max_running, options)
         return llm
 
-    def _set(self, model: HybridLM, tokenizer: Tokenizer, directory: Path | None, max_running: int) -> None:
-        self.model, self.tokenizer, self.directory, self.max_running = model, tokenizer, directory, max_running
+    def _set(self, model: HybridLM, tokenizer: Tokenizer, directory: Path | None, max_running: int, options: dict[str, Any]) -> None:
+        prepare(model)
+        self.model, self.tokenizer, self.directory, self.max_running, self.options = model, tokenizer, directory, max_running, options
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -81,4 +87,4 @@ class LLM:
 
     def engine(self, prompts: Sequence[Sequence[int]], max_tokens: int, n: int = 1) -> Engine:
         """An engine for this job. Raises InputError where a prompt and its answer exceed what the model can hold."""
-        return Engine.sized_for(self.model, self.tokenizer, prompts, max_tokens, self.max_running, n)
+        return Engine.sized_for(self.model, self.tokenizer, prompts, max_tokens, self.max_running, n, **self.options)

@@ -22,7 +22,8 @@ class SamplingParams:
     top-k, top-p and min-p cut it: log_softmax(logits / temperature); of a greedy request, log_softmax(logits). The logits
     are those after penalties and bias (penalties.py has the formula). `top_logprobs` adds the likeliest of that distribution.
     `logit_bias` is a mapping of ids to what is added, kept as pairs. `n` completions share the prompt's computation; the
-    first draws with the seed itself, the others with seeds made of it.
+    first draws with the seed itself, the others with seeds made of it. `prompt_logprobs` is None, or how many alternatives to give
+    beside the log-probability of each token of the prompt (scoring.py); such a prompt is computed whole, not found in a cache.
     """
 
     max_tokens: int = 256
@@ -43,6 +44,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
     top_logprobs: int = 0
     n: int = 1
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         stop: str | tuple[str, ...] = self.stop
@@ -66,6 +68,7 @@ class SamplingParams:
         _demand(self.top_logprobs >= 0, "top_logprobs", self.top_logprobs, "at least 0")
         _demand(self.logprobs or not self.top_logprobs, "top_logprobs", self.top_logprobs, "0 where logprobs is off")
         _demand(self.n >= 1, "n", self.n, "at least 1")
+        _demand((self.prompt_logprobs or 0) >= 0, "prompt_logprobs", self.prompt_logprobs, "None, or at least 0")
 
     @property
     def penalised(self) -> bool:
@@ -85,7 +88,8 @@ class Completion:
     `thinking_tokens` counts what the model sampled up to the end of its trace, its own end mark included. Tokens in the
     range `forced` were written by the thinking budget, not sampled. `top_logprobs` has, for each token, the likeliest ids
     with their log-probabilities, the best first. `cached_tokens` of the prompt were not computed but found in the prefix
-    cache; where none were, `cache_miss` says why: "off", "no checkpoint", "evicted", or "diverged at token k".
+    cache; where none were, `cache_miss` says why: "off", "no checkpoint", "evicted", or "diverged at token k". `prompt_logprobs` and
+    `prompt_top_logprobs` are of the prompt's tokens from the second on.
     """
 
     text: str
@@ -99,6 +103,8 @@ class Completion:
     top_logprobs: Top | None = None
     cached_tokens: int = 0
     cache_miss: str | None = None
+    prompt_logprobs: list[float] | None = None
+    prompt_top_logprobs: Top | None = None
 
 
 def _demand(holds: bool, name: str, value: object, wanted: str) -> None:

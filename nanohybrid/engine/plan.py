@@ -5,10 +5,11 @@
 One slot of recurrent state for each running request; pages for `context` tokens of each, so that nobody who runs is ever put
 aside. `transient` is what a step of `step_tokens` needs beside the pools, from the widths of the layers: an upper bound, not a
 measurement. `process` is the interpreter, torch and its libraries, and the allocator's slack. The prefix cache lies in host
-memory and is not part of the budget of a GPU; on a CPU it is, by `cache_bytes`.
+memory and is not part of the budget of a GPU; on a CPU it is, by `cache_bytes`. Where pages are overcommitted, so does what is
+put aside: `aside_bytes` is the most that can be, beside the budget.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nanohybrid.errors import InputError
@@ -39,6 +40,7 @@ class ServePlan:
     transient_bytes: int
     cache_bytes: int
     process_bytes: int = PROCESS
+    aside_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -62,29 +64,62 @@ def plan_serve(
     """The most slots of `context` tokens each that fit, at most `max_running`. Raises InputError where not even one does."""
     if context < 1 or (max_running is not None and max_running < 1):
         raise InputError(f"--context is {context} and --max-running {max_running}; both must be at least 1")
-    pages_each = -(-context // PAGE)
-    each = footprint.state_bytes_per_sequence + pages_each * PAGE * footprint.kv_bytes_per_token
-    per_row = 4 * config.vocab_size * LOGITS  # a running request's row of logits, and what sampling makes of it
-    fixed = PROCESS + footprint.weight_bytes + transient(config, footprint, step_tokens) + cache_bytes
-    slots = (budget_bytes - fixed) // (each + per_row)
+    one = plan_slots(config, footprint, 1, context, step_tokens, cache_bytes)
+    more = plan_slots(config, footprint, 2, context, step_tokens, cache_bytes).total_bytes - one.total_bytes
+    slots = 1 + (budget_bytes - one.total_bytes) // more
     if max_running is not None:
         slots = min(slots, max_running)
     if slots < 1:
-        raise InputError(
-            f"one sequence of {context} tokens takes {size(fixed + each + per_row)} with weights ({size(footprint.weight_bytes)}) "
-            f"and process, the budget is {size(budget_bytes)}; raise --memory-gib or shorten --context"
-        )
-    return ServePlan(
-        budget_bytes=budget_bytes,
+        raise _too_small(one, budget_bytes)
+    return replace(plan_slots(config, footprint, slots, context, step_tokens, cache_bytes), budget_bytes=budget_bytes)
+
+
+def plan_overcommitted(
+    config: "HybridConfig",
+    footprint: "Footprint",
+    budget_bytes: int,
+    context: int,
+    slots: int,
+    step_tokens: int = STEP_TOKENS,
+    cache_bytes: int = 0,
+) -> ServePlan:
+    """So many slots, and the pages that the budget has left, enough for one sequence of `context` tokens at least."""
+    full = plan_slots(config, footprint, slots, context, step_tokens, cache_bytes)
+    page_bytes, least = PAGE * footprint.kv_bytes_per_token, full.pages // slots
+    missing = max(full.total_bytes - budget_bytes, 0)
+    pages = full.pages - (-(-missing // page_bytes) if page_bytes else 0)
+    if pages < least or (missing and not page_bytes):
+        raise _too_small(replace(full, slots=slots, kv_bytes=least * page_bytes), budget_bytes, "or lower --max-running")
+    aside = (slots - 1) * footprint.state_bytes_per_sequence + (full.pages - least) * page_bytes
+    return replace(full, budget_bytes=budget_bytes, pages=pages, kv_bytes=pages * page_bytes, aside_bytes=aside)
+
+
+def plan_slots(
+    config: "HybridConfig", footprint: "Footprint", slots: int, context: int, step_tokens: int = STEP_TOKENS, cache_bytes: int = 0
+) -> ServePlan:
+    """What `slots` running requests of `context` tokens each take; the budget is just that."""
+    pages = slots * -(-context // PAGE)
+    per_row = 4 * config.vocab_size * LOGITS  # a running request's row of logits, and what sampling makes of it
+    plan = ServePlan(
+        budget_bytes=0,
         context=context,
         slots=slots,
-        pages=slots * pages_each,
+        pages=pages,
         step_tokens=step_tokens,
         weight_bytes=footprint.weight_bytes,
         state_bytes=slots * footprint.state_bytes_per_sequence,
-        kv_bytes=slots * pages_each * PAGE * footprint.kv_bytes_per_token,
+        kv_bytes=pages * PAGE * footprint.kv_bytes_per_token,
         transient_bytes=transient(config, footprint, step_tokens) + slots * per_row,
         cache_bytes=cache_bytes,
+    )
+    return replace(plan, budget_bytes=plan.total_bytes)
+
+
+def _too_small(plan: ServePlan, budget_bytes: int, other: str = "or shorten the context") -> InputError:
+    what = "one sequence" if plan.slots == 1 else f"states of {plan.slots} sequences and the pages of one"
+    return InputError(
+        f"{what} of {plan.context} tokens takes {size(plan.total_bytes)} with weights ({size(plan.weight_bytes)}), process "
+        f"({size(plan.process_bytes)}) and cache ({size(plan.cache_bytes)}); the budget is {size(budget_bytes)}: raise --memory-gib {other}"
     )
 
 

@@ -6,13 +6,17 @@ use (thinking, stop strings, a stream) is None there and costs one comparison.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from nanohybrid.engine.draft import Lookup
 from nanohybrid.engine.params import Completion, FinishReason, SamplingParams, Top
 from nanohybrid.engine.pools import Lease
 from nanohybrid.engine.stops import StopStrings
 from nanohybrid.engine.thinking import KEPT, Thinking, opens
 from nanohybrid.text import TextStream, Tokenizer
+
+if TYPE_CHECKING:
+    from nanohybrid.engine.scoring import PromptScores
 
 
 class Request:
@@ -20,8 +24,8 @@ class Request:
 
     __slots__ = (
         "_forced_count", "_forced_from", "_max_tokens", "_stopped_by_id", "_text", "_tokenizer", "cache_miss", "cached", "cancelled",
-        "checkpoint_at", "computed", "family", "finish_reason", "forced", "id", "kept", "known", "logprobs", "pages", "params", "prompt",
-        "salt", "saved", "seed", "slot", "stop_ids", "stops", "thinking", "tokens", "top_logprobs",
+        "checkpoint_at", "computed", "draft", "family", "finish_reason", "forced", "id", "kept", "known", "logprobs", "lookup", "pages",
+        "params", "prompt", "salt", "saved", "scores", "seed", "slot", "stop_ids", "stops", "thinking", "tokens", "top_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -36,6 +40,7 @@ class Request:
         stream: bool = False,
         checkpoint_at: Sequence[int] = (),
         salt: str = "",
+        scores: "PromptScores | None" = None,
     ) -> None:
         self.id, self.prompt, self.params, self.seed = id, prompt, params, seed
         self.stop_ids = stop_ids.union(params.stop_ids)
@@ -50,10 +55,13 @@ class Request:
         self.saved: object | None = None  # what `computed` tokens left behind, where that is not in the slot and the pages
         self.family: list[Request] | None = None  # those who wait for one prompt to be computed; the first computes it
         self.checkpoint_at, self.salt = checkpoint_at, salt
+        self.scores = scores  # shared by a family, since one of it computes the prompt
         self.stops: list[int] = []  # where the prompt must pause to leave a checkpoint, the last first
         self.kept: Sequence[Any] = ()  # copies of its first full pages that exist in host memory
         self.cached = 0
         self.cache_miss: str | None = "off"
+        self.draft: list[int] = []  # what may follow the known tokens: computed in this step, and kept as far as it is said
+        self.lookup: Lookup | None = None
         self.forced: deque[int] = deque()  # ids to write instead of sampling
         self._forced_from, self._forced_count = 0, 0
         self._max_tokens = params.max_tokens
@@ -76,11 +84,13 @@ class Request:
         return self.finish_reason is not None or self.cancelled
 
     def slice(self, start: int, length: int) -> list[int]:
-        """The ids of these positions, of the prompt or of what was written since."""
+        """The ids of these positions, of the prompt or of what was written since, or drafted behind it."""
         begin = start - len(self.prompt)
         if begin >= 0:
-            return self.tokens[begin : begin + length]
-        return (self.prompt[start : start + length] + self.tokens[: max(begin + length, 0)])[:length]
+            ids = self.tokens[begin : begin + length]
+        else:
+            ids = (self.prompt[start : start + length] + self.tokens[: max(begin + length, 0)])[:length]
+        return ids if len(ids) == length else ids + self.draft[: length - len(ids)]
 
     def accept(self, token: int, logprob: float | None = None, top: list[tuple[int, float]] | None = None) -> bool:
         """Take the next token (the head of `forced` where there is one); returns whether the request is finished."""
@@ -128,6 +138,8 @@ class Request:
             top_logprobs=self.top_logprobs,
             cached_tokens=self.cached,
             cache_miss=self.cache_miss,
+            prompt_logprobs=None if self.scores is None else self.scores.logprobs,
+            prompt_top_logprobs=None if self.scores is None else self.scores.top,
         )
 
     def _force(self, text: str | None) -> None:

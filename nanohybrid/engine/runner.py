@@ -1,13 +1,15 @@
 """Joins the plan of a step and the model: the only file here that knows both requests and tensors.
 
 All work of a step lies end to end in one ragged batch, prompts and single tokens alike; the head and the sampler see
-only the last token of those sequences whose next token is wanted.
+only the last token of those sequences whose next token is wanted, and the drafts behind it.
 """
 
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
+from nanohybrid.engine.draft import MOST
 from nanohybrid.engine.penalties import Written
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.sampler import Rows, Sampled, sample
@@ -23,41 +25,72 @@ class Runner:
     def __init__(self, model: HybridLM, *, slots: int, pages: int, page_size: int, deterministic: bool = False) -> None:
         self.model = model
         self.page_size, self.deterministic = page_size, deterministic
-        weight = model.head_weight
-        self.device = weight.device
-        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=weight.dtype, device=weight.device)
-        self._sampled: list[Request] = []  # the requests that `_rows` describes
-        self._rows = Rows([], [])
+        self.device = model.device
+        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=model.dtype, device=model.device)
+        self._rows: dict[tuple[int, ...], Rows] = {}  # by the requests that they describe
+        self._drafts: dict[int, int] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
+        self._logits_DV = torch.empty(0)
+        self._windows: list[Request] = []
         self._alone: dict[int, Rows] = {}  # in deterministic runs, each request's own
 
     @torch.inference_mode()
     def run(self, work: list[Work]) -> tuple[list[Request], Sampled]:
         """Compute this work; one token for each request whose known tokens are all computed now, in order.
 
-        Of a family that shares a prompt, all take their first token from its one row of logits.
+        Of a family that shares a prompt, all take their first token from its one row of logits. Where a request has a draft,
+        `sample_draft` goes on from there, and `settle` must end the step.
         """
         if self.deterministic:
             return self._run_each_alone(work)
+        ready: list[Request] = []
+        wanted: list[int] = []  # of this work, once for each request that takes its next token from it
+        for index, (request, start, length) in enumerate(work):
+            if start + length - len(request.draft) == request.known:
+                members = request.family or [request]
+                ready += members
+                wanted += [index] * len(members)
+        logits_SV = self._forward(work, wanted)
+        return ready, self._sample(logits_SV, ready) if ready else Sampled([], None, [])
+
+    def _forward(self, work: list[Work], wanted: list[int]) -> Tensor:
+        """Logits [len(wanted), V] after the last token, drafts aside, of these; those after drafts are kept for `sample_draft`."""
         tokens: list[int] = []
         last: list[int] = []
-        ready: list[Request] = []
-        plain = True
+        drafted: list[int] = []
         for request, start, length in work:
-            tokens += request.slice(start, length) if length > 1 or not request.tokens else request.tokens[-1:]
-            if start + length == request.known:
-                if request.family is None:
-                    ready.append(request)
-                    last.append(len(tokens) - 1)
-                else:
-                    plain = False
-                    ready += request.family
-                    last += [len(tokens) - 1] * len(request.family)
+            tokens += request.slice(start, length)
+            last.append(len(tokens) - 1 - len(request.draft))
+            if request.draft:
+                self._drafts[request.id] = len(drafted)
+                drafted += range(last[-1] + 1, len(tokens))
         hidden_TE = self.model.hidden(torch.tensor(tokens, device=self.device), self._layout(work), self.state)
-        if not last:
-            return ready, Sampled([], None, [])
-        hidden_SE = hidden_TE if plain and len(last) == len(tokens) else hidden_TE[torch.tensor(last, device=self.device)]
+        self._score(work, hidden_TE)
+        if not wanted:
+            return torch.empty(0)
+        if len(tokens) == len(wanted) == len(work):  # each brought one, each once
+            return self.model.head(hidden_TE)
+        rows = [last[index] for index in wanted] + drafted
+        logits_SV = self.model.head(hidden_TE[torch.tensor(rows, dtype=torch.int64, device=self.device)])
+        self._logits_DV = logits_SV[len(wanted) :]
+        return logits_SV[: len(wanted)]
+
+    @torch.inference_mode()
+    def sample_draft(self, requests: list[Request], offset: int) -> Sampled:
+        """The token of each of these after the first `offset` of its draft, which it has said."""
+        rows = [self._drafts[request.id] + offset - 1 for request in requests]
+        return self._sample(self._logits_DV[torch.tensor(rows, device=self.device)], requests)
+
+    @torch.inference_mode()
+    def settle(self, stay: dict[int, int]) -> None:
+        """Of the requests with drafts in this step, keep the states after so many tokens of those named, by id."""
+        rows = [row for row, request in enumerate(self._windows) if request.id in stay]
+        self.state.settle(rows, [stay[self._windows[row].id] for row in rows])
+        self._windows, self._logits_DV = [], torch.empty(0)
+        self._drafts.clear()
+
+    def _sample(self, logits_SV: Tensor, ready: list[Request]) -> Sampled:
         forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
-        return ready, sample(self.model.head(hidden_SE), self._rows_of(ready), [request.known for request in ready], forced)
+        return sample(logits_SV, self._edited(self._rows_of(ready), ready), [request.known for request in ready], forced)
 
     def _run_each_alone(self, work: list[Work]) -> tuple[list[Request], Sampled]:
         """The same, each request by itself, its prompt in pieces that end at multiples of 128: what is computed for it has one
@@ -66,18 +99,17 @@ class Runner:
         each: list[Sampled] = []
         alone: dict[int, Rows] = {}
         for request, start, length in work:
-            hidden_TE = torch.empty(0)
+            logits_SV = torch.empty(0)
             for begin, end in pieces(start, start + length):
-                tokens = torch.tensor(request.slice(begin, end - begin), device=self.device)
-                hidden_TE = self.model.hidden(tokens, self._layout([Work(request, begin, end - begin)]), self.state)
+                logits_SV = self._forward([Work(request, begin, end - begin)], [0] if end == request.known else [])
             if start + length < request.known:
                 continue
-            logits_SV = self.model.head(hidden_TE[-1:].clone())  # a copy stands where all copies do, aligned alike
             for member in request.family or [request]:
                 rows = self._alone.get(member.id) or self._make_rows([member])
                 alone[member.id] = rows
                 ready.append(member)
-                each.append(sample(logits_SV, rows, [member.known], [(0, member.forced[0])] if member.forced else []))
+                forced = [(0, member.forced[0])] if member.forced else []
+                each.append(sample(logits_SV, self._edited(rows, [member]), [member.known], forced))
         self._alone = alone
         return ready, joined(each)
 
@@ -100,20 +132,37 @@ class Runner:
         request.kept = saved.pages[: request.computed // self.page_size]
         return saved
 
+    def _score(self, work: list[Work], hidden_TE: Tensor) -> None:
+        """Score the prompts of those that asked for it."""
+        at = 0
+        for request, start, length in work:
+            if request.scores is not None and start + 1 < len(request.prompt):
+                request.scores.take(self.model, hidden_TE[at : at + length], start)
+            at += length
+
     def _layout(self, work: list[Work]) -> Layout:
+        windows = [index for index, (request, _, _) in enumerate(work) if request.draft]
+        self._windows = [work[index].request for index in windows]
         return Layout.stored(
             [length for _, _, length in work],
             [start for _, start, _ in work],
             [request.slot.ids[0] for request, _, _ in work if request.slot],
             [request.pages.ids for request, _, _ in work if request.pages],
             self.page_size,
+            windows,
         )
 
     def _rows_of(self, ready: list[Request]) -> Rows:
-        if ready != self._sampled:
-            self._sampled = ready
-            self._rows = self._make_rows(ready)
-        return self._rows
+        key = tuple(request.id for request in ready)
+        if key not in self._rows:
+            if len(self._rows) > MOST:  # a few, since the positions of a draft have fewer and fewer requests each
+                self._rows.clear()
+            self._rows[key] = self._make_rows(ready)
+        return self._rows[key]
+
+    def _edited(self, rows: Rows, ready: list[Request]) -> Rows:
+        """What a subclass makes of the rows of a step before they are sampled."""
+        return rows
 
     def _make_rows(self, ready: list[Request]) -> Rows:
         return Rows(

@@ -21,7 +21,7 @@ from nanohybrid.ops.sizes import CHUNK
 
 
 class Work(NamedTuple):
-    """`length` tokens of one request from position `start`; after them its next token is wanted if none is left."""
+    """`length` tokens of one request from position `start`, its draft last; its next token is wanted if none that is known is left."""
 
     request: Request
     start: int
@@ -51,6 +51,7 @@ class Scheduler:
         self.token_budget = max(token_budget, slots.size + CHUNK)  # all may decode and one prompt still goes on
         self.overcommit = overcommit
         self.on_admit: Callable[[Request], None] | None = None  # may find a beginning of the prompt in host memory
+        self.propose: Callable[[Request, int], list[int]] | None = None  # may draft so many tokens for one that decodes
         self.preemptions = 0
         self.waiting: deque[Request] = deque()
         self.running: dict[int, Request] = {}
@@ -74,13 +75,17 @@ class Scheduler:
         """The work of the next step; empty only when nothing waits and nothing runs."""
         crowded = self.overcommit and not self._grow()
         work = [Work(r, r.computed, 1) for r in self._by_slot if r.known - r.computed == 1]
-        left = self.token_budget - len(work)
+        decoding = len(work)
+        left = self.token_budget - decoding
         if len(work) < len(self.running):
             for request in self.running.values():
                 if request.known - request.computed > 1:
                     left -= self._cut(request, left, work)
         while self.waiting and left > 0 and not crowded and self._admit(self.waiting[0], left):
             left -= self._cut(self.waiting.popleft(), left, work)
+        if self.propose is not None:
+            for index in range(decoding):
+                left -= self._lengthen(index, left, work)
         return work
 
     def remove(self, request: Request) -> None:
@@ -130,6 +135,19 @@ class Scheduler:
         work.append(Work(request, start, end - start))
         return end - start
 
+    def _lengthen(self, index: int, left: int, work: list[Work]) -> int:
+        """Let a request that decodes be computed beyond its known tokens, by a draft; returns of how many tokens.
+
+        Prompts come first. A draft takes no page that the request does not have, and reaches no further than its answer may.
+        """
+        request, start, _ = work[index]
+        pages = len(request.pages.ids) if request.pages else 0
+        room = min(left, pages * self.page_size - request.known, request.most_tokens - request.known - 1)
+        if self.propose is not None and request.tokens:  # not while a prompt ends, whose state others may want
+            request.draft = self.propose(request, max(room, 0))
+        work[index] = Work(request, start, 1 + len(request.draft))
+        return len(request.draft)
+
     def _admit(self, request: Request, left: int) -> bool:
         """Give it a slot and its pages if all are free and the budget holds a first piece of it."""
         needed = self._pages(request)
@@ -138,7 +156,7 @@ class Scheduler:
             needed, spare = -(-request.known // self.page_size), len(self.running)  # a page for each of them to grow into
         if not self.slots.free or self.pages.free < needed + spare or left < min(request.known - request.computed, CHUNK):
             return False
-        if not request.computed and self.on_admit is not None:
+        if not request.computed and self.on_admit is not None and request.scores is None:
             self.on_admit(request)
         request.slot = slot = self.slots.take()
         if slot is None:

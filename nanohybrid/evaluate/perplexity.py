@@ -32,7 +32,7 @@ def loss_of(model: HybridLM, batches: Iterable[Batch]) -> HeldOut:
     """The loss over batches: every token that is a target there, and no other."""
     total, count = 0.0, 0
     for batch in batches:
-        batch = batch.to(model.head_weight.device)
+        batch = batch.to(model.device)
         hidden_TE = model.hidden(batch.tokens_T, batch.layout)
         total += chunked_cross_entropy(hidden_TE, model.head_weight, batch.targets_T).double().sum().item()
         count += batch.target_count

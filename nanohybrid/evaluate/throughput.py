@@ -36,16 +36,15 @@ class DecodeStep:
     """A model with `batch` sequences in the middle of decoding; calling it does one step."""
 
     def __init__(self, model: HybridLM, context: int, batch: int, seed: int = 0) -> None:
-        weight = model.head_weight
         slots = range(batch)
         self.model = model
-        self.state = State.for_context(model.config, batch, context + 1, weight.dtype, weight.device)
+        self.state = State.for_context(model.config, batch, context + 1, model.dtype, model.device)
         self.layout = Layout.contiguous([1] * batch, [context] * batch, slots, context + 1, PAGE)
-        generator = torch.Generator(weight.device).manual_seed(seed)
+        generator = torch.Generator(model.device).manual_seed(seed)
         for pools in self.state.layers:
             for pool in pools.values():
                 pool.normal_(0.0, 0.5, generator=generator)
-        self.tokens = torch.randint(model.config.vocab_size, (batch,), generator=generator, device=weight.device)
+        self.tokens = torch.randint(model.config.vocab_size, (batch,), generator=generator, device=model.device)
 
     @torch.inference_mode()
     def __call__(self) -> float:
@@ -67,7 +66,7 @@ def decode_times(
 ) -> dict[str, list[DecodeTime]]:
     """For each model, a row for each context. Memory for the states of all models at one context is needed at once."""
     result: dict[str, list[DecodeTime]] = {name: [] for name in models}
-    footprints = {name: Footprint.of(model.config, model.head_weight.dtype) for name, model in models.items()}
+    footprints = {name: Footprint.of(model.config, model.dtype) for name, model in models.items()}
     for context in contexts:
         steps = {name: DecodeStep(model, context, batch, seed) for name, model in models.items()}
         times: dict[str, list[float]] = {name: [] for name in models}

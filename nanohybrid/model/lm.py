@@ -14,6 +14,8 @@ from nanohybrid.model.declare import MIXERS
 from nanohybrid.model.initialise import initialise
 from nanohybrid.model.module import embedding, linear
 from nanohybrid.model.norms import RMSNorm
+from nanohybrid.model.packed import PackedLinear
+from nanohybrid.model.quantized import QuantizedLinear
 from nanohybrid.model.state import State
 from nanohybrid.ops.layout import Layout
 
@@ -51,18 +53,30 @@ class HybridLM(nn.Module):
         self.config = config
         self.backbone = Backbone(config)
         if not config.tie_word_embeddings:
-            self.lm_head = linear(config.hidden_size, config.vocab_size)
+            self.lm_head: nn.Linear | QuantizedLinear | PackedLinear = linear(config.hidden_size, config.vocab_size)
         if seed is not None:
             self.reset_parameters(seed)
 
     def reset_parameters(self, seed: int = 0) -> None:
         """Initialise every parameter in place (Mamba-2's and Nemotron-H's rules)."""
-        initialise(self, self.config, torch.Generator(self.head_weight.device).manual_seed(seed))
+        initialise(self, self.config, torch.Generator(self.device).manual_seed(seed))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations: that of the embeddings, whatever the linears' weights are in."""
+        return self.backbone.embeddings.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are."""
+        return self.backbone.embeddings.weight.device
 
     @property
     def head_weight(self) -> Tensor:
-        """[V, E]: the head's weight, which the losses read chunk by chunk."""
-        return self.backbone.embeddings.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        """[V, E]: the head's weight, which the losses read chunk by chunk; of a quantised or packed head a new tensor each time."""
+        if self.config.tie_word_embeddings:
+            return self.backbone.embeddings.weight
+        return self.lm_head.weight if isinstance(self.lm_head, nn.Linear) else self.lm_head.dequantized(self.dtype)
 
     def hidden(self, tokens_T: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """Final hidden states [T, E], after the last norm. tokens: int64 ids below V.
@@ -78,7 +92,8 @@ class HybridLM(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits in fp32, [..., V]."""
-        return F.linear(hidden, self.head_weight).to(torch.promote_types(hidden.dtype, torch.float32))
+        logits = F.linear(hidden, self.backbone.embeddings.weight) if self.config.tie_word_embeddings else self.lm_head(hidden)
+        return logits.to(torch.promote_types(hidden.dtype, torch.float32))
 
     def forward(self, tokens: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
         """Logits of every token in fp32: [B, T] without a layout gives [B, T, V]; [T] with one gives [T, V]."""

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import Declaration, Outer, Stack, StateSpec
 from nanohybrid.model.module import Mixer, Weights
-from nanohybrid.ops.causal_conv import causal_conv
+from nanohybrid.model.window import Pools, Window, parts
+from nanohybrid.ops.causal_conv import conv_silu
 from nanohybrid.ops.gated_norm import gated_norm
 from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.mamba_step import mamba_step
 from nanohybrid.ops.ssd_scan import ssd_scan
 from nanohybrid.ops.ssd_step import ssd_step
 
@@ -62,13 +64,30 @@ class Mamba2(Mixer):
         config = self.config
         inner, grouped = config.mamba_inner_size, config.n_groups * config.ssm_state_size
         z_TD, xBC_TC, dt_TH = self.in_proj(x_TE).split([inner, inner + 2 * grouped, config.mamba_num_heads], dim=-1)
+        recur = self._in_parts if layout.tentative else self._recur
+        y_TD = gated_norm(recur(xBC_TC, dt_TH, layout, state), z_TD, self.norm.weight, config.n_groups, config.layer_norm_epsilon)
+        return self.out_proj(y_TD)
+
+    def _recur(self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
+        """Conv and recurrence; y_TD."""
+        y_THP = self._fused_step(xBC_TC, dt_TH, layout, state)
+        return (self._scan(xBC_TC, dt_TH, layout, state) if y_THP is None else y_THP).flatten(-2)
+
+    def _fused_step(self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor | None:
+        """y of a decode step in one go on the pools, where there are kernels for it."""
+        if state is None or not layout.is_decode:
+            return None
+        config, conv = self.config, self.conv1d
+        parameters = conv.weight[:, 0], conv.bias, self.dt_bias, self.A_log, self.D
+        return mamba_step(xBC_TC, dt_TH, *parameters, state["conv"], state["ssm"], layout, config.n_groups, config.time_step_limit)
+
+    def _scan(self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
+        """y of any layout, op by op; states are read from the pools and written back."""
         dt_TH, A_H, D_H = self._steps(dt_TH)
         carried, keep = _Carried(state, layout), state is not None
-        xBC_TC, conv_SWC = causal_conv(xBC_TC, self.conv1d.weight[:, 0], self.conv1d.bias, layout, carried.read("conv"), keep)
-        xBC_TC = F.silu(xBC_TC).to(z_TD.dtype)
-        x_TD, B_TM, C_TM = xBC_TC.split([inner, grouped, grouped], dim=-1)
-        x_THP = x_TD.unflatten(-1, (config.mamba_num_heads, config.mamba_head_dim))
-        B_TGN, C_TGN = (m.unflatten(-1, (config.n_groups, config.ssm_state_size)) for m in (B_TM, C_TM))
+        xBC_TC, conv_SWC = conv_silu(xBC_TC, self.conv1d.weight[:, 0], self.conv1d.bias, layout, carried.read("conv"), keep)
+        x_THP, B_TGN, C_TGN = self._features(xBC_TC)
+        y_THP: Tensor
         ssm_SHPN: Tensor | None
         if layout.is_decode and state is not None:
             y_THP, ssm_SHPN = ssd_step(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, carried.read_or_zeros("ssm"))
@@ -76,8 +95,39 @@ class Mamba2(Mixer):
             y_THP, ssm_SHPN = ssd_scan(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, carried.read("ssm"), keep)
         carried.write("conv", conv_SWC)
         carried.write("ssm", ssm_SHPN)
-        y_TD = gated_norm(y_THP.flatten(-2), z_TD, self.norm.weight, config.n_groups, config.layer_norm_epsilon)
-        return self.out_proj(y_TD)
+        return y_THP
+
+    def _in_parts(self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
+        """`_recur` for a batch with windows of drafts: they, single tokens and prompts each in the form that suits them."""
+        y_TD = None
+        for rows, part, windows in layout.remember("parts", lambda: parts(layout, xBC_TC.device)):
+            y_PD = (self._window if windows else self._recur)(xBC_TC[rows], dt_TH[rows], part, state)
+            y_TD = y_PD.new_empty(len(xBC_TC), y_PD.shape[1]) if y_TD is None else y_TD
+            y_TD[rows] = y_PD
+        assert y_TD is not None
+        return y_TD
+
+    def _window(self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
+        """Conv and recurrence of sequences whose tokens may be taken back: states are read, and left as they are; y_TD."""
+        assert isinstance(state, Pools) and layout.slots is not None
+        dt_TH, A_H, D_H = self._steps(dt_TH)
+        carried, plan = _Carried(state, layout), layout.plan(None)
+        stored_ZWC = carried.read_or_zeros("conv")
+        y_TC, _ = conv_silu(xBC_TC, self.conv1d.weight[:, 0], self.conv1d.bias, layout, stored_ZWC, keep=False)
+        (conv_ZLC,), (dt_ZLH,) = plan.split(xBC_TC), plan.split(dt_TH)
+        (x_ZLHP,), (B_ZLGN,), (C_ZLGN,) = map(plan.split, self._features(y_TC))
+        conv_ZXC = torch.cat([stored_ZWC.to(conv_ZLC.dtype), conv_ZLC], dim=1)
+        state.window = Window(layout.slots, conv_ZXC, x_ZLHP, dt_ZLH, A_H, B_ZLGN, C_ZLGN, D_H)
+        return plan.join([state.window.run(carried.read_or_zeros("ssm").clone())]).flatten(-2)
+
+    def _features(self, xBC_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x_THP, B_TGN and C_TGN of what left the conv."""
+        config = self.config
+        inner, grouped = config.mamba_inner_size, config.n_groups * config.ssm_state_size
+        x_TD, B_TM, C_TM = xBC_TC.split([inner, grouped, grouped], dim=-1)
+        x_THP = x_TD.unflatten(-1, (config.mamba_num_heads, config.mamba_head_dim))
+        B_TGN, C_TGN = (m.unflatten(-1, (config.n_groups, config.ssm_state_size)) for m in (B_TM, C_TM))
+        return x_THP, B_TGN, C_TGN
 
     def _steps(self, dt_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step sizes, decay rates and skip weights in fp32 (float64 for float64)."""

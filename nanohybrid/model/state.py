@@ -11,6 +11,7 @@ from torch import Tensor
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import axis_sizes, shape
 from nanohybrid.model.declare import states
+from nanohybrid.model.window import Pools
 from nanohybrid.ops.sizes import PAGE
 
 
@@ -35,7 +36,7 @@ class State:
     whatever its slot holds.
     """
 
-    layers: list[dict[str, Tensor]]
+    layers: list[Pools]
     slots: int
     pages: int
     page_size: int
@@ -54,11 +55,11 @@ class State:
     ) -> State:
         """Zeroed pools; `dtype` is that of the activations, the SSM state is fp32 whatever it is (float64 for float64)."""
         sizes = axis_sizes(config)
-        layers: list[dict[str, Tensor]] = []
+        layers: list[Pools] = []
         slot_pools: list[Tensor] = []
         page_pools: list[Tensor] = []
         for declared in states(config):
-            pools = {}
+            pools = Pools()
             for name, spec in declared.items():
                 rows = (pages, page_size) if spec.per_token else (slots,)
                 pools[name] = torch.zeros(*rows, *shape(spec.axes, sizes), dtype=spec.kind(dtype), device=device)
@@ -89,6 +90,14 @@ class State:
         for page, parts in zip(pages, saved.pages, strict=False):
             for pool, part in zip(self.page_pools, parts, strict=True):
                 pool[page].copy_(part)
+
+    def settle(self, rows: Sequence[int], counts: Sequence[int]) -> None:
+        """Of the layout's tentative sequences, in their order, let the first `counts` tokens of those in `rows` stay; the others
+        are as if the window had never been."""
+        for pools in self.layers:
+            window, pools.window = pools.window, None
+            if window is not None and rows:
+                window.settle(pools, rows, counts)
 
 
 def _host(row: Tensor) -> Tensor:

@@ -1,20 +1,86 @@
-"""Which form of an op runs: the fast torch form, or the one that NANOHYBRID_KERNELS=reference|torch forces for all of them."""
+"""Which form of an op runs: the fastest that the tensors' device has, or the one that NANOHYBRID_KERNELS forces for all of them.
 
+    reference   the equation                       any device
+    torch       plain torch, the form every op has  any device
+    numba       compiled loops                      CPU tensors; there the default of an op that has it
+    triton      kernels                             CUDA tensors; there the default of an op that has it
+
+An op without the form that is asked for, or whose form does not take these tensors, runs its torch form.
+"""
+
+from __future__ import annotations
+
+import importlib
 import os
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-FORMS = ("reference", "torch")
+if TYPE_CHECKING:  # the command line asks for FORMS before it knows whether it needs torch
+    from torch import Tensor
+
+FORMS = ("reference", "torch", "numba", "triton")
+Function = Callable[..., Any]
 
 
-def choose(**forms: Callable[..., Any]) -> Callable[..., Any]:
-    """The form to run among `forms` (`reference`, `torch`).
+@dataclass(frozen=True)
+class Kernel:
+    """A form that is compiled, named as "module:function" and imported when it first runs.
 
-    Raises ValueError where the environment names a form that does not exist.
+    gradients: whether autograd goes through it. A kernel that it does not go through is passed over where a gradient is
+    wanted. float64 is left to torch.
+    """
+
+    path: str
+    gradients: bool = False
+
+    @cached_property
+    def function(self) -> Function:
+        module, _, name = self.path.partition(":")
+        found: Function = getattr(importlib.import_module(module), name)
+        return found
+
+    def takes(self, tensors: tuple[Tensor | None, ...]) -> bool:
+        import torch
+
+        given = [tensor for tensor in tensors if tensor is not None]
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+        return (self.gradients or not wanted) and all(tensor.dtype != torch.float64 for tensor in given)
+
+
+def choose(
+    *tensors: Tensor | None, reference: Function, torch: Function, numba: Kernel | None = None, triton: Kernel | None = None
+) -> Function:
+    """The form to run on `tensors`, the op's floating-point inputs; the first one's device counts.
+
+    Raises ValueError where the environment names a form that does not exist, or Triton for CPU tensors without its interpreter.
     """
     forced = os.environ.get("NANOHYBRID_KERNELS", "")
-    if not forced:
-        return forms["torch"]
-    if forced not in FORMS:
+    if forced and forced not in FORMS:
         raise ValueError(f"NANOHYBRID_KERNELS is {forced!r}: known are {', '.join(FORMS)}")
-    return forms[forced]
+    if forced in ("reference", "torch"):
+        return reference if forced == "reference" else torch
+    on_cuda = bool(tensors) and tensors[0] is not None and tensors[0].is_cuda
+    if forced == "triton" and not on_cuda and not interpreted():
+        raise ValueError("NANOHYBRID_KERNELS is 'triton' and the tensors are on a CPU; set TRITON_INTERPRET=1 too, or use a GPU")
+    kernel = triton if forced == "triton" or (on_cuda and not forced and _has_triton()) else None
+    if not on_cuda and forced in ("", "numba"):
+        kernel = numba
+    return kernel.function if kernel is not None and kernel.takes(tensors) else torch
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on a CPU. Triton reads this when a kernel is defined."""
+    return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
+
+
+_found: list[bool] = []
+
+
+def _has_triton() -> bool:
+    """Torch for CUDA brings Triton on Linux, not everywhere."""
+    if not _found:
+        _found.append(find_spec("triton") is not None)
+    return _found[0]

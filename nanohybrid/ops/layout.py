@@ -30,7 +30,8 @@ class Layout:
 
     lengths: tokens of each sequence here. positions: absolute position of each one's first token; 0 starts a sequence,
     more continues a stored one. slots: row of the state pools for each sequence, None where nothing is stored (training).
-    pages: for each sequence, the pages that hold its keys and values, enough for position + length.
+    pages: for each sequence, the pages that hold its keys and values, enough for position + length. tentative: indices of
+    sequences whose tokens may be taken back; their states are not written until it is known how many stay (model/window.py).
     Raises ValueError where these disagree.
     """
 
@@ -39,6 +40,7 @@ class Layout:
     slots: tuple[int, ...] | None = None
     pages: tuple[tuple[int, ...], ...] | None = None
     page_size: int = PAGE
+    tentative: tuple[int, ...] = ()
     _tensors: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False)
     _derived: dict[str, Any] = field(default_factory=dict, repr=False)
     _plans: dict[int | None, Plan] = field(default_factory=dict, repr=False)
@@ -70,10 +72,16 @@ class Layout:
 
     @classmethod
     def stored(
-        cls, lengths: Sequence[int], positions: Sequence[int], slots: Sequence[int], pages: Sequence[Sequence[int]], page_size: int = PAGE
+        cls,
+        lengths: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        pages: Sequence[Sequence[int]],
+        page_size: int = PAGE,
+        tentative: Sequence[int] = (),
     ) -> Layout:
         """Sequences with a place in the pools: prefill, continuation and decode, mixed at will."""
-        return cls(tuple(lengths), tuple(positions), tuple(slots), tuple(map(tuple, pages)), page_size)
+        return cls(tuple(lengths), tuple(positions), tuple(slots), tuple(map(tuple, pages)), page_size, tuple(tentative))
 
     @classmethod
     def contiguous(
@@ -82,6 +90,12 @@ class Layout:
         """`stored` for simple callers: slot s owns the pages from s * n up, n enough for `context` tokens."""
         n = -(-context // page_size)
         return cls.stored(lengths, positions, slots, [range(slot * n, (slot + 1) * n) for slot in slots], page_size)
+
+    def part(self, sequences: Sequence[int]) -> Layout:
+        """Some of its sequences as a layout of their own, in this order; none of them tentative."""
+        slots = None if self.slots is None else tuple(self.slots[i] for i in sequences)
+        pages = None if self.pages is None else tuple(self.pages[i] for i in sequences)
+        return Layout(tuple(self.lengths[i] for i in sequences), tuple(self.positions[i] for i in sequences), slots, pages, self.page_size)
 
     @property
     def sequences(self) -> int:
@@ -121,7 +135,9 @@ class Layout:
         """An index tensor of this layout on a device, made by `make` at first use."""
         key = (name, device)
         if key not in self._tensors:
-            self._tensors[key] = torch.from_numpy(np.ascontiguousarray(make())).to(device, non_blocking=True)
+            made = torch.from_numpy(np.ascontiguousarray(make()))
+            made = made.pin_memory() if device.type == "cuda" else made  # a copy from other memory would wait for the device
+            self._tensors[key] = made.to(device, non_blocking=True)
         return self._tensors[key]
 
     def remember(self, name: str, make: Callable[[], M]) -> M:

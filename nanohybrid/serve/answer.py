@@ -23,9 +23,13 @@ class Answer:
 
     `thinking`: it begins inside a trace. `budgeted`: a budget may have ended the trace before the model did, and the
     model's own end mark then follows in the answer: it is dropped. `tools`: the names on offer; without any, a tool mark is text.
+    `most_calls`: later ones are dropped.
     """
 
-    def __init__(self, thinking: bool, tools: frozenset[str] = frozenset(), budgeted: bool = False) -> None:
+    def __init__(
+        self, thinking: bool, tools: frozenset[str] = frozenset(), budgeted: bool = False, most_calls: float = float("inf")
+    ) -> None:
+        self._most_calls = most_calls
         self._thinking, self._drop = thinking, thinking and budgeted
         self._reader = ToolReader(tools) if tools else None
         self._thought, self._said = _Trimmed(), _Trimmed()
@@ -33,7 +37,7 @@ class Answer:
 
     @property
     def calls(self) -> int:
-        return self._reader.calls if self._reader else 0
+        return int(min(self._reader.calls, self._most_calls)) if self._reader else 0
 
     def push(self, piece: str) -> list[Part]:
         """The parts that this piece makes certain."""
@@ -72,7 +76,8 @@ class Answer:
         parts: list[Part] = []
         for event in events:
             if not isinstance(event, Text):
-                parts.append(event)
+                if event.call < self._most_calls:
+                    parts.append(event)
             elif shown := self._said.push(event.text):
                 parts.append(Text(shown))
         return parts

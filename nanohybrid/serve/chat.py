@@ -5,12 +5,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from nanohybrid.engine import Completion
+from nanohybrid.serve import forms
 from nanohybrid.serve.answer import Answer, Part, Thought
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.loop import Update
@@ -18,9 +19,6 @@ from nanohybrid.serve.schemas import ChatRequest, NamedTool
 from nanohybrid.serve.service import EFFORTS, Generation, Service
 from nanohybrid.serve.tools import Arguments, CallBegins, Text
 from nanohybrid.serve.wire import DONE, EventStream, data, unless_gone
-
-if TYPE_CHECKING:
-    from llguidance import LLMatcher
 
 LEAST = -9999.0  # the log-probability that is shown of what a grammar rules out: JSON has no infinity
 
@@ -45,7 +43,8 @@ class Chat:
         offered = () if body.tool_choice == "none" else body.tools or ()
         names = frozenset(tool.function.name for tool in offered)
         budgeted = generation.tickets[0].params.thinking_budget is not None
-        self.answers = [Answer(thinks, names, budgeted) for _ in generation.tickets]
+        most_calls = 1 if body.parallel_tool_calls is False else float("inf")
+        self.answers = [Answer(thinks, names, budgeted, most_calls) for _ in generation.tickets]
         self.completions: dict[int, Completion] = {}
         self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.settings.name}
 
@@ -62,7 +61,7 @@ class Chat:
             params = service.params(body, prompt, body.most, budget, thinks)
             params = replace(params, logprobs=body.logprobs, top_logprobs=body.top_logprobs or 0)
             places = await service.prepare(lambda: service.junctions(body.messages, tools, thinking, prompt))
-            grammar = await service.prepare(lambda: grammar_of(service, body)) if form_of(body) else None
+            grammar = await service.prepare(lambda: forms.grammar(body, service.grammars)) if forms.held(body) else None
         except BaseException:
             service.loop.give_places(body.n)
             raise
@@ -142,40 +141,7 @@ def check(service: Service, body: ChatRequest) -> None:
         raise ApiError(400, f"tool_choice names {choice.function.name!r}, which is not among tools", "tool_choice")
     if choice == "required" and not body.tools:
         raise ApiError(400, "tool_choice is required and there are no tools", "tool_choice")
-    kind = body.response_format
-    if kind is not None and kind.type == "json_schema":
-        if kind.json_schema is None:
-            raise ApiError(400, "response_format.json_schema is missing", "response_format.json_schema")
-        limits.schema(kind.json_schema.schema_, "response_format.json_schema.schema")
-    if form_of(body) and body.ignore_eos:
-        raise ApiError(400, "ignore_eos contradicts a form that the answer must have", "ignore_eos")
-    if forced_tools(body) and kind is not None and kind.type != "text":
-        raise ApiError(400, "response_format contradicts a tool_choice that forces a call", "response_format")
-
-
-def forced_tools(body: ChatRequest) -> dict[str, dict[str, Any]]:
-    """The tools of which one must be called, with their schemas; none where the model is free."""
-    choice = body.tool_choice
-    if choice != "required" and not isinstance(choice, NamedTool):
-        return {}
-    functions = [tool.function for tool in body.tools or ()]
-    wanted = [one for one in functions if choice == "required" or (isinstance(choice, NamedTool) and one.name == choice.function.name)]
-    return {function.name: function.parameters or {} for function in wanted}
-
-
-def form_of(body: ChatRequest) -> bool:
-    """Whether a grammar must hold the answer."""
-    return bool(forced_tools(body)) or (body.response_format is not None and body.response_format.type != "text")
-
-
-def grammar_of(service: Service, body: ChatRequest) -> "LLMatcher | None":
-    """The grammar that the answer must hold to; compiled in a worker."""
-    if tools := forced_tools(body):
-        return service.grammars.call(tools)
-    kind = body.response_format
-    if kind is None or kind.type == "text":
-        return None
-    return service.grammars.schema(kind.json_schema.schema_ if kind.json_schema else {"type": "object"})
+    forms.check(body, limits)
 
 
 def thinking_of(body: ChatRequest) -> tuple[bool | None, int | None]:

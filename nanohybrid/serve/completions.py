@@ -2,15 +2,17 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from nanohybrid.engine import Completion
-from nanohybrid.serve.chat import extra, usage
+from nanohybrid.engine.params import Top
+from nanohybrid.serve import forms
+from nanohybrid.serve.chat import LEAST, extra, usage
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.loop import Update
 from nanohybrid.serve.schemas import CompletionRequest
@@ -23,21 +25,27 @@ async def complete(service: Service, body: CompletionRequest, request: Request) 
     check(service, body)
     texts = prompts_of(body.prompt)
     count = body.n * len(texts)
-    service.limits.count(count, "max_n", "prompt", "prompts times n")
+    service.limits.count(count, "max_prompts", "prompt", "prompts times n")
+    if count > service.loop.capacity:
+        raise ApiError(400, f"prompt: {count} prompts times n are more than run and wait here ({service.loop.capacity})", "prompt")
     service.loop.take_places(count)
     try:
         prompts = await service.prepare(lambda: [_ids(service, text) for text in texts])
         for prompt in prompts:
             service.too_long(prompt)
         longest = max(prompts, key=len)
-        params = service.params(body, longest, body.max_tokens, body.budget, service.llm.opens_thinking(prompts[0]))
-        params = replace(params, logprobs=body.logprobs is not None, top_logprobs=body.logprobs or 0)
+        most = None if body.max_tokens is None else max(body.max_tokens, 1)
+        params = service.params(body, longest, most, body.budget, service.llm.opens_thinking(prompts[0]))
+        scored = body.logprobs if body.echo else None
+        params = replace(params, logprobs=body.logprobs is not None, top_logprobs=body.logprobs or 0, prompt_logprobs=scored)
+        grammar = await service.prepare(lambda: forms.grammar(body, service.grammars)) if forms.held(body) else None
     except BaseException:
         service.loop.give_places(count)
         raise
     salt = service.salt(request.scope, body.cache_salt)
-    generation = service.generate(prompts, params, body.n, body.stream, salt=salt)
-    work = Completing(service, body, generation, sum(map(len, prompts)))
+    generation = service.generate(prompts, params, body.n, body.stream, grammar, salt=salt)
+    echoed = [text if isinstance(text, str) else service.llm.tokenizer.decode(text, marks=True) for text in texts] if body.echo else []
+    work = Completing(service, body, generation, sum(map(len, prompts)), echoed)
     if body.stream:
         return EventStream(work.events(), work.generation.close, service.limits.request_seconds)
     try:
@@ -49,8 +57,12 @@ async def complete(service: Service, body: CompletionRequest, request: Request) 
 class Completing:
     """One request that is being answered."""
 
-    def __init__(self, service: Service, body: CompletionRequest, generation: Generation, prompt_tokens: int) -> None:
+    def __init__(
+        self, service: Service, body: CompletionRequest, generation: Generation, prompt_tokens: int, echoed: Sequence[str] = ()
+    ) -> None:
         self.service, self.body, self.generation, self.prompt_tokens = service, body, generation, prompt_tokens
+        self.echoed = echoed  # the prompts' texts, where they are wanted back
+        self._names: dict[int, int] = {}  # of each choice, how many characters of tokens were told
         self.head = {
             "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": service.settings.name,
         }  # fmt: skip
@@ -59,51 +71,87 @@ class Completing:
         results = await self.generation.all()
         completions = [completion for _, completion in results]
         choices = [
-            self._choice(index, completion.text, completion.finish_reason, update, 0) for index, (update, completion) in enumerate(results)
+            self._choice(index, completion.text, completion.finish_reason, update) for index, (update, completion) in enumerate(results)
         ]
-        return {**self.head, "choices": choices, "usage": usage(self.prompt_tokens, completions), "nanohybrid": extra(completions)}
+        return {**self.head, "choices": choices, "usage": self._usage(completions), "nanohybrid": extra(completions)}
 
     async def events(self) -> AsyncIterator[bytes]:
         ended: dict[int, Completion] = {}
-        offsets = dict.fromkeys(range(len(self.generation.tickets)), 0)
         with_usage = self.body.stream_options is not None and self.body.stream_options.include_usage
         async for index, update in self.generation.each():
             reason = None
             if update.completion is not None:
                 ended[index], reason = update.completion, update.completion.finish_reason
-            chunk: dict[str, Any] = {**self.head, "choices": [self._choice(index, update.text, reason, update, offsets[index])]}
-            offsets[index] += len(update.text)
-            if len(ended) == len(offsets) and not with_usage:
+            chunk: dict[str, Any] = {**self.head, "choices": [self._choice(index, update.text, reason, update)]}
+            if len(ended) == len(self.generation.tickets) and not with_usage:
                 chunk["nanohybrid"] = extra([ended[one] for one in sorted(ended)])
             yield data(chunk)
         if with_usage:
             completions = [ended[one] for one in sorted(ended)]
-            yield data({**self.head, "choices": [], "usage": usage(self.prompt_tokens, completions), "nanohybrid": extra(completions)})
+            yield data({**self.head, "choices": [], "usage": self._usage(completions), "nanohybrid": extra(completions)})
         yield DONE
 
-    def _choice(self, index: int, text: str, reason: str | None, update: Update, offset: int) -> dict[str, Any]:
+    def _usage(self, completions: list[Completion]) -> dict[str, Any]:
+        counted = usage(self.prompt_tokens, completions)
+        if self.body.max_tokens == 0:  # the one token that was computed is told to nobody
+            counted |= {"completion_tokens": 0, "total_tokens": self.prompt_tokens}
+        return counted
+
+    def _choice(self, index: int, text: str, reason: str | None, update: Update) -> dict[str, Any]:
+        begins = index not in self._names
+        prompt = self.generation.tickets[index].prompt if begins and self.echoed else []
+        shown = not (self.body.echo and self.body.max_tokens == 0)
+        text = (self.echoed[index // self.body.n] if begins and self.echoed else "") + (text if shown else "")
         choice: dict[str, Any] = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
-        if self.body.logprobs is not None and update.tokens:
-            names = [self._name(token) for token in update.tokens]
-            offsets = [offset + sum(map(len, names[:at])) for at in range(len(names))]
-            given = update.top or [[] for _ in names]
-            tops = [
-                {self._name(token): value for token, value in top} | {name: chosen}  # as OpenAI: the one that was taken, too
-                for top, name, chosen in zip(given, names, update.logprobs, strict=True)
-            ]
-            choice["logprobs"] = {"tokens": names, "token_logprobs": update.logprobs, "top_logprobs": tops, "text_offset": offsets}
+        self._names.setdefault(index, 0)
+        if self.body.logprobs is not None and (update.tokens or prompt):
+            of_prompt = Scored(prompt, [None, *update.prompt_logprobs], [[], *update.prompt_top]) if prompt else Scored([], [], [])
+            written = Scored(update.tokens, [*update.logprobs], update.top) if shown else Scored([], [], [])
+            choice["logprobs"] = self._logprobs(index, [of_prompt, written])
         return choice
 
+    def _logprobs(self, index: int, parts: "list[Scored]") -> dict[str, Any]:
+        """In OpenAI's older form: lists beside each other, and the token that is there always among the alternatives."""
+        names: list[str] = []
+        values: list[float | None] = []
+        tops: list[dict[str, float] | None] = []
+        offsets: list[int] = []
+        for part in parts:
+            given = part.top or [[] for _ in part.tokens]
+            for token, value, top in zip(part.tokens, part.logprobs, given, strict=True):
+                name = self._name(token)
+                names.append(name)
+                values.append(None if value is None else max(value, LEAST))
+                shown = {self._name(other): max(logprob, LEAST) for other, logprob in top}
+                tops.append(None if value is None else shown | {name: max(value, LEAST)})
+                offsets.append(self._names[index])
+                self._names[index] += len(name)
+        return {"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+
     def _name(self, token: int) -> str:
-        return self.service.llm.tokenizer.decode([token], marks=True)
+        """The text of a token; of one that is no whole character, its bytes, so that two of them are not taken for one."""
+        raw = self.service.llm.tokenizer.token_bytes(token, marks=True)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+class Scored(NamedTuple):
+    """Tokens, their log-probabilities (None: nothing comes before it), and the alternatives."""
+
+    tokens: list[int]
+    logprobs: list[float | None]
+    top: Top
 
 
 def check(service: Service, body: CompletionRequest) -> None:
     """Refuse what is too large, and what this engine cannot do."""
     service.check_decoding(body)
     service.limits.count(body.logprobs or 0, "max_logprobs", "logprobs", "alternatives")
-    if body.echo:
-        raise ApiError(400, "echo is not supported by this engine yet", "echo")
+    if body.max_tokens == 0 and not body.echo:
+        raise ApiError(400, "max_tokens is 0, which only a prompt that is echoed can have", "max_tokens")
+    forms.check(body, service.limits)
     if body.suffix:
         raise ApiError(400, "suffix is not supported: the model writes forward only", "suffix")
     if body.best_of is not None and body.best_of != body.n:

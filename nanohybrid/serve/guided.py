@@ -40,6 +40,14 @@ class Grammars:
         """JSON that holds to a schema. Raises InputError where that cannot be compiled."""
         return self._compiled(self._matcher.grammar_from_json_schema(json.dumps(schema), overrides=TIGHT))  # type: ignore[arg-type]
 
+    def regex(self, pattern: str) -> "LLMatcher":
+        """Text that matches a regular expression as a whole."""
+        return self._compiled(self._matcher.grammar_from_regex(pattern))
+
+    def choice(self, texts: list[str]) -> "LLMatcher":
+        """One of these texts."""
+        return self._compiled(self._matcher.grammar_from_lark(f"start: {' | '.join(map(json.dumps, texts))}"))
+
     def call(self, tools: dict[str, dict[str, Any]]) -> "LLMatcher":
         """One call of one of these tools: names to schemas of arguments."""
         lines = [f"start: {' | '.join(f'call{index}' for index in range(len(tools)))}"]
@@ -56,7 +64,7 @@ class Grammars:
     def _compiled(self, grammar: str) -> "LLMatcher":
         matcher = self._matcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise InputError(f"the schema cannot be used: {' '.join(matcher.get_error().split())[:300]}")
+            raise InputError(f"the form cannot be kept: {' '.join(matcher.get_error().split())[:300]}")
         return matcher
 
 
@@ -77,6 +85,7 @@ class Guide:
 
     def __init__(self, matcher: "LLMatcher", tokenizer: "LLTokenizer") -> None:
         self._matcher, self._tokenizer = matcher, tokenizer
+        self.broken: str | None = None  # why the grammar was given up in mid-answer: llguidance bounds what it may grow to
         self._bound = False
         self._at = 0
 
@@ -89,6 +98,8 @@ class Guide:
         self._matcher.consume_tokens(request.tokens[self._at :])
         self._at = len(request.tokens)
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        if self._matcher.is_error():  # only the end is allowed now
+            self.broken = " ".join(self._matcher.get_error().partition("<state>")[0].split())[:200]
         return torch.from_numpy(bits[:vocab_size].astype(bool))
 
     def _bind(self, request: Request, token_bytes: Any) -> None:
@@ -109,8 +120,7 @@ class GuidedRunner(Runner):
         self.guides: dict[int, Guide] = {}  # by the id of the request
         self._token_bytes = tokenizer.token_bytes
 
-    def _rows_of(self, ready: list[Request]) -> Rows:
-        rows = super()._rows_of(ready)
+    def _edited(self, rows: Rows, ready: list[Request]) -> Rows:
         if not self.guides:
             return rows
         size = self.model.config.vocab_size

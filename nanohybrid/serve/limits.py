@@ -27,10 +27,13 @@ class Limits:
     max_tools: int = _limit(128, "tools of a request")
     max_schema_bytes: int = _limit(64 << 10, "bytes of one JSON schema")
     max_schema_depth: int = _limit(32, "how deep a JSON schema may nest")
+    max_regex_bytes: int = _limit(2048, "bytes of a regular expression, or of the texts to choose from")
+    max_regex_repeats: int = _limit(20_000, "product of the counts in braces of a regular expression, in a schema too")
     max_stops: int = _limit(16, "stop strings of a request")
     max_stop_bytes: int = _limit(256, "bytes of one stop string")
     max_logit_bias: int = _limit(1024, "entries of logit_bias")
-    max_n: int = _limit(8, "choices of a request, and prompts of a completion times n")
+    max_n: int = _limit(8, "choices of a request")
+    max_prompts: int = _limit(128, "prompts of a completion, times n")
     max_logprobs: int = _limit(20, "alternatives shown for each token")
     max_connections: int = _limit(1024, "connections at once, the idle ones too")
     body_seconds: float = _limit(30.0, "how long a body may take to arrive")
@@ -55,8 +58,20 @@ class Limits:
                 raise ApiError(400, f"{param} is larger than {self.max_schema_bytes:,} bytes (--max-schema-bytes)", param)
             if isinstance(value, dict) and isinstance(value.get("$ref"), str):
                 _resolve(schema, value["$ref"], param)
+            if isinstance(value, dict) and isinstance(value.get("pattern"), str):
+                self.regex(value["pattern"], param)
+
+    def regex(self, pattern: str, param: str) -> None:
+        """Refuse a regular expression that is too large, or whose repeats, if they were nested, would make too large an automaton:
+        a million states take seconds of a step that others wait for."""
+        self.count(len(pattern.encode("utf-8", "replace")), "max_regex_bytes", param, "bytes")
+        repeats = 1
+        for found in _COUNTS.finditer(pattern):
+            repeats = min(repeats * max(int(number[:9]) if number else 1 for number in found.groups()), 1 << 62) or 1
+        self.count(repeats, "max_regex_repeats", param, "repeats")
 
 
+_COUNTS = re.compile(r"\{\s*([0-9]+)\s*,?\s*([0-9]*)\s*\}")
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 

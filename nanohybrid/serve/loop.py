@@ -27,6 +27,8 @@ class Update:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: Top = field(default_factory=list)
+    prompt_logprobs: list[float] = field(default_factory=list)  # told once, with the first token
+    prompt_top: Top = field(default_factory=list)
     completion: Completion | None = None
 
 
@@ -55,6 +57,8 @@ class Ticket:
         pending.tokens += update.tokens
         pending.logprobs += update.logprobs
         pending.top += update.top
+        pending.prompt_logprobs += update.prompt_logprobs
+        pending.prompt_top += update.prompt_top
         pending.completion = update.completion
         self._ended = update.completion is not None
         self._changed.set()
@@ -217,6 +221,9 @@ class EngineLoop:
             if request.finished:
                 del self._tickets[request.id]
                 self.runner.guides.pop(request.id, None)
+                if ticket.guide is not None and ticket.guide.broken:
+                    error = f"the form cannot be kept any longer: {ticket.guide.broken}"
+                    self._call(ticket.fail, ApiError(400, error, code="form_too_complex"))
             if request.finished or ticket.live:
                 said.append((ticket, self._news(ticket, request)))
         if self._waiting:
@@ -226,11 +233,14 @@ class EngineLoop:
 
     def _news(self, ticket: Ticket, request: Request) -> Update:
         begin, ticket.seen = ticket.seen, len(request.tokens)
+        scores = request.scores if begin == 0 else None
         return Update(
             request.take_text(),
             request.tokens[begin:],
             [] if request.logprobs is None else request.logprobs[begin:],
             [] if request.top_logprobs is None else request.top_logprobs[begin:],
+            [] if scores is None else scores.logprobs,
+            [] if scores is None else scores.top,
             request.completion() if request.finished else None,
         )
 

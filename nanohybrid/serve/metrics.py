@@ -1,8 +1,11 @@
 """What Prometheus is told: https://prometheus.io/docs/practices/naming. A registry of its own for each server."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from nanohybrid.engine import Completion
 
@@ -29,6 +32,7 @@ class Metrics:
         gauge("slots_total", "slots of recurrent state", lambda: scheduler.slots.size)
         gauge("pages_free", "free pages of keys and values", lambda: scheduler.pages.free)
         gauge("pages_total", "pages of keys and values", lambda: scheduler.pages.size)
+        registry.register(_Preemptions(loop))
         self._first = Histogram(
             "nanohybrid_time_to_first_token_seconds", "from arrival to the first token", buckets=FIRST, registry=registry
         )
@@ -70,3 +74,15 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class _Preemptions(Collector):
+    """Counted by the scheduler, asked of it when read."""
+
+    def __init__(self, loop: "EngineLoop") -> None:
+        self._scheduler = loop.engine.scheduler
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The one counter."""
+        text = "times a running request was put aside for want of pages"
+        yield CounterMetricFamily("nanohybrid_preemptions", text, self._scheduler.preemptions)

@@ -136,6 +136,7 @@ def as_chat(body: ResponseRequest) -> dict[str, Any]:
         "model": body.model, "messages": messages, "tools": tools or None, "max_tokens": body.max_output_tokens, "stream": body.stream,
         "tool_choice": {"type": "function", "function": {"name": chosen.name}} if isinstance(chosen, ChosenTool) else chosen,
         "reasoning_effort": body.reasoning.effort if body.reasoning else None, "response_format": form,
+        "parallel_tool_calls": body.parallel_tool_calls,
         **body.model_dump(include=SAME),
     }  # fmt: skip
     return {key: value for key, value in asked.items() if value is not None}
@@ -239,7 +240,8 @@ class Responding:
             "id": self.id, "object": "response", "created_at": self.created, "model": self.chat.service.settings.name, "status": status,
             "output": self.items, "error": None, "instructions": body.instructions, "max_output_tokens": body.max_output_tokens,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None, "metadata": body.metadata or {},
-            "parallel_tool_calls": True, "temperature": body.temperature, "top_p": body.top_p, "tool_choice": body.tool_choice or "auto",
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "temperature": body.temperature, "top_p": body.top_p, "tool_choice": body.tool_choice or "auto",
             "tools": [{"strict": None, **tool.model_dump()} for tool in body.tools or ()],
         }  # fmt: skip
         if isinstance(body.tool_choice, ChosenTool):

@@ -26,6 +26,20 @@ class StreamOptions(Loose):
     include_usage: bool = False
 
 
+class StructuredOutputs(Request):
+    """As vLLM names it: one of a regular expression, a JSON schema, and texts of which the answer is one."""
+
+    regex: str | None = None
+    json_: dict[str, Any] | None = Field(None, alias="json")
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(value is not None for value in (self.regex, self.json_, self.choice)) != 1:
+            raise ValueError("give one of regex, json and choice")
+        return self
+
+
 class Ignored(Request):
     """Taken and without effect."""
 
@@ -59,6 +73,8 @@ class Decoding(Ignored):
     max_thinking_tokens: Count | None = None
     thinking_grace: Count | None = None
     cache_salt: str | None = Field(None, max_length=256)
+    structured_outputs: StructuredOutputs | None = None
+    guided_regex: str | None = None
 
     @property
     def budget(self) -> int | None:
@@ -164,7 +180,7 @@ class ChatRequest(Decoding):
 
 class CompletionRequest(Decoding):
     prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: int | None = Field(16, ge=1)
+    max_tokens: int | None = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0)
     echo: bool = False
     suffix: str | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanohybrid.engine import LLM, Completion, Engine, SamplingParams
+from nanohybrid.engine.plan import STEP_TOKENS
 from nanohybrid.errors import NanohybridError
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.guided import Grammars
@@ -29,7 +30,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server is told once. `keys` are API keys; without any, everyone is let in."""
+    """What a server is told once. `keys` are API keys; without any, everyone is let in. `step_tokens`, `pages`, `overcommit` and
+    `deterministic` are the engine's."""
 
     name: str = "nanohybrid"
     max_context: int = 8192
@@ -37,6 +39,10 @@ class Settings:
     thinking_budget: int | None = None
     thinking_grace: int = 500
     cache_bytes: int = 0
+    step_tokens: int = STEP_TOKENS
+    pages: int | None = None
+    overcommit: bool = False
+    deterministic: bool = False
     keys: tuple[str, ...] = ()
 
 
@@ -46,7 +52,10 @@ class Service:
     def __init__(self, llm: LLM, settings: Settings, limits: Limits | None = None, on_death: Callable[[], None] = lambda: None) -> None:
         self.llm, self.settings, self.limits = llm, settings, limits or Limits()
         context = min(settings.max_context, llm.model.config.max_position_embeddings)
-        engine = Engine(llm.model, llm.tokenizer, max_running=llm.max_running, max_context=context, cache_bytes=settings.cache_bytes)
+        engine = Engine(
+            llm.model, llm.tokenizer, llm.max_running, context, settings.step_tokens, settings.pages,
+            overcommit=settings.overcommit, cache_bytes=settings.cache_bytes, deterministic=settings.deterministic, **llm.options,
+        )  # fmt: skip
         self.loop = EngineLoop(engine, settings.max_queued, self.limits.queue_seconds, on_death)
         self.metrics = Metrics(self.loop)
         self.began = int(time.time())

@@ -23,7 +23,7 @@ def next_token_loss(model: HybridLM, batch: Batch) -> tuple[Tensor, int]:
 @torch.no_grad()
 def mean_loss(model: HybridLM, batches: Iterable[Batch], mode: Mode = "fp32") -> float:
     """Mean loss of a token over some batches."""
-    device = model.head_weight.device
+    device = model.device
     total, count = 0.0, 0
     for batch in batches:
         with autocast(mode, device):

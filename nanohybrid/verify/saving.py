@@ -19,18 +19,18 @@ WHOLE = 2**30  # bytes of weights up to which the model itself is written; of a 
 def saved_is_loaded(subject: Subject) -> Line:
     """Save, load, compare: every parameter and every logit, bit for bit."""
     model, on = subject.model, "the model"
-    dtype = model.head_weight.dtype
+    dtype = model.dtype
     if Footprint.of(model.config, dtype).weight_bytes > WHOLE:
         model, on = small_model(model.config).to(dtype), "a small copy"
     with tempfile.TemporaryDirectory(prefix="nanohybrid-verify-") as directory:
         save(model, Path(directory) / "checkpoint")
-        again = load(Path(directory) / "checkpoint", device=model.head_weight.device)
+        again = load(Path(directory) / "checkpoint", device=model.device)
         return Line("save -> load -> equal", on, _largest(model, again, dtype), 0.0)
 
 
 def _largest(model: HybridLM, again: HybridLM, dtype: torch.dtype) -> float:
     """The largest difference of any parameter or logit; infinite where names, shapes or types differ."""
-    if parameters(again.config) != parameters(model.config) or again.head_weight.dtype != dtype:
+    if parameters(again.config) != parameters(model.config) or again.dtype != dtype:
         return float("inf")
     found = dict(again.named_parameters())
     differences = [_distance(parameter, found[name]) for name, parameter in model.named_parameters()]

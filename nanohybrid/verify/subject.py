@@ -18,7 +18,7 @@ class Subject:
 
     def __init__(self, model: HybridLM, seed: int = 0) -> None:
         self.model = model.eval()
-        self.device = model.head_weight.device
+        self.device = model.device
         generator = torch.Generator().manual_seed(seed)
         self.text = torch.randint(model.config.vocab_size, (LENGTH,), generator=generator).to(self.device)
 
@@ -39,7 +39,7 @@ class Subject:
 
     def state(self, slots: int) -> State:
         """Pools for `slots` texts of full length."""
-        dtype = self.model.head_weight.dtype
+        dtype = self.model.dtype
         return State.allocate(self.model.config, slots, slots * LENGTH // PAGE, PAGE, dtype, self.device)
 
     @torch.no_grad()
@@ -55,5 +55,5 @@ class Subject:
 
     def line(self, what: str, on: str, found: Tensor, expected: Tensor) -> Line:
         """The result of comparing logits."""
-        tolerance = TOLERANCE[self.model.head_weight.dtype]
+        tolerance = TOLERANCE[self.model.dtype]
         return Line(what, on, self.difference(found, expected), tolerance, self.forgetful)

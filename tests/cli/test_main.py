@@ -181,7 +181,15 @@ def test_what_the_machine_refuses_is_one_line_and_exit_2(fake, refusal, line, ca
 def test_a_form_of_the_ops_that_does_not_exist_is_refused_before_any_work(fake, monkeypatch, capsys):
     monkeypatch.setenv("NANOHYBRID_KERNELS", "banana")
     assert cli.main(["fake", "--out", "o"]) == 2 and fake.recipe is None
-    assert "NANOHYBRID_KERNELS is 'banana': known are reference, torch" in capsys.readouterr().err
+    assert "NANOHYBRID_KERNELS is 'banana': known are reference, torch, numba, triton" in capsys.readouterr().err
+
+
+def test_triton_on_a_machine_without_a_gpu_is_refused_before_any_work(fake, monkeypatch, capsys):
+    monkeypatch.setenv("NANOHYBRID_KERNELS", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["fake", "--out", "o"]) == 2 and fake.recipe is None
+    assert "there is no CUDA GPU" in capsys.readouterr().err
 
 
 def test_bytes_that_are_no_text_and_text_that_the_terminal_lacks_are_no_traceback():

@@ -38,7 +38,7 @@ def chat(capsys, monkeypatch):
 @pytest.fixture
 def talk(model, tokenizer):
     llm = LLM.__new__(LLM)
-    llm._set(model, tokenizer, None, 1)
+    llm._set(model, tokenizer, None, 1, {})
     engine = Engine(model, tokenizer, max_running=1, max_context=400)
     return Conversation(llm, engine, SamplingParams(max_tokens=20, ignore_eos=True, thinking_grace=2), frozenset({"temperature", "top_p"}))
 

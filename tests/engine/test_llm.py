@@ -17,7 +17,7 @@ def checkpoint(model, tokenizer, tmp_path_factory):
 
 def test_a_checkpoint_says_what_its_model_says(checkpoint, model, tokenizer):
     llm, params = LLM(checkpoint), SamplingParams(max_tokens=8, ignore_eos=True)
-    assert llm.model.head_weight.dtype == torch.float32  # the checkpoint's own
+    assert llm.model.dtype == torch.float32  # the checkpoint's own
     ids = tokenizer.encode("hi", bos=True)
     assert llm.generate(["hi", ids], params) == Engine(model, tokenizer, max_running=2, max_context=50).generate([ids, ids], params)
 

@@ -39,7 +39,7 @@ def test_the_9b_serves_128k_in_22_gib_and_a_dense_model_does_not():
     config, dense = HybridConfig.preset("nano-9b-v2"), HybridConfig.preset("qwen3-8b")
     plan = plan_serve(config, Footprint.of(config), 22 * GIB, 131_072)
     assert plan.slots == 1
-    with pytest.raises(InputError, match="raise --memory-gib or shorten --context"):
+    with pytest.raises(InputError, match="raise --memory-gib or shorten the context"):
         plan_serve(dense, Footprint.of(dense), 22 * GIB, 131_072)
 
 

@@ -27,10 +27,13 @@ class Memory(RuleBasedStateMachine):
     A slot holds (request, tokens computed); a page the tokens written to it, as (request, position).
     """
 
-    @initialize(slots=st.integers(1, 4), pages=st.integers(10, 24), budget=st.integers(1, 300), overcommit=st.booleans())
-    def begin(self, slots, pages, budget, overcommit):
+    @initialize(
+        slots=st.integers(1, 4), pages=st.integers(10, 24), budget=st.integers(1, 300), overcommit=st.booleans(), drafts=st.integers(0, 9)
+    )
+    def begin(self, slots, pages, budget, overcommit, drafts):
         pools = SlotPool(slots), PagePool(pages)
         self.scheduler = Scheduler(*pools, page_size=PAGE, max_context=10 * PAGE, token_budget=budget, overcommit=overcommit)
+        self.scheduler.propose = (lambda _, room: [6] * min(room, drafts)) if drafts else None
         self.slots, self.pages = {}, {}
         self.alive, self.count, self.begun = [], 0, []
 
@@ -88,15 +91,22 @@ class Memory(RuleBasedStateMachine):
         decoding = {r.id for r in self.scheduler.running.values() if r.known - r.computed == 1}
         assert decoding <= {r.id for r, _, _ in work}, "a decoding request was left out of a step"
         for r, start, length in work:
-            assert start == r.computed and (start + length == r.known or (start + length) % CHUNK == 0)
+            drafted = len(r.draft)
+            assert start == r.computed and (start + length - drafted == r.known or (start + length) % CHUNK == 0)
+            assert not drafted or (r.known + drafted < r.most_tokens and r.known - start == 1)
             if start:
                 assert self.slots[r.slot.ids[0]][1] == start, "the slot holds another length or another request's state"
                 self.owned(r, start)
-            self.slots[r.slot.ids[0]] = (r.id, start + length)
+            stay = self.count % (drafted + 1)  # so many of the draft are what it says
+            self.slots[r.slot.ids[0]] = (r.id, start + length - drafted + stay)
             for position in range(start, start + length):
                 self.pages.setdefault(r.pages.ids[position // PAGE], {})[position % PAGE] = (r.id, position)
-            r.computed += length
-            if r.computed == r.known and r.accept(5):
+            r.computed += length - drafted + stay
+            ended = False
+            for _ in range(stay + 1 if r.computed >= r.known else 0):
+                ended = r.accept(5)
+            r.draft = []
+            if ended:
                 self.alive.remove(r)
                 self.scheduler.remove(r)
 

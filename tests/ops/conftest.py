@@ -58,3 +58,22 @@ def agree() -> Callable[..., None]:
             assert difference <= tolerance * truth[name].abs().max().clamp(min=0.1), f"{name}: {difference:.3g}"
 
     return check
+
+
+@pytest.fixture(scope="session")
+def chip() -> torch.device:
+    """Where Triton kernels run: on a CUDA device, or without one on the CPU, in Triton's interpreter (tests/conftest.py)."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def close() -> Callable[..., None]:
+    """close(found, truth, tolerance): the norm of the difference relative to that of the truth; no NaN passes."""
+
+    def check(found: Tensor, truth: Tensor, tolerance: float) -> None:
+        truth = truth.double().cpu()
+        assert found.shape == truth.shape
+        error = float((found.double().cpu() - truth).norm() / truth.norm().clamp(min=1e-30))
+        assert error <= tolerance, f"relative error {error:.3g}"
+
+    return check

@@ -1,9 +1,12 @@
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import sse
+from serving import sse, started
+
+from nanohybrid.serve.limits import Limits
 
 pytest.importorskip("llguidance")
 ADD = {
@@ -66,12 +69,43 @@ def test_log_probabilities_of_a_held_answer_are_json(serve):
     assert answer.status_code == 200 and min(t["logprob"] for t in answer.json()["choices"][0]["logprobs"]["content"]) > -9999
 
 
+@pytest.mark.parametrize("thinking", [True, False])
+def test_an_answer_matches_a_regular_expression_as_a_whole(serve, thinking):
+    pattern = r"(19|20)[0-9]{2}-[a-f]{2,4}(é|ß)?"
+    for form in ({"structured_outputs": {"regex": pattern}}, {"guided_regex": pattern}):
+        answers = [serve.chat(**ASK, seed=seed, chat_template_kwargs={"enable_thinking": thinking}, **form).json() for seed in range(3)]
+        assert all(re.fullmatch(pattern, answer["choices"][0]["message"]["content"]) for answer in answers)
+    text = serve.http.post("/v1/completions", json={**ASK, "prompt": "a", "structured_outputs": {"regex": pattern}}).json()
+    assert re.fullmatch(pattern, text["choices"][0]["text"])
+
+
+def test_an_answer_is_one_of_the_texts(serve):
+    texts = ["yes", 'no "maybe"', "über\n"]
+    form = {"structured_outputs": {"choice": texts}, "chat_template_kwargs": {"enable_thinking": False}}
+    said = {serve.chat(**ASK, seed=seed, **form).json()["choices"][0]["message"]["content"] for seed in range(12)}
+    assert said <= {text.strip() for text in texts} and len(said) > 1
+    answer = serve.chat(**ASK, seed=1, structured_outputs={"json": RATE}).json()["choices"][0]["message"]["content"]
+    assert set(json.loads(answer)) == {"city", "score"}
+
+
+def test_a_form_that_outgrows_its_bounds_fails_its_own_request_only():
+    ask = {**ASK, "chat_template_kwargs": {"enable_thinking": False}, "structured_outputs": {"regex": "(a{1000}){1000}"}}
+    with started(limits=Limits(max_regex_repeats=1 << 20)) as serve:
+        answer = serve.chat(**ask, stream=True)
+        assert json.loads(answer.text.split("data: ")[-1])["error"]["code"] == "form_too_complex"
+        assert serve.chat(**ASK).status_code == 200
+        serve.until(serve.idle)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         {"response_format": schema({"type": "integer", "minimum": 5, "maximum": 1})},
         {"response_format": schema({"type": "nonsense"})},
         {"response_format": schema(RATE), "ignore_eos": True},
+        {"response_format": schema(RATE), "structured_outputs": {"regex": "a"}},
+        {"guided_regex": "a", "structured_outputs": {"regex": "a"}},
+        {"structured_outputs": {"regex": "(?=a)b"}},
         {"response_format": schema(RATE), "tools": [ADD], "tool_choice": "required"},
     ],
 )

@@ -9,7 +9,8 @@ from nanohybrid.serve.service import Settings
 
 SMALL = Limits(
     max_body_bytes=20_000, max_header_bytes=2000, max_headers=20, max_json_depth=20, max_messages=3, max_tools=2, max_schema_bytes=500,
-    max_schema_depth=5, max_stops=2, max_stop_bytes=8, max_logit_bias=2, max_n=2, max_logprobs=3, max_connections=50, body_seconds=0.5,
+    max_schema_depth=5, max_stops=2, max_stop_bytes=8, max_logit_bias=2, max_n=2, max_prompts=3, max_regex_bytes=50,
+    max_regex_repeats=100, max_logprobs=3, max_connections=50, body_seconds=0.5,
 )  # fmt: skip
 HI = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 
@@ -109,7 +110,16 @@ def test_what_is_refused_is_named(serve, more, param):
         ({"prompt": [[1], []]}, "prompt"),
         ({"prompt": [10**6]}, None),
         ({}, "prompt"),
-        ({"prompt": ["a", "b", "c"]}, "prompt"),
+        ({"prompt": ["a", "b", "c", "d"]}, "prompt"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "structured_outputs": {"regex": "a" * 60}}, "structured_outputs.regex"),
+        ({"prompt": "a", "guided_regex": "("}, None),
+        ({"prompt": "a", "guided_regex": "(a{11}){0,10}"}, "guided_regex"),
+        ({"prompt": "a", "structured_outputs": {"json": {"pattern": "(a{2,9}){99999999999999}"}}}, "structured_outputs.json"),
+        ({"prompt": "a", "structured_outputs": {"choice": ["a" * 60]}}, "structured_outputs.choice"),
+        ({"prompt": "a", "structured_outputs": {"json": nested(6)}}, "structured_outputs.json"),
+        ({"prompt": "a", "structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"prompt": "a", "structured_outputs": {}}, "structured_outputs"),
         ({"prompt": ["a", "b"], "n": 2}, "prompt"),
         ({"prompt": "a", "logprobs": 4}, "logprobs"),
         ({"prompt": "a", "best_of": 5}, "best_of"),

@@ -156,3 +156,10 @@ def test_a_mark_that_comes_after_the_budget_ended_the_trace_is_dropped():
 def test_a_call_inside_the_trace_is_thought():
     thought, said, found = part(f"{block(ADD)}</think>{block(ADD)}", [], thinking=True, tools=NAMES)
     assert thought == block(ADD) and said == "" and [e.name for e in found if isinstance(e, CallBegins)] == ["add"]
+
+
+def test_where_calls_may_not_be_parallel_only_the_first_is_made():
+    text = f"see {block(ADD, ADD)}{block(ADD)} done"
+    _, said, found = part(text, [], thinking=False, tools=NAMES, most_calls=1)
+    assert (said, [e.name for e in found if isinstance(e, CallBegins)]) == ("see  done", ["add"])
+    assert "".join(e.text for e in found if isinstance(e, Arguments)) == json.dumps(WANTED[1])

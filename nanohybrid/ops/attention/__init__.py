@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nanohybrid.ops.attention import ragged, reference
-from nanohybrid.ops.dispatch import choose
+from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.layout import Layout
+
+TRITON = Kernel("nanohybrid.ops.attention.triton:attention")
 
 
 @dataclass(frozen=True)
@@ -23,4 +25,6 @@ def attention(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache
     With a cache, keys and values are first written to the layout's pages, and a sequence that continues attends to all that
     its pages hold. Query head h reads key head h // (H // K).
     """
-    return choose(reference=reference.attention, torch=ragged.attention)(q_THP, k_TKP, v_TKP, layout, cache)
+    form = choose(q_THP, k_TKP, v_TKP, reference=reference.attention, torch=ragged.attention, triton=TRITON)
+    o_THP: Tensor = form(q_THP, k_TKP, v_TKP, layout, cache)
+    return o_THP

@@ -1,10 +1,14 @@
 """Depthwise causal convolution over a ragged batch, with the last inputs of each sequence carried across calls."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from nanohybrid.ops.causal_conv import reference, shifted
-from nanohybrid.ops.dispatch import choose
+from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.layout import Layout
+
+PLAIN = Kernel("nanohybrid.ops.causal_conv.triton:causal_conv")
+WITH_SILU = Kernel("nanohybrid.ops.causal_conv.triton:conv_silu")
 
 
 def causal_conv(
@@ -15,4 +19,22 @@ def causal_conv(
     initial_SWC [S, W-1, C]: the inputs that came before, the latest last; None is zeros. Computed and returned in fp32
     (float64 for float64), with, where `keep`, the inputs that the next call needs, [S, W-1, C] in the dtype of x.
     """
-    return choose(reference=reference.causal_conv, torch=shifted.causal_conv)(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
+    conv = choose(x_TC, weight_CW, bias_C, initial_SWC, reference=reference.causal_conv, torch=shifted.causal_conv, triton=PLAIN)
+    y_TC, last_SWC = conv(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
+    return y_TC, last_SWC
+
+
+def conv_silu(
+    x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None = None, keep: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """silu(causal_conv) in the dtype of x, computed in fp32 (float64 for float64), and the inputs that the next call needs."""
+    conv = choose(x_TC, weight_CW, bias_C, initial_SWC, reference=_then_silu, torch=_then_silu, triton=WITH_SILU)
+    y_TC, last_SWC = conv(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
+    return y_TC, last_SWC
+
+
+def _then_silu(
+    x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    y_TC, last_SWC = causal_conv(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
+    return F.silu(y_TC).to(x_TC.dtype), last_SWC

@@ -28,7 +28,7 @@ def quantize(x_MK: Tensor, rows: int = 1, columns: int = GROUP) -> tuple[Tensor,
 
 def dequantize(q_MK: Tensor, scales: Tensor, rows: int = 1, columns: int = GROUP) -> Tensor:
     """The fp32 numbers that e4m3 values and their scales stand for."""
-    return _flat(_grouped(_widened(q_MK), rows, columns) * scales[:, None, :, None], q_MK.shape)
+    return _flat(_grouped(widened(q_MK), rows, columns) * scales[:, None, :, None], q_MK.shape)
 
 
 def rounded(x_MK: Tensor, rows: int = 1, columns: int = GROUP) -> Tensor:
@@ -72,7 +72,7 @@ def _numbers(device: torch.device) -> Tensor:
     return torch.arange(256, dtype=torch.uint8, device=device).view(E4M3).float()
 
 
-def _widened(q_MK: Tensor) -> Tensor:
+def widened(q_MK: Tensor) -> Tensor:
     """E4M3 as fp32. A look-up: on a CPU torch's own cast takes five times as long."""
     bits = q_MK.contiguous().view(torch.uint8).int().flatten()
     return _numbers(q_MK.device).index_select(0, bits).view(q_MK.shape)

@@ -2,9 +2,11 @@
 
 from torch import Tensor
 
-from nanohybrid.ops.dispatch import choose
+from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.ssd_scan import chunked, reference
+
+TRITON = Kernel("nanohybrid.ops.ssd_scan.triton:ssd_scan")
 
 
 def ssd_scan(
@@ -24,5 +26,5 @@ def ssd_scan(
     initial_SHPN: the state each sequence starts from; None is zeros. Sums run in fp32 (float64 for float64).
     Returns y_THP in fp32 (float64) and, where `keep`, the final states [S, H, P, N]; training keeps none.
     """
-    scan = choose(reference=reference.ssd_scan, torch=chunked.ssd_scan)
+    scan = choose(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN, reference=reference.ssd_scan, torch=chunked.ssd_scan, triton=TRITON)
     return scan(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, initial_SHPN, keep)

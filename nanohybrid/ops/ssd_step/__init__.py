@@ -13,4 +13,5 @@ def ssd_step(
 
     dtypes as in ssd_scan.
     """
-    return choose(reference=reference.ssd_step, torch=batched.ssd_step)(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN)
+    step = choose(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN, reference=reference.ssd_step, torch=batched.ssd_step)
+    return step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN)

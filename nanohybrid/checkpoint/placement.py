@@ -1,0 +1,77 @@
+"""Which tensors a checkpoint's files will hold, of what types, and in which file each: known before the first is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import NamedTuple
+
+import torch
+
+from nanohybrid.checkpoint.dialects import NEMOTRON, OWN, model_type
+from nanohybrid.checkpoint.header import FLOATS
+from nanohybrid.checkpoint.match import SINGLE
+from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, disk_names
+from nanohybrid.checkpoint.quantization import PACKED, PLAIN, SCALE, SHAPE
+from nanohybrid.config import HybridConfig
+from nanohybrid.errors import InputError
+from nanohybrid.model.declare import parameters
+from nanohybrid.ops import quantized
+
+SHARD_BYTES = 5 * 10**9
+
+
+class Placed(NamedTuple):
+    """One tensor of a file: our name for it, its name on the disk, type and shape."""
+
+    name: str
+    disk: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def placed_tensors(config: HybridConfig, dtype: torch.dtype | Mapping[str, torch.dtype], formats: Mapping[str, str]) -> list[Placed]:
+    """What is to be written, in the order of the forward pass. A tied head of a hybrid is written too, for readers that know no tie."""
+    declared, disk = parameters(config), disk_names(config)
+    result: list[Placed] = []
+    for name in declared:
+        if name in formats:
+            result += _parts(name, disk[name], formats[name], declared[name].shape)
+            continue
+        kind = dtype if isinstance(dtype, torch.dtype) else dtype[name]
+        if kind not in FLOATS.values():
+            raise InputError(f"{name} cannot be saved as {kind}: known are {', '.join(map(str, FLOATS.values()))}")
+        result.append(Placed(name, disk[name], kind, declared[name].shape))
+    if config.tie_word_embeddings and model_type(config) in (NEMOTRON, OWN):
+        embeddings = next(placed for placed in result if placed.name == EMBEDDINGS)
+        result.append(Placed(HEAD, HEAD, embeddings.dtype, embeddings.shape))
+    return result
+
+
+def _parts(name: str, disk: str, format: str, shape: tuple[int, ...]) -> list[Placed]:
+    """The tensors of one quantised matrix (quantization.py)."""
+    ours, theirs = name.removesuffix(PLAIN), disk.removesuffix(PLAIN)
+    (outputs, width), scales = quantized.shapes(format, shape[0], shape[1])
+    parts: list[tuple[str, torch.dtype, tuple[int, ...]]] = [(PLAIN, quantized.CODES[format], (outputs, width))]
+    if format == "int4":
+        parts = [(PACKED, torch.int32, (outputs, width // 4)), (SHAPE, torch.int64, (2,))]
+    parts.append((SCALE, quantized.SCALES[format], scales))
+    return [Placed(ours + part, theirs + part, dtype, of_part) for part, dtype, of_part in parts]
+
+
+def shards(tensors: list[Placed], most: int) -> dict[str, list[Placed]]:
+    """Files and what lies in each: in order, as many as fit in `most` bytes, at least one."""
+    files: list[list[Placed]] = [[]]
+    for placed in tensors:
+        if files[-1] and sum(other.bytes for other in files[-1]) + placed.bytes > most:
+            files.append([])
+        files[-1].append(placed)
+    for shard in files:
+        shard.sort(key=lambda placed: -placed.dtype.itemsize)  # so that each tensor is aligned to its type
+    if len(files) == 1:
+        return {SINGLE: files[0]}
+    return {f"model-{index:05d}-of-{len(files):05d}.safetensors": shard for index, shard in enumerate(files, 1)}

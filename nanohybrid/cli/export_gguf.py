@@ -1,0 +1,51 @@
+"""`nanohybrid export gguf PATH OUT`: one file that llama.cpp loads, with weights, tokenizer and chat template."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanohybrid.cli.common import command_parser, print_json, table
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from nanohybrid.export import GgufExport
+
+SUMMARY = "one file for llama.cpp, with weights, tokenizer and chat template"
+TYPES = ("bf16", "f16", "f32", "q8_0", "q4_0")
+
+
+def parser() -> "jsonargparse.ArgumentParser":
+    result = command_parser("export gguf", SUMMARY)
+    result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
+    result.add_argument("out", type=Path, metavar="OUT", help="the file to write, model.gguf for instance")
+    result.add_argument("--type", choices=TYPES, default="bf16", help="of matrices and embeddings; norms and states' parameters are fp32")
+    return result
+
+
+def run(arguments: "jsonargparse.Namespace") -> int:
+    """Write the file, and say what is in it."""
+    from nanohybrid.export import GgufExport
+    from nanohybrid.stages.progress import progress
+
+    began = time.monotonic()
+    with GgufExport(arguments.path, arguments.type) as export:
+        with progress("export", export.bytes, "B") as bar:
+            export.write(arguments.out, bar.advance)
+        result = summary(export, arguments.out, time.monotonic() - began)
+    if arguments.json:
+        print_json(result)
+    else:
+        table(("file", str(arguments.out)), [(key.replace("_", " "), value) for key, value in result.items() if key != "out"])
+    return 0
+
+
+def summary(export: "GgufExport", out: Path, seconds: float) -> dict[str, object]:
+    """What was written."""
+    vocabulary = export.vocabulary
+    return {
+        "out": out, "architecture": export.architecture, "type": export.kind, "tensors": len(export.tensors),
+        "file_bytes": out.stat().st_size, **{f"bytes_{kind}": count for kind, count in export.bytes_by_type.items()},
+        "tokenizer": "none: no tokenizer.json, so ids only" if vocabulary is None else vocabulary.rule,
+        "chat_template": vocabulary is not None and vocabulary.template is not None, "seconds": round(seconds, 2),
+    }  # fmt: skip

@@ -1,0 +1,139 @@
+"""What llama.cpp calls a model of ours, its sizes and its tensors: data only, neither torch's nor the gguf library's.
+
+Hybrids are its `nemotron_h`, dense models of Qwen3's architecture its `qwen3`. Of a hybrid's layers llama.cpp is told by two
+lists of a number a layer: the width of the MLP and the number of key/value heads. Where both are 0 the layer is Mamba-2.
+
+    ours                                    nemotron_h                 stored as
+    backbone.layers.7.mixer.A_log           blk.7.ssm_a                -exp(A_log), [H, 1]
+    backbone.layers.7.mixer.D               blk.7.ssm_d                [H, 1]
+    backbone.layers.7.mixer.dt_bias         blk.7.ssm_dt.bias          [H]
+    backbone.layers.7.mixer.conv1d.weight   blk.7.ssm_conv1d.weight    [channels, window], without the axis of one
+    backbone.layers.7.mixer.norm.weight     blk.7.ssm_norm.weight      [groups, channels of a group]
+
+Names and shapes: llama.cpp's src/llama-arch.cpp, src/models/nemotron-h.cpp and qwen3.cpp (November 2026).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from nanohybrid.checkpoint.dialects import NEMOTRON, QWEN, model_type
+from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
+from nanohybrid.errors import InputError
+from nanohybrid.model.declare import parameters
+
+Value = int | float | list[int]
+Role = Literal["matrix", "embedding", "vector", "decay"]
+
+WHOLE = {
+    "backbone.embeddings.weight": "token_embd.weight",
+    "backbone.norm_f.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+MIXERS = {
+    "in_proj.weight": "ssm_in.weight", "conv1d.weight": "ssm_conv1d.weight", "conv1d.bias": "ssm_conv1d.bias", "dt_bias": "ssm_dt.bias",
+    "A_log": "ssm_a", "D": "ssm_d", "norm.weight": "ssm_norm.weight", "out_proj.weight": "ssm_out.weight",
+    "q_proj.weight": "attn_q.weight", "k_proj.weight": "attn_k.weight", "v_proj.weight": "attn_v.weight",
+    "o_proj.weight": "attn_output.weight", "q_norm.weight": "attn_q_norm.weight", "k_norm.weight": "attn_k_norm.weight",
+    "gate_proj.weight": "ffn_gate.weight", "up_proj.weight": "ffn_up.weight", "down_proj.weight": "ffn_down.weight",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """One tensor of the file: its name there, the shape it is stored in, and what it is.
+
+    matrix     multiplies activations; may be quantised
+    embedding  is looked up row by row; may be quantised
+    vector     a norm, a bias, a conv window: always fp32
+    decay      a vector, of which -exp() is stored
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+
+
+def architecture(config: HybridConfig) -> str:
+    """llama.cpp's name for a model of this configuration. Raises InputError that names what it has no architecture for."""
+    kind = model_type(config)
+    if kind == QWEN:
+        return kind
+    if kind == NEMOTRON:
+        _check_hybrid(config)
+        return kind
+    asked = {
+        f"rotary positions (rope_theta = {config.rope_theta})": ATTENTION in config.pattern and config.rope_theta is not None,
+        "a norm of queries and keys (qk_norm)": ATTENTION in config.pattern and config.qk_norm,
+        "a gated MLP (mlp_activation = swiglu)": MLP in config.pattern and config.mlp_activation == "swiglu",
+    }
+    options = " and ".join(name for name, given in asked.items() if given)
+    raise InputError(
+        f"llama.cpp has no architecture for the pattern {config.pattern[:40]} with {options}: "
+        "it knows hybrids without these, and *-*-... with all three"
+    )
+
+
+def _check_hybrid(config: HybridConfig) -> None:
+    if MAMBA not in config.pattern or ATTENTION not in config.pattern:
+        lacking = "Mamba-2" if MAMBA not in config.pattern else "attention"
+        raise InputError(f"the pattern {config.pattern[:40]} has no {lacking} layer, and llama.cpp's {NEMOTRON} aborts without one of each")
+    if config.time_step_limit[0] > 0 or config.time_step_limit[1] < math.inf:
+        raise InputError(f"time_step_limit is {list(config.time_step_limit)}, and llama.cpp does not limit time steps")
+    if config.conv_kernel < 2:
+        raise InputError("conv_kernel is 1, and llama.cpp needs a conv that remembers at least one token")
+
+
+def sizes(config: HybridConfig) -> dict[str, Value]:
+    """The keys of the file that describe the model, without the architecture's name before them."""
+    kind = architecture(config)
+    common: dict[str, Value] = {
+        "vocab_size": config.vocab_size, "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
+        "attention.head_count": config.num_attention_heads, "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim, "attention.layer_norm_rms_epsilon": config.layer_norm_epsilon,
+    }  # fmt: skip
+    if kind == QWEN:
+        assert config.rope_theta is not None
+        return common | {
+            "block_count": config.num_hidden_layers // 2, "feed_forward_length": config.intermediate_size,
+            "attention.head_count_kv": config.num_key_value_heads, "rope.freq_base": config.rope_theta,
+        }  # fmt: skip
+    return common | {
+        "block_count": config.num_hidden_layers, "attention.layer_norm_epsilon": config.layer_norm_epsilon,
+        "feed_forward_length": [config.intermediate_size if layer == MLP else 0 for layer in config.pattern],
+        "attention.head_count_kv": [config.num_key_value_heads if layer == ATTENTION else 0 for layer in config.pattern],
+        "ssm.conv_kernel": config.conv_kernel, "ssm.state_size": config.ssm_state_size, "ssm.group_count": config.n_groups,
+        "ssm.inner_size": config.mamba_inner_size, "ssm.time_step_rank": config.mamba_num_heads,
+    }  # fmt: skip
+
+
+def targets(config: HybridConfig) -> dict[str, Target]:
+    """Our name of every tensor -> what it becomes, in the order of the forward pass. A tied head is not stored a second time."""
+    kind = architecture(config)
+    return {name: _target(name, declared.shape, declared.part, kind, config) for name, declared in parameters(config).items()}
+
+
+def _target(name: str, shape: tuple[int, ...], part: str, kind: str, config: HybridConfig) -> Target:
+    if name in WHOLE:
+        role: Role = "embedding" if part == "embedding" else "matrix" if part == "head" else "vector"
+        return Target(WHOLE[name], shape, role)
+    _, _, index, *rest = name.split(".")
+    block, leaf = int(index), ".".join(rest).removeprefix("mixer.")
+    if ".".join(rest) == "norm.weight":
+        after_attention = kind == QWEN and part == MLP
+        return Target(f"blk.{_block(block, kind)}.{'ffn_norm' if after_attention else 'attn_norm'}.weight", shape, "vector")
+    place = f"blk.{_block(block, kind)}.{MIXERS[leaf]}"
+    if leaf in ("A_log", "D"):
+        return Target(place, (*shape, 1), "decay" if leaf == "A_log" else "vector")
+    if leaf == "norm.weight":
+        return Target(place, (config.n_groups, config.mamba_inner_size // config.n_groups), "vector")
+    if leaf == "conv1d.weight":
+        return Target(place, (shape[0], shape[2]), "vector")
+    return Target(place, shape, "matrix" if len(shape) == 2 else "vector")
+
+
+def _block(layer: int, kind: str) -> int:
+    """One of Qwen3's blocks is two of our layers."""
+    return layer // 2 if kind == QWEN else layer

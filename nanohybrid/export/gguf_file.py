@@ -1,0 +1,172 @@
+"""A checkpoint as one GGUF file: keys, tokenizer and weights, written tensor by tensor beside its name and renamed."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from nanohybrid.checkpoint import CheckpointReader
+from nanohybrid.config import HybridConfig
+from nanohybrid.errors import InputError
+from nanohybrid.export.architecture import Role, Target, Value, architecture, sizes, targets
+from nanohybrid.export.encode import byte_count, encode, fits
+from nanohybrid.export.vocabulary import Vocabulary, read_vocabulary
+from nanohybrid.extras import require
+from nanohybrid.files import flush, scratch
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+# as a flag says it -> the type of matrices, of embeddings, and the number by which the file names the whole
+TYPES: dict[str, tuple[str, str, int]] = {
+    "bf16": ("BF16", "BF16", 32),
+    "f16": ("F16", "F16", 1),
+    "f32": ("F32", "F32", 0),
+    "q8_0": ("Q8_0", "Q8_0", 7),
+    "q4_0": ("Q4_0", "Q8_0", 2),  # embeddings are read a row a token: their bits cost no time, and a tied head needs them
+}
+WHERE_ROWS_ARE_NO_BLOCKS = "BF16"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of the file and the type it is stored as."""
+
+    source: str
+    target: Target
+    kind: GGMLQuantizationType
+    bytes: int
+
+
+class GgufExport:
+    """What `export gguf` will write: everything is checked here, and nothing is written before `write`.
+
+        with GgufExport(directory, "q8_0") as export:
+            export.write(Path("model.gguf"))
+
+    Raises CheckpointError, ConfigError or InputError in one line, where the checkpoint is damaged or llama.cpp has no
+    architecture, or no splitting rule, for it.
+    """
+
+    def __init__(self, directory: str | Path, kind: str = "bf16") -> None:
+        self._gguf = require("gguf", "gguf")
+        if kind not in TYPES:
+            raise InputError(f"there is no type {kind!r}: known are {', '.join(TYPES)}")
+        self.kind = kind
+        self.directory = Path(directory)
+        self.reader = CheckpointReader(directory)
+        self.config: HybridConfig = self.reader.config
+        self.architecture = architecture(self.config)
+        self.vocabulary = read_vocabulary(self.directory, self.config.vocab_size)
+        self.tensors = [self._stored(name, target) for name, target in targets(self.config).items()]
+
+    def __enter__(self) -> GgufExport:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.close()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors as they will be stored."""
+        return sum(stored.bytes for stored in self.tensors)
+
+    @property
+    def bytes_by_type(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for stored in self.tensors:
+            counts[stored.kind.name.lower()] += stored.bytes
+        return dict(counts)
+
+    def write(self, out: Path, progress: Callable[[int], object] | None = None) -> None:
+        """Write the file `out`, replacing one of that name; `progress` is told of bytes as they are written."""
+        if out.is_dir():
+            raise InputError(f"{out} is a directory, and a GGUF is one file: name it, {out / 'model.gguf'} for instance")
+        self.reader.check_tied_head()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = scratch(out.resolve())
+        try:
+            self._write(beside, progress)
+            flush(beside)
+            os.replace(beside, out)
+            flush(out.resolve().parent)
+        except OSError as error:
+            raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _write(self, path: Path, progress: Callable[[int], object] | None) -> None:
+        writer = self._gguf.GGUFWriter(path, self.architecture)
+        try:
+            self._add_keys(writer)
+            for stored in self.tensors:
+                writer.add_tensor_info(stored.target.name, stored.target.shape, "float32", stored.bytes, stored.kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for stored in self.tensors:
+                writer.write_tensor_data(self._encoded(stored))
+                if progress is not None:
+                    progress(stored.bytes)
+        finally:
+            writer.close()
+
+    def _encoded(self, stored: Stored) -> Any:
+        tensor: Tensor = self.reader.tensor(stored.source)
+        if stored.target.role == "decay":
+            tensor = -tensor.float().exp()
+        return encode(tensor.reshape(stored.target.shape), stored.kind, stored.source)
+
+    def _stored(self, source: str, target: Target) -> Stored:
+        kinds = self._gguf.GGMLQuantizationType
+        kind = kinds[_type_name(target.role, self.kind)]
+        if not fits(target.shape, kind):
+            kind = kinds[WHERE_ROWS_ARE_NO_BLOCKS]
+        return Stored(source, target, kind, byte_count(target.shape, kind))
+
+    def _add_keys(self, writer: GGUFWriter) -> None:
+        writer.add_name(self.directory.resolve().name)
+        writer.add_file_type(TYPES[self.kind][2])
+        writer.add_quantization_version(self._gguf.GGML_QUANT_VERSION)
+        for key, value in sizes(self.config).items():
+            _add(writer, f"{self.architecture}.{key}", value)
+        if self.vocabulary is None:
+            writer.add_tokenizer_model("none")  # llama.cpp then takes and gives ids only
+        else:
+            _add_vocabulary(writer, self.vocabulary)
+
+
+def _type_name(role: Role, kind: str) -> str:
+    matrix, embedding, _ = TYPES[kind]
+    return {"matrix": matrix, "embedding": embedding}.get(role, "F32")
+
+
+def _add(writer: GGUFWriter, key: str, value: Value) -> None:
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_uint32(key, value)
+
+
+def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model("gpt2")  # llama.cpp's name of byte-level BPE
+    writer.add_tokenizer_pre(vocabulary.rule)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
+    writer.add_bos_token_id(vocabulary.bos)
+    writer.add_eos_token_id(vocabulary.eos)
+    writer.add_pad_token_id(vocabulary.pad)
+    for add, number in zip((writer.add_eot_token_id, writer.add_eom_token_id), vocabulary.more_stops, strict=False):
+        add(number)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    if vocabulary.template is not None:
+        writer.add_chat_template(vocabulary.template)

@@ -1,0 +1,47 @@
+"""How kernels are compiled: without the GIL, sums in any order, and kept on disk under the digest of this folder's sources.
+
+numba keys what it keeps by the file that holds a function; kernels here are woven from several files, and a change in one must
+not meet old code of another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+
+FASTMATH = {"reassoc", "contract", "arcp", "nsz"}  # not nnan or ninf: what is no number must stay visible
+_lock = threading.Lock()
+
+
+def kernel(python: Callable[..., Any]) -> Any:
+    """Compile at the first call, nopython and nogil; kept between processes where a cache directory can be written."""
+    with _lock:
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(directory())
+        try:
+            return numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")(python)
+        finally:
+            numba.config.CACHE_DIR = before
+
+
+def inlined(python: Callable[..., Any]) -> Any:
+    """A piece of a kernel: compiled into it, never called from outside."""
+    return numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy")(python)
+
+
+@cache
+def directory() -> Path:
+    """NANOHYBRID_CACHE, else the user's cache directory; below it a folder for these very sources."""
+    base = os.environ.get("NANOHYBRID_CACHE")
+    root = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanohybrid"
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return root / "kernels" / digest.hexdigest()[:16]

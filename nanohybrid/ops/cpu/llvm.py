@@ -1,0 +1,105 @@
+"""What numba lacks for kernels: bfloat16 vectors, raw addresses, bit casts, atomics and a pause, as intrinsics of a few lines.
+
+Kernels take addresses (int64) and make views of them with `floats`, `halves` and `words`; nothing is boxed or counted inside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F32 = ir.FloatType()
+PTR = ir.PointerType()
+
+
+class BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    intrinsic_name = "bf16"
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat)
+
+    def __hash__(self) -> int:
+        return hash(BFloat)
+
+
+def vector(element: ir.Type, lanes: int = 16) -> ir.VectorType:
+    return ir.VectorType(element, lanes)
+
+
+def function(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Function:
+    """The declaration of an LLVM intrinsic or of a function of the C library, made once a module."""
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def has(*features: str) -> bool:
+    """Whether this processor has all of these, by LLVM's names."""
+    host = binding.get_host_cpu_features()
+    return all(host.get(feature, False) for feature in features)
+
+
+def _view(kind: types.Type) -> Any:
+    @intrinsic
+    def address_of(typingctx: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(kind)))
+
+        return types.CPointer(kind)(types.int64), generate
+
+    return address_of
+
+
+floats = _view(types.float32)  # address -> pointer to fp32
+halves = _view(types.uint16)  # ... to bfloat16, as its bits
+words = _view(types.int64)
+
+
+@intrinsic
+def add_atomically(typingctx: Any, address: Any, value: Any) -> Any:
+    """*address += value on a word; returns what it was."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(arguments[0], PTR), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def load_acquire(typingctx: Any, address: Any) -> Any:
+    """*address of a word, before whatever follows."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(arguments[0], PTR), "acquire", 8, typ=I64)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def store_release(typingctx: Any, address: Any, value: Any) -> Any:
+    """*address = value of a word, after whatever came before."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.atomic_rmw("xchg", builder.inttoptr(arguments[0], PTR), arguments[1], "release")
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def give_way(typingctx: Any) -> Any:
+    """Let another thread have the processor."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.call(function(builder, "sched_yield", I32, []), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate

@@ -1,0 +1,209 @@
+"""The one inner loop of every linear layer: R rows of activations times P panels of 16 outputs, summed in fp32 over all of K.
+
+A panel holds 16 outputs, pair by pair of k:              bf16  [K/2][16][2] bfloat16
+  in groups of 128 with 16 scales (bf16) before each:     int8  [K/G] {16 scales, [G/2][16][2] int8}
+  in groups of 32, two pairs of k in the halves of bytes: int4  [K/32] {16 scales, [8] [16][2] nibbles}
+Rows are packed pair by pair too: [K/2][R][2] bfloat16, so that a step of the loop reads one run of memory from each.
+
+Each row's sum runs over k in one order whatever R and P are: a result does not depend on what shares the batch. With
+AVX512-BF16 a step is one instruction for 32 products (sums of pairs round once); elsewhere LLVM lowers two fp32 FMAs to what
+the processor has. Integers up to 255 are exact in bfloat16, so that quantised weights lose nothing on the way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from nanohybrid.ops.cpu.llvm import F32, I8, I16, I32, I64, PTR, BFloat, function, has, vector
+
+GROUP_BYTES = {"int8": 32, "int4": 32}  # of the scales before a group
+PAIR_BYTES = {"bf16": 64, "int8": 32, "int4": 16}  # of 16 outputs and two k
+PAIRED = has("avx512bf16", "avx512bw", "avx512vl")
+V16F, V16I, V32B = vector(F32), vector(I32), vector(BFloat(), 32)
+
+
+def make_tile(form: str, rows: int, panels: int) -> Any:
+    """The loop for a format ("bf16", "int8", "int4") as an intrinsic of numba:
+
+    tile(panels' address, bytes between panels, rows' address, out's address, bytes between out's rows, groups, pairs a group)
+    writes fp32 [rows, 16 * panels]. bf16 is one group of all pairs. Pairs of a group must be a multiple of 4.
+    """
+
+    @intrinsic
+    def tile(typingctx: Any, w: Any, w_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _Tile(builder, form, rows, panels).emit(*arguments)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), generate
+
+    return tile
+
+
+class _Tile:
+    """Writes the loop's instructions."""
+
+    def __init__(self, builder: ir.IRBuilder, form: str, rows: int, panels: int) -> None:
+        self.b, self.form, self.rows, self.panels = builder, form, rows, panels
+
+    def emit(self, w: Any, w_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any) -> None:
+        b, scaled = self.b, self.form != "bf16"
+        starts = [b.add(w, b.mul(w_stride, I64(panel))) for panel in range(self.panels)]
+        zeros = [ir.Constant(V16F, [0.0] * 16)] * (self.rows * self.panels)
+        size = b.mul(pairs, I64(PAIR_BYTES[self.form]))
+        if scaled:
+            size = b.add(size, I64(GROUP_BYTES[self.form]))
+        with self._loop(groups, 1, zeros) as outer:
+            offset = b.mul(outer.index, size)
+            at = [b.add(start, offset) for start in starts]
+            row = b.add(x, b.mul(b.mul(outer.index, pairs), I64(4 * self.rows)))
+            first = [b.add(place, I64(GROUP_BYTES[self.form])) for place in at] if scaled else at
+            with self._loop(pairs, 4, zeros if scaled else outer.values) as inner:
+                inner.close(self._four_pairs(first, row, inner.index, inner.values))
+            if scaled:
+                scales = [self._scales(place) for place in at]
+                fma = function(b, "llvm.fma.v16f32", V16F, [V16F] * 3)
+                sums = [
+                    b.call(fma, [part, scales[i % self.panels], total])
+                    for i, (part, total) in enumerate(zip(inner.results, outer.values, strict=True))
+                ]
+            else:
+                sums = inner.results
+            outer.close(sums)
+        for i, total in enumerate(outer.results):
+            place = b.add(out, b.add(b.mul(out_stride, I64(i // self.panels)), I64(64 * (i % self.panels))))
+            b.store(total, b.inttoptr(place, PTR), align=4)
+
+    def _loop(self, end: Any, step: int, values: list[Any]) -> _Loop:
+        return _Loop(self.b, end, step, values)
+
+    def _four_pairs(self, w: list[Any], x: Any, pair: Any, sums: list[Any]) -> list[Any]:
+        """Four pairs of k, of all rows and panels."""
+        sums = list(sums)
+        per_load = 2 if self.form == "int4" else 1
+        for first in range(0, 4, per_load):
+            at = self.b.add(pair, I64(first))
+            weights = [self._weights(place, at) for place in w]
+            for half in range(per_load):
+                for row in range(self.rows):
+                    place = self.b.add(x, self.b.mul(self.b.add(at, I64(half)), I64(4 * self.rows)))
+                    activations = self._activations(self.b.add(place, I64(4 * row)))
+                    for panel in range(self.panels):
+                        i = row * self.panels + panel
+                        sums[i] = self._add_products(sums[i], weights[panel][half], activations)
+        return sums
+
+    def _activations(self, address: Any) -> Any:
+        """A row's pair of k, in all lanes."""
+        b = self.b
+        word = b.load(b.inttoptr(address, PTR), typ=I32, align=4)
+        if PAIRED:
+            return b.bitcast(self._spread(word), V32B)
+        low, high = b.shl(word, I32(16)), b.and_(word, I32(0xFFFF0000))
+        return self._spread(b.bitcast(low, F32)), self._spread(b.bitcast(high, F32))
+
+    def _spread(self, value: Any) -> Any:
+        kind = vector(value.type)
+        lane = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
+        return self.b.shuffle_vector(lane, ir.Constant(kind, ir.Undefined), ir.Constant(V16I, [0] * 16))
+
+    def _add_products(self, total: Any, w: Any, x: Any) -> Any:
+        b = self.b
+        if PAIRED:
+            return b.call(function(b, "llvm.x86.avx512bf16.dpbf16ps.512", V16F, [V16F, V32B, V32B]), [total, w, x])
+        fma = function(b, "llvm.fma.v16f32", V16F, [V16F] * 3)
+        return b.call(fma, [w[1], x[1], b.call(fma, [w[0], x[0], total])])
+
+    def _weights(self, start: Any, pair: Any) -> list[Any]:
+        """The operands of the pair, of the pair and the next one for int4: bfloat16 pairs, or (even k, odd k) in fp32."""
+        b = self.b
+        pointer = b.inttoptr(b.add(start, b.mul(pair, I64(PAIR_BYTES[self.form]))), PTR)
+        if self.form == "bf16":
+            loaded = b.load(pointer, typ=V16I, align=32)
+            return [b.bitcast(loaded, V32B) if PAIRED else self._halves_of_words(loaded)]
+        if self.form == "int8":
+            return [self._of_int8(b.load(pointer, typ=vector(I8, 32), align=32))]
+        return self._of_int4(b.load(pointer, typ=vector(I8, 32), align=16))
+
+    def _halves_of_words(self, loaded: Any) -> tuple[Any, Any]:
+        b = self.b
+        low = b.shl(loaded, ir.Constant(V16I, [16] * 16))
+        high = b.and_(loaded, ir.Constant(V16I, [0xFFFF0000] * 16))
+        return b.bitcast(low, V16F), b.bitcast(high, V16F)
+
+    def _of_int8(self, codes: Any) -> Any:
+        b = self.b
+        order = (range(16), range(16, 32)) if PAIRED else (range(0, 32, 2), range(1, 32, 2))
+        parts = []
+        for lanes in order:
+            part = b.shuffle_vector(codes, codes, ir.Constant(V16I, list(lanes)))
+            parts.append(b.sitofp(b.sext(part, V16I), V16F))
+        if not PAIRED:
+            return parts[0], parts[1]
+        pack = function(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", V32B, [V16F, V16F])
+        return b.call(pack, [parts[1], parts[0]])
+
+    def _of_int4(self, codes: Any) -> list[Any]:
+        """Nibbles by table: 32 words of it, looked up by the low five bits, hold -8..7 twice over."""
+        b = self.b
+        if PAIRED:
+            wide = vector(I16, 32)
+            low = b.zext(codes, wide)
+            values = np.arange(-8, 8, dtype=np.float32).view(np.uint32) >> 16
+            table = ir.Constant(wide, [int(value) for value in values] * 2)
+            look = function(b, "llvm.x86.avx512.permvar.hi.512", wide, [wide, wide])
+            high = b.lshr(low, ir.Constant(wide, [4] * 32))
+            return [b.bitcast(b.call(look, [table, index]), V32B) for index in (low, high)]
+        bytes32 = vector(I8, 32)
+        found = []
+        for nibbles in (b.and_(codes, ir.Constant(bytes32, [15] * 32)), b.lshr(codes, ir.Constant(bytes32, [4] * 32))):
+            parts = []
+            for lanes in (range(0, 32, 2), range(1, 32, 2)):
+                part = b.zext(b.shuffle_vector(nibbles, nibbles, ir.Constant(V16I, list(lanes))), V16I)
+                parts.append(b.sitofp(b.sub(part, ir.Constant(V16I, [8] * 16)), V16F))
+            found.append((parts[0], parts[1]))
+        return found
+
+    def _scales(self, place: Any) -> Any:
+        b = self.b
+        halves = b.load(b.inttoptr(place, PTR), typ=vector(I16), align=32)
+        return b.bitcast(b.shl(b.zext(halves, V16I), ir.Constant(V16I, [16] * 16)), V16F)
+
+
+class _Loop:
+    """for index in range(0, end, step), carrying values; the body calls `close` with their next ones. At least one round."""
+
+    def __init__(self, builder: ir.IRBuilder, end: Any, step: int, values: list[Any]) -> None:
+        self.b, self.end, self.step = builder, end, step
+        self._first = values
+        self.results: list[Any] = []
+
+    def __enter__(self) -> _Loop:
+        b = self.b
+        before = b.block
+        self._body, self._after = b.append_basic_block("body"), b.append_basic_block("after")
+        b.branch(self._body)
+        b.position_at_end(self._body)
+        self.index = b.phi(I64)
+        self.index.add_incoming(I64(0), before)
+        self.values = [b.phi(value.type) for value in self._first]
+        for phi, value in zip(self.values, self._first, strict=True):
+            phi.add_incoming(value, before)
+        return self
+
+    def close(self, values: list[Any]) -> None:
+        b = self.b
+        following = b.add(self.index, I64(self.step))
+        self.index.add_incoming(following, b.block)
+        for phi, value in zip(self.values, values, strict=True):
+            phi.add_incoming(value, b.block)
+        b.cbranch(b.icmp_signed("<", following, self.end), self._body, self._after)
+        self.results = values
+
+    def __exit__(self, *error: Any) -> None:
+        self.b.position_at_end(self._after)

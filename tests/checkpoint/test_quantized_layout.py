@@ -1,0 +1,274 @@
+"""Quantised checkpoints: what compressed-tensors reads of ours, what we read of others', and what is refused by name."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nanohybrid.checkpoint import CheckpointReader, CheckpointWriter, load, save
+from nanohybrid.config import HybridConfig
+from nanohybrid.errors import CheckpointError, InputError
+from nanohybrid.model import HybridLM, Layout
+from nanohybrid.model.quantized import QuantizedLinear, format_in, quantize_model, quantized_names
+from nanohybrid.ops import quantized
+
+SIZES = dict(
+    vocab_size=40, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16, mamba_num_heads=8,
+    mamba_head_dim=16, n_groups=2, ssm_state_size=8,
+)  # fmt: skip
+SWIGLU = dict(rope_theta=1e4, qk_norm=True, mlp_activation="swiglu", layer_norm_epsilon=1e-6)
+CONFIGS = {
+    "hybrid": HybridConfig("M-*M", **SIZES),
+    "hybrid, tied": HybridConfig("M-*", **SIZES, tie_word_embeddings=True),
+    "dense": HybridConfig("*-*-", **SIZES, **SWIGLU),
+    "dense, no int4 in down_proj": HybridConfig("*-", **{**SIZES, "intermediate_size": 112}, **SWIGLU),
+}
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda name: name.replace(" ", "-"))
+def config(request):
+    return CONFIGS[request.param]
+
+
+@pytest.fixture(params=quantized.FORMATS)
+def format(request):
+    return request.param
+
+
+@pytest.fixture
+def stored(config, format, tmp_path):
+    """A quantised model and its checkpoint."""
+    model = HybridLM(config, seed=1).bfloat16().eval()
+    quantize_model(model, format)
+    save(model, tmp_path / "stored")
+    return model, tmp_path / "stored"
+
+
+def linears(model):
+    return {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+
+
+def same(ours, theirs):
+    """Equal codes and scales, and equal parameters, bit for bit."""
+    first, second = linears(ours), linears(theirs)
+    assert first.keys() == second.keys()
+    for name, linear in first.items():
+        assert linear.format == second[name].format
+        assert torch.equal(linear.codes.view(torch.uint8), second[name].codes.view(torch.uint8)), name
+        assert torch.equal(linear.scales, second[name].scales) and linear.scales.dtype == second[name].scales.dtype, name
+    plain = dict(theirs.named_parameters())
+    assert all(torch.equal(parameter, plain[name]) for name, parameter in ours.named_parameters())
+
+
+def test_what_is_written_is_read_back(stored):
+    model, path = stored
+    same(model, load(path))
+
+
+def test_in_several_shards_too(stored, tmp_path):
+    save(stored[0], tmp_path / "shards", max_shard_bytes=12_000)
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    same(stored[0], load(tmp_path / "shards"))
+
+
+def test_compressed_tensors_reads_exactly_our_weights(stored):
+    """Through its own parsing of our config.json, its own choice of the scheme for a linear, and its own decompression."""
+    compressed = pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.utils.match import is_match
+
+    model, path = stored
+    said = QuantizationConfig.model_validate(json.loads((path / "config.json").read_text())["quantization_config"])
+    assert said.quant_method == "compressed-tensors" and compressed is not None
+    tensors = load_file(path / "model.safetensors")
+    with CheckpointReader(path) as reader:
+        disk = {name: reader._quantized[name].codes.name.rpartition(".")[0] for name in reader.formats}
+    plain = {name.removesuffix(".weight") for name in tensors if name.endswith("_proj.weight") or name == "lm_head.weight"}
+    for name, linear in linears(model).items():
+        owner = disk[name]
+        module = torch.nn.Linear(1, 1)
+        schemes = [scheme for scheme in said.config_groups.values() if is_match(owner, module, scheme.targets, said.ignore)]
+        assert len(schemes) == 1, owner
+        parts = {leaf.removeprefix(owner + "."): tensor for leaf, tensor in tensors.items() if leaf.startswith(owner + ".")}
+        found = BaseCompressor.get_value_from_registry(schemes[0].format).decompress(parts, schemes[0])["weight"]
+        assert torch.equal(found, linear.dequantized(found.dtype)), name
+    for owner in plain - set(disk.values()):  # what stays plain must not be taken for quantised
+        assert not any(is_match(owner, torch.nn.Linear(1, 1), scheme.targets, said.ignore) for scheme in said.config_groups.values())
+
+
+def rewrite(path, change, **config):
+    """Change a checkpoint's tensors by a function, and keys of its config.json."""
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
+    said = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(said | config))
+
+
+@pytest.fixture
+def of(tmp_path):
+    """A quantised hybrid of one format, stored."""
+
+    def make(format):
+        model = HybridLM(CONFIGS["hybrid"], seed=1).bfloat16().eval()
+        quantize_model(model, format)
+        save(model, tmp_path / format)
+        return model, tmp_path / format
+
+    return make
+
+
+def test_int8_packed_in_words_is_read(of):
+    model, path = of("int8")
+
+    def pack(tensors):
+        for name in [name for name in tensors if tensors[name].dtype == torch.int8]:
+            codes = tensors.pop(name).to(torch.int32) + 128
+            words = sum(codes[:, i::4].to(torch.int64) << 8 * i for i in range(4))
+            tensors[name + "_packed"] = (words - (words >= 1 << 31) * (1 << 32)).to(torch.int32)
+            tensors[name + "_shape"] = torch.tensor(codes.shape)
+
+    rewrite(path, pack)
+    same(model, load(path))
+
+
+@pytest.mark.parametrize(("format", "group"), [("int8", None), ("int4", 64), ("int4", None)])
+def test_larger_groups_than_ours_are_spread(of, format, group):
+    _, path = of(format)
+    weights = {}
+
+    def widen(tensors):
+        for name in [name for name in tensors if name.endswith("weight_scale")]:
+            scales = tensors[name].float()
+            owner = name.removesuffix("_scale")
+            inputs = tensors[owner].shape[1] if format == "int8" else 8 * tensors[owner + "_packed"].shape[1]
+            groups = 1 if group is None or inputs % group else inputs // group
+            tensors[name] = scales[:, :groups].to(torch.float16).contiguous()
+            weights[owner] = tensors[name].bfloat16(), inputs // groups
+
+    rewrite(path, widen)
+    for name, linear in linears(load(path)).items():
+        scales, size = weights[name]
+        k = torch.arange(linear.in_features)
+        values = quantized.dequantize(linear.codes, torch.ones_like(linear.scales), torch.float32)
+        assert torch.equal(linear.dequantized(torch.float32), values * scales.float()[:, k // size]), name
+
+
+def test_modelopt_s_fp8_is_read_and_its_activation_scales_are_left_aside(of):
+    model, path = of("fp8")
+
+    def modelopt(tensors):
+        for name in [name for name in tensors if name.endswith("weight_scale")]:
+            tensors[name] = tensors[name].max().clone()
+            tensors[name.replace("weight_scale", "input_scale")] = torch.tensor(0.5)
+
+    said = {"quant_method": "modelopt", "quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    rewrite(path, modelopt, quantization_config=said)
+    found = linears(load(path))
+    for name, linear in linears(model).items():
+        assert torch.equal(found[name].scales, linear.scales.max().expand_as(linear.scales)), name
+        assert torch.equal(found[name].codes.view(torch.uint8), linear.codes.view(torch.uint8))
+
+
+def test_modelopt_s_own_file_is_heeded_where_config_json_says_nothing(of):
+    model, path = of("fp8")
+    rewrite(path, lambda tensors: None, quantization_config=None)
+    with pytest.raises(CheckpointError, match="F8_E4M3: weights must be one of"):
+        load(path)
+    (path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    same(model, load(path))
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, 'config.json: quant_method is gptq: known are compressed-tensors and modelopt'),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo is NVFP4: of modelopt only FP8"),
+        ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "the format is marlin-24: of compressed-tensors known are naive"),
+        (
+            {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": {"weights": {"symmetric": False}}}},
+            "g: only weights that are quantised symmetrically",
+        ),
+        ([], "quantization_config is not an object"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_is_refused_by_name(of, said, line):
+    _, path = of("int4")
+    rewrite(path, lambda tensors: None, quantization_config=said)
+    with pytest.raises(CheckpointError, match=line):
+        load(path)
+
+
+IN_PROJ = "backbone.layers.0.mixer.in_proj."
+
+
+@pytest.mark.parametrize(
+    ("format", "change", "line"),
+    [
+        ("int4", lambda t: t.pop(IN_PROJ + "weight_scale"), "in_proj.weight_packed: has no weight_scale beside it"),
+        ("int4", lambda t: t.update({IN_PROJ + "weight_packed": t[IN_PROJ + "weight_packed"][:, :4].clone()}), r"is \[296, 4\] and"),
+        ("int8", lambda t: t.update({IN_PROJ + "weight": t[IN_PROJ + "weight"][:8].clone()}), r"is \[8, 64\] and config.json says \[296"),
+        ("int8", lambda t: t.update({IN_PROJ + "weight": t[IN_PROJ + "weight"].to(torch.int32)}), r"is \[296, 64\] and"),
+        ("int8", lambda t: t.update({IN_PROJ + "weight_scale": torch.ones(296, 4)}), "scales of groups of 64 or of multiples"),
+        ("fp8", lambda t: t.update({IN_PROJ + "weight_scale": torch.ones(3, 1)}), r"weight_scale: is F32 \[3, 1\]"),
+        ("fp8", lambda t: t.update({"backbone.embeddings.weight_scale": torch.ones(1)}), "is no tensor of the model"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_belong_together_are_named(of, format, change, line):
+    _, path = of(format)
+    rewrite(path, change)
+    with pytest.raises(CheckpointError, match=line):
+        load(path)
+
+
+def test_loading_quantises_as_quantising_what_is_loaded_does(tmp_path, format):
+    model = HybridLM(CONFIGS["dense, no int4 in down_proj"], seed=3).bfloat16().eval()
+    save(model, tmp_path / "plain")
+    quantize_model(model, format)
+    found = load(tmp_path / "plain", quantize=format)
+    same(model, found)
+    assert load(tmp_path / "plain", torch.float32, quantize=format).dtype == torch.float32
+    tokens, layout = torch.arange(9), Layout.packed([9])
+    with torch.no_grad():
+        assert torch.equal(found(tokens, layout), model(tokens, layout))
+    assert load(tmp_path / "plain", device="meta", quantize=format).lm_head.codes.is_meta
+
+
+def test_a_quantised_checkpoint_is_quantised_to_what_it_is_and_to_nothing_else(of):
+    model, path = of("int8")
+    same(model, load(path, quantize="int8"))
+    with pytest.raises(InputError, match=r"int8: is quantised already \(int8\), and cannot be made int4"):
+        load(path, quantize="int4")
+    with pytest.raises(InputError, match="known are int8, int4, fp8"):
+        load(path, quantize="int2")
+
+
+def test_a_tensor_that_is_quantised_is_not_given_out_as_if_it_were_not(of):
+    _, path = of("int8")
+    with CheckpointReader(path) as reader:
+        assert reader.formats == dict.fromkeys(quantized_names(reader.config, "int8"), "int8")
+        assert reader.common_dtype == torch.bfloat16
+        assert reader.stored_bytes == (path / "model.safetensors").stat().st_size - (
+            8 + int.from_bytes((path / "model.safetensors").read_bytes()[:8], "little")
+        )
+        with pytest.raises(CheckpointError, match=r"is quantised \(int8\): this needs the checkpoint that it was made from"):
+            reader.tensor(IN_PROJ + "weight")
+
+
+def test_a_matrix_that_is_to_be_quantised_is_not_written_as_it_is(tmp_path):
+    model = HybridLM(CONFIGS["hybrid"], seed=0)
+    with pytest.raises(CheckpointError, match=r"in_proj.weight: is stored quantised \(int8\)"):
+        with CheckpointWriter(tmp_path / "new", model.config, torch.float32, formats={IN_PROJ + "weight": "int8"}) as writer:
+            writer.write(IN_PROJ + "weight", model.get_parameter(IN_PROJ + "weight"))
+
+
+def test_layers_that_stay_as_they_are_are_named_to_others(of):
+    model, path = of("fp8")
+    model.backbone.layers[3].mixer.in_proj = torch.nn.Linear(64, 296, bias=False, dtype=torch.bfloat16)
+    save(model, path.with_name("mixed"))
+    said = json.loads((path.with_name("mixed") / "config.json").read_text())["quantization_config"]
+    assert said["ignore"] == ["re:.*[.]layers[.]3[.]mixer[.]in_proj$", "re:.*[.]conv1d$"]
+    same(model, load(path.with_name("mixed")))
+    assert format_in(load(path)) == "fp8"

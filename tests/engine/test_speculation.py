@@ -1,0 +1,273 @@
+"""Drafts may change when a token is found, never which: everything here compares with an engine that drafts nothing."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanohybrid.config import HybridConfig
+from nanohybrid.engine.draft import PAUSE, Drafter, Lookup
+from nanohybrid.engine.engine import Engine
+from nanohybrid.engine.params import SamplingParams
+from nanohybrid.engine.random_weights import random_model
+from nanohybrid.errors import InputError
+from nanohybrid.model import Layout, State
+
+GREEDY = SamplingParams(max_tokens=40, ignore_eos=True, logprobs=True)
+KINDS = [
+    GREEDY,
+    SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.3, top_p=0.9, seed=7, logprobs=True, top_logprobs=3),
+    SamplingParams(max_tokens=50, ignore_eos=True, repetition_penalty=1.2, frequency_penalty=0.3, presence_penalty=0.1),
+    SamplingParams(max_tokens=30, stop=("a", "<")),
+    SamplingParams(max_tokens=70, ignore_eos=True, temperature=0.5, seed=3, thinking_budget=12, thinking_grace=5),
+    SamplingParams(max_tokens=25, temperature=0.2, seed=1, logit_bias={40: 5.0, 41: 4.0}, stop_ids=(41,)),
+    SamplingParams(max_tokens=33, ignore_eos=True, temperature=0.4, seed=9, n=3),
+]
+
+
+def repetitive(length, seed=0, marks=()):
+    rng = random.Random(seed)
+    phrase = [rng.randrange(13, 269) for _ in range(rng.randrange(2, 9))]
+    return ([rng.randrange(13, 269) for _ in range(length % 5)] + phrase * length)[: length - len(marks)] + list(marks)
+
+
+def thinks(tokenizer, length, seed):
+    return repetitive(length, seed, tokenizer.encode("<think>\n"))
+
+
+def half_right(engine, wanted, most=15, seed=0):
+    """Drafts that are right for a while and then wrong. `wanted`: what each request will say, by its id."""
+    chance, junk = random.Random(seed), random.Random(seed + 1)
+
+    def propose(request, room):
+        said = len(request.tokens)
+        right = wanted[request.id][said : said + chance.choice([0, 1, 2, 5, most])]
+        return [*right, *(junk.randrange(13, 269) for _ in range(chance.randrange(3)))][: min(room, most)]
+
+    engine.scheduler.propose = propose
+
+
+def same(got, wanted):
+    assert replace(got, logprobs=None, top_logprobs=None) == replace(wanted, logprobs=None, top_logprobs=None)
+    if wanted.logprobs:
+        assert got.logprobs == pytest.approx(wanted.logprobs, abs=2e-4)
+    for mine, theirs in zip(got.top_logprobs or [], wanted.top_logprobs or [], strict=True):
+        assert [token for token, _ in mine] == [token for token, _ in theirs]
+
+
+@pytest.mark.parametrize("pattern", ["M", "*", "M-*M-", "MM*"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_drafts_change_no_text_of_any_model(tokenizer, pattern, seed):
+    config = HybridConfig(
+        pattern=pattern, vocab_size=269, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        mamba_num_heads=4, mamba_head_dim=12, n_groups=2, ssm_state_size=8, initializer_range=0.3,
+    )  # fmt: skip
+    model = random_model(config, torch.float32, seed)
+    prompts = [repetitive(length, seed + length) for length in (3, 20, 127, 128, 129, 200)]
+    wanted = Engine(model, tokenizer, max_running=2, max_context=400).generate(prompts, GREEDY)
+    engine = Engine(model, tokenizer, max_running=4, max_context=400, token_budget=140, speculate=5)
+    half_right(engine, [one.token_ids for one in wanted], 5, seed)
+    for got, expected in zip(engine.generate(prompts, GREEDY), wanted, strict=True):
+        same(got, expected)
+    assert 100 < engine.drafter.accepted < engine.drafter.drafted - 20
+
+
+def test_a_text_that_repeats_itself_is_guessed(model, tokenizer):
+    narrow = replace(GREEDY, logit_bias={40: 100.0, 41: 100.0, 42: 100.0}, max_tokens=150)
+    wanted = Engine(model, tokenizer, max_running=1, max_context=400).generate([repetitive(50)], narrow)[0]
+    engine = Engine(model, tokenizer, max_running=1, max_context=400, speculate=8)
+    request, steps = engine.add(repetitive(50), narrow), 0
+    while not request.finished:
+        engine.step()
+        steps += 1
+    same(request.completion(), wanted)
+    assert set(wanted.token_ids) == {40, 41, 42} and steps < 100
+    assert engine.drafter.accepted == 150 - steps <= engine.drafter.drafted
+
+
+ALONE = {}
+asked = st.tuples(st.integers(0, len(KINDS) - 1), st.integers(12, 200), st.integers(0, 3), st.integers(0, 6))
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    wanted=st.lists(asked, min_size=2, max_size=6), running=st.integers(1, 5), budget=st.integers(1, 400), pages=st.integers(6, 12),
+    speculate=st.integers(1, 15), cached=st.booleans(), chance=st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_drafts_change_nothing_whatever_else_happens(model, tokenizer, wanted, running, budget, pages, speculate, cached, chance):
+    engine = Engine(
+        model, tokenizer, max_running=running, max_context=600, token_budget=budget, pages=pages, overcommit=True,
+        cache_bytes=2**22 * cached, checkpoint_every=128, speculate=speculate,
+    )  # fmt: skip
+    plain = Engine(model, tokenizer, max_running=1, max_context=600)
+    waiting, asked_for, gone, step, said = list(wanted), [], set(), 0, {}
+    half_right(engine, said, speculate)
+    while waiting or engine.busy:
+        for kind, length, seed, arrives in [one for one in waiting if one[3] <= step]:
+            prompt = thinks(tokenizer, length, seed) if KINDS[kind].thinking_budget else repetitive(length, seed)
+            key = kind, length, seed
+            if key not in ALONE:
+                ALONE[key] = plain.generate([prompt], KINDS[kind])
+            asked_for.append((engine.add_choices(prompt, KINDS[kind]), ALONE[key]))
+            said.update((request.id, alone.token_ids) for request, alone in zip(*asked_for[-1], strict=True))
+            waiting.remove((kind, length, seed, arrives))
+        running_now = list(engine.scheduler.running.values())
+        if running_now and chance.random() < 0.1:
+            engine.scheduler.preempt(chance.choice(running_now))
+        if running_now and chance.random() < 0.02:
+            gone.add(chance.choice(running_now).id)
+            engine.cancel(next(r for r in running_now if r.id in gone))
+        engine.step()
+        step += 1
+    for requests, expected in asked_for:
+        for request, alone in zip(requests, expected, strict=True):
+            if not request.cancelled:
+                same(replace(request.completion(), cached_tokens=0, cache_miss="off"), alone)
+    assert engine.scheduler.slots.used == engine.scheduler.pages.used == 0
+
+
+@pytest.mark.parametrize("stay", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_window_taken_back_leaves_the_state_of_the_tokens_that_stay_bit_for_bit(model, stay, dtype):
+    """Between a prompt that is read in the same call and a single token; against as many steps of one token."""
+    config = model.config
+    copy = random_model(config, torch.float32, seed=5).to(dtype)
+    text = torch.randint(13, 269, (60,), generator=torch.Generator().manual_seed(0))
+    states = [State.for_context(config, 4, 128, dtype) for _ in range(2)]
+    with torch.inference_mode():
+        for state in states:
+            copy.hidden(text[:40], Layout.contiguous([20, 20], [0, 0], [2, 0], 128), state)
+        ragged = Layout.stored([1, 5, 7], [20, 20, 0], [0, 2, 3], [(0,), (2,), (3,)], tentative=[1])
+        copy.hidden(text[:13], ragged, states[0])
+        states[0].settle([0] if stay else [], [stay] if stay else [])
+        for token in range(stay):
+            copy.hidden(text[1 + token : 2 + token], Layout.stored([1], [20 + token], [2], [(2,)]), states[1])
+    for mine, theirs in zip(states[0].slot_pools, states[1].slot_pools, strict=True):
+        if dtype == torch.bfloat16 or stay == 0:
+            assert torch.equal(mine[2], theirs[2])
+        else:
+            assert (mine[2] - theirs[2]).abs().max() <= 1e-5 * theirs[2].abs().max()  # products of one row sum in another order
+        assert not mine[1].any(), "a slot that nobody held was written"
+
+
+def test_a_rejected_draft_that_is_not_a_number_leaves_no_trace_in_the_state(model, tokenizer):
+    broken = random_model(model.config.replace(pattern="M-M-"), torch.float32, seed=5)
+    with torch.no_grad():
+        broken.backbone.embeddings.weight[50] = float("nan")
+    prompt = repetitive(30)
+    wanted = Engine(broken, tokenizer, max_running=1, max_context=200).generate([prompt], GREEDY)[0]
+    engine = Engine(broken, tokenizer, max_running=1, max_context=200, speculate=4)
+    engine.scheduler.propose = lambda request, room: [*wanted.token_ids[len(request.tokens) :][:1], 50, 50][:room]
+    assert 50 not in wanted.token_ids
+    same(engine.generate([prompt], GREEDY)[0], wanted)
+
+
+def test_what_the_thinking_budget_inserts_is_read_in_one_step(model, tokenizer):
+    params = SamplingParams(max_tokens=30, ignore_eos=True, thinking_budget=3, thinking_grace=0)
+    prompt = thinks(tokenizer, 20, 1)
+    engine = Engine(model, tokenizer, max_running=1, max_context=200, speculate=12)
+    request = engine.add(prompt, params)
+    taken = []
+    while not request.finished:
+        before = len(request.tokens)
+        engine.step()
+        taken.append(len(request.tokens) - before)
+    assert len(request.completion().forced) > 8 and max(taken) > 8
+    same(request.completion(), Engine(model, tokenizer, max_running=1, max_context=200).generate([prompt], params)[0])
+
+
+def test_a_stream_gets_several_tokens_at_once_and_the_same_text(model, tokenizer):
+    engine = Engine(model, tokenizer, max_running=1, max_context=200, speculate=8)
+    wanted = Engine(model, tokenizer, max_running=1, max_context=200).generate([repetitive(60)], GREEDY)[0]
+    half_right(engine, [wanted.token_ids])
+    pieces = list(engine.stream(repetitive(60), GREEDY))
+    assert "".join(pieces) == wanted.text and len(pieces) < 30
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_grammar_binds_drafts_as_it_binds_tokens(model, tokenizer, seed):
+    pytest.importorskip("llguidance")
+    from nanohybrid.serve.guided import Grammars, GuidedRunner
+
+    schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}, "minItems": 3}}, "required": ["a"]}
+    params = SamplingParams(max_tokens=60, temperature=0.5, seed=seed)
+    form = Grammars(tokenizer, 269, frozenset(tokenizer.stop_ids)).schema(schema)
+
+    def answers(speculate, wanted):
+        engine = Engine(model, tokenizer, max_running=3, max_context=200, speculate=speculate)
+        runner = engine.runner = GuidedRunner(engine.runner, tokenizer)
+        requests = [engine.add(repetitive(40, s), params) for s in range(3)]
+        for request in requests[:2]:
+            runner.guides[request.id] = Grammars(tokenizer, 269, frozenset(tokenizer.stop_ids)).guide(form)
+        if speculate:
+            half_right(engine, wanted, speculate, seed)
+        while engine.busy:
+            engine.step()
+        assert not speculate or engine.drafter.accepted > 20
+        return [request.tokens for request in requests]
+
+    wanted = answers(0, None)
+    assert tokenizer.decode(wanted[0]).startswith('{"a": [')
+    assert answers(6, wanted) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "wanted"),
+    [
+        ([1, 2, 3, 4, 1, 2], 3, [3, 4, 1]),
+        ([1, 2, 3, 4, 1, 2], 6, [3, 4, 1, 2, 3, 4]),
+        ([5, 5, 5], 3, [5, 5, 5]),
+        ([1, 2, 3, 4], 3, []),
+        ([7], 3, []),
+        ([9, 1, 2, 3, 8, 7, 2, 3, 6, 9, 1, 2, 3], 1, [8]),  # the longer match, though another is nearer
+        ([1, 2, 5, 1, 2, 6, 1, 2], 1, [6]),  # of equally long ones the latest
+        ([256, 1, 0, 65536, 9, 256], 2, []),  # bytes of two ids that look like one
+    ],
+)
+def test_a_draft_is_what_followed_the_longest_match(text, count, wanted):
+    from array import array
+
+    lookup = Lookup(8)
+    lookup.text += array("i", text).tobytes()
+    assert lookup.follow(count) == wanted
+
+
+@given(text=st.lists(st.integers(0, 3), min_size=1, max_size=40), count=st.integers(1, 15))
+def test_a_draft_is_found_where_a_plain_search_finds_it(text, count):
+    from array import array
+
+    lookup = Lookup(15)
+    lookup.text += array("i", text).tobytes()
+    places = [p for p in range(2, len(text)) if text[p - 2 : p] == text[-2:]]
+    got = lookup.follow(count)
+    assert bool(got) == bool(places) and len(got) == (count if places else 0)
+    assert not places or any(got[0] == text[p] for p in places)
+
+
+def test_a_request_whose_drafts_are_useless_drafts_ever_less():
+    class Said:
+        forced, lookup, draft, known = (), None, [], 0
+
+        def slice(self, start, length):
+            return [1, 2] * length
+
+    drafter, request, steps = Drafter(8), Said(), []
+    for step in range(400):
+        request.known += 2
+        request.draft = drafter.propose(request, 100)
+        if request.draft:
+            steps.append((step, len(request.draft)))
+            drafter.learn(request, 0)
+    assert [length for _, length in steps[:3]] == [8, 1, 1] and len(steps) < 12
+    assert steps[-1][0] - steps[-2][0] == PAUSE + 1
+    drafter.learn(request, len(request.draft))
+    assert drafter.accepted == 0 and drafter.drafted == sum(length for _, length in steps)
+
+
+@pytest.mark.parametrize("bad", [{"speculate": 16}, {"speculate": -1}, {"speculate": 2, "deterministic": True}])
+def test_what_cannot_be_is_one_line(model, tokenizer, bad):
+    with pytest.raises(InputError, match="speculate"):
+        Engine(model, tokenizer, max_running=1, **bad)

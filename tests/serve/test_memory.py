@@ -1,0 +1,72 @@
+"""The flags that size and steer the engine."""
+
+import concurrent.futures
+import json
+
+import pytest
+from serving import started
+from test_guided import ASK, RATE, schema
+
+from nanohybrid.cli import serve as command
+from nanohybrid.config import HybridConfig
+from nanohybrid.engine.plan import plan_overcommitted, plan_slots
+from nanohybrid.model import Footprint
+from nanohybrid.serve.service import Settings
+
+TINY = ["--preset", "tiny", "--random-weights"]
+
+
+def planned(*flags):
+    parser = command.parser()
+    return command._plan(parser.instantiate(parser.parse_args([*TINY, *flags])))
+
+
+def test_a_budget_becomes_slots_and_pages_and_is_printed():
+    plan, lines = planned("--memory-gib", "2", "--max-context", "1000")
+    assert plan.total_bytes <= 2 * 2**30 and plan.pages == 8 * plan.slots and plan.slots == command.MOST
+    assert f"{plan.slots} requests of 1,000 tokens" in lines[0] and any("slots of" in line for line in lines)
+    small, _ = planned("--memory-gib", "1.72", "--max-context", "32768")
+    assert small.slots < command.MOST and small.total_bytes <= 1.72 * 2**30
+    assert planned()[0].slots == command.RUNNING and planned("--max-running", "3")[0].slots == 3
+
+
+def test_a_budget_that_is_too_small_is_one_line(capsys):
+    from nanohybrid.cli.main import main
+
+    for flags in (["--memory-gib", "1"], ["--memory-gib", "1", "--overcommit"], ["--overcommit"], ["--memory-gib", "-1"]):
+        assert main(["serve", *TINY, *flags]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "--memory-gib" in error
+
+
+def test_overcommitted_pages_are_what_the_memory_has_left():
+    config = HybridConfig.preset("nano-291m")
+    footprint = Footprint.of(config)
+    full = plan_slots(config, footprint, 16, 4096)
+    plan = plan_overcommitted(config, footprint, full.total_bytes - full.kv_bytes // 2, 4096, 16)
+    assert (plan.slots, plan.pages) == (16, full.pages // 2) and plan.free_bytes >= 0
+    assert plan_overcommitted(config, footprint, full.total_bytes * 2, 4096, 16).pages == full.pages
+
+
+def test_when_the_pages_run_out_the_youngest_waits_and_says_the_same():
+    ask = {"max_tokens": 600, "temperature": 0, "ignore_eos": True, "chat_template_kwargs": {"enable_thinking": False}}
+    settings = Settings(name="tiny", max_context=1024, max_queued=8, pages=9, overcommit=True, deterministic=True)
+    with started(settings) as serve:
+        alone = serve.chat("two", **ask).json()["choices"][0]
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda text: serve.chat(text, **ask).json(), ["one", "two", "three"]))
+        assert [answer["choices"][0]["finish_reason"] for answer in answers] == ["length"] * 3
+        assert answers[1]["choices"][0] == alone
+        assert serve.metric("preemptions_total") > 0
+        serve.until(serve.idle)
+
+
+def test_a_grammar_holds_where_each_request_is_computed_alone():
+    with started(Settings(name="tiny", max_context=512, deterministic=True)) as serve:
+        answer = serve.chat(**ASK, seed=1, response_format=schema(RATE)).json()
+        assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"city", "score"}
+
+
+@pytest.mark.parametrize("name", ["preemptions_total", "slots_free", "pages_free", "requests_waiting", "queue_seconds_count"])
+def test_a_measure_is_there_before_anything_happened(serve, name):
+    assert serve.metric(name) >= 0
