@@ -22,6 +22,5 @@ def documents_for(model: Path, out: Path) -> Path:
     if (model / STORES).is_dir():
         return model
     phases = (Phase(1.0, {"prose": 0.5, "code": 0.5}),)
-    sizes = {"code_megabytes": MEGABYTES, "prose_megabytes": MEGABYTES}
-    recipe = DataRecipe(tokenizer=model, tasks=(), near_duplicates=0, phases=phases, **sizes)
+    recipe = DataRecipe(tokenizer=model, tasks=(), phases=phases, near_duplicates=0, code_megabytes=MEGABYTES, prose_megabytes=MEGABYTES)
     return build(recipe, out)

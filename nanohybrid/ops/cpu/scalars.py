@@ -59,5 +59,3 @@ def exp(typingctx: Any, x: Any) -> Any:
         return b.fmul(p, b.bitcast(b.shl(b.add(whole, I32(127)), I32(23)), F32))
 
     return types.float32(types.float32), generate
-
-

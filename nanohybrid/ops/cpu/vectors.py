@@ -35,7 +35,9 @@ def _spread(b: ir.IRBuilder, value: Any) -> Any:
     return b.shuffle_vector(lane, ir.Constant(V16F, ir.Undefined), ir.Constant(vector(I32), [0] * 16))
 
 
-def _emit(b: ir.IRBuilder, rows: int, state: Any, row_bytes: Any, B: Any, C: Any, inputs: Any, decay: Any, dt: Any, out: Any, columns: Any) -> None:
+def _emit(
+    b: ir.IRBuilder, rows: int, state: Any, row_bytes: Any, B: Any, C: Any, inputs: Any, decay: Any, dt: Any, out: Any, columns: Any
+) -> None:
     fma = function(b, "llvm.fma.v16f32", V16F, [V16F] * 3)
     load = lambda address, kind: b.load(b.inttoptr(address, PTR), typ=kind, align=4)  # noqa: E731
     decays = _spread(b, decay)
