@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from nanohybrid.checkpoint import load
+from nanohybrid.compress.before_after import at_work
 from nanohybrid.compress.budget import DTYPES, STEP, Budget
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.choice import MEASURED, ROOFLINE, decide, speed_of, try_shapes
@@ -24,7 +25,7 @@ from nanohybrid.compress.devices import device
 from nanohybrid.compress.distill import DistillRecipe, distill
 from nanohybrid.compress.documents import documents_for
 from nanohybrid.compress.importance import FILE
-from nanohybrid.compress.measure import importance_of
+from nanohybrid.compress.measure import COSINE, ITERATIVE, ONE_SHOT, importance_of
 from nanohybrid.compress.plan import grid_of
 from nanohybrid.compress.prune_stage import PruneRecipe, prune, sizes
 from nanohybrid.compress.quality import Judge
@@ -66,6 +67,8 @@ class CompressRecipe:
     """Tokens of each, at most."""
     outgoing: bool = True
     """Multiply activations by the norm of the weights that read them."""
+    layers_by: str = ITERATIVE
+    """How layers are ranked where some may go: iterative (the paper's), one-shot, or cosine."""
     speed: str = ROOFLINE
     """How tokens a second are known: roofline (of `device`, else of a CPU), or measured (layers timed on the device that is here)."""
     near: float = 0.01
@@ -81,6 +84,8 @@ class CompressRecipe:
             raise ConfigError(f"dtype is {self.dtype!r}: compress writes {', '.join(DTYPES)}; `nanohybrid plan compress` knows more")
         if self.speed not in (ROOFLINE, MEASURED):
             raise ConfigError(f"speed is {self.speed!r}: known are {ROOFLINE} and {MEASURED}")
+        if self.layers_by not in (ITERATIVE, ONE_SHOT, COSINE):
+            raise ConfigError(f"layers_by is {self.layers_by!r}: known are {ITERATIVE}, {ONE_SHOT} and {COSINE}")
         if not self.near >= 0:
             raise ConfigError(f"near is {self.near}: a share of the best quality is 0 or more")
         if self.device is not None and device(self.device).budget(self.beside_bytes) < 1:
@@ -132,7 +137,8 @@ class Compression:
         shape, budget, grid = parent.config, recipe.budget(parent.config), recipe.grid_for(parent.config)
         calibration = Calibration.read(self.data, self.model, recipe.samples, recipe.length)
         TokenStore.from_documents(calibration.samples).check_ids(shape.vocab_size, self.data)
-        scores = importance_of(parent, calibration, stage.directory / "importance", recipe.outgoing, max(grid.drop_layers))
+        folder, most = stage.directory / "importance", max(grid.drop_layers)
+        scores = importance_of(parent, calibration, folder, recipe.outgoing, most, recipe.layers_by)
         speed = speed_of(recipe.speed, device(recipe.device or "cpu"), grid, shape, scores, budget, stage.directory / "search")
         judge = Judge(parent, calibration)
         found = try_shapes(stage, grid, budget, speed, parent, scores, judge)
@@ -146,12 +152,13 @@ class Compression:
         stage.measure(
             losses={name: quality.loss for name, quality in qualities.items()},
             agreement={name: quality.agreement for name, quality in qualities.items()},
+            at_work=at_work({"parent": self.model, "result": distilled}, budget),
             **sizes("parent", shape),
             **sizes("pruned", found.chosen.config),
         )
         adopt(distilled, stage.directory)
         shutil.copyfile(pruned / "kept.json", stage.directory / "kept.json")
-        report = compression_report(budget, shape, scores, found, stage.measures["losses"], stage.directory)
+        report = compression_report(budget, shape, scores, found, stage.measures, stage.directory)
         report.write(stage.directory / "report.html")
 
     def prune(self, candidate: Candidate, out: Path) -> Path:

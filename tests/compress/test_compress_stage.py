@@ -109,7 +109,7 @@ def test_the_command_gives_a_loadable_checkpoint_within_the_budget_and_a_report(
     whole_of, part_of = (json.loads((path / "lineage.json").read_text())["tokens"] for path in (out, out / "distilled"))
     assert whole_of == part_of > 0  # tokens of the distillation count as the stage's
     page = (out / "report.html").read_text()
-    assert page.count("<figure>") == 8 and "partial" not in page
+    assert page.count("<figure>") == 10 and "partial" not in page
 
 
 def test_a_budget_below_the_smallest_is_one_line(folders, tmp_path, capsys):

@@ -129,7 +129,8 @@ def test_the_length_of_sequences_grows_along_the_stretches(root):
 
 
 @pytest.mark.parametrize(
-    "change", [dict(teacher="elsewhere"), dict(top_k=-1), dict(stretches=(Stretch(0.5, 8),)), dict(stretches=(Stretch(1.0, 8), Stretch(0.5, 8)))]
+    "change",
+    [dict(teacher="elsewhere"), dict(top_k=-1), dict(stretches=(Stretch(0.5, 8),)), dict(stretches=(Stretch(1.0, 8), Stretch(0.5, 8)))],
 )
 def test_what_makes_no_sense_is_refused(change):
     with pytest.raises(ConfigError):
