@@ -5,7 +5,8 @@ What a is, for each axis:
     FFN neuron          after the nonlinearity, which is what down_proj reads
     Mamba head, channel the x slice of in_proj's output
     attention head      what o_proj reads: L2 over the head's channels
-    layer               1 minus the cosine between the hidden state before it and after
+    layer               1 minus the cosine between the hidden state before it and after; over the samples the root mean square, so that
+                        it stays between 0 and 2
 
 With `outgoing`, each score is multiplied by the L2 norm of the weights that read this activation: a neuron that fires into
 nothing does nothing. For pruning before any retraining this is the better ranking (docs/compress.md has numbers); without it the
@@ -99,7 +100,9 @@ def measure_activations(
         "stability": agreement(channels_RE, tables, cosine_RL) if len(calibration.samples) > 1 else {},
     }  # fmt: skip
     whole = {kind: {index: scores[0] for index, scores in table.items()} for kind, table in tables.items()}
-    return Importance(channels_RE[0], whole[MLP], whole[MAMBA], whole[ATTENTION], facts=facts, cosine=cosine_RL[0])
+    return Importance(
+        channels_RE[0], whole[MLP], whole[MAMBA], whole[ATTENTION], facts=facts, cosine=cosine_RL[0] / len(calibration.samples) ** 0.5
+    )
 
 
 def through(

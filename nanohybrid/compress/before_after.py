@@ -17,7 +17,7 @@ ROUNDS = 7
 
 
 def at_work(models: Mapping[str, Path], budget: Budget) -> dict[str, dict[str, float]]:
-    """By name: tokens a second of all sequences together (median of a few steps, in turns), and bytes as allocated at the whole context."""
+    """By name: tokens a second of all sequences together (the quickest of a few steps, in turns), and bytes as allocated at the whole context."""
     dtype, context = DTYPES[budget.dtype], min(budget.context, LONGEST)
     loaded = {name: load(path, dtype=dtype).eval() for name, path in models.items()}
     times = decode_times(loaded, [context], budget.batch, ROUNDS)
@@ -26,6 +26,6 @@ def at_work(models: Mapping[str, Path], budget: Budget) -> dict[str, dict[str, f
         weights = sum(tensor.numel() * tensor.element_size() for tensor in {id(t): t for t in model.parameters()}.values())
         with torch.device("meta"):  # what would be allocated, without doing it: a long context may be gigabytes
             state = State.for_context(model.config, budget.batch, budget.context, dtype, torch.device("meta")).bytes
-        speed = budget.batch / (times[name][0].milliseconds / 1e3)
+        speed = budget.batch / (times[name][0].quickest / 1e3)
         found[name] = {"tokens_per_second": round(speed, 1), "context": context, "weight_bytes": weights, "state_bytes": state}
     return found
