@@ -17,7 +17,10 @@ ROUNDS = 7
 
 
 def at_work(models: Mapping[str, Path], budget: Budget) -> dict[str, dict[str, float]]:
-    """By name: tokens a second of all sequences together (the quickest of a few steps, in turns), and bytes as allocated at the whole context."""
+    """By name: tokens a second of all sequences together, and bytes as they are allocated at the whole context.
+
+    Of a few steps, in turns, the quickest counts.
+    """
     dtype, context = DTYPES[budget.dtype], min(budget.context, LONGEST)
     loaded = {name: load(path, dtype=dtype).eval() for name, path in models.items()}
     times = decode_times(loaded, [context], budget.batch, ROUNDS)

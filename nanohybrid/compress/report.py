@@ -64,7 +64,7 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
     report.table(["at work", "parent", "result"], rows)
     report.text(
         f"One decode step of {budget.batch} sequence{'s' * (budget.batch > 1)} at {int(work['parent']['context']):,} tokens of context, "
-        f"{budget.dtype}, parent and result in turns, the quickest of a few; bytes as they are allocated at the whole context. A busy machine blurs the first line."
+        f"{budget.dtype}, in turns, the quickest of a few; bytes as allocated at the whole context. A busy machine blurs the first line."
     )
 
 
