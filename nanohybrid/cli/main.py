@@ -58,7 +58,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "generate": Command("nanohybrid.cli.generate", "prompts in, text out; thinking within a budget"),
         "chat": Command("nanohybrid.cli.chat", "talk with it in the terminal"),
         "serve": Command("nanohybrid.cli.serve", "an OpenAI-compatible server, with a chat page"),
-        "bench": Command("nanohybrid.cli.bench", "how fast it is, measured (serve)"),
+        "bench": Command("nanohybrid.cli.bench", "how fast it is, measured (serve, headline)"),
         "inspect": Command("nanohybrid.cli.inspect", "layers, parameters, memory; what fits where"),
         "plan": Command("nanohybrid.cli.plan", "what fits a memory, and how fast it can be, before a weight is read (compress, serve)"),
         "export": Command("nanohybrid.cli.export", "a checkpoint for other programs (gguf: llama.cpp)"),

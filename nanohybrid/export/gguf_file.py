@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from nanohybrid.checkpoint import CheckpointReader
@@ -16,9 +17,11 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.export.architecture import Role, Target, Value, architecture, sizes, targets
 from nanohybrid.export.encode import byte_count, encode, fits
+from nanohybrid.export.repack import matches, repack
 from nanohybrid.export.vocabulary import Vocabulary, read_vocabulary
 from nanohybrid.extras import require
 from nanohybrid.files import flush, scratch
+from nanohybrid.ops.quantized import dequantize
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -118,7 +121,14 @@ class GgufExport:
             writer.close()
 
     def _encoded(self, stored: Stored) -> Any:
-        tensor: Tensor = self.reader.tensor(stored.source)
+        format = self.reader.formats.get(stored.source)
+        if format is None:
+            tensor: Tensor = self.reader.tensor(stored.source)
+        else:
+            codes, scales_NG = self.reader.codes(stored.source)
+            if matches(format, stored.target.shape[-1], stored.kind.name):
+                return repack(codes, scales_NG).numpy()
+            tensor = dequantize(codes, scales_NG, torch.float32)
         if stored.target.role == "decay":
             tensor = -tensor.float().exp()
         return encode(tensor.reshape(stored.target.shape), stored.kind, stored.source)

@@ -13,10 +13,12 @@ from typing import Any
 from nanohybrid.checkpoint.jsonfile import read_object
 from nanohybrid.errors import CheckpointError
 from nanohybrid.text import ChatTemplate, Tokenizer
-from nanohybrid.text.bytelevel import SPLIT_PATTERN
+from nanohybrid.text.bytelevel import BYTE_TO_CHARACTER, SPLIT_PATTERN
 from nanohybrid.text.tokenizer import EOS, TOKENIZER_FILE
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
+
+NEVER = BYTE_TO_CHARACTER[0xFF]  # a byte that UTF-8 does not have
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS, _REST = r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -56,7 +58,7 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary | None:
     tokens, types = _tokens(tokenizer, model.get("vocab") or {}, raw.get("added_tokens") or [], size)
     stops = sorted(tokenizer.stop_ids - {tokenizer.eos_id})
     return Vocabulary(
-        tokens, types, _merges(model, path), _rule(raw, path), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, stops,
+        tokens, types, _merges(model), _rule(raw, path), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, stops,
         _adds_bos(raw, directory), _template(directory, tokenizer),
     )  # fmt: skip
 
@@ -71,11 +73,10 @@ def _tokens(tokenizer: Tokenizer, vocab: dict[str, int], added: list[dict[str, A
     return tokens, types
 
 
-def _merges(model: dict[str, Any], path: Path) -> list[str]:
+def _merges(model: dict[str, Any]) -> list[str]:
+    """The merges, each as one text. llama.cpp refuses a file without any, so a vocabulary of bytes alone gets one that no text meets."""
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
-    if not merges:
-        raise CheckpointError(f"{path}: has no merges, and llama.cpp refuses a BPE without any; train one with a larger vocabulary")
-    return merges
+    return merges or [f"{NEVER} {NEVER}"]
 
 
 def _rule(raw: dict[str, Any], path: Path) -> str:

@@ -5,6 +5,8 @@ T tokens of the ragged batch · B, T a rectangular batch · E embedding · V voc
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ from nanohybrid.model.packed import PackedLinear
 from nanohybrid.model.quantized import QuantizedLinear
 from nanohybrid.model.state import State
 from nanohybrid.ops.layout import Layout
+
+if TYPE_CHECKING:
+    from nanohybrid.model.compiled import CompiledForward
 
 
 class Block(nn.Module):
@@ -51,6 +56,7 @@ class HybridLM(nn.Module):
     def __init__(self, config: HybridConfig, seed: int | None = None) -> None:
         super().__init__()
         self.config = config
+        self.packed = False  # whether model/packed.py laid out the linears for the CPU kernels
         self.backbone = Backbone(config)
         if not config.tie_word_embeddings:
             self.lm_head: nn.Linear | QuantizedLinear | PackedLinear = linear(config.hidden_size, config.vocab_size)
@@ -84,11 +90,18 @@ class HybridLM(nn.Module):
         state: the pools that the layout's slots and pages point into, updated in place; None in training. What is stored has
         no gradient, so with a state nothing has one.
         """
+        if self.packed and state is not None and (forward := self._compiled(state)) is not None:
+            return forward.hidden(tokens_T, layout)
         with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):
             h_TE = self.backbone.embeddings(tokens_T)
             for index, block in enumerate(self.backbone.layers):
                 h_TE = block(h_TE, layout, None if state is None else state.layers[index])
             return self.backbone.norm_f(h_TE)
+
+    def _compiled(self, state: State) -> CompiledForward | None:
+        from nanohybrid.model.compiled import compiled_forward  # here, since it needs numba
+
+        return compiled_forward(self, state)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits in fp32, [..., V]."""

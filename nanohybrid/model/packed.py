@@ -1,6 +1,6 @@
 """Models prepared for inference on a CPU: every linear laid out once for the kernels, the original freed as soon as it is.
 
-After `pack_model` the forward's linears and the decode step (model/decoder.py) read the same panels.
+After `pack_model` a forward with a state is one kernel (model/compiled.py); without one, it is the layers' own on the same panels.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanohybrid.config import ATTENTION
 from nanohybrid.model.quantized import QuantizedLinear, quantizable
 from nanohybrid.ops.cpu import available
 from nanohybrid.ops.cpu.packed import Packed, matmul, pack, unpack
@@ -54,6 +55,9 @@ def prepare(model: Any) -> bool:
 
 def packable(model: Any) -> bool:
     """Whether the kernels hold all of a HybridLM: on a CPU, activations in bfloat16, linears in bfloat16, int8 or int4."""
+    config = model.config
+    if ATTENTION in config.pattern and config.head_dim % 16:
+        return False
     return model.device.type == "cpu" and model.dtype == torch.bfloat16 and all(_packable(linear) for _, _, linear in _linears(model))
 
 
@@ -62,6 +66,7 @@ def pack_model(model: Any) -> None:
     for owner, leaf, linear in _linears(model):
         if not isinstance(linear, PackedLinear):
             setattr(owner, leaf, PackedLinear.of(linear))
+    model.packed = True
 
 
 def _packable(linear: nn.Module) -> bool:
@@ -77,8 +82,3 @@ def _linears(model: Any) -> list[tuple[nn.Module, str, nn.Module]]:
         owner, _, leaf = name.removesuffix(".weight").rpartition(".")
         found.append((model.get_submodule(owner), leaf, model.get_submodule(name.removesuffix(".weight"))))
     return found
-
-
-def is_packed(model: Any) -> bool:
-    """Whether every linear of a HybridLM is in panels."""
-    return all(isinstance(linear, PackedLinear) for _, _, linear in _linears(model))

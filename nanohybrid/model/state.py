@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class State:
     page_size: int
     slot_pools: list[Tensor]
     page_pools: list[Tensor]
+    remembered: dict[str, Any] = field(default_factory=dict)  # what a model derives from these pools' addresses
 
     @classmethod
     def allocate(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -56,10 +57,16 @@ class Window:
         pools["ssm"].index_copy_(0, slots_R, state_RHPN)
 
 
+class Settles(Protocol):
+    """A window that waits to be settled."""
+
+    def settle(self, pools: dict[str, Tensor], rows: Sequence[int], counts: Sequence[int]) -> None: ...
+
+
 class Pools(dict[str, Tensor]):
     """The pools of one layer by name, and its window, where one is not settled yet."""
 
-    window: Window | None = None
+    window: Settles | None = None
 
 
 def parts(layout: Layout, device: torch.device) -> list[tuple[Tensor, Layout, bool]]:

@@ -15,6 +15,8 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.export import TYPES, GgufExport
 from nanohybrid.model import HybridLM
+from nanohybrid.model.quantized import QuantizedLinear, quantize_model
+from nanohybrid.ops import quantized
 
 from .conftest import CONFIGS, DENSE, HYBRID, random_model
 
@@ -96,6 +98,24 @@ def test_quantised_matrices_are_within_a_step_and_vectors_exact(checkpoint, tmp_
             assert (errors.amax(1) <= blocks.abs().amax(1) * BOUNDS[used]).all(), weight
         else:
             np.testing.assert_array_equal(values, expected(weight, tensor, config).numpy(), err_msg=weight)
+
+
+@pytest.mark.parametrize(("format", "kind"), [("int8", "q8_0"), ("int4", "q4_0"), ("int4", "q8_0"), ("fp8", "bf16")])
+def test_a_quantised_checkpoint_keeps_its_values(tmp_path, format, kind):
+    model = random_model(CONFIGS["hybrid"]).bfloat16()
+    quantize_model(model, format)
+    save(model, tmp_path / "model")
+    found = tensors(exported(tmp_path / "model", tmp_path / "model.gguf", kind))
+    linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    assert len(linears) > 8
+    for weight, linear in linears.items():
+        values, stored = found[official_name(weight, CONFIGS["hybrid"])]
+        wanted = quantized.dequantize(linear.codes, linear.scales, torch.float32)
+        assert stored == kind.upper()
+        if (format, kind) in (("int8", "q8_0"), ("int4", "q4_0")):
+            np.testing.assert_array_equal(values, wanted.numpy(), err_msg=weight)
+        else:
+            np.testing.assert_allclose(values, wanted.numpy(), atol=0.005 * float(wanted.abs().max()), err_msg=weight)
 
 
 def test_rows_that_are_no_whole_blocks_stay_bf16(checkpoint, tmp_path):

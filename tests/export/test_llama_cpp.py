@@ -15,7 +15,7 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.engine import SamplingParams
 from nanohybrid.export import GgufExport
 from nanohybrid.model import HybridLM
-from nanohybrid.text import ChatTemplate, Tokenizer, tekken
+from nanohybrid.text import ChatTemplate, Tokenizer, tekken, train_bpe
 
 from .conftest import CONFIGS, HYBRID, random_model
 
@@ -34,8 +34,9 @@ MESSAGES = [
 TEXTS = [
     "", " ", "\n\n\r\n \t x\n", "fn main() { let x: Vec<u8> = vec![0x1F; 1_000]; }  // 3.14159e-10",
     "price: $1,234.56 (−7 %) “quoted” don't DON'T iPhone HTTPServer aB", "École ÉCOLE éCOLE Größe STRASSE ПриветМир ПРИВЕТ",
-    "東京は日本の首都です。人口は約1400万人。 한국어 문장입니다. 中文分词测试，没有空格。 שלום עולם", "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 e\u0301 \u200b\ufeff \u00a0x",
-    "a" * 300,
+    "東京は日本の首都です。人口は約1400万人。 한국어 문장입니다. 中文分词测试，没有空格。 שלום עולם",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 e\u0301 \u200b\ufeff \u00a0x",
+    "a" * 300, "\x00\x00\x00",
     "ǅ ǈ ⅷ ½ ² ٣ ৪ 𝟘 𐍈 \U0001f9ff \U000e0041 \U0010ffff \x01\x7f", "<s>[INST]<SPECIAL_12>[/INST]</s><SPECIAL_11>x",
     "<think>\n", "</think>\n\n", " </think>", "  two  spaces   three", "1234567", "line\n\n\nline", "…—“”/\n/", "\ud7ff\ue000",
 ]  # fmt: skip
@@ -125,10 +126,11 @@ def test_greedy_text_of_random_models_is_ours(checkpoint, export, name):
     assert found == list(wanted)
 
 
-@pytest.fixture(scope="session", params=["small", "tekken"])
+@pytest.fixture(scope="session", params=["small", "tekken", "bytes"])
 def speaker(request, tmp_path_factory, small):
     """A tokenizer of ours, and llama.cpp's from the export of a model with it."""
-    tokenizer = small if request.param == "small" else official()
+    make = {"small": lambda: small, "tekken": official, "bytes": lambda: train_bpe(["ab"], 269)}
+    tokenizer = make[request.param]()
     directory = tmp_path_factory.mktemp("speaker") / "model"
     save(random_model(HybridConfig(**{**HYBRID, "vocab_size": tokenizer.vocab_size, "hidden_size": 32})), directory)
     tokenizer.save(directory)

@@ -23,12 +23,12 @@ _lock = threading.Lock()
 def kernel(python: Callable[..., Any]) -> Any:
     """Compile at the first call, nopython and nogil; kept between processes where a cache directory can be written."""
     with _lock:
-        before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(directory())
+        config: Any = numba.config
+        before, config.CACHE_DIR = config.CACHE_DIR, str(directory())
         try:
             return numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")(python)
         finally:
-            numba.config.CACHE_DIR = before
+            config.CACHE_DIR = before
 
 
 def inlined(python: Callable[..., Any]) -> Any:
@@ -42,6 +42,6 @@ def directory() -> Path:
     base = os.environ.get("NANOHYBRID_CACHE")
     root = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanohybrid"
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parent.parent / "sizes.py"):
         digest.update(source.read_bytes())
     return root / "kernels" / digest.hexdigest()[:16]

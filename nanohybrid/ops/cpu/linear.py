@@ -10,7 +10,7 @@ import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
 from nanohybrid.ops.cpu.llvm import floats, halves
-from nanohybrid.ops.cpu.rows import pack_halves, place, silu
+from nanohybrid.ops.cpu.rows import pack_halves, pack_values, silu
 from nanohybrid.ops.cpu.scalars import narrow
 from nanohybrid.ops.cpu.team import meet, share
 from nanohybrid.ops.cpu.tile import make_tile
@@ -27,13 +27,15 @@ ROWS_AT_ONCE = 384  # rows whose activations stay near while all weights pass by
 _bf16 = tuple(make_tile("bf16", rows, panels) for rows, panels in ((1, 4), (2, 4), (4, 4), (8, 2), (12, 2)))
 _int8 = tuple(make_tile("int8", rows, panels) for rows, panels in ((1, 4), (2, 4), (4, 4), (8, 2), (12, 2)))
 _int4 = tuple(make_tile("int4", rows, panels) for rows, panels in ((1, 4), (2, 4), (4, 4), (8, 2), (12, 2)))
+_narrow = tuple(make_tile("bf16", rows, 1) for rows in (1, 2, 4, 8, 12))
+_s1, _s2, _s4, _s8, _s12 = _narrow
 _b1, _b2, _b4, _b8, _b12 = _bf16
 _i1, _i2, _i4, _i8, _i12 = _int8
 _n1, _n2, _n4, _n8, _n12 = _int4
 
 
 @inlined
-def tile_rows(rows):  # type: ignore[no-untyped-def]
+def tile_rows(rows):
     """Rows of a tile for a batch of `rows`."""
     if rows > 24:
         return 12
@@ -41,15 +43,26 @@ def tile_rows(rows):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def tile_panels(rows):  # type: ignore[no-untyped-def]
+def tile_panels(rows):
     """Panels of a tile of so many rows: as many sums as there are registers."""
     return 4 if rows <= 4 else 2
 
 
 @inlined
-def run_tile(form, rows, w, step, x, out, stride, groups, pairs):  # type: ignore[no-untyped-def]
-    """The tile of this form and of so many rows."""
-    if form == 0:
+def run_tile(form, rows, panels, w, step, x, out, stride, groups, pairs):
+    """The tile of this form, so many rows, and as many panels as `tile_panels` says, or (bf16 only) one."""
+    if panels == 1:
+        if rows == 1:
+            _s1(w, step, x, out, stride, groups, pairs)
+        elif rows == 2:
+            _s2(w, step, x, out, stride, groups, pairs)
+        elif rows == 4:
+            _s4(w, step, x, out, stride, groups, pairs)
+        elif rows == 8:
+            _s8(w, step, x, out, stride, groups, pairs)
+        else:
+            _s12(w, step, x, out, stride, groups, pairs)
+    elif form == 0:
         if rows == 1:
             _b1(w, step, x, out, stride, groups, pairs)
         elif rows == 2:
@@ -85,70 +98,58 @@ def run_tile(form, rows, w, step, x, out, stride, groups, pairs):  # type: ignor
 
 
 @inlined
-def finish(sums, wide, rows, count, then, out, stride, row0, n0, other, other_rows, other_width):  # type: ignore[no-untyped-def]
+def finish(sums, wide, rows, count, then, out, stride, row0, n0, other, other_rows, other_width):
     """Put away `rows` x `count` sums, which lie `wide` apart, as outputs n0... of rows row0...
 
     STORE, ADD: fp32 rows at `out`. HALVES: bfloat16 rows at `out`. RELU2: relu(sum)^2, packed at `other`.
     GATE: silu(out) * sum, packed at `other`, where `out` holds the gate's sums.
     """
     numbers, target = floats(sums), floats(out)
-    if then == RELU2 or then == GATE:
-        packed = halves(other)
-        for row in range(rows):
-            at = place(row0 + row, n0, other_rows, other_width)
-            source = row * wide
-            gate = (row0 + row) * stride + n0
-            for pair in range((count + 1) // 2):
-                for one in range(2):
-                    n = 2 * pair + one
-                    if n < count:
-                        value = numbers[source + n]
-                        if then == RELU2:
-                            value = value if not (value < np.float32(0)) else np.float32(0)
-                            value = value * value
-                        else:
-                            value = value * silu(target[gate + n])
-                        packed[at + one] = narrow(value)
-                at += other_rows * 2
-    elif then == HALVES:
-        words = halves(out)
-        for row in range(rows):
-            at, source = (row0 + row) * stride + n0, row * wide
+    for row in range(rows):
+        at, source = (row0 + row) * stride + n0, row * wide
+        if then == RELU2:
+            for n in range(count):
+                value = numbers[source + n]
+                value = value if not (value < np.float32(0)) else np.float32(0)
+                numbers[source + n] = value * value
+        elif then == GATE:
+            for n in range(count):
+                numbers[source + n] *= silu(target[at + n])
+        elif then == HALVES:
+            words = halves(out)
             for n in range(count):
                 words[at + n] = narrow(numbers[source + n])
-    else:
+        elif then == ADD:
+            for n in range(count):
+                target[at + n] += numbers[source + n]
+        else:
+            for n in range(count):
+                target[at + n] = numbers[source + n]
+    if then in (RELU2, GATE):
         for row in range(rows):
-            at, source = (row0 + row) * stride + n0, row * wide
-            if then == ADD:
-                for n in range(count):
-                    target[at + n] += numbers[source + n]
-            else:
-                for n in range(count):
-                    target[at + n] = numbers[source + n]
+            pack_values(sums + row * wide * 4, count, other, row0 + row, n0, other_rows, other_width)
 
 
 @inlined
-def multiply(weight, x, rows, rank, size, sums, then, out, stride, other, other_rows, other_width):  # type: ignore[no-untyped-def]
+def multiply(weight, x, rows, rank, size, sums, then, out, stride, other, other_rows, other_width):
     """This thread's share of the outputs of one linear layer, for `rows` packed rows at `x`; `finish` says what becomes of them."""
     height = tile_rows(rows)
     panels = tile_panels(height)
     wide = panels * 16
     step, x_step = weight[PANEL_BYTES], height * weight[WIDTH] * 2
     first, last = share(weight[UNITS], rank, size)
-    for unit in range(first, last):
-        for tile in range((rows + height - 1) // height):
-            for panel in range(0, PANELS, panels):
-                n0 = (unit * PANELS + panel) * 16
-                if n0 < weight[OUTPUTS]:
-                    w = weight[ADDRESS] + (unit * PANELS + panel) * step
-                    run_tile(weight[FORM], height, w, step, x + tile * x_step, sums, wide * 4, weight[GROUPS], weight[PAIRS])
-                    here = min(height, rows - tile * height)
-                    count = min(wide, weight[OUTPUTS] - n0)
-                    finish(sums, wide, here, count, then, out, stride, tile * height, n0, other, other_rows, other_width)
+    for panel in range(first * PANELS, last * PANELS, panels):
+        n0 = panel * 16
+        if n0 < weight[OUTPUTS]:
+            w, count = weight[ADDRESS] + panel * step, min(wide, weight[OUTPUTS] - n0)
+            for tile in range((rows + height - 1) // height):
+                run_tile(weight[FORM], height, panels, w, step, x + tile * x_step, sums, wide * 4, weight[GROUPS], weight[PAIRS])
+                here = min(height, rows - tile * height)
+                finish(sums, wide, here, count, then, out, stride, tile * height, n0, other, other_rows, other_width)
 
 
 @kernel
-def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, out):  # type: ignore[no-untyped-def]
+def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, out):
     """out [rows, outputs] = x [rows, inputs] W^T, both bfloat16; `packed` is room for ROWS_AT_ONCE packed rows."""
     room = np.empty(SUMS, dtype=np.float32)
     done = 0

@@ -96,7 +96,16 @@ def matmul(x: Tensor, weight: Packed) -> Tensor:
     out = torch.empty(len(rows), weight.outputs, dtype=torch.bfloat16)
     room = torch.empty(min(linear.ROWS_AT_ONCE, len(rows)) + 12, weight.width, dtype=torch.bfloat16)
     if len(rows):
-        run(linear.matmul, weight.record(), rows.data_ptr(), rows.stride(0), len(rows), room.data_ptr(), out.data_ptr())
+        run(
+            linear.matmul,
+            weight.record(),
+            rows.data_ptr(),
+            rows.stride(0),
+            len(rows),
+            room.data_ptr(),
+            out.data_ptr(),
+            bytes_read=weight.data.numel(),
+        )
     return out.view(*x.shape[:-1], weight.outputs).to(x.dtype)
 
 

@@ -16,30 +16,22 @@ from nanohybrid.ops.cpu.scalars import exp, narrow
 
 
 @inlined
-def place(row, k, tile_rows, width):  # type: ignore[no-untyped-def]
+def place(row, k, tile_rows, width):
     """Where element k of a row stands among packed rows."""
     return (row // tile_rows) * tile_rows * width + (k // 2) * tile_rows * 2 + (row % tile_rows) * 2 + k % 2
 
 
 @inlined
-def clear(packed, count):  # type: ignore[no-untyped-def]
-    """Zeros: `count` bfloat16."""
+def clear_padding(packed, first, last, size, tile_rows, width):
+    """Zeros where K of these rows beyond `size` is padding: the weights' zeros do not help against what is no number."""
     out = halves(packed)
-    for i in range(count):
-        out[i] = np.uint16(0)
-
-
-@inlined
-def clear_padding(packed, rows, size, tile_rows, width):  # type: ignore[no-untyped-def]
-    """Zeros where K beyond `size` is padding: the weights' zeros do not help against what is no number."""
-    out = halves(packed)
-    for row in range(rows):
+    for row in range(first, last):
         for k in range(size, width):
             out[place(row, k, tile_rows, width)] = np.uint16(0)
 
 
 @inlined
-def pack_columns(values, scale, weight, count, packed, row, first, tile_rows, width):  # type: ignore[no-untyped-def]
+def pack_columns(values, scale, weight, count, packed, row, first, tile_rows, width):
     """bfloat16(values * scale * weight[first...]), `count` fp32 values of one row, packed as its columns from `first` on."""
     source, gain, out = floats(values), floats(weight + first * 4), halves(packed)
     at, step = place(row, first, tile_rows, width), 2 * tile_rows
@@ -56,7 +48,7 @@ def pack_columns(values, scale, weight, count, packed, row, first, tile_rows, wi
 
 
 @inlined
-def inverse_rms(values, size, eps):  # type: ignore[no-untyped-def]
+def inverse_rms(values, size, eps):
     """1 / sqrt(mean of squares + eps)."""
     source = floats(values)
     total = np.float32(0)
@@ -66,15 +58,30 @@ def inverse_rms(values, size, eps):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def norm_and_pack(values, stride, rows, size, weight, eps, packed, tile_rows, width):  # type: ignore[no-untyped-def]
-    """RMSNorm of fp32 rows, packed."""
-    for row in range(rows):
-        at = values + row * stride * 4
-        pack_columns(at, inverse_rms(at, size, eps), weight, size, packed, row, 0, tile_rows, width)
+def pack_values(values, count, packed, row, first, tile_rows, width):
+    """bfloat16 of `count` fp32 values of one row, packed as its columns from `first` on, an even one."""
+    source, out = floats(values), halves(packed)
+    at, step = place(row, first, tile_rows, width), 2 * tile_rows
+    for pair in range(count // 2):
+        out[at] = narrow(source[2 * pair])
+        out[at + 1] = narrow(source[2 * pair + 1])
+        at += step
+    if count % 2:
+        out[at] = narrow(source[count - 1])
 
 
 @inlined
-def pack_halves(values, stride, first, last, total, size, packed, tile_rows, width):  # type: ignore[no-untyped-def]
+def norm_and_pack(values, first, last, size, weight, eps, packed, tile_rows, width):
+    """RMSNorm of the fp32 rows `first` to `last`, packed, zeros in the padding of K."""
+    for row in range(first, last):
+        at = values + row * size * 4
+        pack_columns(at, inverse_rms(at, size, eps), weight, size, packed, row, 0, tile_rows, width)
+    if size < width:
+        clear_padding(packed, first, last, size, tile_rows, width)
+
+
+@inlined
+def pack_halves(values, stride, first, last, total, size, packed, tile_rows, width):
     """Tiles `first` to `last` of bfloat16 rows, as they are; rows beyond `total` and the padding of K become zeros."""
     words, out = halves(values), halves(packed)
     for tile in range(first, last):
@@ -89,5 +96,5 @@ def pack_halves(values, stride, first, last, total, size, packed, tile_rows, wid
 
 
 @inlined
-def silu(x):  # type: ignore[no-untyped-def]
+def silu(x):
     return x / (np.float32(1) + exp(-x))

@@ -1,124 +1,205 @@
-"""One token for each of B sequences through the whole model, in one kernel: weights pass by once, whatever B is.
+"""A ragged batch of tokens through the whole model, in one kernel: weights pass by once, however many tokens there are.
 
 The model is a table: LAYERS' words for each layer, LINEAR's words for each linear. Threads share the outputs of a linear, the
-groups of a Mamba-2 layer and the key/value heads of an attention layer, and meet where one needs what another made: three times
-a layer with a mixer between two projections, twice an MLP. The residual stream and all sums are fp32; activations enter a
-linear as bfloat16. Nothing that is computed for a sequence depends on the others in the batch, not even the order of its sums.
+groups of a Mamba-2 layer, the heads of an attention layer, and meet where one needs what another made. The residual stream and
+all sums are fp32; activations enter a linear as bfloat16.
+
+Nothing that is computed for a token depends on what shares the batch, nor on how its sequence was cut into calls: every sum has
+one order. So a prompt in pieces, a cached beginning, a batch of one or of sixty give the same bits.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from nanohybrid.ops.cpu.attend import attend_head, attention_room
+from nanohybrid.ops.cpu.attend import attend, attention_room, remember, tiles_of
 from nanohybrid.ops.cpu.compiled import inlined, kernel
 from nanohybrid.ops.cpu.linear import ADD, GATE, INPUTS, OUTPUTS, RELU2, STORE, SUMS, WIDTH, multiply, tile_rows
 from nanohybrid.ops.cpu.llvm import floats, halves
-from nanohybrid.ops.cpu.mamba import mamba_room, step_group
-from nanohybrid.ops.cpu.rows import clear, clear_padding, norm_and_pack
-from nanohybrid.ops.cpu.scalars import widen
+from nanohybrid.ops.cpu.mamba import mamba_room, run_group
+from nanohybrid.ops.cpu.rows import clear_padding, inverse_rms, norm_and_pack
+from nanohybrid.ops.cpu.scalars import narrow, widen
 from nanohybrid.ops.cpu.team import meet, share
 
+ROWS = 384  # tokens of a call at most: their activations stay in the cache while all weights pass by
+FEW = 24  # up to so many rows, each thread makes the norm for itself rather than wait for a part of it
 KINDS = ("M", "*", "-")
-LAYERS = ("kind", "norm", "first linear", *(f"address {i}" for i in range(10)))
-KIND, NORM, LINEARS, AT = 0, 1, 2, 3  # AT: what the mixer's own kernel reads, see `program`
+LAYERS = ("kind", "norm", "first linear", *(f"address {i}" for i in range(8)))
+KIND, NORM, LINEARS, AT = 0, 1, 2, 3  # AT: what the mixer's own kernel reads, see mamba.py and attend.py
 
 
 @inlined
-def _mamba(layer, linears, batch, slots, positions, projected, sizes, limits, room, packed, rank, size):  # type: ignore[no-untyped-def]
+def _groups(layer, starts, slots, positions, projected, columns, sizes, limits, room, packed, height, width, rank, size):
     """The groups of all sequences, shared out."""
-    width, height = linears[layer[LINEARS] + 1, WIDTH], tile_rows(batch)
-    columns = linears[layer[LINEARS], OUTPUTS]
     heads, head_dim, groups, states, window = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
     channels = heads * head_dim + 2 * groups * states
-    first, last = share(batch * groups, rank, size)
+    first, last = share(len(slots) * groups, rank, size)
     for item in range(first, last):
-        row, group = item // groups, item % groups
-        conv = layer[AT] + slots[row] * (window - 1) * channels * 2
-        ssm = layer[AT + 1] + slots[row] * heads * head_dim * states * 4
-        mine = projected + row * columns * 4
-        step_group(positions[row] == 0, row, group, mine, sizes, layer[AT:], limits, conv, ssm, room, packed, height, width)
-
-
-@inlined
-def _attention(layer, linears, batch, positions, pages, projected, sizes, limits, angles, room, packed, rank, size):  # type: ignore[no-untyped-def]
-    """The key/value heads of all sequences, shared out."""
-    at = layer[LINEARS]
-    width, height = linears[at + 3, WIDTH], tile_rows(batch)
-    columns = (sizes[0] + 2 * sizes[1]) * sizes[2]
-    first, last = share(batch * sizes[1], rank, size)
-    for item in range(first, last):
-        row, head = item // sizes[1], item % sizes[1]
-        turned = angles + row * sizes[2] * 4 if angles else 0
-        table = pages.ctypes.data + row * pages.shape[1] * 8
-        mine = projected + row * columns * 4
-        attend_head(
-            row, head, mine, sizes, layer[AT + 2 :], limits[2], layer[AT], layer[AT + 1],
-            table, positions[row], turned, room, packed, height, width,
+        sequence, group = item // groups, item % groups
+        start, slot = starts[sequence], slots[sequence]
+        conv = layer[AT] + slot * (window - 1) * channels * 2
+        ssm = layer[AT + 1] + slot * heads * head_dim * states * 4
+        run_group(
+            start, starts[sequence + 1] - start, positions[sequence], group, projected + start * columns * 4, columns,
+            sizes, layer[AT:], limits, conv, ssm, room, packed, height, width,
         )  # fmt: skip
 
 
-@kernel
-def decode(rank, size, barrier, layers, linears, mamba, attention, limits, embeddings, tokens, slots, positions, pages, angles,
-           residual, projected, shared, private, private_bytes, logits):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Logits [B, V] in fp32 of the next token of each sequence; states and pages are brought up to date in place.
+@inlined
+def _heads(layer, barrier, starts, positions, pages, projected, columns, sizes, limits, angles, room, packed, height, width, rank, size):
+    """Keys and values of all sequences into their pages; then the queries, tile by tile. Both shared out."""
+    at, page_bytes = layer[AT:], pages.shape[1] * 8
+    kv_heads, sequences = sizes[1], len(positions)
+    first, last = share(sequences * kv_heads, rank, size)
+    for item in range(first, last):
+        s, head = item // kv_heads, item % kv_heads
+        table, count = pages.ctypes.data + s * page_bytes, starts[s + 1] - starts[s]
+        remember(starts[s], count, positions[s], head, projected, columns, sizes, at, limits[2], table, angles)
+    meet(barrier, size)
+    total = 0
+    for s in range(sequences):
+        total += tiles_of(starts[s + 1] - starts[s], sizes) * kv_heads
+    first, last = share(total, rank, size)
+    done = 0
+    for s in range(sequences):
+        count = starts[s + 1] - starts[s]
+        tiles = tiles_of(count, sizes)
+        table = pages.ctypes.data + s * page_bytes
+        for item in range(max(first - done, 0), min(last - done, tiles * kv_heads)):
+            attend(
+                item // kv_heads, starts[s], count, positions[s], item % kv_heads, projected, columns, sizes, at, limits[2],
+                table, angles, room, packed, height, width,
+            )  # fmt: skip
+        done += tiles * kv_heads
 
-    layers, linears: the tables; their last two rows are the final norm and the head. mamba: H, P, G, N, W. attention: query
-    heads, key/value heads, head size, page size, gated (1: SwiGLU). limits: dt's least and most, eps. angles: rotary cos and
-    sin of each row, or 0. residual [B, E], projected [B, widest]: fp32 room. shared: packed rows. private: each thread's own.
+
+@kernel
+def forward(
+    rank,
+    size,
+    barrier,
+    layers,
+    linears,
+    mamba,
+    attention,
+    limits,
+    embeddings,
+    tokens,
+    starts,
+    slots,
+    positions,
+    pages,
+    angles,
+    kept_rows,
+    kept,
+    kept_count,
+    residual,
+    projected,
+    normed,
+    shared,
+    private,
+    private_bytes,
+    out,
+):
+    """Final hidden states [T, E] in bfloat16, T up to ROWS; states and pages are brought up to date in place.
+
+    layers, linears: the tables; the last row of layers is the final norm. mamba: H, P, G, N, W. attention: query heads, key/value
+    heads, head size, gated (1: SwiGLU). limits: dt's least and most, eps. Sequence s has the rows starts[s] to starts[s + 1], and
+    stands at positions[s]. angles: rotary cos and sin of each row, or 0. kept_rows: for each row, where among `kept` a copy of its
+    Mamba-2 projections goes (-1: nowhere). residual [T, E], projected [T, widest]: fp32 room; normed, shared: packed rows.
     """
-    batch, hidden = len(tokens), linears[len(linears) - 1, INPUTS]
-    height = tile_rows(batch)
-    rows = (batch + height - 1) // height * height
-    normed = private + rank * private_bytes
-    sums = normed + rows * linears[len(linears) - 1, WIDTH] * 2
+    rows, hidden = len(tokens), linears[0, INPUTS]
+    height = tile_rows(rows)
+    sums = private + rank * private_bytes
     room = sums + SUMS * 4
-    clear(normed, rows * linears[len(linears) - 1, WIDTH])
+    mine = normed
+    first, last = share(rows, rank, size)
+    norm_first, norm_last = first, last
+    if rows <= FEW:
+        mine, norm_first, norm_last = room, 0, rows
+        room += (rows + height - 1) // height * height * linears[0, WIDTH] * 2
     table, stream = halves(embeddings), floats(residual)
-    first, last = share(batch, rank, size)
     for row in range(first, last):
         for i in range(hidden):
             stream[row * hidden + i] = widen(table[tokens[row] * hidden + i])
     meet(barrier, size)
+    mambas = 0
     for index in range(len(layers) - 1):
         layer = layers[index]
         at = layer[LINEARS]
-        norm_and_pack(residual, hidden, batch, hidden, layer[NORM], limits[2], normed, height, linears[at, WIDTH])
-        if layer[KIND] == 0:
-            columns = linears[at, OUTPUTS]
-            multiply(linears[at], normed, batch, rank, size, sums, STORE, projected, columns, 0, 0, 0)
+        norm_and_pack(residual, norm_first, norm_last, hidden, layer[NORM], limits[2], mine, height, linears[at, WIDTH])
+        if rows > FEW:
             meet(barrier, size)
-            _mamba(layer, linears, batch, slots, positions, projected, mamba, limits, room, shared, rank, size)
+        if layer[KIND] == 0:
+            columns, width = linears[at, OUTPUTS], linears[at + 1, WIDTH]
+            multiply(linears[at], mine, rows, rank, size, sums, STORE, projected, columns, 0, 0, 0)
+            meet(barrier, size)
+            if kept:
+                for row in range(first, last):
+                    if kept_rows[row] >= 0:
+                        source = floats(projected + row * columns * 4)
+                        copy = floats(kept + (mambas * kept_count + kept_rows[row]) * columns * 4)
+                        for i in range(columns):
+                            copy[i] = source[i]
+            _groups(layer, starts, slots, positions, projected, columns, mamba, limits, room, shared, height, width, rank, size)
+            mambas += 1
             back = at + 1
         elif layer[KIND] == 1:
-            columns, offset = (attention[0] + 2 * attention[1]) * attention[2], 0
+            columns, offset, width = (attention[0] + 2 * attention[1]) * attention[2], 0, linears[at + 3, WIDTH]
             for part in range(3):
-                multiply(linears[at + part], normed, batch, rank, size, sums, STORE, projected + offset * 4, columns, 0, 0, 0)
+                multiply(linears[at + part], mine, rows, rank, size, sums, STORE, projected + offset * 4, columns, 0, 0, 0)
                 offset += linears[at + part, OUTPUTS]
             meet(barrier, size)
-            _attention(layer, linears, batch, positions, pages, projected, attention, limits, angles, room, shared, rank, size)
+            _heads(
+                layer, barrier, starts, positions, pages, projected, columns, attention, limits, angles, room, shared, height, width,
+                rank, size,
+            )  # fmt: skip
             back = at + 3
-        elif attention[4]:
+        elif attention[3]:
             columns, width = linears[at, OUTPUTS], linears[at + 2, WIDTH]
-            multiply(linears[at], normed, batch, rank, size, sums, STORE, projected, columns, 0, 0, 0)
-            multiply(linears[at + 1], normed, batch, rank, size, sums, GATE, projected, columns, shared, height, width)
+            multiply(linears[at], mine, rows, rank, size, sums, STORE, projected, columns, 0, 0, 0)
+            multiply(linears[at + 1], mine, rows, rank, size, sums, GATE, projected, columns, shared, height, width)
             back = at + 2
         else:
-            multiply(linears[at], normed, batch, rank, size, sums, RELU2, 0, 0, shared, height, linears[at + 1, WIDTH])
+            multiply(linears[at], mine, rows, rank, size, sums, RELU2, 0, 0, shared, height, linears[at + 1, WIDTH])
             back = at + 1
-        if rank == 0 and linears[back, INPUTS] < linears[back, WIDTH]:
-            clear_padding(shared, rows, linears[back, INPUTS], height, linears[back, WIDTH])
+        if linears[back, INPUTS] < linears[back, WIDTH]:
+            clear_padding(shared, first, last, linears[back, INPUTS], height, linears[back, WIDTH])
         meet(barrier, size)
-        multiply(linears[back], shared, batch, rank, size, sums, ADD, residual, hidden, 0, 0, 0)
+        multiply(linears[back], shared, rows, rank, size, sums, ADD, residual, hidden, 0, 0, 0)
         meet(barrier, size)
-    final, head = layers[len(layers) - 1], linears[len(linears) - 1]
-    norm_and_pack(residual, hidden, batch, hidden, final[NORM], limits[2], normed, height, head[WIDTH])
-    multiply(head, normed, batch, rank, size, sums, STORE, logits, head[OUTPUTS], 0, 0, 0)
+    gain, result = floats(layers[len(layers) - 1, NORM]), halves(out)
+    for row in range(first, last):
+        scale = inverse_rms(residual + row * hidden * 4, hidden, limits[2])
+        for i in range(hidden):
+            result[row * hidden + i] = narrow(stream[row * hidden + i] * scale * gain[i])
 
 
-def private_size(batch: int, width: int, mamba: np.ndarray, attention: np.ndarray) -> int:
-    """Bytes of scratch that each thread needs for a batch."""
-    height = tile_rows.py_func(batch)
-    rows = -(-batch // height) * height
+@kernel
+def feed(
+    rank, size, barrier, layers, linears, mamba, limits, starts, counts, slots, positions, kept, kept_count, shared, private, private_bytes
+):
+    """Bring conv and SSM states forward by the first counts[s] of the tokens whose projections `forward` kept from row starts[s] on."""
+    room = private + rank * private_bytes + SUMS * 4
+    mambas, groups = 0, mamba[2]
+    first, last = share(len(slots) * groups, rank, size)
+    channels = mamba[0] * mamba[1] + 2 * groups * mamba[3]
+    for index in range(len(layers) - 1):
+        layer = layers[index]
+        if layer[KIND] == 0:
+            columns, width = linears[layer[LINEARS], OUTPUTS], linears[layer[LINEARS] + 1, WIDTH]
+            for item in range(first, last):
+                s, group = item // groups, item % groups
+                rows = kept + (mambas * kept_count + starts[s]) * columns * 4
+                conv = layer[AT] + slots[s] * (mamba[4] - 1) * channels * 2
+                ssm = layer[AT + 1] + slots[s] * mamba[0] * mamba[1] * mamba[3] * 4
+                run_group(
+                    starts[s], counts[s], positions[s], group, rows, columns, mamba, layer[AT:], limits, conv, ssm, room, shared, 1, width
+                )
+            mambas += 1
+
+
+def private_size(rows: int, width: int, mamba: np.ndarray, attention: np.ndarray) -> int:
+    """Bytes of scratch that each thread needs for a batch; `width` of the widest input."""
     room = max(mamba_room.py_func(mamba) if mamba[2] else 0, attention_room.py_func(attention) if attention[1] else 0)
-    return -(-(rows * width * 2 + (SUMS + room) * 4) // 64) * 64
+    return -(-((min(rows, FEW) + 12) * width * 2 + (SUMS + room) * 4) // 64) * 64

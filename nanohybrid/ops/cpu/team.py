@@ -19,6 +19,7 @@ import torch
 from nanohybrid.ops.cpu.compiled import inlined
 from nanohybrid.ops.cpu.llvm import add_atomically, give_way, load_acquire, store_release
 
+WORTH_A_THREAD = 1 << 20  # bytes: less is read sooner than two threads have met at each of a small model's layers
 SPINS = 20_000  # looks at the barrier before the processor is offered to others; about 10 us
 
 
@@ -90,9 +91,17 @@ def _compile(kernel: Any, arguments: tuple[Any, ...]) -> None:
 _teams: dict[tuple[int, int], Team] = {}
 
 
-def run(kernel: Any, *arguments: Any) -> None:
-    """Run a kernel on as many threads as torch has; each process (a forked child too) has its own team."""
-    key = (os.getpid(), torch.get_num_threads())
+def run(kernel: Any, *arguments: Any, bytes_read: int) -> None:
+    """Run a kernel on as many threads as torch has, or as pay for their meetings: `bytes_read` is what it streams.
+
+    Each process (a forked child too) has its own team.
+    """
+    key = (os.getpid(), threads(bytes_read))
     if key not in _teams:
         _teams[key] = Team(key[1])
     _teams[key].run(kernel, *arguments)
+
+
+def threads(bytes_read: int) -> int:
+    """How many threads a kernel that streams so many bytes is worth."""
+    return max(1, min(torch.get_num_threads(), bytes_read // WORTH_A_THREAD))

@@ -27,17 +27,18 @@ PAIRED = has("avx512bf16", "avx512bw", "avx512vl")
 V16F, V16I, V32B = vector(F32), vector(I32), vector(BFloat(), 32)
 
 
-def make_tile(form: str, rows: int, panels: int) -> Any:
+def make_tile(form: str, rows: int, panels: int, paired: bool = PAIRED) -> Any:
     """The loop for a format ("bf16", "int8", "int4") as an intrinsic of numba:
 
     tile(panels' address, bytes between panels, rows' address, out's address, bytes between out's rows, groups, pairs a group)
-    writes fp32 [rows, 16 * panels]. bf16 is one group of all pairs. Pairs of a group must be a multiple of 4.
+    writes fp32 [rows, 16 * panels]. `paired`: with AVX512-BF16's
+    instructions. bf16 is one group of all pairs. Pairs of a group must be a multiple of 4.
     """
 
     @intrinsic
     def tile(typingctx: Any, w: Any, w_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _Tile(builder, form, rows, panels).emit(*arguments)
+            _Tile(builder, form, rows, panels, paired).emit(*arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), generate
@@ -48,8 +49,8 @@ def make_tile(form: str, rows: int, panels: int) -> Any:
 class _Tile:
     """Writes the loop's instructions."""
 
-    def __init__(self, builder: ir.IRBuilder, form: str, rows: int, panels: int) -> None:
-        self.b, self.form, self.rows, self.panels = builder, form, rows, panels
+    def __init__(self, builder: ir.IRBuilder, form: str, rows: int, panels: int, paired: bool) -> None:
+        self.b, self.form, self.rows, self.panels, self.paired = builder, form, rows, panels, paired
 
     def emit(self, w: Any, w_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any) -> None:
         b, scaled = self.b, self.form != "bf16"
@@ -102,7 +103,7 @@ class _Tile:
         """A row's pair of k, in all lanes."""
         b = self.b
         word = b.load(b.inttoptr(address, PTR), typ=I32, align=4)
-        if PAIRED:
+        if self.paired:
             return b.bitcast(self._spread(word), V32B)
         low, high = b.shl(word, I32(16)), b.and_(word, I32(0xFFFF0000))
         return self._spread(b.bitcast(low, F32)), self._spread(b.bitcast(high, F32))
@@ -114,7 +115,7 @@ class _Tile:
 
     def _add_products(self, total: Any, w: Any, x: Any) -> Any:
         b = self.b
-        if PAIRED:
+        if self.paired:
             return b.call(function(b, "llvm.x86.avx512bf16.dpbf16ps.512", V16F, [V16F, V32B, V32B]), [total, w, x])
         fma = function(b, "llvm.fma.v16f32", V16F, [V16F] * 3)
         return b.call(fma, [w[1], x[1], b.call(fma, [w[0], x[0], total])])
@@ -125,7 +126,7 @@ class _Tile:
         pointer = b.inttoptr(b.add(start, b.mul(pair, I64(PAIR_BYTES[self.form]))), PTR)
         if self.form == "bf16":
             loaded = b.load(pointer, typ=V16I, align=32)
-            return [b.bitcast(loaded, V32B) if PAIRED else self._halves_of_words(loaded)]
+            return [b.bitcast(loaded, V32B) if self.paired else self._halves_of_words(loaded)]
         if self.form == "int8":
             return [self._of_int8(b.load(pointer, typ=vector(I8, 32), align=32))]
         return self._of_int4(b.load(pointer, typ=vector(I8, 32), align=16))
@@ -138,12 +139,12 @@ class _Tile:
 
     def _of_int8(self, codes: Any) -> Any:
         b = self.b
-        order = (range(16), range(16, 32)) if PAIRED else (range(0, 32, 2), range(1, 32, 2))
+        order = (range(16), range(16, 32)) if self.paired else (range(0, 32, 2), range(1, 32, 2))
         parts = []
         for lanes in order:
             part = b.shuffle_vector(codes, codes, ir.Constant(V16I, list(lanes)))
             parts.append(b.sitofp(b.sext(part, V16I), V16F))
-        if not PAIRED:
+        if not self.paired:
             return parts[0], parts[1]
         pack = function(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", V32B, [V16F, V16F])
         return b.call(pack, [parts[1], parts[0]])
@@ -151,7 +152,7 @@ class _Tile:
     def _of_int4(self, codes: Any) -> list[Any]:
         """Nibbles by table: 32 words of it, looked up by the low five bits, hold -8..7 twice over."""
         b = self.b
-        if PAIRED:
+        if self.paired:
             wide = vector(I16, 32)
             low = b.zext(codes, wide)
             values = np.arange(-8, 8, dtype=np.float32).view(np.uint32) >> 16

@@ -72,7 +72,7 @@ _four, _one = _make(ROWS), _make(1)
 
 
 @inlined
-def state_rows(state, x, B, C, y, decay, dt, rows, columns):  # type: ignore[no-untyped-def]
+def state_rows(state, x, B, C, y, decay, dt, rows, columns):
     """One head: S [rows, columns] = decay S + (dt x) B^T and y = S C, in fp32, in place. All are addresses."""
     whole = columns // 16 * 16
     row = 0
@@ -87,7 +87,7 @@ def state_rows(state, x, B, C, y, decay, dt, rows, columns):  # type: ignore[no-
 
 
 @inlined
-def _last_columns(state, x, B, C, y, decay, dt, rows, columns, whole):  # type: ignore[no-untyped-def]
+def _last_columns(state, x, B, C, y, decay, dt, rows, columns, whole):
     """The columns beyond the last whole vector."""
     kept, inputs, b, c, out = floats(state), floats(x), floats(B), floats(C), floats(y)
     for row in range(rows):

@@ -1,0 +1,39 @@
+"""What the peers' children share: their flags, the prompt of the check, and figures as ours are printed."""
+
+import argparse
+import random
+import resource
+import statistics
+
+CHECK_TOKENS = 64
+REPEATS = 3
+
+
+def arguments(what: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", help=what)
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--logits", metavar="FILE", help="write the logits after the prompt of the check, and time nothing")
+    return parser.parse_args()
+
+
+def prompts(vocabulary: int, count: int, tokens: int) -> list[list[int]]:
+    """Random ids, the same for every engine; the lowest ones are control marks."""
+    draw = random.Random(0)
+    return [[draw.randrange(20, vocabulary) for _ in range(tokens)] for _ in range(count)]
+
+
+def figures(prefill: list[float], decode: list[float], versions: dict[str, str]) -> dict[str, object]:
+    """Tokens per second of each repetition, as the contract of `nanohybrid bench generate` has them."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "prefill_tokens_per_second": spread(prefill), "decode_tokens_per_second": spread(decode),
+        "peak_memory_bytes": peak, "versions": versions,
+    }  # fmt: skip
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}

@@ -1,0 +1,165 @@
+"""How each engine is called, as a process of its own that prints one JSON object, and what is checked before it is timed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]  # the checkout that is measured, installed or not
+TYPES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}  # as we say it, and as GGUF says what has as many bits
+FARTHEST = 0.1  # logits of a bf16 engine against ours in fp32: rms of the difference over their spread
+
+
+class Failed(Exception):
+    """An engine that is not here, or that does not compute the same."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A prompt of so many tokens for each of `batch` sequences, then so many steps of one token each."""
+
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+
+    def scaled(self, by: float) -> "Workload":
+        return Workload(max(8, round(self.prompt_tokens * by)), max(4, round(self.new_tokens * by)), self.batch)
+
+    def flags(self, threads: int) -> list[str]:
+        values = {"prompt-tokens": self.prompt_tokens, "new-tokens": self.new_tokens, "batch": self.batch, "threads": threads}
+        return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all engines."""
+
+    model: Path
+    files: dict[str, Path]  # GGUF by type
+    threads: int
+    out: Path
+    llama_python: str
+    ours: list[str]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measurement: what a child printed."""
+
+    engine: str
+    kind: str
+    workload: str
+    values: dict[str, object]
+
+    def short(self) -> str:
+        speeds = [f"{key.split('_')[0]} {self.values[key]['median']:.1f} tok/s" for key in SPEEDS]  # type: ignore[index]
+        return ", ".join(speeds)
+
+
+SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The types an engine has, the command that measures it, and the one that writes its logits of a prompt."""
+
+    types: tuple[str, ...]
+    command: Callable[[Setting, str], list[str]]
+    logits: Callable[[Setting], list[str]] | None = None
+
+    def check(self, setting: Setting) -> object:
+        """Whether it is here and has the same weights; its versions. Raises Failed."""
+        if self.logits is None:
+            return run([*setting.ours, "--version"], setting.threads, as_json=False)
+        file = setting.out / "logits.npy"
+        said = run([*self.logits(setting), "--threads", str(setting.threads), "--logits", str(file)], setting.threads)
+        theirs, ours = np.load(file), _our_logits(setting)
+        distance = float(np.sqrt(np.mean((theirs - ours) ** 2)) / ours.std())
+        if not distance < FARTHEST:
+            raise Failed(f"its logits differ from ours by {distance:.3f} of their spread: are these the same weights?")
+        return {**said["versions"], "logits_differ_by": round(distance, 4)}
+
+
+def _llama(setting: Setting, kind: str) -> list[str]:
+    return [setting.llama_python, str(HERE / "llama_cpp_child.py"), str(setting.files[kind])]
+
+
+def _transformers(setting: Setting, _: str = "bf16") -> list[str]:
+    return [sys.executable, str(HERE / "transformers_child.py"), str(setting.model)]
+
+
+ENGINES = {
+    "nanohybrid": Engine(
+        tuple(TYPES), lambda setting, kind: [*setting.ours, "bench", "generate", str(setting.model), "--dtype", kind, "--json"]
+    ),
+    "llama.cpp": Engine(tuple(TYPES), _llama, lambda setting: _llama(setting, next(iter(setting.files)))),
+    "transformers": Engine(("bf16",), _transformers, _transformers),
+}
+
+
+def measure(setting: Setting, engine: str, kind: str, name: str, workload: Workload) -> Measured:
+    """One measurement in a process of its own."""
+    values = run([*ENGINES[engine].command(setting, kind), *workload.flags(setting.threads)], setting.threads)
+    return Measured(engine, kind, name, values)
+
+
+def run(command: list[str], threads: int, as_json: bool = True) -> dict[str, object] | str:  # type: ignore[return]
+    """The JSON object (or the text) that a child prints last. Raises Failed with its last word."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise Failed((done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1])
+    last = done.stdout.strip().splitlines()[-1]
+    return json.loads(last) if as_json else last
+
+
+def _our_logits(setting: Setting) -> np.ndarray:
+    file = setting.out / "ours.npy"
+    if not file.exists():
+        run([sys.executable, str(HERE / "our_logits.py"), str(setting.model), str(file)], setting.threads, as_json=False)
+    return np.load(file)
+
+
+def forget_others(model: Path, out: Path) -> None:
+    """Remove what an earlier run made in `out` of another model, or of this one as it was before."""
+    said = f"{model.resolve()} {max(file.stat().st_mtime_ns for file in model.iterdir())}"
+    mark = out / "made_of.txt"
+    if not mark.exists() or mark.read_text() != said:
+        for file in (*out.glob("*.gguf"), *out.glob("*.npy")):
+            file.unlink()
+        mark.write_text(said)
+
+
+def export_gguf(model: Path, out: Path, kind: str) -> Path:
+    """The model as a GGUF of that type, made once."""
+    if not out.exists():
+        run([sys.executable, "-m", "nanohybrid", "export", "gguf", str(model), str(out), "--type", TYPES[kind], "--json"], 1)
+    return out
+
+
+def make_model(preset: str, directory: Path) -> Path:
+    """A checkpoint of random bf16 weights, made once."""
+    if not (directory / "config.json").exists():
+        import torch
+
+        from nanohybrid.checkpoint import save
+        from nanohybrid.config import HybridConfig
+        from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
+
+        config = HybridConfig.preset(preset)
+        save(random_model(config, torch.bfloat16, seed=0), directory)
+        stand_in_tokenizer(config).save(directory)
+    return directory

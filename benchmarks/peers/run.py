@@ -1,0 +1,110 @@
+"""nanohybrid, llama.cpp and transformers on the same weights, with the same threads and lengths, alternating A B A B.
+
+    python benchmarks/peers/run.py --preset nano-291m --out runs/peers
+    python benchmarks/peers/run.py --model DIR --out runs/peers --llama-python .venv-llama/bin/python
+
+Twenty minutes or so on two cores, on an otherwise quiet machine. Every measurement is a process of its own, so that no engine's
+threads disturb another's; a round is each engine once on each workload, and figures are medians over the rounds with the least
+and the most. Before anything is timed, each peer's logits are compared with ours in fp32: unequal weights end the run.
+
+An engine that is not installed is left out, with the reason. llama.cpp: `pip install llama-cpp-python` (built from source; with
+CMAKE_ARGS="-DGGML_NATIVE=ON" for this CPU), here or in an environment of its own that `--llama-python` names.
+
+Writes results.json, results.md and results.svg into --out, beside the GGUF files and the model it made.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+from engines import ENGINES, ROOT, TYPES, Failed, Measured, Setting, Workload, export_gguf, forget_others, make_model, measure
+from summary import aggregate, markdown, plot
+
+WORKLOADS = {
+    "prefill 512, decode batch 1": Workload(prompt_tokens=512, new_tokens=64, batch=1),
+    "prefill 2,048": Workload(prompt_tokens=2048, new_tokens=16, batch=1),
+    "decode batch 16": Workload(prompt_tokens=64, new_tokens=32, batch=16),
+}
+
+
+def main() -> int:
+    arguments = _arguments()
+    sys.path.insert(0, str(ROOT))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model = arguments.model or make_model(arguments.preset, arguments.out / "model")
+    forget_others(model, arguments.out)
+    files = {kind: export_gguf(model, arguments.out / f"{kind}.gguf", kind) for kind in arguments.types}
+    setting = Setting(model, files, arguments.threads, arguments.out, arguments.llama_python, arguments.ours)
+    workloads = {name: workload.scaled(arguments.scale) for name, workload in WORKLOADS.items()}
+    engines, left_out = _usable(setting, arguments.engines)
+    rows = _rounds(setting, engines, workloads, arguments.types, arguments.rounds)
+    result = {
+        "machine": machine(arguments.threads), "date": time.strftime("%Y-%m-%d"), "command": " ".join(sys.argv), "model": str(model),
+        "rounds": arguments.rounds, "engines": engines, "left_out": left_out, "results": aggregate(rows, workloads),
+    }  # fmt: skip
+    (arguments.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    (arguments.out / "results.md").write_text(markdown(result))
+    plot(result, arguments.out / "results.svg")
+    print(markdown(result))
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a checkpoint directory; without it, random weights of --preset")
+    parser.add_argument("--preset", default="nano-291m")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
+    parser.add_argument("--scale", type=float, default=1.0, help="of all lengths; 0.1 for a try")
+    parser.add_argument("--llama-python", default=sys.executable, help="the Python that has llama_cpp")
+    parser.add_argument(
+        "--ours", nargs="+", default=[sys.executable, "-m", "nanohybrid"], help="our command, another version's for instance"
+    )
+    return parser.parse_args()
+
+
+def _usable(setting: Setting, names: list[str]) -> tuple[dict[str, object], dict[str, str]]:
+    """Versions of the engines that are here and compute the same; and why the others are left out."""
+    engines: dict[str, object] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        try:
+            engines[name] = ENGINES[name].check(setting)
+        except Failed as error:
+            left_out[name] = str(error)
+            print(f"{name} is left out: {error}", file=sys.stderr)
+    return engines, left_out
+
+
+def _rounds(setting: Setting, engines: dict[str, object], workloads: dict[str, Workload], types: list[str], rounds: int) -> list[Measured]:
+    rows = []
+    for turn in range(rounds):
+        for name, workload in workloads.items():
+            for kind in types:
+                for engine in engines:
+                    if kind not in ENGINES[engine].types:
+                        continue
+                    row = measure(setting, engine, kind, name, workload)
+                    rows.append(row)
+                    print(f"round {turn + 1}/{rounds}  {name}  {kind}  {engine}  {row.short()}", file=sys.stderr, flush=True)
+    return rows
+
+
+def machine(threads: int) -> dict[str, object]:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return {"cpu": model, "cores": os.cpu_count(), "threads": threads, "python": platform.python_version(), "system": platform.platform()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,65 @@
+"""transformers' `generate`, greedy, in bf16.
+
+python benchmarks/peers/transformers_child.py DIR --threads 2
+"""
+
+import json
+import time
+
+import numpy as np
+import torch
+import transformers
+from child import CHECK_TOKENS, REPEATS, arguments, figures, prompts
+
+VERSIONS = {"transformers": transformers.__version__, "torch": torch.__version__}
+
+
+class Clock(transformers.LogitsProcessor):
+    """Notes when each step's logits are there."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.times.append(time.perf_counter())
+        return scores
+
+
+def opened(path: str) -> torch.nn.Module:
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+    for module in model.modules():
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.0, float("inf"))  # 5.23 clamps in prefill whatever the configuration says
+    return model
+
+
+@torch.inference_mode()
+def main() -> None:
+    given = arguments("a checkpoint directory")
+    torch.set_num_threads(given.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    model = opened(given.model)
+    if given.logits:
+        ids = torch.tensor(prompts(model.config.vocab_size, 1, CHECK_TOKENS))
+        np.save(given.logits, model(ids).logits[0, -1].float().numpy())
+        print(json.dumps({"versions": VERSIONS}))
+        return
+    ids = torch.tensor(prompts(model.config.vocab_size, given.batch, given.prompt_tokens))
+    steps = given.new_tokens + 1  # the first comes out of the prompt
+    prefill, decode = [], []
+    for repetition in range(REPEATS + 1):
+        clock = Clock()
+        begin = time.perf_counter()
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=steps, max_new_tokens=steps, eos_token_id=None,
+            pad_token_id=0, logits_processor=transformers.LogitsProcessorList([clock]),
+        )  # fmt: skip
+        if repetition:  # the first one warms up
+            prefill.append(given.batch * given.prompt_tokens / (clock.times[0] - begin))
+            decode.append(given.batch * given.new_tokens / (clock.times[-1] - clock.times[0]))
+    print(json.dumps(figures(prefill, decode, VERSIONS)))
+
+
+if __name__ == "__main__":
+    main()

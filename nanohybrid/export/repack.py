@@ -1,0 +1,38 @@
+"""Our quantised weights as llama.cpp's blocks of 32, code by code: quantising what is quantised already would lose a second time.
+
+    q8_0    fp16 scale | 32 signed bytes                       our int8, a group of 128 being four blocks of one scale
+    q4_0    fp16 scale | 16 bytes, byte j: codes j and j + 16  our int4, of which byte j holds codes 2j and 2j + 1
+
+Both sides mean (code - 8) scale in four bits. A bf16 scale is exact in fp16 from 2^-17 on (8 significant bits, least step 2^-24).
+
+N rows · B blocks of 32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nanohybrid.ops.quantized import group_of
+
+BLOCK = 32
+SAME = {"int8": "Q8_0", "int4": "Q4_0"}
+
+
+def matches(format: str, inputs: int, kind: str) -> bool:
+    """Whether a matrix of this format can be stored as `kind` without a change of its values."""
+    return SAME.get(format) == kind and group_of(format, inputs) % BLOCK == 0
+
+
+def repack(codes: Tensor, scales_NG: Tensor) -> Tensor:
+    """The blocks' bytes, one uint8 tensor, of int8 codes [N, K] or of int4 codes [N, K / 2]."""
+    rows = codes.shape[0]
+    if codes.dtype == torch.int8:
+        codes_NB = codes.view(torch.uint8).reshape(rows, -1, BLOCK)
+    else:
+        even_odd = torch.stack([codes & 15, codes >> 4], dim=-1)
+        low, high = even_odd.reshape(rows, -1, 2, BLOCK // 2).unbind(2)
+        codes_NB = low | (high << 4)
+    blocks = codes_NB.shape[1]
+    scales_NB = scales_NG.repeat_interleave(blocks // scales_NG.shape[1], dim=1).to(torch.float16)
+    return torch.cat([scales_NB[..., None].view(torch.uint8), codes_NB], dim=-1).flatten()

@@ -1,0 +1,63 @@
+"""How many sequences fit, by the engine's own plan, and how fast that many can be, by the roofline of a machine.
+
+decode   a step reads the weights once, and each sequence's keys, values and states, at their mean length: inputs + outputs / 2
+prefill  2 FLOPs a weight and token, and causal attention; not overlapped with decoding
+output tokens per second = sequences x outputs / (prefill + outputs x step)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from nanohybrid.compress.budget import Budget, weight_bytes
+from nanohybrid.compress.devices import Device
+from nanohybrid.compress.latency import decode_step
+from nanohybrid.config import ATTENTION, HybridConfig
+from nanohybrid.engine.plan import plan_serve
+from nanohybrid.errors import InputError
+from nanohybrid.headline.contest import Contender, Mix, step_tokens
+from nanohybrid.model.footprint import Footprint
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A contender at a mix: sequences at once (0: not even one fits), and tokens per second at best, of all together."""
+
+    contender: Contender
+    mix: Mix
+    sequences: int
+    decode: float
+    output: float
+
+    @property
+    def label(self) -> str:
+        return f"{self.contender.name} {self.contender.dtype}"
+
+
+def plan(contender: Contender, mix: Mix, cap: int, device: Device, scale: int = 1) -> Planned:
+    """What fits `cap` bytes, and the most that `device` can make of it."""
+    config, sequences = contender.config, fitting(contender, mix, cap, scale)
+    if not sequences:
+        return Planned(contender, mix, 0, 0.0, 0.0)
+    mean = mix.inputs + mix.outputs // 2
+    step = decode_step(config, Budget(cap, mean, sequences, contender.dtype), tile=1).seconds(device)
+    prefill = sequences * prefill_flops(config, mix.inputs) / device.flops
+    return Planned(contender, mix, sequences, sequences / step, sequences * mix.outputs / (prefill + mix.outputs * step))
+
+
+def fitting(contender: Contender, mix: Mix, cap: int, scale: int = 1) -> int:
+    """Sequences of the mix's whole length that run at once, none ever put aside."""
+    footprint = Footprint.of(contender.config)
+    footprint = replace(footprint, weight_bytes=weight_bytes(contender.config, footprint, contender.dtype))
+    try:
+        return plan_serve(contender.config, footprint, cap, mix.context, step_tokens=step_tokens(scale)).slots
+    except InputError:  # not even one fits
+        return 0
+
+
+def prefill_flops(config: HybridConfig, tokens: int) -> float:
+    """FLOPs of one prompt, the logits of its last token only."""
+    vocabulary = config.vocab_size * config.hidden_size
+    tables = vocabulary if config.tie_word_embeddings else 2 * vocabulary
+    attention = 2 * config.pattern.count(ATTENTION) * config.num_attention_heads * config.head_dim * tokens**2
+    return 2.0 * (Footprint.of(config).parameters - tables) * tokens + attention

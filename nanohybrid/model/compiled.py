@@ -1,0 +1,237 @@
+"""The forward of a packed model as one kernel: the model and its state as the tables that ops/cpu/step.py reads.
+
+T tokens · E embedding · P size of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanohybrid.config import ATTENTION, MAMBA
+from nanohybrid.config import MLP as MLP_KIND
+from nanohybrid.model.attention import Attention, rotary_angles
+from nanohybrid.model.mamba2 import Mamba2
+from nanohybrid.model.mlp import MLP
+from nanohybrid.ops.cpu import step
+from nanohybrid.ops.cpu.packed import Packed
+from nanohybrid.ops.cpu.team import run
+from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.sizes import PAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nanohybrid.model.lm import HybridLM
+    from nanohybrid.model.state import State
+
+
+def compiled_forward(model: HybridLM, state: State) -> CompiledForward | None:
+    """The one that belongs to this state, made at the first call; None where the state is kept in other types than the kernels'."""
+    if "compiled" not in state.remembered:
+        kinds = {"conv": torch.bfloat16, "ssm": torch.float32, "key": torch.bfloat16, "value": torch.bfloat16}
+        fits = all(kinds.get(name) == pool.dtype for pools in state.layers for name, pool in pools.items())
+        state.remembered["compiled"] = CompiledForward(model, state) if fits and state.page_size == PAGE else None
+    found: CompiledForward | None = state.remembered["compiled"]
+    return found
+
+
+class CompiledForward:
+    """Forwards of one packed model (model/packed.py) over one state, whose memory it reads and writes where it lies.
+
+    Inside a page, keys and values lie in an order of their own (ops/cpu/attend.py): whoever began with this must go on with it.
+    """
+
+    def __init__(self, model: HybridLM, state: State) -> None:
+        self.config = config = model.config
+        self._state, self._embeddings = state, model.backbone.embeddings.weight
+        self._kept: list[Tensor | Packed] = []  # what only the tables point to
+        self._records: list[np.ndarray] = []
+        rows = [self._layer(cast(Any, block), state.layers[i]) for i, block in enumerate(model.backbone.layers)]
+        rows.append([0, self._address(model.backbone.norm_f.weight)])
+        self._layers = np.zeros((len(rows), len(step.LAYERS)), dtype=np.int64)
+        for index, row in enumerate(rows):
+            self._layers[index, : len(row)] = row
+        self._linears = np.stack(self._records)
+        self._bytes = sum(weight.data.numel() for weight in self._kept if isinstance(weight, Packed))
+        mamba = (config.mamba_num_heads, config.mamba_head_dim, config.n_groups, config.ssm_state_size, config.conv_kernel)
+        heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        self._mamba = np.array(mamba if MAMBA in config.pattern else (0,) * 5, dtype=np.int64)
+        gated = config.mlp_activation == "swiglu"
+        self._attention = np.array((*(heads if ATTENTION in config.pattern else (0,) * 3), gated), dtype=np.int64)
+        self._limits = np.array([*config.time_step_limit, config.layer_norm_epsilon], dtype=np.float32)
+        self._rooms: dict[int, _Room] = {}
+        self.mamba_columns = 2 * config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size + config.mamba_num_heads
+
+    def hidden(self, tokens_T: Tensor, layout: Layout) -> Tensor:
+        """Final hidden states [T, E] in bfloat16; brings the state up to date. Long batches go through in parts, with the same bits."""
+        assert layout.slots is not None and layout.pages is not None
+        out_TE = torch.empty(layout.tokens, self.config.hidden_size, dtype=torch.bfloat16)
+        tokens = tokens_T.numpy()
+        window = CompiledWindow(self, self._state, layout) if layout.tentative else None
+        for pieces in calls(layout):
+            self._call(tokens, layout, pieces, out_TE, window)
+        if window is not None:
+            window.take_back(self._state)
+        return out_TE
+
+    def _call(self, tokens: np.ndarray, layout: Layout, pieces: list[_Piece], out_TE: Tensor, window: CompiledWindow | None) -> None:
+        """One call of the kernel, of pieces of some sequences."""
+        assert layout.slots is not None and layout.pages is not None
+        first = layout.starts[pieces[0].sequence] + pieces[0].offset
+        starts = np.cumsum([0, *(piece.length for piece in pieces)])
+        rows = int(starts[-1])
+        room = self._room(rows)
+        positions = np.array([layout.positions[p.sequence] + p.offset for p in pieces], dtype=np.int64)
+        pages = np.zeros((len(pieces), max(1, *(len(layout.pages[p.sequence]) for p in pieces))), dtype=np.int64)
+        for row, piece in enumerate(pieces):
+            owned = layout.pages[piece.sequence]
+            pages[row, : len(owned)] = owned
+        kept_rows = np.full(rows, -1, dtype=np.int64)
+        for start, piece in zip(starts, pieces, strict=False):
+            if window is not None and piece.sequence in window.rows:
+                kept_rows[start : start + piece.length] = window.rows[piece.sequence] + piece.offset + np.arange(piece.length)
+        angles = self._angles(positions, starts)
+        run(
+            step.forward, self._layers, self._linears, self._mamba, self._attention, self._limits, self._embeddings.data_ptr(),
+            tokens[first : first + rows], starts, np.array([layout.slots[p.sequence] for p in pieces], dtype=np.int64), positions, pages,
+            0 if angles is None else angles.data_ptr(), kept_rows, 0 if window is None else window.kept.data_ptr(),
+            0 if window is None else window.kept.shape[1], *room.addresses, out_TE[first].data_ptr(), bytes_read=self._bytes,
+        )  # fmt: skip
+
+    def feed(self, window: CompiledWindow, sequences: Sequence[int], counts: Sequence[int]) -> None:
+        """Bring the states of a window's sequences forward by the first tokens of each."""
+        layout = window.layout
+        assert layout.slots is not None
+        starts, slots, positions = (
+            np.array([of[s] for s in sequences], dtype=np.int64) for of in (window.rows, layout.slots, layout.positions)
+        )
+        room = self._room(window.kept.shape[1])
+        run(
+            step.feed, self._layers, self._linears, self._mamba, self._limits, starts, np.array(counts, dtype=np.int64), slots, positions,
+            window.kept.data_ptr(), window.kept.shape[1], *room.addresses[3:], bytes_read=self._bytes,
+        )  # fmt: skip
+
+    def _layer(self, block: Any, state: dict[str, Tensor]) -> list[int]:
+        """The words of a layer: kind, norm, first linear, then what its kernel reads by `at`."""
+        mixer, head = block.mixer, [self._address(block.norm.weight)]
+        if isinstance(mixer, Mamba2):
+            first = self._linear(*(cast(Any, part).packed for part in (mixer.in_proj, mixer.out_proj)))
+            taps = mixer.conv1d.weight.detach()[:, 0].float().T
+            vectors = (taps, mixer.conv1d.bias, mixer.dt_bias, -mixer.A_log.detach().float().exp(), mixer.D, mixer.norm.weight)
+            at = [state["conv"].data_ptr(), state["ssm"].data_ptr(), *map(self._address, vectors)]
+            return [step.KINDS.index(MAMBA), *head, first, *at]
+        if isinstance(mixer, Attention):
+            parts = (mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj)
+            first = self._linear(*(cast(Any, part).packed for part in parts))
+            norms = [self._address(mixer.q_norm.weight), self._address(mixer.k_norm.weight)] if self.config.qk_norm else [0, 0]
+            return [step.KINDS.index(ATTENTION), *head, first, state["key"].data_ptr(), state["value"].data_ptr(), *norms]
+        assert isinstance(mixer, MLP)
+        gate = [mixer.gate_proj] if self.config.mlp_activation == "swiglu" else []
+        first = self._linear(*(cast(Any, part).packed for part in (*gate, mixer.up_proj, mixer.down_proj)))
+        return [step.KINDS.index(MLP_KIND), *head, first]
+
+    def _linear(self, *weights: Packed) -> int:
+        """Add them to the table; the index of the first."""
+        first = len(self._records)
+        for weight in weights:
+            self._kept.append(weight)
+            self._records.append(weight.record())
+        return first
+
+    def _address(self, vector: Tensor) -> int:
+        """Where a copy in fp32 lies, kept as long as this."""
+        copy = vector.detach().to(torch.float32, copy=True).contiguous()
+        self._kept.append(copy)
+        return copy.data_ptr()
+
+    def _angles(self, positions: np.ndarray, starts: np.ndarray) -> Tensor | None:
+        """cos and sin of half a head, one after the other, [T, P]; None without rotary positions."""
+        if self.config.rope_theta is None:
+            return None
+        lengths = np.diff(starts)
+        each = np.repeat(positions - starts[:-1], lengths) + np.arange(starts[-1])
+        half = self.config.head_dim // 2
+        cos_TP, sin_TP = rotary_angles(torch.from_numpy(each), self.config.head_dim, self.config.rope_theta)
+        return torch.cat([cos_TP[:, :half], sin_TP[:, :half]], dim=1).contiguous()
+
+    def _room(self, rows: int) -> _Room:
+        """Scratch for so many rows, made once for each power of two of them."""
+        size = min(step.ROWS, max(8, 1 << (rows - 1).bit_length()))
+        if size not in self._rooms:
+            widest, outputs = int(self._linears[:, 3].max()), int(self._linears[:, 1].max())
+            projected = max(outputs, int((self._attention[0] + 2 * self._attention[1]) * self._attention[2]))
+            private = step.private_size(size, widest, self._mamba, self._attention)
+            self._rooms[size] = _Room.make(size, self.config.hidden_size, projected, widest, private)
+        return self._rooms[size]
+
+
+class _Piece(NamedTuple):
+    """Some tokens of a sequence, from the `offset`-th of those that the layout brings."""
+
+    sequence: int
+    offset: int
+    length: int
+
+
+def calls(layout: Layout) -> list[list[_Piece]]:
+    """A layout cut into calls of at most ROWS tokens, in their order."""
+    result: list[list[_Piece]] = [[]]
+    free = step.ROWS
+    for sequence, length in enumerate(layout.lengths):
+        offset = 0
+        while offset < length:
+            if not free:
+                result.append([])
+                free = step.ROWS
+            take = min(length - offset, free)
+            result[-1].append(_Piece(sequence, offset, take))
+            offset, free = offset + take, free - take
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Room:
+    """Scratch of one size: residual, projected, normed, shared, and each thread's own."""
+
+    tensors: tuple[Tensor, ...]
+
+    @classmethod
+    def make(cls, rows: int, hidden: int, projected: int, widest: int, private: int) -> _Room:
+        packed = torch.zeros(2, rows + 12, widest, dtype=torch.bfloat16)
+        own = torch.zeros(torch.get_num_threads(), private, dtype=torch.uint8)
+        return cls((torch.zeros(rows, hidden), torch.zeros(rows, projected), packed[0], packed[1], own))
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        return (*(tensor.data_ptr() for tensor in self.tensors), self.tensors[-1].shape[1])
+
+
+class CompiledWindow:
+    """The tentative sequences of a layout (model/window.py): their states before, and what each token projects in each Mamba-2 layer."""
+
+    def __init__(self, forward: CompiledForward, state: State, layout: Layout) -> None:
+        assert layout.slots is not None
+        self.forward, self.layout = forward, layout
+        self.rows: dict[int, int] = {}  # by sequence, where among `kept` its tokens begin
+        count = 0
+        for sequence in layout.tentative:
+            self.rows[sequence] = count
+            count += layout.lengths[sequence]
+        self.kept = torch.empty(forward.config.pattern.count(MAMBA), count, forward.mamba_columns)
+        self._slots = [layout.slots[sequence] for sequence in layout.tentative]
+        self._before = [pool[self._slots] for pool in state.slot_pools]
+
+    def take_back(self, state: State) -> None:
+        """The states as they were; whatever stays is fed to them by `settle`."""
+        for pool, before in zip(state.slot_pools, self._before, strict=True):
+            pool[self._slots] = before
+        state.layers[0].window = self
+
+    def settle(self, pools: dict[str, Tensor], rows: Sequence[int], counts: Sequence[int]) -> None:
+        """As model/window.py's, for all layers at once."""
+        self.forward.feed(self, [self.layout.tentative[row] for row in rows], counts)

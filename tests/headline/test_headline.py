@@ -1,0 +1,111 @@
+"""The headline's plan against plain arithmetic, its small twin against the true shapes, and a run of it."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nanohybrid.cli.main import main
+from nanohybrid.compress.devices import device
+from nanohybrid.config import HybridConfig
+from nanohybrid.errors import InputError
+from nanohybrid.headline import Mix, contenders, contest, measure, mixes, plan, roofline
+from nanohybrid.headline.contest import cap
+from nanohybrid.headline.roofline import prefill_flops
+from nanohybrid.model import HybridLM
+
+A10G = device("a10g")
+
+
+def planned(scale=1, names=("8k/16k",)):
+    return [
+        plan(one, mix, cap(22.0, scale), A10G, scale) for mix in mixes(list(names), scale) for one in contenders(["bf16", "int8"], scale)
+    ]
+
+
+def test_the_papers_case_is_the_papers_batch_and_more_than_six_times_the_transformer():
+    dense, hybrid, quantised = planned()
+    assert (dense.sequences, hybrid.sequences) == (1, 8)
+    assert hybrid.output / dense.output > 6
+    assert quantised.sequences > hybrid.sequences and quantised.output > 2 * hybrid.output
+
+
+def test_a_hundred_thousand_tokens_fit_the_hybrid_alone():
+    dense, hybrid, _ = planned(names=["128k/1k"])
+    assert dense.sequences == 0 and dense.output == 0 and hybrid.sequences >= 1
+
+
+def test_the_rooflines_are_bytes_over_bandwidth():
+    """Qwen3-8B: 8,190,735,360 parameters less 151,936 x 4,096 of the table, 147,456 bytes a token. The 9B: 8,888,227,328 less
+    131,072 x 4,480, 16,384 a token; 27 states of 128 x 80 x 128 in fp32 and of 3 x 12,288 in bf16, read and written."""
+    dense, hybrid, _ = planned()
+    length = 8192 + 8192
+    seconds = (2 * (8_190_735_360 - 151_936 * 4096) + 147_456 * (length + 1)) / 600e9
+    assert dense.decode == pytest.approx(1 / seconds, rel=1e-6)
+    state = 27 * (128 * 80 * 128 * 4 + 3 * 12_288 * 2)
+    seconds = (2 * (8_888_227_328 - 131_072 * 4480) + 8 * (2 * state + 16_384 * (length + 1))) / 600e9
+    assert hybrid.decode == pytest.approx(8 / seconds, rel=1e-6)
+    assert hybrid.output < hybrid.decode  # the prompts have to be read
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-dense"])
+def test_flops_of_a_prompt_are_what_torch_counts(preset):
+    config = HybridConfig.preset(preset)
+    with torch.device("meta"):
+        model = HybridLM(config)
+    linears = [
+        module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not getattr(model, "lm_head", None)
+    ]
+    with FlopCounterMode(display=False) as counter:
+        for linear in linears:
+            linear(torch.empty(300, linear.in_features, device="meta"))
+    causal = 2 * config.pattern.count("*") * config.num_attention_heads * config.head_dim * 300**2
+    assert prefill_flops(config, 300) == pytest.approx(counter.get_total_flops() + causal, rel=0.01)  # norms and convs beside
+
+
+def test_the_small_contest_is_decided_as_the_large_one():
+    for large, small in zip(planned(names=["1k/1k", "8k/16k"]), planned(8, ["1k/1k", "8k/16k"]), strict=True):
+        assert small.mix.context * 8 == large.mix.context
+        assert small.sequences == pytest.approx(large.sequences, rel=0.25), large.label
+
+
+def test_impossible_requests_name_the_possible_ones():
+    with pytest.raises(InputError, match="1k/1k, 8k/1k, 8k/16k, 128k/1k"):
+        mixes(["2k/2k"])
+    with pytest.raises(InputError, match="1, 2, 4, 8"):
+        contenders(["bf16"], 3)
+    with pytest.raises(InputError, match=r"the process alone takes 0\.5"):
+        cap(0.25)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The contest of two tiny models, three sequences each, in which the Transformer does not fit the second mix."""
+    monkeypatch.setattr(contest, "HYBRID", "tiny")
+    monkeypatch.setattr(contest, "DENSE", "tiny-dense")
+    monkeypatch.setattr(contest, "PAPER", (Mix("1k/1k", 12, 5), Mix("128k/1k", 40, 3)))
+    monkeypatch.setattr(roofline, "fitting", lambda one, mix, *_: 0 if one.name == "tiny-dense" and mix.inputs == 40 else 3)
+    monkeypatch.setattr(measure, "STREAM_BYTES", 2**20)
+    monkeypatch.setattr(measure, "EDGE", 64)
+
+
+def test_a_run_measures_every_contender_that_fits(small, tmp_path, capsys):
+    flags = ["--scale", "1", "--quantised", "none", "--out", str(tmp_path / "all.json"), "--plot", str(tmp_path / "all.svg")]
+    assert main(["bench", "headline", "--json", *flags]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "all.json").read_text()) == result
+    rows = {(row["mix"], row["model"]): row for row in result["rows"]}
+    assert len(rows) == 4 and rows["128k/1k", "tiny-dense"]["output_tokens_per_second"] is None
+    for key in rows.keys() - {("128k/1k", "tiny-dense")}:
+        assert rows[key]["output_tokens_per_second"] > 0 and rows[key]["fraction"] > 0
+    first, second = rows["1k/1k", "tiny-dense"], rows["1k/1k", "tiny"]
+    assert second["ratio"] == pytest.approx(second["output_tokens_per_second"] / first["output_tokens_per_second"])
+    assert rows["128k/1k", "tiny"]["ratio"] is None
+    assert (tmp_path / "all.svg").stat().st_size > 1000
+
+
+def test_the_table_says_what_does_not_fit(capsys):
+    assert main(["bench", "headline", "--roofline", "a10g", "--mixes", "128k/1k", "--quantised", "none"]) == 0
+    table = capsys.readouterr().out
+    assert "no fit" in table and "600.0 GB/s" in table

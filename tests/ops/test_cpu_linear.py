@@ -1,0 +1,66 @@
+"""Linear layers on packed weights: every form, odd sizes, rows of every tile, and the plain instructions of other processors."""
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from nanohybrid.ops import quantized
+from nanohybrid.ops.cpu import available
+
+if not available():
+    pytest.skip("numba is not installed", allow_module_level=True)
+
+from nanohybrid.ops.cpu.packed import matmul, pack, unpack
+from nanohybrid.ops.cpu.tile import make_tile
+
+
+def packed_of(form, outputs, inputs):
+    weight = torch.randn(outputs, inputs) / inputs**0.5
+    if form == "bf16":
+        return pack(weight.bfloat16()), weight.bfloat16().float()
+    codes, scales = quantized.quantize(weight, form)
+    return pack(codes, form, scales), quantized.dequantize(codes, scales, torch.float32)
+
+
+@pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("outputs,inputs", [(1, 32), (64, 96), (100, 160), (513, 256)])
+def test_panels_hold_the_weight(form, outputs, inputs):
+    packed, weight = packed_of(form, outputs, inputs)
+    assert torch.equal(unpack(packed), weight)
+
+
+@pytest.mark.parametrize("form,inputs", [("bf16", 72), ("bf16", 33), ("int8", 384), ("int8", 40), ("int4", 96)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 17, 25, 400])
+def test_products_are_those_of_the_weight_that_the_codes_stand_for(form, inputs, rows):
+    packed, weight = packed_of(form, 100, inputs)
+    x = torch.randn(rows, inputs).bfloat16()
+    expected = x.double() @ weight.double().T
+    assert (matmul(x, packed).double() - expected).abs().max() <= 0.006 * expected.abs().max()
+
+
+def test_rows_with_a_stride_and_more_dimensions():
+    packed, weight = packed_of("bf16", 20, 64)
+    x = torch.randn(2, 3, 128).bfloat16()[..., ::2]
+    expected = x.float() @ weight.T
+    assert torch.allclose(matmul(x, packed).float(), expected, atol=0.03)
+
+
+@pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
+def test_a_processor_without_bfloat16_products_computes_the_same(form):
+    packed, weight = packed_of(form, 64, 128)
+    tile = make_tile(form, 2, 4, paired=False)
+
+    @numba.njit
+    def run(w, step, x, out, groups, pairs):
+        tile(w, step, x, out, 256, groups, pairs)
+
+    x, out = torch.randn(2, 128).bfloat16(), torch.zeros(2, 64)
+    rows = x.view(2, 64, 2).transpose(0, 1).contiguous()
+    run(packed.data.data_ptr(), packed.data.numel() // 4, rows.data_ptr(), out.data_ptr(), packed.groups, packed.pairs)
+    np.testing.assert_allclose(out.numpy(), (x.float() @ weight.T).numpy(), atol=1e-5)
+
+
+def test_a_weight_of_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="known are bf16, int8 and int4"):
+        pack(torch.zeros(4, 4), "int3")
