@@ -20,7 +20,8 @@ def parser() -> jsonargparse.ArgumentParser:
     result = recipe_parser("compress", SUMMARY, CompressRecipe)
     result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
     result.add_argument("--budget-gib", type=float | None, metavar="G", help="budget_bytes in GiB")
-    add_documents(result)
+    result.add_argument("--beside-gib", type=float | None, metavar="G", help="beside_bytes in GiB: what else must fit on --device")
+    add_documents(result, required=False)
     return result
 
 
@@ -34,9 +35,11 @@ def run(arguments: jsonargparse.Namespace) -> None:
     if arguments.budget_gib is not None:
         if recipe.budget_bytes is not None:
             raise InputError("--budget-gib and budget_bytes contradict each other: give one of the two")
-        if not 0 < arguments.budget_gib < 2**30:
-            raise InputError(f"--budget-gib is {arguments.budget_gib}; it must be positive, and a memory that exists")
-        recipe = dataclasses.replace(recipe, budget_bytes=int(arguments.budget_gib * 2**30))
+        recipe = dataclasses.replace(recipe, budget_bytes=in_bytes("--budget-gib", arguments.budget_gib))
+    if arguments.beside_gib is not None:
+        if recipe.device is None:
+            raise InputError("--beside-gib is taken off a --device, and none is named: a budget in bytes is already what is left")
+        recipe = dataclasses.replace(recipe, beside_bytes=in_bytes("--beside-gib", arguments.beside_gib))
     out = compress(recipe, arguments.path, arguments.data, arguments.out, arguments.pretraining)
     found = json.loads((out / "search" / "search.json").read_text())
     measures, chosen = read_record(out)["measures"], found["candidates"][0]
@@ -47,3 +50,10 @@ def run(arguments: jsonargparse.Namespace) -> None:
     rows += [["parameters", chosen["parameters"]], ["bytes at work", chosen["bytes"]["total"]]]
     rows += [[f"loss, {name}", measures["losses"][name]] for name in ("parent", "pruned", "distilled")]
     table(["", "result"], rows, title=f"{out}, for {found['budget']}")
+
+
+def in_bytes(flag: str, gib: float) -> int:
+    """GiB as bytes. Raises InputError for what is no memory."""
+    if not 0 < gib < 2**30:
+        raise InputError(f"{flag} is {gib}; it must be positive, and a memory that exists")
+    return int(gib * 2**30)

@@ -20,9 +20,9 @@ def parser() -> jsonargparse.ArgumentParser:
     return result
 
 
-def add_documents(parser: jsonargparse.ArgumentParser) -> None:
+def add_documents(parser: jsonargparse.ArgumentParser, required: bool = True) -> None:
     """The flags that name token stores."""
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="documents of post-training: stores, or align's output")
+    parser.add_argument("--data", type=Path, required=required, metavar="DIR", help="documents of post-training: stores, or align's output")
     parser.add_argument("--pretraining", type=Path, metavar="DIR", help="documents of pretraining to mix in: what `nanohybrid data` wrote")
 
 

@@ -32,6 +32,12 @@ def parser() -> jsonargparse.ArgumentParser:
     )
     result.add_argument("--samples", type=int, default=256, metavar="N", help="at most so many of these documents")
     result.add_argument("--length", type=int, default=512, metavar="N", help="at most so many tokens of each")
+    result.add_argument(
+        "--layers-by",
+        choices=["iterative", "one-shot", "cosine"],
+        default="iterative",
+        help="how --layers are ranked: cosine reads the checkpoint layer by layer, the others hold it whole",
+    )
     result.add_argument("--plain", action="store_true", help="scores by activation alone, not times the outgoing weights' norm")
     return result
 
@@ -47,7 +53,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
     target = Target(**sizes, drop_layers=numbers("--drop-layers", arguments.drop_layers))
     if target == Target():
         raise InputError(f"nothing is to go: give --drop-layers or a size ({', '.join(SIZES)})")
-    recipe = PruneRecipe(target, not arguments.plain, arguments.samples, arguments.length)
+    recipe = PruneRecipe(target, not arguments.plain, arguments.samples, arguments.length, arguments.layers_by)
     out = prune(recipe, arguments.path, arguments.out, arguments.importance, arguments.calibration)
     before, after = read_config(arguments.path), read_config(out)
     fields = (

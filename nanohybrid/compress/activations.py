@@ -5,6 +5,8 @@ What a is, for each axis:
     FFN neuron          after the nonlinearity, which is what down_proj reads
     Mamba head, channel the x slice of in_proj's output
     attention head      what o_proj reads: L2 over the head's channels
+    layer               1 minus the cosine between the hidden state before it and after; over the samples the root mean square, so that
+                        it stays between 0 and 2
 
 With `outgoing`, each score is multiplied by the L2 norm of the weights that read this activation: a neuron that fires into
 nothing does nothing. For pruning before any retraining this is the better ranking (docs/compress.md has numbers); without it the
@@ -81,21 +83,26 @@ def measure_activations(
     hidden = parts.embedded([batch.tokens_T for batch in batches])
     channels_RE = torch.zeros(3, config.hidden_size)
     tables: dict[str, dict[int, Tensor]] = {MAMBA: {}, MLP: {}, ATTENTION: {}}
+    turns: list[Tensor] = []
     for index, (kind, block) in enumerate(zip(config.pattern, parts.blocks(), strict=True)):
-        norm, mixer = through(block, kind, config, hidden, layouts, advance)
+        norm, mixer, turn = through(block, kind, config, hidden, layouts, advance)
+        turns.append(turn.score_RD)
         channels_RE += norm.score_RD * (reader_norm(block.mixer) if outgoing else 1.0)
         tables[kind][index] = scores_of(block.mixer, kind, config, mixer.score_RD, outgoing)
     last, final_norm = Aggregate(), parts.final_norm()
     for h_TE, layout in zip(hidden, layouts, strict=True):
         last.add(final_norm(h_TE), layout)
     channels_RE += last.score_RD * (parts.head_norm() if outgoing else 1.0)
+    cosine_RL = torch.cat(turns, dim=1)
     facts = {
         "calibration": calibration.hash, "samples": len(calibration.samples), "tokens": calibration.tokens,
         "outgoing": outgoing, "pattern": config.pattern, "aggregation": "mean over the sequence, L2 over samples",
-        "stability": agreement(channels_RE, tables) if len(calibration.samples) > 1 else {},
+        "stability": agreement(channels_RE, tables, cosine_RL) if len(calibration.samples) > 1 else {},
     }  # fmt: skip
     whole = {kind: {index: scores[0] for index, scores in table.items()} for kind, table in tables.items()}
-    return Importance(channels_RE[0], whole[MLP], whole[MAMBA], whole[ATTENTION], facts=facts)
+    return Importance(
+        channels_RE[0], whole[MLP], whole[MAMBA], whole[ATTENTION], facts=facts, cosine=cosine_RL[0] / len(calibration.samples) ** 0.5
+    )
 
 
 def through(
@@ -105,15 +112,19 @@ def through(
     hidden: list[Tensor],
     layouts: Sequence[Layout],
     advance: Callable[[int], object] | None = None,
-) -> tuple[Aggregate, Aggregate]:
-    """Take the hidden states of all batches through a layer, in place in the list: aggregates of its norm and of its mixer."""
-    norm, mixer = Aggregate(), Aggregate()
+) -> tuple[Aggregate, Aggregate, Aggregate]:
+    """Take the hidden states of all batches through a layer, in place in the list: aggregates of its norm, of its mixer, and of how
+    far it turns the hidden state.
+    """
+    norm, mixer, turn = Aggregate(), Aggregate(), Aggregate()
     for place, layout in enumerate(layouts):
         with watching(block, kind, config, layout, norm, mixer):
-            hidden[place] = block(hidden[place], layout, None)
+            after_TE = block(hidden[place], layout, None)
+        turn.add(1 - torch.cosine_similarity(hidden[place].double(), after_TE.double(), dim=1)[:, None], layout)
+        hidden[place] = after_TE
         if advance is not None:
             advance(layout.tokens)
-    return norm, mixer
+    return norm, mixer, turn
 
 
 @contextmanager

@@ -8,25 +8,38 @@ those of pretraining, as the paper found best for a model that reasons.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from nanohybrid.checkpoint import load, read_config, refuse_quantized, save
 from nanohybrid.compress.calibration import VALIDATION, store_paths
+from nanohybrid.compress.teacher import BESIDE, PLACES, Answers, Taught, Teacher, teaching
 from nanohybrid.data import Batch, Loader, TokenStore
 from nanohybrid.data.packing import IGNORED
 from nanohybrid.data.store import STORES
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.model import HybridLM
-from nanohybrid.ops.losses import chunked_forward_kl, summed_forward_kl
-from nanohybrid.stages import open_stage
+from nanohybrid.ops.losses import chunked_forward_kl, summed_forward_kl, summed_top_k_kl
+from nanohybrid.stages import Stage, open_stage, progress
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, snapshot
 
-POST, PRE = "post", "pre"
+POST, PRE, ANSWERS = "post", "pre", "teacher"
+B = TypeVar("B", Batch, Taught)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Up to a share of the steps, sequences of at most a length."""
+
+    until: float
+    sequence_length: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,12 @@ class DistillRecipe:
     """Share of tokens from post-training documents, where pretraining documents are given too."""
     every_token: bool = False
     """Learn from the teacher on every token, and not only where a document has targets."""
+    stretches: tuple[Stretch, ...] = ()
+    """Sequence lengths in turn, as in the paper (8,192, then 49,152, then 262,144); none: `sequence_length` all the way."""
+    teacher: str = BESIDE
+    """Where the teacher is: beside the student, as int8, fp8 or int4 there, or offloaded: read layer by layer at every step."""
+    top_k: int = 0
+    """Ask the teacher first, keep on the disk its so many likeliest tokens and the mass of the rest, and learn from these; 0: all."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-3))
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
@@ -54,6 +73,13 @@ class DistillRecipe:
     def __post_init__(self) -> None:
         if min(self.tokens, self.batch_tokens, self.sequence_length, self.measured_tokens) < 1:
             raise ConfigError("tokens, batch_tokens, sequence_length and measured_tokens must be positive")
+        if self.teacher not in PLACES:
+            raise ConfigError(f"teacher is {self.teacher!r}: known are {', '.join(PLACES)}")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k is {self.top_k}: give the number of tokens to keep, or 0 for the whole distribution")
+        ends = [stretch.until for stretch in self.stretches]
+        if ends and (ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1.0):
+            raise ConfigError(f"stretches end at {ends}: give rising shares of the steps, the last 1.0")
         if self.temperature <= 0 or not 0 < self.post_training <= 1:
             raise ConfigError("temperature must be above 0, and post_training is a share above 0 and at most 1")
 
@@ -75,28 +101,67 @@ def distill(recipe: DistillRecipe, student: Path, teacher: Path, data: Path, out
         if stage.complete:
             return out
         stores, weights = mixture(recipe, data, pretraining)
-        loader = Loader(stores, [(1.0, weights)], recipe.batch_tokens, recipe.sequence_length, recipe.seed, recipe.steps)
-        parent = load(teacher, dtype=torch.float32).requires_grad_(False).eval()
+        loader = Lessons(recipe, stores, weights)
         network = load(student, dtype=torch.float32)
         for name, store in stores.items():
             store.check_ids(network.config.vocab_size, f"{data}: {name}")
-        held_out = measured_batches(recipe, data, loader)
-        if "kl_before" not in stage.measures:
-            stage.measure(kl_before=mean_divergence(network, parent, held_out, recipe.every_token))
-        fit(
-            network,
-            loader.batch,
-            divergence(parent, recipe.temperature, recipe.every_token),
-            recipe,
-            steps=recipe.steps,
-            stage=stage,
-            name="distill",
-        )
-        stage.measure(kl_after=mean_divergence(network, parent, held_out, recipe.every_token))
-        stage.measure(final_loss=stage.series("distill")[-1]["loss"], epochs=loader.epochs(recipe.steps))
+        learn(recipe, stage, network, teacher, loader, measured_batches(recipe, data, loader))
+        stage.measure(final_loss=stage.series("distill")[-1]["loss"], epochs=loader.last.epochs(recipe.steps))
         save(network, stage.directory, assets=student)
         snapshot.remove(stage.directory)
+        shutil.rmtree(stage.directory / ANSWERS, ignore_errors=True)
     return out
+
+
+def learn(recipe: DistillRecipe, stage: Stage, network: HybridLM, teacher: Path, loader: Lessons, held_out: list[Batch]) -> None:
+    """Train the student, and measure its divergence from the teacher before and after."""
+
+    def measure(name: str, parent: Teacher) -> None:
+        if name not in stage.measures:
+            stage.measure(**{name: mean_divergence(network, parent, held_out, recipe.every_token)})
+
+    def train(batches: Callable[[int], B], loss: Callable[[HybridLM, B], tuple[Tensor, int]]) -> None:
+        fit(network, batches, loss, recipe, steps=recipe.steps, stage=stage, name="distill")
+
+    with teaching(teacher, recipe.teacher) as parent:
+        measure("kl_before", parent)
+        if not recipe.top_k:
+            train(loader.batch, divergence(parent, recipe.temperature, recipe.every_token))
+            measure("kl_after", parent)
+            return
+        answers = Answers(stage.directory / ANSWERS, recipe.top_k, recipe.temperature)
+        with progress("teacher", recipe.steps * recipe.batch_tokens, "tok") as bar:
+            for tokens in answers.ask(parent, loader.batch, partial(rows_learnt, every_token=recipe.every_token), range(recipe.steps)):
+                bar.advance(tokens)
+    del parent  # while the student learns, nothing of the teacher is in memory
+
+    def taught(step: int) -> Taught:
+        batch = loader.batch(step)
+        return answers.batch(batch, rows_learnt(batch, recipe.every_token), step)
+
+    train(taught, partial(answered, temperature=recipe.temperature))
+    with teaching(teacher, recipe.teacher) as parent:
+        measure("kl_after", parent)
+
+
+class Lessons:
+    """Batches by step; the sequence length may change along the way."""
+
+    def __init__(self, recipe: DistillRecipe, stores: Mapping[str, TokenStore], weights: Mapping[str, float]) -> None:
+        self.steps, self.stretches = recipe.steps, recipe.stretches or (Stretch(1.0, recipe.sequence_length),)
+        self.loaders = [
+            Loader(stores, [(1.0, weights)], recipe.batch_tokens, stretch.sequence_length, recipe.seed, recipe.steps)
+            for stretch in self.stretches
+        ]
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step; past the end those of the last stretch go on."""
+        index = next((i for i, stretch in enumerate(self.stretches) if step < stretch.until * self.steps), -1)
+        return self.loaders[index].batch(step)
+
+    @property
+    def last(self) -> Loader:
+        return self.loaders[-1]
 
 
 def check_vocabularies(student: Path, teacher: Path) -> None:
@@ -106,7 +171,7 @@ def check_vocabularies(student: Path, teacher: Path) -> None:
         raise InputError(f"{student} has a vocabulary of {sizes[0]}, its teacher {teacher} of {sizes[1]}: they must share it")
 
 
-def divergence(teacher: HybridLM, temperature: float, every_token: bool) -> Callable[[HybridLM, Batch], tuple[Tensor, int]]:
+def divergence(teacher: Teacher, temperature: float, every_token: bool) -> Callable[[HybridLM, Batch], tuple[Tensor, int]]:
     """The loss of distillation: the sum of the divergences over a batch, and over how many tokens."""
 
     def loss(student: HybridLM, batch: Batch) -> tuple[Tensor, int]:
@@ -119,6 +184,18 @@ def divergence(teacher: HybridLM, temperature: float, every_token: bool) -> Call
     return loss
 
 
+def answered(student: HybridLM, taught: Taught, temperature: float) -> tuple[Tensor, int]:
+    """The same loss from a teacher's likeliest tokens."""
+    hidden_TE = student.hidden(taught.batch.tokens_T, taught.layout)
+    return summed_top_k_kl(hidden_TE, student.head_weight, taught.rows_R, taught.teacher, temperature), len(taught.rows_R)
+
+
+def rows_learnt(batch: Batch, every_token: bool) -> Tensor:
+    """[R]: which tokens of a batch are learnt, ascending."""
+    mask_T, count = learnt(batch, every_token)
+    return torch.arange(count) if mask_T is None else mask_T.nonzero().squeeze(1)
+
+
 def learnt(batch: Batch, every_token: bool) -> tuple[Tensor | None, int]:
     """Where a batch is learnt: a mask (None: everywhere) and how many tokens that are."""
     if every_token:
@@ -127,7 +204,7 @@ def learnt(batch: Batch, every_token: bool) -> tuple[Tensor | None, int]:
 
 
 @torch.no_grad()
-def mean_divergence(student: HybridLM, teacher: HybridLM, batches: list[Batch], every_token: bool = False) -> float:
+def mean_divergence(student: HybridLM, teacher: Teacher, batches: list[Batch], every_token: bool = False) -> float:
     """KL(teacher || student) of a token, in nats, over some batches."""
     total, count = 0.0, 0
     for batch in batches:
@@ -153,7 +230,7 @@ def mixture(recipe: DistillRecipe, data: Path, pretraining: Path | None) -> tupl
     return stores, weights
 
 
-def measured_batches(recipe: DistillRecipe, data: Path, loader: Loader) -> list[Batch]:
+def measured_batches(recipe: DistillRecipe, data: Path, loader: Lessons) -> list[Batch]:
     """What the divergence is measured on: held-out documents of `data` where there are any, else batches after the last step."""
     folder = data / STORES if (data / STORES).is_dir() else data
     held_out = {path.stem: TokenStore.read(path) for path in sorted(folder.glob(f"{VALIDATION}*.safetensors"))}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class Importance:
     """Scores, the higher the more a model loses without it. Keys of the tables are layers, in the model's numbering.
 
     embedding [E]; ffn {layer: [F]}; mamba {layer: [H, P]}; attention {layer: [H]}; layers [L], the mean squared change of the
-    logits without that layer (empty where it was not measured). order: layers from the first that should go to the last.
+    logits without that layer, and cosine [L], how far a layer turns the hidden state: 1 minus the cosine between what enters and what
+    leaves it (both empty where they were not measured). order: layers from the first that should go to the last.
     facts: what the scores were measured on and how.
     """
 
@@ -40,6 +41,7 @@ class Importance:
     layers: Tensor = field(default_factory=lambda: torch.zeros(0))
     order: tuple[int, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    cosine: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def mamba_channels(self) -> Tensor:
         """[P]: one score for a channel of all heads: L2 over the heads of a layer, summed over layers (paper, section 5)."""
@@ -49,15 +51,14 @@ class Importance:
         """[H]: the score of each head of a layer: L2 over the channels that are kept."""
         return self.mamba[layer][:, list(channels)].norm(dim=1)
 
-    def with_layers(self, layers: Tensor, order: Sequence[int], rounds: int = 0) -> Importance:
+    def with_layers(self, layers: Tensor, order: Sequence[int], rounds: int = 0, **facts: Any) -> Importance:
         """The same scores with those of whole layers, and how many places of their order were found iteratively."""
-        facts = {**self.facts, "rounds": rounds}
-        return Importance(self.embedding, self.ffn, self.mamba, self.attention, layers, tuple(order), facts)
+        return replace(self, layers=layers, order=tuple(order), facts={**self.facts, "rounds": rounds, **facts})
 
     def save(self, directory: Path) -> Path:
         """Write `importance.safetensors` and a readable `importance.json` of what it was measured on."""
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {"embedding": self.embedding, "layers": self.layers}
+        tensors = {"embedding": self.embedding, "layers": self.layers, "cosine": self.cosine}
         for name in PER_LAYER:
             tensors |= {f"{name}.{layer}": scores for layer, scores in getattr(self, name).items()}
         facts = {**self.facts, "order": list(self.order)}
@@ -77,7 +78,8 @@ class Importance:
             order = tuple(facts.pop("order"))
             tables = {name: {int(key.split(".")[1]): t for key, t in tensors.items() if key.startswith(f"{name}.")} for name in PER_LAYER}
             tables = {name: dict(sorted(table.items())) for name, table in tables.items()}
-            return cls(tensors["embedding"], layers=tensors["layers"], order=order, facts=facts, **tables)
+            cosine = tensors.get("cosine", torch.zeros(0))  # older files have none
+            return cls(tensors["embedding"], layers=tensors["layers"], order=order, facts=facts, cosine=cosine, **tables)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{file}: not a file of importance scores ({error}); `nanohybrid compress` writes one") from None
 

@@ -72,12 +72,12 @@ class Plan:
     estimate: str
 
 
-def grid_of(parent: HybridConfig) -> Grid:
-    """The paper's grid for the paper's parent; a wider and coarser one for any other."""
+def grid_of(parent: HybridConfig, other: Grid | None = None) -> Grid:
+    """The paper's grid for the paper's parent; for any other `other`, else a wide and coarse one."""
     if parent.pattern == PRESETS["nano-12b-v2"]["pattern"]:
         return PAPER
     layers = parent.num_hidden_layers
-    return Grid(
+    return other or Grid(
         drop_layers=tuple(dict.fromkeys(2 * round(layers * share / 2) for share in (0, 0.1, 0.2))),
         hidden=tuple(k / 16 for k in range(16, 11, -1)),
         ffn=tuple(k / 16 for k in range(16, 7, -1)),

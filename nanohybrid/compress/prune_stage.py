@@ -8,7 +8,7 @@ from pathlib import Path
 from nanohybrid.checkpoint import CheckpointReader, read_config, refuse_quantized
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.importance import Importance
-from nanohybrid.compress.measure import importance_of
+from nanohybrid.compress.measure import ITERATIVE, importance_of
 from nanohybrid.compress.prune import prune_checkpoint
 from nanohybrid.compress.target import Target
 from nanohybrid.config import HybridConfig
@@ -29,6 +29,8 @@ class PruneRecipe:
     """Calibration documents."""
     length: int = 512
     """Tokens of each, at most."""
+    layers_by: str = ITERATIVE
+    """How layers are ranked where their number is given: iterative (the paper's), one-shot, or cosine, which streams."""
 
 
 def prune(recipe: PruneRecipe, model: Path, out: Path, importance: Path | None = None, calibration: Path | None = None) -> Path:
@@ -50,7 +52,7 @@ def prune(recipe: PruneRecipe, model: Path, out: Path, importance: Path | None =
             samples = Calibration.read(calibration, model, recipe.samples, recipe.length)
             TokenStore.from_documents(samples.samples).check_ids(config.vocab_size, calibration)
             rounds = None if recipe.target.layers is None else config.num_hidden_layers - recipe.target.layers
-            scores = importance_of(model, samples, stage.directory / "importance", recipe.outgoing, rounds)
+            scores = importance_of(model, samples, stage.directory / "importance", recipe.outgoing, rounds, recipe.layers_by)
         kept = recipe.target.kept(config, scores)
         with CheckpointReader(model) as reader:
             tensors = len(reader.names())

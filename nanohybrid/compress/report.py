@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from nanohybrid.compress.budget import Budget
+from nanohybrid.compress.budget import Budget, amount
 from nanohybrid.compress.importance import Importance
+from nanohybrid.compress.promise import Promise
 from nanohybrid.compress.search import SHAPE, Candidate, Search
+from nanohybrid.compress.target import Target, sizes_of
 from nanohybrid.config import KINDS, HybridConfig
 from nanohybrid.model import Footprint
 from nanohybrid.stages import Report, plots
@@ -19,39 +21,80 @@ from nanohybrid.stages import Report, plots
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MIB = 2**20
+GIB, MIB = 2**30, 2**20
 ROWS = 12  # candidates in the table
 POINTS = 200  # points of a curve of sorted scores
 
 
 def compression_report(
-    budget: Budget, parent: HybridConfig, scores: Importance, found: Search, losses: dict[str, float], directory: Path
+    budget: Budget, parent: HybridConfig, scores: Importance, found: Search, measures: Mapping[str, Any], directory: Path
 ) -> Report:
-    """The report of the stage whose directory this is."""
+    """The report of the stage whose directory this is; `measures` are what it remembers in its lineage."""
     report = Report("nanohybrid compress")
-    _summary(report, budget, parent, found.chosen, losses)
+    _summary(report, budget, parent, found.chosen, measures)
+    _removed(report, parent, scores, found.chosen)
     _importance(report, parent, scores)
     _candidates(report, budget, found)
-    _distillation(report, directory)
+    _distillation(report, directory, measures)
     return report
 
 
-def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candidate, losses: dict[str, float]) -> None:
+def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candidate, measures: Mapping[str, Any]) -> None:
     before, after = budget.memory(parent).as_dict(), budget.memory(chosen.config).as_dict()
-    count = Footprint.of(parent).parameters
+    count, agreement, work = Footprint.of(parent).parameters, measures["agreement"], measures["at_work"]
+    speeds = [work[name]["tokens_per_second"] for name in ("parent", "result")]
     report.text(
-        f"The budget was {budget}. The parent takes {before['total'] / MIB:,.2f} MiB, the result {after['total'] / MIB:,.2f} MiB, with "
-        f"{chosen.parameters:,} of {count:,} parameters ({chosen.parameters / count:.0%}). Loss on the calibration documents: parent "
-        f"{losses['parent']:.4f}, pruned {losses['pruned']:.4f}, distilled {losses['distilled']:.4f}."
+        f"A model was made smaller, so that it fits {budget}. Its least important parts were cut out, and what was left learnt from "
+        f"the whole model again. The parent takes {amount(before['total'])}, the result {amount(after['total'])}, with "
+        f"{chosen.parameters:,} of {count:,} parameters ({chosen.parameters / count:.0%}). On the documents it was measured on, the "
+        f"result's likeliest next token is the parent's {agreement['distilled']:.1%} of the time; right after the cut it was "
+        f"{agreement['pruned']:.1%}."
     )
     report.figure(plots.strip({"parent": parent.pattern, "result": chosen.config.pattern}), "The layers of both.")
-    report.table(["", "parent", "result"], [[name, getattr(parent, name), getattr(chosen.config, name)] for name in SHAPE])
-    series = {
-        name: [table[part] / MIB for part in ("weights", "kv", "state", "total")] for name, table in (("parent", before), ("result", after))
-    }
-    figure = plots.bars(["weights", "keys and values", "states", "total"], series, "MiB")
-    figure.axes[0].axhline(budget.bytes / MIB, color=plots.COLOURS[2], linewidth=1.2)
+    parts = {"weights": "weights", "kv": "keys and values", "state": "states", "reserve": "a step", "total": "total"}
+    shown = [part for part in parts if before[part]]
+    unit, name = (GIB, "GiB") if before["total"] >= GIB else (MIB, "MiB")
+    series = {who: [table[part] / unit for part in shown] for who, table in (("parent", before), ("result", after))}
+    figure = plots.bars([parts[part] for part in shown], series, name)
+    figure.axes[0].axhline(budget.bytes / unit, color=plots.COLOURS[2], linewidth=1.2)
     report.figure(figure, "Memory by what it holds; the line is the budget.")
+    rows = [["tokens a second, measured here", *speeds]]
+    for label, key in (("bytes of the weights", "weight_bytes"), ("bytes of keys, values and states", "state_bytes")):
+        rows.append([label, *(int(work[name][key]) for name in ("parent", "result"))])
+    report.table(["at work", "parent", "result"], rows)
+    report.text(
+        f"One decode step of {budget.batch} sequence{'s' * (budget.batch > 1)} at {int(work['parent']['context']):,} tokens of context, "
+        f"{budget.dtype}, in turns, the quickest of a few; bytes as allocated at the whole context. A busy machine blurs the first line."
+    )
+
+
+WHY = {
+    "num_hidden_layers": "layers whose absence changes the output least",
+    "hidden_size": "channels of the residual stream whose activations, and the weights that read them, are smallest",
+    "intermediate_size": "neurons of the MLPs that fire least into weights that matter",
+    "mamba_num_heads": "heads of each Mamba layer, as many in each group",
+    "mamba_head_dim": "the same channels in every Mamba head",
+    "num_attention_heads": "query heads, as many for each key/value head",
+}
+
+
+def _removed(report: Report, parent: HybridConfig, scores: Importance, chosen: Candidate) -> None:
+    """What went from each axis, and the share of its measured importance that went with it."""
+    promise, sizes = Promise(parent, scores), sizes_of(parent)
+    report.section("What was removed, and why").text(
+        "Every axis of the model was scored (next section). What scored least went, as much as the budget asked. The last column is the "
+        "share of an axis' importance that went with it: squared scores for widths, the changes of the output for layers."
+    )
+    rows = []
+    for (axis, before), shape in zip(sizes.items(), SHAPE, strict=True):
+        after = getattr(chosen.config, shape)
+        if before != after:
+            lost = promise.lost(Target(**{axis: after}))
+            rows.append([shape, before, after, f"{1 - after / before:.0%}", f"{lost:.1%}", WHY[shape]])
+    if rows:
+        report.table(["axis", "parent", "result", "removed", "importance lost", "what went"], rows)
+    else:
+        report.text("Nothing: the parent itself fits.")
     by_part = Footprint.of(chosen.config).parameters_by_part
     report.table(
         ["parameters of", "parent", "result"], [[p, n, by_part.get(p, 0)] for p, n in Footprint.of(parent).parameters_by_part.items()]
@@ -74,15 +117,24 @@ def _importance(report: Report, parent: HybridConfig, scores: Importance) -> Non
     if scores.attention:
         table = {f"layer {layer}": values for layer, values in scores.attention.items()}
         report.figure(_sorted(table, "attention heads"), "Query heads of each attention layer.")
-    if len(scores.layers):
-        labels = [f"{index} {kind}" for index, kind in enumerate(parent.pattern)]
+    labels = [f"{index} {kind}" for index, kind in enumerate(parent.pattern)]
+    by_cosine = facts.get("layers_by") == "cosine"
+    if len(scores.layers) and not by_cosine:
         report.figure(
             plots.bars(labels, {"change": scores.layers.tolist()}, "mean squared change of the logits"),
             f"What skipping one layer alone changes. The order in which they would go: {', '.join(map(str, scores.order))}.",
         )
-        report.table(
-            ["layer", "kind", "change of the logits"], [[i, KINDS[k], float(scores.layers[i])] for i, k in enumerate(parent.pattern)]
+    if len(scores.cosine):
+        order = f" The order in which they would go: {', '.join(map(str, scores.order))}." if by_cosine else ""
+        report.figure(
+            plots.bars(labels, {"turn": scores.cosine.tolist()}, "1 - cosine"),
+            f"How far each layer turns the hidden state: a second opinion, from one pass and layer by layer.{order}",
         )
+    rows = [
+        [index, KINDS[kind], *(float(values[index]) if len(values) else "" for values in (scores.layers, scores.cosine))]
+        for index, kind in enumerate(parent.pattern)
+    ]
+    report.table(["layer", "kind", "score", "1 - cosine"], rows)
 
 
 def _stability(facts: Mapping[str, Any]) -> str:
@@ -105,14 +157,26 @@ def _sorted(curves: dict[str, Tensor], title: str) -> Figure:
 
 def _candidates(report: Report, budget: Budget, found: Search) -> None:
     tried = [candidate for candidate in found.candidates if candidate.loss is not None]
+    raced = [candidate for candidate in tried if candidate.healed is not None]
     report.section("What was tried").text(
         f"{len(found.candidates)} shapes of the grid fit {budget}, {found.rejected} were too large. Those that no other one exceeds on "
-        f"every axis were pruned and tried without retraining, those that lose least importance first: {len(tried)} of them. The lowest "
-        "loss was chosen."
+        f"every axis were cut and tried as they are, those that lose least importance first: {len(tried)} of them. "
+        + (f"The best {len(raced)} then learnt a little, and the better half of them went on for twice as long. " if raced else "")
+        + "Of those as good as the best, the fastest was chosen; it stands first."
     )
-    rows = [[*(getattr(c.config, name) for name in SHAPE), c.parameters, c.bytes["total"], c.loss] for c in tried[:ROWS]]
-    report.table(["layers", "hidden", "FFN", "Mamba heads", "head channels", "query heads", "parameters", "bytes", "loss"], rows)
-    report.figure(_points(tried), "Loss without retraining against memory. The line joins those that none beats in both.")
+    rows = [
+        [*(getattr(c.config, name) for name in SHAPE), c.parameters, amount(c.bytes["total"]), c.tokens_per_second, c.loss, c.agreement]
+        + ([] if not raced else ["" if c.healed is None else c.healed])
+        for c in tried[:ROWS]
+    ]
+    names = ["layers", "hidden", "FFN", "Mamba heads", "head channels", "query heads", "parameters", "memory", "tok/s", "loss", "agreement"]
+    report.table([*names, *(["KL, learnt"] if raced else [])], rows)
+    places = [(c.bytes["total"] / MIB, float(c.loss or 0.0)) for c in tried]
+    report.figure(_points(places, "MiB", "loss"), "Loss after the cut against memory. The line joins those that none beats in both.")
+    slowness = [(1e3 / max(c.tokens_per_second, 1e-9), float(c.loss or 0.0)) for c in tried]
+    report.figure(
+        _points(slowness, "milliseconds a token, estimated", "loss"), "Loss after the cut against time a token: the Pareto front of both."
+    )
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -124,25 +188,33 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _points(tried: list[Candidate]) -> Figure:
-    places = [(candidate.bytes["total"] / MIB, float(candidate.loss or 0.0)) for candidate in tried]
+def _points(places: list[tuple[float, float]], x: str, y: str) -> Figure:
+    """Points, the front of those that none beats, and the first, which was chosen."""
     with plots.style():
-        figure, axes = plots.canvas("MiB", "loss", "")
-        axes.scatter([x for x, _ in places], [y for _, y in places], s=18, color=plots.COLOURS[0], label="tried")
-        axes.plot(*zip(*pareto(places), strict=True), color=plots.COLOURS[0], linewidth=1, label="best for their size")
+        figure, axes = plots.canvas(x, y, "")
+        axes.scatter([a for a, _ in places], [b for _, b in places], s=18, color=plots.COLOURS[0], label="tried")
+        axes.plot(*zip(*pareto(places), strict=True), color=plots.COLOURS[0], linewidth=1, label="none beats these")
         axes.scatter([places[0][0]], [places[0][1]], s=60, color=plots.COLOURS[1], marker="D", label="chosen", zorder=3)
         axes.legend(loc="best", fontsize=9)
     return figure
 
 
-def _distillation(report: Report, directory: Path) -> None:
+def _distillation(report: Report, directory: Path, measured: Mapping[str, Any]) -> None:
     folder = directory / "distilled"
     rows = [json.loads(line) for line in (folder / "metrics" / "distill.jsonl").read_text().splitlines()]
     measures = json.loads((folder / "lineage.json").read_text())["measures"]
     report.section("Learning from the parent").text(
-        f"Forward KL on the logits over {rows[-1]['tokens']:,} tokens. Divergence from the parent, in nats a token: "
-        f"{measures['kl_before']:.4f} before, {measures['kl_after']:.4f} after."
+        f"The cut model read {rows[-1]['tokens']:,} tokens and learnt what the parent expects next, the whole distribution and not only "
+        f"the right token (forward KL on the logits). Divergence from the parent, in nats a token: {measures['kl_before']:.4f} before, "
+        f"{measures['kl_after']:.4f} after."
     )
+    stages = [[name, measured["losses"][name], f"{measured['agreement'][name]:.1%}"] for name in ("parent", "pruned", "distilled")]
+    report.table(["through the stages", "loss", "agrees with the parent"], stages)
     curve = {"KL": [(row["tokens"], row["loss"]) for row in rows]}
     report.figure(plots.lines(curve, "tokens", "KL, nats a token", log_y=True), "Divergence from the parent on the training documents.")
-    report.section("To use it").code(f"nanohybrid chat {directory.name.removesuffix('.partial')}")
+    name = directory.name.removesuffix(".partial")
+    report.section("To use it").text(
+        "The directory is a checkpoint in the layout of the parent. Loss and agreement above are on documents that it may have learnt "
+        "from: judge it by `evaluate`, on problems that it has not seen."
+    )
+    report.code(f"nanohybrid chat {name}\nnanohybrid serve {name}\nnanohybrid evaluate parent=PARENT result={name} --out {name}-evaluation")

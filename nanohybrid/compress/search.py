@@ -1,8 +1,9 @@
 """Which shape to prune to: of all shapes of a grid that fit the budget, the most promising are pruned and tried without retraining.
 
 A shape is not tried where another one that fits is at least as large on every axis: it could only be worse. The others are tried in the
-order of the importance that they lose (promise.py), and ranked by their loss on calibration documents. No chance is involved: the same
-model, documents and grid give the same choice.
+order of the importance that they lose (promise.py), and ranked by their loss on calibration documents; where a few are to be told apart
+more surely, race.py lets the best of them learn a little. Among those as good as the best, the fastest is chosen. No chance is involved:
+the same model, documents, grid and speeds give the same choice.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from itertools import product
 from typing import Any
 
 from nanohybrid.compress.budget import Budget, within
-from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.importance import Importance
 from nanohybrid.compress.promise import Promise
 from nanohybrid.compress.prune import prune_model
+from nanohybrid.compress.quality import Judge, Quality
 from nanohybrid.compress.target import Target
 from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
 from nanohybrid.errors import ConfigError
-from nanohybrid.evaluate.perplexity import loss_of
 from nanohybrid.model import Footprint, HybridLM
 
+Speed = Callable[[HybridConfig], float]
 SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "mamba_num_heads", "mamba_head_dim", "num_attention_heads")
 
 
@@ -53,18 +54,26 @@ class Grid:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A shape that fits: the importance that it loses, and its loss without retraining (None where it was not tried)."""
+    """A shape that fits: the importance that it loses, tokens a second of a decode step, and its quality without retraining.
+
+    loss, agreement: None where it was not tried. healed: its divergence from the parent after learning a little, in nats a token;
+    None where it did not race.
+    """
 
     target: Target
     config: HybridConfig
     parameters: int
     bytes: dict[str, int]
     lost: float
+    tokens_per_second: float = 0.0
     loss: float | None = None
+    agreement: float | None = None
+    healed: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         shape = {name: getattr(self.config, name) for name in ("pattern", *SHAPE)}
-        return {"config": shape, "parameters": self.parameters, "bytes": self.bytes, "importance_lost": self.lost, "loss": self.loss}
+        names = ("parameters", "bytes", "tokens_per_second", "loss", "agreement", "healed")
+        return {"config": shape, **{name: getattr(self, name) for name in names}, "importance_lost": self.lost}
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,13 @@ class Search:
         return self.candidates[0]
 
 
-def enumerate_shapes(config: HybridConfig, importance: Importance, grid: Grid, budget: Budget) -> Search:
+def enumerate_shapes(config: HybridConfig, importance: Importance, grid: Grid, budget: Budget, speed: Speed | None = None) -> Search:
     """Every shape of the grid that fits the budget, the most promising first. Raises InputError where none does."""
-    promise = Promise(config, importance)
+    promise, rate = Promise(config, importance), speed or (lambda _: 0.0)
     found, rejected = within(budget, config, ((target, target.config(config, importance)) for target in targets(config, grid)))
     fitting = [
-        Candidate(target, shape, Footprint.of(shape).parameters, memory.as_dict(), promise.lost(target)) for target, shape, memory in found
+        Candidate(target, shape, Footprint.of(shape).parameters, memory.as_dict(), promise.lost(target), rate(shape))
+        for target, shape, memory in found
     ]
     return Search(tuple(sorted(fitting, key=lambda c: (c.lost, sizes(c.target)))), rejected)
 
@@ -92,17 +102,16 @@ def enumerate_shapes(config: HybridConfig, importance: Importance, grid: Grid, b
 def search(
     model: HybridLM,
     importance: Importance,
-    calibration: Calibration,
+    judge: Judge,
     grid: Grid,
-    budget: Budget,
+    found: Search,
     advance: Callable[[int], object] | None = None,
-    known: dict[str, float] | None = None,
+    known: dict[str, Quality] | None = None,
 ) -> Search:
-    """Prune to the most promising shapes that fit and rank them by their loss on the calibration documents.
+    """Of the shapes that fit, prune to the most promising and rank them by their loss, the lowest first; those not tried follow.
 
-    known: losses by the key of a candidate, read and filled, so that an interrupted search tries none twice.
+    known: qualities by the key of a candidate, read and filled, so that an interrupted search tries none twice.
     """
-    found = enumerate_shapes(model.config, importance, grid, budget)
     known = {} if known is None else known
     tried: list[Candidate] = []
     rest: list[Candidate] = []
@@ -113,15 +122,33 @@ def search(
             rest.append(candidate)
     ranked = []
     for candidate in tried:
-        key = str(sizes(candidate.target))
+        key = key_of(candidate)
         if key not in known:
-            pruned = prune_model(model, candidate.target.kept(model.config, importance))
-            known[key] = loss_of(pruned, calibration.batches()).loss
-        ranked.append(replace(candidate, loss=known[key]))
+            known[key] = judge(prune_model(model, candidate.target.kept(model.config, importance)))
+        ranked.append(replace(candidate, loss=known[key].loss, agreement=known[key].agreement))
         if advance is not None:
             advance(1)
     ranked.sort(key=lambda c: (c.loss, -c.parameters, sizes(c.target)))
     return Search((*ranked, *rest), found.rejected)
+
+
+def choose(found: Search, near: float) -> Search:
+    """The same with the choice first: of those whose quality is within the share `near` of the best's, the fastest.
+
+    Quality is the divergence after learning where the first candidate has one, else the loss without retraining.
+    """
+    healed = found.chosen.healed is not None
+    measured = [c for c in found.candidates if (c.healed if healed else c.loss) is not None]
+    quality = {id(c): float((c.healed if healed else c.loss) or 0.0) for c in measured}
+    best = min(quality.values())
+    as_good = [c for c in measured if quality[id(c)] <= best * (1 + near)]
+    chosen = max(as_good, key=lambda c: (c.tokens_per_second, -quality[id(c)], c.parameters))
+    return Search((chosen, *(c for c in found.candidates if c is not chosen)), found.rejected)
+
+
+def key_of(candidate: Candidate) -> str:
+    """A name for a shape, in logs and of directories."""
+    return "-".join("x" if size < 0 else str(size) for size in sizes(candidate.target))
 
 
 def targets(config: HybridConfig, grid: Grid) -> Iterable[Target]:

@@ -11,12 +11,12 @@ from torch import Tensor
 from nanohybrid.config import ATTENTION, MAMBA, MLP
 
 
-def agreement(channels_RE: Tensor, tables: Mapping[str, Mapping[int, Tensor]]) -> dict[str, float]:
+def agreement(channels_RE: Tensor, tables: Mapping[str, Mapping[int, Tensor]], cosine_RL: Tensor) -> dict[str, float]:
     """By axis: 1 where both halves rank alike, 0 where they have nothing in common; of layers' own axes the mean over layers.
 
     Row 1 of every tensor is one half's scores, row 2 the other's.
     """
-    found = {"embedding": spearman(channels_RE[1], channels_RE[2])}
+    found = {"embedding": spearman(channels_RE[1], channels_RE[2]), "layers_by_cosine": spearman(cosine_RL[1], cosine_RL[2])}
     for name, kind in (("ffn", MLP), ("attention_heads", ATTENTION)):
         if tables[kind]:
             found[name] = fmean(spearman(scores[1], scores[2]) for scores in tables[kind].values())

@@ -1,6 +1,6 @@
-"""The stage `compress`: importance -> search -> prune -> distill, each in a directory of its own under the output.
+"""The stage `compress`: importance -> search -> race -> prune -> distill, each in a directory of its own under the output.
 
-    importance/   scores of every axis and layer             search/     every shape that fits the budget, the best first
+    importance/   scores of every axis and layer             search/     every shape that fits the budget, the choice first
     pruned/       the chosen shape, and kept.json            distilled/  the same after learning from the parent
 
 The output itself is the distilled checkpoint. Every part is found again after a kill, and none is done twice.
@@ -8,7 +8,7 @@ The output itself is the distilled checkpoint. Every part is found again after a
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -17,22 +17,27 @@ from pathlib import Path
 import torch
 
 from nanohybrid.checkpoint import load
-from nanohybrid.compress.budget import DTYPES, Budget
+from nanohybrid.compress.before_after import at_work
+from nanohybrid.compress.budget import DTYPES, STEP, Budget
 from nanohybrid.compress.calibration import Calibration
+from nanohybrid.compress.choice import MEASURED, ROOFLINE, decide, speed_of, try_shapes
+from nanohybrid.compress.devices import device
 from nanohybrid.compress.distill import DistillRecipe, distill
-from nanohybrid.compress.importance import FILE, Importance
-from nanohybrid.compress.measure import importance_of
+from nanohybrid.compress.documents import documents_for
+from nanohybrid.compress.importance import FILE
+from nanohybrid.compress.measure import COSINE, ITERATIVE, ONE_SHOT, importance_of
+from nanohybrid.compress.plan import grid_of
 from nanohybrid.compress.prune_stage import PruneRecipe, prune, sizes
+from nanohybrid.compress.quality import Judge
+from nanohybrid.compress.race import RaceRecipe
 from nanohybrid.compress.report import compression_report
-from nanohybrid.compress.search import Grid, Search, search
+from nanohybrid.compress.search import Candidate, Grid
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import TokenStore
 from nanohybrid.errors import ConfigError
-from nanohybrid.evaluate.perplexity import loss_of
 from nanohybrid.extras import require
-from nanohybrid.files import atomic_write
-from nanohybrid.model import Footprint, HybridLM
-from nanohybrid.stages import Stage, open_stage, progress
+from nanohybrid.model import Footprint
+from nanohybrid.stages import Stage, open_stage
 from nanohybrid.stages.output import read_record
 
 STAGE_FILES = ("recipe.toml", "lineage.json", "report.html")
@@ -43,9 +48,13 @@ class CompressRecipe:
     """How to make a model smaller."""
 
     budget_bytes: int | None = None
-    """Memory for weights, keys and values, and states; without it, `budget_share` decides."""
+    """Memory for the model at work: weights, keys and values, states, and the activations of a step."""
+    device: str | None = None
+    """Whose memory is the budget where no bytes are given: a10g, l4, rtx4090, h100, h200 or cpu; and whose speed is estimated."""
+    beside_bytes: int = 0
+    """What else must fit on that device."""
     budget_share: float = 0.72
-    """Share of what the parent takes itself."""
+    """Where neither bytes nor a device are given: share of what the parent takes itself, activations aside."""
     context: int = 4096
     """Tokens of a sequence for which the budget must suffice."""
     batch: int = 1
@@ -58,7 +67,14 @@ class CompressRecipe:
     """Tokens of each, at most."""
     outgoing: bool = True
     """Multiply activations by the norm of the weights that read them."""
+    layers_by: str = ITERATIVE
+    """How layers are ranked where some may go: iterative (the paper's), one-shot, or cosine."""
+    speed: str = ROOFLINE
+    """How tokens a second are known: roofline (of `device`, else of a CPU), or measured (layers timed on the device that is here)."""
+    near: float = 0.01
+    """Of the shapes whose quality is within this share of the best's, the fastest is chosen."""
     grid: Grid = field(default_factory=Grid)
+    race: RaceRecipe = field(default_factory=RaceRecipe)
     distill: DistillRecipe = field(default_factory=DistillRecipe)
 
     def __post_init__(self) -> None:
@@ -66,68 +82,95 @@ class CompressRecipe:
             raise ConfigError(f"budget_share is {self.budget_share}: a share of the parent is above 0 and at most 1")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}: compress writes {', '.join(DTYPES)}; `nanohybrid plan compress` knows more")
+        if self.speed not in (ROOFLINE, MEASURED):
+            raise ConfigError(f"speed is {self.speed!r}: known are {ROOFLINE} and {MEASURED}")
+        if self.layers_by not in (ITERATIVE, ONE_SHOT, COSINE):
+            raise ConfigError(f"layers_by is {self.layers_by!r}: known are {ITERATIVE}, {ONE_SHOT} and {COSINE}")
+        if not self.near >= 0:
+            raise ConfigError(f"near is {self.near}: a share of the best quality is 0 or more")
+        if self.device is not None and device(self.device).budget(self.beside_bytes) < 1:
+            raise ConfigError(f"beside_bytes is {self.beside_bytes}: that leaves nothing of {self.device}")
         Budget(1 if self.budget_bytes is None else self.budget_bytes, self.context, self.batch, self.dtype)
 
     def budget(self, parent: HybridConfig) -> Budget:
         """The budget in bytes."""
         if self.budget_bytes is not None:
-            return Budget(self.budget_bytes, self.context, self.batch, self.dtype)
+            return Budget(self.budget_bytes, self.context, self.batch, self.dtype, STEP)
+        if self.device is not None:
+            return Budget(device(self.device).budget(self.beside_bytes), self.context, self.batch, self.dtype, STEP)
         total = Footprint.of(parent, DTYPES[self.dtype]).total(self.context, self.batch)
         return Budget(int(total * self.budget_share), self.context, self.batch, self.dtype)
 
+    def grid_for(self, parent: HybridConfig) -> Grid:
+        """The recipe's grid; where it was left as it comes, the paper's for the paper's parent."""
+        return grid_of(parent, self.grid) if self.grid == Grid() else self.grid
 
-def compress(recipe: CompressRecipe, model: Path, data: Path, out: Path, pretraining: Path | None = None) -> Path:
+
+def compress(recipe: CompressRecipe, model: Path, data: Path | None, out: Path, pretraining: Path | None = None) -> Path:
     """Compress the checkpoint `model` to a budget; `data` holds the documents to calibrate with and to learn from again.
 
-    data and pretraining: as in `distill`.
+    data: None for the model's own chats, else text that is here anyway (documents.py). data and pretraining otherwise as in `distill`.
     """
     require("matplotlib", "train")  # for the report at the end
-    inputs = {"model": model, "data": data} | ({"pretraining": pretraining} if pretraining else {})
+    inputs = {"model": model} | ({"data": data} if data else {}) | ({"pretraining": pretraining} if pretraining else {})
     with open_stage(out, "compress", recipe, inputs, recipe.distill.seed) as stage:
-        if stage.complete:
-            return out
-        parent = load(model, dtype=torch.float32).eval()
-        calibration = Calibration.read(data, model, recipe.samples, recipe.length)
-        TokenStore.from_documents(calibration.samples).check_ids(parent.config.vocab_size, data)
-        rounds = max(recipe.grid.drop_layers)
-        scores = importance_of(parent, calibration, stage.directory / "importance", recipe.outgoing, rounds)
-        found = find_shape(stage, recipe, parent, scores, calibration)
-        prune_recipe = PruneRecipe(found.chosen.target, recipe.outgoing, recipe.samples, recipe.length)
-        pruned = prune(prune_recipe, model, stage.directory / "pruned", importance=stage.directory / "importance" / FILE)
-        distilled = distill(recipe.distill, pruned, model, data, stage.directory / "distilled", pretraining)
-        stage.record["tokens"] = read_record(distilled)["tokens"]
-        losses = {name: loss_of(load(path, dtype=torch.float32), calibration.batches()).loss for name, path in (("distilled", distilled),)}
-        losses |= {"parent": loss_of(parent, calibration.batches()).loss, "pruned": float(found.chosen.loss or 0.0)}
-        stage.measure(losses=losses, **sizes("parent", parent.config), **sizes("pruned", found.chosen.config))
-        adopt(distilled, stage.directory)
-        shutil.copyfile(pruned / "kept.json", stage.directory / "kept.json")
-        report = compression_report(recipe.budget(parent.config), parent.config, scores, found, losses, stage.directory)
-        report.write(stage.directory / "report.html")
+        if not stage.complete:
+            data = data or documents_for(model, stage.directory / "documents")
+            Compression(recipe, stage, model, data, pretraining).run()
     return out
 
 
-def find_shape(stage: Stage, recipe: CompressRecipe, parent: HybridLM, scores: Importance, calibration: Calibration) -> Search:
-    """Search, with each loss logged as it is measured, and the table of candidates written to `search/`."""
-    budget = recipe.budget(parent.config)
-    known = _Losses(stage)
-    with progress("search", recipe.grid.tried, "shapes") as bar:
-        found = search(parent, scores, calibration, recipe.grid, budget, bar.advance, known)
-    table = {"budget": str(budget), "budget_bytes": budget.bytes, "rejected_count": found.rejected}
-    table |= {"candidates": [candidate.as_dict() for candidate in found.candidates]}
-    atomic_write(stage.directory / "search" / "search.json", json.dumps(table, indent=2) + "\n")
-    return found
+@dataclass
+class Compression:
+    """One run of the stage: what it works on."""
 
+    recipe: CompressRecipe
+    stage: Stage
+    model: Path
+    data: Path
+    pretraining: Path | None
 
-class _Losses(dict[str, float]):
-    """Losses by shape, each written to the stage's log as soon as it is known."""
+    def run(self) -> None:
+        """All parts in order, and the page at the end."""
+        recipe, stage = self.recipe, self.stage
+        parent = load(self.model, dtype=torch.float32).eval()
+        shape, budget, grid = parent.config, recipe.budget(parent.config), recipe.grid_for(parent.config)
+        calibration = Calibration.read(self.data, self.model, recipe.samples, recipe.length)
+        TokenStore.from_documents(calibration.samples).check_ids(shape.vocab_size, self.data)
+        folder, most = stage.directory / "importance", max(grid.drop_layers)
+        scores = importance_of(parent, calibration, folder, recipe.outgoing, most, recipe.layers_by)
+        speed = speed_of(recipe.speed, device(recipe.device or "cpu"), grid, shape, scores, budget, stage.directory / "search")
+        judge = Judge(parent, calibration)
+        found = try_shapes(stage, grid, budget, speed, parent, scores, judge)
+        del parent  # from here on the distillation holds its own
+        found = decide(stage, recipe, found, budget, self.learn)
+        pruned = self.prune(found.chosen, stage.directory / "pruned")
+        distilled = distill(recipe.distill, pruned, self.model, self.data, stage.directory / "distilled", self.pretraining)
+        qualities = {"parent": judge.parent}
+        qualities |= {name: judge(load(path, dtype=torch.float32)) for name, path in (("pruned", pruned), ("distilled", distilled))}
+        stage.record["tokens"] = read_record(distilled)["tokens"]
+        stage.measure(
+            losses={name: quality.loss for name, quality in qualities.items()},
+            agreement={name: quality.agreement for name, quality in qualities.items()},
+            at_work=at_work({"parent": self.model, "result": distilled}, budget),
+            **sizes("parent", shape),
+            **sizes("pruned", found.chosen.config),
+        )
+        adopt(distilled, stage.directory)
+        shutil.copyfile(pruned / "kept.json", stage.directory / "kept.json")
+        report = compression_report(budget, shape, scores, found, stage.measures, stage.directory)
+        report.write(stage.directory / "report.html")
 
-    def __init__(self, stage: Stage) -> None:
-        super().__init__((row["shape"], row["loss"]) for row in stage.series("search"))
-        self._stage = stage
+    def prune(self, candidate: Candidate, out: Path) -> Path:
+        """A candidate's checkpoint."""
+        recipe = PruneRecipe(candidate.target, self.recipe.outgoing, self.recipe.samples, self.recipe.length)
+        return prune(recipe, self.model, out, importance=self.stage.directory / "importance" / FILE)
 
-    def __setitem__(self, shape: str, loss: float) -> None:
-        super().__setitem__(shape, loss)
-        self._stage.log("search", shape=shape, loss=loss)
+    def learn(self, candidate: Candidate, start: Path | None, out: Path, tokens: int) -> float:
+        """A candidate's divergence from the parent after learning `tokens` from it, in nats a token."""
+        start = start or self.prune(candidate, out.with_name(out.name + "-cut"))
+        recipe = dataclasses.replace(self.recipe.distill, tokens=tokens)
+        return float(read_record(distill(recipe, start, self.model, self.data, out, self.pretraining))["measures"]["kl_after"])
 
 
 def adopt(checkpoint: Path, directory: Path) -> None:

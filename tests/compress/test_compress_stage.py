@@ -3,22 +3,23 @@
 import io
 import json
 from contextlib import redirect_stdout
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from compress_models import make_model
+from compress_models import DENSE, make_model
 
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
-from nanohybrid.compress import search, stage
+from nanohybrid.compress import documents, search, stage
 from nanohybrid.compress.distill import DistillRecipe, distill, divergence, mean_divergence, mixture
+from nanohybrid.compress.documents import documents_for
 from nanohybrid.compress.kept import Kept
+from nanohybrid.compress.race import RaceRecipe
 from nanohybrid.compress.search import Grid
 from nanohybrid.compress.stage import CompressRecipe, compress
 from nanohybrid.data import Batch, TokenStore
 from nanohybrid.errors import InputError
-from nanohybrid.evaluate.perplexity import loss_of
 from nanohybrid.stages.recipe import dump
 from nanohybrid.text import ChatTemplate, train_bpe
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
@@ -108,7 +109,7 @@ def test_the_command_gives_a_loadable_checkpoint_within_the_budget_and_a_report(
     whole_of, part_of = (json.loads((path / "lineage.json").read_text())["tokens"] for path in (out, out / "distilled"))
     assert whole_of == part_of > 0  # tokens of the distillation count as the stage's
     page = (out / "report.html").read_text()
-    assert page.count("<figure>") == 8 and "partial" not in page
+    assert page.count("<figure>") == 10 and "partial" not in page
 
 
 def test_a_budget_below_the_smallest_is_one_line(folders, tmp_path, capsys):
@@ -118,28 +119,51 @@ def test_a_budget_below_the_smallest_is_one_line(folders, tmp_path, capsys):
     assert "no shape of the grid fits" in error[-1] and "the smallest takes" in error[-1]
 
 
-class Killed(Exception):
-    pass
-
-
-def test_a_killed_compression_resumes_to_the_same_model(folders, whole, tmp_path, monkeypatch):
+def test_a_resumed_search_tries_no_shape_again(folders, whole, tmp_path, monkeypatch):
     def run():
         return compress(RECIPE, folders / "parent", folders / "sft", tmp_path / "parts", folders / "data")
 
-    def fail_after(calls):
-        def call(*arguments, **named):
-            if calls.pop():
-                raise Killed
-            return loss_of(*arguments, **named)
+    def stop(*_):
+        raise InterruptedError
 
-        return call
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(stage, "decide", stop)
+        run()
+    monkeypatch.setattr(search, "prune_model", stop)  # the search is complete and tries nothing again
+    assert (run() / "kept.json").read_text() == (folders / "whole" / "kept.json").read_text()
 
-    for place, name, calls in ((search, "loss_of", [True, False]), (stage, "prune", [True]), (stage, "distill", [True])):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(place, name, fail_after(calls))
-            run()
-    monkeypatch.setattr(search, "loss_of", fail_after([True]))  # the search is complete and tries nothing again
-    parts = run()
-    assert (parts / "kept.json").read_text() == (folders / "whole" / "kept.json").read_text()
-    first, second = (load(path).state_dict() for path in (folders / "whole", parts))
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+def test_without_documents_the_models_own_chats_are_read_and_else_this_pythons_prose(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MEGABYTES", 0.02)
+    assert documents_for(folders / "sft", tmp_path / "unused") == folders / "sft"
+    short = ["--samples", "4", "--length", "20", "--grid.tried", "1", "--grid.multiple", "4"]
+    short += [
+        "--distill.tokens",
+        "300",
+        "--distill.batch_tokens",
+        "200",
+        "--distill.sequence_length",
+        "50",
+        "--distill.measured_tokens",
+        "100",
+    ]
+    command = ["compress", str(folders / "parent"), "--budget-gib", "0.0011", "--context", "64", "--out", str(tmp_path / "out"), *short]
+    assert main(command) == 0
+    assert {path.stem for path in (tmp_path / "out" / "documents").glob("*.safetensors")} >= {"prose", "code"}
+    assert load(tmp_path / "out").config.hidden_size <= load(folders / "parent").config.hidden_size
+
+
+def test_a_dense_model_compresses_by_the_same_command_after_a_race(folders, tmp_path):
+    parent = tmp_path / "dense"
+    train_bpe(["some words"], 269).save(parent)
+    save(make_model("*-*-", **DENSE, vocab_size=269).float(), parent)
+    recipe = replace(RECIPE, budget_share=0.9, race=RaceRecipe(3, 200), grid=replace(RECIPE.grid, attention_heads=(1.0, 0.5), tried=3))
+    (tmp_path / "recipe.toml").write_text(dump(recipe))
+    command = ["compress", str(parent), "--recipe", str(tmp_path / "recipe.toml"), "--data", str(folders / "sft"), "--out"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == "qwen3" and config["num_hidden_layers"] == 2
+    found = json.loads((tmp_path / "out" / "search" / "search.json").read_text())["candidates"]
+    assert [row["healed"] is not None for row in found[:3]] == [True] * 3 and found[0]["tokens_per_second"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics" / "race.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [0, 0, 0, 1, 1]

@@ -78,8 +78,8 @@ def test_rankings_are_stable_where_both_halves_say_the_same(model, calibration):
     twice = Calibration(tuple(sample for sample in calibration.samples for _ in range(2)))
     assert set(measure_activations(model, twice).facts["stability"].values()) == {1.0}
     stability = measure_activations(model, calibration).facts["stability"]
-    assert set(stability) == {"embedding", "ffn", "attention_heads", "mamba_heads", "mamba_channels"}
-    assert all(-1 <= value < 1 for name, value in stability.items() if name != "attention_heads")
+    assert set(stability) == {"layers_by_cosine", "embedding", "ffn", "attention_heads", "mamba_heads", "mamba_channels"}
+    assert all(-1 <= value < 1 for name, value in stability.items() if name not in ("attention_heads", "layers_by_cosine"))
     assert measure_activations(model, calibration.first(1)).facts["stability"] == {}
 
 

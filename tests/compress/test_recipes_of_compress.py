@@ -9,9 +9,13 @@ from nanohybrid.compress import CompressRecipe, DistillRecipe
 from nanohybrid.evaluate import EvaluateRecipe
 from nanohybrid.stages.recipe import load
 
-FOLDER = Path(nanohybrid.__file__).parent / "recipes" / "tiny"
+FOLDER = Path(nanohybrid.__file__).parent / "recipes"
+RECIPES = [
+    ("tiny/compress", CompressRecipe), ("tiny/distill", DistillRecipe), ("tiny/evaluate", EvaluateRecipe),
+    ("small/compress/compress", CompressRecipe),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "kind"), [("compress", CompressRecipe), ("distill", DistillRecipe), ("evaluate", EvaluateRecipe)])
+@pytest.mark.parametrize(("name", "kind"), RECIPES)
 def test_a_recipe_is_read(name, kind):
     assert isinstance(load(kind, FOLDER / f"{name}.toml"), kind)

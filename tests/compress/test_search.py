@@ -1,6 +1,9 @@
 """Budgets in bytes, and the choice of a shape."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from compress_models import make_model
 
 from nanohybrid.compress.activations import measure_activations
@@ -8,8 +11,9 @@ from nanohybrid.compress.budget import Budget
 from nanohybrid.compress.layers import rank_layers
 from nanohybrid.compress.promise import Promise
 from nanohybrid.compress.prune import prune_model
+from nanohybrid.compress.quality import Judge, Quality
 from nanohybrid.compress.report import pareto
-from nanohybrid.compress.search import Grid, dominated, enumerate_shapes, search, sizes, targets, widths
+from nanohybrid.compress.search import Grid, Search, choose, dominated, enumerate_shapes, key_of, search, targets, widths
 from nanohybrid.compress.target import Target
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import ConfigError, InputError
@@ -34,8 +38,6 @@ def test_the_papers_budget():
 
 
 def test_bytes_are_those_of_the_state_that_is_allocated(model):
-    import torch
-
     from nanohybrid.model import State
 
     memory = Budget(1, context=256, batch=3, dtype="fp32").memory(model.config)
@@ -61,16 +63,42 @@ def test_every_shape_that_fits_and_only_those(model, scores):
 
 def test_the_choice_is_the_lowest_loss_of_models_really_pruned(model, scores, calibration):
     budget = Budget(int(Budget(1, 64).memory(model.config).total * 0.85), 64)
-    found = search(model, scores, calibration, GRID, budget)
+    fitting, judge = enumerate_shapes(model.config, scores, GRID, budget), Judge(model, calibration)
+    found = search(model, scores, judge, GRID, fitting)
     tried = [c for c in found.candidates if c.loss is not None]
     assert 1 < len(tried) <= GRID.tried and [c.loss for c in tried] == sorted(c.loss for c in tried)
     for candidate in tried:
         pruned = prune_model(model, candidate.target.kept(model.config, scores))
         assert loss_of(pruned, calibration.batches()).loss == pytest.approx(candidate.loss)
+        assert candidate.agreement == pytest.approx(agreement_of(pruned, model, calibration))
         assert not dominated(candidate, found.candidates)
-    known = {str(sizes(c.target)): c.loss for c in tried}
-    again = search(model, scores, calibration, GRID, budget, known=known)
+    known = {key_of(c): Quality(c.loss, c.agreement) for c in tried}
+    again = search(model, scores, judge, GRID, fitting, known=known)
     assert again == found and len(known) == len(tried)
+
+
+def agreement_of(model, parent, calibration):
+    """The share of the targets at which both find the same token likeliest, a document at a time."""
+    same = []
+    for tokens, _ in calibration.samples:
+        first, second = (m(torch.from_numpy(tokens.astype("int64"))[None])[0].argmax(-1)[:-1] for m in (model, parent))
+        same += (first == second).tolist()
+    return sum(same) / len(same)
+
+
+def test_the_fastest_of_those_that_are_as_good_is_chosen(model, scores):
+    fitting = enumerate_shapes(model.config, scores, GRID, Budget(10**9), speed=lambda config: 1e6 / config.hidden_size)
+    assert {c.tokens_per_second for c in fitting.candidates} == {1e6 / 32, 1e6 / 24}
+    wide = [c for c in fitting.candidates if c.config.hidden_size == 32][:2]
+    narrow = [c for c in fitting.candidates if c.config.hidden_size == 24][:2]
+    tried = [replace(c, loss=loss) for c, loss in zip((*wide, *narrow), (2.0, 2.1, 2.01, 2.05), strict=True)]
+    found = Search((*tried, *fitting.candidates[4:]), 0)
+    assert choose(found, near=0.0).chosen == tried[0]
+    assert choose(found, near=0.01).chosen == tried[2]
+    assert choose(found, near=0.03).chosen == tried[2]  # of two as fast, the better
+    assert sorted(map(key_of, choose(found, 0.01).candidates)) == sorted(map(key_of, found.candidates))
+    raced = Search((replace(tried[0], healed=0.5), replace(tried[2], healed=0.4), *tried[3:]), 0)
+    assert choose(raced, near=0.0).chosen.healed == 0.4  # what was learnt since outweighs what was lost at the cut
 
 
 def test_axes_of_mixers_that_a_model_lacks_are_left_alone(dense):

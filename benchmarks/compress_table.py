@@ -1,0 +1,290 @@
+"""Is importance, and is distillation, worth it? One table on the small aligned model, with intervals over seeds.
+
+    python benchmarks/compress_table.py --out runs/compress-table --seeds 0 1 2
+
+For each seed: a parent (pretrain, then SFT, by the tiny recipes); the same shape of at most 72 % of its parameters cut out of it by
+importance, by the size of weights and by chance; each of the three distilled on at most 5 % of the parent's training tokens, and again
+on 1 %. Beside them the first of the three fine-tuned by cross-entropy on as many tokens, and models of that shape from scratch, on the
+tokens of the distillation and on all tokens (the parent's and the distillation's). All answer the same held-out problems, thinking,
+greedily: others than those on which the recipe's rate was chosen, for seed 0.
+
+Resumable: every step is a stage or a file of its own; `--only-table` writes the table from what is there. On one core about 45 minutes.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from nanohybrid.align.sft import SftRecipe, sft
+from nanohybrid.checkpoint import load, read_config, save
+from nanohybrid.compress import controls
+from nanohybrid.compress.budget import Budget
+from nanohybrid.compress.calibration import Calibration
+from nanohybrid.compress.distill import DistillRecipe, distill
+from nanohybrid.compress.measure import importance_of
+from nanohybrid.compress.prune import prune_model
+from nanohybrid.compress.prune_stage import PruneRecipe, prune
+from nanohybrid.compress.search import dominated, enumerate_shapes
+from nanohybrid.compress.stage import CompressRecipe
+from nanohybrid.compress.target import Target
+from nanohybrid.data.build import build
+from nanohybrid.engine import LLM
+from nanohybrid.evaluate.perplexity import loss_of
+from nanohybrid.evaluate.recipe import Mode
+from nanohybrid.evaluate.suites import answer, by_family, draw_problems, score
+from nanohybrid.files import atomic_write
+from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.quickstart.recipes import Recipes, times
+from nanohybrid.stages import plots
+from nanohybrid.stages.output import read_record
+from nanohybrid.stages.recipe import load as load_recipe
+from nanohybrid.train.allocator import keep_freed_memory
+from nanohybrid.train.pretrain import pretrain
+
+SHARE, TOKENS, FEW = 0.72, 0.05, 0.01  # of the parent's parameters, of its training tokens, and of them again for a second, shorter try
+RECIPE = "recipes/small/compress/compress.toml"
+PROBLEMS = 240  # held-out ones of each family; two families have fewer
+RANKINGS = ("importance", "magnitude", "random")
+T975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+LABELS = {
+    "parent": "parent",
+    **{f"pruned-{name}": f"pruned by {name}" for name in RANKINGS},
+    **{f"distilled-{name}": f"pruned by {name}, distilled on 5 %" for name in RANKINGS},
+    **{f"short-{name}": f"pruned by {name}, distilled on 1 %" for name in RANKINGS},
+    "tuned-importance": "pruned by importance, cross-entropy on as many tokens",
+    "scratch": "that shape from scratch, the distillation's tokens",
+    "scratch-all": "that shape from scratch, all tokens: the parent's and the distillation's",
+}
+
+
+class Run:
+    """One seed's models, each made when it is asked for, and their scores in `scores.json`."""
+
+    def __init__(self, out: Path, data: Path, seed: int) -> None:
+        self.out, self.data, self.seed = out / f"seed-{seed}", data, seed
+        self.recipes = Recipes.of(1.0, seed)
+        self.trained_tokens = self.recipes.pretrain.tokens + self.recipes.sft.tokens
+        self.parent = sft(self.recipes.sft, pretrain(self.recipes.pretrain, data, self.out / "base"), self.out / "parent", data)
+
+    def scores(self, by: str) -> Path:
+        """A file of scores: by activations on the SFT's chats, by the size of weights, or by chance."""
+        folder = self.out / f"scores-{by}"
+        if by == "importance":
+            found = importance_of(self.parent, self.calibration(), folder, outgoing=True, rounds=None)
+        elif by == "magnitude":
+            found = controls.magnitude(self.parent)
+        else:
+            found = controls.random(read_config(self.parent), self.seed)
+        return found.save(folder)
+
+    def calibration(self) -> Calibration:
+        return Calibration.read(self.parent, self.parent, samples=256, length=256)
+
+    def pruned(self, by: str, target: Target) -> Path:
+        return prune(PruneRecipe(target), self.parent, self.out / f"pruned-{by}", importance=self.scores(by))
+
+    def distilled(self, by: str, target: Target, share: float, name: str) -> Path:
+        recipe = dataclasses.replace(self.distillation(share), seed=self.seed)
+        return distill(recipe, self.pruned(by, target), self.parent, self.parent, self.out / name)
+
+    def distillation(self, share: float = TOKENS) -> DistillRecipe:
+        """The recipe, on at most a share of the tokens that the parent was trained on."""
+        recipe = small_recipe().distill
+        return dataclasses.replace(recipe, tokens=int(self.trained_tokens * share) // recipe.batch_tokens * recipe.batch_tokens)
+
+    def tuned(self, start: Path, name: str, like: SftRecipe | DistillRecipe) -> Path:
+        """Cross-entropy on as many tokens of chats as the distillation reads, in as large batches, at the rates of `like`."""
+        size = self.distillation()
+        shares = dataclasses.replace(self.recipes.sft.shares, text=0.0)
+        recipe = dataclasses.replace(self.recipes.sft, shares=shares, tokens=size.tokens, batch_tokens=size.batch_tokens)
+        return sft(dataclasses.replace(recipe, optimizer=like.optimizer, schedule=like.schedule), start, self.out / name)
+
+    def blank(self, target: Target) -> Path:
+        """A checkpoint of the pruned shape with fresh random weights."""
+        folder = self.out / "blank"
+        if not (folder / "config.json").exists():
+            model = HybridLM(read_config(self.pruned("importance", target)))
+            model.reset_parameters(self.seed)
+            save(model, folder, assets=self.parent)
+        return folder
+
+    def scratch_all(self, target: Target) -> Path:
+        config = read_config(self.pruned("importance", target))
+        longer = 1 + TOKENS
+        first = dataclasses.replace(times(self.recipes.pretrain, longer, "tokens"), model=spelled(config))
+        base = pretrain(first, self.data, self.out / "scratch-all-base")
+        return sft(times(self.recipes.sft, longer, "tokens"), base, self.out / "scratch-all", self.data)
+
+    def models(self, target: Target) -> dict[str, Callable[[], Path]]:
+        """Every row of the table, by name."""
+        table: dict[str, Callable[[], Path]] = {"parent": lambda: self.parent}
+        table |= {f"pruned-{by}": lambda by=by: self.pruned(by, target) for by in RANKINGS}  # type: ignore[misc]
+        for kind, share in (("distilled", TOKENS), ("short", FEW)):
+            for by in RANKINGS:
+                table[f"{kind}-{by}"] = partial(self.distilled, by, target, share, f"{kind}-{by}")
+        table["tuned-importance"] = lambda: self.tuned(self.pruned("importance", target), "tuned-importance", self.distillation())
+        table["scratch"] = lambda: self.tuned(self.blank(target), "scratch", self.recipes.sft)
+        table["scratch-all"] = lambda: self.scratch_all(target)
+        return table
+
+    def score(self, name: str, model: Callable[[], Path]) -> None:
+        """Measure one model, unless that was done."""
+        file = self.out / "scores.json"
+        known = json.loads(file.read_text()) if file.exists() else {}
+        if name in known:
+            return
+        path = model()
+        llm = LLM(path, torch.float32, max_running=256)
+        answers = answer(llm, draw_problems(self.recipes.evaluate.tasks, PROBLEMS, seed=1), Mode(max_tokens=160, grace=8))
+        row = {**score(answers).as_dict(), "parameters": Footprint.of(llm.model.config).parameters}
+        row["tokens"] = self.trained(name, path)
+        row["families"] = {family: found.accuracy for family, found in by_family(answers).items()}
+        row["loss"] = loss_of(llm.model, self.calibration().batches()).loss
+        atomic_write(file, json.dumps({**known, name: row}, indent=2) + "\n")
+        print(f"seed {self.seed}: {name}: {row['accuracy']:.4f} of {row['problems']}, {row['parameters']:,} parameters", flush=True)
+
+    def trained(self, name: str, path: Path) -> int:
+        """Tokens that a row's own training took; what its parent took is the parent's."""
+        stages = {"parent": ["base", "parent"], "scratch-all": ["scratch-all-base", "scratch-all"]}.get(name, [path.name])
+        return 0 if name.startswith("pruned") else sum(int(read_record(self.out / stage)["tokens"]) for stage in stages)
+
+
+def small_recipe() -> CompressRecipe:
+    with resources.as_file(resources.files("nanohybrid").joinpath(RECIPE)) as path:
+        return load_recipe(CompressRecipe, Path(path))
+
+
+def spelled(config: object) -> dict[str, object]:
+    """A configuration as a recipe spells it out: what the tokenizer says is left to it."""
+    skipped = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    return {name: value for name, value in fields.items() if name not in skipped and value is not None}
+
+
+def choose_shape(run: Run, out: Path) -> Target:
+    """The shape of all seeds: of those of the grid within the share of parameters, the lowest loss of the first seed's parent."""
+    file = out / "shape.json"
+    if file.exists():
+        return Target(**json.loads(file.read_text())["target"])
+    parent, calibration = load(run.parent, dtype=torch.float32).eval(), run.calibration()
+    scores = importance_of(run.parent, calibration, run.out / "scores-importance", outgoing=True, rounds=None)
+    most = SHARE * Footprint.of(parent.config).parameters
+    grid = small_recipe().grid
+    found = enumerate_shapes(parent.config, scores, grid, Budget(2**40, 1)).candidates
+    found = tuple(candidate for candidate in found if candidate.parameters <= most)
+    tried = [candidate for candidate in found if not dominated(candidate, found)][: grid.tried]
+    losses = [loss_of(prune_model(parent, c.target.kept(parent.config, scores)), calibration.batches()).loss for c in tried]
+    best = tried[losses.index(min(losses))]
+    table = [{**c.as_dict(), "loss": loss} for c, loss in zip(tried, losses, strict=True)]
+    atomic_write(file, json.dumps({"target": dataclasses.asdict(best.target), "tried": table}, indent=2) + "\n")
+    return best.target
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of Student's 95 % interval over the seeds."""
+    if len(values) < 2:
+        return statistics.fmean(values), math.nan
+    return statistics.fmean(values), T975[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def rows(table: dict[int, dict[str, dict[str, float]]]) -> Iterator[dict[str, object]]:
+    """A row a model over the seeds that have it: accuracy, its share of the parent's, and what the distilled one is ahead by."""
+    for name, label in LABELS.items():
+        seeds = [seed for seed, scores in table.items() if name in scores and "parent" in scores]
+        if not seeds:
+            continue
+        mine = [table[seed][name]["accuracy"] for seed in seeds]
+        share = [table[seed][name]["accuracy"] / table[seed]["parent"]["accuracy"] for seed in seeds]
+        both = [seed for seed in seeds if "distilled-importance" in table[seed]]
+        ahead = [table[seed]["distilled-importance"]["accuracy"] - table[seed][name]["accuracy"] for seed in both]
+        yield {
+            "name": name, "label": label, "seeds": seeds, "parameters": table[seeds[0]][name]["parameters"],
+            "tokens": table[seeds[0]][name]["tokens"], "accuracy": mine,
+            "mean": interval(mine), "recovered": interval(share), "ahead": interval(ahead) if ahead else None,
+            "loss": interval([table[seed][name]["loss"] for seed in seeds]),
+        }  # fmt: skip
+
+
+def percent(pair: tuple[float, float] | None) -> str:
+    if pair is None:
+        return ""
+    return f"{100 * pair[0]:.1f}" + ("" if math.isnan(pair[1]) else f" +- {100 * pair[1]:.1f}")
+
+
+def write_table(out: Path) -> str:
+    """`table.json`, `table.md` and `table.svg` of all seeds measured so far."""
+    table = {int(file.parent.name.split("-")[1]): json.loads(file.read_text()) for file in sorted(out.glob("seed-*/scores.json"))}
+    found = list(rows(table))
+    heads = [
+        "model",
+        "parameters",
+        "trained on, tokens",
+        "seeds",
+        "accuracy, %",
+        "of the parent's, %",
+        "behind the distilled, points",
+        "loss",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in found:
+        ahead = "" if row["name"] == "distilled-importance" else percent(row["ahead"])
+        loss = f"{row['loss'][0]:.3f}"
+        sizes = [f"{row['parameters']:,}", f"{row['tokens']:,}" if row["tokens"] else "", len(row["seeds"])]
+        cells = [row["label"], *sizes, percent(row["mean"]), percent(row["recovered"]), ahead, loss]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    text = "\n".join(lines) + "\n"
+    atomic_write(out / "table.json", json.dumps(found, indent=2) + "\n")
+    atomic_write(out / "table.md", text)
+    return text
+
+
+def draw(out: Path) -> None:
+    """The table as a picture: a bar a model, a dot a seed."""
+    found = json.loads((out / "table.json").read_text())
+    with plots.style():
+        figure, axes = plots.canvas("held-out problems solved, %", "", "", height=0.7 + 0.38 * len(found))
+        for place, row in enumerate(found):
+            colour = plots.COLOURS[1 if row["name"] == "distilled-importance" else 0]
+            axes.barh(place, 100 * row["mean"][0], 0.62, color=colour)
+            axes.plot([100 * value for value in row["accuracy"]], [place] * len(row["accuracy"]), "o", color=plots.INK, markersize=3)
+        axes.set_yticks(range(len(found)), [row["label"].replace(": the parent's and the distillation's", "") for row in found])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+    figure.savefig(out / "table.svg", transparent=True, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only-table", action="store_true")
+    arguments = parser.parse_args()
+    out = arguments.out
+    if not arguments.only_table:
+        keep_freed_memory()
+        data = build(Recipes.of(1.0, 0).data, out / "data")
+        target: Target | None = None
+        later = []
+        for seed in arguments.seeds:
+            run = Run(out, data, seed)
+            target = target or choose_shape(run, out)
+            models = run.models(target)
+            later.append((run, models.pop("scratch-all")))
+            for name, make in models.items():
+                run.score(name, make)
+        for run, make in later:  # the longest last, so that the rest of the table is there early
+            run.score("scratch-all", make)
+    print(write_table(out))
+    draw(out)
+
+
+if __name__ == "__main__":
+    main()

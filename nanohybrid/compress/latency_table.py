@@ -1,0 +1,158 @@
+"""How long a decode step takes on this very device: layers timed once, every other shape between them.
+
+A layer's time in a decode step is that of reading its matrices, so for each kind of layer a few shapes of the grid are timed, spread
+over the bytes of their matrices, and what lies between is interpolated linearly in bytes; the head likewise. A layer is timed as the
+difference of a model of three such layers and one, in turns, so that what surrounds a model cancels out.
+
+The table is a file named after the device, the dtype, the context and the batch, in the user's cache: each time is written as it is
+measured, so a kill loses one, and the next run on this machine measures nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from nanohybrid.compress.budget import DTYPES, Budget
+from nanohybrid.compress.matrices import matrices_of
+from nanohybrid.config import HybridConfig
+from nanohybrid.evaluate.throughput import decode_times
+from nanohybrid.files import atomic_write
+from nanohybrid.model import HybridLM
+
+POINTS = 4  # shapes of each kind that are timed
+HEAD = "head"
+LITTLE = 64  # entries of a vocabulary whose head takes no time
+Timer = Callable[[dict[str, HybridConfig]], dict[str, float]]
+
+
+@dataclass
+class LatencyTable:
+    """Times of layers in seconds, by kind and by bytes of the layer's matrices; `file` keeps them."""
+
+    file: Path
+    budget: Budget
+    times: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, budget: Budget, device: torch.device, folder: Path | None = None) -> LatencyTable:
+        """The table of this device, with what was timed before."""
+        file = (folder or cache_folder()) / f"{device_name(device)}-{budget.dtype}-context{budget.context}-batch{budget.batch}.json"
+        return cls(file, budget, cls.read(file) if file.is_file() else {})
+
+    @staticmethod
+    def read(file: Path) -> dict[str, dict[int, float]]:
+        """The times that a file holds."""
+        return {kind: {int(count): time for count, time in row.items()} for kind, row in json.loads(file.read_text()).items()}
+
+    def measure(self, shapes: Iterable[HybridConfig], timer: Timer, advance: Callable[[int], object] | None = None) -> None:
+        """Time what the shapes need and the table lacks. A table that spans their sizes already is left as it is."""
+        for kind, row in wanted(shapes).items():
+            known = self.times.setdefault(kind, {})
+            if not (known and min(known) <= min(row) and max(row) <= max(known)):
+                for size in spread(sorted(row), POINTS):
+                    if size not in known:
+                        known[size] = time_of(kind, row[size], timer)
+                        self.save()
+            if advance is not None:
+                advance(1)
+
+    def save(self) -> None:
+        rows = {kind: {str(size): row[size] for size in sorted(row)} for kind, row in sorted(self.times.items())}
+        atomic_write(self.file, json.dumps(rows, indent=2) + "\n")
+
+    def seconds(self, config: HybridConfig) -> float:
+        """One decode step of a model of this shape, by interpolation."""
+        head = between(self.times[HEAD], head_bytes(config))
+        return head + sum(config.pattern.count(kind) * between(self.times[kind], layer_bytes(config, kind)) for kind in set(config.pattern))
+
+    def tokens_per_second(self, config: HybridConfig) -> float:
+        """Of all sequences together."""
+        return self.budget.batch / max(self.seconds(config), 1e-9)
+
+
+def wanted(shapes: Iterable[HybridConfig]) -> dict[str, dict[int, HybridConfig]]:
+    """For each kind of layer and the head, by the bytes of its matrices, a shape that has such a one."""
+    table: dict[str, dict[int, HybridConfig]] = {}
+    for config in shapes:
+        table.setdefault(HEAD, {}).setdefault(head_bytes(config), config)
+        for kind in sorted(set(config.pattern)):
+            table.setdefault(kind, {}).setdefault(layer_bytes(config, kind), config)
+    return table
+
+
+def time_of(kind: str, config: HybridConfig, timer: Timer) -> float:
+    """Seconds that one layer, or the head, adds to a decode step."""
+    if kind == HEAD:
+        least = min(config.pattern)  # one layer of any kind: it is in both models and cancels out
+        pair = {"with": config.replace(pattern=least), "without": config.replace(pattern=least, vocab_size=LITTLE)}
+        found = timer({name: shape.replace(tie_word_embeddings=False) for name, shape in pair.items()})
+        return max(found["with"] - found["without"], 0.0)
+    found = timer({str(count): config.replace(pattern=kind * count, vocab_size=LITTLE) for count in (1, 3)})
+    return max(found["3"] - found["1"], 0.0) / 2
+
+
+def decode_timer(budget: Budget, device: torch.device, rounds: int = 15) -> Timer:
+    """Seconds of a decode step of each of several models with random weights, in turns: the quickest of `rounds`."""
+
+    def timer(shapes: dict[str, HybridConfig]) -> dict[str, float]:
+        models = {name: HybridLM(config).to(device, DTYPES.get(budget.dtype, torch.bfloat16)).eval() for name, config in shapes.items()}
+        for model in models.values():
+            model.reset_parameters(0)
+        found = decode_times(models, [budget.context], budget.batch, rounds)
+        return {name: rows[0].quickest / 1e3 for name, rows in found.items()}
+
+    return timer
+
+
+def layer_bytes(config: HybridConfig, kind: str) -> int:
+    """Of the matrices of one layer, in bf16; a unit of size, whatever the dtype that is timed."""
+    return 2 * sum(rows * columns for rows, columns in matrices_of(config)[kind])
+
+
+def head_bytes(config: HybridConfig) -> int:
+    return 2 * config.vocab_size * config.hidden_size
+
+
+def between(times: dict[int, float], size: int) -> float:
+    """A time at `size`: linear between the two nearest that were measured; beyond them in proportion to size."""
+    sizes = sorted(times)
+    place = bisect_left(sizes, size)
+    if place == 0:
+        return times[sizes[0]] * size / sizes[0]
+    if place == len(sizes):
+        return times[sizes[-1]] * size / sizes[-1]
+    low, high = sizes[place - 1], sizes[place]
+    share = (size - low) / (high - low)
+    return times[low] * (1 - share) + times[high] * share
+
+
+def spread(sizes: list[int], count: int) -> list[int]:
+    """`count` of the sizes, the smallest and the largest among them, evenly between."""
+    last = max(len(sizes) - 1, 0)
+    return list(dict.fromkeys(sizes[round(number * last / max(count - 1, 1))] for number in range(count)))
+
+
+def device_name(device: torch.device) -> str:
+    """A name for files: the GPU's, or the processor's with the number of threads."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        cpu = Path("/proc/cpuinfo")
+        lines = cpu.read_text().splitlines() if cpu.is_file() else []
+        name = (
+            next((line.partition(":")[2] for line in lines if line.startswith("model name")), "cpu") + f" {torch.get_num_threads()} threads"
+        )
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
+
+
+def cache_folder() -> Path:
+    """Where tables of this user's devices lie."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanohybrid" / "latency"

@@ -1,0 +1,58 @@
+"""A whole compression in a process of its own that may kill itself, as `kill -9` does, at any write to the disk."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+EVENTS = ("fsync", "replace", "rename", "link")  # what every write that is to last ends with
+
+
+def compress_in_a_process(root: Path, out: Path, kill_at: int | None) -> int:
+    """Run the stage; dies at the event number `kill_at`. Returns the exit code: 0, or minus the signal."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nanohybrid.compress.stage", "nanohybrid.stages.plots", "matplotlib.figure"])
+    process = context.Process(target=work, args=(root, out, kill_at))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def work(root: Path, out: Path, kill_at: int | None) -> None:
+    """In the child: count the events, and die at one of them, half of the times just before it and half just after."""
+    import torch
+
+    torch.set_num_threads(1)
+    count = 0
+
+    def counting(function):
+        def call(*arguments, **named):
+            nonlocal count
+            count += 1
+            if count == kill_at and count % 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*arguments, **named)
+            if count == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    for name in EVENTS:
+        setattr(os, name, counting(getattr(os, name)))
+    from nanohybrid.compress.race import RaceRecipe
+    from nanohybrid.compress.search import Grid
+    from nanohybrid.compress.stage import CompressRecipe, compress
+    from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
+    from nanohybrid.compress.distill import DistillRecipe  # isort: skip
+
+    recipe = CompressRecipe(
+        budget_share=0.8, context=64, samples=8, length=30, race=RaceRecipe(2, 200),
+        grid=Grid(hidden=(1.0, 0.75), ffn=(1.0, 0.75, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=2),
+        distill=DistillRecipe(
+            tokens=400, batch_tokens=100, sequence_length=40, measured_tokens=100, optimizer=OptimizerConfig(learning_rate=1e-2),
+            loop=LoopConfig(snapshot_steps=1, log_steps=1), precision=PrecisionConfig("fp32"),
+        ),
+    )  # fmt: skip
+    compress(recipe, root / "parent", root / "sft", out)
+    (out.parent / f"{out.name}.events").write_text(str(count))

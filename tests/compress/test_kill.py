@@ -1,0 +1,52 @@
+"""kill -9 at any moment of any step of a compression: the same command then ends in the same bytes."""
+
+import signal
+
+import numpy as np
+import pytest
+from compress_kill import compress_in_a_process
+from compress_models import make_model
+
+from nanohybrid.checkpoint import save
+from nanohybrid.data import TokenStore
+from nanohybrid.text import train_bpe
+
+BYTES = (
+    "model.safetensors", "config.json", "kept.json", "importance/importance.safetensors", "search/search.json",
+    "pruned/model.safetensors", "distilled/model.safetensors", "metrics/search.jsonl", "metrics/race.jsonl",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A parent, documents, and what an uninterrupted run makes of them."""
+    root, rng = tmp_path_factory.mktemp("kill"), np.random.default_rng(0)
+    train_bpe(["some words"], 269).save(root / "parent")
+    save(make_model(vocab_size=269).float(), root / "parent")
+    documents = [(rng.integers(13, 60, n), np.ones(n)) for n in rng.integers(5, 30, 30)]
+    (root / "sft" / "stores").mkdir(parents=True)
+    TokenStore.from_documents(documents).write(root / "sft" / "stores" / "chats.safetensors")
+    assert compress_in_a_process(root, root / "whole", None) == 0
+    return root
+
+
+def killed_and_resumed(root, out, share):
+    """Kill a run at a share of its events, take it up again, and compare every byte that is a result."""
+    events = int((root / "whole.events").read_text())
+    assert events > 100
+    assert compress_in_a_process(root, out, max(1, round(share * events))) == -signal.SIGKILL
+    assert not out.exists()
+    assert compress_in_a_process(root, out, None) == 0
+    for name in BYTES:
+        assert (out / name).read_bytes() == (root / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("share", [0.6])
+def test_a_killed_compression_ends_in_the_same_bytes(root, tmp_path, share):
+    killed_and_resumed(root, tmp_path / "out", share)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", range(24))
+def test_a_compression_killed_anywhere_ends_in_the_same_bytes(root, tmp_path, place):
+    killed_and_resumed(root, tmp_path / "out", (place + 0.5) / 24)

@@ -1,0 +1,84 @@
+"""Times of layers, measured once on a device and interpolated."""
+
+import json
+
+import pytest
+import torch
+
+from nanohybrid.compress import latency_table
+from nanohybrid.compress.budget import Budget
+from nanohybrid.compress.latency_table import LatencyTable, between, decode_timer, layer_bytes, spread
+from nanohybrid.compress.search import Grid, targets
+from nanohybrid.config import HybridConfig
+
+BUDGET = Budget(10**9, context=64, dtype="fp32")
+CPU = torch.device("cpu")
+
+
+def shapes_of(config):
+    return [target.config(config, None) for target in targets(config, Grid(hidden=(1.0, 0.75, 0.5), ffn=(1.0, 0.75, 0.5), multiple=4))]
+
+
+def by_formula(config):
+    """A step's time as a device with a constant bandwidth would take it, and a constant beside it that no layer causes."""
+    layers = sum(config.pattern.count(kind) * layer_bytes(config, kind) for kind in set(config.pattern))
+    return 7.0 + layers * 1e-6 + config.vocab_size * config.hidden_size * 1e-5
+
+
+def timer(log):
+    def time(shapes):
+        log.append(shapes)
+        return {name: by_formula(config) for name, config in shapes.items()}
+
+    return time
+
+
+def test_a_step_is_the_sum_of_its_layers_whatever_surrounds_them(model, tmp_path):
+    table, log = LatencyTable.open(BUDGET, CPU, tmp_path), []
+    table.measure(shapes_of(model.config), timer(log))
+    assert len(log) < len(shapes_of(model.config)) * 4  # not every shape was timed
+    for config in shapes_of(model.config):
+        head = (config.vocab_size - latency_table.LITTLE) * config.hidden_size * 1e-5
+        layers = sum(config.pattern.count(kind) * layer_bytes(config, kind) for kind in set(config.pattern)) * 1e-6
+        assert table.seconds(config) == pytest.approx(max(head, 0) + layers, rel=1e-6)
+        assert table.tokens_per_second(config) == pytest.approx(1 / table.seconds(config))
+
+
+def test_a_table_is_measured_once_and_goes_on_after_a_kill(model, tmp_path):
+    whole, log = LatencyTable.open(BUDGET, CPU, tmp_path / "whole"), []
+    whole.measure(shapes_of(model.config), timer(log))
+
+    def dying(shapes):
+        if len(seen) == 3:
+            raise InterruptedError
+        return timer(seen)(shapes)
+
+    seen = []
+    with pytest.raises(InterruptedError):
+        LatencyTable.open(BUDGET, CPU, tmp_path / "parts").measure(shapes_of(model.config), dying)
+    rest = []
+    parts = LatencyTable.open(BUDGET, CPU, tmp_path / "parts")
+    parts.measure(shapes_of(model.config), timer(rest))
+    assert len(rest) == len(log) - 3 and json.loads(parts.file.read_text()) == json.loads(whole.file.read_text())
+    again = LatencyTable.open(BUDGET, CPU, tmp_path / "whole")
+    again.measure(shapes_of(model.config), lambda _: pytest.fail("it measures again"))
+    assert again.times == whole.times
+
+
+def test_another_context_or_dtype_has_a_table_of_its_own(tmp_path):
+    budgets = [BUDGET, Budget(1, 128, dtype="fp32"), Budget(1, 64, dtype="bf16"), Budget(1, 64, 2, dtype="fp32")]
+    assert len({LatencyTable.open(budget, CPU, tmp_path).file for budget in budgets}) == 4
+
+
+def test_between_two_times_is_their_line_and_beyond_them_proportion():
+    times = {10: 1.0, 20: 3.0}
+    assert [between(times, size) for size in (5, 10, 15, 20, 40)] == [0.5, 1.0, 2.0, 3.0, 6.0]
+    assert spread([1, 2, 3, 4, 5, 6, 7], 4) == [1, 3, 5, 7] and spread([9], 4) == [9]
+
+
+def test_layers_are_really_timed(tmp_path):
+    config = HybridConfig.preset("tiny")
+    table = LatencyTable.open(BUDGET, CPU, tmp_path)
+    table.measure([config], decode_timer(BUDGET, CPU, rounds=2))
+    assert set(table.times) == {"head", "M", "*", "-"}
+    assert 0 < table.seconds(config) < 1

@@ -1,0 +1,54 @@
+"""Three ways to rank layers, in one pass from the disk where that is enough."""
+
+import numpy as np
+import pytest
+import torch
+from compress_models import make_model
+
+from nanohybrid.checkpoint import save
+from nanohybrid.compress import measure
+from nanohybrid.compress.activations import measure_activations
+from nanohybrid.compress.importance import Importance
+from nanohybrid.compress.measure import importance_of
+from nanohybrid.model import Layout
+
+
+def test_cosine_is_how_far_a_layer_turns_the_hidden_state(model, calibration):
+    found, turns = measure_activations(model, calibration).cosine, []
+    for tokens, _ in calibration.samples:
+        h_TE, layout, row = model.backbone.embeddings(torch.from_numpy(tokens.astype("int64"))), Layout.packed([len(tokens)]), []
+        for block in model.backbone.layers:
+            after_TE = block(h_TE, layout, None)
+            cosine_T = (h_TE * after_TE).sum(1) / (h_TE.norm(dim=1) * after_TE.norm(dim=1))
+            row.append(float((1 - cosine_T.detach()).mean()))
+            h_TE = after_TE
+        turns.append(row)
+    torch.testing.assert_close(found.double(), torch.tensor(np.square(turns).mean(0) ** 0.5), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["iterative", "one-shot", "cosine"])
+def test_a_ranking_is_kept_and_found_again_under_its_name(model, calibration, tmp_path, how, monkeypatch):
+    first = importance_of(model, calibration, tmp_path, True, 3, how)
+    assert sorted(first.order) == list(range(7)) and first.facts["layers_by"] == how
+    if how != "iterative":
+        assert list(first.order) == sorted(range(7), key=lambda layer: float(first.layers[layer]))
+    monkeypatch.setattr(measure, "rank_layers", lambda *_, **__: pytest.fail("it ranks again"))
+    again = importance_of(model, calibration, tmp_path, True, 2, how)
+    assert again.order == first.order and torch.equal(again.cosine, Importance.load(tmp_path).cosine)
+
+
+def test_by_cosine_no_whole_model_is_read(calibration, tmp_path, monkeypatch):
+    save(make_model().float(), tmp_path / "model")
+    monkeypatch.setattr(measure, "load", lambda *_, **__: pytest.fail("it reads the whole model"))
+    assert importance_of(tmp_path / "model", calibration, tmp_path, True, 2, "cosine").facts["layers_by"] == "cosine"
+
+
+def test_scores_of_a_file_from_before_there_was_a_cosine_are_read(model, calibration, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    file = measure_activations(model, calibration).save(tmp_path)
+    with safe_open(file, "pt") as stored:
+        facts = stored.metadata()
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != "cosine"}, file, facts)
+    assert len(Importance.load(file).cosine) == 0

@@ -1,0 +1,137 @@
+"""Where the teacher is, and what it costs in truth: nothing where it is only elsewhere, little where it is rounded."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from compress_models import DENSE, make_model
+
+from nanohybrid.checkpoint import load, save
+from nanohybrid.compress import teacher as teachers
+from nanohybrid.compress.distill import DistillRecipe, Lessons, Stretch, distill
+from nanohybrid.compress.teacher import Answers, teaching
+from nanohybrid.data import Batch, TokenStore
+from nanohybrid.errors import ConfigError
+from nanohybrid.text import train_bpe
+from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
+
+RECIPE = DistillRecipe(
+    tokens=300, batch_tokens=100, sequence_length=40, optimizer=OptimizerConfig(learning_rate=1e-2), precision=PrecisionConfig("fp32"),
+    loop=LoopConfig(snapshot_steps=2, log_steps=1), measured_tokens=100,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root, rng = tmp_path_factory.mktemp("teacher"), np.random.default_rng(0)
+    for name, seed in (("parent", "M-M*-M-"), ("student", "M-*-")):
+        train_bpe(["some words"], 269).save(root / name)
+        save(make_model(seed, vocab_size=269).float(), root / name)
+    documents = [(rng.integers(13, 60, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in rng.integers(5, 30, 30)]
+    (root / "data").mkdir()
+    TokenStore.from_documents(documents).write(root / "data" / "chats.safetensors")
+    return root
+
+
+@pytest.fixture(scope="module")
+def beside(root):
+    return distilled(root, root / "beside", RECIPE)
+
+
+def distilled(root, out, recipe):
+    return load(distill(recipe, root / "student", root / "parent", root / "data", out)).state_dict()
+
+
+@pytest.mark.parametrize("changes", [dict(pattern="M-M*-M-"), dict(pattern="*-*-", **DENSE)])
+def test_a_teacher_on_the_disk_says_what_one_in_memory_says(tmp_path, changes):
+    model = make_model(**changes).float()
+    save(model, tmp_path)
+    batch = Batch.of([(np.arange(20, 33), np.ones(13)), (np.arange(40, 47), np.ones(7))])
+    with teaching(tmp_path, "offloaded") as teacher:
+        assert torch.equal(teacher.hidden(batch.tokens_T, batch.layout), model.hidden(batch.tokens_T, batch.layout))
+        assert torch.equal(teacher.head_weight, model.head_weight)
+
+
+def test_an_offloaded_teacher_holds_one_layer_at_a_time(root, monkeypatch):
+    alive, most = [], []
+    original = teachers.Stored.blocks
+
+    def counting(parts):
+        import weakref
+
+        for block in original(parts):
+            alive.append(weakref.ref(block))
+            most.append(sum(reference() is not None for reference in alive))
+            yield block
+            del block
+
+    monkeypatch.setattr(teachers.Stored, "blocks", counting)
+    with teaching(root / "parent", "offloaded") as teacher:
+        batch = Batch.of([(np.arange(20, 33), np.ones(13))])
+        teacher.hidden(batch.tokens_T, batch.layout)
+    assert len(most) == 7 and max(most) <= 2  # the one at work, and the one that is just being let go
+
+
+def test_a_student_learns_the_same_from_a_teacher_that_is_offloaded(root, beside, tmp_path):
+    found = distilled(root, tmp_path / "out", replace(RECIPE, teacher="offloaded"))
+    assert all(torch.equal(found[name], beside[name]) for name in beside)
+
+
+def test_a_student_learns_nearly_the_same_from_an_int8_teacher(root, beside, tmp_path):
+    found = distilled(root, tmp_path / "out", replace(RECIPE, teacher="int8"))
+    change = torch.cat([(found[name] - beside[name]).float().flatten() for name in beside])
+    start = load(root / "student").state_dict()
+    learnt = torch.cat([(start[name] - beside[name]).float().flatten() for name in beside])
+    assert 0 < change.norm() < 0.3 * learnt.norm()
+
+
+def test_all_tokens_kept_on_the_disk_teach_what_the_teacher_teaches(root, beside, tmp_path):
+    found = distilled(root, tmp_path / "out", replace(RECIPE, top_k=269))
+    for name in beside:
+        torch.testing.assert_close(found[name], beside[name], atol=2e-4, rtol=1e-3)
+    assert not (tmp_path / "out" / "teacher").exists()
+
+
+@pytest.mark.parametrize("every_token", [False, True])
+def test_a_killed_teacher_is_asked_only_what_it_has_not_answered(root, tmp_path, every_token, monkeypatch):
+    recipe = replace(RECIPE, top_k=8, every_token=every_token)
+    whole = distilled(root, tmp_path / "whole", recipe)
+    asked, original = [], teachers.top_k_of
+
+    def dying(*arguments):
+        if len(asked) == 2:
+            raise InterruptedError
+        asked.append(1)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(teachers, "top_k_of", dying)
+        distilled(root, tmp_path / "out", recipe)
+    assert len(list((tmp_path / "out.partial" / "teacher").glob("step-*"))) == 2
+    found = distilled(root, tmp_path / "out", recipe)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+def test_a_file_of_answers_that_is_broken_is_named(root, tmp_path):
+    answers = Answers(tmp_path, 4, 1.0)
+    answers.file(0).write_bytes(b"no")
+    with pytest.raises(Exception, match="step-000000"):
+        answers.batch(Batch.of([(np.arange(20, 33), np.ones(13))]), torch.arange(3), 0)
+
+
+def test_the_length_of_sequences_grows_along_the_stretches(root):
+    store = TokenStore.from_documents([(np.arange(13, 60), np.ones(47))] * 40)
+    recipe = replace(RECIPE, tokens=1000, stretches=(Stretch(0.5, 10), Stretch(0.8, 20), Stretch(1.0, 40)))
+    lessons = Lessons(recipe, {"chats": store}, {"chats": 1.0})
+    longest = [max(lessons.batch(step).layout.lengths) for step in range(recipe.steps + 2)]
+    assert longest == [10] * 5 + [20] * 3 + [40] * 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(teacher="elsewhere"), dict(top_k=-1), dict(stretches=(Stretch(0.5, 8),)), dict(stretches=(Stretch(1.0, 8), Stretch(0.5, 8)))],
+)
+def test_what_makes_no_sense_is_refused(change):
+    with pytest.raises(ConfigError):
+        replace(RECIPE, **change)
