@@ -1,4 +1,4 @@
-"""`nanohybrid bench serve` and `bench headline`: what is measured, and not planned.
+"""`nanohybrid bench generate`, `bench serve` and `bench headline`: what is measured, and not planned.
 
 Each measurement is a module of its own with `SUMMARY`, `parser()` and `run(arguments)`, as a command is; BENCHES names them.
 """
@@ -11,8 +11,12 @@ from nanohybrid.cli.common import command_parser
 if TYPE_CHECKING:
     import jsonargparse
 
-SUMMARY = "how fast it is, measured (serve, headline)"
-BENCHES = {"serve": "nanohybrid.cli.bench_serve", "headline": "nanohybrid.cli.bench_headline"}
+SUMMARY = "how fast it is, measured (generate, serve, headline)"
+BENCHES = {
+    "generate": "nanohybrid.cli.bench_generate",
+    "serve": "nanohybrid.cli.bench_serve",
+    "headline": "nanohybrid.cli.bench_headline",
+}
 
 
 def parser() -> "jsonargparse.ArgumentParser":

@@ -1,0 +1,138 @@
+"""How fast one model reads prompts and writes answers, beside what this machine can do in the same minute.
+
+    prefill   from asking to the last sequence's first token
+    decode    the steps after that, one token of each sequence a step
+    a step's bytes   all weights but the embedding table, which is looked up; states read and written; keys and values read
+
+The machine's rates (a sum over 512 MiB, a bf16 product of 2048 x 2048 by 8192) are taken between the repetitions, since a shared
+machine's speed drifts: the fractions are of medians.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+
+from nanohybrid.engine import LLM, Engine, SamplingParams
+from nanohybrid.errors import InputError
+from nanohybrid.headline.roofline import prefill_flops
+from nanohybrid.model import Footprint
+from nanohybrid.model.packed import PackedLinear
+from nanohybrid.model.quantized import QuantizedLinear
+from nanohybrid.stages.lineage import peak_memory_bytes
+
+REPEATS = 5
+STREAM_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Job:
+    """`batch` prompts of random ids, and so many tokens written after each."""
+
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+
+    def check(self, context: int) -> None:
+        """Raise InputError where it is no job, or longer than the model's context."""
+        for name, least in (("prompt_tokens", 1), ("new_tokens", 2), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        if self.prompt_tokens + self.new_tokens > context:
+            raise InputError(f"{self.prompt_tokens} and {self.new_tokens} tokens are more than the model's context of {context}")
+
+
+def measure(llm: LLM, job: Job, advance: Callable[[], object] = lambda: None) -> dict[str, object]:
+    """The figures of `nanohybrid bench generate`; `advance` is called after each of REPEATS + 1 runs, the first of which warms up."""
+    config = llm.model.config
+    job.check(config.max_position_embeddings)
+    draw = random.Random(0)
+    prompts = [[draw.randrange(config.vocab_size) for _ in range(job.prompt_tokens)] for _ in range(job.batch)]
+    engine = llm.engine(prompts, job.new_tokens)
+    stream, product, prefill, decode = [], [], [], []
+    machine = _Machine(llm.model.device)
+    for number in range(REPEATS + 1):
+        first, rest = _once(engine, prompts, job.new_tokens)
+        if number:
+            prefill.append(job.batch * job.prompt_tokens / first)
+            decode.append(job.batch * (job.new_tokens - 1) / rest)
+        stream.append(machine.bytes_per_second())
+        product.append(machine.flops())
+        advance()
+    step = job.batch / median(decode)
+    moved = step_bytes(llm, job)
+    computed = job.batch * prefill_flops(config, job.prompt_tokens)
+    return {
+        "prefill_tokens_per_second": _spread(prefill),
+        "decode_tokens_per_second": _spread(decode),
+        "stream_gb_per_second": median(stream) / 1e9,
+        "matmul_gflops": median(product) / 1e9,
+        "decode_bandwidth_fraction": moved / step / median(stream),
+        "prefill_matmul_fraction": computed * median(prefill) / (job.batch * job.prompt_tokens) / median(product),
+        "step_bytes": moved,
+        "prompt_tokens": job.prompt_tokens, "new_tokens": job.new_tokens, "batch": job.batch,
+        "threads": torch.get_num_threads(),
+        "kernels": "compiled" if llm.model.packed else "torch",
+        "peak_memory_bytes": peak_memory_bytes(),
+    }  # fmt: skip
+
+
+def step_bytes(llm: LLM, job: Job) -> int:
+    """Bytes of a decode step at the job's mean length."""
+    model, config = llm.model, llm.model.config
+    formats = {module.format for module in model.modules() if isinstance(module, (PackedLinear, QuantizedLinear))} - {"bf16"}
+    footprint = Footprint.of(config, model.dtype, format=next(iter(formats), None))
+    table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * model.dtype.itemsize
+    cached = (job.prompt_tokens + job.new_tokens // 2) * footprint.kv_bytes_per_token
+    return footprint.weight_bytes - table + job.batch * (2 * footprint.state_bytes_per_sequence + cached)
+
+
+def _once(engine: Engine, prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
+    """Seconds until every sequence has its first token, and from there to the end."""
+    params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
+    requests = [engine.add(prompt, params) for prompt in prompts]
+    began = time.perf_counter()
+    while not all(request.tokens for request in requests):
+        engine.step()
+    begun, had = time.perf_counter(), sum(len(request.tokens) for request in requests)
+    while engine.busy:
+        engine.step()
+    written = sum(len(request.tokens) for request in requests) - had
+    # sequences that were ahead of the last one have a few tokens already: time is counted as if they had not
+    return begun - began, (time.perf_counter() - begun) * len(prompts) * (new_tokens - 1) / max(written, 1)
+
+
+class _Machine:
+    """What this machine's memory and arithmetic give at best, one look at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.data = torch.ones(STREAM_BYTES // 4, device=device)
+        self.x = torch.randn(2048, 2048, device=device).to(torch.bfloat16)
+        self.weight = torch.randn(8192, 2048, device=device).to(torch.bfloat16)
+
+    def bytes_per_second(self) -> float:
+        return self.data.nbytes / self._seconds(self.data.sum)
+
+    def flops(self) -> float:
+        return 2 * self.x.numel() * len(self.weight) / self._seconds(lambda: F.linear(self.x, self.weight))
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            work()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        return median(times)
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
