@@ -18,7 +18,7 @@ from nanohybrid import tasks
 from nanohybrid.align.chats import ChatMaker
 from nanohybrid.align.objective import advantages, policy_loss
 from nanohybrid.align.rollouts import PolicyBatch, Rollout, Sampling, draw, pack, sample
-from nanohybrid.checkpoint import load, save
+from nanohybrid.checkpoint import load, refuse_quantized, save
 from nanohybrid.errors import ConfigError
 from nanohybrid.model import HybridLM
 from nanohybrid.ops.losses import IGNORED, chunked_log_probs
@@ -85,6 +85,7 @@ class GrpoRecipe:
 
 def grpo(recipe: GrpoRecipe, model: Path, out: Path) -> Path:
     """Improve the checkpoint `model` on the recipe's tasks."""
+    refuse_quantized(model)
     with open_stage(out, "grpo", recipe, {"model": model}, recipe.seed) as stage:
         if stage.complete:
             return out

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanohybrid.checkpoint import load, save
+from nanohybrid.checkpoint import load, refuse_quantized, save
 from nanohybrid.errors import CheckpointError, ConfigError
 from nanohybrid.stages import open_stage
 
@@ -30,6 +30,8 @@ class MergeRecipe:
 
 def merge(recipe: MergeRecipe, first: Path, second: Path, out: Path) -> Path:
     """Write the checkpoint between `first` and `second`; tokenizer and template come from the first."""
+    for path in (first, second):
+        refuse_quantized(path)
     with open_stage(out, "merge", recipe, {"first": first, "second": second}) as stage:
         if stage.complete:
             return out

@@ -7,7 +7,7 @@ import torch
 
 from nanohybrid import tasks
 from nanohybrid.align.chats import ChatMaker, Shares, chats
-from nanohybrid.checkpoint import load, save
+from nanohybrid.checkpoint import load, refuse_quantized, save
 from nanohybrid.data import Loader, TokenStore
 from nanohybrid.data.corpus import Corpus
 from nanohybrid.data.store import STORES
@@ -45,6 +45,7 @@ class SftRecipe:
 
 def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None) -> Path:
     """Fine-tune the checkpoint `model`; `data` is a data directory for the share of text."""
+    refuse_quantized(model)
     if recipe.shares.text > 0 and data is None:
         raise InputError(f"shares.text is {recipe.shares.text}, but there is no text: give --data DIR, or set --shares.text 0")
     with open_stage(out, "sft", recipe, {"model": model} | ({"data": data} if data else {}), recipe.seed) as stage:

@@ -2,7 +2,8 @@
 
 from nanohybrid.checkpoint.dialects import read_config
 from nanohybrid.checkpoint.hf import load, save
+from nanohybrid.checkpoint.quantization import refuse_quantized
 from nanohybrid.checkpoint.reader import CheckpointReader
 from nanohybrid.checkpoint.writer import CheckpointWriter
 
-__all__ = ["CheckpointReader", "CheckpointWriter", "load", "read_config", "save"]
+__all__ = ["CheckpointReader", "CheckpointWriter", "load", "read_config", "refuse_quantized", "save"]

@@ -21,7 +21,7 @@ def load(
 
     On the host it needs the weights where they are to stay there, and 16 MiB. Quantised matrices stay as they are, `dtype` is of
     all the rest. quantize: int8, int4 or fp8 quantises each matrix as it is read; beside the result it then needs one matrix and
-    64 MiB. Raises CheckpointError, ConfigError or InputError.
+    20 MiB. Raises CheckpointError, ConfigError or InputError.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"a model cannot be loaded as {dtype}: weights are floating-point")

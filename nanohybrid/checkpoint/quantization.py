@@ -18,7 +18,7 @@ from typing import Any
 
 from nanohybrid.checkpoint.dialects import CONFIG
 from nanohybrid.checkpoint.jsonfile import read_object
-from nanohybrid.errors import CheckpointError
+from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.ops.quantized import group_of
 
 COMPRESSED_TENSORS, MODELOPT = "compressed-tensors", "modelopt"
@@ -27,6 +27,12 @@ READABLE = (*LAYOUTS.values(), "int-quantized", "mixed-precision")
 PLAIN, PACKED, SCALE, SHAPE = "weight", "weight_packed", "weight_scale", "weight_shape"
 ASIDE = ("input_scale", "output_scale", "k_scale", "v_scale", "q_scale")  # of activations and caches: not used here
 KEY, HF_QUANT = "quantization_config", "hf_quant_config.json"
+
+
+def refuse_quantized(directory: str | Path, so: str = "take the one that it was made from") -> None:
+    """Raise InputError where a checkpoint is quantised, for what cannot be done with one: training, pruning, merging."""
+    if (Path(directory) / CONFIG).is_file() and is_quantized(Path(directory)):
+        raise InputError(f"{directory}: is a quantised checkpoint: {so}")
 
 
 def is_quantized(directory: Path) -> bool:

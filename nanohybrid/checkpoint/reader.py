@@ -60,6 +60,12 @@ class CheckpointReader:
         """The format of each matrix that is quantised: `codes` reads it, and nothing else does."""
         return {name: matrix.format for name, matrix in self._quantized.items()}
 
+    @property
+    def format(self) -> str | None:
+        """The format of the quantised matrices, that of most of them; None where there are none."""
+        found = list(self.formats.values())
+        return max(set(found), key=found.count) if found else None
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._quantized[name].shape if name in self._quantized else self._entries[name].shape
 

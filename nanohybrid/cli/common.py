@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
@@ -11,9 +11,13 @@ from nanohybrid.stages.plain import to_json
 from nanohybrid.stages.recipe import from_namespace as recipe_from
 from nanohybrid.stages.report import is_number, spell
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["command_parser", "print_json", "recipe_from", "recipe_parser", "table"]
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # as flags spell them, and torch
+FORMATS = ("int8", "int4", "fp8")  # of quantised weights; ops/quantized has what they are
 OWN_FLAGS = ("recipe", "out", "json")
 
 
@@ -42,6 +46,20 @@ def recipe_parser(command: str, summary: str, recipe: type, *, out: str | None =
     parser.add_argument("--out", type=Path, metavar="DIR", help="the output directory", **default)
     parser.add_class_arguments(recipe)
     return parser
+
+
+def precision(name: str) -> "tuple[torch.dtype | None, str | None]":
+    """What `--dtype NAME` of a plan means: the type of what is not quantised, and the format of the matrices; None as stored."""
+    import torch
+
+    if name in FORMATS:
+        return torch.bfloat16, name
+    return (getattr(torch, DTYPES[name]), None) if name in DTYPES else (None, None)
+
+
+def spelled(dtype: "torch.dtype", format: str | None) -> str:
+    """The precision of a model for people and machines: `bfloat16`, or `int8` where its matrices are quantised."""
+    return str(dtype).removeprefix("torch.") if format is None else format
 
 
 def print_json(result: Any) -> None:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanohybrid.cli.common import DTYPES, command_parser, print_json, table
+from nanohybrid.cli.common import DTYPES, FORMATS, command_parser, precision, print_json, spelled, table
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ def parser() -> "jsonargparse.ArgumentParser":
     )
     result.add_argument("--context", type=int, metavar="N", help="tokens a sequence (default: the model's longest)")
     result.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")
-    precisions = ["checkpoint", *DTYPES]
-    result.add_argument("--dtype", choices=precisions, default="checkpoint", help="of weights and keys (default: as stored, else bf16)")
+    precisions = ["checkpoint", *DTYPES, *FORMATS]
+    what = "of weights and keys; int8, int4, fp8: of the matrices, all else bf16 (default: as stored, else bf16)"
+    result.add_argument("--dtype", choices=precisions, default="checkpoint", help=what)
     return result
 
 
@@ -39,6 +40,7 @@ class Subject:
 
     config: "HybridConfig"
     dtype: "torch.dtype"
+    format: str | None  # of its matrices, where they are quantised
     stored_bytes: int | None  # None: there are no weights, or they are to be cast
     weights: str
 
@@ -49,7 +51,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     from nanohybrid.model import Footprint
 
     subject = _open(arguments)
-    footprint = Footprint.of(subject.config, subject.dtype)
+    footprint = Footprint.of(subject.config, subject.dtype, format=subject.format)
     if subject.stored_bytes is not None:
         footprint = replace(footprint, weight_bytes=subject.stored_bytes)
     context = arguments.context or subject.config.max_position_embeddings
@@ -74,7 +76,7 @@ def as_json(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -
     """Everything that people see, for machines. An unbounded time_step_limit or max_context is null."""
     config = asdict(subject.config)
     config["time_step_limit"] = [bound if bound < float("inf") else None for bound in subject.config.time_step_limit]
-    dtype = str(subject.dtype).removeprefix("torch.")
+    dtype = spelled(subject.dtype, format=subject.format)
     return {"config": config, "dtype": dtype, "weights": subject.weights, **asdict(footprint), **figures}
 
 
@@ -95,7 +97,7 @@ def show(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> N
     rows = [(part, f"{count:,}", f"{100 * count / total:.1f} %") for part, count in footprint.parameters_by_part.items()]
     table(("parameters", "", "share"), [*rows, ("all", f"{total:,}", "")])
     print()
-    dtype = str(subject.dtype).removeprefix("torch.")
+    dtype = spelled(subject.dtype, format=subject.format)
     memory = [
         (f"weights, {dtype} ({subject.weights})", _size(footprint.weight_bytes)),
         ("keys and values, each token", _size(footprint.kv_bytes_per_token)),
@@ -120,14 +122,16 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
     from nanohybrid.checkpoint.reader import has_weights
     from nanohybrid.config import HybridConfig
 
-    chosen = None if arguments.dtype == "checkpoint" else getattr(torch, DTYPES[arguments.dtype])
+    chosen, format = precision(arguments.dtype)
     if arguments.preset is not None:
-        return Subject(HybridConfig.preset(arguments.preset), chosen or torch.bfloat16, None, "a preset has none")
+        return Subject(HybridConfig.preset(arguments.preset), chosen or torch.bfloat16, format, None, "a preset has none")
     if not has_weights(arguments.path):
-        return Subject(read_config(arguments.path), chosen or torch.bfloat16, None, "none beside config.json")
+        return Subject(read_config(arguments.path), chosen or torch.bfloat16, format, None, "none beside config.json")
     with CheckpointReader(arguments.path) as reader:
         found = "all tensors there and of their shape"
-        return Subject(reader.config, chosen or reader.common_dtype, None if chosen else reader.stored_bytes, found)
+        if chosen is not None:
+            return Subject(reader.config, chosen, format, None, found)
+        return Subject(reader.config, reader.common_dtype, reader.format, reader.stored_bytes, found)
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:

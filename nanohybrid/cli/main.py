@@ -52,6 +52,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "compress": Command("nanohybrid.cli.compress", "a model -> a smaller one in a given memory (prune, then distill)"),
         "prune": Command("nanohybrid.cli.prune", "only the first half of compress"),
         "distill": Command("nanohybrid.cli.distill", "only the second half of compress"),
+        "quantize": Command("nanohybrid.cli.quantize", "a model -> the same with its matrices in int8, int4 or FP8"),
         "evaluate": Command("nanohybrid.cli.evaluate", "accuracy, accuracy against thinking budget, decode time"),
     },
     "with a model": {

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.common import FORMATS, command_parser, print_json, table
 from nanohybrid.cli.prune import SIZES
 from nanohybrid.errors import InputError
 
@@ -29,7 +29,7 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--beside-gib", type=float, default=0.0, metavar="G", help="what else must fit on the device, as a vision encoder")
     result.add_argument("--context", type=int | None, metavar="N", help="tokens of each sequence (default: the model's longest)")
     result.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")
-    result.add_argument("--dtype", choices=["bf16", "int8", "int4"], default="bf16", help="of the layers' matrices")
+    result.add_argument("--dtype", choices=["bf16", *FORMATS], default="bf16", help="of the layers' matrices and the head")
     result.add_argument("--importance", type=Path, metavar="FILE", help="measured scores of this model, to rank by instead of a prior")
     result.add_argument("--show", type=int, default=20, metavar="N", help="rows of the table; --json has all")
     return result

@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanohybrid.cli.common import DTYPES, command_parser, print_json, table
+from nanohybrid.cli.common import DTYPES, FORMATS, command_parser, print_json, spelled, table
+from nanohybrid.cli.source import add_memory_flags, check_speculate, chosen_precision
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--max-running", type=int | None, metavar="N", help="no more requests at once than this (default: what fits)")
     result.add_argument("--step-tokens", type=int, default=2048, metavar="N", help="tokens that one step computes at most")
     result.add_argument("--cache-gib", type=float, default=0.0, metavar="G", help="of the memory, for the prefix cache (on a CPU)")
-    precisions = ["checkpoint", *DTYPES]
-    result.add_argument("--dtype", choices=precisions, default="checkpoint", help="of weights and keys (default: as stored, else bf16)")
+    add_memory_flags(result)
+    result.add_argument("--speculate", type=int, default=0, metavar="N", help="drafts of each request in a step; 0 none")
+    precisions = ["checkpoint", *DTYPES, *FORMATS]
+    what = "of weights and keys; int8, int4, fp8: of the matrices, all else bf16 (default: as stored, else bf16)"
+    result.add_argument("--dtype", choices=precisions, default="checkpoint", help=what)
     return result
 
 
@@ -47,6 +51,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         arguments.max_running,
         arguments.step_tokens,
         int(arguments.cache_gib * 2**30),
+        arguments.speculate,
     )
     if arguments.json:
         print_json(facts(plan, dtype))
@@ -92,24 +97,24 @@ def opened(
     from nanohybrid.checkpoint.reader import has_weights
     from nanohybrid.config import HybridConfig
     from nanohybrid.model import Footprint
+    from nanohybrid.model.declare import KV_DTYPES, STATE_DTYPES
 
-    chosen: torch.dtype | None = None if arguments.dtype == "checkpoint" else getattr(torch, DTYPES[arguments.dtype])
+    memory = STATE_DTYPES[arguments.state_dtype], KV_DTYPES[arguments.kv_dtype]
+    chosen, format = chosen_precision(arguments)
     if arguments.preset is not None or not has_weights(arguments.path):
         config = HybridConfig.preset(arguments.preset) if arguments.path is None else read_config(arguments.path)
         kind = chosen or (otherwise(config) if otherwise else torch.bfloat16)
-        return config, _name(kind), Footprint.of(config, kind)
+        return config, spelled(kind, format), Footprint.of(config, kind, *memory, format=format)
     with CheckpointReader(arguments.path) as reader:
-        footprint = Footprint.of(reader.config, chosen or reader.common_dtype)
-        if chosen is None:
+        format = reader.format or format
+        footprint = Footprint.of(reader.config, chosen or reader.common_dtype, *memory, format=format)
+        if chosen is None and format == reader.format:
             footprint = replace(footprint, weight_bytes=reader.stored_bytes)
-        return reader.config, _name(chosen or reader.common_dtype), footprint
-
-
-def _name(dtype: "torch.dtype") -> str:
-    return str(dtype).removeprefix("torch.")
+        return reader.config, spelled(chosen or reader.common_dtype, format), footprint
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
+    check_speculate(arguments.speculate)
     if (arguments.path is None) == (arguments.preset is None):
         raise InputError("name a checkpoint directory, or --preset NAME: one of the two")
     if not 0 < arguments.memory_gib < 2**30:

@@ -118,12 +118,13 @@ def _plan(arguments: "jsonargparse.Namespace") -> "tuple[ServePlan, list[str]]":
     context = min(arguments.max_context, config.max_position_embeddings)
     cache = int(arguments.cache_gib * 2**30) if arguments.device == "cpu" else 0  # else it lies in another memory
     budget = int((arguments.memory_gib or 0) * 2**30)
+    step = arguments.step_tokens, cache, arguments.speculate
     if not budget:
-        plan = plan_slots(config, footprint, arguments.max_running or RUNNING, context, arguments.step_tokens, cache)
+        plan = plan_slots(config, footprint, arguments.max_running or RUNNING, context, *step)
     elif arguments.overcommit:
-        plan = plan_overcommitted(config, footprint, budget, context, arguments.max_running or RUNNING, arguments.step_tokens, cache)
+        plan = plan_overcommitted(config, footprint, budget, context, arguments.max_running or RUNNING, *step)
     else:
-        plan = plan_serve(config, footprint, budget, context, arguments.max_running or MOST, arguments.step_tokens, cache)
+        plan = plan_serve(config, footprint, budget, context, arguments.max_running or MOST, *step)
     title, rows = plan_lines(plan, footprint, dtype)
     width = max(len(name) for name, _ in rows)
     return plan, [title, *(f"  {name:<{width}}  {value:>11}" for name, value in rows)]
@@ -152,6 +153,8 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
         raise InputError(f"--memory-gib is {arguments.memory_gib}; it must be positive")
     if arguments.overcommit and arguments.memory_gib is None:
         raise InputError("--overcommit needs --memory-gib G: without a bound there are pages for all, and nothing to overcommit")
+    if arguments.deterministic and arguments.speculate:
+        raise InputError("--deterministic contradicts --speculate: several tokens computed at once round differently; give one of the two")
     if arguments.port > 65535:
         raise InputError(f"--port is {arguments.port}; the largest is 65535")
 

@@ -3,8 +3,9 @@
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from nanohybrid.cli.common import FORMATS, precision
 from nanohybrid.engine.draft import MOST
 from nanohybrid.errors import InputError
 
@@ -24,9 +25,19 @@ def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
     parser.add_argument("--random-weights", action="store_true", help="weights at random, to measure speed and memory")
     kinds = ["checkpoint", "bf16", "fp16", "fp32"]
     parser.add_argument("--dtype", choices=kinds, default="checkpoint", help="precision of the weights")
+    parser.add_argument(
+        "--quantize", choices=["bf16", *FORMATS], help="the matrices in bf16, int8, int4 or fp8, made while loading, one after another"
+    )
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
     parser.add_argument("--max-running", type=int, default=64, metavar="N", help="at most so many sequences at once")
+    add_memory_flags(parser)
     parser.add_argument("--speculate", type=int, default=0, metavar="N", help="draft up to N tokens a step from the text itself; 0 none")
+
+
+def add_memory_flags(parser: "jsonargparse.ArgumentParser") -> None:
+    """How states, keys and values are kept."""
+    parser.add_argument("--state-dtype", choices=["fp32", "fp16"], default="fp32", help="SSM states; fp16 is rounded stochastically")
+    parser.add_argument("--kv-dtype", choices=["auto", "fp8"], default="auto", help="keys and values; auto is as the activations")
 
 
 def add_sampling_flags(
@@ -67,18 +78,32 @@ def sampling_params(arguments: "jsonargparse.Namespace") -> "SamplingParams":
 def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
     """Load the checkpoint, or make the preset's random weights."""
     _check(arguments)
-    import torch
-
     from nanohybrid.config import HybridConfig
     from nanohybrid.engine import LLM
 
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(arguments.dtype)
+    dtype, format = chosen_precision(arguments)
     device = usable_device(arguments.device)
-    options = {"speculate": arguments.speculate}
+    memory = {"state_dtype": arguments.state_dtype, "kv_dtype": arguments.kv_dtype}
+    options: dict[str, Any] = {"quantize": format, "speculate": arguments.speculate, **memory}
     if arguments.path is not None:
         return LLM(arguments.path, dtype, device, arguments.max_running, **options)
     config = HybridConfig.preset(arguments.preset)
     return LLM.random(config, dtype or random_dtype(config), arguments.seed or 0, device, arguments.max_running, **options)
+
+
+def chosen_precision(arguments: "jsonargparse.Namespace") -> "tuple[torch.dtype | None, str | None]":
+    """What --dtype and --quantize ask for: the type of what is not quantised (None: as stored), and the format of the matrices."""
+    wanted = arguments.get("quantize")  # a plan has no such flag, and says it by its --dtype
+    if wanted == "bf16":
+        if arguments.dtype not in ("checkpoint", "bf16"):
+            raise InputError(f"--quantize bf16 contradicts --dtype {arguments.dtype}: give one of the two")
+        if arguments.path is not None:
+            from nanohybrid.checkpoint import refuse_quantized
+
+            refuse_quantized(arguments.path, "it cannot be made bf16")
+        return precision("bf16")
+    dtype, format = precision(arguments.dtype)
+    return dtype, wanted or format
 
 
 def random_dtype(config: "HybridConfig") -> "torch.dtype":
@@ -105,8 +130,13 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
     check_choice(arguments)
     if arguments.max_running < 1:
         raise InputError(f"--max-running is {arguments.max_running}; it must be at least 1")
-    if not 0 <= arguments.speculate <= MOST:
-        raise InputError(f"--speculate is {arguments.speculate}; it must be from 0 to {MOST}")
+    check_speculate(arguments.speculate)
+
+
+def check_speculate(most: int) -> None:
+    """Raise InputError for a length of drafts that there is not."""
+    if not 0 <= most <= MOST:
+        raise InputError(f"--speculate is {most}; it must be from 0 to {MOST}")
 
 
 def check_choice(arguments: "jsonargparse.Namespace") -> None:

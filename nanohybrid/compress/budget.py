@@ -18,19 +18,19 @@ from typing import TypeVar
 
 import torch
 
-from nanohybrid.compress.matrices import Matrix, every_matrix, matrices_of
+from nanohybrid.compress.matrices import Matrix, matrices_of
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.model.axes import axis_sizes, shape
 from nanohybrid.model.declare import MIXERS
 from nanohybrid.model.footprint import GIB, Footprint
+from nanohybrid.ops.quantized import FORMATS, holds, stored_bytes
 from nanohybrid.ops.sizes import CHUNK
 
 T = TypeVar("T")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-QUANTISED = ("int8", "int4")  # the layers' matrices only; embeddings, head, norms, keys and values stay bf16
-GROUP = 32  # weights of a row that share a scale in int4
+QUANTISED = FORMATS  # of the layers' matrices and the head; embeddings, norms, keys and values stay bf16
 STEP = 2048  # tokens that a serving engine takes at once from a long prompt
 
 
@@ -75,7 +75,7 @@ class Budget:
         footprint = Footprint.of(config, DTYPES.get(self.dtype, torch.bfloat16))
         each = self.batch * self.context
         return Memory(
-            weights=weight_bytes(config, footprint, self.dtype),
+            weights=weight_bytes(config, self.dtype),
             kv=each * footprint.kv_bytes_per_token,
             state=self.batch * footprint.state_bytes_per_sequence,
             reserve=activation_bytes(config, min(self.step, each), self.batch, self.dtype) if self.step else 0,
@@ -95,22 +95,16 @@ def amount(count: int) -> str:
 
 
 def matrix_bytes(matrix: Matrix, dtype: str) -> int:
-    """Bytes of one linear: int8 with a 2-byte scale for each row, int4 with one for each 32 weights of a row."""
+    """Bytes of one linear, scales included; of one that the format has no form for, as bf16."""
     rows, columns = matrix
-    if dtype == "int8":
-        return rows * (columns + 2)
-    if dtype == "int4":
-        return rows * (ceil(columns / 2) + 2 * ceil(columns / GROUP))
-    return rows * columns * DTYPES[dtype].itemsize
+    if dtype in QUANTISED and holds(dtype, columns):
+        return stored_bytes(dtype, rows, columns)
+    return rows * columns * DTYPES.get(dtype, torch.bfloat16).itemsize
 
 
-def weight_bytes(config: HybridConfig, footprint: Footprint, dtype: str) -> int:
-    """Bytes of all weights; `footprint` is the model's in bf16 where `dtype` is quantised."""
-    if dtype not in QUANTISED:
-        return footprint.weight_bytes
-    return footprint.weight_bytes + sum(
-        count * (matrix_bytes(matrix, dtype) - matrix_bytes(matrix, "bf16")) for matrix, count in every_matrix(config)
-    )
+def weight_bytes(config: HybridConfig, dtype: str) -> int:
+    """Bytes of all weights."""
+    return Footprint.of(config, DTYPES.get(dtype, torch.bfloat16), format=dtype if dtype in QUANTISED else None).weight_bytes
 
 
 def activation_bytes(config: HybridConfig, tokens: int, batch: int, dtype: str = "bf16") -> int:

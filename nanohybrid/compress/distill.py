@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanohybrid.checkpoint import load, read_config, save
+from nanohybrid.checkpoint import load, read_config, refuse_quantized, save
 from nanohybrid.compress.calibration import VALIDATION, store_paths
 from nanohybrid.data import Batch, Loader, TokenStore
 from nanohybrid.data.packing import IGNORED
@@ -68,6 +68,7 @@ def distill(recipe: DistillRecipe, student: Path, teacher: Path, data: Path, out
 
     data: a directory of stores, or an alignment's output, whose `stores` are read. Writes the student's checkpoint to `out`.
     """
+    refuse_quantized(student)
     check_vocabularies(student, teacher)
     inputs = {"student": student, "teacher": teacher, "data": data} | ({"pretraining": pretraining} if pretraining else {})
     with open_stage(out, "distill", recipe, inputs, recipe.seed) as stage:

@@ -51,7 +51,7 @@ def decode_step(config: HybridConfig, budget: Budget, tile: int = TILE) -> Step:
     footprint = Footprint.of(config, kind)
     table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     weights = (
-        weight_bytes(config, footprint, dtype)
+        weight_bytes(config, dtype)
         - table * kind.itemsize
         + sum(
             count * (matrix_bytes((ceil(rows / tile) * tile, columns), dtype) - matrix_bytes((rows, columns), dtype))

@@ -16,7 +16,9 @@ from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.importance import FILE, Importance
 from nanohybrid.compress.layers import rank_layers
 from nanohybrid.compress.parts import Stored
+from nanohybrid.errors import InputError
 from nanohybrid.model import HybridLM
+from nanohybrid.model.quantized import format_in
 from nanohybrid.stages import progress
 
 
@@ -26,6 +28,8 @@ def importance_of(model: HybridLM | Path, calibration: Calibration, directory: P
     model: in memory, or a checkpoint. rounds: how many places of the ranking of layers are found iteratively; None leaves layers
     unranked.
     """
+    if isinstance(model, HybridLM) and (found_format := format_in(model)) is not None:
+        raise InputError(f"the model is quantised ({found_format}): take the checkpoint that it was made from")
     if (directory / FILE).exists():
         found = Importance.load(directory / FILE)
         same = found.facts.get("calibration") == calibration.hash and found.facts.get("outgoing") == outgoing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanohybrid.checkpoint import CheckpointReader, read_config
+from nanohybrid.checkpoint import CheckpointReader, read_config, refuse_quantized
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.importance import Importance
 from nanohybrid.compress.measure import importance_of
@@ -33,6 +33,7 @@ class PruneRecipe:
 
 def prune(recipe: PruneRecipe, model: Path, out: Path, importance: Path | None = None, calibration: Path | None = None) -> Path:
     """Prune the checkpoint `model` into `out`, by scores from a file or measured on `calibration` documents."""
+    refuse_quantized(model)
     config = read_config(model)
     recipe.target.check(config)
     if importance is not None and calibration is not None:

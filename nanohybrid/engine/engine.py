@@ -6,11 +6,13 @@
 Beneath `generate` and `stream` lie `add`, `step` and `cancel`, from which a server makes its own loop.
 """
 
+import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from nanohybrid.engine.computing import compute
 from nanohybrid.engine.draft import Drafter
 from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.engine.pools import PagePool, SlotPool
@@ -20,8 +22,10 @@ from nanohybrid.engine.runner import Runner
 from nanohybrid.engine.sampler import Sampled
 from nanohybrid.engine.scheduler import Scheduler, Work
 from nanohybrid.engine.scoring import PromptScores
+from nanohybrid.engine.watchdog import Watchdog
 from nanohybrid.errors import InputError, NanohybridError
 from nanohybrid.model import HybridLM
+from nanohybrid.model.declare import KV_DTYPES, STATE_DTYPES, known
 from nanohybrid.ops.sizes import PAGE
 from nanohybrid.text import Tokenizer
 
@@ -36,7 +40,9 @@ class Engine:
     `deterministic` computes each request by itself, so that what else runs changes not a bit of it; checkpoints are then at
     multiples of 128 only. It costs what batching gains.
     `speculate` drafts up to so many tokens a step for each that decodes, from its own text (draft.py), and says the same sooner.
+    `state_dtype` fp16 keeps recurrent states in half the memory, rounded stochastically; `kv_dtype` fp8 keys and values.
     `token_budget` bounds the tokens of a step, and so its transient memory and how long a prompt delays the others.
+    `step_seconds` is how long a step may take before it is called stalled; `debug` checks who holds what (hygiene.py).
     """
 
     def __init__(
@@ -52,6 +58,10 @@ class Engine:
         checkpoint_every: int = 1024,
         deterministic: bool = False,
         speculate: int = 0,
+        state_dtype: str = "fp32",
+        kv_dtype: str = "auto",
+        step_seconds: float = float("inf"),
+        debug: bool | None = None,
     ) -> None:
         if speculate and deterministic:
             raise InputError("speculate computes several tokens of a request at once, which rounds differently; deterministic forbids it")
@@ -68,7 +78,22 @@ class Engine:
         self.cache = PrefixCache(cache_bytes, checkpoint_every) if cache_bytes else None
         if self.cache is not None:
             self.scheduler.on_admit = partial(begin, self.cache)
-        self.runner = Runner(model, slots=max_running, pages=pages, page_size=PAGE, deterministic=deterministic)
+        debug = os.environ.get("NANOHYBRID_DEBUG", "") not in ("", "0") if debug is None else debug
+        self.scheduler.tell_freed = debug
+        self.watchdog = Watchdog(step_seconds)
+        self.runner = Runner(
+            model,
+            slots=max_running,
+            pages=pages,
+            page_size=PAGE,
+            deterministic=deterministic,
+            state_dtype=STATE_DTYPES[known(state_dtype, STATE_DTYPES, "state_dtype")],
+            kv_dtype=KV_DTYPES[known(kv_dtype, KV_DTYPES, "kv_dtype")],
+            debug=debug,
+            context=max_context,
+        )
+        if self.runner.decoder is not None:
+            self.runner.decoder.look_ahead = not (overcommit or deterministic or speculate)
         self.drafter = Drafter(speculate) if speculate else None
         if self.drafter is not None:
             self.scheduler.propose = self.drafter.propose
@@ -94,17 +119,18 @@ class Engine:
 
     def step(self) -> list[Request]:
         """Advance every running request; returns those that took a token (some are `finished` now)."""
-        work = self.scheduler.schedule()
-        if self.scheduler.moves:
-            self.runner.move(self.scheduler.moves)
-            self.scheduler.moves.clear()
-        if not work:
-            return []
-        ready, sampled = self.runner.run(work)
-        self._postprocess(work, ready, sampled)
-        if self.drafter is not None:
-            self._verify([request for request in ready if request.draft], self.drafter)
-        return ready
+        with self.watchdog:
+            if not (work := self._schedule()):
+                return []
+            work, (ready, sampled) = compute(work, self.scheduler, self.runner, self._schedule)
+            self._postprocess(work, ready, sampled)
+            if self.drafter is not None:
+                self._verify([request for request in ready if request.draft], self.drafter)
+            return ready
+
+    def stalled_for(self) -> float:
+        """Seconds for which the step in progress has exceeded `step_seconds`, else 0; to be asked from another thread."""
+        return max(self.watchdog.seconds - self.watchdog.limit, 0.0)
 
     def add(
         self, prompt: Sequence[int], params: SamplingParams, stream: bool = False, checkpoint_at: Sequence[int] = (), salt: str = ""
@@ -204,6 +230,13 @@ class Engine:
             self.cancel(request)
         completed(request)
 
+    def _schedule(self) -> list[Work]:
+        work = self.scheduler.schedule()
+        if self.scheduler.moves:
+            self.runner.move(self.scheduler.moves)
+            self.scheduler.moves.clear()
+        return work
+
     def _postprocess(self, work: list[Work], ready: list[Request], sampled: Sampled) -> None:
         for request, start, length in work:
             request.computed = start + length - len(request.draft)
@@ -239,6 +272,8 @@ class Engine:
             if request.accept(tokens[row], None if logprobs is None else logprobs[row], None if top is None else top[row]):
                 self.scheduler.remove(request)
         for row in sampled.broken:
+            if (pages := ready[row].pages) is not None:
+                self.runner.scrub(pages.ids)
             if not ready[row].finished:
                 self.scheduler.remove(ready[row])
             ready[row].finish_reason = "error"

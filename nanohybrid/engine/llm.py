@@ -28,24 +28,38 @@ Message = dict[str, Any]
 
 
 class LLM:
-    """Everything that a prompt needs. `dtype` None keeps the checkpoint's own; `options` are further ones of `Engine`."""
+    """Everything that a prompt needs. `dtype` None keeps the checkpoint's own; `quantize` is int8, int4 or fp8, of the matrices,
+    which are quantised one by one as they are read; `options` are further ones of `Engine`."""
 
     def __init__(
-        self, path: str | Path, dtype: torch.dtype | None = None, device: str = "cpu", max_running: int = 64, **options: Any
+        self,
+        path: str | Path,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+        max_running: int = 64,
+        quantize: str | None = None,
+        **options: Any,
     ) -> None:
         from nanohybrid.checkpoint import load  # here, since random models need none of it
 
         directory = Path(path)
-        model = load(directory, dtype=dtype, device=device)
+        model = load(directory, dtype=dtype, device=device, quantize=quantize)
         self._set(model, Tokenizer.from_directory(directory), directory, max_running, options)
 
     @classmethod
     def random(
-        cls, config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu", max_running: int = 64, **options: Any
+        cls,
+        config: HybridConfig,
+        dtype: torch.dtype,
+        seed: int = 0,
+        device: str = "cpu",
+        max_running: int = 64,
+        quantize: str | None = None,
+        **options: Any,
     ) -> "LLM":
         """A model of random weights, to measure speed and memory with: its text means nothing."""
         llm = cls.__new__(cls)
-        llm._set(random_model(config, dtype, seed, device), stand_in_tokenizer(config), None, max_running, options)
+        llm._set(random_model(config, dtype, seed, device, quantize), stand_in_tokenizer(config), None, max_running, options)
         return llm
 
     def _set(self, model: HybridLM, tokenizer: Tokenizer, directory: Path | None, max_running: int, options: dict[str, Any]) -> None:

@@ -60,18 +60,19 @@ def plan_serve(
     max_running: int | None = None,
     step_tokens: int = STEP_TOKENS,
     cache_bytes: int = 0,
+    speculate: int = 0,
 ) -> ServePlan:
     """The most slots of `context` tokens each that fit, at most `max_running`. Raises InputError where not even one does."""
     if context < 1 or (max_running is not None and max_running < 1):
         raise InputError(f"--context is {context} and --max-running {max_running}; both must be at least 1")
-    one = plan_slots(config, footprint, 1, context, step_tokens, cache_bytes)
-    more = plan_slots(config, footprint, 2, context, step_tokens, cache_bytes).total_bytes - one.total_bytes
+    one = plan_slots(config, footprint, 1, context, step_tokens, cache_bytes, speculate)
+    more = plan_slots(config, footprint, 2, context, step_tokens, cache_bytes, speculate).total_bytes - one.total_bytes
     slots = 1 + (budget_bytes - one.total_bytes) // more
     if max_running is not None:
         slots = min(slots, max_running)
     if slots < 1:
         raise _too_small(one, budget_bytes)
-    return replace(plan_slots(config, footprint, slots, context, step_tokens, cache_bytes), budget_bytes=budget_bytes)
+    return replace(plan_slots(config, footprint, slots, context, step_tokens, cache_bytes, speculate), budget_bytes=budget_bytes)
 
 
 def plan_overcommitted(
@@ -82,9 +83,10 @@ def plan_overcommitted(
     slots: int,
     step_tokens: int = STEP_TOKENS,
     cache_bytes: int = 0,
+    speculate: int = 0,
 ) -> ServePlan:
     """So many slots, and the pages that the budget has left, enough for one sequence of `context` tokens at least."""
-    full = plan_slots(config, footprint, slots, context, step_tokens, cache_bytes)
+    full = plan_slots(config, footprint, slots, context, step_tokens, cache_bytes, speculate)
     page_bytes, least = PAGE * footprint.kv_bytes_per_token, full.pages // slots
     missing = max(full.total_bytes - budget_bytes, 0)
     pages = full.pages - (-(-missing // page_bytes) if page_bytes else 0)
@@ -95,11 +97,17 @@ def plan_overcommitted(
 
 
 def plan_slots(
-    config: "HybridConfig", footprint: "Footprint", slots: int, context: int, step_tokens: int = STEP_TOKENS, cache_bytes: int = 0
+    config: "HybridConfig",
+    footprint: "Footprint",
+    slots: int,
+    context: int,
+    step_tokens: int = STEP_TOKENS,
+    cache_bytes: int = 0,
+    speculate: int = 0,
 ) -> ServePlan:
-    """What `slots` running requests of `context` tokens each take; the budget is just that."""
+    """What `slots` running requests of `context` tokens each take, of which each may draft; the budget is just that."""
     pages = slots * -(-context // PAGE)
-    per_row = 4 * config.vocab_size * LOGITS  # a running request's row of logits, and what sampling makes of it
+    per_row = 4 * config.vocab_size * LOGITS + window(config, speculate)  # a running request's logits, and what sampling makes of it
     plan = ServePlan(
         budget_bytes=0,
         context=context,
@@ -109,7 +117,7 @@ def plan_slots(
         weight_bytes=footprint.weight_bytes,
         state_bytes=slots * footprint.state_bytes_per_sequence,
         kv_bytes=pages * PAGE * footprint.kv_bytes_per_token,
-        transient_bytes=transient(config, footprint, step_tokens) + slots * per_row,
+        transient_bytes=transient(config, step_tokens) + slots * per_row,
         cache_bytes=cache_bytes,
     )
     return replace(plan, budget_bytes=plan.total_bytes)
@@ -123,7 +131,7 @@ def _too_small(plan: ServePlan, budget_bytes: int, other: str = "or shorten the 
     )
 
 
-def transient(config: "HybridConfig", footprint: "Footprint", tokens: int) -> int:
+def transient(config: "HybridConfig", tokens: int) -> int:
     """Bytes that the widest layer makes of a step of `tokens`, at most, beside the residual stream; all counted as fp32."""
     widest = 0
     if "M" in config.pattern:
@@ -137,6 +145,15 @@ def transient(config: "HybridConfig", footprint: "Footprint", tokens: int) -> in
         heads = config.num_attention_heads + 2 * config.num_key_value_heads
         widest = max(widest, 3 * heads * config.head_dim)
     return 4 * tokens * (widest + 3 * config.hidden_size)
+
+
+def window(config: "HybridConfig", speculate: int) -> int:
+    """Bytes that one request's drafts take until they are settled: logits of each, and what each Mamba layer keeps of it."""
+    if not speculate:
+        return 0
+    fed = config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size + config.mamba_num_heads
+    tokens = speculate + config.conv_kernel
+    return 4 * speculate * config.vocab_size + 4 * tokens * 2 * fed * config.pattern.count("M")
 
 
 def size(count: int) -> str:

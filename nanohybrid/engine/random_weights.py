@@ -7,6 +7,7 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.errors import MissingExtraError
 from nanohybrid.model import HybridLM
 from nanohybrid.model.initialise import fill
+from nanohybrid.model.quantized import check_format, quantized_linear, quantized_names, replace
 from nanohybrid.text import Tokenizer, tekken
 from nanohybrid.text.bytelevel import assemble, to_characters
 
@@ -15,12 +16,15 @@ TEKKEN = 131_072  # ids of the official vocabulary
 BLOCK = 1_048_573  # normal numbers repeated in a large one: a prime, so that no two rows of a matrix are equal
 
 
-def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> HybridLM:
+def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu", quantize: str | None = None) -> HybridLM:
     """A model initialised by the family's rules, one parameter at a time: nothing but the weights is ever held.
 
     Large matrices repeat one block of normal numbers of their own standard deviation: drawing 9e9 of them takes minutes,
-    copying takes seconds.
+    copying takes seconds. quantize: int8, int4 or fp8, of the matrices, each quantised as soon as it is made.
     """
+    if quantize is not None:
+        check_format(quantize)
+    chosen = set() if quantize is None else set(quantized_names(config, quantize))
     with torch.device("meta"):
         model = HybridLM(config)
     generator = torch.Generator().manual_seed(seed)
@@ -35,8 +39,11 @@ def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device
             drawn = torch.empty(parameter.shape)
             fill(drawn, name, config, generator)
             value.copy_(drawn)
-        owner = model.get_submodule(name.rpartition(".")[0])
-        setattr(owner, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+        owner, _, leaf = name.rpartition(".")
+        if quantize is not None and name in chosen:
+            replace(model, owner, quantized_linear(name, value, quantize))
+        else:
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     return model.eval()
 
 

@@ -9,11 +9,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from nanohybrid.engine.ahead import AheadDecoder
 from nanohybrid.engine.draft import MOST
+from nanohybrid.engine.graphs import Capture, DecodeGraphs, cuda_graph, graphs_apply
+from nanohybrid.engine.hygiene import Guard
 from nanohybrid.engine.penalties import Written
+from nanohybrid.engine.plan import transient
 from nanohybrid.engine.request import Request
-from nanohybrid.engine.sampler import Rows, Sampled, sample
-from nanohybrid.engine.scheduler import Move, Work
+from nanohybrid.engine.sampler import Drawn, Rows, Sampled, draw, sample, sent
+from nanohybrid.engine.scheduler import Freed, Move, Work
 from nanohybrid.model import HybridLM, Layout, State
 from nanohybrid.model.state import Saved
 from nanohybrid.ops.sizes import CHUNK
@@ -22,11 +26,35 @@ from nanohybrid.ops.sizes import CHUNK
 class Runner:
     """Runs steps of one model over one allocation of state."""
 
-    def __init__(self, model: HybridLM, *, slots: int, pages: int, page_size: int, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        model: HybridLM,
+        *,
+        slots: int,
+        pages: int,
+        page_size: int,
+        deterministic: bool = False,
+        state_dtype: torch.dtype | None = None,
+        kv_dtype: torch.dtype | None = None,
+        debug: bool = False,
+        context: int | None = None,
+        capture: Capture | None = None,
+    ) -> None:
+        """`context`: tokens that a sequence may reach, all pages if None. `capture`: how decode steps are recorded (graphs.py),
+        as CUDA graphs where they apply if None."""
         self.model = model
         self.page_size, self.deterministic = page_size, deterministic
         self.device = model.device
-        self.state = State.allocate(model.config, slots, pages, page_size=page_size, dtype=model.dtype, device=model.device)
+        plain = state_dtype is None and kv_dtype is None  # the kernels know no other way to keep a state
+        capture = cuda_graph if capture is None and plain and graphs_apply(model) else capture
+        spare = int(capture is not None)  # a slot and a page for the rows that fill up a graph
+        self.state = State.allocate(model.config, slots + spare, pages + spare, page_size, model.dtype, model.device, state_dtype, kv_dtype)
+        self.decoder: AheadDecoder | None = None
+        if capture is not None:
+            graphs = DecodeGraphs(model, self.state, most_rows=slots, context=context or pages * page_size, capture=capture)
+            graphs.self_test()
+            self.decoder = AheadDecoder(graphs)
+        self.guard = Guard(self.state) if debug else None
         self._rows: dict[tuple[int, ...], Rows] = {}  # by the requests that they describe
         self._drafts: dict[int, int] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
         self._logits_DV = torch.empty(0)
@@ -40,6 +68,11 @@ class Runner:
         Of a family that shares a prompt, all take their first token from its one row of logits. Where a request has a draft,
         `sample_draft` goes on from there, and `settle` must end the step.
         """
+        for request, start, _ in work:
+            if start == 0 and request.slot is not None:
+                self._give(request, request.slot.ids[0], request.slot.generation)
+            if self.guard is not None:
+                self.guard.used(request)
         if self.deterministic:
             return self._run_each_alone(work)
         ready: list[Request] = []
@@ -49,8 +82,29 @@ class Runner:
                 members = request.family or [request]
                 ready += members
                 wanted += [index] * len(members)
-        logits_SV = self._forward(work, wanted)
-        return ready, self._sample(logits_SV, ready) if ready else Sampled([], None, [])
+        logits_SV = self._logits(work, wanted)
+        if not ready:
+            return ready, Sampled([], None, [])
+        drawn = self._draw(logits_SV, ready)
+        if self.decoder is not None:
+            self.decoder.begin_next(work, drawn)
+        return ready, drawn.fetch()
+
+    def _logits(self, work: list[Work], wanted: list[int]) -> Tensor:
+        """Logits [len(wanted), V] after these of the work: by the decoder, where there is one and it takes them, else by the forward."""
+        single = [] if self.decoder is None else [index for index, item in enumerate(work) if self.decoder.takes(item)]
+        if self.decoder is None or not single:
+            return self._forward(work, wanted)
+        logits_SV = self.decoder.logits([work[index] for index in single])
+        if wanted == single == list(range(len(work))):
+            return logits_SV
+        others = [index for index in range(len(work)) if index not in single]
+        wanted_of_others = [index for index in wanted if index not in single]
+        if others:
+            others_SV = self._forward([work[index] for index in others], [others.index(index) for index in wanted_of_others])
+            logits_SV = torch.cat([logits_SV, others_SV]) if wanted_of_others else logits_SV
+        row = {index: place for place, index in enumerate([*single, *wanted_of_others])}
+        return logits_SV[sent([row[index] for index in wanted], self.device)]
 
     def _forward(self, work: list[Work], wanted: list[int]) -> Tensor:
         """Logits [len(wanted), V] after the last token, drafts aside, of these; those after drafts are kept for `sample_draft`."""
@@ -89,8 +143,11 @@ class Runner:
         self._drafts.clear()
 
     def _sample(self, logits_SV: Tensor, ready: list[Request]) -> Sampled:
+        return self._draw(logits_SV, ready).fetch()
+
+    def _draw(self, logits_SV: Tensor, ready: list[Request]) -> Drawn:
         forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
-        return sample(logits_SV, self._edited(self._rows_of(ready), ready), [request.known for request in ready], forced)
+        return draw(logits_SV, self._edited(self._rows_of(ready), ready), [request.known for request in ready], forced)
 
     def _run_each_alone(self, work: list[Work]) -> tuple[list[Request], Sampled]:
         """The same, each request by itself, its prompt in pieces that end at multiples of 128: what is computed for it has one
@@ -101,7 +158,7 @@ class Runner:
         for request, start, length in work:
             logits_SV = torch.empty(0)
             for begin, end in pieces(start, start + length):
-                logits_SV = self._forward([Work(request, begin, end - begin)], [0] if end == request.known else [])
+                logits_SV = self._logits([Work(request, begin, end - begin)], [0] if end == request.known else [])
             if start + length < request.known:
                 continue
             for member in request.family or [request]:
@@ -114,12 +171,20 @@ class Runner:
         return ready, joined(each)
 
     @torch.inference_mode()
-    def move(self, moves: list[Move]) -> None:
+    def move(self, moves: list[Move | Freed]) -> None:
         """Copy states and pages to or from host memory."""
-        for request, slot, pages, to_host in moves:
+        for move in moves:
+            if isinstance(move, Freed):
+                if self.guard is not None:
+                    self.guard.freed(move.slot, move.pages)
+                continue
+            request, slot, pages, to_host = move
             if to_host:
                 request.saved = self.save(request, slot, pages)
                 continue
+            if self.guard is not None and request.slot is not None:
+                self.guard.given(request, slot, request.slot.generation)
+                self.guard.pages(request, pages, request.slot.generation)
             if not isinstance(request.saved, Saved):
                 raise RuntimeError(f"request {request.id} has computed {request.computed} tokens and no copy of their state")
             self.state.load(request.saved, slot, pages)
@@ -131,6 +196,23 @@ class Runner:
         saved = self.state.save(slot, pages[: -(-request.computed // self.page_size)], request.kept)
         request.kept = saved.pages[: request.computed // self.page_size]
         return saved
+
+    @torch.inference_mode()
+    def scrub(self, pages: tuple[int, ...]) -> None:
+        """Zero the pages of a request whose numbers broke: the next owner's masked rows are multiplied by zero, which NaN survives."""
+        self.state.fill((), pages, 0.0)
+
+    def reserve(self, tokens: int) -> None:
+        """Have the memory that a step of so many tokens takes at most, and give it back for the step to find. Raises what torch
+        raises where there is not so much: here, where nothing has been written yet, and not in the middle of the layers."""
+        torch.empty(transient(self.model.config, tokens), dtype=torch.uint8, device=self.device)
+
+    def _give(self, request: Request, slot: int, generation: int) -> None:
+        """A slot is zeroed when it is given, though the forward takes what begins for zeros in any case."""
+        if self.guard is not None:
+            self.guard.given(request, slot, generation)
+        else:
+            self.state.fill([slot], (), 0.0)
 
     def _score(self, work: list[Work], hidden_TE: Tensor) -> None:
         """Score the prompts of those that asked for it."""
@@ -150,6 +232,7 @@ class Runner:
             [request.pages.ids for request, _, _ in work if request.pages],
             self.page_size,
             windows,
+            [request.seed for request, _, _ in work],
         )
 
     def _rows_of(self, ready: list[Request]) -> Rows:

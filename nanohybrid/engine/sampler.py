@@ -8,6 +8,8 @@ no generator with a state, so a request says the same alone, in a batch, or resu
 Equal logits are kept or cut together. Letters: S rows (sequences) · R those of them that are drawn · V vocabulary · C candidates.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,6 +73,11 @@ class _Cut:
 
 def sample(logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequence[tuple[int, int]] = ()) -> Sampled:
     """Choose one token a row. `positions` are where the tokens will stand; `forced` holds (row, token) not to be sampled."""
+    return draw(logits_SV, rows, positions, forced).fetch()
+
+
+def draw(logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequence[tuple[int, int]] = ()) -> Drawn:
+    """The same, left on the device: on a GPU nothing here waits for it."""
     if rows.edits is not None:
         logits_SV = rows.edits.apply(logits_SV)
     peak_S, token_S = logits_SV.max(dim=-1)
@@ -85,19 +92,45 @@ def sample(logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequ
             scaled_RV = scaled_SV[part] if rows.logprobs else (logits_SV[part] - peak_S[part, None]) / rows.temperature_S[part, None]
             token_S[part] = _draw(scaled_RV, rows, positions)
     if forced:
-        at, ids = torch.tensor(forced, device=token_S.device).unbind(1)
+        at, ids = sent(forced, token_S.device).unbind(1)
         token_S[at] = ids
-    logprobs, top = None, None
+    results = [token_S, peak_S.isfinite()]
     if rows.logprobs:
         total_S1 = scaled_SV.logsumexp(dim=-1, keepdim=True)
-        logprobs = (scaled_SV.gather(1, token_S[:, None]) - total_S1)[:, 0].tolist()
+        results.append((scaled_SV.gather(1, token_S[:, None]) - total_S1)[:, 0])
         if rows.top:
             best = scaled_SV.topk(min(rows.top, scaled_SV.shape[-1]), dim=-1)
-            pairs = zip(best.indices.tolist(), (best.values - total_S1).tolist(), strict=True)
-            top = [list(zip(ids, values, strict=True)) for ids, values in pairs]
-    finite_S = peak_S.isfinite()
-    broken = [] if bool(finite_S.all()) else (~finite_S).nonzero()[:, 0].tolist()
-    return Sampled(token_S.tolist(), logprobs, broken, top)
+            results += [best.indices, best.values - total_S1]
+    return Drawn(token_S, results)
+
+
+class Drawn:
+    """What was drawn, on its way to the host: `fetch` waits for that, and for nothing that the device was given afterwards."""
+
+    def __init__(self, token_S: Tensor, results: list[Tensor]) -> None:
+        self.token_S = token_S
+        self._event: torch.cuda.Event | None = None
+        if token_S.is_cuda:
+            results = [torch.empty(r.shape, dtype=r.dtype, pin_memory=True).copy_(r, non_blocking=True) for r in results]
+            self._event = torch.cuda.Event()
+            self._event.record()
+        self._results = results
+
+    def fetch(self) -> Sampled:
+        if self._event is not None:
+            self._event.synchronize()
+        token_S, finite_S, *rest = self._results
+        broken = [] if bool(finite_S.all()) else (~finite_S).nonzero()[:, 0].tolist()
+        top = None
+        if len(rest) == 3:
+            top = [list(zip(ids, values, strict=True)) for ids, values in zip(rest[1].tolist(), rest[2].tolist(), strict=True)]
+        return Sampled(token_S.tolist(), rest[0].tolist() if rest else None, broken, top)
+
+
+def sent(values: Sequence[object], device: torch.device) -> Tensor:
+    """Integers as an int64 tensor on the device, without waiting for what it is doing."""
+    tensor = torch.tensor(values, dtype=torch.long)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def uniform(seed_R: Tensor, position_R: Tensor) -> Tensor:
@@ -116,7 +149,10 @@ def keep_top_k(scaled_RV: Tensor, k_R1: Tensor, most: int) -> Tensor:
 def keep_top_p(scaled_RV: Tensor, p_R1: Tensor) -> Tensor:
     """Keep, of each row, the fewest tokens whose probability reaches p."""
     probability_RV = scaled_RV.softmax(dim=-1)
-    least_R1 = _least_of_top_p(probability_RV, p_R1, CANDIDATES)
+    if probability_RV.is_cuda:
+        least_R1 = least_by_bisection(probability_RV, p_R1)
+    else:
+        least_R1 = _least_of_top_p(probability_RV, p_R1, CANDIDATES)
     return scaled_RV.masked_fill(probability_RV < least_R1, -math.inf)
 
 
@@ -137,12 +173,27 @@ def _least_of_top_p(probability_RV: Tensor, p_R1: Tensor, candidates: int) -> Te
     return least_R1
 
 
+def least_by_bisection(probability_RV: Tensor, p_R1: Tensor) -> Tensor:
+    """The largest probability such that all tokens of at least it reach p together: 31 sums, and no look at how many it takes.
+
+    Positive floats are ordered as their bits are, so halving an interval of bits ends at one float.
+    """
+    low_R1 = torch.zeros_like(p_R1, dtype=torch.int32)
+    high_R1 = probability_RV.amax(dim=-1, keepdim=True).view(torch.int32) + 1
+    for _ in range(31):
+        middle_R1 = low_R1 + (high_R1 - low_R1) // 2
+        mass_R1 = probability_RV.masked_fill(probability_RV < middle_R1.view(torch.float32), 0).sum(dim=-1, keepdim=True)
+        reached_R1 = mass_R1 >= p_R1
+        low_R1, high_R1 = torch.where(reached_R1, middle_R1, low_R1), torch.where(reached_R1, high_R1, middle_R1)
+    return low_R1.view(torch.float32)
+
+
 def _draw(scaled_RV: Tensor, rows: Rows, positions: Sequence[int]) -> Tensor:
     scaled_RV = _cut(scaled_RV, rows.top_k, lambda part, k: keep_top_k(part, k, rows.top_k.most))
     scaled_RV = _cut(scaled_RV, rows.top_p, keep_top_p)
     scaled_RV = _cut(scaled_RV, rows.min_p, keep_min_p)
     cumulative_RV = scaled_RV.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    position_S = torch.tensor(positions, dtype=torch.long, device=scaled_RV.device)
+    position_S = sent(positions, scaled_RV.device)
     wanted_R1 = uniform(rows.seed_R, position_S[rows.drawn_R])[:, None] * cumulative_RV[:, -1:]
     return torch.searchsorted(cumulative_RV, wanted_R1, right=True)[:, 0].clamp(max=scaled_RV.shape[-1] - 1)
 

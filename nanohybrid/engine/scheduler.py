@@ -40,6 +40,13 @@ class Move(NamedTuple):
     to_host: bool
 
 
+class Freed(NamedTuple):
+    """Nobody holds these any more, once the moves before this one are made. Told only where `tell_freed`."""
+
+    slot: int
+    pages: tuple[int, ...]
+
+
 class Scheduler:
     """Requests that wait and requests that run, over two pools."""
 
@@ -52,10 +59,11 @@ class Scheduler:
         self.overcommit = overcommit
         self.on_admit: Callable[[Request], None] | None = None  # may find a beginning of the prompt in host memory
         self.propose: Callable[[Request, int], list[int]] | None = None  # may draft so many tokens for one that decodes
-        self.preemptions = 0
+        self.preemptions, self.shrunk = 0, 0
         self.waiting: deque[Request] = deque()
         self.running: dict[int, Request] = {}
-        self.moves: list[Move] = []  # the engine makes these copies before it runs what `schedule` returned
+        self.tell_freed = False
+        self.moves: list[Move | Freed] = []  # the engine makes these copies before it runs what `schedule` returned
         self._by_slot: list[Request] = []  # the running ones in the order of their slots, in which the pools can be viewed
         self._home = pages.size // max(slots.size, 1)  # a slot's own stretch of pages, taken where free: evenly spaced ones too
 
@@ -87,6 +95,13 @@ class Scheduler:
             for index in range(decoding):
                 left -= self._lengthen(index, left, work)
         return work
+
+    def shrink(self) -> bool:
+        """Halve the budget of tokens, for good: memory for a step was not to be had. False where it can be no smaller."""
+        smaller = max(self.token_budget // 2, self.slots.size + CHUNK)
+        fell, self.token_budget = smaller < self.token_budget, smaller
+        self.shrunk += fell
+        return fell
 
     def remove(self, request: Request) -> None:
         """Take a finished or cancelled request out, wherever it is, and give back what it holds."""
@@ -174,6 +189,8 @@ class Scheduler:
         del self.running[request.id]
         self.slots.give(slot)
         self.pages.give(pages)
+        if self.tell_freed:
+            self.moves.append(Freed(slot.ids[0], pages.ids))
         request.slot = request.pages = None
         self._sort()
 

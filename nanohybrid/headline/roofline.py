@@ -48,7 +48,7 @@ def plan(contender: Contender, mix: Mix, cap: int, device: Device, scale: int = 
 def fitting(contender: Contender, mix: Mix, cap: int, scale: int = 1) -> int:
     """Sequences of the mix's whole length that run at once, none ever put aside."""
     footprint = Footprint.of(contender.config)
-    footprint = replace(footprint, weight_bytes=weight_bytes(contender.config, footprint, contender.dtype))
+    footprint = replace(footprint, weight_bytes=weight_bytes(contender.config, contender.dtype))
     try:
         return plan_serve(contender.config, footprint, cap, mix.context, step_tokens=step_tokens(scale)).slots
     except InputError:  # not even one fits

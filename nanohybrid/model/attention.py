@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import Axes, Declaration, Outer, StateSpec
 from nanohybrid.model.module import Mixer, Weights
-from nanohybrid.model.norms import rms_norm
 from nanohybrid.ops.attention import Cache, attention
 from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.rms_norm import rms_norm
 
 QUERIES = Outer("attention_heads", "attention_channels")
 KEYS = Outer("kv_heads", "attention_channels")
@@ -55,7 +55,7 @@ class Attention(Mixer):
         if config.rope_theta is not None:
             cos_TP, sin_TP = rotary_angles(layout.token_positions(x_TE.device), config.head_dim, config.rope_theta)
             q_THP, k_TKP = rotate(q_THP, cos_TP, sin_TP), rotate(k_TKP, cos_TP, sin_TP)
-        cache = None if state is None else Cache(state["key"], state["value"])
+        cache = None if state is None else Cache(state["key"], state["value"], state.get("key_scale"), state.get("value_scale"))
         return self.o_proj(attention(q_THP, k_TKP, v_TKP, layout, cache).flatten(-2))
 
 

@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 
 def compiled_forward(model: HybridLM, state: State) -> CompiledForward | None:
     """The one that belongs to this state, made at the first call; None where the state is kept in other types than the kernels'."""
-    if "compiled" not in state.remembered:
+    where = tuple(pool.data_ptr() for pool in (*state.slot_pools, *state.page_pools))
+    if state.remembered.get("compiled", (None,))[0] != (where, id(model)):  # a copied state is other memory
         kinds = {"conv": torch.bfloat16, "ssm": torch.float32, "key": torch.bfloat16, "value": torch.bfloat16}
         fits = all(kinds.get(name) == pool.dtype for pools in state.layers for name, pool in pools.items())
-        state.remembered["compiled"] = CompiledForward(model, state) if fits and state.page_size == PAGE else None
-    found: CompiledForward | None = state.remembered["compiled"]
+        forward = CompiledForward(model, state) if fits and state.page_size == PAGE else None
+        state.remembered["compiled"] = (where, id(model)), forward
+    found: CompiledForward | None = state.remembered["compiled"][1]
     return found
 
 
@@ -48,7 +50,7 @@ class CompiledForward:
 
     def __init__(self, model: HybridLM, state: State) -> None:
         self.config = config = model.config
-        self._state, self._embeddings = state, model.backbone.embeddings.weight
+        self._embeddings = model.backbone.embeddings.weight
         self._kept: list[Tensor | Packed] = []  # what only the tables point to
         self._records: list[np.ndarray] = []
         rows = [self._layer(cast(Any, block), state.layers[i]) for i, block in enumerate(model.backbone.layers)]
@@ -67,16 +69,16 @@ class CompiledForward:
         self._rooms: dict[int, _Room] = {}
         self.mamba_columns = 2 * config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size + config.mamba_num_heads
 
-    def hidden(self, tokens_T: Tensor, layout: Layout) -> Tensor:
+    def hidden(self, tokens_T: Tensor, layout: Layout, state: State) -> Tensor:
         """Final hidden states [T, E] in bfloat16; brings the state up to date. Long batches go through in parts, with the same bits."""
         assert layout.slots is not None and layout.pages is not None
         out_TE = torch.empty(layout.tokens, self.config.hidden_size, dtype=torch.bfloat16)
         tokens = tokens_T.numpy()
-        window = CompiledWindow(self, self._state, layout) if layout.tentative else None
+        window = CompiledWindow(self, state, layout) if layout.tentative else None
         for pieces in calls(layout):
             self._call(tokens, layout, pieces, out_TE, window)
         if window is not None:
-            window.take_back(self._state)
+            window.take_back(state)
         return out_TE
 
     def _call(self, tokens: np.ndarray, layout: Layout, pieces: list[_Piece], out_TE: Tensor, window: CompiledWindow | None) -> None:

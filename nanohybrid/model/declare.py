@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
+from nanohybrid.errors import InputError
 from nanohybrid.model import attention, mamba2, mlp
 from nanohybrid.model.axes import Axes, StateSpec, axis_sizes, shape
 from nanohybrid.model.module import Mixer
@@ -38,6 +43,52 @@ def parameters(config: HybridConfig) -> dict[str, Declared]:
     add("backbone.norm_f.weight", ("embedding",), None, "norm")
     if not config.tie_word_embeddings:
         add("lm_head.weight", ("vocab", "embedding"), None, "head")
+    return table
+
+
+# how states, and keys and values, may be kept, by the names of the flags; None is as the layer declares it
+STATE_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "fp16": torch.float16}
+KV_DTYPES: dict[str, torch.dtype | None] = {"auto": None, "fp8": torch.float8_e4m3fn}
+
+
+def known(name: str, table: Mapping[str, object], what: str) -> str:
+    """The name itself. Raises InputError where the table has no such one."""
+    if name not in table:
+        raise InputError(f"{what} is {name!r}; it must be one of {', '.join(table)}")
+    return name
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One thing that a layer remembers, as it is stored: for each sequence, or for each token of it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    per_token: bool
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def kept(
+    config: HybridConfig, dtype: torch.dtype, state_dtype: torch.dtype | None = None, kv_dtype: torch.dtype | None = None
+) -> list[dict[str, Kept]]:
+    """What each layer stores, by name, where activations are in `dtype`.
+
+    state_dtype: of the recurrence, which declares fp32; rounded stochastically where it is fp16. kv_dtype: of keys and values;
+    float8_e4m3fn brings a bf16 scale for each token and head, `NAME_scale`.
+    """
+    sizes = axis_sizes(config)
+    table: list[dict[str, Kept]] = []
+    for declared in states(config):
+        layer: dict[str, Kept] = {}
+        for name, spec in declared.items():
+            wanted = kv_dtype if spec.per_token else state_dtype if spec.dtype is not None else None
+            layer[name] = Kept(shape(spec.axes, sizes), wanted or spec.kind(dtype), spec.per_token)
+            if spec.per_token and kv_dtype == torch.float8_e4m3fn:
+                layer[f"{name}_scale"] = Kept(shape(spec.axes[:-1], sizes), torch.bfloat16, per_token=True)
+        table.append(layer)
     return table
 
 

@@ -11,8 +11,9 @@ from math import prod
 import torch
 
 from nanohybrid.config import KINDS, HybridConfig
-from nanohybrid.model.axes import StateSpec, axis_sizes, shape
-from nanohybrid.model.declare import parameters, states
+from nanohybrid.model.declare import kept, parameters
+from nanohybrid.model.quantized import quantizable
+from nanohybrid.ops.quantized import holds, stored_bytes
 
 GIB = 2**30
 
@@ -28,25 +29,30 @@ class Footprint:
     state_bytes_per_sequence: int
 
     @classmethod
-    def of(cls, config: HybridConfig, dtype: torch.dtype = torch.bfloat16) -> Footprint:
-        """The footprint with weights, keys, values and conv inputs in `dtype`, SSM states in fp32."""
+    def of(
+        cls,
+        config: HybridConfig,
+        dtype: torch.dtype = torch.bfloat16,
+        state_dtype: torch.dtype | None = None,
+        kv_dtype: torch.dtype | None = None,
+        format: str | None = None,
+    ) -> Footprint:
+        """The footprint with weights, keys, values and conv inputs in `dtype`, SSM states in fp32, unless they are given.
+
+        format: int8, int4 or fp8, in which the matrices are that model/quantized.py quantises; the rest stays in `dtype`.
+        """
         by_part: dict[str, int] = {}
         for declared in parameters(config).values():
             part = KINDS.get(declared.part, declared.part)
             by_part[part] = by_part.get(part, 0) + prod(declared.shape)
-        sizes = axis_sizes(config)
-
-        def bytes_of(spec: StateSpec) -> int:
-            return prod(shape(spec.axes, sizes)) * spec.kind(dtype).itemsize
-
-        specs = [spec for layer in states(config) for spec in layer.values()]
+        stored = [one for layer in kept(config, dtype, state_dtype, kv_dtype) for one in layer.values()]
         total = sum(by_part.values())
         return cls(
             parameters=total,
             parameters_by_part=by_part,
-            weight_bytes=total * dtype.itemsize,
-            kv_bytes_per_token=sum(bytes_of(spec) for spec in specs if spec.per_token),
-            state_bytes_per_sequence=sum(bytes_of(spec) for spec in specs if not spec.per_token),
+            weight_bytes=total * dtype.itemsize - (0 if format is None else saved_bytes(config, dtype, format)),
+            kv_bytes_per_token=sum(one.bytes for one in stored if one.per_token),
+            state_bytes_per_sequence=sum(one.bytes for one in stored if not one.per_token),
         )
 
     def sequence_bytes(self, context: int) -> int:
@@ -68,3 +74,9 @@ class Footprint:
         """The most sequences of `context` tokens that fit `budget` bytes."""
         each = self.sequence_bytes(context)
         return max(0, (budget - self.weight_bytes) // each) if each else 0
+
+
+def saved_bytes(config: HybridConfig, dtype: torch.dtype, format: str) -> int:
+    """Bytes that quantising the matrices saves."""
+    matrices = [matrix for matrix in quantizable(config).values() if holds(format, matrix[1])]
+    return sum(prod(matrix) * dtype.itemsize - stored_bytes(format, *matrix) for matrix in matrices)

@@ -5,7 +5,7 @@ T tokens of the ragged batch · B, T a rectangular batch · E embedding · V voc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from nanohybrid.model.packed import PackedLinear
 from nanohybrid.model.quantized import QuantizedLinear
 from nanohybrid.model.state import State
 from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.residual_norm import residual_norm
 
 if TYPE_CHECKING:
     from nanohybrid.model.compiled import CompiledForward
@@ -90,13 +91,25 @@ class HybridLM(nn.Module):
         state: the pools that the layout's slots and pages point into, updated in place; None in training. What is stored has
         no gradient, so with a state nothing has one.
         """
-        if self.packed and state is not None and (forward := self._compiled(state)) is not None:
-            return forward.hidden(tokens_T, layout)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and state is None):
+        if state is None:
             h_TE = self.backbone.embeddings(tokens_T)
-            for index, block in enumerate(self.backbone.layers):
-                h_TE = block(h_TE, layout, None if state is None else state.layers[index])
+            for block in self.backbone.layers:
+                h_TE = block(h_TE, layout, None)
             return self.backbone.norm_f(h_TE)
+        if self.packed and (forward := self._compiled(state)) is not None:
+            return forward.hidden(tokens_T, layout, state)
+        return self._hidden_stored(tokens_T, layout, state)
+
+    @torch.no_grad()
+    def _hidden_stored(self, tokens_T: Tensor, layout: Layout, state: State) -> Tensor:
+        """The same numbers, each addition to the stream made together with the norm that follows it."""
+        blocks = cast("list[Block]", list(self.backbone.layers))
+        norms = [*(block.norm for block in blocks), self.backbone.norm_f]
+        h_TE = self.backbone.embeddings(tokens_T)
+        normed_TE = norms[0](h_TE)
+        for block, norm, pools in zip(blocks, norms[1:], state.layers, strict=True):
+            h_TE, normed_TE = residual_norm(h_TE, block.mixer(normed_TE, layout, pools), norm.weight, norm.eps)
+        return normed_TE
 
     def _compiled(self, state: State) -> CompiledForward | None:
         from nanohybrid.model.compiled import compiled_forward  # here, since it needs numba

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import Declaration, Outer, Stack, StateSpec
 from nanohybrid.model.module import Mixer, Weights
+from nanohybrid.model.rounding import Rounding
 from nanohybrid.model.window import Pools, Window, parts
 from nanohybrid.ops.causal_conv import conv_silu
 from nanohybrid.ops.gated_norm import gated_norm
@@ -75,7 +76,7 @@ class Mamba2(Mixer):
 
     def _fused_step(self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor | None:
         """y of a decode step in one go on the pools, where there are kernels for it."""
-        if state is None or not layout.is_decode:
+        if state is None or not layout.is_decode or state["ssm"].dtype == torch.float16:  # no kernel rounds stochastically
             return None
         config, conv = self.config, self.conv1d
         parameters = conv.weight[:, 0], conv.bias, self.dt_bias, self.A_log, self.D
@@ -117,7 +118,8 @@ class Mamba2(Mixer):
         (conv_ZLC,), (dt_ZLH,) = plan.split(xBC_TC), plan.split(dt_TH)
         (x_ZLHP,), (B_ZLGN,), (C_ZLGN,) = map(plan.split, self._features(y_TC))
         conv_ZXC = torch.cat([stored_ZWC.to(conv_ZLC.dtype), conv_ZLC], dim=1)
-        state.window = Window(layout.slots, conv_ZXC, x_ZLHP, dt_ZLH, A_H, B_ZLGN, C_ZLGN, D_H)
+        rounding = Rounding.of(layout, state.layer, dt_ZLH.device) if state["ssm"].dtype == torch.float16 else None
+        state.window = Window(layout.slots, conv_ZXC, x_ZLHP, dt_ZLH, A_H, B_ZLGN, C_ZLGN, D_H, rounding)
         return plan.join([state.window.run(carried.read_or_zeros("ssm").clone())]).flatten(-2)
 
     def _features(self, xBC_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,19 +159,24 @@ class _Carried:
         if len(self._layout.continues) < self._layout.sequences:
             fresh = self._layout.fresh_mask(pool.device).view(-1, *[1] * (rows.ndim - 1))
             rows = rows.masked_fill(fresh, 0)
-        return rows
+        return rows.float() if name == "ssm" and rows.dtype == torch.float16 else rows
 
     def read_or_zeros(self, name: str) -> Tensor:
         """As `read`, with zeros in place of None."""
         rows = self.read(name)
         assert self._pools is not None
-        return self._pools[name].new_zeros(self._layout.sequences, *self._pools[name].shape[1:]) if rows is None else rows
+        if rows is None:
+            rows = self._pools[name].new_zeros(self._layout.sequences, *self._pools[name].shape[1:])
+        return rows.float() if name == "ssm" and rows.dtype == torch.float16 else rows
 
     def write(self, name: str, rows: Tensor | None) -> None:
         """Store [S, ...] at the slots; nothing to do in training, or where `rows` is the pool's own memory."""
         if self._pools is None or rows is None:
             return
         pool = self._pools[name]
+        if name == "ssm" and pool.dtype == torch.float16:
+            assert isinstance(self._pools, Pools)
+            rows = Rounding.of(self._layout, self._pools.layer, rows.device).after(rows, -1)
         if self._run is None:
             pool.index_copy_(0, self._layout.slot_index(pool.device), rows.to(pool.dtype))
         elif rows.data_ptr() != pool[self._run].data_ptr():

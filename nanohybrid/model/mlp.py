@@ -9,6 +9,7 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.model.axes import Axes, Declaration
 from nanohybrid.model.module import Mixer
 from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.squared_relu import squared_relu
 
 
 class MLP(Mixer):
@@ -28,4 +29,4 @@ class MLP(Mixer):
     def forward(self, x_TE: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
         if self.config.mlp_activation == "swiglu":
             return self.down_proj(F.silu(self.gate_proj(x_TE)) * self.up_proj(x_TE))
-        return self.down_proj(F.relu(self.up_proj(x_TE)).square())
+        return self.down_proj(squared_relu(self.up_proj(x_TE)))

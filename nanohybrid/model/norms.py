@@ -1,8 +1,9 @@
-"""RMSNorm of the residual stream: fp32 throughout, one cast at the end."""
+"""RMSNorm of the residual stream."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nanohybrid.ops.rms_norm import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -15,9 +16,3 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm of [..., width] in fp32 (float64 for float64), cast once to x's dtype."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return (F.rms_norm(x.to(dtype), x.shape[-1:], None, eps) * weight.to(dtype)).to(x.dtype)

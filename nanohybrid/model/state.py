@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,7 @@ import torch
 from torch import Tensor
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.model.axes import axis_sizes, shape
-from nanohybrid.model.declare import states
+from nanohybrid.model.declare import kept
 from nanohybrid.model.window import Pools
 from nanohybrid.ops.sizes import PAGE
 
@@ -54,18 +54,20 @@ class State:
         page_size: int = PAGE,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        state_dtype: torch.dtype | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> State:
-        """Zeroed pools; `dtype` is that of the activations, the SSM state is fp32 whatever it is (float64 for float64)."""
-        sizes = axis_sizes(config)
+        """Zeroed pools; `dtype` is that of the activations, the SSM state is fp32 whatever it is (float64 for float64), unless
+        `state_dtype` and `kv_dtype` say otherwise (declare.kept)."""
         layers: list[Pools] = []
         slot_pools: list[Tensor] = []
         page_pools: list[Tensor] = []
-        for declared in states(config):
-            pools = Pools()
-            for name, spec in declared.items():
-                rows = (pages, page_size) if spec.per_token else (slots,)
-                pools[name] = torch.zeros(*rows, *shape(spec.axes, sizes), dtype=spec.kind(dtype), device=device)
-                (page_pools if spec.per_token else slot_pools).append(pools[name])
+        for index, stored in enumerate(kept(config, dtype, state_dtype, kv_dtype)):
+            pools = Pools(index)
+            for name, one in stored.items():
+                rows = (pages, page_size) if one.per_token else (slots,)
+                pools[name] = torch.zeros(*rows, *one.shape, dtype=one.dtype, device=device)
+                (page_pools if one.per_token else slot_pools).append(pools[name])
             layers.append(pools)
         return cls(layers, slots, pages, page_size, slot_pools, page_pools)
 
@@ -92,6 +94,16 @@ class State:
         for page, parts in zip(pages, saved.pages, strict=False):
             for pool, part in zip(self.page_pools, parts, strict=True):
                 pool[page].copy_(part)
+
+    def fill(self, slots: Iterable[int], pages: Iterable[int], number: float) -> None:
+        """Overwrite these slots and pages with zeros, or with NaN."""
+        for pools, places in ((self.slot_pools, list(slots)), (self.page_pools, list(pages))):
+            for pool in pools:
+                for place in places:
+                    if pool.dtype == torch.float8_e4m3fn:
+                        pool[place].view(torch.uint8).fill_(0x7F if math.isnan(number) else 0)
+                    else:
+                        pool[place].fill_(number)
 
     def settle(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Of the layout's tentative sequences, in their order, let the first `counts` tokens of those in `rows` stay; the others

@@ -10,7 +10,7 @@ dimension · G groups · N state size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanohybrid.model.rounding import Rounding
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.ssd_step.steps import ssd_steps
 
@@ -34,10 +35,11 @@ class Window:
     B_ZLGN: Tensor
     C_ZLGN: Tensor
     D_H: Tensor
+    rounding: Rounding | None
 
     def run(self, state_ZHPN: Tensor) -> Tensor:
         """y_ZLHP from the states before the window, which are overwritten: give a copy."""
-        return ssd_steps(self.x_ZLHP, self.dt_ZLH, self.A_H, self.B_ZLGN, self.C_ZLGN, self.D_H, state_ZHPN)[0]
+        return ssd_steps(self.x_ZLHP, self.dt_ZLH, self.A_H, self.B_ZLGN, self.C_ZLGN, self.D_H, state_ZHPN, _store(self.rounding))[0]
 
     def settle(self, pools: dict[str, Tensor], rows: Sequence[int], counts: Sequence[int]) -> None:
         """Feed the first `counts` tokens of these rows into their states; other rows stay as they were before the window."""
@@ -52,9 +54,10 @@ class Window:
         x_RLHP = self.x_ZLHP[rows_R, :most].masked_fill(gone_RL[..., None, None], 0)
         dt_RLH = self.dt_ZLH[rows_R, :most].masked_fill(gone_RL[..., None], 0)
         B_RLGN = self.B_ZLGN[rows_R, :most].masked_fill(gone_RL[..., None, None], 0)  # of a draft that broke, not even a NaN stays
-        state_RHPN = pools["ssm"].index_select(0, slots_R)
-        _, state_RHPN = ssd_steps(x_RLHP, dt_RLH, self.A_H, B_RLGN, self.C_ZLGN[rows_R, :most], self.D_H, state_RHPN)
-        pools["ssm"].index_copy_(0, slots_R, state_RHPN)
+        state_RHPN = pools["ssm"].index_select(0, slots_R).to(dt_RLH.dtype)
+        store = _store(self.rounding and self.rounding.rows(rows_R))
+        _, state_RHPN = ssd_steps(x_RLHP, dt_RLH, self.A_H, B_RLGN, self.C_ZLGN[rows_R, :most], self.D_H, state_RHPN, store)
+        pools["ssm"].index_copy_(0, slots_R, state_RHPN.to(pools["ssm"].dtype))
 
 
 class Settles(Protocol):
@@ -66,7 +69,17 @@ class Settles(Protocol):
 class Pools(dict[str, Tensor]):
     """The pools of one layer by name, and its window, where one is not settled yet."""
 
-    window: Settles | None = None
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.window: Settles | None = None
+
+
+def _store(rounding: Rounding | None) -> Callable[[Tensor, int], Tensor]:
+    """What storing a state after a token of the window, and reading it again, makes of it."""
+    if rounding is None:
+        return lambda state, _: state
+    return lambda state, token: rounding.after(state, token).to(state.dtype)
 
 
 def parts(layout: Layout, device: torch.device) -> list[tuple[Tensor, Layout, bool]]:

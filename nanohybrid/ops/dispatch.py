@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,12 +43,26 @@ class Kernel:
         found: Function = getattr(importlib.import_module(module), name)
         return found
 
+    @cached_property
+    def opaque(self) -> Function:
+        """The same for torch.compile, which calls it as it is and compiles what lies between kernels."""
+        import torch
+
+        found: Function = torch.compiler.disable(self.function)
+        return found
+
     def takes(self, tensors: tuple[Tensor | None, ...]) -> bool:
         import torch
 
         given = [tensor for tensor in tensors if tensor is not None]
-        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-        return (self.gradients or not wanted) and all(tensor.dtype != torch.float64 for tensor in given)
+        return (self.gradients or not wants_gradient(*given)) and all(tensor.dtype != torch.float64 for tensor in given)
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd is to go through an op on these tensors."""
+    import torch
+
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def choose(
@@ -68,12 +83,19 @@ def choose(
     kernel = triton if forced == "triton" or (on_cuda and not forced and _has_triton()) else None
     if not on_cuda and forced in ("", "numba"):
         kernel = numba
-    return kernel.function if kernel is not None and kernel.takes(tensors) else torch
+    if kernel is None or not kernel.takes(tensors):
+        return torch
+    return kernel.opaque if "torch._dynamo" in sys.modules else kernel.function
 
 
 def interpreted() -> bool:
     """Whether Triton kernels run in its interpreter, on a CPU. Triton reads this when a kernel is defined."""
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
+
+
+def runs_triton() -> bool:
+    """Whether ops on CUDA tensors run their Triton forms, where they have one."""
+    return os.environ.get("NANOHYBRID_KERNELS", "") in ("", "triton") and _has_triton()
 
 
 _found: list[bool] = []

@@ -26,3 +26,8 @@ def operand(dtype: torch.dtype) -> tl.dtype:
     if dtype == torch.bfloat16 and interpreted():
         return tl.float32
     return _TYPES[dtype]
+
+
+def rows_in_place(x: torch.Tensor) -> torch.Tensor:
+    """x [T, ...] whose rows are contiguous, as slices of one projection are: kernels take the rows' stride, and no copy is made."""
+    return x if x.shape[0] == 0 or x[0].is_contiguous() else x.contiguous()

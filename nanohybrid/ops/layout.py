@@ -32,6 +32,7 @@ class Layout:
     more continues a stored one. slots: row of the state pools for each sequence, None where nothing is stored (training).
     pages: for each sequence, the pages that hold its keys and values, enough for position + length. tentative: indices of
     sequences whose tokens may be taken back; their states are not written until it is known how many stay (model/window.py).
+    seeds: a number for each sequence, by which states are rounded where they are kept in fp16; None is zeros.
     Raises ValueError where these disagree.
     """
 
@@ -41,6 +42,7 @@ class Layout:
     pages: tuple[tuple[int, ...], ...] | None = None
     page_size: int = PAGE
     tentative: tuple[int, ...] = ()
+    seeds: tuple[int, ...] | None = None
     _tensors: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False)
     _derived: dict[str, Any] = field(default_factory=dict, repr=False)
     _plans: dict[int | None, Plan] = field(default_factory=dict, repr=False)
@@ -79,9 +81,11 @@ class Layout:
         pages: Sequence[Sequence[int]],
         page_size: int = PAGE,
         tentative: Sequence[int] = (),
+        seeds: Sequence[int] | None = None,
     ) -> Layout:
         """Sequences with a place in the pools: prefill, continuation and decode, mixed at will."""
-        return cls(tuple(lengths), tuple(positions), tuple(slots), tuple(map(tuple, pages)), page_size, tuple(tentative))
+        seeds = None if seeds is None else tuple(seeds)
+        return cls(tuple(lengths), tuple(positions), tuple(slots), tuple(map(tuple, pages)), page_size, tuple(tentative), seeds)
 
     @classmethod
     def contiguous(
@@ -95,7 +99,9 @@ class Layout:
         """Some of its sequences as a layout of their own, in this order; none of them tentative."""
         slots = None if self.slots is None else tuple(self.slots[i] for i in sequences)
         pages = None if self.pages is None else tuple(self.pages[i] for i in sequences)
-        return Layout(tuple(self.lengths[i] for i in sequences), tuple(self.positions[i] for i in sequences), slots, pages, self.page_size)
+        seeds = None if self.seeds is None else tuple(self.seeds[i] for i in sequences)
+        lengths, positions = tuple(self.lengths[i] for i in sequences), tuple(self.positions[i] for i in sequences)
+        return Layout(lengths, positions, slots, pages, self.page_size, seeds=seeds)
 
     @property
     def sequences(self) -> int:
@@ -146,6 +152,12 @@ class Layout:
             self._derived[name] = make()
         found: M = self._derived[name]
         return found
+
+    def on_device(self, device: torch.device, tables: dict[str, Tensor]) -> Layout:
+        """This layout with index tensors that are given instead of derived, for work that is recorded once and replayed over
+        whatever they then hold."""
+        self._tensors.update({(name, device): table for name, table in tables.items()})
+        return self
 
     def offsets(self) -> np.ndarray:
         """For each token, how many tokens of its sequence precede it in this batch; int64 [T]."""

@@ -11,9 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jsonargparse
-import tomli_w
-
 from nanohybrid.errors import ConfigError, InputError
 
 R = TypeVar("R")
@@ -53,11 +50,15 @@ def dump(recipe: Any) -> str:
 
 def to_toml(table: Mapping[str, Any]) -> str:
     """A table of plain values as TOML."""
+    import tomli_w  # here as below: training itself needs neither, and benchmarks/gpu runs it with torch and little else
+
     return tomli_w.dumps(table)
 
 
 def load(kind: type[R], path: Path) -> R:
     """Read a recipe of dataclass `kind`; an unknown key or a wrong type is refused with the key's name."""
+    import jsonargparse
+
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind)
     try:

@@ -9,6 +9,7 @@ from torch import Tensor
 from nanohybrid.checkpoint import load, save
 from nanohybrid.model import Footprint, HybridLM
 from nanohybrid.model.declare import parameters
+from nanohybrid.model.quantized import format_in
 from nanohybrid.verify.line import Line
 from nanohybrid.verify.small import small_model
 from nanohybrid.verify.subject import Subject
@@ -17,10 +18,10 @@ WHOLE = 2**30  # bytes of weights up to which the model itself is written; of a 
 
 
 def saved_is_loaded(subject: Subject) -> Line:
-    """Save, load, compare: every parameter and every logit, bit for bit."""
+    """Save, load, compare: every parameter (of quantised matrices codes and scales) and every logit, bit for bit."""
     model, on = subject.model, "the model"
     dtype = model.dtype
-    if Footprint.of(model.config, dtype).weight_bytes > WHOLE:
+    if Footprint.of(model.config, dtype, format=format_in(model)).weight_bytes > WHOLE:
         model, on = small_model(model.config).to(dtype), "a small copy"
     with tempfile.TemporaryDirectory(prefix="nanohybrid-verify-") as directory:
         save(model, Path(directory) / "checkpoint")
@@ -32,14 +33,18 @@ def _largest(model: HybridLM, again: HybridLM, dtype: torch.dtype) -> float:
     """The largest difference of any parameter or logit; infinite where names, shapes or types differ."""
     if parameters(again.config) != parameters(model.config) or again.dtype != dtype:
         return float("inf")
-    found = dict(again.named_parameters())
-    differences = [_distance(parameter, found[name]) for name, parameter in model.named_parameters()]
+    ours, theirs = model.state_dict(), again.state_dict()
+    if ours.keys() != theirs.keys():
+        return float("inf")
+    differences = [_distance(tensor, theirs[name]) for name, tensor in ours.items()]
     first, second = Subject(model), Subject(again)
     return max(*differences, _distance(first.truth, second.truth))
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    """0 where equal bit for bit, NaN included in the same places."""
-    if torch.equal(a, b):
+    """0 where equal bit for bit, NaN included in the same places; infinite where types differ."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return float("inf")
+    if torch.equal(a.view(torch.uint8), b.view(torch.uint8)) if a.dtype.itemsize == 1 else torch.equal(a, b):
         return 0.0
     return (a.detach().double() - b.detach().double()).abs().nan_to_num(nan=float("inf")).max().item()

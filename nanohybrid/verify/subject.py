@@ -1,7 +1,8 @@
 """The model under proof, a text for it to read, and what it says of that text read whole."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from nanohybrid.model import HybridLM, Layout, State
 from nanohybrid.verify.line import TOLERANCE, Line
 
 LENGTH = 144  # past one border of 128, and short enough for billions of parameters on a CPU
+M = TypeVar("M")
 PAGE = 16  # so that a text spans several pages
 
 
@@ -20,6 +22,7 @@ class Subject:
         self.model = model.eval()
         self.device = model.device
         generator = torch.Generator().manual_seed(seed)
+        self._remembered: dict[str, Any] = {}
         self.text = torch.randint(model.config.vocab_size, (LENGTH,), generator=generator).to(self.device)
 
     @cached_property
@@ -48,6 +51,13 @@ class Subject:
         lengths = [len(piece) for piece in pieces]
         layout = Layout.contiguous(lengths, positions, slots, LENGTH, PAGE)
         return list(self.model(torch.cat(list(pieces)), layout, state).split(lengths))
+
+    def remembered(self, name: str, make: Callable[[], M]) -> M:
+        """What several proofs compare with, made at first use."""
+        if name not in self._remembered:
+            self._remembered[name] = make()
+        found: M = self._remembered[name]
+        return found
 
     def difference(self, found: Tensor, expected: Tensor) -> float:
         """The largest difference relative to the largest logit; NaN where either holds one."""

@@ -5,7 +5,11 @@ import time
 
 import pytest
 
+from nanohybrid.checkpoint import save
 from nanohybrid.cli.main import main
+from nanohybrid.config import HybridConfig
+from nanohybrid.model import HybridLM
+from nanohybrid.model.quantized import quantize_model
 
 
 def inspect(capsys, *arguments):
@@ -68,3 +72,21 @@ def test_it_is_quick(capsys):
     begin = time.perf_counter()
     inspect(capsys, "--preset", "nano-12b-v2")
     assert time.perf_counter() - begin < 1.0
+
+
+@pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
+def test_a_quantised_checkpoint_weighs_what_its_file_does(tmp_path, capsys, format):
+    config = HybridConfig.preset("tiny")
+    quantised = HybridLM(config, seed=0).bfloat16()
+    quantize_model(quantised, format)
+    save(quantised, tmp_path / "q")
+    found = inspect(capsys, tmp_path / "q")
+    tensors = [*quantised.parameters(), *quantised.buffers()]
+    assert found["weight_bytes"] == sum(tensor.nbytes for tensor in tensors) and found["dtype"] == format
+    assert inspect(capsys, "--preset", "tiny", "--dtype", format)["weight_bytes"] == found["weight_bytes"]
+    assert found["parameters"] == sum(p.numel() for p in HybridLM(config).parameters())
+    plans = []
+    for source in ([str(tmp_path / "q")], ["--preset", "tiny", "--dtype", format]):
+        assert main(["plan", "serve", *source, "--memory-gib", "2", "--context", "1024", "--json"]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    assert plans[0] == plans[1] and plans[0]["weight_bytes"] == found["weight_bytes"] and plans[0]["dtype"] == format

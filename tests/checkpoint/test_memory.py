@@ -1,6 +1,7 @@
 """The host holds the weights and little else while a checkpoint is loaded or saved."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -27,10 +28,13 @@ if not directory.exists():
     forget(); begin = peak(); save(model, directory, max_shard_bytes=60_000_000)
 else:
     load(Path(sys.argv[3]))  # warm up what the first load imports
-    forget(); begin = peak(); model = load(directory, dtype=getattr(torch, sys.argv[2]))
-weights = sum(p.nbytes for p in model.parameters())
+    load(Path(sys.argv[3]), quantize="int4")
+    forget(); begin = peak(); model = load(directory, dtype=getattr(torch, sys.argv[2]), quantize=sys.argv[4] or None)
+weights = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
 print(json.dumps([peak() - begin, weights]))
 """
+
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc gives what is freed back, so that the peak is what was held
 
 
 @pytest.mark.slow
@@ -40,11 +44,16 @@ def test_loading_and_saving_stream(tmp_path, good):
     shape["time_step_limit"] = [0.0, 1e9]
 
     def measure(*arguments):
-        run = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path / "large"), *arguments], capture_output=True, check=True)
+        command = [sys.executable, "-c", MEASURE, str(tmp_path / "large"), *arguments]
+        run = subprocess.run(command, capture_output=True, check=True, env=os.environ | RETURNED)
         return json.loads(run.stdout)
 
     grown, weights = measure(json.dumps(shape))
     assert weights > 300e6 and grown < 30e6  # saving adds nothing but a cast of one tensor
     for dtype, width in (("float32", 1.0), ("bfloat16", 0.5)):
-        grown, loaded = measure(dtype, str(good))
+        grown, loaded = measure(dtype, str(good), "")
         assert loaded == weights * width and grown < loaded + 40e6, (dtype, grown / 1e6, loaded / 1e6)
+    matrix = 16_384 * 1024 * 4  # the largest
+    for format in ("int8", "int4", "fp8"):
+        grown, loaded = measure("bfloat16", str(good), format)
+        assert loaded < weights * 0.36 and grown < loaded + matrix + 40e6, (format, grown / 1e6, loaded / 1e6)

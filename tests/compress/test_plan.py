@@ -96,10 +96,12 @@ NINE_PARAMETERS = 8_888_227_328
 def test_quantised_weights_leave_embeddings_norms_and_states_alone():
     whole, eight, four = (Budget(1, 1024, dtype=kind).memory(NINE) for kind in ("bf16", "int8", "int4"))
     assert whole.kv == eight.kv and whole.state == four.state
-    kept = 2 * 131_072 * 4480 * 2
-    assert eight.weights == pytest.approx(kept + (NINE_PARAMETERS * 2 - kept) / 2, rel=1e-3)
-    assert four.weights == pytest.approx(kept + (NINE_PARAMETERS * 2 - kept) / 2 * 0.5625, rel=1e-3)
-    assert matrix_bytes((3, 40), "int4") == 3 * (20 + 4) and matrix_bytes((3, 40), "int8") == 3 * 42
+    kept = 131_072 * 4480 * 2
+    matrices = NINE_PARAMETERS - kept / 2
+    assert eight.weights == pytest.approx(kept + matrices * (1 + 2 / 128) + 25 * 4480 * 15_680 / 64, rel=1e-3)  # down_proj: groups of 64
+    assert four.weights == pytest.approx(kept + matrices * (1 / 2 + 2 / 32), rel=1e-3)
+    assert matrix_bytes((3, 64), "int4") == 3 * (32 + 4) and matrix_bytes((3, 40), "int8") == 3 * 42
+    assert matrix_bytes((3, 40), "int4") == 3 * 40 * 2 and matrix_bytes((3, 64), "fp8") == 3 * (64 + 4)
     with pytest.raises(ConfigError, match="plan compress"):
         CompressRecipe(dtype="int8")
 

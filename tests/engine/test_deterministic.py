@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanohybrid.engine.engine import Engine
+from nanohybrid.engine.engine import Engine, choice_seed
 from nanohybrid.engine.params import SamplingParams
 from nanohybrid.engine.runner import pieces
 
@@ -35,10 +35,12 @@ def alone(model, tokenizer, head, tail, kind, seed):
     return ALONE[key]
 
 
-asked = st.tuples(st.sampled_from(HEADS), st.sampled_from([1, 2, 28, 56, 129]), st.integers(0, 3), st.integers(0, 1), st.integers(0, 5))
+asked = st.tuples(
+    st.sampled_from(HEADS), st.sampled_from([1, 2, 28, 56, 129]), st.integers(0, 3), st.integers(0, 1), st.integers(0, 5), st.integers(1, 3)
+)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     wanted=st.lists(asked, min_size=1, max_size=8), running=st.integers(1, 5), budget=st.integers(1, 500), pages=st.integers(5, 14),
     cached=st.booleans(), places=st.lists(st.integers(1, 300), max_size=2), asides=st.randoms(use_true_random=False),
@@ -48,25 +50,26 @@ def test_nothing_that_shares_the_engine_changes_a_bit(model, tokenizer, wanted, 
         model, tokenizer, max_running=running, max_context=600, token_budget=budget, pages=pages, overcommit=True,
         cache_bytes=2**22 * cached, checkpoint_every=128, deterministic=True,
     )  # fmt: skip
-    waiting = [(step, replace(KINDS[kind], seed=seed), (head, tail, kind, seed)) for head, tail, kind, seed, step in wanted]
+    waiting = [(step, replace(KINDS[kind], seed=seed, n=n), (head, tail, kind, seed)) for head, tail, kind, seed, step, n in wanted]
     requests, step = [], 0
     while waiting or engine.busy:
         for one in [one for one in waiting if one[0] <= step]:
-            requests.append((engine.add(text(*one[2][:2]), one[1], checkpoint_at=places), one[2]))
+            choices = engine.add_choices(text(*one[2][:2]), one[1], checkpoint_at=places)
+            requests += [(choice, (*one[2][:3], choice_seed(one[2][3], i))) for i, choice in enumerate(choices)]
             waiting.remove(one)
         if engine.scheduler.running and asides.random() < 0.1:
             engine.scheduler.preempt(asides.choice(list(engine.scheduler.running.values())))
+        if requests and asides.random() < 0.03:
+            engine.cancel(asides.choice(requests)[0])
         engine.step()
         step += 1
-    for request, key in requests:
+    for request, key in [(request, key) for request, key in requests if not request.cancelled]:
         got = replace(request.completion(), cached_tokens=0, cache_miss=None)
         assert got == replace(alone(model, tokenizer, *key), cache_miss=None)
     assert engine.scheduler.slots.used == engine.scheduler.pages.used == 0
 
 
 def test_choices_are_separate_requests_bit_for_bit(model, tokenizer):
-    from nanohybrid.engine.engine import choice_seed
-
     params = replace(KINDS[1], n=3, seed=4)
     engine = Engine(model, tokenizer, max_running=2, max_context=600, deterministic=True)
     separate = [replace(params, n=1, seed=choice_seed(4, i)) for i in range(3)]

@@ -29,6 +29,15 @@ def test_json_has_what_the_contract_names_and_the_seed_decides_the_text(run):
     assert one["token_ids"] == two["token_ids"] != other["token_ids"]
 
 
+def test_drafts_say_the_same_and_narrow_states_are_taken(run):
+    ask = ["generate", *TINY, "--prompt", "abcabcabcabc", "--max-new-tokens", 20, "--json", "--seed", 1]
+    plain, drafted, narrow = (
+        json.loads(run(*ask, *more)[1]) for more in ((), ("--speculate", 5), ("--state-dtype", "fp16", "--kv-dtype", "fp8"))
+    )
+    assert plain["token_ids"] == drafted["token_ids"] and plain["token_ids"][:2] == narrow["token_ids"][:2]
+    assert run(*ask, "--speculate", 99)[0] == run(*ask, "--state-dtype", "bf16")[0] == 2
+
+
 def test_without_json_the_text_alone_is_on_stdout(run):
     code, out, err = run("generate", *TINY, "--prompt", "hi", "--max-new-tokens", 5, "--seed", 1)
     described = json.loads(run("generate", *TINY, "--prompt", "hi", "--max-new-tokens", 5, "--seed", 1, "--json")[1])

@@ -64,6 +64,18 @@ def test_the_command_prints_a_table_and_json(capsys):
     assert plan["slots"] == 2 and plan["pages"] == 384 and plan["total_bytes"] + plan["free_bytes"] == plan["budget_bytes"]
 
 
+def test_narrow_states_and_keys_serve_more_and_drafts_take_memory(capsys):
+    def slots(*flags):
+        assert run("--preset", "nano-9b-v2", "--memory-gib", "22", "--context", "24576", "--json", *flags) == 0
+        return json.loads(capsys.readouterr().out)
+
+    plain, narrow, drafting = slots(), slots("--state-dtype", "fp16", "--kv-dtype", "fp8"), slots("--speculate", "15")
+    assert narrow["slots"] >= 1.7 * plain["slots"]
+    assert drafting["transient_bytes"] / drafting["slots"] > plain["transient_bytes"] / plain["slots"]
+    with pytest.raises(InputError, match="--speculate"):
+        run("--preset", "tiny", "--memory-gib", "1", "--speculate", "16")
+
+
 @pytest.mark.parametrize(
     "flags",
     [["--memory-gib", "1"], ["--preset", "tiny", "--memory-gib", "-1"], ["--preset", "tiny", "--memory-gib", "1", "--context", "0"]],

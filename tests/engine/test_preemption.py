@@ -10,7 +10,7 @@ from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
 from nanohybrid.engine.pools import PagePool, SlotPool
 from nanohybrid.engine.request import Request
-from nanohybrid.engine.scheduler import Scheduler
+from nanohybrid.engine.scheduler import Move, Scheduler
 from nanohybrid.ops.sizes import CHUNK
 
 PAGE = 16
@@ -169,7 +169,7 @@ def test_a_request_put_aside_goes_on_bit_for_bit_in_another_place(model, tokeniz
 
 def poison(engine):
     """Whatever a slot or page held is garbage as soon as the copies are made: here, where a save still waits, only others'."""
-    saving = {(move.slot, move.pages) for move in engine.scheduler.moves if move.to_host}
+    saving = {(move.slot, move.pages) for move in engine.scheduler.moves if isinstance(move, Move) and move.to_host}
     slots, pages = {slot for slot, _ in saving}, {page for _, held in saving for page in held}
     for pool in engine.runner.state.slot_pools:
         for slot in set(range(len(pool))) - slots:

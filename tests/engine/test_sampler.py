@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nanohybrid.engine.params import SamplingParams
-from nanohybrid.engine.sampler import Rows, keep_min_p, keep_top_k, keep_top_p, sample, uniform
+from nanohybrid.engine.sampler import Rows, keep_min_p, keep_top_k, keep_top_p, least_by_bisection, sample, uniform
 from nanohybrid.errors import InputError
 
 transformers = pytest.importorskip("transformers")
@@ -163,3 +163,14 @@ def test_a_row_that_is_not_numbers_is_named_and_spoils_no_other():
 def test_impossible_parameters_are_refused_by_name(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         SamplingParams(**bad)
+
+
+@pytest.mark.parametrize("V", [1, 7, 300])
+def test_top_p_by_bisection_keeps_what_sorting_keeps(V):
+    """The form for GPUs, which looks at no result on the way; equal probabilities are kept or cut together."""
+    probability_RV = (torch.randn(40, V) * 3).round(decimals=1).softmax(-1)
+    p_R1 = torch.rand(40, 1)
+    best_RV = probability_RV.sort(descending=True).values
+    count_R1 = (best_RV.double().cumsum(-1) < p_R1.double()).sum(-1, keepdim=True).clamp(max=V - 1)
+    kept = probability_RV >= best_RV.gather(1, count_R1)
+    assert torch.equal(probability_RV >= least_by_bisection(probability_RV, p_R1), kept)

@@ -33,3 +33,21 @@ def test_a_compiled_step_is_the_eager_step_in_one_graph(mixed, tokens, monkeypat
     torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-5)
     for name, gradient in gradients(model).items():
         assert (gradient - wanted[name]).abs().max() <= 1e-4 * wanted[name].abs().max(), name
+
+
+@pytest.mark.slow
+def test_a_compiled_step_calls_kernels_as_they_are(mixed, tokens, monkeypatch):
+    """Compiled by a backend that compiles nothing; the kernels run on a GPU or in Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+    monkeypatch.undo()
+    monkeypatch.setenv("NANOHYBRID_KERNELS", "triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        model = HybridLM(mixed, seed=0)
+    few, layout = tokens[:40].to(device), Layout.packed([17, 23])
+    expected = loss(model, few, layout)
+    expected.backward()
+    wanted = gradients(model)
+    torch.compile(loss, backend="aot_eager")(model, few, layout).backward()
+    for name, gradient in gradients(model).items():
+        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name

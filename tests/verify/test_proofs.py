@@ -1,5 +1,6 @@
 """The proofs pass on a sound model, and each fails on the defect that it is there to find."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 
 from nanohybrid.cli.main import main
 from nanohybrid.config import HybridConfig
-from nanohybrid.model import HybridLM, Layout, mamba2
+from nanohybrid.engine import scheduler
+from nanohybrid.engine.runner import Runner
+from nanohybrid.model import HybridLM, Layout, State, mamba2
 from nanohybrid.ops.attention import pages
 from nanohybrid.ops.causal_conv import shifted
 from nanohybrid.presets import PRESETS
@@ -17,7 +20,18 @@ from nanohybrid.verify.line import TOLERANCE, Line
 from nanohybrid.verify.small import small_config
 
 CONFIG = small_config(HybridConfig.preset("nano-9b-v2")).replace(initializer_range=0.2)
-ALL = {"packed == unpacked", "chunked == whole", "step == whole", "batch == alone", "save -> load -> equal", "resume == uninterrupted"}
+ENGINE = {
+    f"engine: {name}" for name in ("chunked == whole", "batched == alone", "cached == computed", "preempted == not", "drafted == plain")
+}
+ALL = {
+    "packed == unpacked",
+    "chunked == whole",
+    "step == whole",
+    "batch == alone",
+    *ENGINE,
+    "save -> load -> equal",
+    "resume == uninterrupted",
+}
 
 
 def failures(config: HybridConfig = CONFIG, dtype: torch.dtype = torch.float32) -> set[str]:
@@ -46,7 +60,40 @@ def test_a_small_copy_has_every_kind_of_layer(preset):
 
 def test_states_that_are_not_carried_are_found(monkeypatch):
     monkeypatch.setattr(mamba2._Carried, "read", lambda self, name: None)
-    assert failures() == {"chunked == whole", "step == whole", "batch == alone"}
+    assert failures() == {"chunked == whole", "step == whole", "batch == alone", "engine: drafted == plain"}
+
+
+def test_drafts_that_are_not_taken_back_are_found(monkeypatch):
+    settle = State.settle
+    monkeypatch.setattr(State, "settle", lambda self, rows, counts: settle(self, rows, [min(count + 1, 2) for count in counts]))
+    assert failures() == {"engine: drafted == plain"}
+
+
+def test_a_state_that_comes_back_without_its_conv_is_found(monkeypatch):
+    load = State.load
+
+    def forgetful(self, saved, slot, pages):
+        load(self, saved, slot, pages)
+        self.slot_pools[0][slot].zero_()
+
+    monkeypatch.setattr(State, "load", forgetful)
+    assert failures() == {"engine: cached == computed", "engine: preempted == not"}
+
+
+def test_requests_that_share_a_slot_are_found(monkeypatch):
+    layout = Runner._layout
+
+    def shared(self, work):
+        made = layout(self, work)
+        return dataclasses.replace(made, slots=(0,) * made.sequences)
+
+    monkeypatch.setattr(Runner, "_layout", shared)
+    assert {"engine: batched == alone", "engine: preempted == not"} <= failures()
+
+
+def test_a_prompt_cut_where_no_chunk_ends_is_found(monkeypatch):
+    monkeypatch.setattr(scheduler, "CHUNK", 50)
+    assert failures() == {"engine: chunked == whole"}
 
 
 def test_a_conv_that_reaches_into_the_document_before_is_found(monkeypatch):

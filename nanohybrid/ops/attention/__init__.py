@@ -1,22 +1,16 @@
 """Causal grouped-query attention over a ragged batch, with keys and values kept in pages."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from nanohybrid.ops.attention import ragged, reference
+from nanohybrid.ops.attention.cache import Cache
 from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.layout import Layout
 
 TRITON = Kernel("nanohybrid.ops.attention.triton:attention")
 
 
-@dataclass(frozen=True)
-class Cache:
-    """The pools of keys and values of one layer, each [pages, page size, K, P]."""
-
-    key: Tensor
-    value: Tensor
+__all__ = ["Cache", "attention"]
 
 
 def attention(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
@@ -25,6 +19,7 @@ def attention(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache
     With a cache, keys and values are first written to the layout's pages, and a sequence that continues attends to all that
     its pages hold. Query head h reads key head h // (H // K).
     """
-    form = choose(q_THP, k_TKP, v_TKP, reference=reference.attention, torch=ragged.attention, triton=TRITON)
+    triton = None if cache is not None and cache.quantized else TRITON  # no kernel reads FP8 pages yet
+    form = choose(q_THP, k_TKP, v_TKP, reference=reference.attention, torch=ragged.attention, triton=triton)
     o_THP: Tensor = form(q_THP, k_TKP, v_TKP, layout, cache)
     return o_THP

@@ -27,9 +27,9 @@ def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int)
     need = -(-context // layout.page_size)
     owned, stride = _runs(layout, sequences, need)
     if stride is not None:
-        page, row, head, last = pool.stride()
+        page, row, *rest = pool.stride()
         first = pool[owned[0][0]]
-        return first.as_strided((len(owned), context, *pool.shape[2:]), (stride * page, row, head, last), first.storage_offset())
+        return first.as_strided((len(owned), context, *pool.shape[2:]), (stride * page, row, *rest), first.storage_offset())
 
     def table() -> np.ndarray:
         return np.asarray([[*o, *([o[0]] * (need - len(o)))] for o in owned])  # a short one repeats its own first page

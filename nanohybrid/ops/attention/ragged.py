@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanohybrid.ops.attention import pages
 from nanohybrid.ops.layout import Layout
 
 if TYPE_CHECKING:
-    from nanohybrid.ops.attention import Cache
+    from nanohybrid.ops.attention.cache import Cache
 
 QUERY_TILE = 256  # queries of a continuation that share one mask: [256, context] booleans at most
 SHORT = 256  # on a CPU the gradient of sequences up to here is about three times faster in fp32 than in bf16 (docs/ops.md)
@@ -29,8 +28,7 @@ def attention(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache
     """o_THP in q's dtype."""
     if cache is None:
         return _begin(q_THP, k_TKP, v_TKP, layout)
-    pages.write(cache.key, k_TKP, layout)
-    pages.write(cache.value, v_TKP, layout)
+    cache.write(k_TKP, v_TKP, layout)
     if not layout.continues:
         return _begin(q_THP, k_TKP, v_TKP, layout)
     if layout.is_decode and len(layout.continues) == layout.sequences:
@@ -74,7 +72,7 @@ def _decode(q_ZHP: Tensor, layout: Layout, cache: Cache, sequences: tuple[int, .
     """One token each: the query heads of a key head stand as its rows, so that keys are read once and never repeated."""
     lengths = [layout.positions[i] + 1 for i in sequences]
     context = max(lengths)
-    k_ZCKP, v_ZCKP = (pages.read(pool, layout, sequences, context) for pool in (cache.key, cache.value))
+    k_ZCKP, v_ZCKP = cache.read(layout, sequences, context)
     mask = None
     if min(lengths) < context:
         ends = torch.tensor(lengths, device=q_ZHP.device)
@@ -87,7 +85,7 @@ def _decode(q_ZHP: Tensor, layout: Layout, cache: Cache, sequences: tuple[int, .
 def _continue(q_LHP: Tensor, layout: Layout, cache: Cache, sequence: int) -> Tensor:
     """Several tokens of one sequence against all that its pages hold, a tile of queries at a time."""
     position, length = layout.positions[sequence], len(q_LHP)
-    k, v = (pages.read(pool, layout, (sequence,), position + length).transpose(1, 2).to(q_LHP.dtype) for pool in (cache.key, cache.value))
+    k, v = (rows_ZCKP.transpose(1, 2).to(q_LHP.dtype) for rows_ZCKP in cache.read(layout, (sequence,), position + length))
     outputs = []
     for first in range(0, length, QUERY_TILE):
         q = q_LHP[first : first + QUERY_TILE].transpose(0, 1)[None]

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nanohybrid.ops.attention import pages
 from nanohybrid.ops.layout import Layout
 
 if TYPE_CHECKING:
-    from nanohybrid.ops.attention import Cache
+    from nanohybrid.ops.attention.cache import Cache
 
 
 def attention(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
@@ -22,14 +21,13 @@ def attention(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache
     dtype = torch.promote_types(q_THP.dtype, torch.float32)
     queries_per_key = q_THP.shape[1] // k_TKP.shape[1]
     if cache is not None:
-        pages.write(cache.key, k_TKP, layout)
-        pages.write(cache.value, v_TKP, layout)
+        cache.write(k_TKP, v_TKP, layout)
     outputs = []
     for i, (start, length, position) in enumerate(zip(layout.starts, layout.lengths, layout.positions, strict=False)):
         if cache is None:
             k_CKP, v_CKP = k_TKP[start : start + length], v_TKP[start : start + length]
         else:
-            k_CKP, v_CKP = (pages.read(pool, layout, (i,), position + length)[0] for pool in (cache.key, cache.value))
+            k_CKP, v_CKP = (rows_ZCKP[0] for rows_ZCKP in cache.read(layout, (i,), position + length))
         k_CHP = k_CKP.to(dtype).repeat_interleave(queries_per_key, dim=1)
         v_CHP = v_CKP.to(dtype).repeat_interleave(queries_per_key, dim=1)
         for t in range(length):

@@ -7,8 +7,8 @@ from nanohybrid.ops.causal_conv import reference, shifted
 from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.layout import Layout
 
-PLAIN = Kernel("nanohybrid.ops.causal_conv.triton:causal_conv")
-WITH_SILU = Kernel("nanohybrid.ops.causal_conv.triton:conv_silu")
+PLAIN = Kernel("nanohybrid.ops.causal_conv.trained:causal_conv", gradients=True)
+WITH_SILU = Kernel("nanohybrid.ops.causal_conv.trained:conv_silu", gradients=True)
 
 
 def causal_conv(

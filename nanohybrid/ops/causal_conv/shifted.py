@@ -26,7 +26,7 @@ def causal_conv(
         y_TC = _Shifted.apply(x_TC.to(dtype), weight, bias, borders)
         if initial_SWC is not None:
             y_TC = _add_stored(y_TC, weight, layout, initial_SWC.to(dtype))
-    return y_TC, _last_inputs(x_TC, layout, initial_SWC, W - 1) if keep else None
+    return y_TC, last_inputs(x_TC, layout, initial_SWC, W - 1) if keep else None
 
 
 def _rows_within(layout: Layout, k: int, device: torch.device) -> Tensor:
@@ -81,7 +81,7 @@ def _add_stored(y_TC: Tensor, weight_CW: Tensor, layout: Layout, initial_SWC: Te
     return y_TC.index_add(0, torch.tensor(rows, device=y_TC.device), torch.cat(parts)) if rows else y_TC
 
 
-def _last_inputs(x_TC: Tensor, layout: Layout, initial_SWC: Tensor | None, count: int) -> Tensor:
+def last_inputs(x_TC: Tensor, layout: Layout, initial_SWC: Tensor | None, count: int) -> Tensor:
     """The last `count` inputs of each sequence, reaching back into the stored ones where it is shorter than that."""
     S, C = layout.sequences, x_TC.shape[1]
     stored = x_TC.new_zeros(S, count, C) if initial_SWC is None else initial_SWC.to(x_TC.dtype)

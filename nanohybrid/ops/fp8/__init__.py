@@ -1,6 +1,19 @@
 """FP8 training numerics: E4M3 operands with a scale for each 1 x 128 tile or 128 x 128 block. The recipe is reference.py."""
 
-from nanohybrid.ops.fp8.emulated import dequantize, linear, quantize, rounded
+from torch import Tensor
+
+from nanohybrid.ops.dispatch import Kernel, choose
+from nanohybrid.ops.fp8 import emulated
+from nanohybrid.ops.fp8.emulated import dequantize, quantize, rounded
 from nanohybrid.ops.fp8.reference import E4M3, GROUP, LARGEST
 
 __all__ = ["E4M3", "GROUP", "LARGEST", "dequantize", "linear", "quantize", "rounded"]
+
+KERNELS = Kernel("nanohybrid.ops.fp8.kernels:linear", gradients=True)
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x [..., I] W^T (+ bias), forward and both gradients with FP8 operands; the result and gradients in their operands' dtypes."""
+    form = choose(x, weight_OI, reference=emulated.linear, torch=emulated.linear, triton=KERNELS)
+    y: Tensor = form(x, weight_OI, bias_O)
+    return y

@@ -5,7 +5,7 @@ from torch import Tensor
 from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.gated_norm import fused, reference
 
-TRITON = Kernel("nanohybrid.ops.gated_norm.triton:gated_norm")
+TRITON = Kernel("nanohybrid.ops.gated_norm.trained:gated_norm", gradients=True)
 
 
 def gated_norm(y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: float) -> Tensor:

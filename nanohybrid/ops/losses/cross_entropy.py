@@ -8,8 +8,9 @@ T tokens, Q tokens of a chunk, E hidden width, V vocabulary. Streaming, dtypes a
 import torch
 from torch import Tensor
 
+from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.losses.reference import IGNORED
-from nanohybrid.ops.losses.stream import streamed
+from nanohybrid.ops.losses.stream import streamed, wide
 
 
 def chunked_cross_entropy(hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, chunk: int | None = None) -> Tensor:
@@ -36,11 +37,17 @@ class _CrossEntropy:
         self.targets_T = targets_T
 
     def __call__(self, logits_QV: Tensor, rows_Q: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
-        targets_Q1 = self.targets_T[rows_Q].unsqueeze(1)
-        log_p_QV = torch.log_softmax(logits_QV, dim=-1)
-        loss_Q = -log_p_QV.gather(1, targets_Q1).squeeze(1)
-        if not slope:
-            return loss_Q, None
-        slope_QV = log_p_QV.exp_()
-        slope_QV.scatter_add_(1, targets_Q1, slope_QV.new_full((), -1.0).expand_as(targets_Q1))
-        return loss_Q, slope_QV
+        rule = choose(logits_QV, reference=_chunk, torch=_chunk, triton=Kernel("nanohybrid.ops.losses.kernels:cross_entropy"))
+        found: tuple[Tensor, Tensor | None] = rule(logits_QV, self.targets_T[rows_Q], slope)
+        return found
+
+
+def _chunk(logits_QV: Tensor, targets_Q: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
+    targets_Q1 = targets_Q.unsqueeze(1)
+    log_p_QV = torch.log_softmax(logits_QV.to(wide(logits_QV.dtype)), dim=-1)
+    loss_Q = -log_p_QV.gather(1, targets_Q1).squeeze(1)
+    if not slope:
+        return loss_Q, None
+    slope_QV = log_p_QV.exp_()
+    slope_QV.scatter_add_(1, targets_Q1, slope_QV.new_full((), -1.0).expand_as(targets_Q1))
+    return loss_Q, slope_QV

@@ -9,7 +9,8 @@ and student may differ, the vocabulary may not. T tokens, Q tokens of a chunk, E
 import torch
 from torch import Tensor
 
-from nanohybrid.ops.losses.stream import compute_dtype, streamed
+from nanohybrid.ops.dispatch import Kernel, choose
+from nanohybrid.ops.losses.stream import compute_dtype, streamed, wide
 
 
 def chunked_forward_kl(
@@ -53,10 +54,17 @@ class _ForwardKL:
         self.temperature = temperature
 
     def __call__(self, logits_QV: Tensor, rows_Q: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
-        tau = self.temperature
-        teacher_QV = (self.teacher_TE[rows_Q].to(self.teacher_VE.dtype) @ self.teacher_VE.T).to(logits_QV.dtype)
-        log_teacher_QV = torch.log_softmax(teacher_QV.div_(tau), dim=-1)
-        log_student_QV = torch.log_softmax(logits_QV.div_(tau), dim=-1)
-        teacher_QV = log_teacher_QV.exp()
-        kl_Q = tau**2 * (teacher_QV * log_teacher_QV.sub_(log_student_QV)).sum(-1)
-        return kl_Q, log_student_QV.exp_().sub_(teacher_QV).mul_(tau) if slope else None
+        teacher_QV = self.teacher_TE[rows_Q].to(self.teacher_VE.dtype) @ self.teacher_VE.T
+        kernel = Kernel("nanohybrid.ops.losses.kernels:forward_kl")
+        rule = choose(logits_QV, teacher_QV, reference=_chunk, torch=_chunk, triton=kernel)
+        found: tuple[Tensor, Tensor | None] = rule(logits_QV, teacher_QV, self.temperature, slope)
+        return found
+
+
+def _chunk(logits_QV: Tensor, teacher_QV: Tensor, tau: float, slope: bool) -> tuple[Tensor, Tensor | None]:
+    dtype = wide(logits_QV.dtype)
+    log_teacher_QV = torch.log_softmax(teacher_QV.to(dtype).div_(tau), dim=-1)
+    log_student_QV = torch.log_softmax(logits_QV.to(dtype).div_(tau), dim=-1)
+    teacher_QV = log_teacher_QV.exp()
+    kl_Q = tau**2 * (teacher_QV * log_teacher_QV.sub_(log_student_QV)).sum(-1)
+    return kl_Q, log_student_QV.exp_().sub_(teacher_QV).mul_(tau) if slope else None

@@ -6,8 +6,8 @@ A Rule gives loss and slope of one chunk of logits. Two ways to use it:
 - per token: loss_T comes back and backward makes each chunk's logits a second time, since g_t is not known before;
 - summed: the sum comes back; g is one number, so forward makes both gradients at once and backward only scales them.
 
-Matrix products run in the dtype of the hidden states (autocast's dtype under autocast); softmax, slopes and what is added up
-over chunks are fp32 (fp64 for fp64 operands). Only the rows asked for are computed: a prompt without loss costs nothing here.
+Matrix products run in the dtype of the hidden states (autocast's dtype under autocast); softmax and what is added up over
+chunks are fp32 (fp64 for fp64 operands). Only the rows asked for are computed: a prompt without loss costs nothing here.
 
 T tokens, R rows that have a loss, Q rows of a chunk, E hidden width, V vocabulary.
 """
@@ -23,7 +23,10 @@ CHUNK_TOKENS = 1024
 
 
 class Rule(Protocol):
-    """Loss of a chunk of tokens from their logits, and its slope where it is wanted. It may overwrite the logits."""
+    """Loss of a chunk of tokens from their logits, and its slope where it is wanted. It may overwrite the logits.
+
+    Logits come in the dtype of the head's product. The loss is fp32 (fp64 for fp64); the slope may be as narrow as the logits.
+    """
 
     def __call__(self, logits_QV: Tensor, rows_Q: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]: ...
 
@@ -83,8 +86,7 @@ class _PerToken(torch.autograd.Function):
         loss_T = hidden_TE.new_zeros(hidden_TE.shape[0], dtype=wide(dtype))
         cast_VE = weight_VE.to(dtype)
         for rows_Q in rows_R.split(chunk):
-            logits_QV = (hidden_TE[rows_Q].to(dtype) @ cast_VE.T).to(loss_T.dtype)
-            loss_T[rows_Q], _ = rule(logits_QV, rows_Q, False)
+            loss_T[rows_Q], _ = rule(hidden_TE[rows_Q].to(dtype) @ cast_VE.T, rows_Q, False)
         ctx.save_for_backward(hidden_TE, weight_VE, rows_R)
         ctx.rule, ctx.chunk, ctx.dtype = rule, chunk, dtype
         return loss_T
@@ -97,8 +99,7 @@ class _PerToken(torch.autograd.Function):
         cast_VE = weight_VE.to(ctx.dtype)
         for rows_Q in rows_R.split(ctx.chunk):
             hidden_QE = hidden_TE[rows_Q].to(ctx.dtype)
-            logits_QV = (hidden_QE @ cast_VE.T).to(upstream_T.dtype)
-            _, slope_QV = ctx.rule(logits_QV, rows_Q, True)
+            _, slope_QV = ctx.rule(hidden_QE @ cast_VE.T, rows_Q, True)
             gradients.add(rows_Q, slope_QV.mul_(upstream_T[rows_Q].unsqueeze(1)), hidden_QE, cast_VE)
         return gradients.hidden_TE, _to(gradients.weight_VE, weight_VE.dtype), None, None, None, None
 
@@ -112,7 +113,7 @@ class _Summed(torch.autograd.Function):
         cast_VE = weight_VE.to(dtype)
         for rows_Q in rows_R.split(chunk):
             hidden_QE = hidden_TE[rows_Q].to(dtype)
-            loss_Q, slope_QV = rule((hidden_QE @ cast_VE.T).to(total.dtype), rows_Q, any(wanted))
+            loss_Q, slope_QV = rule(hidden_QE @ cast_VE.T, rows_Q, any(wanted))
             total += loss_Q.sum()
             if slope_QV is not None:
                 gradients.add(rows_Q, slope_QV, hidden_QE, cast_VE)

@@ -5,7 +5,7 @@ from torch import Tensor
 from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.residual_norm import fused, reference
 
-TRITON = Kernel("nanohybrid.ops.residual_norm.triton:residual_norm")
+TRITON = Kernel("nanohybrid.ops.residual_norm.trained:residual_norm", gradients=True)
 
 
 def residual_norm(h_TE: Tensor, update_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:

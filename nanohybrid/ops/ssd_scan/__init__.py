@@ -6,7 +6,7 @@ from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.ssd_scan import chunked, reference
 
-TRITON = Kernel("nanohybrid.ops.ssd_scan.triton:ssd_scan")
+TRITON = Kernel("nanohybrid.ops.ssd_scan.trained:ssd_scan", gradients=True)
 
 
 def ssd_scan(

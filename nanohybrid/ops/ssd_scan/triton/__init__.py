@@ -12,16 +12,19 @@ follow one another, and no piece holds two. Where a prompt is cut at such multip
 T tokens · S sequences · Z pieces · Q = 128 · H heads · P head dimension · G groups · N state size.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from nanohybrid.ops.launch import LEAST_DOT, blocks, operand, power
+from nanohybrid.ops.launch import LEAST_DOT, blocks, operand, power, rows_in_place
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.sizes import CHUNK
 from nanohybrid.ops.ssd_scan.triton import decay, outputs, states
 from nanohybrid.ops.ssd_scan.triton.pieces import pieces
 
 TOKENS, ROWS, ELEMENTS = 64, 64, 1024  # of a tile of a piece, of a group's (head, p) rows, of a state
+STAGES = 2  # of loads ahead in `local`: three want 128 KiB of shared memory, and an A10G or L4 has 99
 
 
 def ssd_scan(
@@ -36,9 +39,43 @@ def ssd_scan(
     keep: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """y_THP in fp32, and the final states in fp32 (None unless `keep`). Products take operands in x's dtype, sums fp32."""
-    (T, H, P), (G, N), S = x_THP.shape, B_TGN.shape[1:], layout.sequences
-    x_THP, B_TGN, C_TGN = (_rows(m) for m in (x_THP, B_TGN, C_TGN))
+    (T, H, P), (G, N) = x_THP.shape, B_TGN.shape[1:]
+    x_THP, C_TGN = rows_in_place(x_THP), rows_in_place(C_TGN)
     dt_TH, A_H, D_H = (m.float().contiguous() for m in (dt_TH, A_H, D_H))
+    starts_Z, lengths_Z, _ = pieces(layout, x_THP.device)
+    c_TH, given_ZHPN, scores_ZGQQ, final_SHPN = between(x_THP, dt_TH, A_H, B_TGN, C_TGN, layout, initial_SHPN, keep)
+    y_THP = dt_TH.new_empty(T, H, P)
+    outputs.outputs[(blocks(CHUNK, TOKENS), H, len(starts_Z))](
+        x_THP, dt_TH, c_TH, C_TGN, D_H, given_ZHPN, scores_ZGQQ, y_THP, starts_Z, lengths_Z,
+        x_THP.stride(0), C_TGN.stride(0), H, P, N, G,
+        TYPE=operand(x_THP.dtype), Q=CHUNK, TOKENS=TOKENS, STATE=power(N, LEAST_DOT), **columns(P),
+    )  # fmt: skip
+    return y_THP, final_SHPN
+
+
+class Between(NamedTuple):
+    """What steps 1 to 4 leave in memory: decays, the state each piece is given, scores, final states (None unless kept)."""
+
+    c_TH: Tensor
+    given_ZHPN: Tensor
+    scores_ZGQQ: Tensor
+    final_SHPN: Tensor | None
+
+
+def between(
+    x_THP: Tensor,
+    dt_TH: Tensor,
+    A_H: Tensor,
+    B_TGN: Tensor,
+    C_TGN: Tensor,
+    layout: Layout,
+    initial_SHPN: Tensor | None,
+    keep: bool,
+) -> Between:
+    """Steps 1 to 4: what outputs are made of, and made again for the gradient. dt and A in fp32."""
+    (_, H, P), (G, N), S = x_THP.shape, B_TGN.shape[1:], layout.sequences
+    x_THP, B_TGN, C_TGN = (rows_in_place(m) for m in (x_THP, B_TGN, C_TGN))
+    dt_TH, A_H = dt_TH.contiguous(), A_H.contiguous()
     device, type_ = x_THP.device, operand(x_THP.dtype)
     starts_Z, lengths_Z, first_S1 = pieces(layout, device)
     Z, group_rows = len(starts_Z), H // G * P
@@ -51,7 +88,7 @@ def ssd_scan(
     width = power(N, LEAST_DOT)
     states.local[(blocks(group_rows, ROWS), G, Z)](
         x_THP, dt_TH, c_TH, B_TGN, given_ZHPN, starts_Z, lengths_Z, x_THP.stride(0), B_TGN.stride(0), group_rows, P, N, H,
-        TYPE=type_, ROWS=ROWS, STATE=width, TOKENS=TOKENS,
+        TYPE=type_, ROWS=ROWS, STATE=width, TOKENS=TOKENS, num_stages=STAGES,
     )  # fmt: skip
     initial = None if initial_SHPN is None else initial_SHPN.contiguous()
     final_SHPN = dt_TH.new_empty(S, H, P, N) if keep else None
@@ -59,28 +96,17 @@ def ssd_scan(
         given_ZHPN, c_TH, initial, final_SHPN, starts_Z, lengths_Z, first_S1, H, P * N,
         INITIAL=initial is not None, KEEP=keep, ELEMENTS=ELEMENTS,
     )  # fmt: skip
-    # 4. and 5. outputs
+    # 4. scores
     scores_ZGQQ = dt_TH.new_empty(Z, G, CHUNK, CHUNK)
     tiles = blocks(CHUNK, TOKENS)
     outputs.scores[(tiles * tiles, G, Z)](
         B_TGN, C_TGN, scores_ZGQQ, starts_Z, lengths_Z, B_TGN.stride(0), C_TGN.stride(0), N, G,
         TYPE=type_, Q=CHUNK, TOKENS=TOKENS, STATE=width,
     )  # fmt: skip
-    y_THP = dt_TH.new_empty(T, H, P)
-    outputs.outputs[(tiles, H, Z)](
-        x_THP, dt_TH, c_TH, C_TGN, D_H, given_ZHPN, scores_ZGQQ, y_THP, starts_Z, lengths_Z,
-        x_THP.stride(0), C_TGN.stride(0), H, P, N, G,
-        TYPE=type_, Q=CHUNK, TOKENS=TOKENS, STATE=width, **_columns(P),
-    )  # fmt: skip
-    return y_THP, final_SHPN
+    return Between(c_TH, given_ZHPN, scores_ZGQQ, final_SHPN)
 
 
-def _columns(P: int) -> dict[str, int]:
+def columns(P: int) -> dict[str, int]:
     """Head dimension as the largest power of two in it and what is left: 80 is 64 and 16, not a padded 128."""
     first = max(LEAST_DOT, 1 << (P.bit_length() - 1))
     return {"FIRST": first, "SECOND": 0 if first >= P else power(P - first, LEAST_DOT)}
-
-
-def _rows(m_Tab: Tensor) -> Tensor:
-    """Each token's [a, b] in one run; the runs may stand apart, as in a slice of a wider matrix."""
-    return m_Tab if m_Tab.stride(2) == 1 and m_Tab.stride(1) == m_Tab.shape[2] else m_Tab.contiguous()

@@ -1,0 +1,54 @@
+"""`nanohybrid quantize`: a checkpoint to the same with its matrices in 8 or 4 bits."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanohybrid.cli.common import FORMATS, command_parser, print_json, table
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+SUMMARY = "a model -> the same with its matrices in int8, int4 or FP8"
+
+
+def parser() -> "jsonargparse.ArgumentParser":
+    result = command_parser("quantize", SUMMARY)
+    result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
+    result.add_argument("--out", type=Path, required=True, metavar="DIR", help="the output directory")
+    result.add_argument("--to", choices=FORMATS, required=True, help="int8 and fp8: half the bytes of bf16; int4: 28 percent")
+    what = "documents to choose int4's scales by and to compare both models on: token stores, or JSON lines with text"
+    result.add_argument("--calibration", type=Path, metavar="FILE", help=what)
+    result.add_argument("--samples", type=int, default=128, metavar="N", help="at most so many of these documents")
+    result.add_argument("--length", type=int, default=512, metavar="N", help="at most so many tokens of each")
+    return result
+
+
+def run(arguments: "jsonargparse.Namespace") -> None:
+    """Quantise, and tell bytes and quality before and after."""
+    from nanohybrid.compress.quantize_stage import QuantizeRecipe, quantize_stage
+    from nanohybrid.stages.output import read_record
+
+    recipe = QuantizeRecipe(arguments.to, arguments.samples, arguments.length)
+    out = quantize_stage(recipe, arguments.path, arguments.out, arguments.calibration)
+    measures = read_record(out)["measures"]
+    if arguments.json:
+        print_json({"out": out, **measures})
+    else:
+        table(["", "before", "after"], rows(measures), title=f"{out}, in {arguments.to}")
+
+
+def rows(measures: dict[str, Any]) -> list[list[str]]:
+    """The table for people."""
+    from nanohybrid.compress.budget import amount
+
+    result = [["bytes", amount(measures["bytes_before"]), amount(measures["bytes_after"])]]
+    result += [[f"  {kind}", *map(amount, pair)] for kind, pair in measures["bytes_by_kind"].items()]
+    if "perplexity_before" in measures:
+        change = f"{measures['perplexity_after']:.4f} ({measures['perplexity_change']:+.3%})"
+        result.append(["perplexity", f"{measures['perplexity_before']:.4f}", change])
+        result.append(["same likeliest token", "", f"{measures['top1_agreement']:.2%} of {measures['targets']:,}"])
+        result.append(["KL divergence, nats", "", f"{measures['kl_divergence']:.2e}"])
+    result.append(["error of the weights", "", f"{measures['weight_error']:.2%}"])
+    if measures["not_quantised"]:
+        result.append(["stayed as they were", "", f"{len(measures['not_quantised'])} matrices"])
+    return result

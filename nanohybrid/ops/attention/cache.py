@@ -1,0 +1,72 @@
+"""The pools of keys and values of one layer, in the activations' precision or in FP8 with a scale for each token and head.
+
+In FP8 a row is x / s in e4m3, s = max |x| / 448 of that row in bf16: 1 byte a number and 2 a row in place of 2 bytes a number.
+A scale for each row is written with it and never changed, where one for a page would have to grow as the page fills.
+
+T tokens · Z sequences · C tokens of context · K key/value heads · P head dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanohybrid.ops.attention import pages
+from nanohybrid.ops.layout import Layout
+
+LARGEST = 448.0
+SMALLEST = 2.0**-100  # of a scale: a row of zeros is zeros, not 0 / 0
+
+
+@dataclass(frozen=True)
+class Cache:
+    """key and value [pages, page size, K, P]; in FP8 also their scales [pages, page size, K]."""
+
+    key: Tensor
+    value: Tensor
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+
+    @property
+    def quantized(self) -> bool:
+        return self.key_scale is not None
+
+    def write(self, k_TKP: Tensor, v_TKP: Tensor, layout: Layout) -> None:
+        """Store each token's key and value in its sequence's pages."""
+        for pool, scale, rows_TKP in ((self.key, self.key_scale, k_TKP), (self.value, self.value_scale, v_TKP)):
+            if scale is None:
+                pages.write(pool, rows_TKP, layout)
+            else:
+                codes_TKP, scale_TK = quantize(rows_TKP)
+                pages.write(pool.view(torch.uint8), codes_TKP.view(torch.uint8), layout)
+                pages.write(scale, scale_TK, layout)
+
+    def read(self, layout: Layout, sequences: tuple[int, ...], context: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [Z, C, K, P] as pages.read gives them; of FP8, their numbers in fp32."""
+        k_ZCKP, v_ZCKP = (
+            pages.read(pool, layout, sequences, context)
+            if scale is None
+            else dequantize(pages.read(pool.view(torch.uint8), layout, sequences, context), pages.read(scale, layout, sequences, context))
+            for pool, scale in ((self.key, self.key_scale), (self.value, self.value_scale))
+        )
+        return k_ZCKP, v_ZCKP
+
+
+def quantize(rows_TKP: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes in e4m3 and a bf16 scale for each row. A NaN stays one."""
+    rows_TKP = rows_TKP.float()
+    scale_TK = (rows_TKP.abs().amax(-1) / LARGEST).clamp(min=SMALLEST).bfloat16()
+    codes_TKP = (rows_TKP / scale_TK.float()[..., None]).clamp(-LARGEST, LARGEST)  # the scale may have been rounded down
+    return codes_TKP.to(torch.float8_e4m3fn), scale_TK
+
+
+def dequantize(codes_ZCKP: Tensor, scale_ZCK: Tensor) -> Tensor:
+    """fp32 from the bytes of e4m3: by a table on a CPU, where torch's own conversion takes three times as long."""
+    if codes_ZCKP.is_cuda:
+        rows_ZCKP = codes_ZCKP.view(torch.float8_e4m3fn).float()
+    else:
+        table = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+        rows_ZCKP = table.index_select(0, codes_ZCKP.reshape(-1).int()).view(codes_ZCKP.shape)
+    return rows_ZCKP.mul_(scale_ZCK.float()[..., None])

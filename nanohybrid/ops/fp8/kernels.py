@@ -1,0 +1,45 @@
+"""The FP8 linear on kernels: operands quantised once each, in every form that the three products need, and kept in one byte.
+
+Forward keeps x^T and W^T in FP8 for backward, not x in bf16. Both are quantised from the unquantised x and W (reference.py).
+
+T tokens, I inputs, O outputs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nanohybrid.ops.fp8.products import product
+from nanohybrid.ops.fp8.quantize_kernels import Operand, blocks, tiles
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """As emulated.linear: x [..., I] W^T (+ bias); the result and gradients in their operands' dtypes."""
+    with torch.autocast(x.device.type, enabled=False):
+        y: Tensor = _Linear.apply(x, weight_OI)
+        return y if bias_O is None else y + bias_O.to(y.dtype)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor) -> Tensor:
+        x_rows, x_columns = tiles(x.reshape(-1, x.shape[-1]), columns=ctx.needs_input_grad[1])
+        weight, turned = blocks(weight_OI)
+        assert x_rows is not None
+        ctx.save_for_backward(*(x_columns or (None, None)), *turned)
+        ctx.dtypes, ctx.shape = (x.dtype, weight_OI.dtype), x.shape
+        return product(x_rows, weight, x.dtype).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x_q, x_scales, weight_q, weight_scales = ctx.saved_tensors
+        rows, columns = tiles(dy.reshape(-1, dy.shape[-1]), *ctx.needs_input_grad)
+        dx = dweight_OI = None
+        if rows is not None:
+            dx = product(rows, Operand(weight_q, weight_scales), ctx.dtypes[0]).view(ctx.shape)
+        if columns is not None:
+            dweight_OI = product(columns, Operand(x_q, x_scales), ctx.dtypes[1])
+        return dx, dweight_OI

@@ -1,0 +1,14 @@
+"""RMSNorm over the last dimension: fp32 throughout, one cast at the end."""
+
+from torch import Tensor
+
+from nanohybrid.ops.dispatch import Kernel, choose
+from nanohybrid.ops.rms_norm import fused, reference
+
+TRITON = Kernel("nanohybrid.ops.rms_norm.triton:rms_norm", gradients=True)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of [..., width] in fp32 (float64 for float64), cast once to x's dtype."""
+    normed: Tensor = choose(x, weight, reference=reference.rms_norm, torch=fused.rms_norm, triton=TRITON)(x, weight, eps)
+    return normed

@@ -1,0 +1,14 @@
+"""The squared ReLU of the family's MLPs: y = max(x, 0)^2."""
+
+from torch import Tensor
+
+from nanohybrid.ops.dispatch import Kernel, choose
+from nanohybrid.ops.squared_relu import fused, reference
+
+TRITON = Kernel("nanohybrid.ops.squared_relu.triton:squared_relu", gradients=True)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2 of a tensor of any shape, in its dtype."""
+    y: Tensor = choose(x, reference=reference.squared_relu, torch=fused.squared_relu, triton=TRITON)(x)
+    return y

@@ -1,0 +1,253 @@
+"""`nanohybrid quantize` from disk to disk: the checkpoint that memory gives, what it says of quality, and what it refuses."""
+
+import json
+import math
+
+import pytest
+import torch
+from compress_models import SMALL, make_calibration
+
+from nanohybrid.checkpoint import CheckpointReader, load, save
+from nanohybrid.cli.main import main
+from nanohybrid.compress import quantize_stage as stages
+from nanohybrid.compress.calibration import Calibration
+from nanohybrid.compress.carry import Carried
+from nanohybrid.compress.parts import Stored
+from nanohybrid.compress.quantize import quantize_checkpoint
+from nanohybrid.compress.quantize_stage import QuantizeRecipe, quantize_stage
+from nanohybrid.config import HybridConfig
+from nanohybrid.errors import InputError
+from nanohybrid.evaluate.perplexity import loss_of
+from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.model.quantized import QuantizedLinear, format_in, quantize_model
+from nanohybrid.ops.quantized import FORMATS
+from nanohybrid.text import ChatTemplate, train_bpe
+
+SIZES = {**SMALL, "hidden_size": 64, "intermediate_size": 96, "mamba_head_dim": 16, "vocab_size": 269}
+TIED = dict(rope_theta=1e4, qk_norm=True, mlp_activation="swiglu", tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="module", params=["hybrid", "dense"])
+def parent(request, tmp_path_factory):
+    """A checkpoint with tokenizer, template and documents beside it: a hybrid with its own head, or a tied dense model."""
+    folder = tmp_path_factory.mktemp("parent")
+    train_bpe(["some words"], 269).save(folder)
+    ChatTemplate.default().save(folder)
+    config = HybridConfig("M-*M-", **SIZES) if request.param == "hybrid" else HybridConfig("*-*-", **(SIZES | TIED))
+    save(HybridLM(config, seed=2).bfloat16(), folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 11], "temperature": 0.6}')
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": f"line {i} of some text and more"}) + "\n" for i in range(8)))
+    return folder
+
+
+def same(ours, theirs):
+    first, second = ours.state_dict(), theirs.state_dict()
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.dtype == second[name].dtype and torch.equal(tensor.view(torch.uint8), second[name].view(torch.uint8)), name
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_without_documents_it_is_what_quantising_in_memory_gives(parent, tmp_path, format, capsys):
+    assert main(["quantize", str(parent), "--out", str(tmp_path / "a"), "--to", format, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    want = load(parent)
+    quantize_model(want, format)
+    same(load(tmp_path / "a"), want)
+    same(load(tmp_path / "a"), load(parent, quantize=format))
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (parent / name).read_bytes()
+    with CheckpointReader(tmp_path / "a") as reader:
+        footprint = Footprint.of(reader.config, torch.bfloat16, format)
+        assert (
+            reader.stored_bytes
+            == footprint.weight_bytes
+            == told["bytes_after"]
+            == sum(after for _, after in told["bytes_by_kind"].values())
+        )
+    assert told["bytes_before"] == Footprint.of(want.config).weight_bytes and "perplexity_before" not in told
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_it_says_of_quality_is_what_the_two_checkpoints_show(parent, tmp_path, format, capsys):
+    command = ["quantize", str(parent), "--out", str(tmp_path / "a"), "--to", format, "--calibration", str(parent / "text.jsonl"), "--json"]
+    assert main(command) == 0
+    told = json.loads(capsys.readouterr().out)
+    documents = Calibration.read(parent / "text.jsonl", parent)
+    judged = Calibration(documents.samples[1::2]) if format == "int4" else documents
+    models = [load(path).eval() for path in (parent, tmp_path / "a")]
+    losses = [loss_of(model, judged.batches()) for model in models]
+    assert told["targets"] == losses[0].targets
+    assert [told["perplexity_before"], told["perplexity_after"]] == pytest.approx([loss.perplexity for loss in losses], rel=2e-3)
+    logits = []
+    with torch.no_grad():
+        for model in models:
+            found = [model(batch.tokens_T, batch.layout)[batch.targets_T >= 0] for batch in judged.batches()]
+            logits.append(torch.cat(found).double().log_softmax(-1))
+    assert told["top1_agreement"] == pytest.approx((logits[0].argmax(-1) == logits[1].argmax(-1)).double().mean().item(), abs=0.011)
+    divergence = (logits[0].exp() * (logits[0] - logits[1])).sum(-1).mean().item()
+    assert told["kl_divergence"] == pytest.approx(divergence, rel=0.05, abs=1e-6)
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "<svg" in page and "same at" in page
+
+
+def test_int4_weighs_by_what_enters_each_column_and_is_judged_on_other_documents(parent, tmp_path):
+    documents = Calibration.read(parent / "text.jsonl", parent)
+    quantize_checkpoint(parent, "int4", tmp_path / "a", documents)
+    # the same by another way: the whole model in fp32 with hooks, on the even documents
+    model = load(parent).eval()
+    seen = {}
+
+    def hook(name):
+        return lambda _, inputs: seen.setdefault(name, []).append(inputs[0].flatten(0, -2).float())
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(hook(f"{name}.weight"))
+    with torch.no_grad():
+        for batch in Calibration(documents.samples[::2]).batches():
+            model(batch.tokens_T, batch.layout)
+    importance = {name: torch.cat(inputs).square().mean(0) for name, inputs in seen.items()}
+    found, plain, weighed = load(tmp_path / "a"), load(parent), load(parent)
+    quantize_model(plain, "int4")
+    quantize_model(weighed, "int4", importance)
+    differ = {name for name, tensor in found.state_dict().items() if not torch.equal(tensor, weighed.state_dict()[name])}
+    assert not differ and any(not torch.equal(tensor, plain.state_dict()[name]) for name, tensor in found.state_dict().items())
+
+
+def test_documents_go_through_both_models_exactly(parent):
+    documents = make_calibration()
+    with CheckpointReader(parent) as reader, torch.no_grad():
+        parts = Stored(reader, torch.float32)
+        carried = Carried.of(parts, documents, learn=False)
+        for block in parts.blocks():
+            carried.through(block, lambda squares: None)
+        carried.normed(parts.final_norm())
+        want = [load(parent, torch.float32).hidden(batch.tokens_T, batch.layout) for batch in documents.batches()]
+    for found in (carried.before_TE, carried.after_TE):
+        torch.testing.assert_close(torch.cat(found), torch.cat(want))
+    assert carried.drift == [0.0] * len(carried.drift)
+
+
+def test_an_interrupted_run_begins_anew_and_ends_the_same(parent, tmp_path, monkeypatch):
+    recipe = QuantizeRecipe("int4")
+    quantize_stage(recipe, parent, tmp_path / "whole")
+    real = stages.quantize_checkpoint
+
+    def dying(model, format, directory, documents, advance):
+        def until(tensors):
+            if (directory / ".checkpoint.writing").exists():
+                raise KeyboardInterrupt
+            advance(tensors)
+
+        return real(model, format, directory, documents, until)
+
+    monkeypatch.setattr(stages, "quantize_checkpoint", dying)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_stage(recipe, parent, tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+    monkeypatch.setattr(stages, "quantize_checkpoint", real)
+    quantize_stage(recipe, parent, tmp_path / "cut")
+    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    quantize_stage(recipe, parent, tmp_path / "cut")  # done: nothing is done again
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_int4_has_no_form_for_is_said(tmp_path, capsys):
+    save(HybridLM(HybridConfig("M-", **{**SIZES, "intermediate_size": 112}), seed=0).bfloat16(), tmp_path / "odd")
+    assert main(["quantize", str(tmp_path / "odd"), "--out", str(tmp_path / "a"), "--to", "int4"]) == 0
+    assert "stayed as they were" in (said := capsys.readouterr().out) and "1 matrices" in said
+    assert isinstance(load(tmp_path / "a").get_submodule("backbone.layers.1.mixer.down_proj"), torch.nn.Linear)
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantised")
+    save(HybridLM(HybridConfig("M-*", **SIZES), seed=2).bfloat16(), folder / "plain")
+    quantize_stage(QuantizeRecipe("int8"), folder / "plain", folder / "int8")
+    return folder / "int8"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["quantize", "{int8}", "--to", "int4", "--out", "{out}"], "is a quantised checkpoint: it can be quantised no further"),
+        (["quantize", "{empty}", "--to", "int4", "--out", "{out}"], "config.json: no such file"),
+        (["quantize", "{bare}", "--to", "int4", "--out", "{out}"], "where are the weights?"),
+        (["quantize", "{plain}", "--to", "int5", "--out", "{out}"], "invalid choice: 'int5'"),
+        (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--samples", "0"], "at least 1 document"),
+        (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--calibration", "{out}/none.jsonl"], "no such file or directory"),
+        (["prune", "{int8}", "--drop-layers", "1", "--out", "{out}"], "is a quantised checkpoint: take the one that it was made from"),
+        (["align", "sft", "--model", "{int8}", "--shares.text", "0", "--out", "{out}"], "is a quantised checkpoint: take the one"),
+        (["align", "grpo", "--model", "{int8}", "--out", "{out}"], "is a quantised checkpoint: take the one"),
+        (["align", "merge", "--first", "{plain}", "--second", "{int8}", "--out", "{out}"], "is a quantised checkpoint: take the one"),
+        (["distill", "{int8}", "{plain}", "--data", "{plain}", "--out", "{out}"], "is a quantised checkpoint: take the one"),
+        (["generate", "{int8}", "--prompt", "x", "--quantize", "bf16"], "is a quantised checkpoint: it cannot be made bf16"),
+        (["generate", "{int8}", "--prompt", "x", "--quantize", "int4"], r"is quantised already (int8), and cannot be made int4"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_refused_in_one_line_with_nothing_written(quantised, tmp_path, capsys, command, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text((quantised.parent / "plain" / "config.json").read_text())
+    places = {"int8": quantised, "plain": quantised.parent / "plain", "out": tmp_path / "out"}
+    places |= {"empty": tmp_path / "empty", "bare": tmp_path / "bare"}
+    assert main([part.format(**places) for part in command]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1, error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "empty"]
+
+
+def test_a_quantised_model_in_memory_is_not_pruned_either(quantised):
+    from nanohybrid.compress.measure import importance_of
+
+    with pytest.raises(InputError, match=r"the model is quantised \(int8\)"):
+        importance_of(load(quantised), make_calibration(), quantised / "importance", True, 1)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_verify_proves_a_quantised_checkpoint(quantised, tmp_path, format, capsys):
+    path = quantize_stage(QuantizeRecipe(format), quantised.parent / "plain", tmp_path / format)
+    assert main(["verify", str(path), "--json", "--dtype", "fp32"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["passed"] and all(math.isfinite(proof["difference"]) for proof in told["proofs"])
+
+
+def test_verify_sees_a_code_that_does_not_come_back(quantised, monkeypatch):
+    from nanohybrid.verify import saving
+    from nanohybrid.verify.subject import Subject
+
+    def forgetful(path, **options):
+        model = load(path, **options)
+        linear = model.backbone.layers[0].mixer.in_proj
+        assert isinstance(linear, QuantizedLinear)
+        linear.codes[0, 0] += 1
+        return model
+
+    assert saving.saved_is_loaded(Subject(load(quantised))).passed
+    monkeypatch.setattr(saving, "load", forgetful)
+    assert not saving.saved_is_loaded(Subject(load(quantised))).passed
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_generate_quantises_at_load_and_says_what_the_quantised_checkpoint_says(parent, tmp_path, format, capsys):
+    stored = quantize_stage(QuantizeRecipe(format), parent, tmp_path / "stored")
+    answers = []
+    for command in ([str(parent), "--quantize", format], [str(stored)], [str(stored), "--quantize", format]):
+        assert main(["generate", *command, "--prompt", "line 3 of", "--max-new-tokens", "8", "--ignore-eos", "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["token_ids"])
+    assert answers[0] == answers[1] == answers[2] and len(answers[0]) == 8
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_random_weights_are_quantised_as_they_are_made(format):
+    from nanohybrid.engine.random_weights import random_model
+
+    config = HybridConfig("M-*", **SIZES)
+    want = random_model(config, torch.bfloat16, seed=3)
+    quantize_model(want, format)
+    same(random_model(config, torch.bfloat16, seed=3, quantize=format), want)
+    with pytest.raises(InputError, match="known are"):
+        random_model(config, torch.bfloat16, quantize="int3")
+    assert format_in(want) == format

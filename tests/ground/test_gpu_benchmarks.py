@@ -1,0 +1,52 @@
+"""benchmarks/gpu/run_all.py as it is called: at toy sizes on a CPU, resumed, limited, and in all its parts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu/run_all.py"
+
+
+def call(out: Path, *flags: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, SCRIPT, "--toy", "--out", out, *flags], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def test_a_part_leaves_its_rows_and_is_not_run_again(tmp_path):
+    done = call(tmp_path, "--only", "device")
+    assert done.returncode == 0, done.stderr
+    first = (tmp_path / "device.json").read_text()
+    rows = {row["what"]: row["value"] for row in json.loads(first)["rows"]}
+    assert rows["copy bandwidth, bytes/s"] > 1e8 and rows["bf16 product, FLOP/s"] > 1e7
+    assert "## device" in done.stdout and json.loads((tmp_path / "results.json").read_text())["device"]["complete"]
+    call(tmp_path, "--only", "device", "--resume")
+    assert (tmp_path / "device.json").read_text() == first
+
+
+def test_a_part_that_takes_too_long_is_stopped_and_said_to_be(tmp_path):
+    done = call(tmp_path, "--only", "headline", "--limit", "0.3")
+    assert done.returncode == 1 and "stopped after 0 s" in done.stderr
+    found = json.loads((tmp_path / "headline.json").read_text())
+    assert not found["complete"] and "Not complete" in (tmp_path / "results.md").read_text()
+
+
+def test_an_unknown_part_is_told(tmp_path):
+    done = call(tmp_path, "--only", "everything")
+    assert done.returncode == 2 and "no part is called everything" in done.stderr
+
+
+@pytest.mark.slow
+def test_all_parts_run_end_to_end(tmp_path):
+    done = call(tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert done.returncode == 0, done.stderr
+    assert set(found) == {"device", "check", "kernels", "decode", "prefill", "train", "headline"}
+    assert all(part["complete"] and part["rows"] for part in found.values())
+    assert all(row["passed"] for row in found["check"]["rows"]) and len(found["check"]["rows"]) > 20

@@ -1,0 +1,103 @@
+"""FP8 kernels against the recipe: the same bits, and the same three products: on a GPU, or in Triton's interpreter."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanohybrid.ops import fp8
+from nanohybrid.ops.fp8 import emulated, kernels, products, reference
+from nanohybrid.ops.fp8.quantize_kernels import Operand, blocks, tiles
+
+SIZES = [(1, 1), (3, 127), (130, 257), (5, 300)]
+
+
+def assert_is(operand: Operand, q: Tensor, scales: Tensor) -> None:
+    """The same values and scales, and zeros where the sum is padded."""
+    values = operand.q.float().cpu()
+    assert torch.equal(values[:, : q.shape[1]], q.float()) and torch.equal(operand.scales.cpu(), scales)
+    assert operand.q.shape[1] % 128 == 0 and not values[:, q.shape[1] :].any()
+
+
+@pytest.mark.parametrize("exponent", [0, -40, 60])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_form_of_a_matrix_is_the_recipes_to_the_last_bit(size, exponent, chip):
+    x = torch.randn(size) * 2.0**exponent
+    x.view(-1)[::3] *= 2.0**-14  # some in the subnormal numbers
+    rows, columns = tiles(x.to(chip))
+    assert_is(rows, *emulated.quantize(x))
+    assert_is(columns, *emulated.quantize(x.T.contiguous()))
+    weight, turned = blocks(x.to(chip))
+    q, scales = emulated.quantize(x, 128, 128)
+    assert_is(weight, q, scales)
+    assert_is(turned, q.T, scales.T)
+
+
+def test_slices_and_bf16_are_quantised_as_they_are(chip):
+    x = torch.randn(6, 400).bfloat16()[:, 100:350]
+    rows, none = tiles(x.to(chip), columns=False)
+    assert none is None
+    assert_is(rows, *emulated.quantize(x))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite_spoils_its_tile_and_no_other(value, chip):
+    x = torch.randn(2, 256)
+    x[1, 130] = value
+    rows, _ = tiles(x.to(chip), columns=False)
+    back = emulated.dequantize(rows.q, rows.scales).cpu()
+    assert not back[1, 128:].isfinite().any()
+    assert back[0].isfinite().all() and back[1, :128].isfinite().all()
+
+
+@pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(1, 1, 1), (5, 130, 7), (129, 64, 200)])
+def test_the_linear_and_both_gradients_follow_the_recipe(tokens, inputs, outputs, chip):
+    x, weight, dy = torch.randn(tokens, inputs), torch.randn(outputs, inputs), torch.randn(tokens, outputs)
+    given = [t.to(chip).clone().requires_grad_() for t in (x, weight)]
+    y = kernels.linear(*given)
+    y.backward(dy.to(chip))
+    recipe = {
+        "y": (y.detach(), reference.forward(x, weight)),
+        "dx": (given[0].grad, reference.input_gradient(dy, weight)),
+        "dweight": (given[1].grad, reference.weight_gradient(dy, x)),
+    }
+    for name, (found, expected) in recipe.items():
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_dtypes_leading_axes_and_frozen_weights(chip):
+    x = torch.randn(2, 3, 40, device=chip).bfloat16().requires_grad_()
+    weight, bias = torch.randn(6, 40, device=chip), torch.randn(6, device=chip, requires_grad=True)
+    y = kernels.linear(x, weight, bias)
+    y.sum().backward()
+    assert y.shape == (2, 3, 6) and y.dtype == x.grad.dtype == torch.bfloat16 and x.grad.shape == x.shape
+    assert weight.grad is None and bias.grad is not None
+    torch.testing.assert_close(y, fp8.emulated.linear(x.cpu(), weight.cpu(), bias.cpu()).to(chip), rtol=2**-7, atol=1e-2)
+
+
+def test_kernels_are_chosen_where_they_are_asked_for(chip, monkeypatch):
+    monkeypatch.setenv("NANOHYBRID_KERNELS", "triton")
+    monkeypatch.setattr(kernels, "tiles", lambda *_, **__: pytest.fail("chosen"))
+    with pytest.raises(pytest.fail.Exception, match="chosen"):
+        fp8.linear(torch.randn(2, 4, device=chip), torch.randn(3, 4, device=chip))
+
+
+def race(monkeypatch, other, time_of_other: float) -> bool:
+    """Whether another product is chosen over ours, which takes 1 ms."""
+    a, b = tiles(torch.randn(4, 130))[0], blocks(torch.randn(5, 130))[0]
+    monkeypatch.setattr(products, "torchs", other)
+    monkeypatch.setattr(products, "milliseconds", lambda run, *_: time_of_other if run is other else 1.0)
+    return products.fastest(a, b, torch.float32) is other
+
+
+def test_another_product_is_chosen_only_if_it_runs_agrees_and_is_faster(monkeypatch):
+    def same(a, b, dtype):
+        return products.own(a, b, dtype)
+
+    def wrong(a, b, dtype):
+        return 2 * products.own(a, b, dtype)
+
+    def refuses(a, b, dtype):
+        raise RuntimeError("not for this GPU")
+
+    assert race(monkeypatch, same, 0.5) and not race(monkeypatch, same, 2.0)
+    assert not race(monkeypatch, wrong, 0.5) and not race(monkeypatch, refuses, 0.5)
