@@ -149,8 +149,9 @@ def multiply(weight, x, rows, rank, size, sums, then, out, stride, other, other_
 
 
 @kernel
-def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, out):
-    """out [rows, outputs] = x [rows, inputs] W^T, both bfloat16; `packed` is room for ROWS_AT_ONCE packed rows."""
+def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, full, out):
+    """out [rows, outputs] = x [rows, inputs] W^T, x in bfloat16, out in fp32 where `full`, else in bfloat16; `packed` is room for
+    ROWS_AT_ONCE packed rows."""
     room = np.empty(SUMS, dtype=np.float32)
     done = 0
     while done < rows:
@@ -160,7 +161,8 @@ def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, out):
         source = x + done * x_stride * 2
         pack_halves(source, x_stride, first, last, here, weight[INPUTS], packed, height, weight[WIDTH])
         meet(barrier, size)
-        target = out + done * weight[OUTPUTS] * 2
-        multiply(weight, packed, here, rank, size, room.ctypes.data, HALVES, target, weight[OUTPUTS], 0, 0, 0)
+        target = out + done * weight[OUTPUTS] * (4 if full else 2)
+        then = STORE if full else HALVES
+        multiply(weight, packed, here, rank, size, room.ctypes.data, then, target, weight[OUTPUTS], 0, 0, 0)
         meet(barrier, size)
         done += here

@@ -85,28 +85,23 @@ def unpack(packed: Packed) -> Tensor:
     return weight.reshape(-1, packed.width)[: packed.outputs, : packed.inputs]
 
 
-def matmul(x: Tensor, weight: Packed) -> Tensor:
-    """x [..., K] W^T -> [..., N] in x's dtype: products of bfloat16, sums in fp32, each row's in one order whatever the others are."""
+def matmul(x: Tensor, weight: Packed, dtype: torch.dtype | None = None) -> Tensor:
+    """x [..., K] W^T -> [..., N] in `dtype` (None: x's): products of bfloat16, sums in fp32, each row's in one order whatever the
+    others are; fp32 gets the sums as they are."""
     from nanohybrid.ops.cpu import linear
     from nanohybrid.ops.cpu.team import run
 
+    dtype = x.dtype if dtype is None else dtype
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
-    out = torch.empty(len(rows), weight.outputs, dtype=torch.bfloat16)
+    full = dtype != torch.bfloat16
+    out = torch.empty(len(rows), weight.outputs, dtype=torch.float32 if full else torch.bfloat16)
     room = torch.empty(min(linear.ROWS_AT_ONCE, len(rows)) + 12, weight.width, dtype=torch.bfloat16)
     if len(rows):
-        run(
-            linear.matmul,
-            weight.record(),
-            rows.data_ptr(),
-            rows.stride(0),
-            len(rows),
-            room.data_ptr(),
-            out.data_ptr(),
-            bytes_read=weight.data.numel(),
-        )
-    return out.view(*x.shape[:-1], weight.outputs).to(x.dtype)
+        where = (rows.data_ptr(), rows.stride(0), len(rows), room.data_ptr(), int(full), out.data_ptr())
+        run(linear.matmul, weight.record(), *where, bytes_read=weight.data.numel())
+    return out.view(*x.shape[:-1], weight.outputs).to(dtype)
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:
