@@ -15,8 +15,8 @@ from nanohybrid.ops.cpu.scalars import narrow
 from nanohybrid.ops.cpu.team import meet, share
 from nanohybrid.ops.cpu.tile import make_tile
 
-LINEAR = ("form", "outputs", "inputs", "width", "units", "groups", "pairs", "panel_bytes", "address")
-FORM, OUTPUTS, INPUTS, WIDTH, UNITS, GROUPS, PAIRS, PANEL_BYTES, ADDRESS = range(len(LINEAR))
+LINEAR = ("form", "outputs", "inputs", "width", "units", "groups", "pairs", "block_bytes", "address")
+FORM, OUTPUTS, INPUTS, WIDTH, UNITS, GROUPS, PAIRS, BLOCK_BYTES, ADDRESS = range(len(LINEAR))
 FORMS = ("bf16", "int8", "int4")  # a weight's form is its index here
 PANELS = 4  # of 16 outputs, in a unit: what a thread's share is counted in
 
@@ -49,52 +49,52 @@ def tile_panels(rows):
 
 
 @inlined
-def run_tile(form, rows, panels, w, step, x, out, stride, groups, pairs):
+def run_tile(form, rows, panels, w, step, group_step, x, out, stride, groups, pairs):
     """The tile of this form, so many rows, and as many panels as `tile_panels` says, or (bf16 only) one."""
     if panels == 1:
         if rows == 1:
-            _s1(w, step, x, out, stride, groups, pairs)
+            _s1(w, step, group_step, x, out, stride, groups, pairs)
         elif rows == 2:
-            _s2(w, step, x, out, stride, groups, pairs)
+            _s2(w, step, group_step, x, out, stride, groups, pairs)
         elif rows == 4:
-            _s4(w, step, x, out, stride, groups, pairs)
+            _s4(w, step, group_step, x, out, stride, groups, pairs)
         elif rows == 8:
-            _s8(w, step, x, out, stride, groups, pairs)
+            _s8(w, step, group_step, x, out, stride, groups, pairs)
         else:
-            _s12(w, step, x, out, stride, groups, pairs)
+            _s12(w, step, group_step, x, out, stride, groups, pairs)
     elif form == 0:
         if rows == 1:
-            _b1(w, step, x, out, stride, groups, pairs)
+            _b1(w, step, group_step, x, out, stride, groups, pairs)
         elif rows == 2:
-            _b2(w, step, x, out, stride, groups, pairs)
+            _b2(w, step, group_step, x, out, stride, groups, pairs)
         elif rows == 4:
-            _b4(w, step, x, out, stride, groups, pairs)
+            _b4(w, step, group_step, x, out, stride, groups, pairs)
         elif rows == 8:
-            _b8(w, step, x, out, stride, groups, pairs)
+            _b8(w, step, group_step, x, out, stride, groups, pairs)
         else:
-            _b12(w, step, x, out, stride, groups, pairs)
+            _b12(w, step, group_step, x, out, stride, groups, pairs)
     elif form == 1:
         if rows == 1:
-            _i1(w, step, x, out, stride, groups, pairs)
+            _i1(w, step, group_step, x, out, stride, groups, pairs)
         elif rows == 2:
-            _i2(w, step, x, out, stride, groups, pairs)
+            _i2(w, step, group_step, x, out, stride, groups, pairs)
         elif rows == 4:
-            _i4(w, step, x, out, stride, groups, pairs)
+            _i4(w, step, group_step, x, out, stride, groups, pairs)
         elif rows == 8:
-            _i8(w, step, x, out, stride, groups, pairs)
+            _i8(w, step, group_step, x, out, stride, groups, pairs)
         else:
-            _i12(w, step, x, out, stride, groups, pairs)
+            _i12(w, step, group_step, x, out, stride, groups, pairs)
     else:
         if rows == 1:
-            _n1(w, step, x, out, stride, groups, pairs)
+            _n1(w, step, group_step, x, out, stride, groups, pairs)
         elif rows == 2:
-            _n2(w, step, x, out, stride, groups, pairs)
+            _n2(w, step, group_step, x, out, stride, groups, pairs)
         elif rows == 4:
-            _n4(w, step, x, out, stride, groups, pairs)
+            _n4(w, step, group_step, x, out, stride, groups, pairs)
         elif rows == 8:
-            _n8(w, step, x, out, stride, groups, pairs)
+            _n8(w, step, group_step, x, out, stride, groups, pairs)
         else:
-            _n12(w, step, x, out, stride, groups, pairs)
+            _n12(w, step, group_step, x, out, stride, groups, pairs)
 
 
 @inlined
@@ -136,14 +136,17 @@ def multiply(weight, x, rows, rank, size, sums, then, out, stride, other, other_
     height = tile_rows(rows)
     panels = tile_panels(height)
     wide = panels * 16
-    step, x_step = weight[PANEL_BYTES], height * weight[WIDTH] * 2
+    step, x_step = weight[BLOCK_BYTES], height * weight[WIDTH] * 2
     first, last = share(weight[UNITS], rank, size)
     for panel in range(first * PANELS, last * PANELS, panels):
         n0 = panel * 16
         if n0 < weight[OUTPUTS]:
-            w, count = weight[ADDRESS] + panel * step, min(wide, weight[OUTPUTS] - n0)
+            w = weight[ADDRESS] + (panel // PANELS * weight[GROUPS] * PANELS + panel % PANELS) * step
+            count = min(wide, weight[OUTPUTS] - n0)
             for tile in range((rows + height - 1) // height):
-                run_tile(weight[FORM], height, panels, w, step, x + tile * x_step, sums, wide * 4, weight[GROUPS], weight[PAIRS])
+                run_tile(
+                    weight[FORM], height, panels, w, step, PANELS * step, x + tile * x_step, sums, wide * 4, weight[GROUPS], weight[PAIRS]
+                )
                 here = min(height, rows - tile * height)
                 finish(sums, wide, here, count, then, out, stride, tile * height, n0, other, other_rows, other_width)
 
