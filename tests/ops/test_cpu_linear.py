@@ -53,7 +53,7 @@ def test_a_processor_without_bfloat16_products_computes_the_same(form):
 
     @numba.njit
     def run(w, step, x, out, groups, pairs):
-        tile(w, step, 4 * step, x, out, 256, groups, pairs)
+        tile(w, step, 4 * step, x, out, 256, groups, pairs, 0)
 
     x, out = torch.randn(2, 128).bfloat16(), torch.zeros(2, 64)
     rows = x.view(2, 64, 2).transpose(0, 1).contiguous()

@@ -36,17 +36,20 @@ def make_tile(form: str, rows: int, panels: int, paired: bool = PAIRED) -> Any:
     """The loop for a format ("bf16", "int8", "int4") as an intrinsic of numba:
 
     tile(address of panels, bytes between panels, bytes between groups, rows' address, out's address, bytes between out's rows,
-    groups, pairs a group) writes fp32 [rows, 16 * panels]. Pairs of a group must be a multiple of 4.
-    `paired`: with AVX512-BF16's instructions.
+    groups, pairs a group, bytes ahead) writes fp32 [rows, 16 * panels]. Pairs of a group must be a multiple of 4.
+    What lies so many bytes ahead is asked for on the way, so that memory works while sums are made. `paired`: with
+    AVX512-BF16's instructions.
     """
 
     @intrinsic
-    def tile(typingctx: Any, w: Any, w_stride: Any, g_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any) -> Any:
+    def tile(
+        typingctx: Any, w: Any, w_stride: Any, g_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any, ahead: Any
+    ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             _Tile(builder, form, rows, panels, paired).emit(*arguments)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(*[types.int64] * 9), generate
 
     return tile
 
@@ -57,7 +60,7 @@ class _Tile:
     def __init__(self, builder: ir.IRBuilder, form: str, rows: int, panels: int, paired: bool) -> None:
         self.b, self.form, self.rows, self.panels, self.paired = builder, form, rows, panels, paired
 
-    def emit(self, w: Any, w_stride: Any, g_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any) -> None:
+    def emit(self, w: Any, w_stride: Any, g_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any, ahead: Any) -> None:
         b, scaled = self.b, self.form != "bf16"
         starts = [b.add(w, b.mul(w_stride, I64(panel))) for panel in range(self.panels)]
         zeros = [ir.Constant(V16F, [0.0] * 16)] * (self.rows * self.panels)
@@ -67,6 +70,7 @@ class _Tile:
             row = b.add(x, b.mul(b.mul(outer.index, pairs), I64(4 * self.rows)))
             first = [b.add(place, I64(GROUP_BYTES[self.form])) for place in at] if scaled else at
             with self._loop(pairs, 4, zeros if scaled else outer.values) as inner:
+                self._ask(first, inner.index, ahead)
                 inner.close(self._four_pairs(first, row, inner.index, inner.values))
             if scaled:
                 scales = [self._scales(place) for place in at]
@@ -84,6 +88,15 @@ class _Tile:
 
     def _loop(self, end: Any, step: int, values: list[Any]) -> _Loop:
         return _Loop(self.b, end, step, values)
+
+    def _ask(self, w: list[Any], pair: Any, ahead: Any) -> None:
+        """Prefetch the lines that the next four pairs' place will hold `ahead` bytes from here, into the second level."""
+        b = self.b
+        prefetch = function(b, "llvm.prefetch.p0", ir.VoidType(), [PTR, I32, I32, I32])
+        for place in w:
+            start = b.add(b.add(place, ahead), b.mul(pair, I64(PAIR_BYTES[self.form])))
+            for line in range(4 * PAIR_BYTES[self.form] // 64):
+                b.call(prefetch, [b.inttoptr(b.add(start, I64(64 * line)), PTR), I32(0), I32(2), I32(1)])
 
     def _four_pairs(self, w: list[Any], x: Any, pair: Any, sums: list[Any]) -> list[Any]:
         """Four pairs of k, of all rows and panels."""
