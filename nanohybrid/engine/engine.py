@@ -42,7 +42,7 @@ class Engine:
     `speculate` drafts up to so many tokens a step for each that decodes, from its own text (draft.py), and says the same sooner.
     `state_dtype` fp16 keeps recurrent states in half the memory, rounded stochastically; `kv_dtype` fp8 keys and values.
     `token_budget` bounds the tokens of a step, and so its transient memory and how long a prompt delays the others.
-    `step_seconds` is how long a step may take before it is called stalled; `debug` checks who holds what (hygiene.py).
+    `step_seconds` is how long a step may take before `watchdog` calls it stalled; `debug` checks who holds what (hygiene.py).
     """
 
     def __init__(
@@ -127,10 +127,6 @@ class Engine:
             if self.drafter is not None:
                 self._verify([request for request in ready if request.draft], self.drafter)
             return ready
-
-    def stalled_for(self) -> float:
-        """Seconds for which the step in progress has exceeded `step_seconds`, else 0; to be asked from another thread."""
-        return max(self.watchdog.seconds - self.watchdog.limit, 0.0)
 
     def add(
         self, prompt: Sequence[int], params: SamplingParams, stream: bool = False, checkpoint_at: Sequence[int] = (), salt: str = ""

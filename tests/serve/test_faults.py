@@ -3,6 +3,7 @@ import concurrent.futures
 import contextlib
 import json
 import socket
+import threading
 import time
 
 import pytest
@@ -268,13 +269,15 @@ def test_headers_that_come_drop_by_drop_are_not_waited_for():
 
 def test_a_step_that_hangs_turns_health_to_503_and_back():
     with started(limits=Limits(step_seconds=0.3)) as serve:
-        serve.gate.clear()
+        go, runner = threading.Event(), serve.service.loop.runner
+        run = runner.run
+        runner.run = lambda work: (go.wait(20), run(work))[1]
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(serve.chat, max_tokens=3)
             serve.until(lambda: httpx.get(f"{serve.url}/health").status_code == 503)
             assert httpx.get(f"{serve.url}/health").json()["error"]["code"] == "engine_stalled"
             assert httpx.post(f"{serve.url}/v1/completions", json={"prompt": "a"}).status_code == 503
-            serve.gate.set()
+            go.set()
             assert waiting.result().status_code == 200
         assert serve.http.get("/health").status_code == 200
 
