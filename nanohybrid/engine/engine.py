@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from nanohybrid.engine.choices import choice_seed, fork, leave
 from nanohybrid.engine.computing import compute
 from nanohybrid.engine.draft import Drafter
 from nanohybrid.engine.params import Completion, SamplingParams
@@ -182,7 +183,7 @@ class Engine:
             if request.family is None:
                 self.scheduler.remove(request)
             else:
-                self._leave(request, request.family)
+                leave(request, request.family, self.scheduler)
 
     @property
     def busy(self) -> bool:
@@ -242,7 +243,7 @@ class Engine:
                     self._checkpoint(request, self.cache)
         for request in ready:
             if request.family is not None:
-                self._fork(request, request.family)
+                fork(request, request.family, self.scheduler, self.runner)
         self._accept(ready, sampled)
 
     def _verify(self, drafting: list[Request], drafter: Drafter) -> None:
@@ -281,33 +282,6 @@ class Engine:
         if request.slot and request.pages and not cache.holds(beginning, request.salt):
             saved = self.runner.save(request, request.slot.ids[0], request.pages.ids)
             cache.put(beginning, request.salt, saved, saved.parts)
-
-    def _fork(self, first: Request, family: list[Request]) -> None:
-        """The prompt is computed: the others of the family wait for a slot with a copy of what it left behind."""
-        others = family[1:]
-        if others and first.slot and first.pages:
-            saved = self.runner.save(first, first.slot.ids[0], first.pages.ids)
-            for request in others:
-                request.computed, request.saved, request.kept = first.computed, saved, first.kept
-                request.cached, request.cache_miss = first.cached, first.cache_miss
-            self.scheduler.resume(others)
-        for request in family:
-            request.family = None
-
-    def _leave(self, request: Request, family: list[Request]) -> None:
-        """Take a cancelled request out of its family; where it was computing the prompt, the next one goes on with that."""
-        computing = family[0] is request
-        family.remove(request)
-        if computing and family:
-            self.scheduler.replace(request, family[0])
-        elif computing:
-            self.scheduler.remove(request)
-
-
-def choice_seed(seed: int, index: int) -> int:
-    """The seed of the choice `index` of a prompt; of the first, the seed itself. The step is odd and large, so that the
-    choices of neighbouring seeds are not each other's."""
-    return seed + index * 0xD1B54A32D192ED03
 
 
 def completed(request: Request) -> Completion:
