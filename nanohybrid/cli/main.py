@@ -68,15 +68,12 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
 }
 
-SPIN = "1000"  # rounds that a waiting thread spins before it sleeps, read when torch loads: docs/log.md has the measurements
-
 COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (a check failed), 2 (the user can mend it), 130 (stopped)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
     forgive_encodings()
     try:
         code = run(arguments)
