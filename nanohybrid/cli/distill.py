@@ -15,7 +15,8 @@ def parser() -> jsonargparse.ArgumentParser:
 
     result = recipe_parser("distill", SUMMARY, DistillRecipe)
     result.add_argument("student", type=Path, metavar="STUDENT", help="the checkpoint that learns")
-    result.add_argument("teacher", type=Path, metavar="TEACHER", help="the checkpoint that it learns from")
+    what = "the checkpoint that it learns from"
+    result.add_argument("parent", type=Path, metavar="TEACHER", help=what)  # `teacher` is the recipe's word for where it is held
     add_documents(result)
     return result
 
@@ -32,7 +33,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from nanohybrid.stages.output import read_record
 
     recipe = recipe_from(DistillRecipe, arguments)
-    out = distill(recipe, arguments.student, arguments.teacher, arguments.data, arguments.out, arguments.pretraining)
+    out = distill(recipe, arguments.student, arguments.parent, arguments.data, arguments.out, arguments.pretraining)
     measures = read_record(out)["measures"]
     if arguments.json:
         print_json({"out": out, **measures})

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from nanohybrid.checkpoint import load
+from nanohybrid.checkpoint import load, refuse_quantized
 from nanohybrid.compress.before_after import at_work
 from nanohybrid.compress.budget import DTYPES, STEP, Budget
 from nanohybrid.compress.calibration import Calibration
@@ -112,6 +112,7 @@ def compress(recipe: CompressRecipe, model: Path, data: Path | None, out: Path, 
     data: None for the model's own chats, else text that is here anyway (documents.py). data and pretraining otherwise as in `distill`.
     """
     require("matplotlib", "train")  # for the report at the end
+    refuse_quantized(model)
     inputs = {"model": model} | ({"data": data} if data else {}) | ({"pretraining": pretraining} if pretraining else {})
     with open_stage(out, "compress", recipe, inputs, recipe.distill.seed) as stage:
         if not stage.complete:
