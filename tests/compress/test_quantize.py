@@ -58,7 +58,7 @@ def test_without_documents_it_is_what_quantising_in_memory_gives(parent, tmp_pat
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (parent / name).read_bytes()
     with CheckpointReader(tmp_path / "a") as reader:
-        footprint = Footprint.of(reader.config, torch.bfloat16, format)
+        footprint = Footprint.of(reader.config, torch.bfloat16, format=format)
         assert (
             reader.stored_bytes
             == footprint.weight_bytes
