@@ -3,6 +3,7 @@
 The public face; each name is imported when it is first used.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from nanohybrid.model import State as State
 
 __version__ = VERSION
+
+# Rounds that a waiting thread of torch's spins before it sleeps; read when torch loads. By default it spins on for milliseconds and
+# takes the processor from the threads that run our kernels: a decode step then takes twice as long (docs/log.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {
     "HybridConfig": "nanohybrid.config",

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import command_parser, print_json, table
-from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -34,14 +33,14 @@ def parser() -> "jsonargparse.ArgumentParser":
 
 def run(arguments: "jsonargparse.Namespace") -> int:
     """Plan every contender at every mix, measure unless only the roofline is asked for, and tell."""
-    from nanohybrid.cli.source import usable_device
+    from nanohybrid.cli.source import set_threads, usable_device
     from nanohybrid.compress.devices import device as profile
     from nanohybrid.headline import contenders, mixes, plan
     from nanohybrid.headline.contest import cap
     from nanohybrid.stages.plain import to_json
 
     scale = arguments.scale or (8 if arguments.device == "cpu" and arguments.roofline is None else 1)
-    _set_threads(arguments.threads)
+    set_threads(arguments.threads)
     chosen = mixes(None if arguments.mixes is None else arguments.mixes.split(","), scale)
     models = contenders(["bf16", *([] if arguments.quantised == "none" else [arguments.quantised])], scale)
     bytes_ = cap(arguments.cap_gib, scale)
@@ -65,16 +64,6 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     else:
         show(result)
     return 0
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    if threads < 1:
-        raise InputError(f"--threads is {threads}; it must be at least 1")
-    import torch
-
-    torch.set_num_threads(threads)
 
 
 def _measure(rows: "list[Planned]", device: str, scale: int) -> list[float | None]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.common import API_KEY, command_parser, print_json, table
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from nanohybrid.serve.load import Job
 
 SUMMARY = "a server under load: throughput, time to the first token and for each token"
-KEY = "NANOHYBRID_API_KEY"
 
 
 def parser() -> "jsonargparse.ArgumentParser":
@@ -117,7 +116,7 @@ def _read(arguments: "jsonargparse.Namespace") -> "tuple[list[float], list[int],
         output=Lengths.parse(arguments.output_tokens),
         prefix=arguments.prefix_tokens,
         seed=arguments.seed,
-        key=os.environ.get(KEY, "").strip() or None,
+        key=os.environ.get(API_KEY, "").strip() or None,
         model=arguments.model,
     )
     return rates, [int(count) for count in clients], job

@@ -18,6 +18,7 @@ __all__ = ["command_parser", "print_json", "recipe_from", "recipe_parser", "tabl
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # as flags spell them, and torch
 FORMATS = ("int8", "int4", "fp8")  # of quantised weights; ops/quantized has what they are
+API_KEY = "NANOHYBRID_API_KEY"  # in the environment: of the server, and of its clients
 OWN_FLAGS = ("recipe", "out", "json")
 
 
@@ -57,7 +58,7 @@ def precision(name: str) -> "tuple[torch.dtype | None, str | None]":
     return (getattr(torch, DTYPES[name]), None) if name in DTYPES else (None, None)
 
 
-def spelled(dtype: "torch.dtype", format: str | None) -> str:
+def spelled(dtype: "torch.dtype", format: str | None = None) -> str:
     """The precision of a model for people and machines: `bfloat16`, or `int8` where its matrices are quantised."""
     return str(dtype).removeprefix("torch.") if format is None else format
 

@@ -15,8 +15,7 @@ def parser() -> jsonargparse.ArgumentParser:
 
     result = recipe_parser("distill", SUMMARY, DistillRecipe)
     result.add_argument("student", type=Path, metavar="STUDENT", help="the checkpoint that learns")
-    what = "the checkpoint that it learns from"
-    result.add_argument("parent", type=Path, metavar="TEACHER", help=what)  # `teacher` is the recipe's word for where it is held
+    result.add_argument("parent", type=Path, metavar="TEACHER", help="the checkpoint that it learns from")
     add_documents(result)
     return result
 

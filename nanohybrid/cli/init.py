@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanohybrid.cli.common import DTYPES, command_parser, print_json
+from nanohybrid.cli.common import DTYPES, command_parser, print_json, spelled
 from nanohybrid.cli.source import check_seed, random_dtype
 from nanohybrid.errors import InputError
 
@@ -42,7 +42,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         ChatTemplate.default().save(assets)
         save(random_model(config, dtype, arguments.seed), arguments.out, assets=assets)
     if arguments.json:
-        print_json({"out": arguments.out, "preset": arguments.preset, "dtype": str(dtype).removeprefix("torch.")})
+        print_json({"out": arguments.out, "preset": arguments.preset, "dtype": spelled(dtype)})
     else:
-        print(f"{arguments.out}: {arguments.preset}, random weights in {str(dtype).removeprefix('torch.')}")
+        print(f"{arguments.out}: {arguments.preset}, random weights in {spelled(dtype)}")
     return 0

@@ -1,10 +1,11 @@
 """`nanohybrid inspect`: what a model is, what it weighs and what fits in a memory, without reading a weight."""
 
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, FORMATS, command_parser, precision, print_json, spelled, table
+from nanohybrid.cli.source import add_shape_flags, check_shape
+from nanohybrid.engine.plan import GIB, size
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,14 +16,12 @@ if TYPE_CHECKING:
     from nanohybrid.model import Footprint
 
 SUMMARY = "layers, parameters, memory; what fits where"
-GIB = 2**30
 COLOURS = {"M": "black on bright_cyan", "*": "bold white on red", "-": "white on grey37"}
 
 
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("inspect", SUMMARY)
-    result.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory; config.json alone is enough")
-    result.add_argument("--preset", metavar="NAME", help="a configuration by name instead")
+    add_shape_flags(result)
     result.add_argument(
         "--budget-gib", type=float, default=22.0, metavar="G", help="memory to fit, 1 GiB = 2^30 bytes (default 22, an A10G's)"
     )
@@ -99,14 +98,14 @@ def show(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> N
     print()
     dtype = spelled(subject.dtype, format=subject.format)
     memory = [
-        (f"weights, {dtype} ({subject.weights})", _size(footprint.weight_bytes)),
-        ("keys and values, each token", _size(footprint.kv_bytes_per_token)),
-        ("states, each sequence", _size(footprint.state_bytes_per_sequence)),
-        (f"in all, {figures['batch']} x {figures['context']:,} tokens", _size(figures["total_bytes"])),
+        (f"weights, {dtype} ({subject.weights})", size(footprint.weight_bytes)),
+        ("keys and values, each token", size(footprint.kv_bytes_per_token)),
+        ("states, each sequence", size(footprint.state_bytes_per_sequence)),
+        (f"in all, {figures['batch']} x {figures['context']:,} tokens", size(figures["total_bytes"])),
     ]
     table(("memory", ""), memory)
     print()
-    budget, longest = _size(figures["budget_bytes"]), figures["max_context"]
+    budget, longest = size(figures["budget_bytes"]), figures["max_context"]
     verdict = [
         (f"{figures['batch']} x {figures['context']:,} tokens fit", "yes" if figures["fits"] else "no"),
         (f"longest context, batch {figures['batch']}", "unbounded: no attention" if longest is None else f"{longest:,}"),
@@ -135,8 +134,7 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
-    if (arguments.path is None) == (arguments.preset is None):
-        raise InputError("name a checkpoint directory, or --preset NAME: one of the two")
+    check_shape(arguments)
     if not 0 < arguments.budget_gib < 2**30:
         raise InputError(f"--budget-gib is {arguments.budget_gib}; it must be positive")
     for name in ("context", "batch"):
@@ -167,11 +165,3 @@ def _shape_rows(config: "HybridConfig") -> list[tuple[str, str]]:
     if "-" in config.pattern:
         rows.append(("MLP", f"{config.intermediate_size:,}, {config.mlp_activation}"))
     return rows
-
-
-def _size(count: int) -> str:
-    """Bytes as people read them, in binary units."""
-    for unit, size in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count} bytes"

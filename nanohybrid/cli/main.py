@@ -48,7 +48,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "data": Command("nanohybrid.cli.data", "raw text -> filtered, deduplicated, tokenized documents"),
         "tokenizer": Command("nanohybrid.cli.tokenizer", "train or convert a tokenizer"),
         "pretrain": Command("nanohybrid.cli.pretrain", "documents -> a base model"),
-        "align": Command("nanohybrid.cli.align", "a base model -> one that thinks and answers (sft, grpo)"),
+        "align": Command("nanohybrid.cli.align", "a base model -> one that thinks and answers (sft, grpo, merge)"),
         "compress": Command("nanohybrid.cli.compress", "a model -> a smaller one in a given memory (prune, then distill)"),
         "prune": Command("nanohybrid.cli.prune", "only the first half of compress"),
         "distill": Command("nanohybrid.cli.distill", "only the second half of compress"),
@@ -60,7 +60,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "chat": Command("nanohybrid.cli.chat", "talk with it in the terminal"),
         "serve": Command("nanohybrid.cli.serve", "an OpenAI-compatible server, with a chat page"),
         "init": Command("nanohybrid.cli.init", "a checkpoint of random weights, to measure and to test with"),
-        "bench": Command("nanohybrid.cli.bench", "how fast it is, measured (serve, headline)"),
+        "bench": Command("nanohybrid.cli.bench", "how fast it is, measured (generate, serve, headline)"),
         "inspect": Command("nanohybrid.cli.inspect", "layers, parameters, memory; what fits where"),
         "plan": Command("nanohybrid.cli.plan", "what fits a memory, and how fast it can be, before a weight is read (compress, serve)"),
         "export": Command("nanohybrid.cli.export", "a checkpoint for other programs (gguf: llama.cpp)"),
@@ -68,15 +68,12 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
 }
 
-SPIN = "1000"  # rounds that a waiting thread spins before it sleeps, read when torch loads: docs/log.md has the measurements
-
 COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (a check failed), 2 (the user can mend it), 130 (stopped)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
     forgive_encodings()
     try:
         code = run(arguments)

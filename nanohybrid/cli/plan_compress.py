@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import FORMATS, command_parser, print_json, table
 from nanohybrid.cli.prune import SIZES
+from nanohybrid.cli.source import add_shape_flags, check_shape
+from nanohybrid.engine.plan import GIB
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,13 +19,11 @@ if TYPE_CHECKING:
     from nanohybrid.config import HybridConfig
 
 SUMMARY = "the shapes that a model can be pruned to within a memory"
-GIB = 2**30
 
 
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("plan compress", SUMMARY)
-    result.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory; config.json alone is enough")
-    result.add_argument("--preset", metavar="NAME", help="a configuration by name instead")
+    add_shape_flags(result)
     result.add_argument("--budget-gib", type=float | None, metavar="G", help="memory for the model at work (default: what --device leaves)")
     result.add_argument("--device", metavar="NAME", help="a10g, l4, rtx4090, h100, h200 or cpu: whose speed is estimated (default a10g)")
     result.add_argument("--beside-gib", type=float, default=0.0, metavar="G", help="what else must fit on the device, as a vision encoder")
@@ -37,8 +37,7 @@ def parser() -> "jsonargparse.ArgumentParser":
 
 def run(arguments: "jsonargparse.Namespace") -> int:
     """Print every shape that fits, the most promising first."""
-    if (arguments.path is None) == (arguments.preset is None):
-        raise InputError("name a checkpoint directory, or --preset NAME: one of the two")
+    check_shape(arguments)
     from nanohybrid.checkpoint import read_config
     from nanohybrid.compress.devices import device
     from nanohybrid.compress.importance import Importance

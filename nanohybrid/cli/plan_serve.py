@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, FORMATS, command_parser, print_json, spelled, table
-from nanohybrid.cli.source import add_memory_flags, check_speculate, chosen_precision
+from nanohybrid.cli.source import add_memory_flags, add_shape_flags, check_shape, check_speculate, chosen_precision
+from nanohybrid.engine.plan import PAGE, STEP_TOKENS, plan_serve, size
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,12 +22,11 @@ SUMMARY = "how many requests of which length a memory serves"
 
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("plan serve", SUMMARY)
-    result.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory; config.json alone is enough")
-    result.add_argument("--preset", metavar="NAME", help="a configuration by name instead")
+    add_shape_flags(result)
     result.add_argument("--memory-gib", type=float, required=True, metavar="G", help="memory for all of it, 1 GiB = 2^30 bytes")
     result.add_argument("--context", type=int | None, metavar="N", help="tokens of each request (default: the model's longest)")
     result.add_argument("--max-running", type=int | None, metavar="N", help="no more requests at once than this (default: what fits)")
-    result.add_argument("--step-tokens", type=int, default=2048, metavar="N", help="tokens that one step computes at most")
+    result.add_argument("--step-tokens", type=int, default=STEP_TOKENS, metavar="N", help="tokens that one step computes at most")
     result.add_argument("--cache-gib", type=float, default=0.0, metavar="G", help="of the memory, for the prefix cache (on a CPU)")
     add_memory_flags(result)
     result.add_argument("--speculate", type=int, default=0, metavar="N", help="drafts of each request in a step; 0 none")
@@ -40,8 +39,6 @@ def parser() -> "jsonargparse.ArgumentParser":
 def run(arguments: "jsonargparse.Namespace") -> int:
     """Print slots, pages and the bytes of each part."""
     _check(arguments)
-    from nanohybrid.engine.plan import plan_serve
-
     config, dtype, footprint = opened(arguments)
     plan = plan_serve(
         config,
@@ -68,8 +65,6 @@ def facts(plan: "ServePlan", dtype: str) -> dict[str, Any]:
 
 def lines(plan: "ServePlan", footprint: "Footprint", dtype: str) -> tuple[str, list[tuple[str, str]]]:
     """A plan for people: its title, and what of the memory goes where."""
-    from nanohybrid.engine.plan import PAGE, size
-
     state, page = size(footprint.state_bytes_per_sequence), size(PAGE * footprint.kv_bytes_per_token)
     rows = [
         (f"weights, {dtype}", size(plan.weight_bytes)),
@@ -115,8 +110,7 @@ def opened(
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
     check_speculate(arguments.speculate)
-    if (arguments.path is None) == (arguments.preset is None):
-        raise InputError("name a checkpoint directory, or --preset NAME: one of the two")
+    check_shape(arguments)
     if not 0 < arguments.memory_gib < 2**30:
         raise InputError(f"--memory-gib is {arguments.memory_gib}; it must be positive")
     if not 0 <= arguments.cache_gib < 2**30:

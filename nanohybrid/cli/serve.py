@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanohybrid.cli.common import command_parser
+from nanohybrid.cli.common import API_KEY, command_parser, print_json, spelled
 from nanohybrid.cli.plan_serve import facts as plan_facts
 from nanohybrid.cli.plan_serve import lines as plan_lines
 from nanohybrid.cli.plan_serve import opened
 from nanohybrid.cli.source import add_model_flags, check_choice, open_model, random_dtype
+from nanohybrid.engine.plan import STEP_TOKENS, plan_overcommitted, plan_serve, plan_slots
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from nanohybrid.serve.service import Service
 
 SUMMARY = "an OpenAI-compatible server, with a chat page"
-KEYS = "NANOHYBRID_API_KEY"
 RUNNING = 16  # slots where no memory is given
 MOST = 256  # ... and the most that a memory is turned into unless told otherwise: a step of more takes too long to talk with
 
@@ -38,11 +38,11 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--model-name", metavar="NAME", help="what clients call the model (default: the directory's name)")
     result.add_argument("--memory-gib", type=float, metavar="G", help="all the memory, from which slots and pages follow (plan serve)")
     result.add_argument("--max-context", type=int, default=8192, metavar="N", help="tokens of a request, prompt and answer")
-    result.add_argument("--step-tokens", type=int, default=2048, metavar="N", help="tokens that one step computes at most")
+    result.add_argument("--step-tokens", type=int, default=STEP_TOKENS, metavar="N", help="tokens that one step computes at most")
     result.add_argument("--overcommit", action="store_true", help="admit by what a prompt needs; where pages run out, the youngest waits")
     result.add_argument("--deterministic", action="store_true", help="what else is served changes no bit of an answer; slower")
     result.add_argument("--max-queued", type=int, default=128, metavar="N", help="requests that may wait; beyond them the answer is 429")
-    result.add_argument("--api-key-file", type=Path, metavar="FILE", help=f"keys, one a line; or one in the environment, {KEYS}")
+    result.add_argument("--api-key-file", type=Path, metavar="FILE", help=f"keys, one a line; or one in the environment, {API_KEY}")
     result.add_argument("--max-running-per-key", type=int, metavar="N", help="requests of one key at once, those that wait too")
     result.add_argument("--no-keys", action="store_true", help="listen beyond loopback without keys")
     result.add_argument("--thinking-budget", type=int, metavar="N", help="tokens of thinking where a request does not say")
@@ -98,7 +98,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
     """The keys of the file and of the environment; empty lines and those that begin with # are none."""
-    keys = [os.environ[KEYS].strip()] if os.environ.get(KEYS, "").strip() else []
+    keys = [key] if (key := os.environ.get(API_KEY, "").strip()) else []
     if path is not None:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -112,8 +112,6 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
 
 def _plan(arguments: "jsonargparse.Namespace") -> "tuple[ServePlan, list[str]]":
     """What memory goes where, before a weight is read, and the lines that say so. Raises InputError where it does not fit."""
-    from nanohybrid.engine.plan import plan_overcommitted, plan_serve, plan_slots
-
     config, dtype, footprint = opened(arguments, random_dtype)
     context = min(arguments.max_context, config.max_position_embeddings)
     cache = int(arguments.cache_gib * 2**30) if arguments.device == "cpu" else 0  # else it lies in another memory
@@ -160,13 +158,11 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
 
 
 def _announce(service: "Service", arguments: "jsonargparse.Namespace", plan: "ServePlan", lines: list[str]) -> None:
-    from nanohybrid.cli.common import print_json
-
     keys = service.settings.keys
     facts = {
         "url": f"http://{arguments.host}:{arguments.port}", "model": service.settings.name, "max_running": service.llm.max_running,
         "max_context": service.context, "max_queued": service.settings.max_queued, "keys": len(keys),
-        "plan": plan_facts(plan, str(service.llm.model.dtype).removeprefix("torch.")),
+        "plan": plan_facts(plan, spelled(service.llm.model.dtype)),
     }  # fmt: skip
     if arguments.json:
         print_json(facts)

@@ -1,11 +1,11 @@
-"""The flags by which `generate` and `chat` choose a model and how it speaks, and what those flags open."""
+"""The flags by which commands choose a model, where it runs and how it speaks, and what those flags open."""
 
 import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanohybrid.cli.common import FORMATS, precision
+from nanohybrid.cli.common import DTYPES, FORMATS, precision
 from nanohybrid.engine.draft import MOST
 from nanohybrid.errors import InputError
 
@@ -19,16 +19,26 @@ if TYPE_CHECKING:
 LARGE = 1_000_000_000  # random models of so many parameters are made in bf16 unless told otherwise
 
 
-def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
+def add_shape_flags(parser: "jsonargparse.ArgumentParser") -> None:
+    """Which model, where its shape is all that is asked for: what `check_shape` looks at."""
+    parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory; config.json alone is enough")
+    parser.add_argument("--preset", metavar="NAME", help="a configuration by name instead")
+
+
+def add_choice_flags(parser: "jsonargparse.ArgumentParser") -> None:
+    """Which model, and where: what `check_choice` and `usable_device` look at."""
     parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory")
     parser.add_argument("--preset", metavar="NAME", help="a configuration by name instead of a checkpoint; with --random-weights")
     parser.add_argument("--random-weights", action="store_true", help="weights at random, to measure speed and memory")
-    kinds = ["checkpoint", "bf16", "fp16", "fp32"]
-    parser.add_argument("--dtype", choices=kinds, default="checkpoint", help="precision of the weights")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
+
+
+def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
+    add_choice_flags(parser)
+    parser.add_argument("--dtype", choices=["checkpoint", *DTYPES], default="checkpoint", help="precision of the weights")
     parser.add_argument(
         "--quantize", choices=["bf16", *FORMATS], help="the matrices in bf16, int8, int4 or fp8, made while loading, one after another"
     )
-    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
     parser.add_argument("--max-running", type=int, default=64, metavar="N", help="at most so many sequences at once")
     add_memory_flags(parser)
     parser.add_argument("--speculate", type=int, default=0, metavar="N", help="draft up to N tokens a step from the text itself; 0 none")
@@ -139,6 +149,12 @@ def check_speculate(most: int) -> None:
         raise InputError(f"--speculate is {most}; it must be from 0 to {MOST}")
 
 
+def check_shape(arguments: "jsonargparse.Namespace") -> None:
+    """Raise InputError unless the flags name one configuration."""
+    if (arguments.path is None) == (arguments.preset is None):
+        raise InputError("name a checkpoint directory, or --preset NAME: one of the two")
+
+
 def check_choice(arguments: "jsonargparse.Namespace") -> None:
     """Raise InputError unless the flags name one model: a checkpoint, or a preset with random weights."""
     check_seed(arguments.seed)
@@ -161,6 +177,17 @@ def usable_device(name: str) -> str:
         reason = re.split(r"\. |\n", str(error))[0][:150]
         raise InputError(f"--device {name} cannot be used ({reason}); take cpu, or cuda where a GPU is") from None
     return name
+
+
+def set_threads(threads: int | None) -> None:
+    """Tell torch how many threads it may take on a CPU (None: as many as it likes). Raises InputError below 1."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"--threads is {threads}; it must be at least 1")
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def check_seed(seed: int | None) -> None:

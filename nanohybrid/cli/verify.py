@@ -2,11 +2,10 @@
 
 import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, command_parser, print_json, table
-from nanohybrid.cli.source import check_choice, usable_device
+from nanohybrid.cli.source import add_choice_flags, check_choice, usable_device
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -20,12 +19,9 @@ PRECISIONS = {**DTYPES, "fp64": "float64"}  # a proof in fp64 tells a defect fro
 
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("verify", SUMMARY)
-    result.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory")
-    result.add_argument("--preset", metavar="NAME", help="a configuration by name instead of a checkpoint; with --random-weights")
-    result.add_argument("--random-weights", action="store_true", help="weights at random")
+    add_choice_flags(result)
     choices = ["checkpoint", *PRECISIONS]
     result.add_argument("--dtype", choices=choices, default="checkpoint", help="precision of the weights (default: as stored, else fp32)")
-    result.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
     result.add_argument("--seed", type=int, default=0, metavar="S", help="of the random text and weights")
     return result
 

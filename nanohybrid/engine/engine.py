@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from nanohybrid.engine.choices import choice_seed, fork, leave
 from nanohybrid.engine.computing import compute
 from nanohybrid.engine.draft import Drafter
 from nanohybrid.engine.params import Completion, SamplingParams
@@ -42,7 +43,7 @@ class Engine:
     `speculate` drafts up to so many tokens a step for each that decodes, from its own text (draft.py), and says the same sooner.
     `state_dtype` fp16 keeps recurrent states in half the memory, rounded stochastically; `kv_dtype` fp8 keys and values.
     `token_budget` bounds the tokens of a step, and so its transient memory and how long a prompt delays the others.
-    `step_seconds` is how long a step may take before it is called stalled; `debug` checks who holds what (hygiene.py).
+    `step_seconds` is how long a step may take before `watchdog` calls it stalled; `debug` checks who holds what (hygiene.py).
     """
 
     def __init__(
@@ -128,10 +129,6 @@ class Engine:
                 self._verify([request for request in ready if request.draft], self.drafter)
             return ready
 
-    def stalled_for(self) -> float:
-        """Seconds for which the step in progress has exceeded `step_seconds`, else 0; to be asked from another thread."""
-        return max(self.watchdog.seconds - self.watchdog.limit, 0.0)
-
     def add(
         self, prompt: Sequence[int], params: SamplingParams, stream: bool = False, checkpoint_at: Sequence[int] = (), salt: str = ""
     ) -> Request:
@@ -186,7 +183,7 @@ class Engine:
             if request.family is None:
                 self.scheduler.remove(request)
             else:
-                self._leave(request, request.family)
+                leave(request, request.family, self.scheduler)
 
     @property
     def busy(self) -> bool:
@@ -246,7 +243,7 @@ class Engine:
                     self._checkpoint(request, self.cache)
         for request in ready:
             if request.family is not None:
-                self._fork(request, request.family)
+                fork(request, request.family, self.scheduler, self.runner)
         self._accept(ready, sampled)
 
     def _verify(self, drafting: list[Request], drafter: Drafter) -> None:
@@ -285,33 +282,6 @@ class Engine:
         if request.slot and request.pages and not cache.holds(beginning, request.salt):
             saved = self.runner.save(request, request.slot.ids[0], request.pages.ids)
             cache.put(beginning, request.salt, saved, saved.parts)
-
-    def _fork(self, first: Request, family: list[Request]) -> None:
-        """The prompt is computed: the others of the family wait for a slot with a copy of what it left behind."""
-        others = family[1:]
-        if others and first.slot and first.pages:
-            saved = self.runner.save(first, first.slot.ids[0], first.pages.ids)
-            for request in others:
-                request.computed, request.saved, request.kept = first.computed, saved, first.kept
-                request.cached, request.cache_miss = first.cached, first.cache_miss
-            self.scheduler.resume(others)
-        for request in family:
-            request.family = None
-
-    def _leave(self, request: Request, family: list[Request]) -> None:
-        """Take a cancelled request out of its family; where it was computing the prompt, the next one goes on with that."""
-        computing = family[0] is request
-        family.remove(request)
-        if computing and family:
-            self.scheduler.replace(request, family[0])
-        elif computing:
-            self.scheduler.remove(request)
-
-
-def choice_seed(seed: int, index: int) -> int:
-    """The seed of the choice `index` of a prompt; of the first, the seed itself. The step is odd and large, so that the
-    choices of neighbouring seeds are not each other's."""
-    return seed + index * 0xD1B54A32D192ED03
 
 
 def completed(request: Request) -> Completion:

@@ -5,7 +5,7 @@
     a step's bytes   all weights but the embedding table, which is looked up; states read and written; keys and values read
 
 The machine's rates (a sum over 512 MiB, a bf16 product of 2048 x 2048 by 8192) are taken between the repetitions, since a shared
-machine's speed drifts: the fractions are of medians.
+machine's speed drifts: each repetition is set against the rates just before and after it, and the median of these fractions counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
+from itertools import pairwise
+from statistics import mean, median
 
 import torch
 import torch.nn.functional as F
@@ -55,26 +56,24 @@ def measure(llm: LLM, job: Job, advance: Callable[[], object] = lambda: None) ->
     draw = random.Random(0)
     prompts = [[draw.randrange(config.vocab_size) for _ in range(job.prompt_tokens)] for _ in range(job.batch)]
     engine = llm.engine(prompts, job.new_tokens)
-    stream, product, prefill, decode = [], [], [], []
+    moved, computed = step_bytes(llm, job), job.batch * prefill_flops(config, job.prompt_tokens)
     machine = _Machine(llm.model.device)
-    for number in range(REPEATS + 1):
-        first, rest = _once(engine, prompts, job.new_tokens)
-        if number:
-            prefill.append(job.batch * job.prompt_tokens / first)
-            decode.append(job.batch * (job.new_tokens - 1) / rest)
-        stream.append(machine.bytes_per_second())
-        product.append(machine.flops())
+    rates: list[tuple[float, float]] = [machine.rates()]
+    times: list[tuple[float, float]] = []
+    for _ in range(REPEATS + 1):
+        times.append(_once(engine, prompts, job.new_tokens))
+        rates.append(machine.rates())
         advance()
-    step = job.batch / median(decode)
-    moved = step_bytes(llm, job)
-    computed = job.batch * prefill_flops(config, job.prompt_tokens)
+    around = [tuple(map(mean, zip(before, after, strict=True))) for before, after in pairwise(rates)]
+    runs = list(zip(times, around, strict=True))[1:]  # the first warms up
+    steps = job.new_tokens - 1
     return {
-        "prefill_tokens_per_second": _spread(prefill),
-        "decode_tokens_per_second": _spread(decode),
-        "stream_gb_per_second": median(stream) / 1e9,
-        "matmul_gflops": median(product) / 1e9,
-        "decode_bandwidth_fraction": moved / step / median(stream),
-        "prefill_matmul_fraction": computed * median(prefill) / (job.batch * job.prompt_tokens) / median(product),
+        "prefill_tokens_per_second": _spread([job.batch * job.prompt_tokens / first for (first, _), _ in runs]),
+        "decode_tokens_per_second": _spread([job.batch * steps / rest for (_, rest), _ in runs]),
+        "stream_gb_per_second": median(stream for _, (stream, _) in runs) / 1e9,
+        "matmul_gflops": median(product for _, (_, product) in runs) / 1e9,
+        "decode_bandwidth_fraction": median(moved * steps / rest / stream for (_, rest), (stream, _) in runs),
+        "prefill_matmul_fraction": median(computed / first / product for (first, _), (_, product) in runs),
         "step_bytes": moved,
         "prompt_tokens": job.prompt_tokens, "new_tokens": job.new_tokens, "batch": job.batch,
         "threads": torch.get_num_threads(),
@@ -117,11 +116,10 @@ class _Machine:
         self.x = torch.randn(2048, 2048, device=device).to(torch.bfloat16)
         self.weight = torch.randn(8192, 2048, device=device).to(torch.bfloat16)
 
-    def bytes_per_second(self) -> float:
-        return self.data.nbytes / self._seconds(self.data.sum)
-
-    def flops(self) -> float:
-        return 2 * self.x.numel() * len(self.weight) / self._seconds(lambda: F.linear(self.x, self.weight))
+    def rates(self) -> tuple[float, float]:
+        """Bytes and FLOPs a second."""
+        stream, product = self._seconds(self.data.sum), self._seconds(lambda: F.linear(self.x, self.weight))
+        return self.data.nbytes / stream, 2 * self.x.numel() * len(self.weight) / product
 
     def _seconds(self, work: Callable[[], object]) -> float:
         times = []

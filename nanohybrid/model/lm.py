@@ -118,8 +118,10 @@ class HybridLM(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits in fp32, [..., V]."""
-        logits = F.linear(hidden, self.backbone.embeddings.weight) if self.config.tie_word_embeddings else self.lm_head(hidden)
-        return logits.to(torch.promote_types(hidden.dtype, torch.float32))
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        if self.config.tie_word_embeddings:
+            return F.linear(hidden, self.backbone.embeddings.weight).to(dtype)
+        return self.lm_head(hidden, dtype) if isinstance(self.lm_head, PackedLinear) else self.lm_head(hidden).to(dtype)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
         """Logits of every token in fp32: [B, T] without a layout gives [B, T, V]; [T] with one gives [T, V]."""

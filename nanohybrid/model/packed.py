@@ -34,8 +34,9 @@ class PackedLinear(nn.Module):
         assert isinstance(weight, Tensor)
         return cls(pack(weight.detach(), "bf16"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return matmul(x, self.packed)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """[..., in_features] -> [..., out_features] in `dtype` (None: x's)."""
+        return matmul(x, self.packed, dtype)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The weight [out, in] that the panels hold, made anew."""

@@ -171,10 +171,6 @@ class Layout:
         """State slot of each sequence; int64 [S]. Only for stored layouts."""
         return self.tensor("slots", device, lambda: np.asarray(self.slots, dtype=np.int64))
 
-    def last_tokens(self, device: torch.device) -> Tensor:
-        """Row of each sequence's last token; int64 [S]."""
-        return self.tensor("last", device, lambda: np.asarray(self.starts[1:], dtype=np.int64) - 1)
-
     def fresh_mask(self, device: torch.device) -> Tensor:
         """True for the sequences that begin here; bool [S]."""
         return self.tensor("fresh", device, lambda: np.asarray(self.positions) == 0)

@@ -43,17 +43,15 @@ class EngineLoop:
         max_queued: int,
         queue_seconds: float = float("inf"),
         on_death: Callable[[], None] = lambda: None,
-        step_seconds: float = float("inf"),
         most_per_key: int | None = None,
     ) -> None:
         self.engine = engine
         self.runner = engine.runner = GuidedRunner(engine.runner, engine.tokenizer)
         self.capacity = engine.scheduler.slots.size + max_queued
         self.queue_seconds, self.on_death = queue_seconds, on_death
-        self.step_seconds, self.most_per_key = step_seconds, most_per_key
+        self.most_per_key = most_per_key
         self.held = 0  # places taken, of `capacity`
         self.held_by: Counter[str] = Counter()  # ... by the keys of those who took them
-        self._step_began: float | None = None
         self._trim = Trim()
         self.dead: BaseException | None = None
         self.draining = False
@@ -99,9 +97,9 @@ class EngineLoop:
         """Raise 503 where nothing can be served."""
         if self.dead is not None:
             raise ApiError(503, f"the engine has failed: {type(self.dead).__name__}", code="engine_dead")
-        began = self._step_began
-        if began is not None and time.monotonic() - began > self.step_seconds:
-            raise ApiError(503, f"the engine has not come out of a step for {self.step_seconds:g} seconds", code="engine_stalled")
+        if self.engine.watchdog.stalled:
+            limit = self.engine.watchdog.limit
+            raise ApiError(503, f"the engine has not come out of a step for {limit:g} seconds", code="engine_stalled")
 
     def submit(
         self,
@@ -146,9 +144,7 @@ class EngineLoop:
                 while self._inbox:
                     self._inbox.popleft()()
                 if self.engine.busy:
-                    self._step_began = time.monotonic()
                     self._step()
-                    self._step_began = None
                     self._trim()
         except Exception as error:  # noqa: BLE001  whatever it was, nobody may be left waiting
             self.dead = error

@@ -56,11 +56,10 @@ class Service:
         context = min(settings.max_context, llm.model.config.max_position_embeddings)
         engine = Engine(
             llm.model, llm.tokenizer, llm.max_running, context, settings.step_tokens, settings.pages,
-            overcommit=settings.overcommit, cache_bytes=settings.cache_bytes, deterministic=settings.deterministic, **llm.options,
+            overcommit=settings.overcommit, cache_bytes=settings.cache_bytes, deterministic=settings.deterministic,
+            step_seconds=self.limits.step_seconds, **llm.options,
         )  # fmt: skip
-        self.loop = EngineLoop(
-            engine, settings.max_queued, self.limits.queue_seconds, on_death, self.limits.step_seconds, settings.max_per_key
-        )
+        self.loop = EngineLoop(engine, settings.max_queued, self.limits.queue_seconds, on_death, settings.max_per_key)
         self.metrics = Metrics(self.loop)
         self.began = int(time.time())
         self._workers = ThreadPoolExecutor(2, "prepare")

@@ -50,17 +50,6 @@ def sharded(tmp_path, model):
 
 
 @pytest.fixture
-def edit_json():
-    """Change keys of a JSON file; the value None removes a key."""
-
-    def edit(path, **changes):
-        merged = {**json.loads(path.read_text()), **changes}
-        path.write_text(json.dumps({key: value for key, value in merged.items() if value is not None}))
-
-    return edit
-
-
-@pytest.fixture
 def edit_header():
     """Rewrite the header of a safetensors file by a function that changes its object."""
 

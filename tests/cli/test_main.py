@@ -238,4 +238,5 @@ def test_a_table_shows_numbers_for_people(capsys):
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_exists(name):
     module = importlib.import_module(cli.COMMANDS[name].module)
-    assert isinstance(module.SUMMARY, str) and callable(module.run) and module.parser().prog == f"nanohybrid {name}"
+    assert callable(module.run) and module.parser().prog == f"nanohybrid {name}"
+    assert name == "quickstart" or cli.COMMANDS[name].summary == module.SUMMARY  # its own help is about all the stages

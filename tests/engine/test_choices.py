@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from nanohybrid.engine.engine import Engine, choice_seed
+from nanohybrid.engine.choices import choice_seed
+from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
 
 DRAWN = SamplingParams(max_tokens=14, ignore_eos=True, temperature=1.0, seed=5, logprobs=True, top_logprobs=2, n=4)

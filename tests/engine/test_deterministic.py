@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanohybrid.engine.engine import Engine, choice_seed
+from nanohybrid.engine.choices import choice_seed
+from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
 from nanohybrid.engine.runner import pieces
 

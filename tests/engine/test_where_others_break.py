@@ -60,6 +60,12 @@ def run_out(it):
         assert count < 2000, "steps without end"
 
 
+def all_right(it, requests, truth, count=GREEDY.max_tokens):
+    run_out(it)
+    for request in requests:
+        right(request, truth, count)
+
+
 @pytest.mark.parametrize("rest", range(1, CONV + 2))
 def test_a_last_piece_shorter_than_the_window_of_the_conv(model, tokenizer, truth, rest):
     """It must shift the carried inputs, its own, and not those of a prefix that others share."""
@@ -97,9 +103,7 @@ def test_a_checkpoint_is_not_what_a_later_request_made_of_it(model, tokenizer, t
 def test_padded_tails_of_a_ragged_batch_stay_out_of_the_states(model, tokenizer, truth, lengths):
     it = engine(model, tokenizer)
     requests = [it.add(prompt(length, length), GREEDY) for length in lengths]
-    run_out(it)
-    for request in requests:
-        right(request, truth)
+    all_right(it, requests, truth)
 
 
 @pytest.mark.parametrize("budget", [1, 130, 260, 300, 515])
@@ -107,9 +111,7 @@ def test_borders_of_chunks_and_of_sequences_that_differ(model, tokenizer, truth,
     """Pieces of several prompts in one step: each goes on from its own state, wherever the batch puts it."""
     it = engine(model, tokenizer, token_budget=budget)
     requests = [it.add(prompt(length, length), GREEDY) for length in (200, 129, 340, 64)]
-    run_out(it)
-    for request in requests:
-        right(request, truth)
+    all_right(it, requests, truth)
 
 
 def test_a_request_put_aside_in_mid_prompt_goes_on_from_its_own_state(model, tokenizer, truth):
@@ -125,9 +127,7 @@ def test_a_request_put_aside_in_mid_prompt_goes_on_from_its_own_state(model, tok
     others = [it.add(prompt(30, 3), GREEDY)]
     it.step()
     it.scheduler.slots.give(thief)
-    run_out(it)
-    for request in (first, *others):
-        right(request, truth)
+    all_right(it, (first, *others), truth)
 
 
 def test_drafts_are_no_part_of_a_prompt_that_is_still_being_read(model, tokenizer, truth):
@@ -137,9 +137,7 @@ def test_drafts_are_no_part_of_a_prompt_that_is_still_being_read(model, tokenize
     it.scheduler.propose = lambda request, room: [*truth(request.prompt, 25)[0][len(request.tokens) :][:2], 100][: min(room, 5)]
     for _ in range(2):
         requests = [it.add([7, 8, 9] * 60 + prompt(length, 1), longer) for length in (3, 150)]
-        run_out(it)
-        for request in requests:
-            right(request, truth, 25)
+        all_right(it, requests, truth, 25)
     assert it.drafter.accepted > 20 and requests[0].cached and requests[1].cached
 
 
@@ -154,9 +152,7 @@ def test_steps_without_drafts_beside_and_after_steps_with_them(model, tokenizer,
 
     it.scheduler.propose = propose
     requests = [it.add(prompt(9 + i, i), longer) for i in range(4)]
-    run_out(it)
-    for request in requests:
-        right(request, truth, 25)
+    all_right(it, requests, truth, 25)
 
 
 @pytest.mark.parametrize("overcommit", [False, True])
@@ -165,9 +161,7 @@ def test_a_request_near_the_ceiling_of_the_pool_ends(model, tokenizer, truth, ov
     it = engine(model, tokenizer, pages=3, max_context=384, overcommit=overcommit)
     giant = it.add(prompt(378), GREEDY)
     others = [it.add(prompt(20, i), GREEDY) for i in range(3)]
-    run_out(it)
-    for request in (giant, *others):
-        right(request, truth)
+    all_right(it, (giant, *others), truth)
     with pytest.raises(InputError, match="385"):
         it.add(prompt(379), GREEDY)
 
@@ -177,17 +171,13 @@ def test_a_budget_below_a_chunk_still_advances_every_prompt(model, tokenizer, tr
     """Cut at multiples of 128, a small budget must not round down to nothing."""
     it = engine(model, tokenizer, running=3, token_budget=budget)
     requests = [it.add(prompt(length, length), GREEDY) for length in (300, 128, 5)]
-    run_out(it)
-    for request in requests:
-        right(request, truth)
+    all_right(it, requests, truth)
 
 
 def test_more_requests_than_slots_wait_and_are_all_answered(model, tokenizer, truth):
     it = engine(model, tokenizer, running=2)
     requests = [it.add(prompt(3 + i, i), GREEDY) for i in range(9)]
-    run_out(it)
-    for request in requests:
-        right(request, truth)
+    all_right(it, requests, truth)
 
 
 @pytest.mark.parametrize("shift", [0, 1, 100, 127])
@@ -218,9 +208,7 @@ def test_answers_do_not_get_worse_run_by_run(model, tokenizer, truth):
     it = engine(model, tokenizer, running=3, cache_bytes=2**20, checkpoint_every=128, pages=9, overcommit=True)
     for turn in range(4):
         requests = [it.add(prompt(length, length), GREEDY) for length in random.Random(turn).sample((5, 128, 130, 260, 300), 5)]
-        run_out(it)
-        for request in requests:
-            right(request, truth)
+        all_right(it, requests, truth)
 
 
 def test_no_layout_has_two_sequences_of_one_slot(model, tokenizer):

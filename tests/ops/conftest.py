@@ -1,12 +1,16 @@
 """The table of awkward ragged layouts that every op is tried on, and the comparison of a fast form with its reference."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from nanohybrid.ops.layout import Layout
+
+sys.path.insert(0, str(Path(__file__).parent))  # for scan_inputs.py
 
 LAYOUTS = {
     "one token": Layout.packed([1]),

@@ -53,11 +53,11 @@ def test_a_processor_without_bfloat16_products_computes_the_same(form):
 
     @numba.njit
     def run(w, step, x, out, groups, pairs):
-        tile(w, step, x, out, 256, groups, pairs)
+        tile(w, step, 4 * step, x, out, 256, groups, pairs, 0)
 
     x, out = torch.randn(2, 128).bfloat16(), torch.zeros(2, 64)
     rows = x.view(2, 64, 2).transpose(0, 1).contiguous()
-    run(packed.data.data_ptr(), packed.data.numel() // 4, rows.data_ptr(), out.data_ptr(), packed.groups, packed.pairs)
+    run(packed.data.data_ptr(), packed.data.shape[-1], rows.data_ptr(), out.data_ptr(), packed.groups, packed.pairs)
     np.testing.assert_allclose(out.numpy(), (x.float() @ weight.T).numpy(), atol=1e-5)
 
 

@@ -73,7 +73,6 @@ def test_the_facts_of_a_layout():
     assert layout.pages == ((4, 5), (0, 1), (2, 3))
     cpu = torch.device("cpu")
     assert layout.token_positions(cpu).tolist() == [0, 1, 2, 7, 0, 1]
-    assert layout.last_tokens(cpu).tolist() == [2, 3, 5]
     assert layout.fresh_mask(cpu).tolist() == [True, False, True]
     assert Layout.contiguous([1, 1], [3, 0], [0, 1], 8).is_decode and not Layout.packed([1, 1]).is_decode
 

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from scan_inputs import inputs
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -14,19 +15,6 @@ from nanohybrid.ops.ssd_step import batched
 from nanohybrid.ops.ssd_step import reference as step_reference
 
 SHAPES = [(4, 12, 2, 6), (2, 5, 1, 3), (3, 1, 3, 8)]  # heads, head dimension, groups, state size
-
-
-def inputs(layout: Layout, H: int, P: int, G: int, N: int, state: bool = True) -> dict[str, Tensor]:
-    T = layout.tokens
-    tensors = {
-        "x_THP": torch.randn(T, H, P),
-        "dt_TH": torch.rand(T, H) * 0.5,
-        "A_H": -torch.rand(H) * 8,
-        "B_TGN": torch.randn(T, G, N),
-        "C_TGN": torch.randn(T, G, N),
-        "D_H": torch.randn(H),
-    }
-    return tensors | ({"initial_SHPN": torch.randn(layout.sequences, H, P, N)} if state else {})
 
 
 def over(op, layout):

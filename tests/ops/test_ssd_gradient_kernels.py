@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from scan_inputs import inputs
 from torch import Tensor
 
 from nanohybrid.ops.layout import Layout
@@ -17,19 +18,6 @@ CASES = {  # layout; heads, head dimension, groups, state size; whether sequence
     "heads of 80": (Layout.packed([5, 150]), (2, 80, 1, 16), True),
     "three groups of one head": (Layout.packed([20, 129]), (3, 1, 3, 8), False),
 }
-
-
-def inputs(layout: Layout, H: int, P: int, G: int, N: int, state: bool) -> dict[str, Tensor]:
-    T = layout.tokens
-    tensors = {
-        "x_THP": torch.randn(T, H, P),
-        "dt_TH": torch.rand(T, H) * 0.5,
-        "A_H": -torch.rand(H) * 8,
-        "B_TGN": torch.randn(T, G, N),
-        "C_TGN": torch.randn(T, G, N),
-        "D_H": torch.randn(H),
-    }
-    return tensors | ({"initial_SHPN": torch.randn(layout.sequences, H, P, N)} if state else {})
 
 
 @pytest.mark.parametrize("name", CASES)

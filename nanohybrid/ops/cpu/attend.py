@@ -126,7 +126,7 @@ def _scores(height, keys, q, scores, head_dim):
     """All scores of a page."""
     panels = tile_panels(height)
     for panel in range(0, PAGE // 16, panels):
-        run_tile(0, height, panels, keys + panel * head_dim * 32, head_dim * 32, q, scores + panel * 64, PAGE * 4, 1, head_dim // 2)
+        run_tile(0, height, panels, keys + panel * head_dim * 32, head_dim * 32, 0, q, scores + panel * 64, PAGE * 4, 1, head_dim // 2, 0)
 
 
 @inlined
@@ -157,7 +157,7 @@ def _weigh(height, values, chances, part, head_dim, pairs):
     panels, all_panels = tile_panels(height), head_dim // 16
     panels = panels if all_panels % panels == 0 else 1
     for panel in range(0, all_panels, panels):
-        run_tile(0, height, panels, values + panel * PAGE * 32, PAGE * 32, chances, part + panel * 64, head_dim * 4, 1, pairs)
+        run_tile(0, height, panels, values + panel * PAGE * 32, PAGE * 32, 0, chances, part + panel * 64, head_dim * 4, 1, pairs, 0)
 
 
 @inlined

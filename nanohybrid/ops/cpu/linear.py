@@ -15,13 +15,14 @@ from nanohybrid.ops.cpu.scalars import narrow
 from nanohybrid.ops.cpu.team import meet, share
 from nanohybrid.ops.cpu.tile import make_tile
 
-LINEAR = ("form", "outputs", "inputs", "width", "units", "groups", "pairs", "panel_bytes", "address")
-FORM, OUTPUTS, INPUTS, WIDTH, UNITS, GROUPS, PAIRS, PANEL_BYTES, ADDRESS = range(len(LINEAR))
+LINEAR = ("form", "outputs", "inputs", "width", "units", "groups", "pairs", "block_bytes", "address")
+FORM, OUTPUTS, INPUTS, WIDTH, UNITS, GROUPS, PAIRS, BLOCK_BYTES, ADDRESS = range(len(LINEAR))
 FORMS = ("bf16", "int8", "int4")  # a weight's form is its index here
 PANELS = 4  # of 16 outputs, in a unit: what a thread's share is counted in
 
 STORE, ADD, RELU2, GATE, HALVES = range(5)  # what becomes of the sums
 SUMS = 24 * 16  # fp32 numbers of the largest tile
+AHEAD = 4096  # bytes, in tiles that take all panels of a unit and so read on and on
 ROWS_AT_ONCE = 384  # rows whose activations stay near while all weights pass by
 
 _bf16 = tuple(make_tile("bf16", rows, panels) for rows, panels in ((1, 4), (2, 4), (4, 4), (8, 2), (12, 2)))
@@ -49,52 +50,52 @@ def tile_panels(rows):
 
 
 @inlined
-def run_tile(form, rows, panels, w, step, x, out, stride, groups, pairs):
+def run_tile(form, rows, panels, w, step, group_step, x, out, stride, groups, pairs, ahead):
     """The tile of this form, so many rows, and as many panels as `tile_panels` says, or (bf16 only) one."""
     if panels == 1:
         if rows == 1:
-            _s1(w, step, x, out, stride, groups, pairs)
+            _s1(w, step, group_step, x, out, stride, groups, pairs, ahead)
         elif rows == 2:
-            _s2(w, step, x, out, stride, groups, pairs)
+            _s2(w, step, group_step, x, out, stride, groups, pairs, ahead)
         elif rows == 4:
-            _s4(w, step, x, out, stride, groups, pairs)
+            _s4(w, step, group_step, x, out, stride, groups, pairs, ahead)
         elif rows == 8:
-            _s8(w, step, x, out, stride, groups, pairs)
+            _s8(w, step, group_step, x, out, stride, groups, pairs, ahead)
         else:
-            _s12(w, step, x, out, stride, groups, pairs)
+            _s12(w, step, group_step, x, out, stride, groups, pairs, ahead)
     elif form == 0:
         if rows == 1:
-            _b1(w, step, x, out, stride, groups, pairs)
+            _b1(w, step, group_step, x, out, stride, groups, pairs, ahead)
         elif rows == 2:
-            _b2(w, step, x, out, stride, groups, pairs)
+            _b2(w, step, group_step, x, out, stride, groups, pairs, ahead)
         elif rows == 4:
-            _b4(w, step, x, out, stride, groups, pairs)
+            _b4(w, step, group_step, x, out, stride, groups, pairs, ahead)
         elif rows == 8:
-            _b8(w, step, x, out, stride, groups, pairs)
+            _b8(w, step, group_step, x, out, stride, groups, pairs, ahead)
         else:
-            _b12(w, step, x, out, stride, groups, pairs)
+            _b12(w, step, group_step, x, out, stride, groups, pairs, ahead)
     elif form == 1:
         if rows == 1:
-            _i1(w, step, x, out, stride, groups, pairs)
+            _i1(w, step, group_step, x, out, stride, groups, pairs, ahead)
         elif rows == 2:
-            _i2(w, step, x, out, stride, groups, pairs)
+            _i2(w, step, group_step, x, out, stride, groups, pairs, ahead)
         elif rows == 4:
-            _i4(w, step, x, out, stride, groups, pairs)
+            _i4(w, step, group_step, x, out, stride, groups, pairs, ahead)
         elif rows == 8:
-            _i8(w, step, x, out, stride, groups, pairs)
+            _i8(w, step, group_step, x, out, stride, groups, pairs, ahead)
         else:
-            _i12(w, step, x, out, stride, groups, pairs)
+            _i12(w, step, group_step, x, out, stride, groups, pairs, ahead)
     else:
         if rows == 1:
-            _n1(w, step, x, out, stride, groups, pairs)
+            _n1(w, step, group_step, x, out, stride, groups, pairs, ahead)
         elif rows == 2:
-            _n2(w, step, x, out, stride, groups, pairs)
+            _n2(w, step, group_step, x, out, stride, groups, pairs, ahead)
         elif rows == 4:
-            _n4(w, step, x, out, stride, groups, pairs)
+            _n4(w, step, group_step, x, out, stride, groups, pairs, ahead)
         elif rows == 8:
-            _n8(w, step, x, out, stride, groups, pairs)
+            _n8(w, step, group_step, x, out, stride, groups, pairs, ahead)
         else:
-            _n12(w, step, x, out, stride, groups, pairs)
+            _n12(w, step, group_step, x, out, stride, groups, pairs, ahead)
 
 
 @inlined
@@ -136,21 +137,25 @@ def multiply(weight, x, rows, rank, size, sums, then, out, stride, other, other_
     height = tile_rows(rows)
     panels = tile_panels(height)
     wide = panels * 16
-    step, x_step = weight[PANEL_BYTES], height * weight[WIDTH] * 2
+    step, x_step = weight[BLOCK_BYTES], height * weight[WIDTH] * 2
     first, last = share(weight[UNITS], rank, size)
     for panel in range(first * PANELS, last * PANELS, panels):
         n0 = panel * 16
         if n0 < weight[OUTPUTS]:
-            w, count = weight[ADDRESS] + panel * step, min(wide, weight[OUTPUTS] - n0)
+            w = weight[ADDRESS] + (panel // PANELS * weight[GROUPS] * PANELS + panel % PANELS) * step
+            count = min(wide, weight[OUTPUTS] - n0)
+            ahead = (2 if panel % PANELS == 0 else weight[GROUPS] * PANELS - 2) * step if panels == 2 else AHEAD
             for tile in range((rows + height - 1) // height):
-                run_tile(weight[FORM], height, panels, w, step, x + tile * x_step, sums, wide * 4, weight[GROUPS], weight[PAIRS])
+                rows_at, groups, pairs = x + tile * x_step, weight[GROUPS], weight[PAIRS]
+                run_tile(weight[FORM], height, panels, w, step, PANELS * step, rows_at, sums, wide * 4, groups, pairs, ahead)
                 here = min(height, rows - tile * height)
                 finish(sums, wide, here, count, then, out, stride, tile * height, n0, other, other_rows, other_width)
 
 
 @kernel
-def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, out):
-    """out [rows, outputs] = x [rows, inputs] W^T, both bfloat16; `packed` is room for ROWS_AT_ONCE packed rows."""
+def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, full, out):
+    """out [rows, outputs] = x [rows, inputs] W^T, x in bfloat16, out in fp32 where `full`, else in bfloat16; `packed` is room for
+    ROWS_AT_ONCE packed rows."""
     room = np.empty(SUMS, dtype=np.float32)
     done = 0
     while done < rows:
@@ -160,7 +165,8 @@ def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, out):
         source = x + done * x_stride * 2
         pack_halves(source, x_stride, first, last, here, weight[INPUTS], packed, height, weight[WIDTH])
         meet(barrier, size)
-        target = out + done * weight[OUTPUTS] * 2
-        multiply(weight, packed, here, rank, size, room.ctypes.data, HALVES, target, weight[OUTPUTS], 0, 0, 0)
+        target = out + done * weight[OUTPUTS] * (4 if full else 2)
+        then = STORE if full else HALVES
+        multiply(weight, packed, here, rank, size, room.ctypes.data, then, target, weight[OUTPUTS], 0, 0, 0)
         meet(barrier, size)
         done += here

@@ -17,7 +17,8 @@ LEAST = 32  # K is padded to a multiple of this
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A weight [outputs, inputs] as panels. data: bytes; groups x pairs: how a panel's K is cut; width: K with its padding."""
+    """A weight [outputs, inputs] as units of blocks. data: uint8 [units, groups, 4 panels, bytes of a block]; groups x pairs: how K is
+    cut; width: K with its padding."""
 
     form: str
     outputs: int
@@ -29,14 +30,13 @@ class Packed:
 
     @property
     def units(self) -> int:
-        return -(-self.outputs // UNIT)
+        return len(self.data)
 
     def record(self) -> np.ndarray:
         """The words of ops/cpu/linear.py's LINEAR."""
-        from nanohybrid.ops.cpu.linear import FORMS, PANELS
+        from nanohybrid.ops.cpu.linear import FORMS
 
-        panel = self.data.numel() // (self.units * PANELS)
-        words = (self.units, self.groups, self.pairs, panel, self.data.data_ptr())
+        words = (self.units, self.groups, self.pairs, self.data.shape[-1], self.data.data_ptr())
         return np.array([FORMS.index(self.form), self.outputs, self.inputs, self.width, *words], dtype=np.int64)
 
 
@@ -50,82 +50,75 @@ def pack(weight_NK: Tensor, form: str = "bf16", scales_NG: Tensor | None = None)
     units = -(-outputs // UNIT)
     if form == "bf16":
         width = -(-inputs // LEAST) * LEAST
-        groups, pairs, panel = 1, width // 2, width * 32
+        groups, pairs, block = width // LEAST, LEAST // 2, LEAST * 32
     elif form in ("int8", "int4") and scales_NG is not None:
         group = inputs // scales_NG.shape[1]
         groups = scales_NG.shape[1]
         pairs = -(-group // 8) * 4  # only a row that is one group can need padding
-        width, panel = groups * 2 * pairs, groups * (32 + pairs * (32 if form == "int8" else 16))
+        width, block = groups * 2 * pairs, 32 + pairs * (32 if form == "int8" else 16)
     else:
         raise ValueError(f"a weight of form {form!r} cannot be packed: known are bf16, int8 and int4 with scales")
-    data = torch.zeros(units * 4 * panel, dtype=torch.uint8)
+    data = torch.empty(units, groups, 4, block, dtype=torch.uint8)
     for unit in range(units):
         rows = weight_NK[unit * UNIT : (unit + 1) * UNIT]
         scales = None if scales_NG is None else scales_NG[unit * UNIT : (unit + 1) * UNIT]
-        panels = _panels(_padded(rows, UNIT), form, width, groups, None if scales is None else _padded(scales, UNIT))
-        data[unit * 4 * panel : (unit + 1) * 4 * panel] = panels.flatten()
+        data[unit] = _blocks(_padded(rows, UNIT), form, width, groups, None if scales is None else _padded(scales, UNIT)).transpose(0, 1)
     return Packed(form, outputs, inputs, width, groups, pairs, data)
 
 
 def unpack(packed: Packed) -> Tensor:
     """The weight [N, K] that the panels hold, in fp32: what the kernels multiply by, to compare them with."""
-    panels = packed.data.view(packed.units * 4, -1)
+    cut = packed.data.transpose(1, 2).flatten(0, 1)  # [panels, groups, bytes of a block]
     if packed.form == "bf16":
-        pairs = panels.view(torch.bfloat16).view(-1, packed.width // 2, 16, 2)
-        return pairs.transpose(1, 2).reshape(-1, packed.width)[: packed.outputs, : packed.inputs].float()
-    cut = panels.view(len(panels), packed.groups, -1)
+        values = cut.contiguous().view(torch.bfloat16).view(len(cut), packed.groups, packed.pairs, 16, 2).permute(0, 3, 1, 2, 4)
+        return values.reshape(-1, packed.width)[: packed.outputs, : packed.inputs].float()
     scales = cut[..., :32].contiguous().view(torch.bfloat16).float().transpose(1, 2)  # [panels, 16, G]
     codes, size = cut[..., 32:], 2 * packed.pairs
     if packed.form == "int8":
-        values = codes.contiguous().view(torch.int8).view(len(panels), packed.groups, packed.pairs, 16, 2).permute(0, 3, 1, 2, 4)
+        values = codes.contiguous().view(torch.int8).view(len(cut), packed.groups, packed.pairs, 16, 2).permute(0, 3, 1, 2, 4)
     else:
-        nibbles = torch.stack([codes & 15, codes >> 4], dim=-1).view(len(panels), packed.groups, packed.pairs // 2, 16, 2, 2)
+        nibbles = torch.stack([codes & 15, codes >> 4], dim=-1).view(len(cut), packed.groups, packed.pairs // 2, 16, 2, 2)
         values = nibbles.permute(0, 3, 1, 2, 5, 4).to(torch.int8) - 8
-    weight = values.reshape(len(panels), 16, packed.groups, size).float() * scales[..., None]
+    weight = values.reshape(len(cut), 16, packed.groups, size).float() * scales[..., None]
     return weight.reshape(-1, packed.width)[: packed.outputs, : packed.inputs]
 
 
-def matmul(x: Tensor, weight: Packed) -> Tensor:
-    """x [..., K] W^T -> [..., N] in x's dtype: products of bfloat16, sums in fp32, each row's in one order whatever the others are."""
+def matmul(x: Tensor, weight: Packed, dtype: torch.dtype | None = None) -> Tensor:
+    """x [..., K] W^T -> [..., N] in `dtype` (None: x's): products of bfloat16, sums in fp32, each row's in one order whatever the
+    others are; fp32 gets the sums as they are."""
     from nanohybrid.ops.cpu import linear
     from nanohybrid.ops.cpu.team import run
 
+    dtype = x.dtype if dtype is None else dtype
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
-    out = torch.empty(len(rows), weight.outputs, dtype=torch.bfloat16)
+    full = dtype != torch.bfloat16
+    out = torch.empty(len(rows), weight.outputs, dtype=torch.float32 if full else torch.bfloat16)
     room = torch.empty(min(linear.ROWS_AT_ONCE, len(rows)) + 12, weight.width, dtype=torch.bfloat16)
     if len(rows):
-        run(
-            linear.matmul,
-            weight.record(),
-            rows.data_ptr(),
-            rows.stride(0),
-            len(rows),
-            room.data_ptr(),
-            out.data_ptr(),
-            bytes_read=weight.data.numel(),
-        )
-    return out.view(*x.shape[:-1], weight.outputs).to(x.dtype)
+        where = (rows.data_ptr(), rows.stride(0), len(rows), room.data_ptr(), int(full), out.data_ptr())
+        run(linear.matmul, weight.record(), *where, bytes_read=weight.data.numel())
+    return out.view(*x.shape[:-1], weight.outputs).to(dtype)
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:
     return rows if len(rows) == count else torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
 
 
-def _panels(rows: Tensor, form: str, width: int, groups: int, scales: Tensor | None) -> Tensor:
-    """[64, K] -> uint8 [4, bytes of a panel]."""
+def _blocks(rows: Tensor, form: str, width: int, groups: int, scales: Tensor | None) -> Tensor:
+    """[64, K] -> uint8 [4, groups, bytes of a block]."""
+    size = width // groups
     if form == "bf16":
         padded = torch.nn.functional.pad(rows.to(torch.bfloat16), (0, width - rows.shape[1]))
-        return padded.view(4, 16, width // 2, 2).transpose(1, 2).contiguous().view(torch.uint8).flatten(1)
+        return padded.view(4, 16, groups, size // 2, 2).permute(0, 2, 3, 1, 4).contiguous().view(torch.uint8).flatten(2)
     assert scales is not None
     rows = torch.nn.functional.pad(rows, (0, width // (2 if form == "int4" else 1) - rows.shape[1]))
     heads = scales.to(torch.bfloat16).view(4, 16, groups).transpose(1, 2).contiguous().view(torch.uint8)
-    size = width // groups
     if form == "int8":
         codes = rows.view(4, 16, groups, size // 2, 2).permute(0, 2, 3, 1, 4).contiguous().view(torch.uint8)
     else:
         nibbles = torch.stack([rows & 15, rows >> 4], dim=-1).flatten(1)  # [64, K], in the order of K
         paired = nibbles.view(4, 16, groups, size // 4, 2, 2).permute(0, 2, 3, 4, 1, 5).reshape(4, groups, size // 4, 2, 32)
         codes = paired[..., 0, :] | (paired[..., 1, :] << 4)
-    return torch.cat([heads, codes.flatten(2)], dim=-1).flatten(1)
+    return torch.cat([heads, codes.flatten(2)], dim=-1)

@@ -82,10 +82,9 @@ class Team:
 
 
 def _compile(kernel: Any, arguments: tuple[Any, ...]) -> None:
-    """Have it compiled, or read from disk, before any thread waits at its barriers."""
-    signature = tuple(numba.typeof(argument) for argument in arguments)
-    if signature not in kernel.overloads:
-        kernel.compile(signature)
+    """Have it compiled, or read from disk, before any thread waits at its barriers. A kernel has one signature."""
+    if not kernel.overloads:
+        kernel.compile(tuple(numba.typeof(argument) for argument in arguments))
 
 
 _teams: dict[tuple[int, int], Team] = {}

@@ -1,8 +1,13 @@
 """The one inner loop of every linear layer: R rows of activations times P panels of 16 outputs, summed in fp32 over all of K.
 
-A panel holds 16 outputs, pair by pair of k:              bf16  [K/2][16][2] bfloat16
-  in groups of 128 with 16 scales (bf16) before each:     int8  [K/G] {16 scales, [G/2][16][2] int8}
-  in groups of 32, two pairs of k in the halves of bytes: int4  [K/32] {16 scales, [8] [16][2] nibbles}
+A panel is 16 outputs; what it holds of a group of K is a block, pair by pair of k:
+
+    bf16  groups of 32    [16][16][2] bfloat16
+    int8  groups of 128   16 scales (bf16), then [64][16][2] int8
+    int4  groups of 32    16 scales (bf16), then [8][16][2] bytes, a pair of k in the low and the next pair in the high nibbles
+
+Four panels make a unit, and a unit's blocks lie group by group, the four panels' one after the other: whoever computes a unit
+after another reads one run of memory.
 Rows are packed pair by pair too: [K/2][R][2] bfloat16, so that a step of the loop reads one run of memory from each.
 
 Each row's sum runs over k in one order whatever R and P are: a result does not depend on what shares the batch. With
@@ -30,18 +35,21 @@ V16F, V16I, V32B = vector(F32), vector(I32), vector(BFloat(), 32)
 def make_tile(form: str, rows: int, panels: int, paired: bool = PAIRED) -> Any:
     """The loop for a format ("bf16", "int8", "int4") as an intrinsic of numba:
 
-    tile(panels' address, bytes between panels, rows' address, out's address, bytes between out's rows, groups, pairs a group)
-    writes fp32 [rows, 16 * panels]. `paired`: with AVX512-BF16's
-    instructions. bf16 is one group of all pairs. Pairs of a group must be a multiple of 4.
+    tile(address of panels, bytes between panels, bytes between groups, rows' address, out's address, bytes between out's rows,
+    groups, pairs a group, bytes ahead) writes fp32 [rows, 16 * panels]. Pairs of a group must be a multiple of 4.
+    What lies so many bytes ahead is asked for on the way, so that memory works while sums are made. `paired`: with
+    AVX512-BF16's instructions.
     """
 
     @intrinsic
-    def tile(typingctx: Any, w: Any, w_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any) -> Any:
+    def tile(
+        typingctx: Any, w: Any, w_stride: Any, g_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any, ahead: Any
+    ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             _Tile(builder, form, rows, panels, paired).emit(*arguments)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), generate
+        return types.void(*[types.int64] * 9), generate
 
     return tile
 
@@ -52,19 +60,17 @@ class _Tile:
     def __init__(self, builder: ir.IRBuilder, form: str, rows: int, panels: int, paired: bool) -> None:
         self.b, self.form, self.rows, self.panels, self.paired = builder, form, rows, panels, paired
 
-    def emit(self, w: Any, w_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any) -> None:
+    def emit(self, w: Any, w_stride: Any, g_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any, ahead: Any) -> None:
         b, scaled = self.b, self.form != "bf16"
         starts = [b.add(w, b.mul(w_stride, I64(panel))) for panel in range(self.panels)]
         zeros = [ir.Constant(V16F, [0.0] * 16)] * (self.rows * self.panels)
-        size = b.mul(pairs, I64(PAIR_BYTES[self.form]))
-        if scaled:
-            size = b.add(size, I64(GROUP_BYTES[self.form]))
         with self._loop(groups, 1, zeros) as outer:
-            offset = b.mul(outer.index, size)
+            offset = b.mul(outer.index, g_stride)
             at = [b.add(start, offset) for start in starts]
             row = b.add(x, b.mul(b.mul(outer.index, pairs), I64(4 * self.rows)))
             first = [b.add(place, I64(GROUP_BYTES[self.form])) for place in at] if scaled else at
             with self._loop(pairs, 4, zeros if scaled else outer.values) as inner:
+                self._ask(first, inner.index, ahead)
                 inner.close(self._four_pairs(first, row, inner.index, inner.values))
             if scaled:
                 scales = [self._scales(place) for place in at]
@@ -82,6 +88,15 @@ class _Tile:
 
     def _loop(self, end: Any, step: int, values: list[Any]) -> _Loop:
         return _Loop(self.b, end, step, values)
+
+    def _ask(self, w: list[Any], pair: Any, ahead: Any) -> None:
+        """Prefetch the lines that the next four pairs' place will hold `ahead` bytes from here, into the second level."""
+        b = self.b
+        prefetch = function(b, "llvm.prefetch.p0", ir.VoidType(), [PTR, I32, I32, I32])
+        for place in w:
+            start = b.add(b.add(place, ahead), b.mul(pair, I64(PAIR_BYTES[self.form])))
+            for line in range(4 * PAIR_BYTES[self.form] // 64):
+                b.call(prefetch, [b.inttoptr(b.add(start, I64(64 * line)), PTR), I32(0), I32(2), I32(1)])
 
     def _four_pairs(self, w: list[Any], x: Any, pair: Any, sums: list[Any]) -> list[Any]:
         """Four pairs of k, of all rows and panels."""

@@ -1,0 +1,31 @@
+"""Commands of several modules: `plan compress | serve`, `bench generate | serve | headline`, `export gguf`.
+
+Each module has `SUMMARY`, `parser()` and `run(arguments)`, as a command's has; a group is their names.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from nanohybrid.cli.common import command_parser
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+
+def group_parser(command: str, summary: str, modules: Mapping[str, str]) -> "jsonargparse.ArgumentParser":
+    """The parser of `nanohybrid COMMAND NAME ...`, where NAME is one of `modules`."""
+    result = command_parser(command, summary)
+    chosen = result.add_subcommands(dest=command, required=True)
+    for name, module in modules.items():
+        of = importlib.import_module(module)
+        chosen.add_subcommand(name, of.parser(), help=of.SUMMARY)
+    return result
+
+
+def run_chosen(command: str, arguments: "jsonargparse.Namespace", modules: Mapping[str, str]) -> int:
+    """Run the module that was named; `--json` counts before its name and behind it."""
+    name = arguments[command]
+    chosen = arguments[name]
+    chosen.json = chosen.json or arguments.json
+    return importlib.import_module(modules[name]).run(chosen) or 0
