@@ -149,16 +149,28 @@ class Runner:
         forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
         return draw(logits_SV, self._edited(self._rows_of(ready), ready), [request.known for request in ready], forced)
 
+    def _each_alone(self, work: list[Work]) -> list[Tensor]:
+        """Logits [1, V] of each whose next token is wanted, of the bits that it has alone. Where the model computes everybody as if
+        alone, all go through it together."""
+        wanted = [index for index, (request, start, length) in enumerate(work) if start + length == request.known]
+        result = [torch.empty(0)] * len(work)
+        if self.model.alike(self.state):
+            logits_SV = self._logits(work, wanted)
+            for index, row_V in zip(wanted, logits_SV, strict=True):
+                result[index] = row_V[None].clone()  # a copy stands where all copies do, aligned alike
+            return result
+        for index, (request, start, length) in enumerate(work):
+            for begin, end in pieces(start, start + length):
+                result[index] = self._logits([Work(request, begin, end - begin)], [0] if end == request.known else [])
+        return result
+
     def _run_each_alone(self, work: list[Work]) -> tuple[list[Request], Sampled]:
         """The same, each request by itself, its prompt in pieces that end at multiples of 128: what is computed for it has one
         shape whatever shares the step and however its prompt was cut, cached or put aside, and so the same bits."""
         ready: list[Request] = []
         each: list[Sampled] = []
         alone: dict[int, Rows] = {}
-        for request, start, length in work:
-            logits_SV = torch.empty(0)
-            for begin, end in pieces(start, start + length):
-                logits_SV = self._logits([Work(request, begin, end - begin)], [0] if end == request.known else [])
+        for (request, start, length), logits_SV in zip(work, self._each_alone(work), strict=True):
             if start + length < request.known:
                 continue
             for member in request.family or [request]:

@@ -111,6 +111,11 @@ class HybridLM(nn.Module):
             h_TE, normed_TE = residual_norm(h_TE, block.mixer(normed_TE, layout, pools), norm.weight, norm.eps)
         return normed_TE
 
+    def alike(self, state: State) -> bool:
+        """Whether what a forward with this state computes for a token is the same bits whatever shares the batch and however its
+        sequence is cut into calls: of a packed model, by the order of its kernels' sums (ops/cpu/step.py)."""
+        return self.packed and not self.config.tie_word_embeddings and self._compiled(state) is not None
+
     def _compiled(self, state: State) -> CompiledForward | None:
         from nanohybrid.model.compiled import compiled_forward  # here, since it needs numba
 

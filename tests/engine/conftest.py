@@ -31,3 +31,20 @@ def model():
         mamba_num_heads=4, mamba_head_dim=20, n_groups=2, ssm_state_size=16, initializer_range=0.3,
     )  # fmt: skip
     return random_model(config, torch.float32, seed=5)
+
+
+@pytest.fixture(scope="session")
+def packed():
+    """The like in bf16 on the CPU's kernels, where they can be used."""
+    from nanohybrid.config import HybridConfig
+    from nanohybrid.engine.random_weights import random_model
+    from nanohybrid.model.packed import prepare
+
+    config = HybridConfig(
+        pattern="M-*M-", vocab_size=269, hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        mamba_num_heads=4, mamba_head_dim=20, n_groups=2, ssm_state_size=16, initializer_range=0.3,
+    )  # fmt: skip
+    model = random_model(config, torch.bfloat16, seed=5)
+    if not prepare(model):
+        pytest.skip("the CPU's kernels cannot be used here")
+    return model

@@ -29,7 +29,7 @@ def text(head, tail):
 
 def alone(model, tokenizer, head, tail, kind, seed):
     """A request with the engine to itself, nothing cached."""
-    key = head, tail, kind, seed
+    key = model.dtype, head, tail, kind, seed
     if key not in ALONE:
         engine = Engine(model, tokenizer, max_running=1, max_context=600, deterministic=True)
         ALONE[key] = engine.generate([text(head, tail)], replace(KINDS[kind], seed=seed))[0]
@@ -41,12 +41,14 @@ asked = st.tuples(
 )
 
 
+@pytest.mark.parametrize("kernels", ["torch", "compiled"])
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     wanted=st.lists(asked, min_size=1, max_size=8), running=st.integers(1, 5), budget=st.integers(1, 500), pages=st.integers(5, 14),
     cached=st.booleans(), places=st.lists(st.integers(1, 300), max_size=2), asides=st.randoms(use_true_random=False),
 )  # fmt: skip
-def test_nothing_that_shares_the_engine_changes_a_bit(model, tokenizer, wanted, running, budget, pages, cached, places, asides):
+def test_nothing_that_shares_the_engine_changes_a_bit(kernels, request, tokenizer, wanted, running, budget, pages, cached, places, asides):
+    model = request.getfixturevalue("model" if kernels == "torch" else "packed")
     engine = Engine(
         model, tokenizer, max_running=running, max_context=600, token_budget=budget, pages=pages, overcommit=True,
         cache_bytes=2**22 * cached, checkpoint_every=128, deterministic=True,
@@ -64,8 +66,8 @@ def test_nothing_that_shares_the_engine_changes_a_bit(model, tokenizer, wanted, 
             engine.cancel(asides.choice(requests)[0])
         engine.step()
         step += 1
-    for request, key in [(request, key) for request, key in requests if not request.cancelled]:
-        got = replace(request.completion(), cached_tokens=0, cache_miss=None)
+    for one, key in [(one, key) for one, key in requests if not one.cancelled]:
+        got = replace(one.completion(), cached_tokens=0, cache_miss=None)
         assert got == replace(alone(model, tokenizer, *key), cache_miss=None)
     assert engine.scheduler.slots.used == engine.scheduler.pages.used == 0
 
@@ -89,3 +91,14 @@ def test_choices_are_separate_requests_bit_for_bit(model, tokenizer):
 )
 def test_pieces_end_where_chunks_do(start, end, wanted):
     assert pieces(start, end) == wanted
+
+
+def test_a_model_that_computes_everybody_as_if_alone_is_asked_once_a_step(packed, tokenizer, monkeypatch):
+    engine = Engine(packed, tokenizer, max_running=4, max_context=600, deterministic=True)
+    for tail in range(3, 7):
+        engine.add(text(0, tail), KINDS[0])
+    calls = []
+    monkeypatch.setattr(packed, "hidden", lambda *given: calls.append(given) or type(packed).hidden(packed, *given))
+    engine.step()
+    engine.step()
+    assert len(calls) == 2
