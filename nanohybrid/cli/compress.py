@@ -48,7 +48,9 @@ def run(arguments: jsonargparse.Namespace) -> None:
         return
     rows = [[name, chosen["config"][name]] for name in SHAPE]
     rows += [["parameters", chosen["parameters"]], ["bytes at work", chosen["bytes"]["total"]]]
-    rows += [[f"loss, {name}", measures["losses"][name]] for name in ("parent", "pruned", "distilled")]
+    rows += [[f"loss, {name}", loss] for name, loss in measures["losses"].items()]
+    rows += [[f"right answers, {name}", f"{share['accuracy']:.1%}"] for name, share in measures["accuracy"].items()]
+    rows += [["for llama.cpp", out / measures["gguf"]["file"]]] if "gguf" in measures else []
     table(["", "result"], rows, title=f"{out}, for {found['budget']}")
 
 

@@ -36,7 +36,7 @@ def parser() -> jsonargparse.ArgumentParser:
         "--layers-by",
         choices=["iterative", "one-shot", "cosine"],
         default="iterative",
-        help="how --layers are ranked: cosine reads the checkpoint layer by layer, the others hold it whole",
+        help="how --layers are ranked: iterative (the paper's) holds the whole model, the others read it layer by layer",
     )
     result.add_argument("--plain", action="store_true", help="scores by activation alone, not times the outgoing weights' norm")
     return result

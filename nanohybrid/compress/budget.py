@@ -12,7 +12,7 @@ each element), a state for each chunk of 128 tokens, the residual stream twice, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import TypeVar
 
@@ -80,6 +80,16 @@ class Budget:
             state=self.batch * footprint.state_bytes_per_sequence,
             reserve=activation_bytes(config, min(self.step, each), self.batch, self.dtype) if self.step else 0,
         )
+
+    @property
+    def plain(self) -> Budget:
+        """The same for weights that are not quantised."""
+        return replace(self, dtype="bf16") if self.dtype in QUANTISED else self
+
+    @property
+    def kind(self) -> torch.dtype:
+        """The type of activations, and of all weights that are not quantised."""
+        return DTYPES[self.plain.dtype]
 
     def fits(self, config: HybridConfig) -> bool:
         """Whether a model of this shape stays within."""

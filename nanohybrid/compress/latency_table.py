@@ -20,12 +20,14 @@ from pathlib import Path
 
 import torch
 
-from nanohybrid.compress.budget import DTYPES, Budget
+from nanohybrid.compress.budget import QUANTISED, Budget
 from nanohybrid.compress.matrices import matrices_of
 from nanohybrid.config import HybridConfig
 from nanohybrid.evaluate.throughput import decode_times
 from nanohybrid.files import atomic_write
 from nanohybrid.model import HybridLM
+from nanohybrid.model.packed import prepare
+from nanohybrid.model.quantized import quantize_model
 
 POINTS = 4  # shapes of each kind that are timed
 HEAD = "head"
@@ -103,9 +105,12 @@ def decode_timer(budget: Budget, device: torch.device, rounds: int = 15) -> Time
     """Seconds of a decode step of each of several models with random weights, in turns: the quickest of `rounds`."""
 
     def timer(shapes: dict[str, HybridConfig]) -> dict[str, float]:
-        models = {name: HybridLM(config).to(device, DTYPES.get(budget.dtype, torch.bfloat16)).eval() for name, config in shapes.items()}
+        models = {name: HybridLM(config).to(device, budget.kind).eval() for name, config in shapes.items()}
         for model in models.values():
             model.reset_parameters(0)
+            if budget.dtype in QUANTISED:
+                quantize_model(model, budget.dtype)
+            prepare(model)  # for the kernels by which the engine will run it
         found = decode_times(models, [budget.context], budget.batch, rounds)
         return {name: rows[0].quickest / 1e3 for name, rows in found.items()}
 

@@ -4,6 +4,9 @@ The head is linear, so the change needs no logits: with d = h' - h the change of
     mean over the vocabulary of (W d)^2  =  d^T (W^T W) d / V
 and W^T W is made once.
 
+Iteratively this needs the whole model in memory. One-shot it can be read layer by layer: the hidden states of all models that lack one
+layer go through the layers together, as many documents at a time as fit beside them.
+
 T tokens · E embedding · V vocabulary · L layers.
 """
 
@@ -16,8 +19,12 @@ import torch
 from torch import Tensor
 
 from nanohybrid.compress.calibration import Calibration
+from nanohybrid.compress.parts import Parts, gram
 from nanohybrid.data import Batch
 from nanohybrid.model import HybridLM
+
+BATCH = 4096  # tokens at once
+HELD = 2 * 2**30  # bytes of hidden states of models that lack a layer
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class LayerRanking:
 
 @torch.no_grad()
 def rank_layers(
-    model: HybridLM, calibration: Calibration, rounds: int = 0, batch_tokens: int = 4096, advance: Callable[[int], object] | None = None
+    model: HybridLM, calibration: Calibration, rounds: int = 0, batch_tokens: int = BATCH, advance: Callable[[int], object] | None = None
 ) -> LayerRanking:
     """Skip each layer in turn. The first `rounds` places of the order are found iteratively, as the paper does: the layer that
     changes the logits least is removed for good before the next is sought; the others follow by their one-shot scores.
@@ -64,15 +71,37 @@ def skipped(model: HybridLM, left: Sequence[int], batches: Sequence[Batch], trut
             h_TE = before_TE
             for later in blocks[place + 1 :]:
                 h_TE = later(h_TE, batch.layout, None)
-            change_TE = (model.backbone.norm_f(h_TE) - final_TE).float()
-            sums[place] += float(((change_TE @ gram_EE) * change_TE).sum()) / model.config.vocab_size
+            sums[place] += squared_change(model.backbone.norm_f(h_TE) - final_TE, gram_EE) / model.config.vocab_size
             before_TE = block(before_TE, batch.layout, None)
     return [total / tokens for total in sums]
 
 
-def gram(head_VE: Tensor) -> Tensor:
-    """W^T W in fp32, added up over slices of the vocabulary."""
-    total_EE = head_VE.new_zeros(head_VE.shape[1], head_VE.shape[1], dtype=torch.float32)
-    for part_VE in head_VE.split(16_384):
-        total_EE.addmm_(part_VE.float().T, part_VE.float())
-    return total_EE
+@torch.no_grad()
+def rank_layers_streamed(
+    parts: Parts, calibration: Calibration, held_bytes: int = HELD, advance: Callable[[int], object] | None = None
+) -> LayerRanking:
+    """The one-shot scores of `rank_layers`, one layer in memory at a time, and at most about `held_bytes` of hidden states.
+
+    The layers are read once for each group of documents whose hidden states fit; a single document is a group of its own at least.
+    """
+    layers, gram_EE = parts.config.num_hidden_layers, parts.head_gram()
+    sums, each = torch.zeros(layers, dtype=torch.float64), 4 * parts.config.hidden_size * (layers + 1)
+    for batch in (batch.to(parts.device) for batch in calibration.batches(min(BATCH, max(1, held_bytes // each)))):
+        (whole_TE,) = parts.embedded([batch.tokens_T])
+        without: list[Tensor] = []  # by layer: the hidden states so far of the model that lacks it
+        for block in parts.blocks():
+            without = [block(h_TE, batch.layout, None) for h_TE in without] + [whole_TE]
+            whole_TE = block(whole_TE, batch.layout, None)
+            if advance is not None:
+                advance(batch.layout.tokens)
+        norm = parts.final_norm()
+        final_TE = norm(whole_TE)
+        sums += torch.tensor([squared_change(norm(h_TE) - final_TE, gram_EE) for h_TE in without], dtype=torch.float64)
+    score_L = (sums / parts.config.vocab_size / calibration.tokens).float()
+    return LayerRanking(score_L, tuple(sorted(range(layers), key=lambda layer: (float(score_L[layer]), layer))))
+
+
+def squared_change(change_TE: Tensor, gram_EE: Tensor) -> float:
+    """The squared change of the logits, added up over tokens and vocabulary, for a change of the final hidden states."""
+    change_TE = change_TE.float()
+    return float(((change_TE @ gram_EE) * change_TE).sum())

@@ -43,6 +43,10 @@ class Parts(Protocol):
         """[E]: the L2 norm of the weights by which the head reads each channel."""
         ...
 
+    def head_gram(self) -> Tensor:
+        """[E, E]: W^T W of the head in fp32."""
+        ...
+
 
 class Loaded:
     """The parts of a model in memory."""
@@ -63,6 +67,9 @@ class Loaded:
 
     def head_norm(self) -> Tensor:
         return column_norm(self.model.head_weight)
+
+    def head_gram(self) -> Tensor:
+        return gram(self.model.head_weight)
 
 
 class Stored:
@@ -92,7 +99,14 @@ class Stored:
         return norm
 
     def head_norm(self) -> Tensor:
-        return column_norm(self.reader.tensor(EMBEDDINGS if self.config.tie_word_embeddings else HEAD))
+        return column_norm(self._head())
+
+    def head_gram(self) -> Tensor:
+        return gram(self._head().to(self.device))
+
+    def _head(self) -> Tensor:
+        """[V, E], as stored."""
+        return self.reader.tensor(EMBEDDINGS if self.config.tie_word_embeddings else HEAD)
 
 
 def column_norm(weight_VE: Tensor) -> Tensor:
@@ -101,3 +115,11 @@ def column_norm(weight_VE: Tensor) -> Tensor:
     for part_VE in weight_VE.detach().split(ROWS):
         total_E += part_VE.float().square().sum(0)
     return total_E.sqrt().cpu()
+
+
+def gram(head_VE: Tensor) -> Tensor:
+    """W^T W in fp32, added up over slices of the vocabulary."""
+    total_EE = head_VE.new_zeros(head_VE.shape[1], head_VE.shape[1], dtype=torch.float32)
+    for part_VE in head_VE.split(4 * ROWS):
+        total_EE.addmm_(part_VE.float().T, part_VE.float())
+    return total_EE

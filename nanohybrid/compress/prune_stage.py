@@ -30,7 +30,7 @@ class PruneRecipe:
     length: int = 512
     """Tokens of each, at most."""
     layers_by: str = ITERATIVE
-    """How layers are ranked where their number is given: iterative (the paper's), one-shot, or cosine, which streams."""
+    """How layers are ranked where their number is given: iterative (the paper's), one-shot, or cosine; the last two stream."""
 
 
 def prune(recipe: PruneRecipe, model: Path, out: Path, importance: Path | None = None, calibration: Path | None = None) -> Path:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from nanohybrid.compress.budget import Budget, amount
+from nanohybrid.compress.budget import QUANTISED, Budget, amount
 from nanohybrid.compress.importance import Importance
 from nanohybrid.compress.promise import Promise
+from nanohybrid.compress.report_end import through_the_stages
 from nanohybrid.compress.search import SHAPE, Candidate, Search
 from nanohybrid.compress.target import Target, sizes_of
 from nanohybrid.config import KINDS, HybridConfig
@@ -35,19 +35,21 @@ def compression_report(
     _removed(report, parent, scores, found.chosen)
     _importance(report, parent, scores)
     _candidates(report, budget, found)
-    _distillation(report, directory, measures)
+    through_the_stages(report, directory, found.chosen.config, measures)
     return report
 
 
 def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candidate, measures: Mapping[str, Any]) -> None:
-    before, after = budget.memory(parent).as_dict(), budget.memory(chosen.config).as_dict()
+    before, after = budget.plain.memory(parent).as_dict(), budget.memory(chosen.config).as_dict()
     count, agreement, work = Footprint.of(parent).parameters, measures["agreement"], measures["at_work"]
+    last = list(agreement)[-1]
+    then = f" Last its matrices became {budget.dtype}." if budget.dtype in QUANTISED else ""
     speeds = [work[name]["tokens_per_second"] for name in ("parent", "result")]
     report.text(
         f"A model was made smaller, so that it fits {budget}. Its least important parts were cut out, and what was left learnt from "
-        f"the whole model again. The parent takes {amount(before['total'])}, the result {amount(after['total'])}, with "
+        f"the whole model again.{then} The parent takes {amount(before['total'])}, the result {amount(after['total'])}, with "
         f"{chosen.parameters:,} of {count:,} parameters ({chosen.parameters / count:.0%}). On the documents it was measured on, the "
-        f"result's likeliest next token is the parent's {agreement['distilled']:.1%} of the time; right after the cut it was "
+        f"result's likeliest next token is the parent's {agreement[last]:.1%} of the time; right after the cut it was "
         f"{agreement['pruned']:.1%}."
     )
     report.figure(plots.strip({"parent": parent.pattern, "result": chosen.config.pattern}), "The layers of both.")
@@ -62,9 +64,11 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
     for label, key in (("bytes of the weights", "weight_bytes"), ("bytes of keys, values and states", "state_bytes")):
         rows.append([label, *(int(work[name][key]) for name in ("parent", "result"))])
     report.table(["at work", "parent", "result"], rows)
+    beside = ", the parent in bf16" if then else ""
     report.text(
         f"One decode step of {budget.batch} sequence{'s' * (budget.batch > 1)} at {int(work['parent']['context']):,} tokens of context, "
-        f"{budget.dtype}, in turns, the quickest of a few; bytes as allocated at the whole context. A busy machine blurs the first line."
+        f"{budget.dtype}{beside}, in turns, the quickest of a few; bytes as allocated at the whole context. A busy machine blurs the "
+        "first line."
     )
 
 
@@ -197,24 +201,3 @@ def _points(places: list[tuple[float, float]], x: str, y: str) -> Figure:
         axes.scatter([places[0][0]], [places[0][1]], s=60, color=plots.COLOURS[1], marker="D", label="chosen", zorder=3)
         axes.legend(loc="best", fontsize=9)
     return figure
-
-
-def _distillation(report: Report, directory: Path, measured: Mapping[str, Any]) -> None:
-    folder = directory / "distilled"
-    rows = [json.loads(line) for line in (folder / "metrics" / "distill.jsonl").read_text().splitlines()]
-    measures = json.loads((folder / "lineage.json").read_text())["measures"]
-    report.section("Learning from the parent").text(
-        f"The cut model read {rows[-1]['tokens']:,} tokens and learnt what the parent expects next, the whole distribution and not only "
-        f"the right token (forward KL on the logits). Divergence from the parent, in nats a token: {measures['kl_before']:.4f} before, "
-        f"{measures['kl_after']:.4f} after."
-    )
-    stages = [[name, measured["losses"][name], f"{measured['agreement'][name]:.1%}"] for name in ("parent", "pruned", "distilled")]
-    report.table(["through the stages", "loss", "agrees with the parent"], stages)
-    curve = {"KL": [(row["tokens"], row["loss"]) for row in rows]}
-    report.figure(plots.lines(curve, "tokens", "KL, nats a token", log_y=True), "Divergence from the parent on the training documents.")
-    name = directory.name.removesuffix(".partial")
-    report.section("To use it").text(
-        "The directory is a checkpoint in the layout of the parent. Loss and agreement above are on documents that it may have learnt "
-        "from: judge it by `evaluate`, on problems that it has not seen."
-    )
-    report.code(f"nanohybrid chat {name}\nnanohybrid serve {name}\nnanohybrid evaluate parent=PARENT result={name} --out {name}-evaluation")

@@ -1,9 +1,10 @@
-"""The stage `compress`: importance -> search -> race -> prune -> distill, each in a directory of its own under the output.
+"""The stage `compress`: importance -> search -> race -> prune -> distill (-> quantize), each in a directory of its own under the output.
 
     importance/   scores of every axis and layer             search/     every shape that fits the budget, the choice first
     pruned/       the chosen shape, and kept.json            distilled/  the same after learning from the parent
+    quantised/    that in 8 or 4 bits, where it is wanted
 
-The output itself is the distilled checkpoint. Every part is found again after a kill, and none is done twice.
+The output itself is the last of them as a checkpoint. Every part is found again after a kill, and none is done twice.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from pathlib import Path
 
 import torch
 
-from nanohybrid.checkpoint import load
+from nanohybrid.checkpoint import load, refuse_quantized
 from nanohybrid.compress.before_after import at_work
-from nanohybrid.compress.budget import DTYPES, STEP, Budget
+from nanohybrid.compress.budget import DTYPES, QUANTISED, STEP, Budget
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.choice import MEASURED, ROOFLINE, decide, speed_of, try_shapes
 from nanohybrid.compress.devices import device
 from nanohybrid.compress.distill import DistillRecipe, distill
 from nanohybrid.compress.documents import documents_for
+from nanohybrid.compress.finish import accuracies, check_ends, export_gguf, quantised
 from nanohybrid.compress.importance import FILE
 from nanohybrid.compress.measure import COSINE, ITERATIVE, ONE_SHOT, importance_of
 from nanohybrid.compress.plan import grid_of
@@ -35,10 +37,12 @@ from nanohybrid.compress.search import Candidate, Grid
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import TokenStore
 from nanohybrid.errors import ConfigError
+from nanohybrid.export import TYPES
 from nanohybrid.extras import require
 from nanohybrid.model import Footprint
 from nanohybrid.stages import Stage, open_stage
 from nanohybrid.stages.output import read_record
+from nanohybrid.tasks import DEFAULT_MIX
 
 STAGE_FILES = ("recipe.toml", "lineage.json", "report.html")
 
@@ -54,13 +58,17 @@ class CompressRecipe:
     beside_bytes: int = 0
     """What else must fit on that device."""
     budget_share: float = 0.72
-    """Where neither bytes nor a device are given: share of what the parent takes itself, activations aside."""
+    """Where neither bytes nor a device are given: share of what the parent takes in `dtype`, activations aside."""
     context: int = 4096
     """Tokens of a sequence for which the budget must suffice."""
     batch: int = 1
     """Sequences at once."""
     dtype: str = "bf16"
     """Of the weights, keys and values at work: bf16, fp16 or fp32."""
+    quantize: str | None = None
+    """int8, int4 or fp8: what the matrices become at last. The budget is then for that form, and what is not a matrix stays bf16."""
+    gguf: str | None = None
+    """Also write the result as one file for llama.cpp: bf16, f16, f32, q8_0 or q4_0."""
     samples: int = 256
     """Calibration documents."""
     length: int = 512
@@ -73,6 +81,10 @@ class CompressRecipe:
     """How tokens a second are known: roofline (of `device`, else of a CPU), or measured (layers timed on the device that is here)."""
     near: float = 0.01
     """Of the shapes whose quality is within this share of the best's, the fastest is chosen."""
+    problems: int = 0
+    """Held-out problems of each family that the model answers after every step; 0: it is asked none."""
+    tasks: tuple[str, ...] = DEFAULT_MIX
+    """Families of these problems."""
     grid: Grid = field(default_factory=Grid)
     race: RaceRecipe = field(default_factory=RaceRecipe)
     distill: DistillRecipe = field(default_factory=DistillRecipe)
@@ -81,7 +93,14 @@ class CompressRecipe:
         if not 0 < self.budget_share <= 1:
             raise ConfigError(f"budget_share is {self.budget_share}: a share of the parent is above 0 and at most 1")
         if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype is {self.dtype!r}: compress writes {', '.join(DTYPES)}; `nanohybrid plan compress` knows more")
+            also = f"; for {self.dtype} matrices give --quantize {self.dtype}" if self.dtype in QUANTISED else ""
+            raise ConfigError(f"dtype is {self.dtype!r}: known are {', '.join(DTYPES)}{also}")
+        if self.quantize is not None and (self.quantize not in QUANTISED or self.dtype != "bf16"):
+            raise ConfigError(f"quantize is {self.quantize!r} and dtype {self.dtype}: known are {', '.join(QUANTISED)}, with dtype bf16")
+        if self.gguf is not None and self.gguf not in TYPES:
+            raise ConfigError(f"gguf is {self.gguf!r}: known are {', '.join(TYPES)}")
+        if self.problems < 0 or not self.tasks:
+            raise ConfigError(f"problems is {self.problems} and tasks {list(self.tasks)}: give 0 or more, of at least one family")
         if self.speed not in (ROOFLINE, MEASURED):
             raise ConfigError(f"speed is {self.speed!r}: known are {ROOFLINE} and {MEASURED}")
         if self.layers_by not in (ITERATIVE, ONE_SHOT, COSINE):
@@ -92,14 +111,19 @@ class CompressRecipe:
             raise ConfigError(f"beside_bytes is {self.beside_bytes}: that leaves nothing of {self.device}")
         Budget(1 if self.budget_bytes is None else self.budget_bytes, self.context, self.batch, self.dtype)
 
+    @property
+    def form(self) -> str:
+        """What the result's matrices are in: a format, else the dtype."""
+        return self.quantize or self.dtype
+
     def budget(self, parent: HybridConfig) -> Budget:
         """The budget in bytes."""
         if self.budget_bytes is not None:
-            return Budget(self.budget_bytes, self.context, self.batch, self.dtype, STEP)
+            return Budget(self.budget_bytes, self.context, self.batch, self.form, STEP)
         if self.device is not None:
-            return Budget(device(self.device).budget(self.beside_bytes), self.context, self.batch, self.dtype, STEP)
+            return Budget(device(self.device).budget(self.beside_bytes), self.context, self.batch, self.form, STEP)
         total = Footprint.of(parent, DTYPES[self.dtype]).total(self.context, self.batch)
-        return Budget(int(total * self.budget_share), self.context, self.batch, self.dtype)
+        return Budget(int(total * self.budget_share), self.context, self.batch, self.form)
 
     def grid_for(self, parent: HybridConfig) -> Grid:
         """The recipe's grid; where it was left as it comes, the paper's for the paper's parent."""
@@ -112,6 +136,8 @@ def compress(recipe: CompressRecipe, model: Path, data: Path | None, out: Path, 
     data: None for the model's own chats, else text that is here anyway (documents.py). data and pretraining otherwise as in `distill`.
     """
     require("matplotlib", "train")  # for the report at the end
+    refuse_quantized(model)
+    check_ends(recipe, model)
     inputs = {"model": model} | ({"data": data} if data else {}) | ({"pretraining": pretraining} if pretraining else {})
     with open_stage(out, "compress", recipe, inputs, recipe.distill.seed) as stage:
         if not stage.complete:
@@ -146,17 +172,22 @@ class Compression:
         found = decide(stage, recipe, found, budget, self.learn)
         pruned = self.prune(found.chosen, stage.directory / "pruned")
         distilled = distill(recipe.distill, pruned, self.model, self.data, stage.directory / "distilled", self.pretraining)
+        steps = {"parent": self.model, "pruned": pruned, "distilled": distilled, **quantised(recipe, distilled, self.data)}
+        result = list(steps.values())[-1]
         qualities = {"parent": judge.parent}
-        qualities |= {name: judge(load(path, dtype=torch.float32)) for name, path in (("pruned", pruned), ("distilled", distilled))}
+        qualities |= {name: judge(load(path, dtype=torch.float32)) for name, path in list(steps.items())[1:]}
         stage.record["tokens"] = read_record(distilled)["tokens"]
         stage.measure(
             losses={name: quality.loss for name, quality in qualities.items()},
             agreement={name: quality.agreement for name, quality in qualities.items()},
-            at_work=at_work({"parent": self.model, "result": distilled}, budget),
+            at_work=at_work({"parent": self.model, "result": result}, budget),
+            accuracy=accuracies(recipe, steps, stage),
+            **({} if recipe.quantize is None else {"quantised": read_record(result)["measures"]}),
+            **export_gguf(recipe, steps, stage.directory),
             **sizes("parent", shape),
             **sizes("pruned", found.chosen.config),
         )
-        adopt(distilled, stage.directory)
+        adopt(result, stage.directory)
         shutil.copyfile(pruned / "kept.json", stage.directory / "kept.json")
         report = compression_report(budget, shape, scores, found, stage.measures, stage.directory)
         report.write(stage.directory / "report.html")

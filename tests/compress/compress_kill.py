@@ -47,7 +47,7 @@ def work(root: Path, out: Path, kill_at: int | None) -> None:
     from nanohybrid.compress.distill import DistillRecipe  # isort: skip
 
     recipe = CompressRecipe(
-        budget_share=0.8, context=64, samples=8, length=30, race=RaceRecipe(2, 200),
+        budget_share=0.6, quantize="int8", gguf="q8_0", context=64, samples=8, length=30, race=RaceRecipe(2, 200),
         grid=Grid(hidden=(1.0, 0.75), ffn=(1.0, 0.75, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=2),
         distill=DistillRecipe(
             tokens=400, batch_tokens=100, sequence_length=40, measured_tokens=100, optimizer=OptimizerConfig(learning_rate=1e-2),

@@ -81,6 +81,14 @@ def test_a_student_comes_nearer_to_its_teacher(folders, tmp_path):
     assert (out / "tokenizer.json").exists() and not (out / "snapshot.safetensors").exists()
 
 
+def test_the_command_distils_from_a_teacher_held_anywhere(folders, tmp_path, capsys):
+    (tmp_path / "recipe.toml").write_text(dump(replace(DISTILL, tokens=200)))
+    command = ["distill", str(folders / "parent"), str(folders / "parent"), "--recipe", str(tmp_path / "recipe.toml")]
+    command += ["--teacher", "int8", "--data", str(folders / "sft"), "--out", str(tmp_path / "out"), "--json"]
+    assert main(command) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["kl_before"] < 0.1  # its own teacher, but for the rounding of int8
+
+
 def test_other_vocabularies_are_refused(folders, tmp_path):
     save(make_model().float(), tmp_path / "student")
     with pytest.raises(InputError, match="vocabulary of 60"):

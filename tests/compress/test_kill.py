@@ -13,7 +13,8 @@ from nanohybrid.text import train_bpe
 
 BYTES = (
     "model.safetensors", "config.json", "kept.json", "importance/importance.safetensors", "search/search.json",
-    "pruned/model.safetensors", "distilled/model.safetensors", "metrics/search.jsonl", "metrics/race.jsonl",
+    "pruned/model.safetensors", "distilled/model.safetensors", "quantised/model.safetensors", "model-q8_0.gguf",
+    "metrics/search.jsonl", "metrics/race.jsonl",
 )  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def killed_and_resumed(root, out, share):
         assert (out / name).read_bytes() == (root / "whole" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("share", [0.6])
+@pytest.mark.parametrize("share", [0.6, 0.96])
 def test_a_killed_compression_ends_in_the_same_bytes(root, tmp_path, share):
     killed_and_resumed(root, tmp_path / "out", share)
 

@@ -5,11 +5,13 @@ import pytest
 import torch
 from compress_models import make_model
 
-from nanohybrid.checkpoint import save
+from nanohybrid.checkpoint import CheckpointReader, save
 from nanohybrid.compress import measure
 from nanohybrid.compress.activations import measure_activations
 from nanohybrid.compress.importance import Importance
+from nanohybrid.compress.layers import rank_layers_streamed
 from nanohybrid.compress.measure import importance_of
+from nanohybrid.compress.parts import Stored
 from nanohybrid.model import Layout
 
 
@@ -37,10 +39,35 @@ def test_a_ranking_is_kept_and_found_again_under_its_name(model, calibration, tm
     assert again.order == first.order and torch.equal(again.cosine, Importance.load(tmp_path).cosine)
 
 
-def test_by_cosine_no_whole_model_is_read(calibration, tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", ["one-shot", "cosine"])
+def test_no_whole_model_is_read_unless_iteratively(calibration, tmp_path, monkeypatch, how):
     save(make_model().float(), tmp_path / "model")
+    whole = importance_of(make_model().float(), calibration, tmp_path / "whole", True, 2, how)
     monkeypatch.setattr(measure, "load", lambda *_, **__: pytest.fail("it reads the whole model"))
-    assert importance_of(tmp_path / "model", calibration, tmp_path, True, 2, "cosine").facts["layers_by"] == "cosine"
+    found = importance_of(tmp_path / "model", calibration, tmp_path, True, 2, how)
+    assert found.facts["layers_by"] == how and found.order == whole.order
+    torch.testing.assert_close(found.layers, whole.layers)
+
+
+@pytest.mark.parametrize("held_bytes", [1, 12_000, 2**30], ids=["a document at a time", "two groups", "all at once"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_streamed_scores_are_the_change_of_whole_logits(calibration, tmp_path, held_bytes, tied):
+    model = make_model("M-*-M", tie_word_embeddings=tied).float()
+    save(model, tmp_path)
+    with CheckpointReader(tmp_path) as reader:
+        found = rank_layers_streamed(Stored(reader), calibration, held_bytes)
+    wanted = torch.zeros(5)
+    for tokens, _ in calibration.samples:
+        ids_T, layout = torch.from_numpy(tokens.astype("int64")), Layout.packed([len(tokens)])
+        whole_TV = model(ids_T, layout=layout).detach()
+        for gone in range(5):
+            h_TE = model.backbone.embeddings(ids_T)
+            for layer, block in enumerate(model.backbone.layers):
+                h_TE = h_TE if layer == gone else block(h_TE, layout, None)
+            logits_TV = model.backbone.norm_f(h_TE).detach() @ model.head_weight.detach().T
+            wanted[gone] += (logits_TV - whole_TV).square().mean(1).sum() / calibration.tokens
+    torch.testing.assert_close(found.score_L, wanted, rtol=1e-4, atol=0)
+    assert list(found.order) == wanted.argsort().tolist()
 
 
 def test_scores_of_a_file_from_before_there_was_a_cosine_are_read(model, calibration, tmp_path):

@@ -102,7 +102,7 @@ def test_quantised_weights_leave_embeddings_norms_and_states_alone():
     assert four.weights == pytest.approx(kept + matrices * (1 / 2 + 2 / 32), rel=1e-3)
     assert matrix_bytes((3, 64), "int4") == 3 * (32 + 4) and matrix_bytes((3, 40), "int8") == 3 * 42
     assert matrix_bytes((3, 40), "int4") == 3 * 40 * 2 and matrix_bytes((3, 64), "fp8") == 3 * (64 + 4)
-    with pytest.raises(ConfigError, match="plan compress"):
+    with pytest.raises(ConfigError, match="--quantize int8"):
         CompressRecipe(dtype="int8")
 
 

@@ -177,6 +177,7 @@ def quantised(tmp_path_factory):
         (["quantize", "{plain}", "--to", "int5", "--out", "{out}"], "invalid choice: 'int5'"),
         (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--samples", "0"], "at least 1 document"),
         (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--calibration", "{out}/none.jsonl"], "no such file or directory"),
+        (["compress", "{int8}", "--out", "{out}"], "is a quantised checkpoint: take the one that it was made from"),
         (["prune", "{int8}", "--drop-layers", "1", "--out", "{out}"], "is a quantised checkpoint: take the one that it was made from"),
         (["align", "sft", "--model", "{int8}", "--shares.text", "0", "--out", "{out}"], "is a quantised checkpoint: take the one"),
         (["align", "grpo", "--model", "{int8}", "--out", "{out}"], "is a quantised checkpoint: take the one"),

@@ -1,0 +1,77 @@
+"""What follows distillation where a compression's recipe asks for it: matrices in 8 or 4 bits, right answers, a file for llama.cpp.
+
+quantised/          the distilled checkpoint with its matrices as codes (quantize_stage.py)
+model-TYPE.gguf     the result for llama.cpp (nanohybrid/export)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nanohybrid.compress.quantize_stage import QuantizeRecipe, quantize_stage
+from nanohybrid.engine import LLM
+from nanohybrid.evaluate import EvaluateRecipe, draw_problems
+from nanohybrid.evaluate.stage import RUNNING, Done, accuracy
+from nanohybrid.export import GgufExport
+from nanohybrid.stages import Stage, progress
+from nanohybrid.text import Tokenizer
+
+if TYPE_CHECKING:
+    from nanohybrid.compress.stage import CompressRecipe
+
+DISTILLED, QUANTISED = "distilled", "quantised"
+SAME_CODES = {"int8": "q8_0", "int4": "q4_0"}  # whose values a GGUF takes over as they are
+
+
+def check_ends(recipe: CompressRecipe, model: Path) -> None:
+    """Raise, before any work, what would stop the last steps: InputError, or MissingExtra for a package that is not there."""
+    if recipe.problems:
+        Tokenizer.from_directory(model)
+        draw_problems(recipe.tasks, 1)
+    if recipe.gguf is not None:
+        with GgufExport(model, recipe.gguf):
+            pass
+
+
+def quantised(recipe: CompressRecipe, distilled: Path, data: Path) -> dict[str, Path]:
+    """The distilled checkpoint quantised beside it, by its name among the steps; nothing where the recipe has no format."""
+    if recipe.quantize is None:
+        return {}
+    how = QuantizeRecipe(recipe.quantize, recipe.samples, recipe.length)
+    return {QUANTISED: quantize_stage(how, distilled, distilled.with_name(QUANTISED), data)}
+
+
+def accuracies(recipe: CompressRecipe, steps: Mapping[str, Path], stage: Stage) -> dict[str, dict[str, Any]]:
+    """By step: the share of right answers with its 95 % interval, and the like by family; each model's is logged as it is known."""
+    if not recipe.problems:
+        return {}
+    asked, done = EvaluateRecipe(recipe.tasks, recipe.problems, seed=recipe.distill.seed), Done(stage)
+    problems = draw_problems(asked.tasks, asked.problems, asked.seed)
+
+    def answers(name: str) -> dict[str, Any]:
+        llm = LLM(steps[name], torch.float32, max_running=min(RUNNING, len(problems)))
+        found = accuracy(asked, llm, problems, thinking=True, label=f"{name} answers")
+        return {key: value for key, value in found.items() if key not in ("examples", "difficulties")}
+
+    return {name: done(f"{name}.thinking", partial(answers, name)) for name in steps}
+
+
+def export_gguf(recipe: CompressRecipe, steps: Mapping[str, Path], directory: Path) -> dict[str, Any]:
+    """Write the result as a GGUF into `directory`; what is remembered of it. Nothing where the recipe has no type.
+
+    The codes of the quantised checkpoint are taken over where both mean the same; any other type is made from what was distilled, so
+    that nothing is rounded twice.
+    """
+    if recipe.gguf is None:
+        return {}
+    source = QUANTISED if SAME_CODES.get(recipe.quantize or "") == recipe.gguf else DISTILLED
+    file = directory / f"model-{recipe.gguf}.gguf"
+    with GgufExport(steps[source], recipe.gguf) as export:
+        with progress("export", export.bytes, "B") as bar:
+            export.write(file, bar.advance)
+    return {"gguf": {"file": file.name, "type": recipe.gguf, "bytes": file.stat().st_size, "from": source}}

@@ -1,0 +1,104 @@
+"""The last sections of a compression's page: what learning, and 8 or 4 bits, made of the model, and how to run it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanohybrid.compress.budget import amount
+from nanohybrid.config import HybridConfig
+from nanohybrid.errors import InputError
+from nanohybrid.export.architecture import architecture
+from nanohybrid.stages import Report, plots
+
+QUANTISED = "quantised"
+
+
+def through_the_stages(report: Report, directory: Path, config: HybridConfig, measured: Mapping[str, Any]) -> None:
+    """Distillation, quantisation and right answers, each where there was one, and the commands for the result."""
+    _distillation(report, directory)
+    if QUANTISED in measured:
+        _quantised(report, measured[QUANTISED])
+    _steps(report, measured)
+    _to_use(report, directory.name.removesuffix(".partial"), config, measured)
+
+
+def _distillation(report: Report, directory: Path) -> None:
+    folder = directory / "distilled"
+    rows = [json.loads(line) for line in (folder / "metrics" / "distill.jsonl").read_text().splitlines()]
+    measures = json.loads((folder / "lineage.json").read_text())["measures"]
+    report.section("Learning from the parent").text(
+        f"The cut model read {rows[-1]['tokens']:,} tokens and learnt what the parent expects next, the whole distribution and not only "
+        f"the right token (forward KL on the logits). Divergence from the parent, in nats a token: {measures['kl_before']:.4f} before, "
+        f"{measures['kl_after']:.4f} after."
+    )
+    curve = {"KL": [(row["tokens"], row["loss"]) for row in rows]}
+    report.figure(plots.lines(curve, "tokens", "KL, nats a token", log_y=True), "Divergence from the parent on the training documents.")
+
+
+def _quantised(report: Report, found: Mapping[str, Any]) -> None:
+    """What the last step saved and cost; `found` is what the stage `quantize` measured."""
+    left = len(found["not_quantised"])
+    report.section(f"In {found['format']}").text(
+        f"The matrices of the layers and the head became {found['format']} codes with scales: {amount(found['bytes_before'])} on the disk "
+        f"became {amount(found['bytes_after'])}. The likeliest next token is that of the distilled model at {found['top1_agreement']:.2%} "
+        f"of {found['targets']:,} targets, and the mean KL divergence from it is {found['kl_divergence']:.2e} nats."
+        + (f" {left} matrices stayed as they were: the format has no form for their rows." if left else "")
+    )
+    perplexity = [f"{found['perplexity_before']:.4f}", f"{found['perplexity_after']:.4f} ({found['perplexity_change']:+.3%})"]
+    rows = [["perplexity", *perplexity], ["error of the weights", "", f"{found['weight_error']:.2%}"]]
+    rows += [[f"bytes, {kind}", *map(amount, pair)] for kind, pair in found["bytes_by_kind"].items()]
+    report.table(["", "distilled", found["format"]], rows)
+    report.text("More of it, layer by layer: `quantised/report.html`.")
+
+
+def _steps(report: Report, measured: Mapping[str, Any]) -> None:
+    """One table over all steps, and a picture of the right answers where problems were asked."""
+    accuracy = measured.get("accuracy", {})
+    report.section("Through the steps")
+    rows = [
+        [name, loss, f"{measured['agreement'][name]:.1%}"] + ([_interval(accuracy[name])] if accuracy else [])
+        for name, loss in measured["losses"].items()
+    ]
+    report.table(["", "loss", "agrees with the parent", *(["right answers"] if accuracy else [])], rows)
+    if accuracy:
+        problems = next(iter(accuracy.values()))["problems"]
+        report.text(
+            f"Right answers to {problems} problems that no model was trained on, thinking, greedy; in brackets Wilson's 95 % interval. "
+            "`nanohybrid evaluate` asks more of them, in more ways."
+        )
+        families = sorted({family for found in accuracy.values() for family in found["families"]})
+        bars = {name: [found["families"][family]["accuracy"] for family in families] for name, found in accuracy.items()}
+        report.figure(plots.bars(families, bars, "accuracy"), "Right answers by family.")
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    return f"{found['accuracy']:.1%} ({found['low']:.1%} to {found['high']:.1%})"
+
+
+def _to_use(report: Report, name: str, config: HybridConfig, measured: Mapping[str, Any]) -> None:
+    """The commands that run the result."""
+    judge = "" if measured.get("accuracy") else ": judge it by `evaluate`, on problems that it has not seen"
+    report.section("To use it").text(
+        "The directory is a checkpoint in the layout of the parent. Loss and agreement above are on documents that it may have learnt "
+        f"from{judge}."
+    )
+    lines = [f"nanohybrid chat {name}", f"nanohybrid serve {name}"]
+    lines += [f"nanohybrid evaluate parent=PARENT result={name} --out {name}-evaluation"]
+    if "gguf" in measured:
+        gguf = measured["gguf"]
+        report.text(f"For llama.cpp: `{gguf['file']}` in it, {amount(gguf['bytes'])}, made from what was {gguf['from']}.")
+        lines += [f"llama-cli -m {name}/{gguf['file']}"]
+    elif _known_to_llama_cpp(config):
+        lines += [f"nanohybrid export gguf {name} {name}.gguf --type q8_0"]
+    report.code("\n".join(lines))
+
+
+def _known_to_llama_cpp(config: HybridConfig) -> bool:
+    try:
+        architecture(config)
+    except InputError:
+        return False
+    return True
