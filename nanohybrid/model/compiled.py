@@ -17,7 +17,7 @@ from nanohybrid.config import MLP as MLP_KIND
 from nanohybrid.model.attention import Attention, rotary_angles
 from nanohybrid.model.mamba2 import Mamba2
 from nanohybrid.model.mlp import MLP
-from nanohybrid.ops.cpu import step
+from nanohybrid.ops.cpu import step, team
 from nanohybrid.ops.cpu.packed import Packed
 from nanohybrid.ops.cpu.team import run
 from nanohybrid.ops.layout import Layout
@@ -66,7 +66,7 @@ class CompiledForward:
         gated = config.mlp_activation == "swiglu"
         self._attention = np.array((*(heads if ATTENTION in config.pattern else (0,) * 3), gated), dtype=np.int64)
         self._limits = np.array([*config.time_step_limit, config.layer_norm_epsilon], dtype=np.float32)
-        self._rooms: dict[int, _Room] = {}
+        self._rooms: dict[tuple[int, int], _Room] = {}
         self.mamba_columns = 2 * config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size + config.mamba_num_heads
 
     def hidden(self, tokens_T: Tensor, layout: Layout, state: State) -> Tensor:
@@ -112,7 +112,7 @@ class CompiledForward:
         starts, slots, positions = (
             np.array([of[s] for s in sequences], dtype=np.int64) for of in (window.rows, layout.slots, layout.positions)
         )
-        room = self._room(window.kept.shape[1])
+        room = self._room(max(counts, default=1))
         run(
             step.feed, self._layers, self._linears, self._mamba, self._limits, starts, np.array(counts, dtype=np.int64), slots, positions,
             window.kept.data_ptr(), window.kept.shape[1], *room.addresses[3:], bytes_read=self._bytes,
@@ -162,14 +162,14 @@ class CompiledForward:
         return torch.cat([cos_TP[:, :half], sin_TP[:, :half]], dim=1).contiguous()
 
     def _room(self, rows: int) -> _Room:
-        """Scratch for so many rows, made once for each power of two of them."""
-        size = min(step.ROWS, max(8, 1 << (rows - 1).bit_length()))
-        if size not in self._rooms:
+        """Scratch for so many rows, made once for each power of two of them and each number of threads."""
+        size, threads = min(step.ROWS, max(8, 1 << (rows - 1).bit_length())), team.threads(self._bytes)
+        if (size, threads) not in self._rooms:
             widest, outputs = int(self._linears[:, 3].max()), int(self._linears[:, 1].max())
             projected = max(outputs, int((self._attention[0] + 2 * self._attention[1]) * self._attention[2]))
             private = step.private_size(size, widest, self._mamba, self._attention)
-            self._rooms[size] = _Room.make(size, self.config.hidden_size, projected, widest, private)
-        return self._rooms[size]
+            self._rooms[size, threads] = _Room.make(size, self.config.hidden_size, projected, widest, private, threads)
+        return self._rooms[size, threads]
 
 
 class _Piece(NamedTuple):
@@ -203,9 +203,9 @@ class _Room:
     tensors: tuple[Tensor, ...]
 
     @classmethod
-    def make(cls, rows: int, hidden: int, projected: int, widest: int, private: int) -> _Room:
+    def make(cls, rows: int, hidden: int, projected: int, widest: int, private: int, threads: int) -> _Room:
         packed = torch.zeros(2, rows + 12, widest, dtype=torch.bfloat16)
-        own = torch.zeros(torch.get_num_threads(), private, dtype=torch.uint8)
+        own = torch.zeros(threads, private, dtype=torch.uint8)
         return cls((torch.zeros(rows, hidden), torch.zeros(rows, projected), packed[0], packed[1], own))
 
     @property

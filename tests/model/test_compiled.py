@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM, Layout, State
-from nanohybrid.model.compiled import compiled_forward
+from nanohybrid.model.compiled import _Room, compiled_forward
 from nanohybrid.model.packed import PackedLinear, pack_model, packable, prepare
 from nanohybrid.model.quantized import quantize_model
 from nanohybrid.ops.cpu import available, team
@@ -156,6 +156,37 @@ def test_tokens_that_were_taken_back_leave_no_trace(models):
         whole = run(packed, [torch.cat([history, drafted[:stay], after])])[0]
         assert torch.equal(found, whole[20 + stay :])
         assert torch.equal(hidden[:6], run(packed, [torch.cat([history, drafted])])[0][20:])
+
+
+def test_each_thread_has_scratch_of_its_own_however_many_there_were_before(models, monkeypatch):
+    _, packed = models["hybrid"]
+    state = State.for_context(packed.config, 1, CONTEXT, torch.bfloat16)
+    for count in (1, 3):
+        monkeypatch.setattr(team, "threads", lambda _, count=count: count)
+        run(packed, tokens(5), state=state)
+        assert len(compiled_forward(packed, state)._room(5).tensors[-1]) == count
+
+
+def test_a_window_of_more_rows_than_a_call_holds_stays_within_its_scratch(models, monkeypatch):
+    _, packed = models["hybrid"]
+    make, guards = _Room.make, []
+
+    def guarded(*sizes):
+        *others, shared, own = make(*sizes).tensors
+        guards.append(torch.full((1000, shared.shape[1]), 7, dtype=torch.bfloat16))
+        both = torch.cat([shared, guards[-1]])
+        guards[-1] = both[len(shared) :]
+        return _Room((*others, both, own))
+
+    monkeypatch.setattr(_Room, "make", guarded)
+    count = 50
+    state = State.for_context(packed.config, count, CONTEXT, torch.bfloat16)
+    pages = [range(state.pages // count * i, state.pages // count * (i + 1)) for i in range(count)]
+    layout = Layout.stored([10] * count, [0] * count, range(count), pages, tentative=range(count))
+    with torch.inference_mode():
+        packed.hidden(torch.cat(tokens(*[10] * count)), layout, state)
+        state.settle(list(range(count)), [10] * count)
+    assert guards and all((guard == 7).all() for guard in guards)
 
 
 def test_without_a_state_the_layers_run_on_the_same_panels(models):

@@ -193,8 +193,8 @@ def feed(
                 rows = kept + (mambas * kept_count + starts[s]) * columns * 4
                 conv = layer[AT] + slots[s] * (mamba[4] - 1) * channels * 2
                 ssm = layer[AT + 1] + slots[s] * mamba[0] * mamba[1] * mamba[3] * 4
-                run_group(
-                    starts[s], counts[s], positions[s], group, rows, columns, mamba, layer[AT:], limits, conv, ssm, room, shared, 1, width
+                run_group(  # what comes out is not wanted: it goes to the first rows, of which there are enough
+                    0, counts[s], positions[s], group, rows, columns, mamba, layer[AT:], limits, conv, ssm, room, shared, 1, width
                 )
             mambas += 1
 
