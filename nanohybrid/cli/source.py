@@ -1,6 +1,7 @@
 """The flags by which commands choose a model, where it runs and how it speaks, and what those flags open."""
 
 import re
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,9 +97,21 @@ def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
     memory = {"state_dtype": arguments.state_dtype, "kv_dtype": arguments.kv_dtype}
     options: dict[str, Any] = {"quantize": format, "speculate": arguments.speculate, **memory}
     if arguments.path is not None:
-        return LLM(arguments.path, dtype, device, arguments.max_running, **options)
-    config = HybridConfig.preset(arguments.preset)
-    return LLM.random(config, dtype or random_dtype(config), arguments.seed or 0, device, arguments.max_running, **options)
+        llm = LLM(arguments.path, dtype, device, arguments.max_running, **options)
+    else:
+        config = HybridConfig.preset(arguments.preset)
+        llm = LLM.random(config, dtype or random_dtype(config), arguments.seed or 0, device, arguments.max_running, **options)
+    if llm.model.packed:
+        _tell_of_compiling()
+    return llm
+
+
+def _tell_of_compiling() -> None:
+    """Why the first answer on this machine takes longer."""
+    from nanohybrid.ops.cpu.compiled import kept
+
+    if not kept():
+        print("nanohybrid: compiling kernels for this processor, once (about 10 s)", file=sys.stderr)
 
 
 def chosen_precision(arguments: "jsonargparse.Namespace") -> "tuple[torch.dtype | None, str | None]":

@@ -11,6 +11,7 @@ from nanohybrid.ops.cpu import available
 if not available():
     pytest.skip("numba is not installed", allow_module_level=True)
 
+from nanohybrid.ops.cpu.compiled import ours
 from nanohybrid.ops.cpu.packed import matmul, pack, unpack
 from nanohybrid.ops.cpu.tile import make_tile
 
@@ -59,6 +60,14 @@ def test_a_processor_without_bfloat16_products_computes_the_same(form):
     rows = x.view(2, 64, 2).transpose(0, 1).contiguous()
     run(packed.data.data_ptr(), packed.data.shape[-1], rows.data_ptr(), out.data_ptr(), packed.groups, packed.pairs)
     np.testing.assert_allclose(out.numpy(), (x.float() @ weight.T).numpy(), atol=1e-5)
+
+
+def test_kernels_are_kept_only_where_the_directory_is_this_user_s(tmp_path, monkeypatch):
+    assert ours(tmp_path / "new" / "place") and (tmp_path / "new" / "place").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").write_text("")
+    assert not ours(tmp_path / "file" / "below")
+    monkeypatch.setattr("os.getuid", lambda: tmp_path.stat().st_uid + 1)
+    assert not ours(tmp_path)
 
 
 def test_a_weight_of_an_unknown_form_is_refused():

@@ -26,7 +26,7 @@ def kernel(python: Callable[..., Any]) -> Any:
         config: Any = numba.config
         before, config.CACHE_DIR = config.CACHE_DIR, str(directory())
         try:
-            return numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")(python)
+            return numba.njit(nogil=True, cache=ours(directory()), fastmath=FASTMATH, error_model="numpy")(python)
         finally:
             config.CACHE_DIR = before
 
@@ -34,6 +34,21 @@ def kernel(python: Callable[..., Any]) -> Any:
 def inlined(python: Callable[..., Any]) -> Any:
     """A piece of a kernel: compiled into it, never called from outside."""
     return numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy")(python)
+
+
+def ours(place: Path) -> bool:
+    """Whether this user owns the directory and may write to it; made where it is missing. numba unpickles what it finds there, so
+    that nobody else's may be read."""
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.access(place, os.W_OK) and (not hasattr(os, "getuid") or place.stat().st_uid == os.getuid())
+    except OSError:
+        return False
+
+
+def kept() -> bool:
+    """Whether this version's kernels were compiled before, and are read from disk."""
+    return ours(directory()) and any(directory().rglob("*.nbi"))
 
 
 @cache
