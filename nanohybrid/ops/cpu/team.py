@@ -20,7 +20,8 @@ from nanohybrid.ops.cpu.compiled import inlined
 from nanohybrid.ops.cpu.llvm import add_atomically, give_way, load_acquire, store_release
 
 WORTH_A_THREAD = 1 << 20  # bytes: less is read sooner than two threads have met at each of a small model's layers
-SPINS = 20_000  # looks at the barrier before the processor is offered to others; about 10 us
+SPINS = 2_000_000  # looks at the barrier before the processor is offered to others, about 2 ms: who yields early on a busy machine
+# loses its turn again and again, and a step with hundreds of meetings took up to five times as long (docs/log.md)
 
 
 @inlined
