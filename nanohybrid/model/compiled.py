@@ -18,6 +18,7 @@ from nanohybrid.model.attention import Attention, rotary_angles
 from nanohybrid.model.mamba2 import Mamba2
 from nanohybrid.model.mlp import MLP
 from nanohybrid.ops.cpu import step, team
+from nanohybrid.ops.cpu.linear import OUTPUTS, ROWS_AT_ONCE, WIDTH
 from nanohybrid.ops.cpu.packed import Packed
 from nanohybrid.ops.cpu.team import run
 from nanohybrid.ops.layout import Layout
@@ -163,9 +164,9 @@ class CompiledForward:
 
     def _room(self, rows: int) -> _Room:
         """Scratch for so many rows, made once for each power of two of them and each number of threads."""
-        size, threads = min(step.ROWS, max(8, 1 << (rows - 1).bit_length())), team.threads(self._bytes)
+        size, threads = min(ROWS_AT_ONCE, max(8, 1 << (rows - 1).bit_length())), team.threads(self._bytes)
         if (size, threads) not in self._rooms:
-            widest, outputs = int(self._linears[:, 3].max()), int(self._linears[:, 1].max())
+            widest, outputs = int(self._linears[:, WIDTH].max()), int(self._linears[:, OUTPUTS].max())
             projected = max(outputs, int((self._attention[0] + 2 * self._attention[1]) * self._attention[2]))
             private = step.private_size(size, widest, self._mamba, self._attention)
             self._rooms[size, threads] = _Room.make(size, self.config.hidden_size, projected, widest, private, threads)
@@ -181,15 +182,15 @@ class _Piece(NamedTuple):
 
 
 def calls(layout: Layout) -> list[list[_Piece]]:
-    """A layout cut into calls of at most ROWS tokens, in their order."""
+    """A layout cut into calls of at most ROWS_AT_ONCE tokens, in their order."""
     result: list[list[_Piece]] = [[]]
-    free = step.ROWS
+    free = ROWS_AT_ONCE
     for sequence, length in enumerate(layout.lengths):
         offset = 0
         while offset < length:
             if not free:
                 result.append([])
-                free = step.ROWS
+                free = ROWS_AT_ONCE
             take = min(length - offset, free)
             result[-1].append(_Piece(sequence, offset, take))
             offset, free = offset + take, free - take

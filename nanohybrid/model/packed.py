@@ -48,7 +48,7 @@ class PackedLinear(nn.Module):
 
 def prepare(model: Any) -> bool:
     """Pack a HybridLM for the CPU kernels where they can run it and NANOHYBRID_KERNELS does not ask for others; whether it was."""
-    if os.environ.get("NANOHYBRID_KERNELS", "") not in ("", "numba") or not available() or not packable(model):
+    if os.environ.get("NANOHYBRID_KERNELS", "") not in ("", "numba") or not packable(model) or not available():
         return False
     pack_model(model)
     return True

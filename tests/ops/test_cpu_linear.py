@@ -13,7 +13,7 @@ if not available():
 
 from nanohybrid.ops.cpu.compiled import ours
 from nanohybrid.ops.cpu.packed import matmul, pack, unpack
-from nanohybrid.ops.cpu.tile import make_tile
+from nanohybrid.ops.cpu.tile import FORMS, make_tiles
 
 
 def packed_of(form, outputs, inputs):
@@ -50,11 +50,11 @@ def test_rows_with_a_stride_and_more_dimensions():
 @pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
 def test_a_processor_without_bfloat16_products_computes_the_same(form):
     packed, weight = packed_of(form, 64, 128)
-    tile = make_tile(form, 2, 4, paired=False)
+    tiles, index = make_tiles([(form, 2, 4)], paired=False), FORMS.index(form)
 
     @numba.njit
     def run(w, step, x, out, groups, pairs):
-        tile(w, step, 4 * step, x, out, 256, groups, pairs, 0)
+        tiles(index, 2, 4, w, step, 4 * step, x, out, 256, groups, pairs, 0)
 
     x, out = torch.randn(2, 128).bfloat16(), torch.zeros(2, 64)
     rows = x.view(2, 64, 2).transpose(0, 1).contiguous()

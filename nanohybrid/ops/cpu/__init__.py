@@ -8,7 +8,7 @@ from functools import cache
 
 @cache
 def available() -> bool:
-    """Whether numba can be imported and the machine is one that these kernels were written for."""
+    """Whether numba can be imported; what it compiles for is whatever processor this is."""
     try:
         from nanohybrid.ops.cpu import tile  # noqa: F401
     except ImportError:

@@ -13,11 +13,10 @@ from nanohybrid.ops.cpu.llvm import floats, halves
 from nanohybrid.ops.cpu.rows import pack_halves, pack_values, silu
 from nanohybrid.ops.cpu.scalars import narrow
 from nanohybrid.ops.cpu.team import meet, share
-from nanohybrid.ops.cpu.tile import make_tile
+from nanohybrid.ops.cpu.tile import FORMS, make_tiles
 
 LINEAR = ("form", "outputs", "inputs", "width", "units", "groups", "pairs", "block_bytes", "address")
 FORM, OUTPUTS, INPUTS, WIDTH, UNITS, GROUPS, PAIRS, BLOCK_BYTES, ADDRESS = range(len(LINEAR))
-FORMS = ("bf16", "int8", "int4")  # a weight's form is its index here
 PANELS = 4  # of 16 outputs, in a unit: what a thread's share is counted in
 
 STORE, ADD, RELU2, GATE, HALVES = range(5)  # what becomes of the sums
@@ -25,14 +24,8 @@ SUMS = 24 * 16  # fp32 numbers of the largest tile
 AHEAD = 4096  # bytes, in tiles that take all panels of a unit and so read on and on
 ROWS_AT_ONCE = 384  # rows whose activations stay near while all weights pass by
 
-_bf16 = tuple(make_tile("bf16", rows, panels) for rows, panels in ((1, 4), (2, 4), (4, 4), (8, 2), (12, 2)))
-_int8 = tuple(make_tile("int8", rows, panels) for rows, panels in ((1, 4), (2, 4), (4, 4), (8, 2), (12, 2)))
-_int4 = tuple(make_tile("int4", rows, panels) for rows, panels in ((1, 4), (2, 4), (4, 4), (8, 2), (12, 2)))
-_narrow = tuple(make_tile("bf16", rows, 1) for rows in (1, 2, 4, 8, 12))
-_s1, _s2, _s4, _s8, _s12 = _narrow
-_b1, _b2, _b4, _b8, _b12 = _bf16
-_i1, _i2, _i4, _i8, _i12 = _int8
-_n1, _n2, _n4, _n8, _n12 = _int4
+_HEIGHTS = ((1, 4), (2, 4), (4, 4), (8, 2), (12, 2))  # rows and panels of a tile, as `tile_rows` and `tile_panels` choose them
+_tiles = make_tiles([(form, *shape) for form in FORMS for shape in _HEIGHTS] + [("bf16", rows, 1) for rows, _ in _HEIGHTS])
 
 
 @inlined
@@ -51,51 +44,8 @@ def tile_panels(rows):
 
 @inlined
 def run_tile(form, rows, panels, w, step, group_step, x, out, stride, groups, pairs, ahead):
-    """The tile of this form, so many rows, and as many panels as `tile_panels` says, or (bf16 only) one."""
-    if panels == 1:
-        if rows == 1:
-            _s1(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        elif rows == 2:
-            _s2(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        elif rows == 4:
-            _s4(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        elif rows == 8:
-            _s8(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        else:
-            _s12(w, step, group_step, x, out, stride, groups, pairs, ahead)
-    elif form == 0:
-        if rows == 1:
-            _b1(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        elif rows == 2:
-            _b2(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        elif rows == 4:
-            _b4(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        elif rows == 8:
-            _b8(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        else:
-            _b12(w, step, group_step, x, out, stride, groups, pairs, ahead)
-    elif form == 1:
-        if rows == 1:
-            _i1(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        elif rows == 2:
-            _i2(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        elif rows == 4:
-            _i4(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        elif rows == 8:
-            _i8(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        else:
-            _i12(w, step, group_step, x, out, stride, groups, pairs, ahead)
-    else:
-        if rows == 1:
-            _n1(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        elif rows == 2:
-            _n2(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        elif rows == 4:
-            _n4(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        elif rows == 8:
-            _n8(w, step, group_step, x, out, stride, groups, pairs, ahead)
-        else:
-            _n12(w, step, group_step, x, out, stride, groups, pairs, ahead)
+    """The tile of this form, so many rows, and as many panels as `tile_panels` says, or (bf16 only) one. Compiled once for all."""
+    _tiles(form, rows, panels, w, step, group_step, x, out, stride, groups, pairs, ahead)
 
 
 @inlined

@@ -36,9 +36,53 @@ def vector(element: ir.Type, lanes: int = 16) -> ir.VectorType:
     return ir.VectorType(element, lanes)
 
 
+V16F, V16I = vector(F32), vector(I32)
+
+
 def function(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Function:
     """The declaration of an LLVM intrinsic or of a function of the C library, made once a module."""
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def spread(builder: ir.IRBuilder, value: Any) -> Any:
+    """A number in all 16 lanes of a vector."""
+    kind = vector(value.type)
+    lane = builder.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
+    return builder.shuffle_vector(lane, ir.Constant(kind, ir.Undefined), ir.Constant(V16I, [0] * 16))
+
+
+class Loop:
+    """for index in range(0, end, step), carrying values; the body calls `close` with their next ones. At least one round."""
+
+    def __init__(self, builder: ir.IRBuilder, end: Any, step: int, values: list[Any]) -> None:
+        self.b, self.end, self.step = builder, end, step
+        self._first = values
+        self.results: list[Any] = []
+
+    def __enter__(self) -> Loop:
+        b = self.b
+        before = b.block
+        self._body, self._after = b.append_basic_block("body"), b.append_basic_block("after")
+        b.branch(self._body)
+        b.position_at_end(self._body)
+        self.index = b.phi(I64)
+        self.index.add_incoming(I64(0), before)
+        self.values = [b.phi(value.type) for value in self._first]
+        for phi, value in zip(self.values, self._first, strict=True):
+            phi.add_incoming(value, before)
+        return self
+
+    def close(self, values: list[Any]) -> None:
+        b = self.b
+        following = b.add(self.index, I64(self.step))
+        self.index.add_incoming(following, b.block)
+        for phi, value in zip(self.values, values, strict=True):
+            phi.add_incoming(value, b.block)
+        b.cbranch(b.icmp_signed("<", following, self.end), self._body, self._after)
+        self.results = values
+
+    def __exit__(self, *error: Any) -> None:
+        self.b.position_at_end(self._after)
 
 
 def has(*features: str) -> bool:

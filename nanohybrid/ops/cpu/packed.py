@@ -34,7 +34,7 @@ class Packed:
 
     def record(self) -> np.ndarray:
         """The words of ops/cpu/linear.py's LINEAR."""
-        from nanohybrid.ops.cpu.linear import FORMS
+        from nanohybrid.ops.cpu.tile import FORMS
 
         words = (self.units, self.groups, self.pairs, self.data.shape[-1], self.data.data_ptr())
         return np.array([FORMS.index(self.form), self.outputs, self.inputs, self.width, *words], dtype=np.int64)

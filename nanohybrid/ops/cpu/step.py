@@ -21,7 +21,6 @@ from nanohybrid.ops.cpu.rows import clear_padding, inverse_rms, norm_and_pack
 from nanohybrid.ops.cpu.scalars import narrow, widen
 from nanohybrid.ops.cpu.team import meet, share
 
-ROWS = 384  # tokens of a call at most: their activations stay in the cache while all weights pass by
 FEW = 24  # up to so many rows, each thread makes the norm for itself rather than wait for a part of it
 KINDS = ("M", "*", "-")
 LAYERS = ("kind", "norm", "first linear", *(f"address {i}" for i in range(8)))
@@ -101,7 +100,7 @@ def forward(
     private_bytes,
     out,
 ):
-    """Final hidden states [T, E] in bfloat16, T up to ROWS; states and pages are brought up to date in place.
+    """Final hidden states [T, E] in bfloat16, T up to ROWS_AT_ONCE; states and pages are brought up to date in place.
 
     layers, linears: the tables; the last row of layers is the final norm. mamba: H, P, G, N, W. attention: query heads, key/value
     heads, head size, gated (1: SwiGLU). limits: dt's least and most, eps. Sequence s has the rows starts[s] to starts[s + 1], and

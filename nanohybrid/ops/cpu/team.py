@@ -26,7 +26,7 @@ SPINS = 2_000_000  # looks at the barrier before the processor is offered to oth
 
 @inlined
 def meet(barrier: int, size: int) -> None:
-    """Wait until all `size` threads are here. `barrier` is the address of three words: arrivals, round, and the way out."""
+    """Wait until all `size` threads are here. `barrier` is the address of the count of arrivals; the round stands a cache line behind."""
     if size == 1:
         return
     now = load_acquire(barrier + 64)

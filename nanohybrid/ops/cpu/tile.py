@@ -17,6 +17,7 @@ the processor has. Integers up to 255 are exact in bfloat16, so that quantised w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,34 +25,52 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nanohybrid.ops.cpu.llvm import F32, I8, I16, I32, I64, PTR, BFloat, function, has, vector
+from nanohybrid.ops.cpu.llvm import F32, I8, I16, I32, I64, PTR, V16F, V16I, BFloat, Loop, function, has, spread, vector
 
 GROUP_BYTES = {"int8": 32, "int4": 32}  # of the scales before a group
 PAIR_BYTES = {"bf16": 64, "int8": 32, "int4": 16}  # of 16 outputs and two k
 PAIRED = has("avx512bf16", "avx512bw", "avx512vl")
-V16F, V16I, V32B = vector(F32), vector(I32), vector(BFloat(), 32)
+V32B = vector(BFloat(), 32)
+FORMS = tuple(PAIR_BYTES)  # a weight's form is its index here
 
 
-def make_tile(form: str, rows: int, panels: int, paired: bool = PAIRED) -> Any:
-    """The loop for a format ("bf16", "int8", "int4") as an intrinsic of numba:
+def make_tiles(shapes: Iterable[tuple[str, int, int]], paired: bool = PAIRED) -> Any:
+    """The loops for these (form, rows, panels) as one intrinsic of numba, which takes the one that its first arguments name:
 
-    tile(address of panels, bytes between panels, bytes between groups, rows' address, out's address, bytes between out's rows,
-    groups, pairs a group, bytes ahead) writes fp32 [rows, 16 * panels]. Pairs of a group must be a multiple of 4.
-    What lies so many bytes ahead is asked for on the way, so that memory works while sums are made. `paired`: with
+    tiles(form's index, rows, panels, address of panels, bytes between panels, bytes between groups, rows' address, out's address,
+    bytes between out's rows, groups, pairs a group, bytes ahead) writes fp32 [rows, 16 * panels]. Pairs of a group must be a
+    multiple of 4. What lies so many bytes ahead is asked for on the way, so that memory works while sums are made. `paired`: with
     AVX512-BF16's instructions.
     """
+    chosen = tuple(shapes)
 
     @intrinsic
-    def tile(
-        typingctx: Any, w: Any, w_stride: Any, g_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any, ahead: Any
-    ) -> Any:
+    def tiles(
+        typingctx: Any, form: Any, rows: Any, panels: Any,
+        w: Any, w_stride: Any, g_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any, ahead: Any,
+    ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _Tile(builder, form, rows, panels, paired).emit(*arguments)
+            after = builder.append_basic_block("tiled")
+            switch = builder.switch(_number(*arguments[:3], builder), after)
+            for name, height, wide in chosen:
+                block = builder.append_basic_block(f"{name}_{height}_{wide}")
+                switch.add_case(I64(_number(FORMS.index(name), height, wide)), block)
+                builder.position_at_end(block)
+                _Tile(builder, name, height, wide, paired).emit(*arguments[3:])
+                builder.branch(after)
+            builder.position_at_end(after)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 9), generate
+        return types.void(*[types.int64] * 12), generate
 
-    return tile
+    return tiles
+
+
+def _number(form: Any, rows: Any, panels: Any, builder: ir.IRBuilder | None = None) -> Any:
+    """One number for a tile; with a builder, the instructions that make it."""
+    if builder is None:
+        return (form * 16 + rows) * 16 + panels
+    return builder.add(builder.mul(builder.add(builder.mul(form, I64(16)), rows), I64(16)), panels)
 
 
 class _Tile:
@@ -64,12 +83,12 @@ class _Tile:
         b, scaled = self.b, self.form != "bf16"
         starts = [b.add(w, b.mul(w_stride, I64(panel))) for panel in range(self.panels)]
         zeros = [ir.Constant(V16F, [0.0] * 16)] * (self.rows * self.panels)
-        with self._loop(groups, 1, zeros) as outer:
+        with Loop(b, groups, 1, zeros) as outer:
             offset = b.mul(outer.index, g_stride)
             at = [b.add(start, offset) for start in starts]
             row = b.add(x, b.mul(b.mul(outer.index, pairs), I64(4 * self.rows)))
             first = [b.add(place, I64(GROUP_BYTES[self.form])) for place in at] if scaled else at
-            with self._loop(pairs, 4, zeros if scaled else outer.values) as inner:
+            with Loop(b, pairs, 4, zeros if scaled else outer.values) as inner:
                 self._ask(first, inner.index, ahead)
                 inner.close(self._four_pairs(first, row, inner.index, inner.values))
             if scaled:
@@ -85,9 +104,6 @@ class _Tile:
         for i, total in enumerate(outer.results):
             place = b.add(out, b.add(b.mul(out_stride, I64(i // self.panels)), I64(64 * (i % self.panels))))
             b.store(total, b.inttoptr(place, PTR), align=4)
-
-    def _loop(self, end: Any, step: int, values: list[Any]) -> _Loop:
-        return _Loop(self.b, end, step, values)
 
     def _ask(self, w: list[Any], pair: Any, ahead: Any) -> None:
         """Prefetch the lines that the next four pairs' place will hold `ahead` bytes from here, into the second level."""
@@ -119,14 +135,9 @@ class _Tile:
         b = self.b
         word = b.load(b.inttoptr(address, PTR), typ=I32, align=4)
         if self.paired:
-            return b.bitcast(self._spread(word), V32B)
+            return b.bitcast(spread(b, word), V32B)
         low, high = b.shl(word, I32(16)), b.and_(word, I32(0xFFFF0000))
-        return self._spread(b.bitcast(low, F32)), self._spread(b.bitcast(high, F32))
-
-    def _spread(self, value: Any) -> Any:
-        kind = vector(value.type)
-        lane = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
-        return self.b.shuffle_vector(lane, ir.Constant(kind, ir.Undefined), ir.Constant(V16I, [0] * 16))
+        return spread(b, b.bitcast(low, F32)), spread(b, b.bitcast(high, F32))
 
     def _add_products(self, total: Any, w: Any, x: Any) -> Any:
         b = self.b
@@ -189,37 +200,3 @@ class _Tile:
         b = self.b
         halves = b.load(b.inttoptr(place, PTR), typ=vector(I16), align=32)
         return b.bitcast(b.shl(b.zext(halves, V16I), ir.Constant(V16I, [16] * 16)), V16F)
-
-
-class _Loop:
-    """for index in range(0, end, step), carrying values; the body calls `close` with their next ones. At least one round."""
-
-    def __init__(self, builder: ir.IRBuilder, end: Any, step: int, values: list[Any]) -> None:
-        self.b, self.end, self.step = builder, end, step
-        self._first = values
-        self.results: list[Any] = []
-
-    def __enter__(self) -> _Loop:
-        b = self.b
-        before = b.block
-        self._body, self._after = b.append_basic_block("body"), b.append_basic_block("after")
-        b.branch(self._body)
-        b.position_at_end(self._body)
-        self.index = b.phi(I64)
-        self.index.add_incoming(I64(0), before)
-        self.values = [b.phi(value.type) for value in self._first]
-        for phi, value in zip(self.values, self._first, strict=True):
-            phi.add_incoming(value, before)
-        return self
-
-    def close(self, values: list[Any]) -> None:
-        b = self.b
-        following = b.add(self.index, I64(self.step))
-        self.index.add_incoming(following, b.block)
-        for phi, value in zip(self.values, values, strict=True):
-            phi.add_incoming(value, b.block)
-        b.cbranch(b.icmp_signed("<", following, self.end), self._body, self._after)
-        self.results = values
-
-    def __exit__(self, *error: Any) -> None:
-        self.b.position_at_end(self._after)

@@ -9,9 +9,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from nanohybrid.ops.cpu.compiled import inlined
-from nanohybrid.ops.cpu.llvm import F32, I32, I64, PTR, floats, function, vector
+from nanohybrid.ops.cpu.llvm import F32, I64, PTR, V16F, Loop, floats, function, spread
 
-V16F = vector(F32)
 ROWS = 4  # rows of a state at a time: B and C are loaded once for them
 
 
@@ -30,41 +29,27 @@ def _make(rows: int) -> Any:
     return update
 
 
-def _spread(b: ir.IRBuilder, value: Any) -> Any:
-    lane = b.insert_element(ir.Constant(V16F, ir.Undefined), value, I32(0))
-    return b.shuffle_vector(lane, ir.Constant(V16F, ir.Undefined), ir.Constant(vector(I32), [0] * 16))
-
-
 def _emit(
     b: ir.IRBuilder, rows: int, state: Any, row_bytes: Any, B: Any, C: Any, inputs: Any, decay: Any, dt: Any, out: Any, columns: Any
 ) -> None:
     fma = function(b, "llvm.fma.v16f32", V16F, [V16F] * 3)
     load = lambda address, kind: b.load(b.inttoptr(address, PTR), typ=kind, align=4)  # noqa: E731
-    decays = _spread(b, decay)
-    u = [_spread(b, b.fmul(dt, load(b.add(inputs, I64(4 * row)), F32))) for row in range(rows)]
+    decays = spread(b, decay)
+    u = [spread(b, b.fmul(dt, load(b.add(inputs, I64(4 * row)), F32))) for row in range(rows)]
     starts = [b.add(state, b.mul(row_bytes, I64(row))) for row in range(rows)]
-    before, body, after = b.block, b.append_basic_block("columns"), b.append_basic_block("summed")
-    b.branch(body)
-    b.position_at_end(body)
-    n = b.phi(I64)
-    n.add_incoming(I64(0), before)
-    sums = [b.phi(V16F) for _ in range(rows)]
-    offset = b.mul(n, I64(4))
-    b16, c16 = load(b.add(B, offset), V16F), load(b.add(C, offset), V16F)
-    for row in range(rows):
-        sums[row].add_incoming(ir.Constant(V16F, [0.0] * 16), before)
-        place = b.add(starts[row], offset)
-        updated = b.call(fma, [load(place, V16F), decays, b.fmul(u[row], b16)])
-        b.store(updated, b.inttoptr(place, PTR), align=4)
-        sums[row].add_incoming(b.call(fma, [updated, c16, sums[row]]), body)
-    following = b.add(n, I64(16))
-    n.add_incoming(following, body)
-    totals = [sums[row].incomings[1][0] for row in range(rows)]
-    b.cbranch(b.icmp_signed("<", following, columns), body, after)
-    b.position_at_end(after)
+    with Loop(b, columns, 16, [ir.Constant(V16F, [0.0] * 16)] * rows) as loop:
+        offset = b.mul(loop.index, I64(4))
+        b16, c16 = load(b.add(B, offset), V16F), load(b.add(C, offset), V16F)
+        sums = []
+        for row, total in enumerate(loop.values):
+            place = b.add(starts[row], offset)
+            updated = b.call(fma, [load(place, V16F), decays, b.fmul(u[row], b16)])
+            b.store(updated, b.inttoptr(place, PTR), align=4)
+            sums.append(b.call(fma, [updated, c16, total]))
+        loop.close(sums)
     reduce = function(b, "llvm.vector.reduce.fadd.v16f32", F32, [F32, V16F])
-    for row in range(rows):
-        call = b.call(reduce, [F32(0.0), totals[row]], fastmath=("reassoc",))
+    for row, total in enumerate(loop.results):
+        call = b.call(reduce, [F32(0.0), total], fastmath=("reassoc",))
         b.store(call, b.inttoptr(b.add(out, I64(4 * row)), PTR), align=4)
 
 
