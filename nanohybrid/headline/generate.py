@@ -4,7 +4,7 @@
     decode    the steps after that, one token of each sequence a step
     a step's bytes   all weights but the embedding table, which is looked up; states read and written; keys and values read
 
-The machine's rates (a sum over 512 MiB, a bf16 product of 2048 x 2048 by 8192) are taken between the repetitions, since a shared
+The machine's rates (machine.py) are taken between the repetitions, since a shared
 machine's speed drifts: each repetition is set against the rates just before and after it, and the median of these fractions counts.
 """
 
@@ -18,10 +18,10 @@ from itertools import pairwise
 from statistics import mean, median
 
 import torch
-import torch.nn.functional as F
 
 from nanohybrid.engine import LLM, Engine, SamplingParams
 from nanohybrid.errors import InputError
+from nanohybrid.headline.machine import Machine
 from nanohybrid.headline.roofline import prefill_flops
 from nanohybrid.model import Footprint
 from nanohybrid.model.packed import PackedLinear
@@ -29,7 +29,7 @@ from nanohybrid.model.quantized import QuantizedLinear
 from nanohybrid.stages.lineage import peak_memory_bytes
 
 REPEATS = 5
-STREAM_BYTES = 512 * 2**20
+LOOKS = 3  # at the machine, between repetitions
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ def measure(llm: LLM, job: Job, advance: Callable[[], object] = lambda: None) ->
     prompts = [[draw.randrange(config.vocab_size) for _ in range(job.prompt_tokens)] for _ in range(job.batch)]
     engine = llm.engine(prompts, job.new_tokens)
     moved, computed = step_bytes(llm, job), job.batch * prefill_flops(config, job.prompt_tokens)
-    machine = _Machine(llm.model.device)
-    rates: list[tuple[float, float]] = [machine.rates()]
+    machine = Machine(llm.model.device)
+    rates: list[tuple[float, float]] = [machine.rates(LOOKS, median)]
     times: list[tuple[float, float]] = []
     for _ in range(REPEATS + 1):
         times.append(_once(engine, prompts, job.new_tokens))
-        rates.append(machine.rates())
+        rates.append(machine.rates(LOOKS, median))
         advance()
     around = [tuple(map(mean, zip(before, after, strict=True))) for before, after in pairwise(rates)]
     runs = list(zip(times, around, strict=True))[1:]  # the first warms up
@@ -105,31 +105,6 @@ def _once(engine: Engine, prompts: list[list[int]], new_tokens: int) -> tuple[fl
     written = sum(len(request.tokens) for request in requests) - had
     # sequences that were ahead of the last one have a few tokens already: time is counted as if they had not
     return begun - began, (time.perf_counter() - begun) * len(prompts) * (new_tokens - 1) / max(written, 1)
-
-
-class _Machine:
-    """What this machine's memory and arithmetic give at best, one look at a time."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.data = torch.ones(STREAM_BYTES // 4, device=device)
-        self.x = torch.randn(2048, 2048, device=device).to(torch.bfloat16)
-        self.weight = torch.randn(8192, 2048, device=device).to(torch.bfloat16)
-
-    def rates(self) -> tuple[float, float]:
-        """Bytes and FLOPs a second."""
-        stream, product = self._seconds(self.data.sum), self._seconds(lambda: F.linear(self.x, self.weight))
-        return self.data.nbytes / stream, 2 * self.x.numel() * len(self.weight) / product
-
-    def _seconds(self, work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(3):
-            began = time.perf_counter()
-            work()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-        return median(times)
 
 
 def _spread(values: list[float]) -> dict[str, float]:

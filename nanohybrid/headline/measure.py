@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
 from nanohybrid.compress.devices import Device
 from nanohybrid.engine import Engine, SamplingParams
 from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
 from nanohybrid.headline.contest import Contender, step_tokens
+from nanohybrid.headline.machine import Machine
 from nanohybrid.headline.roofline import Planned
 from nanohybrid.model.packed import prepare
 from nanohybrid.model.quantized import quantize_model
 
 TRIES = 7
-STREAM_BYTES = 512 * 2**20
-EDGE = 2048
 
 
 class Runner:
@@ -47,17 +44,5 @@ class Runner:
 
 
 def this_machine(device: str = "cpu") -> Device:
-    """Bytes a second from memory (a sum over what no cache holds), and bf16 FLOPs a second (a product of squares): the best of a few."""
-    data = torch.ones(STREAM_BYTES // 4, device=device)
-    x, weight = (torch.randn(EDGE, EDGE, device=device).to(torch.bfloat16) for _ in range(2))
-    stream = min(_seconds(data.sum, device) for _ in range(TRIES))
-    product = min(_seconds(lambda: F.linear(x, weight), device) for _ in range(TRIES))
-    return Device("this machine", 0, STREAM_BYTES / stream, 2 * EDGE**3 / product)
-
-
-def _seconds(work: Callable[[], object], device: str) -> float:
-    began = time.perf_counter()
-    work()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    """Its rates as a roofline wants them: the best of a few looks."""
+    return Device("this machine", 0, *Machine(device).rates(TRIES, min))

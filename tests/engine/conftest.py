@@ -20,31 +20,29 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(raw)
 
 
-@pytest.fixture(scope="session")
-def model():
+def small(dtype: torch.dtype, head_dim: int):
     """A hybrid of every kind of layer, small, with logits sharp enough that rounding decides no choice."""
     from nanohybrid.config import HybridConfig
     from nanohybrid.engine.random_weights import random_model
 
     config = HybridConfig(
-        pattern="M-*M-", vocab_size=269, hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
-        mamba_num_heads=4, mamba_head_dim=20, n_groups=2, ssm_state_size=16, initializer_range=0.3,
+        pattern="M-*M-", vocab_size=269, hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=head_dim, mamba_num_heads=4, mamba_head_dim=20, n_groups=2, ssm_state_size=16, initializer_range=0.3,
     )  # fmt: skip
-    return random_model(config, torch.float32, seed=5)
+    return random_model(config, dtype, seed=5)
+
+
+@pytest.fixture(scope="session")
+def model():
+    return small(torch.float32, head_dim=12)
 
 
 @pytest.fixture(scope="session")
 def packed():
     """The like in bf16 on the CPU's kernels, where they can be used."""
-    from nanohybrid.config import HybridConfig
-    from nanohybrid.engine.random_weights import random_model
     from nanohybrid.model.packed import prepare
 
-    config = HybridConfig(
-        pattern="M-*M-", vocab_size=269, hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        mamba_num_heads=4, mamba_head_dim=20, n_groups=2, ssm_state_size=16, initializer_range=0.3,
-    )  # fmt: skip
-    model = random_model(config, torch.bfloat16, seed=5)
+    model = small(torch.bfloat16, head_dim=16)
     if not prepare(model):
         pytest.skip("the CPU's kernels cannot be used here")
     return model

@@ -10,7 +10,7 @@ from nanohybrid.cli.main import main
 from nanohybrid.compress.devices import device
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.headline import Mix, contenders, contest, measure, mixes, plan, roofline
+from nanohybrid.headline import Mix, contenders, contest, machine, mixes, plan, roofline
 from nanohybrid.headline.contest import cap
 from nanohybrid.headline.roofline import prefill_flops
 from nanohybrid.model import HybridLM
@@ -86,8 +86,8 @@ def small(monkeypatch):
     monkeypatch.setattr(contest, "DENSE", "tiny-dense")
     monkeypatch.setattr(contest, "PAPER", (Mix("1k/1k", 12, 5), Mix("128k/1k", 40, 3)))
     monkeypatch.setattr(roofline, "fitting", lambda one, mix, *_: 0 if one.name == "tiny-dense" and mix.inputs == 40 else 3)
-    monkeypatch.setattr(measure, "STREAM_BYTES", 2**20)
-    monkeypatch.setattr(measure, "EDGE", 64)
+    monkeypatch.setattr(machine, "STREAM_BYTES", 2**20)
+    monkeypatch.setattr(machine, "EDGE", 64)
 
 
 def test_a_run_measures_every_contender_that_fits(small, tmp_path, capsys):

@@ -7,6 +7,7 @@ change no maximum.
 T tokens, I inputs, O outputs, M rows, K columns.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -38,8 +39,13 @@ def rounded(x_MK: Tensor, rows: int = 1, columns: int = GROUP) -> Tensor:
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x [..., I] W^T (+ bias), forward and both gradients with FP8 operands; the result and gradients in their operands' dtypes."""
+    return affine(_Linear.apply, x, weight_OI, bias_O)
+
+
+def affine(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """`product` of x and W in their own dtypes, whatever autocast is on, and the bias."""
     with torch.autocast(x.device.type, enabled=False):
-        y: Tensor = _Linear.apply(x, weight_OI)
+        y = product(x, weight_OI)
         return y if bias_O is None else y + bias_O.to(y.dtype)
 
 

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanohybrid.ops.fp8.emulated import affine
 from nanohybrid.ops.fp8.products import product
 from nanohybrid.ops.fp8.quantize_kernels import Operand, blocks, tiles
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """As emulated.linear: x [..., I] W^T (+ bias); the result and gradients in their operands' dtypes."""
-    with torch.autocast(x.device.type, enabled=False):
-        y: Tensor = _Linear.apply(x, weight_OI)
-        return y if bias_O is None else y + bias_O.to(y.dtype)
+    return affine(_Linear.apply, x, weight_OI, bias_O)
 
 
 class _Linear(torch.autograd.Function):

@@ -10,8 +10,9 @@ X parts · H query heads · K key/value heads · P head dimension.
 import triton
 import triton.language as tl
 
+from nanohybrid.ops.attention.triton.online import add_keys
+
 PARTS = 16
-LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -42,18 +43,11 @@ def part(
         for first in range(begin, end, KEYS):
             j = first + tl.arange(0, KEYS)
             is_key = j < end
-            page = tl.load(table + sequence * pages + j // page_size, mask=is_key, other=0)
-            at = ((page * page_size + j % page_size) * K + kv_head) * P
-            k_tile = tl.load(key + at[None, :] + p[:, None], mask=is_key[None, :] & is_p[:, None], other=0).to(TYPE)
-            score = tl.dot(q_tile, k_tile, input_precision="ieee") * (scale * LOG2E)
-            score = tl.where(is_key[None, :], score, float("-inf"))
-            new_top = tl.maximum(top, tl.max(score, 1))
-            grown = tl.exp2(score - new_top[:, None])
-            shrink = tl.exp2(top - new_top)
-            v_tile = tl.load(value + at[:, None] + p[None, :], mask=is_key[:, None] & is_p[None, :], other=0).to(TYPE)
-            mean = tl.dot(grown.to(TYPE), v_tile, mean * shrink[:, None], input_precision="ieee")
-            total = total * shrink + tl.sum(grown, 1)
-            top = new_top
+            seen = is_key[None, :]
+            top, total, mean = add_keys(
+                q_tile, key, value, table + sequence * pages, j, is_key, seen, p, is_p, kv_head, K, P, page_size, scale,
+                top, total, mean, TYPE,
+            )  # fmt: skip
         to = head * COUNT + index
         tl.store(o + to[:, None] * P + p[None, :], mean / total[:, None], mask=own)
         tl.store(weight + to, top + tl.log2(total), mask=is_head)
