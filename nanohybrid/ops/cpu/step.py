@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from nanohybrid.ops.cpu.attend import attend, attention_room, remember, tiles_of
+from nanohybrid.ops.cpu.attend import remember
 from nanohybrid.ops.cpu.compiled import inlined, kernel
+from nanohybrid.ops.cpu.flash import attend, attention_room, blocks_of
 from nanohybrid.ops.cpu.linear import ADD, GATE, INPUTS, OUTPUTS, RELU2, STORE, SUMS, WIDTH, multiply, tile_rows
 from nanohybrid.ops.cpu.llvm import floats, halves
 from nanohybrid.ops.cpu.mamba import mamba_room, run_group
 from nanohybrid.ops.cpu.rows import clear_padding, inverse_rms, norm_and_pack
 from nanohybrid.ops.cpu.scalars import narrow, widen
-from nanohybrid.ops.cpu.team import meet, share
+from nanohybrid.ops.cpu.team import deal_anew, meet, share, take
 
 FEW = 24  # up to so many rows, each thread makes the norm for itself rather than wait for a part of it
 KINDS = ("M", "*", "-")
@@ -46,7 +47,7 @@ def _groups(layer, starts, slots, positions, projected, columns, sizes, limits, 
 
 @inlined
 def _heads(layer, barrier, starts, positions, pages, projected, columns, sizes, limits, angles, room, packed, height, width, rank, size):
-    """Keys and values of all sequences into their pages; then the queries, tile by tile. Both shared out."""
+    """Keys and values of all sequences into their pages; then the queries, block by block, whoever is free."""
     at, page_bytes = layer[AT:], pages.shape[1] * 8
     kv_heads, sequences = sizes[1], len(positions)
     first, last = share(sequences * kv_heads, rank, size)
@@ -54,22 +55,23 @@ def _heads(layer, barrier, starts, positions, pages, projected, columns, sizes, 
         s, head = item // kv_heads, item % kv_heads
         table, count = pages.ctypes.data + s * page_bytes, starts[s + 1] - starts[s]
         remember(starts[s], count, positions[s], head, projected, columns, sizes, at, limits[2], table, angles)
+    if rank == 0:
+        deal_anew(barrier)
     meet(barrier, size)
-    total = 0
-    for s in range(sequences):
-        total += tiles_of(starts[s + 1] - starts[s], sizes) * kv_heads
-    first, last = share(total, rank, size)
-    done = 0
-    for s in range(sequences):
+    s, before, item = 0, 0, take(barrier)
+    while s < sequences:
         count = starts[s + 1] - starts[s]
-        tiles = tiles_of(count, sizes)
-        table = pages.ctypes.data + s * page_bytes
-        for item in range(max(first - done, 0), min(last - done, tiles * kv_heads)):
+        blocks = blocks_of(count, sizes)
+        if item - before >= blocks * kv_heads:
+            before += blocks * kv_heads
+            s += 1
+        else:
+            block, head = blocks - 1 - (item - before) // kv_heads, (item - before) % kv_heads  # those that see most come first
             attend(
-                item // kv_heads, starts[s], count, positions[s], item % kv_heads, projected, columns, sizes, at, limits[2],
-                table, angles, room, packed, height, width,
+                block, starts[s], count, positions[s], head, projected, columns, sizes, at, limits[2],
+                pages.ctypes.data + s * page_bytes, angles, room, packed, height, width,
             )  # fmt: skip
-        done += tiles * kv_heads
+            item = take(barrier)
 
 
 @kernel

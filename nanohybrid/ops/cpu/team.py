@@ -47,6 +47,18 @@ def share(count: int, rank: int, size: int) -> tuple[int, int]:
     return count * rank // size, count * (rank + 1) // size
 
 
+@inlined
+def deal_anew(barrier: int) -> None:
+    """Begin to deal items out from 0. For one thread, while none takes any: before a meeting that comes before them."""
+    store_release(barrier + 128, 0)
+
+
+@inlined
+def take(barrier: int) -> int:
+    """The next item that no thread has taken, for work whose parts take unequally long."""
+    return add_atomically(barrier + 128, 1)
+
+
 class Team:
     """`size` threads, the caller's among them. One kernel at a time: callers wait for each other."""
 

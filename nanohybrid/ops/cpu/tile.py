@@ -34,13 +34,14 @@ V32B = vector(BFloat(), 32)
 FORMS = tuple(PAIR_BYTES)  # a weight's form is its index here
 
 
-def make_tiles(shapes: Iterable[tuple[str, int, int]], paired: bool = PAIRED) -> Any:
+def make_tiles(shapes: Iterable[tuple[str, int, int]], paired: bool = PAIRED, apart: int = 0) -> Any:
     """The loops for these (form, rows, panels) as one intrinsic of numba, which takes the one that its first arguments name:
 
     tiles(form's index, rows, panels, address of panels, bytes between panels, bytes between groups, rows' address, out's address,
     bytes between out's rows, groups, pairs a group, bytes ahead) writes fp32 [rows, 16 * panels]. Pairs of a group must be a
     multiple of 4. What lies so many bytes ahead is asked for on the way, so that memory works while sums are made. `paired`: with
-    AVX512-BF16's instructions.
+    AVX512-BF16's instructions. `apart` (bf16 only): rows are not packed but lie so many bytes apart, and sums go on from what `out`
+    holds, product by product.
     """
     chosen = tuple(shapes)
 
@@ -56,7 +57,7 @@ def make_tiles(shapes: Iterable[tuple[str, int, int]], paired: bool = PAIRED) ->
                 block = builder.append_basic_block(f"{name}_{height}_{wide}")
                 switch.add_case(I64(_number(FORMS.index(name), height, wide)), block)
                 builder.position_at_end(block)
-                _Tile(builder, name, height, wide, paired).emit(*arguments[3:])
+                _Tile(builder, name, height, wide, paired, apart).emit(*arguments[3:])
                 builder.branch(after)
             builder.position_at_end(after)
             return context.get_dummy_value()
@@ -76,17 +77,20 @@ def _number(form: Any, rows: Any, panels: Any, builder: ir.IRBuilder | None = No
 class _Tile:
     """Writes the loop's instructions."""
 
-    def __init__(self, builder: ir.IRBuilder, form: str, rows: int, panels: int, paired: bool) -> None:
-        self.b, self.form, self.rows, self.panels, self.paired = builder, form, rows, panels, paired
+    def __init__(self, builder: ir.IRBuilder, form: str, rows: int, panels: int, paired: bool, apart: int) -> None:
+        self.b, self.form, self.rows, self.panels, self.paired, self.apart = builder, form, rows, panels, paired, apart
+        self.row_bytes, self.pair_bytes = (apart, 4) if apart else (4, 4 * rows)
 
     def emit(self, w: Any, w_stride: Any, g_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any, ahead: Any) -> None:
         b, scaled = self.b, self.form != "bf16"
         starts = [b.add(w, b.mul(w_stride, I64(panel))) for panel in range(self.panels)]
         zeros = [ir.Constant(V16F, [0.0] * 16)] * (self.rows * self.panels)
-        with Loop(b, groups, 1, zeros) as outer:
+        places = [self._place(out, out_stride, i) for i in range(len(zeros))]
+        begun = [b.load(place, typ=V16F, align=4) for place in places] if self.apart else zeros
+        with Loop(b, groups, 1, begun) as outer:
             offset = b.mul(outer.index, g_stride)
             at = [b.add(start, offset) for start in starts]
-            row = b.add(x, b.mul(b.mul(outer.index, pairs), I64(4 * self.rows)))
+            row = b.add(x, b.mul(b.mul(outer.index, pairs), I64(self.pair_bytes)))
             first = [b.add(place, I64(GROUP_BYTES[self.form])) for place in at] if scaled else at
             with Loop(b, pairs, 4, zeros if scaled else outer.values) as inner:
                 self._ask(first, inner.index, ahead)
@@ -101,9 +105,13 @@ class _Tile:
             else:
                 sums = inner.results
             outer.close(sums)
-        for i, total in enumerate(outer.results):
-            place = b.add(out, b.add(b.mul(out_stride, I64(i // self.panels)), I64(64 * (i % self.panels))))
-            b.store(total, b.inttoptr(place, PTR), align=4)
+        for place, total in zip(places, outer.results, strict=True):
+            b.store(total, place, align=4)
+
+    def _place(self, out: Any, out_stride: Any, i: int) -> Any:
+        """Where the i-th vector of sums belongs."""
+        b = self.b
+        return b.inttoptr(b.add(out, b.add(b.mul(out_stride, I64(i // self.panels)), I64(64 * (i % self.panels)))), PTR)
 
     def _ask(self, w: list[Any], pair: Any, ahead: Any) -> None:
         """Prefetch the lines that the next four pairs' place will hold `ahead` bytes from here, into the second level."""
@@ -123,8 +131,8 @@ class _Tile:
             weights = [self._weights(place, at) for place in w]
             for half in range(per_load):
                 for row in range(self.rows):
-                    place = self.b.add(x, self.b.mul(self.b.add(at, I64(half)), I64(4 * self.rows)))
-                    activations = self._activations(self.b.add(place, I64(4 * row)))
+                    place = self.b.add(x, self.b.mul(self.b.add(at, I64(half)), I64(self.pair_bytes)))
+                    activations = self._activations(self.b.add(place, I64(self.row_bytes * row)))
                     for panel in range(self.panels):
                         i = row * self.panels + panel
                         sums[i] = self._add_products(sums[i], weights[panel][half], activations)
