@@ -1,15 +1,15 @@
 """`nanohybrid bench headline`: the 9B against Qwen3-8B in one memory, at the paper's four mixes of lengths."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import command_parser, print_json, table
 
 if TYPE_CHECKING:
     import jsonargparse
 
-    from nanohybrid.compress.devices import Device
-    from nanohybrid.headline import Planned
+    from nanohybrid.headline.result import Result, Settings
 
 SUMMARY = "the 9B against Qwen3-8B in one memory: what fits, the roofline, and measured on this machine"
 QUANTISED = ("int8", "int4")
@@ -26,112 +26,77 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--mixes", metavar="IN/OUT,...", help="some of 1k/1k, 8k/1k, 8k/16k, 128k/1k (default: all)")
     result.add_argument("--quantised", choices=["none", *QUANTISED], default="int8", help="the hybrid's second form, beside bf16")
     result.add_argument("--threads", type=int, metavar="N", help="of torch, on a CPU")
-    result.add_argument("--out", type=Path, metavar="FILE.json", help="every figure")
-    result.add_argument("--plot", type=Path, metavar="FILE", help="a picture: .svg or .png")
+    result.add_argument("--out", type=Path, metavar="DIR", help="keep every row as it is measured, then a table and a picture")
+    result.add_argument("--resume", action="store_true", help="go on with what --out holds")
     return result
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:
-    """Plan every contender at every mix, measure unless only the roofline is asked for, and tell."""
-    from nanohybrid.cli.source import set_threads, usable_device
+    """Plan every contender at every mix, measure unless only the roofline is asked for, and tell; 130 after Ctrl-C."""
     from nanohybrid.compress.devices import device as profile
-    from nanohybrid.headline import contenders, mixes, plan
-    from nanohybrid.headline.contest import cap
-    from nanohybrid.stages.plain import to_json
+    from nanohybrid.extras import require
+    from nanohybrid.headline.result import HEADERS, Result, cells, footnote
 
-    scale = arguments.scale or (8 if arguments.device == "cpu" and arguments.roofline is None else 1)
-    set_threads(arguments.threads)
-    chosen = mixes(None if arguments.mixes is None else arguments.mixes.split(","), scale)
-    models = contenders(["bf16", *([] if arguments.quantised == "none" else [arguments.quantised])], scale)
-    bytes_ = cap(arguments.cap_gib, scale)
-    if arguments.roofline is not None:
-        machine = profile(arguments.roofline)
-    else:
-        from nanohybrid.headline.measure import this_machine
-
-        machine = this_machine(usable_device(arguments.device))
-    rows = [plan(model, mix, bytes_, machine, scale) for mix in chosen for model in models]
-    measured = None if arguments.roofline is not None else _measure(rows, arguments.device, scale)
-    result = as_json(rows, measured, machine, scale, bytes_)
+    machine = None if arguments.roofline is None else profile(arguments.roofline)
+    result = Result(_settings(arguments), arguments.out, arguments.resume)
     if arguments.out is not None:
-        from nanohybrid.files import atomic_write
-
-        atomic_write(arguments.out, to_json(result) + "\n")
-    if arguments.plot is not None:
-        _plot(result, arguments.plot)
+        require("matplotlib", "train")  # said now, and not after minutes of measuring
+    interrupted = False
+    if machine is None:
+        try:
+            _measure(result)
+        except KeyboardInterrupt:
+            interrupted = True
+    report = result.report(machine)
+    result.publish(report)
     if arguments.json:
-        print_json(result)
+        print_json(report)
     else:
-        show(result)
-    return 0
+        table(HEADERS, cells(report))
+        print(f"\n{footnote(report)}")
+    if interrupted:
+        kept = "" if arguments.out is None else f", kept in {arguments.out}: the same command with --resume goes on"
+        print(f"nanohybrid: stopped after {len(result.rows)} rows{kept}", file=sys.stderr)
+    return 130 if interrupted else 0
 
 
-def _measure(rows: "list[Planned]", device: str, scale: int) -> list[float | None]:
-    """Output tokens per second of each row; the contenders take turns at each mix."""
-    from nanohybrid.headline.measure import Runner
+def _settings(arguments: "jsonargparse.Namespace") -> "Settings":
+    from nanohybrid.cli.source import set_threads, usable_device
+    from nanohybrid.headline import mixes
+    from nanohybrid.headline.result import Settings
+
+    set_threads(arguments.threads)
+    import torch
+
+    here = arguments.roofline is None
+    device = usable_device(arguments.device) if here else arguments.roofline
+    scale = (8 if here and device == "cpu" else 1) if arguments.scale is None else arguments.scale
+    names = [mix.name for mix in mixes(None if arguments.mixes is None else arguments.mixes.split(","))]
+    dtypes = ["bf16", *([] if arguments.quantised == "none" else [arguments.quantised])]
+    return Settings(scale, arguments.cap_gib, names, dtypes, device, torch.get_num_threads())
+
+
+def _measure(result: "Result") -> None:
+    """Time every row that fits and is not kept yet."""
+    from nanohybrid.headline.measure import Extent, Runner, this_machine
+    from nanohybrid.headline.result import key
+    from nanohybrid.headline.roofline import plan
     from nanohybrid.stages.progress import progress
 
+    settings = result.settings
+    machine = this_machine(settings.device)
+    rows = [plan(contender, mix, settings.cap_bytes, machine, settings.scale) for contender, mix in settings.pairs()]
+    rows = [row for row in rows if row.sequences]
+    left = [row for row in rows if key(row.contender, row.mix) not in result.rows]
+    weights = [Extent.of(row).seconds(row) + 1.0 for row in left]  # a second for all that is not timed
     runners: dict[str, Runner] = {}
-    result: list[float | None] = []
-    with progress("headline", sum(row.sequences * row.mix.context for row in rows), "tok") as bar:
-        for row in rows:
-            if row.sequences and row.label not in runners:
-                runners[row.label] = Runner(row.contender, device)
-            result.append(runners[row.label].output_tokens_per_second(row, scale) if row.sequences else None)
-            bar.advance(row.sequences * row.mix.context, mix=row.mix.name)
-    return result
-
-
-def as_json(rows: "list[Planned]", measured: list[float | None] | None, machine: "Device", scale: int, cap_bytes: int) -> dict[str, Any]:
-    """Every figure: what fits, the roofline's and the measured tokens per second, and how many times the Transformer's."""
-    entries: list[dict[str, Any]] = []
-    for index, row in enumerate(rows):
-        spoken = None if measured is None else measured[index]
-        entries.append(
-            {
-                "mix": row.mix.name, "model": row.contender.name, "dtype": row.contender.dtype, "input_tokens": row.mix.inputs,
-                "output_tokens": row.mix.outputs, "sequences": row.sequences, "decode_roofline": row.decode, "roofline": row.output,
-                "output_tokens_per_second": spoken, "fraction": spoken / row.output if spoken else None,
-            }
-        )  # fmt: skip
-    for entry in entries:
-        dense = next(other for other in entries if other["mix"] == entry["mix"])
-        entry["roofline_ratio"] = entry["roofline"] / dense["roofline"] if dense["roofline"] else None
-        both = entry["output_tokens_per_second"] and dense["output_tokens_per_second"]
-        entry["ratio"] = entry["output_tokens_per_second"] / dense["output_tokens_per_second"] if both else None
-    return {
-        "scale": scale, "cap_bytes": cap_bytes, "machine": machine.name, "bandwidth_gb_per_second": machine.bandwidth / 1e9,
-        "matmul_gflops": machine.flops / 1e9, "rows": entries,
-    }  # fmt: skip
-
-
-def show(result: dict[str, Any]) -> None:
-    """The same as a table."""
-
-    def times(value: float | None) -> str:
-        return "" if value is None else f"{value:.2f}x"
-
-    rows = [
-        (
-            entry["mix"], f"{entry['model']} {entry['dtype']}", entry["sequences"] or "no fit",
-            f"{entry['roofline']:,.1f}" if entry["sequences"] else "", times(entry["roofline_ratio"]),
-            "" if entry["output_tokens_per_second"] is None else f"{entry['output_tokens_per_second']:,.1f}",
-            "" if entry["fraction"] is None else f"{entry['fraction']:.0%}", times(entry["ratio"]),
-        )
-        for entry in result["rows"]
-    ]  # fmt: skip
-    table(("in/out", "model", "at once", "roofline", "", "measured", "of it", ""), rows)
-    rates = f"{result['bandwidth_gb_per_second']:,.1f} GB/s, {result['matmul_gflops']:,.0f} GFLOP/s"
-    memory = f"{result['cap_bytes'] / 2**30:.2f} GiB, widths and lengths divided by {result['scale']}"
-    print(f"\noutput tokens per second; {result['machine']}: {rates}; {memory}")
-
-
-def _plot(result: dict[str, Any], file: Path) -> None:
-    from nanohybrid.stages.plots import bars
-
-    figure_of = "output_tokens_per_second" if any(entry["fraction"] for entry in result["rows"]) else "roofline"
-    names = list(dict.fromkeys(f"{entry['model']} {entry['dtype']}" for entry in result["rows"]))
-    labels = list(dict.fromkeys(entry["mix"] for entry in result["rows"]))
-    series = {name: [entry[figure_of] or 0.0 for entry in result["rows"] if f"{entry['model']} {entry['dtype']}" == name] for name in names}
-    title = "Output tokens per second in one memory" + (", at best" if figure_of == "roofline" else "")
-    bars(labels, series, "tokens per second", title).savefig(file)
+    with progress("headline", len(rows), "rows", len(rows) - len(left)) as bar:
+        for row, weight in zip(left, weights, strict=True):
+            share = len(left) * weight / sum(weights)
+            bar.advance(0, mix=row.mix.name, model=row.label)
+            if row.label not in runners:
+                if settings.scale == 1:
+                    runners.clear()  # at true shapes a memory holds one model
+                runners[row.label] = Runner(row.contender, settings.device)
+            timed = runners[row.label].time(row, settings.scale, lambda part, share=share: bar.advance(part * share))  # type: ignore[misc]
+            result.keep(key(row.contender, row.mix), timed)

@@ -34,7 +34,7 @@ def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device
         if value.numel() > LARGE:
             sample = torch.empty(4096)  # how this parameter is scaled: asked of the rules themselves
             fill(sample, name, config, generator)
-            _repeat(value, (block * sample.std()).to(device, dtype))
+            repeat(value, (block * sample.std()).to(device, dtype))
         else:
             drawn = torch.empty(parameter.shape)
             fill(drawn, name, config, generator)
@@ -65,7 +65,8 @@ def _tekken() -> Tokenizer | None:
         return None
 
 
-def _repeat(value: Tensor, block: Tensor) -> None:
+def repeat(value: Tensor, block: Tensor) -> None:
+    """Fill a contiguous tensor with one block, over and over."""
     flat = value.view(-1)
     whole = flat.numel() // block.numel() * block.numel()
     flat[:whole].view(-1, block.numel()).copy_(block)

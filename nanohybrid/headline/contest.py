@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine.plan import PROCESS
 from nanohybrid.errors import InputError
+from nanohybrid.model.quantized import quantizable
+from nanohybrid.ops.quantized import holds
 from nanohybrid.ops.sizes import CHUNK
 
 GIB = 2**30
@@ -36,6 +38,11 @@ class Mix:
     def context(self) -> int:
         return self.inputs + self.outputs
 
+    @property
+    def mean(self) -> int:
+        """The length at which a step is as long as all steps are in the mean."""
+        return self.inputs + self.outputs // 2
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -59,9 +66,16 @@ def mixes(names: list[str] | None = None, scale: int = 1) -> list[Mix]:
 
 
 def contenders(dtypes: list[str], scale: int = 1) -> list[Contender]:
-    """The Transformer in bf16, then the hybrid in each precision."""
+    """The Transformer in bf16, then the hybrid in each precision. Raises InputError where a format has no form for a width."""
     wide = [(DENSE, "bf16"), *((HYBRID, dtype) for dtype in dtypes)]
-    return [Contender(name, scaled(HybridConfig.preset(name), scale), dtype) for name, dtype in wide]
+    result = [Contender(name, scaled(HybridConfig.preset(name), scale), dtype) for name, dtype in wide]
+    for one in result:
+        for rows, columns in quantizable(one.config).values() if one.dtype != "bf16" else ():
+            if not holds(one.dtype, columns):
+                raise InputError(
+                    f"{one.dtype} has no form for the {rows} x {columns} matrices of {one.name} at scale {scale}: take another, or int8"
+                )
+    return result
 
 
 def scaled(config: HybridConfig, scale: int) -> HybridConfig:

@@ -21,28 +21,41 @@ from nanohybrid.model.footprint import Footprint
 
 @dataclass(frozen=True)
 class Planned:
-    """A contender at a mix: sequences at once (0: not even one fits), and tokens per second at best, of all together."""
+    """A contender at a mix: sequences at once (0: not even one fits), and at best the seconds of a prompt and of a step of all."""
 
     contender: Contender
     mix: Mix
     sequences: int
-    decode: float
-    output: float
+    prompt: float = 0.0
+    step: float = 0.0
 
     @property
     def label(self) -> str:
         return f"{self.contender.name} {self.contender.dtype}"
+
+    @property
+    def decode(self) -> float:
+        """Tokens per second of all sequences together, at best, once the prompts are read."""
+        return self.sequences / self.step if self.sequences else 0.0
+
+    @property
+    def output(self) -> float:
+        """Output tokens per second at best, the time of the prompts counted."""
+        return output_rate(self.sequences, self.mix, self.prompt, self.step)
 
 
 def plan(contender: Contender, mix: Mix, cap: int, device: Device, scale: int = 1) -> Planned:
     """What fits `cap` bytes, and the most that `device` can make of it."""
     config, sequences = contender.config, fitting(contender, mix, cap, scale)
     if not sequences:
-        return Planned(contender, mix, 0, 0.0, 0.0)
-    mean = mix.inputs + mix.outputs // 2
-    step = decode_step(config, Budget(cap, mean, sequences, contender.dtype), tile=1).seconds(device)
-    prefill = sequences * prefill_flops(config, mix.inputs) / device.flops
-    return Planned(contender, mix, sequences, sequences / step, sequences * mix.outputs / (prefill + mix.outputs * step))
+        return Planned(contender, mix, 0)
+    step = decode_step(config, Budget(cap, mix.mean, sequences, contender.dtype), tile=1).seconds(device)
+    return Planned(contender, mix, sequences, prefill_flops(config, mix.inputs) / device.flops, step)
+
+
+def output_rate(sequences: int, mix: Mix, prompt: float, step: float) -> float:
+    """Output tokens per second of so many sequences, from the seconds of one prompt and of one step of all; 0 of none."""
+    return sequences * mix.outputs / (sequences * prompt + mix.outputs * step) if sequences else 0.0
 
 
 def fitting(contender: Contender, mix: Mix, cap: int, scale: int = 1) -> int:

@@ -50,10 +50,8 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def embedding(entries: int, width: int) -> nn.Embedding:
-    """nn.Embedding in the same way."""
-    module = nn.Embedding(entries, width, device="meta")
-    module.weight = nn.Parameter(torch.empty(entries, width))
-    return module
+    """nn.Embedding in the same way; given its weight, for torch would draw one, which on the meta device loads torch._dynamo (a second)."""
+    return nn.Embedding.from_pretrained(torch.empty(entries, width), freeze=False)
 
 
 def build(module: nn.Module, parameters: Mapping[str, Axes], config: HybridConfig) -> None:

@@ -71,19 +71,29 @@ def intervals(series: Mapping[str, Intervals], x: str, y: str, title: str = "", 
 
 
 def bars(
-    labels: Sequence[str], series: Mapping[str, Sequence[float]], y: str, title: str = "", *, errors: Errors | None = None
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    y: str,
+    title: str = "",
+    *,
+    errors: Errors | None = None,
+    log_y: bool = False,
 ) -> "Figure":
-    """Groups of bars: one group a label, in it one bar a name; `errors` gives how far below and above each may lie."""
+    """Groups of bars: one group a label, in it one bar a name; `errors` gives how far below and above each may lie. On a logarithmic
+    axis a height of 0 has no bar."""
     with style():
         figure, axes = canvas("", y, title)
+        scale(axes, log_y=log_y)
         width = 0.8 / max(len(series), 1)
         for index, (colour, (name, heights)) in enumerate(zip(cycle(len(series)), series.items(), strict=True)):
             places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(labels))]
-            axes.bar(places, heights, width * 0.92, color=colour, label=name)
+            shown = [i for i, height in enumerate(heights) if height or not log_y]
+            axes.bar([places[i] for i in shown], [heights[i] for i in shown], width * 0.92, color=colour, label=name)
             reach = errors[name] if errors is not None else [(0.0, 0.0)] * len(labels)
-            if errors is not None:
-                axes.errorbar(places, heights, yerr=list(zip(*reach, strict=True)), fmt="none", ecolor=INK, linewidth=1)
-            for place, height, (_, above) in zip(places, heights, reach, strict=True):
+            for i in shown:
+                (below, above), place, height = reach[i], places[i], heights[i]
+                if errors is not None:
+                    axes.errorbar([place], [height], yerr=[[below], [above]], fmt="none", ecolor=INK, linewidth=1)
                 axes.annotate(f"{height:.3g}", (place, height + above), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
         axes.set_xticks(range(len(labels)), labels)
         axes.grid(axis="x", visible=False)

@@ -7,13 +7,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanohybrid.cli.main import main
+from nanohybrid.compress.budget import weight_bytes
 from nanohybrid.compress.devices import device
 from nanohybrid.config import HybridConfig
+from nanohybrid.engine import Engine
+from nanohybrid.engine.plan import PROCESS
 from nanohybrid.errors import InputError
-from nanohybrid.headline import Mix, contenders, contest, machine, mixes, plan, roofline
+from nanohybrid.headline import Mix, contenders, contest, machine, measure, mixes, plan, roofline
 from nanohybrid.headline.contest import cap
+from nanohybrid.headline.measure import Timed
+from nanohybrid.headline.result import Result, Settings
 from nanohybrid.headline.roofline import prefill_flops
-from nanohybrid.model import HybridLM
+from nanohybrid.model import HybridLM, State
 
 A10G = device("a10g")
 
@@ -90,11 +95,14 @@ def small(monkeypatch):
     monkeypatch.setattr(machine, "EDGE", 64)
 
 
+FLAGS = ["bench", "headline", "--json", "--scale", "1", "--quantised", "none"]
+
+
 def test_a_run_measures_every_contender_that_fits(small, tmp_path, capsys):
-    flags = ["--scale", "1", "--quantised", "none", "--out", str(tmp_path / "all.json"), "--plot", str(tmp_path / "all.svg")]
-    assert main(["bench", "headline", "--json", *flags]) == 0
+    out = tmp_path / "runs" / "headline"
+    assert main([*FLAGS, "--out", str(out)]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "all.json").read_text()) == result
+    assert json.loads((out / "result.json").read_text()) == result
     rows = {(row["mix"], row["model"]): row for row in result["rows"]}
     assert len(rows) == 4 and rows["128k/1k", "tiny-dense"]["output_tokens_per_second"] is None
     for key in rows.keys() - {("128k/1k", "tiny-dense")}:
@@ -102,10 +110,96 @@ def test_a_run_measures_every_contender_that_fits(small, tmp_path, capsys):
     first, second = rows["1k/1k", "tiny-dense"], rows["1k/1k", "tiny"]
     assert second["ratio"] == pytest.approx(second["output_tokens_per_second"] / first["output_tokens_per_second"])
     assert rows["128k/1k", "tiny"]["ratio"] is None
-    assert (tmp_path / "all.svg").stat().st_size > 1000
+    assert (out / "result.svg").stat().st_size > 1000
+    table = (out / "result.md").read_text().splitlines()
+    assert table[4].startswith("| 128k/1k | tiny-dense bf16 | does not fit |") and len(table) == 8
+
+
+def test_what_a_row_says_is_its_timings_arithmetic(small, tmp_path):
+    settings = Settings(1, 22.0, ["1k/1k"], ["bf16"], "cpu", 1)
+    result = Result(settings)
+    for contender, mix in settings.pairs():
+        result.keep((mix.name, contender.name, contender.dtype), Timed(prompt=0.5, step=0.25, bandwidth=1e9, flops=1e9))
+    entry = result.report()["rows"][1]
+    assert entry["output_tokens_per_second"] == pytest.approx(3 * 5 / (3 * 0.5 + 5 * 0.25))
+    assert entry["fraction"] == pytest.approx(entry["output_tokens_per_second"] / entry["roofline"])
+    assert entry["ratio"] == 1
+
+
+class Killed(BaseException):
+    """What no handler catches."""
+
+
+@pytest.mark.parametrize("kill", [KeyboardInterrupt, Killed])
+def test_a_stopped_run_goes_on_with_the_rows_it_has(small, tmp_path, capsys, monkeypatch, kill):
+    time, calls = measure.Runner.time, []
+
+    def some(self, planned, *rest):
+        calls.append(planned.label)
+        if len(calls) == 3:
+            raise kill
+        return time(self, planned, *rest)
+
+    monkeypatch.setattr(measure.Runner, "time", some)
+    flags = [*FLAGS, "--out", str(tmp_path / "out")]
+    if kill is KeyboardInterrupt:
+        assert main(flags) == 130
+        assert "stopped after 2 rows" in (told := capsys.readouterr()).err and json.loads(told.out)["rows"][1]["ratio"] > 0
+    else:
+        with pytest.raises(Killed):
+            main(flags)
+    before = json.loads((tmp_path / "out" / "result.json").read_text())["measured"]
+    assert len(before) == 2
+    assert main(flags) == 2 and "--resume" in capsys.readouterr().err
+    assert main([*flags, "--resume", "--mixes", "1k/1k"]) == 2
+    assert "was measured with mixes" in capsys.readouterr().err
+    assert main([*flags, "--resume"]) == 0
+    assert len(calls) == 4
+    after = json.loads((tmp_path / "out" / "result.json").read_text())["measured"]
+    assert after[:2] == before and len(after) == 3
+
+
+def test_a_directory_of_something_else_is_left_alone(small, tmp_path, capsys):
+    (tmp_path / "result.json").write_text('{"settings": 3}')
+    assert main([*FLAGS, "--out", str(tmp_path), "--resume"]) == 2
+    assert "is no result of bench headline" in capsys.readouterr().err
+    assert main([*FLAGS, "--resume"]) == 2 and "--out" in capsys.readouterr().err
+
+
+def test_the_timed_steps_are_at_the_mixs_mean_length_and_of_all_sequences(small, monkeypatch):
+    """In a mix of 12 and 40 tokens with steps enough for 24: the first at 12 + 8, the last at 43, with three rows each."""
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    row = plan(contenders(["bf16"])[1], Mix("long", 12, 40), cap(22.0), A10G)
+    extent = measure.Extent.of(row)
+    assert (extent.prompts, extent.steps, extent.start) == (1, 24, 20)
+    seen, step = [], Engine.step
+
+    def watched(self):
+        ready = step(self)
+        seen.append([request.known for request in ready])
+        return ready
+
+    monkeypatch.setattr(Engine, "step", watched)
+    timed = measure.Runner(row.contender).time(row, 1)
+    assert seen[-24:] == [[known] * 3 for known in range(21, 45)]
+    assert timed.prompt > 0 and timed.step > 0
+
+
+def test_the_engine_holds_no_more_than_the_cap(monkeypatch):
+    for one in contenders(["bf16", "int8"], 8):
+        mix = mixes(["8k/16k"], 8)[0]
+        row = plan(one, mix, cap(22.0, 8), A10G, 8)
+        state = State.allocate(one.config, row.sequences, row.sequences * -(-mix.context // 128), dtype=torch.bfloat16, device="meta")
+        assert weight_bytes(one.config, one.dtype) + state.bytes < cap(22.0, 8) - PROCESS
+
+
+def test_a_format_without_a_form_for_the_widths_is_said():
+    with pytest.raises(InputError, match=r"int4 has no form for the .* matrices of nano-9b-v2 at scale 8"):
+        contenders(["bf16", "int4"], 8)
+    contenders(["bf16", "int4"], 1)
 
 
 def test_the_table_says_what_does_not_fit(capsys):
     assert main(["bench", "headline", "--roofline", "a10g", "--mixes", "128k/1k", "--quantised", "none"]) == 0
     table = capsys.readouterr().out
-    assert "no fit" in table and "600.0 GB/s" in table
+    assert "does not fit" in table and "600.0 GB/s" in table
