@@ -54,9 +54,9 @@ class _Scan(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_THP: Tensor | None, dfinal_SHPN: Tensor | None) -> tuple[Tensor | None, ...]:
-        x_THP, *others, initial_SHPN = ctx.saved_tensors
+        x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN = ctx.saved_tensors
         dy_THP = x_THP.new_zeros(x_THP.shape, dtype=torch.float32) if dy_THP is None else dy_THP
-        return *_backward(dy_THP, dfinal_SHPN, x_THP, *others, initial_SHPN, ctx.layout), None, None
+        return *_backward(dy_THP, dfinal_SHPN, x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN, ctx.layout), None, None
 
 
 def _forward(
