@@ -81,7 +81,8 @@ def choose(
     if forced == "triton" and not on_cuda and not interpreted():
         raise ValueError("NANOHYBRID_KERNELS is 'triton' and the tensors are on a CPU; set TRITON_INTERPRET=1 too, or use a GPU")
     kernel = triton if forced == "triton" or (on_cuda and not forced and _has_triton()) else None
-    if not on_cuda and forced in ("", "numba"):
+    on_cpu = not on_cuda and not (tensors and tensors[0] is not None and tensors[0].device.type != "cpu")  # meta tensors have no memory
+    if on_cpu and forced in ("", "numba"):
         kernel = numba
     if kernel is None or not kernel.takes(tensors):
         return torch

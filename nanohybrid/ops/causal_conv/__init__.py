@@ -7,6 +7,7 @@ from nanohybrid.ops.causal_conv import reference, shifted
 from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.layout import Layout
 
+NUMBA = Kernel("nanohybrid.ops.causal_conv.compiled:conv_silu", gradients=True)
 PLAIN = Kernel("nanohybrid.ops.causal_conv.trained:causal_conv", gradients=True)
 WITH_SILU = Kernel("nanohybrid.ops.causal_conv.trained:conv_silu", gradients=True)
 
@@ -28,7 +29,7 @@ def conv_silu(
     x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None = None, keep: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """silu(causal_conv) in the dtype of x, computed in fp32 (float64 for float64), and the inputs that the next call needs."""
-    conv = choose(x_TC, weight_CW, bias_C, initial_SWC, reference=_then_silu, torch=_then_silu, triton=WITH_SILU)
+    conv = choose(x_TC, weight_CW, bias_C, initial_SWC, reference=_then_silu, torch=_then_silu, numba=NUMBA, triton=WITH_SILU)
     y_TC, last_SWC = conv(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
     return y_TC, last_SWC
 

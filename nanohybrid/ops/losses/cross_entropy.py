@@ -12,6 +12,9 @@ from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.losses.reference import IGNORED
 from nanohybrid.ops.losses.stream import streamed, wide
 
+NUMBA = Kernel("nanohybrid.ops.losses.compiled:cross_entropy")
+TRITON = Kernel("nanohybrid.ops.losses.kernels:cross_entropy")
+
 
 def chunked_cross_entropy(hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, chunk: int | None = None) -> Tensor:
     """Loss of each token in fp32, 0 where the target is -100. Backward makes the logits a second time, chunk by chunk."""
@@ -37,12 +40,13 @@ class _CrossEntropy:
         self.targets_T = targets_T
 
     def __call__(self, logits_QV: Tensor, rows_Q: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
-        rule = choose(logits_QV, reference=_chunk, torch=_chunk, triton=Kernel("nanohybrid.ops.losses.kernels:cross_entropy"))
+        rule = choose(logits_QV, reference=chunk_loss, torch=chunk_loss, numba=NUMBA, triton=TRITON)
         found: tuple[Tensor, Tensor | None] = rule(logits_QV, self.targets_T[rows_Q], slope)
         return found
 
 
-def _chunk(logits_QV: Tensor, targets_Q: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
+def chunk_loss(logits_QV: Tensor, targets_Q: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
+    """Loss of each token of a chunk, and its slope where it is wanted, in plain torch."""
     targets_Q1 = targets_Q.unsqueeze(1)
     log_p_QV = torch.log_softmax(logits_QV.to(wide(logits_QV.dtype)), dim=-1)
     loss_Q = -log_p_QV.gather(1, targets_Q1).squeeze(1)

@@ -5,10 +5,12 @@ from torch import Tensor
 from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.rms_norm import fused, reference
 
+NUMBA = Kernel("nanohybrid.ops.rms_norm.compiled:rms_norm", gradients=True)
 TRITON = Kernel("nanohybrid.ops.rms_norm.triton:rms_norm", gradients=True)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm of [..., width] in fp32 (float64 for float64), cast once to x's dtype."""
-    normed: Tensor = choose(x, weight, reference=reference.rms_norm, torch=fused.rms_norm, triton=TRITON)(x, weight, eps)
+    """RMSNorm of [..., width] in fp32 (float64 for float64), cast once to x's dtype; on a CPU under autocast, to autocast's."""
+    form = choose(x, weight, reference=reference.rms_norm, torch=fused.rms_norm, numba=NUMBA, triton=TRITON)
+    normed: Tensor = form(x, weight, eps)
     return normed

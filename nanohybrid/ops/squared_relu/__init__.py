@@ -5,10 +5,11 @@ from torch import Tensor
 from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.squared_relu import fused, reference
 
+NUMBA = Kernel("nanohybrid.ops.squared_relu.compiled:squared_relu", gradients=True)
 TRITON = Kernel("nanohybrid.ops.squared_relu.triton:squared_relu", gradients=True)
 
 
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2 of a tensor of any shape, in its dtype."""
-    y: Tensor = choose(x, reference=reference.squared_relu, torch=fused.squared_relu, triton=TRITON)(x)
+    y: Tensor = choose(x, reference=reference.squared_relu, torch=fused.squared_relu, numba=NUMBA, triton=TRITON)(x)
     return y

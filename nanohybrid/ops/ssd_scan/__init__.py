@@ -6,6 +6,7 @@ from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.ssd_scan import chunked, reference
 
+NUMBA = Kernel("nanohybrid.ops.ssd_scan.compiled:ssd_scan", gradients=True)
 TRITON = Kernel("nanohybrid.ops.ssd_scan.trained:ssd_scan", gradients=True)
 
 
@@ -26,5 +27,6 @@ def ssd_scan(
     initial_SHPN: the state each sequence starts from; None is zeros. Sums run in fp32 (float64 for float64).
     Returns y_THP in fp32 (float64) and, where `keep`, the final states [S, H, P, N]; training keeps none.
     """
-    scan = choose(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN, reference=reference.ssd_scan, torch=chunked.ssd_scan, triton=TRITON)
+    given = x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN
+    scan = choose(*given, reference=reference.ssd_scan, torch=chunked.ssd_scan, numba=NUMBA, triton=TRITON)
     return scan(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, initial_SHPN, keep)
