@@ -60,15 +60,21 @@ class CompiledForward:
         for index, row in enumerate(rows):
             self._layers[index, : len(row)] = row
         self._linears = np.stack(self._records)
-        self._bytes = sum(weight.data.numel() for weight in self._kept if isinstance(weight, Packed))
+        self.bytes_read = sum(weight.data.numel() for weight in self.weights)
         mamba = (config.mamba_num_heads, config.mamba_head_dim, config.n_groups, config.ssm_state_size, config.conv_kernel)
         heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
         self._mamba = np.array(mamba if MAMBA in config.pattern else (0,) * 5, dtype=np.int64)
         gated = config.mlp_activation == "swiglu"
         self._attention = np.array((*(heads if ATTENTION in config.pattern else (0,) * 3), gated), dtype=np.int64)
         self._limits = np.array([*config.time_step_limit, config.layer_norm_epsilon], dtype=np.float32)
+        self.clock: np.ndarray | None = None  # of ops/cpu/clock.py: whoever sets one finds the times of each phase there
         self._rooms: dict[tuple[int, int], _Room] = {}
         self.mamba_columns = 2 * config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size + config.mamba_num_heads
+
+    @property
+    def weights(self) -> list[Packed]:
+        """The linears, in the order of the layers."""
+        return [weight for weight in self._kept if isinstance(weight, Packed)]
 
     def hidden(self, tokens_T: Tensor, layout: Layout, state: State) -> Tensor:
         """Final hidden states [T, E] in bfloat16; brings the state up to date. Long batches go through in parts, with the same bits."""
@@ -103,7 +109,8 @@ class CompiledForward:
             step.forward, self._layers, self._linears, self._mamba, self._attention, self._limits, self._embeddings.data_ptr(),
             tokens[first : first + rows], starts, np.array([layout.slots[p.sequence] for p in pieces], dtype=np.int64), positions, pages,
             0 if angles is None else angles.data_ptr(), kept_rows, 0 if window is None else window.kept.data_ptr(),
-            0 if window is None else window.kept.shape[1], *room.addresses, out_TE[first].data_ptr(), bytes_read=self._bytes,
+            0 if window is None else window.kept.shape[1], *room.addresses, out_TE[first].data_ptr(),
+            0 if self.clock is None else self.clock.ctypes.data, bytes_read=self.bytes_read,
         )  # fmt: skip
 
     def feed(self, window: CompiledWindow, sequences: Sequence[int], counts: Sequence[int]) -> None:
@@ -116,7 +123,7 @@ class CompiledForward:
         room = self._room(max(counts, default=1))
         run(
             step.feed, self._layers, self._linears, self._mamba, self._limits, starts, np.array(counts, dtype=np.int64), slots, positions,
-            window.kept.data_ptr(), window.kept.shape[1], *room.addresses[3:], bytes_read=self._bytes,
+            window.kept.data_ptr(), window.kept.shape[1], *room.addresses[3:], bytes_read=self.bytes_read,
         )  # fmt: skip
 
     def _layer(self, block: Any, state: dict[str, Tensor]) -> list[int]:
@@ -164,7 +171,7 @@ class CompiledForward:
 
     def _room(self, rows: int) -> _Room:
         """Scratch for so many rows, made once for each power of two of them and each number of threads."""
-        size, threads = min(ROWS_AT_ONCE, max(8, 1 << (rows - 1).bit_length())), team.threads(self._bytes)
+        size, threads = min(ROWS_AT_ONCE, max(8, 1 << (rows - 1).bit_length())), team.threads(self.bytes_read)
         if (size, threads) not in self._rooms:
             widest, outputs = int(self._linears[:, WIDTH].max()), int(self._linears[:, OUTPUTS].max())
             projected = max(outputs, int((self._attention[0] + 2 * self._attention[1]) * self._attention[2]))

@@ -147,3 +147,13 @@ def give_way(typingctx: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def ticks(typingctx: Any) -> Any:
+    """The processor's counter of cycles, or of whatever it counts at one pace."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.call(function(builder, "llvm.readcyclecounter", I64, []), [])
+
+    return types.int64(), generate

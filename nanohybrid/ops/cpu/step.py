@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from nanohybrid.ops.cpu import clock as laps
 from nanohybrid.ops.cpu.attend import remember
+from nanohybrid.ops.cpu.clock import lap
 from nanohybrid.ops.cpu.compiled import inlined, kernel
 from nanohybrid.ops.cpu.flash import attend, attention_room, blocks_of
 from nanohybrid.ops.cpu.linear import ADD, GATE, INPUTS, OUTPUTS, RELU2, STORE, SUMS, WIDTH, multiply, tile_rows
@@ -101,6 +103,7 @@ def forward(
     private,
     private_bytes,
     out,
+    clock,
 ):
     """Final hidden states [T, E] in bfloat16, T up to ROWS_AT_ONCE; states and pages are brought up to date in place.
 
@@ -108,7 +111,9 @@ def forward(
     heads, head size, gated (1: SwiGLU). limits: dt's least and most, eps. Sequence s has the rows starts[s] to starts[s + 1], and
     stands at positions[s]. angles: rotary cos and sin of each row, or 0. kept_rows: for each row, where among `kept` a copy of its
     Mamba-2 projections goes (-1: nowhere). residual [T, E], projected [T, widest]: fp32 room; normed, shared: packed rows.
+    clock: where each thread's phases are timed (clock.py), or 0.
     """
+    watch = laps.start(clock, rank)
     rows, hidden = len(tokens), linears[0, INPUTS]
     height = tile_rows(rows)
     sums = private + rank * private_bytes
@@ -123,18 +128,24 @@ def forward(
     for row in range(first, last):
         for i in range(hidden):
             stream[row * hidden + i] = widen(table[tokens[row] * hidden + i])
+    lap(watch, laps.EMBEDDING)
     meet(barrier, size)
+    lap(watch, laps.WAKE)
     mambas = 0
     for index in range(len(layers) - 1):
         layer = layers[index]
         at = layer[LINEARS]
         norm_and_pack(residual, norm_first, norm_last, hidden, layer[NORM], limits[2], mine, height, linears[at, WIDTH])
+        lap(watch, laps.NORMS)
         if rows > FEW:
             meet(barrier, size)
+            lap(watch, laps.WAITING)
         if layer[KIND] == 0:
             columns, width = linears[at, OUTPUTS], linears[at + 1, WIDTH]
             multiply(linears[at], mine, rows, rank, size, sums, STORE, projected, columns, 0, 0, 0)
+            lap(watch, laps.MAMBA_IN)
             meet(barrier, size)
+            lap(watch, laps.WAITING)
             if kept:
                 for row in range(first, last):
                     if kept_rows[row] >= 0:
@@ -143,37 +154,47 @@ def forward(
                         for i in range(columns):
                             copy[i] = source[i]
             _groups(layer, starts, slots, positions, projected, columns, mamba, limits, room, shared, height, width, rank, size)
+            lap(watch, laps.RECURRENCE)
             mambas += 1
-            back = at + 1
+            back, last_phase = at + 1, laps.MAMBA_OUT
         elif layer[KIND] == 1:
             columns, offset, width = (attention[0] + 2 * attention[1]) * attention[2], 0, linears[at + 3, WIDTH]
             for part in range(3):
                 multiply(linears[at + part], mine, rows, rank, size, sums, STORE, projected + offset * 4, columns, 0, 0, 0)
                 offset += linears[at + part, OUTPUTS]
+            lap(watch, laps.QKV)
             meet(barrier, size)
+            lap(watch, laps.WAITING)
             _heads(
                 layer, barrier, starts, positions, pages, projected, columns, attention, limits, angles, room, shared, height, width,
                 rank, size,
             )  # fmt: skip
-            back = at + 3
+            lap(watch, laps.ATTENTION)
+            back, last_phase = at + 3, laps.ATTENTION_OUT
         elif attention[3]:
             columns, width = linears[at, OUTPUTS], linears[at + 2, WIDTH]
             multiply(linears[at], mine, rows, rank, size, sums, STORE, projected, columns, 0, 0, 0)
             multiply(linears[at + 1], mine, rows, rank, size, sums, GATE, projected, columns, shared, height, width)
-            back = at + 2
+            lap(watch, laps.UP)
+            back, last_phase = at + 2, laps.DOWN
         else:
             multiply(linears[at], mine, rows, rank, size, sums, RELU2, 0, 0, shared, height, linears[at + 1, WIDTH])
-            back = at + 1
+            lap(watch, laps.UP)
+            back, last_phase = at + 1, laps.DOWN
         if linears[back, INPUTS] < linears[back, WIDTH]:
             clear_padding(shared, first, last, linears[back, INPUTS], height, linears[back, WIDTH])
         meet(barrier, size)
+        lap(watch, laps.WAITING)
         multiply(linears[back], shared, rows, rank, size, sums, ADD, residual, hidden, 0, 0, 0)
+        lap(watch, last_phase)
         meet(barrier, size)
+        lap(watch, laps.WAITING)
     gain, result = floats(layers[len(layers) - 1, NORM]), halves(out)
     for row in range(first, last):
         scale = inverse_rms(residual + row * hidden * 4, hidden, limits[2])
         for i in range(hidden):
             result[row * hidden + i] = narrow(stream[row * hidden + i] * scale * gain[i])
+    lap(watch, laps.FINAL)
 
 
 @kernel

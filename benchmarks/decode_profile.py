@@ -1,0 +1,191 @@
+"""Where a decode step on a CPU goes: Python, waking the threads, each phase of the kernel, beside what memory allows each.
+
+    python benchmarks/decode_profile.py --preset nano-291m --dtype bf16 int8 int4
+    python benchmarks/decode_profile.py --dtype int8 --json
+
+Random weights, one sequence or `--batch`. Inside the kernel each thread reads the processor's counter where a phase ends
+(ops/cpu/clock.py); what is told is the mean of the threads, and the median over the steps. Python's parts are timed around the
+engine's own functions, each without what it calls. `floor`: the phase's bytes at the rate at which this machine summed 512 MiB
+just before and after the same steps. Everything is one run, so that on a shared machine the parts belong together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from statistics import median
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from nanohybrid.config import HybridConfig
+from nanohybrid.engine import LLM, Engine, SamplingParams
+from nanohybrid.headline.generate import Job, step_bytes
+from nanohybrid.headline.machine import Machine
+from nanohybrid.model.compiled import CompiledForward, compiled_forward
+from nanohybrid.model.packed import PackedLinear
+from nanohybrid.ops.cpu import clock, team
+
+LOOKS = 5
+HEAD = "head"
+
+
+class Stopwatch:
+    """Seconds by name, each without what others take inside it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inside: list[float] = []
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed as `name`."""
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            self._inside.append(0.0)
+            began = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                took = time.perf_counter() - began
+                self.seconds[name] += took - self._inside.pop()
+                if self._inside:
+                    self._inside[-1] += took
+
+        return timed
+
+
+def phase_bytes(forward: CompiledForward, context: int, batch: int) -> dict[str, int]:
+    """What each phase of a step reads and writes: weights once, states in and out, keys and values in."""
+    config = forward.config
+    counts: dict[str, int] = defaultdict(int)
+    names = {"M": ("Mamba-2 in", "Mamba-2 out"), "*": (*["queries, keys, values"] * 3, "attention out"), "-": ("MLP up", "MLP down")}
+    if config.mlp_activation == "swiglu":
+        names["-"] = ("MLP up", "MLP up", "MLP down")
+    weights = iter(forward.weights)
+    for kind in config.pattern:
+        for name in names[kind]:
+            counts[name] += next(weights).data.numel()
+    channels = config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size
+    state = config.mamba_inner_size * config.ssm_state_size * 4 + (config.conv_kernel - 1) * channels * 2
+    counts["conv and recurrence"] = config.pattern.count("M") * 2 * state * batch
+    counts["attention"] = config.pattern.count("*") * 2 * config.num_key_value_heads * config.head_dim * 2 * context * batch
+    return counts
+
+
+def profile(llm: LLM, prompt_tokens: int, steps: int, batch: int) -> dict[str, Any]:
+    """Milliseconds of a step by part, as rows of (part, MB, floor, ms)."""
+    draw = random.Random(0)
+    prompts = [[draw.randrange(llm.model.config.vocab_size) for _ in range(prompt_tokens)] for _ in range(batch)]
+    engine = llm.engine(prompts, steps + 8)
+    for prompt in prompts:
+        engine.add(prompt, SamplingParams(max_tokens=steps + 8, ignore_eos=True))
+    for _ in range(6):  # prompts, and steps that warm up
+        engine.step()
+    forward = compiled_forward(engine.model, engine.runner.state)
+    if forward is None:
+        raise SystemExit("this model does not run on the compiled kernels here, there is nothing to profile")
+    machine = Machine("cpu")
+    before, _ = machine.rates(LOOKS, median)
+    rows, whole = measured(engine, forward, steps)
+    after, _ = machine.rates(LOOKS, median)
+    stream = (before + after) / 2
+    counts = phase_bytes(forward, prompt_tokens + steps // 2, batch)
+    head = engine.model.lm_head
+    counts[HEAD] = cast(PackedLinear, head).packed.data.numel()
+    moved = step_bytes(llm, Job(prompt_tokens, steps, batch))
+    table = [(name, counts.get(name, 0) / 1e6, 1e3 * counts.get(name, 0) / stream, ms) for name, ms in rows.items()]
+    return {"stream_gb_per_second": stream / 1e9, "step_ms": whole, "floor_ms": 1e3 * moved / stream, "step_bytes": moved, "parts": table}
+
+
+def measured(engine: Engine, forward: CompiledForward, steps: int) -> tuple[dict[str, float], float]:
+    """Median milliseconds of each part, and of a whole step."""
+    watch = Stopwatch()
+    for owner, attribute, name in (
+        (engine, "_schedule", "schedule"),
+        (engine, "_postprocess", "taking the tokens"),
+        (engine.runner, "_layout", "layout"),
+        (engine.runner, "_draw", "sampling"),
+        (engine.runner, "run", "runner"),
+        (engine.model, "hidden", "arguments"),
+        (engine.model, "head", "arguments"),
+    ):
+        setattr(owner, attribute, watch.around(name, getattr(owner, attribute)))
+    runs = {"forward": watch.around("forward", team.Team.run), "matmul": watch.around(HEAD, team.Team.run)}
+    before, team.Team.run = team.Team.run, lambda *arguments: runs[arguments[1].__name__](*arguments)  # type: ignore[method-assign]
+    step = watch.around("loop", engine.step)
+    forward.clock = laps = clock.make(team.threads(forward.bytes_read))
+    each: dict[str, list[float]] = defaultdict(list)
+    pace = ticks_per_second()
+    try:
+        for _ in range(steps):
+            watch.seconds.clear()
+            laps[:] = 0
+            step()
+            each["whole"].append(sum(watch.seconds.values()))
+            inside = laps[:, 1 : 1 + len(clock.PHASES)] / pace
+            waking = watch.seconds.pop("forward") - inside[0].sum() + inside[0, clock.WAKE]
+            phases = dict(zip(clock.PHASES, inside.mean(0), strict=True)) | {"wake": waking}
+            for name, took in (phases | watch.seconds).items():
+                each[name].append(took)
+    finally:
+        team.Team.run, forward.clock = before, None  # type: ignore[method-assign]
+    whole = median(each.pop("whole"))
+    return {name: 1e3 * median(values) for name, values in each.items()}, 1e3 * whole
+
+
+def ticks_per_second() -> float:
+    """The pace of the counter that clock.py reads."""
+    ticked = np.zeros(2, dtype=np.int64)
+    clock.read(0, 1, 0, ticked[1:])  # compiled now, not between the two
+    began = time.perf_counter()
+    clock.read(0, 1, 0, ticked[:1])
+    time.sleep(0.2)
+    clock.read(0, 1, 0, ticked[1:])
+    return float(ticked[1] - ticked[0]) / (time.perf_counter() - began)
+
+
+def told(dtype: str, found: dict[str, Any]) -> str:
+    """A markdown table of one profile."""
+    step, floor = found["step_ms"], found["floor_ms"]
+    lines = [
+        f"{dtype}: a step {step:.2f} ms, {found['step_bytes'] / 1e6:.0f} MB at {found['stream_gb_per_second']:.1f} GB/s are {floor:.2f}:"
+        f" {100 * floor / step:.0f} %",
+        "",
+        "| part | MB | floor, ms | ms | of the step |",
+        "|---|---|---|---|---|",
+    ]
+    for name, megabytes, least, ms in found["parts"]:
+        moved = f"{megabytes:.1f} | {least:.3f}" if megabytes else " | "
+        lines.append(f"| {name} | {moved} | {ms:.3f} | {100 * ms / step:.1f} % |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="nano-291m")
+    parser.add_argument("--dtype", nargs="+", choices=("bf16", "int8", "int4"), default=["bf16", "int8", "int4"])
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    results = {}
+    for dtype in arguments.dtype:
+        quantize = None if dtype == "bf16" else dtype
+        llm = LLM.random(HybridConfig.preset(arguments.preset), torch.bfloat16, quantize=quantize)
+        results[dtype] = profile(llm, arguments.prompt_tokens, arguments.steps, arguments.batch)
+        if not arguments.json:
+            print(told(dtype, results[dtype]), end="\n\n", flush=True)
+    if arguments.json:
+        print(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
