@@ -34,8 +34,15 @@ def _distillation(report: Report, directory: Path) -> None:
         f"the right token (forward KL on the logits). Divergence from the parent, in nats a token: {measures['kl_before']:.4f} before, "
         f"{measures['kl_after']:.4f} after."
     )
-    curve = {"KL": [(row["tokens"], row["loss"]) for row in rows]}
-    report.figure(plots.lines(curve, "tokens", "KL, nats a token", log_y=True), "Divergence from the parent on the training documents.")
+    between = "apart_after" in measures
+    if between:
+        report.text(
+            "Hidden states between the layers counted too. Their distance from the parent's, over the channels that stayed: "
+            f"{measures['apart_before']:.4f} before, {measures['apart_after']:.4f} after."
+        )
+    curve = {"loss" if between else "KL": [(row["tokens"], row["loss"]) for row in rows]}
+    what = "Divergence from the parent, and the weighted distance of hidden states," if between else "Divergence from the parent"
+    report.figure(plots.lines(curve, "tokens", "nats a token", log_y=True), f"{what} on the training documents.")
 
 
 def _quantised(report: Report, found: Mapping[str, Any]) -> None:
