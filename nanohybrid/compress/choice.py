@@ -59,7 +59,7 @@ def speed_of(kind: str, device: Device, grid: Grid, parent: HybridConfig, scores
     if kind == ROOFLINE:
         return lambda config: decode_step(config, budget).tokens_per_second(device)
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = LatencyTable.open(budget, here)
+    table = LatencyTable.open(budget, here, parent)
     used = folder / LATENCY
     if used.is_file():
         table = dataclasses.replace(table, times=LatencyTable.read(used))

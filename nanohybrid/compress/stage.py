@@ -4,6 +4,7 @@
     pruned/       the chosen shape, and kept.json            distilled/  the same after learning from the parent
     quantised/    that in 8 or 4 bits, where it is wanted
 
+Where the parent fits as it is, nothing is cut, and what was not cut has nothing to learn from itself: there is no distilled/ then.
 The output itself is the last of them as a checkpoint. Every part is found again after a kill, and none is done twice.
 """
 
@@ -39,6 +40,7 @@ from nanohybrid.data import TokenStore
 from nanohybrid.errors import ConfigError
 from nanohybrid.export import TYPES
 from nanohybrid.extras import require
+from nanohybrid.files import atomic_write
 from nanohybrid.model import Footprint
 from nanohybrid.stages import Stage, open_stage
 from nanohybrid.stages.output import read_record
@@ -171,24 +173,28 @@ class Compression:
         del parent  # from here on the distillation holds its own
         found = decide(stage, recipe, found, budget, self.learn)
         pruned = self.prune(found.chosen, stage.directory / "pruned")
-        distilled = distill(recipe.distill, pruned, self.model, self.data, stage.directory / "distilled", self.pretraining)
-        steps = {"parent": self.model, "pruned": pruned, "distilled": distilled, **quantised(recipe, distilled, self.data)}
-        result = list(steps.values())[-1]
+        steps = {"parent": self.model}
+        if found.chosen.config != shape:
+            distilled = distill(recipe.distill, pruned, self.model, self.data, stage.directory / "distilled", self.pretraining)
+            steps |= {"pruned": pruned, "distilled": distilled}
+            stage.record["tokens"] = read_record(distilled)["tokens"]
+        last = list(steps.values())[-1] if len(steps) > 1 else pruned  # all of the parent, where nothing was cut
+        steps |= quantised(recipe, last, stage.directory / "quantised", self.data)
+        result = list(steps.values())[-1] if len(steps) > 1 else pruned
         qualities = {"parent": judge.parent}
         qualities |= {name: judge(load(path, dtype=torch.float32)) for name, path in list(steps.items())[1:]}
-        stage.record["tokens"] = read_record(distilled)["tokens"]
         stage.measure(
             losses={name: quality.loss for name, quality in qualities.items()},
             agreement={name: quality.agreement for name, quality in qualities.items()},
             at_work=at_work({"parent": self.model, "result": result}, budget),
             accuracy=accuracies(recipe, steps, stage),
             **({} if recipe.quantize is None else {"quantised": read_record(result)["measures"]}),
-            **export_gguf(recipe, steps, stage.directory),
+            **export_gguf(recipe, last, steps, stage.directory),
             **sizes("parent", shape),
             **sizes("pruned", found.chosen.config),
         )
         adopt(result, stage.directory)
-        shutil.copyfile(pruned / "kept.json", stage.directory / "kept.json")
+        atomic_write(stage.directory / "kept.json", (pruned / "kept.json").read_bytes())  # a file of its own: what lies there may be a link
         report = compression_report(budget, shape, scores, found, stage.measures, stage.directory)
         report.write(stage.directory / "report.html")
 
