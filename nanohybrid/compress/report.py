@@ -44,7 +44,7 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
     count, agreement, work = Footprint.of(parent).parameters, measures["agreement"], measures["at_work"]
     last = list(agreement)[-1]
     then = f" Last its matrices became {budget.dtype}." if budget.dtype in QUANTISED else ""
-    speeds = [work[name]["tokens_per_second"] for name in ("parent", "result")]
+    speeds = [work[name].get("tokens_per_second", "no room here to run it") for name in ("parent", "result")]
     if chosen.config == parent:
         what = f"A model was to fit {budget}. It fits whole, so nothing was cut, and nothing had to be learnt again.{then}"
         alike = f"the result's likeliest next token is the parent's {agreement[last]:.1%} of the time."
