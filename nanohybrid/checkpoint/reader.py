@@ -97,6 +97,10 @@ class CheckpointReader:
             with _disk_errors(self._plain(name)):
                 self._copy(self._entries[name], target.detach().view(-1))
 
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Rows `begin` to `end` of one matrix, as stored, read without the others."""
+        return self._rows(self._plain(name), begin, min(end, self.shape(name)[0]))
+
     def codes(self, name: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         """Codes and scales of a quantised matrix, in our formats (ops/quantized/formats.py), scales in their types."""
         matrix = self._quantized[name]

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.importance import Importance
-from nanohybrid.compress.parts import Loaded, Parts
+from nanohybrid.compress.parts import Loaded, Parts, head_norm
 from nanohybrid.compress.stability import agreement
 from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
 from nanohybrid.model import HybridLM, Layout
@@ -92,7 +92,7 @@ def measure_activations(
     last, final_norm = Aggregate(), parts.final_norm()
     for h_TE, layout in zip(hidden, layouts, strict=True):
         last.add(final_norm(h_TE), layout)
-    channels_RE += last.score_RD * (parts.head_norm() if outgoing else 1.0)
+    channels_RE += last.score_RD * (head_norm(parts) if outgoing else 1.0)
     cosine_RL = torch.cat(turns, dim=1)
     facts = {
         "calibration": calibration.hash, "samples": len(calibration.samples), "tokens": calibration.tokens,

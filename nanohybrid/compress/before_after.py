@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanohybrid.checkpoint import load
+from nanohybrid.checkpoint import CheckpointReader, load, read_config
 from nanohybrid.compress.budget import Budget
+from nanohybrid.compress.room import BESIDE, free_bytes
+from nanohybrid.config import HybridConfig
 from nanohybrid.evaluate.throughput import decode_times
-from nanohybrid.model import HybridLM, State
+from nanohybrid.model import Footprint, HybridLM, State
 from nanohybrid.model.packed import prepare
 
 LONGEST = 4096  # tokens of context at which a step is timed, at most: a stage must not take minutes to say how fast it became
@@ -21,8 +23,14 @@ ROUNDS = 7
 def at_work(models: Mapping[str, Path], budget: Budget) -> dict[str, dict[str, float]]:
     """By name: tokens a second of all sequences together, and bytes as they are allocated at the whole context.
 
-    Of a few steps, in turns, the quickest counts.
+    Of a few steps, in turns, the quickest counts. Models that have no room beside each other are timed one after the other, and one that
+    has no room at all is not: its row then lacks `tokens_per_second`.
     """
+    need, free = sum(held_bytes(path, budget) for path in models.values()) + BESIDE, free_bytes()
+    if free is not None and need > free:
+        if len(models) == 1:
+            return {name: untimed(path, budget) for name, path in models.items()}
+        return {name: at_work({name: path}, budget)[name] for name, path in models.items()}
     dtype, context = budget.kind, min(budget.context, LONGEST)
     loaded = {name: load(path, dtype=dtype).eval() for name, path in models.items()}
     weights = {name: sum(tensor.nbytes for tensor in tensors_of(model)) for name, model in loaded.items()}
@@ -31,11 +39,29 @@ def at_work(models: Mapping[str, Path], budget: Budget) -> dict[str, dict[str, f
     times = decode_times(loaded, [context], budget.batch, ROUNDS)
     found = {}
     for name, model in loaded.items():
-        with torch.device("meta"):  # what would be allocated, without doing it: a long context may be gigabytes
-            state = State.for_context(model.config, budget.batch, budget.context, dtype, torch.device("meta")).bytes
         speed = budget.batch / (times[name][0].quickest / 1e3)
+        state = state_bytes(model.config, budget)
         found[name] = {"tokens_per_second": round(speed, 1), "context": context, "weight_bytes": weights[name], "state_bytes": state}
     return found
+
+
+def untimed(path: Path, budget: Budget) -> dict[str, float]:
+    """The bytes alone, of a model that is not loaded."""
+    context = min(budget.context, LONGEST)
+    return {"context": context, "weight_bytes": held_bytes(path, budget), "state_bytes": state_bytes(read_config(path), budget)}
+
+
+def held_bytes(path: Path, budget: Budget) -> int:
+    """Of the weights of a checkpoint as they would be loaded."""
+    with CheckpointReader(path) as reader:
+        return reader.stored_bytes if reader.format else Footprint.of(reader.config, budget.kind).weight_bytes
+
+
+def state_bytes(config: HybridConfig, budget: Budget) -> int:
+    """Of keys, values and states as they would be allocated, without doing it: a long context may be gigabytes."""
+    meta = torch.device("meta")
+    with meta:
+        return State.for_context(config, budget.batch, budget.context, budget.kind, meta).bytes
 
 
 def tensors_of(model: HybridLM) -> Iterable[Tensor]:

@@ -18,6 +18,7 @@ from nanohybrid.compress.devices import Device
 from nanohybrid.compress.importance import Importance
 from nanohybrid.compress.latency import decode_step
 from nanohybrid.compress.latency_table import LatencyTable, decode_timer
+from nanohybrid.compress.parts import Stored
 from nanohybrid.compress.quality import Judge, Quality
 from nanohybrid.compress.race import Learn, race
 from nanohybrid.compress.search import Grid, Search, Speed, choose, enumerate_shapes, search, targets
@@ -33,7 +34,9 @@ ROOFLINE, MEASURED = "roofline", "measured"
 LATENCY = "latency.json"
 
 
-def try_shapes(stage: Stage, grid: Grid, budget: Budget, speed: Speed, parent: HybridLM, scores: Importance, judge: Judge) -> Search:
+def try_shapes(
+    stage: Stage, grid: Grid, budget: Budget, speed: Speed, parent: HybridLM | Stored, scores: Importance, judge: Judge
+) -> Search:
     """The shapes that fit, those tried first, each quality logged as soon as it is known."""
     found = enumerate_shapes(parent.config, scores, grid, budget, speed)
     with progress("search", grid.tried, "shapes") as bar:
@@ -59,7 +62,7 @@ def speed_of(kind: str, device: Device, grid: Grid, parent: HybridConfig, scores
     if kind == ROOFLINE:
         return lambda config: decode_step(config, budget).tokens_per_second(device)
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = LatencyTable.open(budget, here)
+    table = LatencyTable.open(budget, here, parent)
     used = folder / LATENCY
     if used.is_file():
         table = dataclasses.replace(table, times=LatencyTable.read(used))

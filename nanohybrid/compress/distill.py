@@ -3,7 +3,7 @@
     minimise  mean over tokens of KL(teacher || student) at temperature tau
 
 from the logits alone, in chunks that never hold [tokens, vocabulary]. The documents are those of post-training, mixed 70 to 30 with
-those of pretraining, as the paper found best for a model that reasons.
+those of pretraining, as the paper found best for a model that reasons. By recipe hidden states count too (between.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from nanohybrid.checkpoint import load, read_config, refuse_quantized, save
+from nanohybrid.compress.between import Between, BetweenRecipe
 from nanohybrid.compress.calibration import VALIDATION, store_paths
+from nanohybrid.compress.kept import FILE
 from nanohybrid.compress.teacher import BESIDE, PLACES, Answers, Taught, Teacher, teaching
 from nanohybrid.data import Batch, Loader, TokenStore
 from nanohybrid.data.packing import IGNORED
@@ -62,6 +64,8 @@ class DistillRecipe:
     """Where the teacher is: beside the student, as int8, fp8 or int4 there, or offloaded: read layer by layer at every step."""
     top_k: int = 0
     """Ask the teacher first, keep on the disk its so many likeliest tokens and the mass of the rest, and learn from these; 0: all."""
+    between: BetweenRecipe = field(default_factory=BetweenRecipe)
+    """A loss on the hidden states between the layers beside the one on the logits; none as it comes."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-3))
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
@@ -77,6 +81,10 @@ class DistillRecipe:
             raise ConfigError(f"teacher is {self.teacher!r}: known are {', '.join(PLACES)}")
         if self.top_k < 0:
             raise ConfigError(f"top_k is {self.top_k}: give the number of tokens to keep, or 0 for the whole distribution")
+        if self.top_k and self.between.weight:
+            raise ConfigError(
+                "top_k keeps the teacher's likeliest tokens and not its hidden states: give top_k or between.weight, not both"
+            )
         ends = [stretch.until for stretch in self.stretches]
         if ends and (ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1.0):
             raise ConfigError(f"stretches end at {ends}: give rising shares of the steps, the last 1.0")
@@ -96,6 +104,7 @@ def distill(recipe: DistillRecipe, student: Path, teacher: Path, data: Path, out
     """
     refuse_quantized(student)
     check_vocabularies(student, teacher)
+    between = Between.of(recipe.between, student, teacher)
     inputs = {"student": student, "teacher": teacher, "data": data} | ({"pretraining": pretraining} if pretraining else {})
     with open_stage(out, "distill", recipe, inputs, recipe.seed) as stage:
         if stage.complete:
@@ -105,20 +114,31 @@ def distill(recipe: DistillRecipe, student: Path, teacher: Path, data: Path, out
         network = load(student, dtype=torch.float32)
         for name, store in stores.items():
             store.check_ids(network.config.vocab_size, f"{data}: {name}")
-        learn(recipe, stage, network, teacher, loader, measured_batches(recipe, data, loader))
+        learn(recipe, stage, network, teacher, loader, measured_batches(recipe, data, loader), between)
         stage.measure(final_loss=stage.series("distill")[-1]["loss"], epochs=loader.last.epochs(recipe.steps))
         save(network, stage.directory, assets=student)
+        if (student / FILE).is_file():
+            shutil.copyfile(student / FILE, stage.directory / FILE)  # it is still what it says of its parent
         snapshot.remove(stage.directory)
         shutil.rmtree(stage.directory / ANSWERS, ignore_errors=True)
     return out
 
 
-def learn(recipe: DistillRecipe, stage: Stage, network: HybridLM, teacher: Path, loader: Lessons, held_out: list[Batch]) -> None:
+def learn(
+    recipe: DistillRecipe,
+    stage: Stage,
+    network: HybridLM,
+    teacher: Path,
+    loader: Lessons,
+    held_out: list[Batch],
+    between: Between | None = None,
+) -> None:
     """Train the student, and measure its divergence from the teacher before and after."""
 
     def measure(name: str, parent: Teacher) -> None:
         if name not in stage.measures:
-            stage.measure(**{name: mean_divergence(network, parent, held_out, recipe.every_token)})
+            apart = {} if between is None else {name.replace("kl", "apart"): between.mean(network, parent, held_out)}
+            stage.measure(**{name: mean_divergence(network, parent, held_out, recipe.every_token)}, **apart)
 
     def train(batches: Callable[[int], B], loss: Callable[[HybridLM, B], tuple[Tensor, int]]) -> None:
         fit(network, batches, loss, recipe, steps=recipe.steps, stage=stage, name="distill")
@@ -126,7 +146,7 @@ def learn(recipe: DistillRecipe, stage: Stage, network: HybridLM, teacher: Path,
     with teaching(teacher, recipe.teacher) as parent:
         measure("kl_before", parent)
         if not recipe.top_k:
-            train(loader.batch, divergence(parent, recipe.temperature, recipe.every_token))
+            train(loader.batch, divergence(parent, recipe.temperature, recipe.every_token, between))
             measure("kl_after", parent)
             return
         answers = Answers(stage.directory / ANSWERS, recipe.top_k, recipe.temperature)
@@ -171,17 +191,28 @@ def check_vocabularies(student: Path, teacher: Path) -> None:
         raise InputError(f"{student} has a vocabulary of {sizes[0]}, its teacher {teacher} of {sizes[1]}: they must share it")
 
 
-def divergence(teacher: Teacher, temperature: float, every_token: bool) -> Callable[[HybridLM, Batch], tuple[Tensor, int]]:
-    """The loss of distillation: the sum of the divergences over a batch, and over how many tokens."""
+def divergence(
+    teacher: Teacher, temperature: float, every_token: bool, between: Between | None = None
+) -> Callable[[HybridLM, Batch], tuple[Tensor, int]]:
+    """The loss of distillation: the sum of the divergences over a batch, and over how many tokens; with `between` of hidden states too."""
 
-    def loss(student: HybridLM, batch: Batch) -> tuple[Tensor, int]:
+    def logits_alone(student: HybridLM, batch: Batch) -> tuple[Tensor, int]:
         with torch.no_grad():
             teacher_TE = teacher.hidden(batch.tokens_T, batch.layout)
-        student_TE = student.hidden(batch.tokens_T, batch.layout)
+        return of_logits(student, batch, student.hidden(batch.tokens_T, batch.layout), teacher_TE)
+
+    def and_hidden_states(student: HybridLM, batch: Batch) -> tuple[Tensor, int]:
+        assert between is not None
+        student_TE, teacher_TE, apart_T = between.run(student, teacher, batch)
+        divergence, count = of_logits(student, batch, student_TE, teacher_TE)
+        mask_T, _ = learnt(batch, every_token)
+        return divergence + between.recipe.weight * (apart_T if mask_T is None else apart_T[mask_T]).sum(), count
+
+    def of_logits(student: HybridLM, batch: Batch, student_TE: Tensor, teacher_TE: Tensor) -> tuple[Tensor, int]:
         mask_T, count = learnt(batch, every_token)
         return summed_forward_kl(student_TE, student.head_weight, teacher_TE, teacher.head_weight, temperature, mask_T), count
 
-    return loss
+    return logits_alone if between is None else and_hidden_states
 
 
 def answered(student: HybridLM, taught: Taught, temperature: float) -> tuple[Tensor, int]:

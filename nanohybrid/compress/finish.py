@@ -24,7 +24,7 @@ from nanohybrid.text import Tokenizer
 if TYPE_CHECKING:
     from nanohybrid.compress.stage import CompressRecipe
 
-DISTILLED, QUANTISED = "distilled", "quantised"
+QUANTISED = "quantised"
 SAME_CODES = {"int8": "q8_0", "int4": "q4_0"}  # whose values a GGUF takes over as they are
 
 
@@ -38,12 +38,12 @@ def check_ends(recipe: CompressRecipe, model: Path) -> None:
             pass
 
 
-def quantised(recipe: CompressRecipe, distilled: Path, data: Path) -> dict[str, Path]:
-    """The distilled checkpoint quantised beside it, by its name among the steps; nothing where the recipe has no format."""
+def quantised(recipe: CompressRecipe, model: Path, out: Path, data: Path) -> dict[str, Path]:
+    """A checkpoint quantised into `out`, by its name among the steps; nothing where the recipe has no format."""
     if recipe.quantize is None:
         return {}
     how = QuantizeRecipe(recipe.quantize, recipe.samples, recipe.length)
-    return {QUANTISED: quantize_stage(how, distilled, distilled.with_name(QUANTISED), data)}
+    return {QUANTISED: quantize_stage(how, model, out, data)}
 
 
 def accuracies(recipe: CompressRecipe, steps: Mapping[str, Path], stage: Stage) -> dict[str, dict[str, Any]]:
@@ -61,17 +61,17 @@ def accuracies(recipe: CompressRecipe, steps: Mapping[str, Path], stage: Stage) 
     return {name: done(f"{name}.thinking", partial(answers, name)) for name in steps}
 
 
-def export_gguf(recipe: CompressRecipe, steps: Mapping[str, Path], directory: Path) -> dict[str, Any]:
+def export_gguf(recipe: CompressRecipe, plain: Path, steps: Mapping[str, Path], directory: Path) -> dict[str, Any]:
     """Write the result as a GGUF into `directory`; what is remembered of it. Nothing where the recipe has no type.
 
-    The codes of the quantised checkpoint are taken over where both mean the same; any other type is made from what was distilled, so
-    that nothing is rounded twice.
+    The codes of the quantised checkpoint are taken over where both mean the same; any other type is made from `plain`, the last that was
+    not quantised, so that nothing is rounded twice.
     """
     if recipe.gguf is None:
         return {}
-    source = QUANTISED if SAME_CODES.get(recipe.quantize or "") == recipe.gguf else DISTILLED
+    source = steps[QUANTISED] if SAME_CODES.get(recipe.quantize or "") == recipe.gguf else plain
     file = directory / f"model-{recipe.gguf}.gguf"
-    with GgufExport(steps[source], recipe.gguf) as export:
+    with GgufExport(source, recipe.gguf) as export:
         with progress("export", export.bytes, "B") as bar:
             export.write(file, bar.advance)
-    return {"gguf": {"file": file.name, "type": recipe.gguf, "bytes": file.stat().st_size, "from": source}}
+    return {"gguf": {"file": file.name, "type": recipe.gguf, "bytes": file.stat().st_size, "from": source.name}}

@@ -4,18 +4,23 @@ A layer's time in a decode step is that of reading its matrices, so for each kin
 over the bytes of their matrices, and what lies between is interpolated linearly in bytes; the head likewise. A layer is timed as the
 difference of a model of three such layers and one, in turns, so that what surrounds a model cancels out.
 
-The table is a file named after the device, the dtype, the context and the batch, in the user's cache: each time is written as it is
-measured, so a kill loses one, and the next run on this machine measures nothing.
+The table is a file in the user's cache: each time is written as it is measured, so a kill loses one, and the next run on this machine
+measures nothing. Its name is all that a time hangs on (`conditions`): the device and its threads, the kernels that run, this version of
+the project and of torch and the very text of `ops` and `model`, the dtype, context and batch, and what of a model no pruning changes.
+Where one of these is another there is another file, so an old table is measured again and not believed.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,15 +28,19 @@ import torch
 from nanohybrid.compress.budget import QUANTISED, Budget
 from nanohybrid.compress.matrices import matrices_of
 from nanohybrid.config import HybridConfig
+from nanohybrid.errors import InputError
 from nanohybrid.evaluate.throughput import decode_times
 from nanohybrid.files import atomic_write
 from nanohybrid.model import HybridLM
 from nanohybrid.model.packed import prepare
 from nanohybrid.model.quantized import quantize_model
+from nanohybrid.ops.cpu import available
+from nanohybrid.version import VERSION
 
 POINTS = 4  # shapes of each kind that are timed
 HEAD = "head"
 LITTLE = 64  # entries of a vocabulary whose head takes no time
+PRUNED = ("pattern", "hidden_size", "intermediate_size", "mamba_num_heads", "mamba_head_dim", "num_attention_heads")  # what a grid changes
 Timer = Callable[[dict[str, HybridConfig]], dict[str, float]]
 
 
@@ -42,17 +51,24 @@ class LatencyTable:
     file: Path
     budget: Budget
     times: dict[str, dict[int, float]] = field(default_factory=dict)
+    conditions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, budget: Budget, device: torch.device, folder: Path | None = None) -> LatencyTable:
-        """The table of this device, with what was timed before."""
-        file = (folder or cache_folder()) / f"{device_name(device)}-{budget.dtype}-context{budget.context}-batch{budget.batch}.json"
-        return cls(file, budget, cls.read(file) if file.is_file() else {})
+    def open(cls, budget: Budget, device: torch.device, model: HybridConfig, folder: Path | None = None) -> LatencyTable:
+        """The table of this device for shapes pruned from `model`, with what was timed before under the same conditions."""
+        facts = conditions(budget, device, model)
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        file = (folder or cache_folder()) / f"{facts['device']}-{budget.dtype}-context{budget.context}-batch{budget.batch}-{key}.json"
+        return cls(file, budget, cls.read(file) if file.is_file() else {}, facts)
 
     @staticmethod
     def read(file: Path) -> dict[str, dict[int, float]]:
-        """The times that a file holds."""
-        return {kind: {int(count): time for count, time in row.items()} for kind, row in json.loads(file.read_text()).items()}
+        """The times that a file holds. Raises InputError where it holds none."""
+        try:
+            rows = json.loads(file.read_text())["seconds"]
+            return {kind: {int(count): float(time) for count, time in row.items()} for kind, row in rows.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file}: not a table of layers' times ({error}); remove it, and they are measured again") from None
 
     def measure(self, shapes: Iterable[HybridConfig], timer: Timer, advance: Callable[[int], object] | None = None) -> None:
         """Time what the shapes need and the table lacks. A table that spans their sizes already is left as it is."""
@@ -68,7 +84,7 @@ class LatencyTable:
 
     def save(self) -> None:
         rows = {kind: {str(size): row[size] for size in sorted(row)} for kind, row in sorted(self.times.items())}
-        atomic_write(self.file, json.dumps(rows, indent=2) + "\n")
+        atomic_write(self.file, json.dumps({"conditions": self.conditions, "seconds": rows}, indent=2) + "\n")
 
     def seconds(self, config: HybridConfig) -> float:
         """One decode step of a model of this shape, by interpolation."""
@@ -143,6 +159,31 @@ def spread(sizes: list[int], count: int) -> list[int]:
     """`count` of the sizes, the smallest and the largest among them, evenly between."""
     last = max(len(sizes) - 1, 0)
     return list(dict.fromkeys(sizes[round(number * last / max(count - 1, 1))] for number in range(count)))
+
+
+def conditions(budget: Budget, device: torch.device, model: HybridConfig) -> dict[str, str]:
+    """All that a time hangs on beside the bytes of a layer, as words."""
+    forced = os.environ.get("NANOHYBRID_KERNELS", "")
+    kernels = forced or ("packed" if device.type == "cpu" and available() else "fastest")  # on a CPU `prepare` packs where numba is
+    fixed = {name: value for name, value in dataclasses.asdict(model).items() if name not in PRUNED}
+    return {
+        "device": device_name(device),
+        "kernels": kernels,
+        "version": VERSION,
+        "torch": torch.__version__,
+        "code": code_hash(),
+        "work": f"{budget.dtype}, context {budget.context}, batch {budget.batch}",
+        "model": hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:12],
+    }
+
+
+@cache
+def code_hash() -> str:
+    """A name for the text of what runs in a step, which changes more often than the version does."""
+    digest, package = hashlib.sha256(), Path(__file__).parent.parent
+    for file in sorted(file for room in ("ops", "model") for file in (package / room).rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def device_name(device: torch.device) -> str:

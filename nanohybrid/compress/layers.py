@@ -4,8 +4,9 @@ The head is linear, so the change needs no logits: with d = h' - h the change of
     mean over the vocabulary of (W d)^2  =  d^T (W^T W) d / V
 and W^T W is made once.
 
-Iteratively this needs the whole model in memory. One-shot it can be read layer by layer: the hidden states of all models that lack one
-layer go through the layers together, as many documents at a time as fit beside them.
+Where the model has no room whole it is read layer by layer: the hidden states of all models that lack one more layer go through the
+layers together, as many documents at a time as fit beside them, and with them those of the whole model, to compare with. It costs the
+same multiplications, and for each round and each group of documents a reading of the checkpoint.
 
 T tokens · E embedding · V vocabulary · L layers.
 """
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from nanohybrid.compress.calibration import Calibration
-from nanohybrid.compress.parts import Parts, gram
+from nanohybrid.compress.parts import Loaded, Parts, head_gram
+from nanohybrid.config import HybridConfig
 from nanohybrid.data import Batch
 from nanohybrid.model import HybridLM
 
@@ -42,13 +44,39 @@ def rank_layers(
     """Skip each layer in turn. The first `rounds` places of the order are found iteratively, as the paper does: the layer that
     changes the logits least is removed for good before the next is sought; the others follow by their one-shot scores.
     """
-    gram_EE = gram(model.head_weight)
+    gram_EE = head_gram(Loaded(model))
     batches = [batch.to(model.device) for batch in calibration.batches(batch_tokens)]
     truth = [model.hidden(batch.tokens_T, batch.layout) for batch in batches]
-    left = list(range(model.config.num_hidden_layers))
+    return _rounds(model.config, rounds, lambda left: skipped(model, left, batches, truth, gram_EE), advance)
+
+
+@torch.no_grad()
+def rank_layers_streamed(
+    parts: Parts,
+    calibration: Calibration,
+    rounds: int = 0,
+    held_bytes: int = HELD,
+    advance: Callable[[int], object] | None = None,
+) -> LayerRanking:
+    """The same with one layer in memory at a time, and at most about `held_bytes` of hidden states.
+
+    The layers are read once in each round for each group of documents whose hidden states fit; a single document is a group of its own
+    at least.
+    """
+    each = 4 * parts.config.hidden_size * (parts.config.num_hidden_layers + 2)
+    batches = [batch.to(parts.device) for batch in calibration.batches(min(BATCH, max(1, held_bytes // each)))]
+    gram_EE = head_gram(parts)
+    return _rounds(parts.config, rounds, lambda left: skipped_streamed(parts, left, batches, gram_EE, advance))
+
+
+def _rounds(
+    config: HybridConfig, rounds: int, changes_of: Callable[[list[int]], list[float]], advance: Callable[[int], object] | None = None
+) -> LayerRanking:
+    """The order, from what each layer of those that are left changes."""
+    left = list(range(config.num_hidden_layers))
     score_L, gone = None, []
     for number in range(max(1, min(rounds, len(left) - 1))):
-        changes = skipped(model, left, batches, truth, gram_EE)
+        changes = changes_of(left)
         if score_L is None:
             score_L = torch.tensor(changes)
         if number < rounds:
@@ -76,29 +104,30 @@ def skipped(model: HybridLM, left: Sequence[int], batches: Sequence[Batch], trut
     return [total / tokens for total in sums]
 
 
-@torch.no_grad()
-def rank_layers_streamed(
-    parts: Parts, calibration: Calibration, held_bytes: int = HELD, advance: Callable[[int], object] | None = None
-) -> LayerRanking:
-    """The one-shot scores of `rank_layers`, one layer in memory at a time, and at most about `held_bytes` of hidden states.
-
-    The layers are read once for each group of documents whose hidden states fit; a single document is a group of its own at least.
-    """
-    layers, gram_EE = parts.config.num_hidden_layers, parts.head_gram()
-    sums, each = torch.zeros(layers, dtype=torch.float64), 4 * parts.config.hidden_size * (layers + 1)
-    for batch in (batch.to(parts.device) for batch in calibration.batches(min(BATCH, max(1, held_bytes // each)))):
+def skipped_streamed(
+    parts: Parts, left: Sequence[int], batches: Sequence[Batch], gram_EE: Tensor, advance: Callable[[int], object] | None = None
+) -> list[float]:
+    """The same, layer by layer."""
+    sums, tokens, all_there = [0.0] * len(left), 0, len(left) == parts.config.num_hidden_layers
+    for batch in batches:
         (whole_TE,) = parts.embedded([batch.tokens_T])
+        truth_TE = whole_TE
         without: list[Tensor] = []  # by layer: the hidden states so far of the model that lacks it
-        for block in parts.blocks():
-            without = [block(h_TE, batch.layout, None) for h_TE in without] + [whole_TE]
-            whole_TE = block(whole_TE, batch.layout, None)
+        tokens += batch.layout.tokens
+        for layer, block in enumerate(parts.blocks()):
+            if layer in left:
+                for place, h_TE in enumerate(without):
+                    without[place] = block(h_TE, batch.layout, None)
+                without.append(whole_TE)
+                whole_TE = block(whole_TE, batch.layout, None)
+            truth_TE = whole_TE if all_there else block(truth_TE, batch.layout, None)
             if advance is not None:
                 advance(batch.layout.tokens)
         norm = parts.final_norm()
-        final_TE = norm(whole_TE)
-        sums += torch.tensor([squared_change(norm(h_TE) - final_TE, gram_EE) for h_TE in without], dtype=torch.float64)
-    score_L = (sums / parts.config.vocab_size / calibration.tokens).float()
-    return LayerRanking(score_L, tuple(sorted(range(layers), key=lambda layer: (float(score_L[layer]), layer))))
+        final_TE = norm(truth_TE)
+        for place, h_TE in enumerate(without):
+            sums[place] += squared_change(norm(h_TE) - final_TE, gram_EE) / parts.config.vocab_size
+    return [total / tokens for total in sums]
 
 
 def squared_change(change_TE: Tensor, gram_EE: Tensor) -> float:

@@ -1,7 +1,7 @@
 """Measuring importance as a step of a stage: activations in one pass, layers by skipping them, kept in a file.
 
 The file is found again by what it was measured on, so that a resumed or repeated command does not measure twice. A checkpoint is read
-layer by layer; only the iterative ranking of layers, which runs the model once for each of them and again, has the whole of it in memory.
+layer by layer; for the iterative ranking of layers, which reads it again for each of them that goes, only where it has no room whole.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.importance import FILE, Importance
 from nanohybrid.compress.layers import LayerRanking, rank_layers, rank_layers_streamed
 from nanohybrid.compress.parts import Stored
+from nanohybrid.compress.room import streams
 from nanohybrid.errors import InputError
 from nanohybrid.model import HybridLM
 from nanohybrid.model.quantized import format_in
@@ -25,13 +26,19 @@ ITERATIVE, ONE_SHOT, COSINE = "iterative", "one-shot", "cosine"
 
 
 def importance_of(
-    model: HybridLM | Path, calibration: Calibration, directory: Path, outgoing: bool, rounds: int | None, layers_by: str = ITERATIVE
+    model: HybridLM | Path,
+    calibration: Calibration,
+    directory: Path,
+    outgoing: bool,
+    rounds: int | None,
+    layers_by: str = ITERATIVE,
+    stream: bool | None = None,
 ) -> Importance:
     """Scores of `model`, read from `directory` where they were measured before, else measured and written there.
 
     model: in memory, or a checkpoint. rounds: how many layers may go; None leaves layers unranked. layers_by: how they are ranked:
-    iteratively, each after the one before it is gone, for which the whole model must be in memory; one-shot, each alone; by cosine,
-    which costs no further pass.
+    iteratively, each after the one before it is gone; one-shot, each alone; by cosine, which costs no further pass. stream: whether a
+    checkpoint is read layer by layer to rank iteratively; None: where it has no room whole.
     """
     if isinstance(model, HybridLM) and (found_format := format_in(model)) is not None:
         raise InputError(f"the model is quantised ({found_format}): take the checkpoint that it was made from")
@@ -41,7 +48,7 @@ def importance_of(
         ranked = rounds is None or (found.facts.get("layers_by", ITERATIVE) == layers_by and found.facts.get("rounds", -1) >= rounds)
         if same and ranked:
             return found
-    if isinstance(model, Path) and (rounds is None or layers_by != ITERATIVE):
+    if isinstance(model, Path) and (rounds is None or layers_by != ITERATIVE or streams(model, stream)):
         with CheckpointReader(model) as reader:
             scores = _scored(Stored(reader), calibration, outgoing, rounds, layers_by)
     else:
@@ -63,9 +70,9 @@ def _scored(model: HybridLM | Stored, calibration: Calibration, outgoing: bool, 
 
 
 def _ranked(model: HybridLM | Stored, calibration: Calibration, rounds: int) -> LayerRanking:
-    """Layers by the change of the logits; of a checkpoint that is read layer by layer one-shot."""
+    """Layers by the change of the logits."""
     if isinstance(model, HybridLM):
         with progress("layers", max(1, rounds), "rounds") as bar:
             return rank_layers(model, calibration, rounds, advance=bar.advance)
-    with progress("layers", calibration.tokens * model.config.num_hidden_layers, "tok") as bar:
-        return rank_layers_streamed(model, calibration, advance=bar.advance)
+    with progress("layers", max(1, rounds) * calibration.tokens * model.config.num_hidden_layers, "tok") as bar:
+        return rank_layers_streamed(model, calibration, rounds, advance=bar.advance)

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from nanohybrid.checkpoint import CheckpointReader
+from nanohybrid.compress.kept import Kept
+from nanohybrid.compress.prune import Slice, prune_state
 from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM
 from nanohybrid.model.lm import Block
 from nanohybrid.model.norms import RMSNorm
 
 EMBEDDINGS, FINAL, HEAD = "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight"
-ROWS = 4096  # of the head that are squared at once
+ROWS = 4096  # of the head that are squared at once; four times as many are read of a table
 
 
 class Parts(Protocol):
@@ -39,12 +41,8 @@ class Parts(Protocol):
 
     def final_norm(self) -> RMSNorm: ...
 
-    def head_norm(self) -> Tensor:
-        """[E]: the L2 norm of the weights by which the head reads each channel."""
-        ...
-
-    def head_gram(self) -> Tensor:
-        """[E, E]: W^T W of the head in fp32."""
+    def head_pieces(self, rows: int) -> Iterator[Tensor]:
+        """The head [V, E] in pieces of at most `rows` rows, in order."""
         ...
 
 
@@ -65,22 +63,24 @@ class Loaded:
     def final_norm(self) -> RMSNorm:
         return self.model.backbone.norm_f
 
-    def head_norm(self) -> Tensor:
-        return column_norm(self.model.head_weight)
-
-    def head_gram(self) -> Tensor:
-        return gram(self.model.head_weight)
+    def head_pieces(self, rows: int) -> Iterator[Tensor]:
+        yield from self.model.head_weight.split(rows)
 
 
 class Stored:
-    """The parts of a checkpoint, each read when it is wanted, in `dtype`: never more than one layer, or the embeddings as stored."""
+    """The parts of a checkpoint, each read when it is wanted, in `dtype`: never more than one layer, or some rows of a table."""
 
     def __init__(self, reader: CheckpointReader, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
         self.reader, self.config, self.dtype, self.device = reader, reader.config, dtype, torch.device(device)
 
     def embedded(self, tokens: list[Tensor]) -> list[Tensor]:
-        table_VE = self.reader.tensor(EMBEDDINGS)
-        return [table_VE[tokens_T.cpu()].to(self.device, self.dtype) for tokens_T in tokens]
+        found = [torch.empty(len(tokens_T), self.config.hidden_size, dtype=self.dtype, device=self.device) for tokens_T in tokens]
+        for begin in range(0, self.config.vocab_size, 4 * ROWS):
+            table_VE = self.rows(EMBEDDINGS, begin, begin + 4 * ROWS)
+            for tokens_T, found_TE in zip(tokens, found, strict=True):
+                here_T = ((tokens_T >= begin) & (tokens_T < begin + len(table_VE))).nonzero().squeeze(1)
+                found_TE[here_T] = table_VE[tokens_T[here_T] - begin]
+        return found
 
     def blocks(self) -> Iterator[Block]:
         for index, kind in enumerate(self.config.pattern):
@@ -88,38 +88,62 @@ class Stored:
                 block = Block(self.config, kind)
             for name, _ in list(block.named_parameters()):
                 owner, _, leaf = name.rpartition(".")
-                tensor = self.reader.tensor(f"backbone.layers.{index}.{name}", self.dtype, self.device)
+                tensor = self.read(f"backbone.layers.{index}.{name}")
                 setattr(block.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
             yield block.eval()
 
     def final_norm(self) -> RMSNorm:
         with torch.device("meta"):
             norm = RMSNorm(self.config.hidden_size, self.config.layer_norm_epsilon)
-        norm.weight = nn.Parameter(self.reader.tensor(FINAL, self.dtype, self.device), requires_grad=False)
+        norm.weight = nn.Parameter(self.read(FINAL), requires_grad=False)
         return norm
 
-    def head_norm(self) -> Tensor:
-        return column_norm(self._head())
+    def head_pieces(self, rows: int) -> Iterator[Tensor]:
+        name = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
+        for begin in range(0, self.config.vocab_size, rows):
+            yield self.rows(name, begin, begin + rows)
 
-    def head_gram(self) -> Tensor:
-        return gram(self._head().to(self.device))
+    def read(self, name: str) -> Tensor:
+        """One tensor of the model."""
+        return self.reader.tensor(name, self.dtype, self.device)
 
-    def _head(self) -> Tensor:
-        """[V, E], as stored."""
-        return self.reader.tensor(EMBEDDINGS if self.config.tie_word_embeddings else HEAD)
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        """Some rows of a table."""
+        return self.reader.rows(name, begin, end).to(self.device, self.dtype)
+
+    def cut(self, kept: Kept) -> Cut:
+        """What remains of it, cut as it is read."""
+        return Cut(self, kept)
 
 
-def column_norm(weight_VE: Tensor) -> Tensor:
-    """[E] in fp32, added up over slices of rows so that no second copy of the weight is made."""
-    total_E = weight_VE.new_zeros(weight_VE.shape[1], dtype=torch.float32)
-    for part_VE in weight_VE.detach().split(ROWS):
-        total_E += part_VE.float().square().sum(0)
+class Cut(Stored):
+    """The parts of a checkpoint as they are after pruning, which nobody has written: each tensor is cut when it was read."""
+
+    def __init__(self, whole: Stored, kept: Kept) -> None:
+        super().__init__(whole.reader, whole.dtype, whole.device)
+        self.config, self.slices = prune_state(whole.config, kept)
+
+    def read(self, name: str) -> Tensor:
+        piece = self.slices[name]
+        return piece.cut(self.reader.tensor(piece.source, self.dtype, self.device))
+
+    def rows(self, name: str, begin: int, end: int) -> Tensor:
+        piece = self.slices[name]  # of the vocabulary nothing goes
+        return Slice(piece.source, (None, piece.indices[1])).cut(super().rows(piece.source, begin, end))
+
+
+def head_norm(parts: Parts) -> Tensor:
+    """[E] in fp32: the L2 norm of the weights by which the head reads each channel."""
+    total_E = torch.zeros(parts.config.hidden_size, device=parts.device)
+    for part_VE in parts.head_pieces(ROWS):
+        total_E += part_VE.detach().float().square().sum(0)
     return total_E.sqrt().cpu()
 
 
-def gram(head_VE: Tensor) -> Tensor:
-    """W^T W in fp32, added up over slices of the vocabulary."""
-    total_EE = head_VE.new_zeros(head_VE.shape[1], head_VE.shape[1], dtype=torch.float32)
-    for part_VE in head_VE.split(4 * ROWS):
-        total_EE.addmm_(part_VE.float().T, part_VE.float())
+def head_gram(parts: Parts) -> Tensor:
+    """[E, E]: W^T W of the head in fp32, added up over slices of the vocabulary."""
+    size = parts.config.hidden_size
+    total_EE = torch.zeros(size, size, device=parts.device)
+    for part_VE in parts.head_pieces(4 * ROWS):
+        total_EE.addmm_(part_VE.detach().float().T, part_VE.detach().float())
     return total_EE

@@ -44,13 +44,22 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
     count, agreement, work = Footprint.of(parent).parameters, measures["agreement"], measures["at_work"]
     last = list(agreement)[-1]
     then = f" Last its matrices became {budget.dtype}." if budget.dtype in QUANTISED else ""
-    speeds = [work[name]["tokens_per_second"] for name in ("parent", "result")]
+    speeds = [work[name].get("tokens_per_second", "no room here to run it") for name in ("parent", "result")]
+    if chosen.config == parent:
+        what = f"A model was to fit {budget}. It fits whole, so nothing was cut, and nothing had to be learnt again.{then}"
+        alike = f"the result's likeliest next token is the parent's {agreement[last]:.1%} of the time."
+    else:
+        what = (
+            f"A model was made smaller, so that it fits {budget}. Its least important parts were cut out, and what was left learnt from "
+            f"the whole model again.{then}"
+        )
+        alike = (
+            f"the result's likeliest next token is the parent's {agreement[last]:.1%} of the time; right after the cut it was "
+            f"{agreement['pruned']:.1%}."
+        )
     report.text(
-        f"A model was made smaller, so that it fits {budget}. Its least important parts were cut out, and what was left learnt from "
-        f"the whole model again.{then} The parent takes {amount(before['total'])}, the result {amount(after['total'])}, with "
-        f"{chosen.parameters:,} of {count:,} parameters ({chosen.parameters / count:.0%}). On the documents it was measured on, the "
-        f"result's likeliest next token is the parent's {agreement[last]:.1%} of the time; right after the cut it was "
-        f"{agreement['pruned']:.1%}."
+        f"{what} The parent takes {amount(before['total'])}, the result {amount(after['total'])}, with {chosen.parameters:,} of {count:,} "
+        f"parameters ({chosen.parameters / count:.0%}). On the documents it was measured on, {alike}"
     )
     report.figure(plots.strip({"parent": parent.pattern, "result": chosen.config.pattern}), "The layers of both.")
     parts = {"weights": "weights", "kv": "keys and values", "state": "states", "reserve": "a step", "total": "total"}

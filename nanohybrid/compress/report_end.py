@@ -27,6 +27,9 @@ def through_the_stages(report: Report, directory: Path, config: HybridConfig, me
 
 def _distillation(report: Report, directory: Path) -> None:
     folder = directory / "distilled"
+    if not folder.is_dir():
+        report.section("Learning from the parent").text("There was nothing to learn: the parent fits whole, so nothing was cut.")
+        return
     rows = [json.loads(line) for line in (folder / "metrics" / "distill.jsonl").read_text().splitlines()]
     measures = json.loads((folder / "lineage.json").read_text())["measures"]
     report.section("Learning from the parent").text(
@@ -34,8 +37,15 @@ def _distillation(report: Report, directory: Path) -> None:
         f"the right token (forward KL on the logits). Divergence from the parent, in nats a token: {measures['kl_before']:.4f} before, "
         f"{measures['kl_after']:.4f} after."
     )
-    curve = {"KL": [(row["tokens"], row["loss"]) for row in rows]}
-    report.figure(plots.lines(curve, "tokens", "KL, nats a token", log_y=True), "Divergence from the parent on the training documents.")
+    between = "apart_after" in measures
+    if between:
+        report.text(
+            "Hidden states between the layers counted too. Their distance from the parent's, over the channels that stayed: "
+            f"{measures['apart_before']:.4f} before, {measures['apart_after']:.4f} after."
+        )
+    curve = {"loss" if between else "KL": [(row["tokens"], row["loss"]) for row in rows]}
+    what = "Divergence from the parent, and the weighted distance of hidden states," if between else "Divergence from the parent"
+    report.figure(plots.lines(curve, "tokens", "nats a token", log_y=True), f"{what} on the training documents.")
 
 
 def _quantised(report: Report, found: Mapping[str, Any]) -> None:
@@ -43,14 +53,14 @@ def _quantised(report: Report, found: Mapping[str, Any]) -> None:
     left = len(found["not_quantised"])
     report.section(f"In {found['format']}").text(
         f"The matrices of the layers and the head became {found['format']} codes with scales: {amount(found['bytes_before'])} on the disk "
-        f"became {amount(found['bytes_after'])}. The likeliest next token is that of the distilled model at {found['top1_agreement']:.2%} "
-        f"of {found['targets']:,} targets, and the mean KL divergence from it is {found['kl_divergence']:.2e} nats."
+        f"became {amount(found['bytes_after'])}. The likeliest next token is the one from before at {found['top1_agreement']:.2%} "
+        f"of {found['targets']:,} targets, and the mean KL divergence from the model before is {found['kl_divergence']:.2e} nats."
         + (f" {left} matrices stayed as they were: the format has no form for their rows." if left else "")
     )
     perplexity = [f"{found['perplexity_before']:.4f}", f"{found['perplexity_after']:.4f} ({found['perplexity_change']:+.3%})"]
     rows = [["perplexity", *perplexity], ["error of the weights", "", f"{found['weight_error']:.2%}"]]
     rows += [[f"bytes, {kind}", *map(amount, pair)] for kind, pair in found["bytes_by_kind"].items()]
-    report.table(["", "distilled", found["format"]], rows)
+    report.table(["", "before", found["format"]], rows)
     report.text("More of it, layer by layer: `quantised/report.html`.")
 
 
@@ -89,7 +99,7 @@ def _to_use(report: Report, name: str, config: HybridConfig, measured: Mapping[s
     lines += [f"nanohybrid evaluate parent=PARENT result={name} --out {name}-evaluation"]
     if "gguf" in measured:
         gguf = measured["gguf"]
-        report.text(f"For llama.cpp: `{gguf['file']}` in it, {amount(gguf['bytes'])}, made from what was {gguf['from']}.")
+        report.text(f"For llama.cpp: `{gguf['file']}` in it, {amount(gguf['bytes'])}, made from `{gguf['from']}/`.")
         lines += [f"llama-cli -m {name}/{gguf['file']}"]
     elif _known_to_llama_cpp(config):
         lines += [f"nanohybrid export gguf {name} {name}.gguf --type q8_0"]

@@ -15,6 +15,8 @@ from typing import Any
 
 from nanohybrid.compress.budget import Budget, within
 from nanohybrid.compress.importance import Importance
+from nanohybrid.compress.kept import Kept
+from nanohybrid.compress.parts import Stored
 from nanohybrid.compress.promise import Promise
 from nanohybrid.compress.prune import prune_model
 from nanohybrid.compress.quality import Judge, Quality
@@ -100,7 +102,7 @@ def enumerate_shapes(config: HybridConfig, importance: Importance, grid: Grid, b
 
 
 def search(
-    model: HybridLM,
+    model: HybridLM | Stored,
     importance: Importance,
     judge: Judge,
     grid: Grid,
@@ -110,7 +112,8 @@ def search(
 ) -> Search:
     """Of the shapes that fit, prune to the most promising and rank them by their loss, the lowest first; those not tried follow.
 
-    known: qualities by the key of a candidate, read and filled, so that an interrupted search tries none twice.
+    model: in memory, or read layer by layer. known: qualities by the key of a candidate, read and filled, so that an interrupted search
+    tries none twice.
     """
     known = {} if known is None else known
     tried: list[Candidate] = []
@@ -124,12 +127,17 @@ def search(
     for candidate in tried:
         key = key_of(candidate)
         if key not in known:
-            known[key] = judge(prune_model(model, candidate.target.kept(model.config, importance)))
+            known[key] = judge(cut(model, candidate.target.kept(model.config, importance)))
         ranked.append(replace(candidate, loss=known[key].loss, agreement=known[key].agreement))
         if advance is not None:
             advance(1)
     ranked.sort(key=lambda c: (c.loss, -c.parameters, sizes(c.target)))
     return Search((*ranked, *rest), found.rejected)
+
+
+def cut(model: HybridLM | Stored, kept: Kept) -> HybridLM | Stored:
+    """What remains of a model, in memory or as it is read."""
+    return prune_model(model, kept) if isinstance(model, HybridLM) else model.cut(kept)
 
 
 def choose(found: Search, near: float) -> Search:

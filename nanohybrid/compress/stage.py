@@ -4,6 +4,7 @@
     pruned/       the chosen shape, and kept.json            distilled/  the same after learning from the parent
     quantised/    that in 8 or 4 bits, where it is wanted
 
+Where the parent fits as it is, nothing is cut, and what was not cut has nothing to learn from itself: there is no distilled/ then.
 The output itself is the last of them as a checkpoint. Every part is found again after a kill, and none is done twice.
 """
 
@@ -12,12 +13,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from nanohybrid.checkpoint import load, refuse_quantized
+from nanohybrid.checkpoint import CheckpointReader, load, read_config, refuse_quantized
 from nanohybrid.compress.before_after import at_work
 from nanohybrid.compress.budget import DTYPES, QUANTISED, STEP, Budget
 from nanohybrid.compress.calibration import Calibration
@@ -28,18 +31,21 @@ from nanohybrid.compress.documents import documents_for
 from nanohybrid.compress.finish import accuracies, check_ends, export_gguf, quantised
 from nanohybrid.compress.importance import FILE
 from nanohybrid.compress.measure import COSINE, ITERATIVE, ONE_SHOT, importance_of
+from nanohybrid.compress.parts import Stored
 from nanohybrid.compress.plan import grid_of
 from nanohybrid.compress.prune_stage import PruneRecipe, prune, sizes
 from nanohybrid.compress.quality import Judge
 from nanohybrid.compress.race import RaceRecipe
 from nanohybrid.compress.report import compression_report
+from nanohybrid.compress.room import streams
 from nanohybrid.compress.search import Candidate, Grid
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import TokenStore
 from nanohybrid.errors import ConfigError
 from nanohybrid.export import TYPES
 from nanohybrid.extras import require
-from nanohybrid.model import Footprint
+from nanohybrid.files import atomic_write
+from nanohybrid.model import Footprint, HybridLM
 from nanohybrid.stages import Stage, open_stage
 from nanohybrid.stages.output import read_record
 from nanohybrid.tasks import DEFAULT_MIX
@@ -77,6 +83,8 @@ class CompressRecipe:
     """Multiply activations by the norm of the weights that read them."""
     layers_by: str = ITERATIVE
     """How layers are ranked where some may go: iterative (the paper's), one-shot, or cosine."""
+    stream: bool | None = None
+    """Read the models layer by layer to score and to try them, one layer in memory; none said: where they have no room whole."""
     speed: str = ROOFLINE
     """How tokens a second are known: roofline (of `device`, else of a CPU), or measured (layers timed on the device that is here)."""
     near: float = 0.01
@@ -159,38 +167,57 @@ class Compression:
     def run(self) -> None:
         """All parts in order, and the page at the end."""
         recipe, stage = self.recipe, self.stage
-        parent = load(self.model, dtype=torch.float32).eval()
-        shape, budget, grid = parent.config, recipe.budget(parent.config), recipe.grid_for(parent.config)
+        if "streamed" not in stage.measures:  # once: a resumed run goes on as it began, to the bit
+            stage.measure(streamed=streams(self.model, recipe.stream))
+        shape = read_config(self.model)
+        budget, grid = recipe.budget(shape), recipe.grid_for(shape)
         calibration = Calibration.read(self.data, self.model, recipe.samples, recipe.length)
         TokenStore.from_documents(calibration.samples).check_ids(shape.vocab_size, self.data)
         folder, most = stage.directory / "importance", max(grid.drop_layers)
-        scores = importance_of(parent, calibration, folder, recipe.outgoing, most, recipe.layers_by)
-        speed = speed_of(recipe.speed, device(recipe.device or "cpu"), grid, shape, scores, budget, stage.directory / "search")
-        judge = Judge(parent, calibration)
-        found = try_shapes(stage, grid, budget, speed, parent, scores, judge)
-        del parent  # from here on the distillation holds its own
+        with self.opened(self.model) as parent:
+            ranked = parent if isinstance(parent, HybridLM) else self.model
+            scores = importance_of(ranked, calibration, folder, recipe.outgoing, most, recipe.layers_by, stage.measures["streamed"])
+            speed = speed_of(recipe.speed, device(recipe.device or "cpu"), grid, shape, scores, budget, stage.directory / "search")
+            judge = Judge(parent, calibration)
+            found = try_shapes(stage, grid, budget, speed, parent, scores, judge)
+        del parent, ranked  # from here on the distillation holds its own
         found = decide(stage, recipe, found, budget, self.learn)
         pruned = self.prune(found.chosen, stage.directory / "pruned")
-        distilled = distill(recipe.distill, pruned, self.model, self.data, stage.directory / "distilled", self.pretraining)
-        steps = {"parent": self.model, "pruned": pruned, "distilled": distilled, **quantised(recipe, distilled, self.data)}
-        result = list(steps.values())[-1]
+        steps = {"parent": self.model}
+        if found.chosen.config != shape:
+            distilled = distill(recipe.distill, pruned, self.model, self.data, stage.directory / "distilled", self.pretraining)
+            steps |= {"pruned": pruned, "distilled": distilled}
+            stage.record["tokens"] = read_record(distilled)["tokens"]
+        last = list(steps.values())[-1] if len(steps) > 1 else pruned  # all of the parent, where nothing was cut
+        steps |= quantised(recipe, last, stage.directory / "quantised", self.data)
+        result = list(steps.values())[-1] if len(steps) > 1 else pruned
         qualities = {"parent": judge.parent}
-        qualities |= {name: judge(load(path, dtype=torch.float32)) for name, path in list(steps.items())[1:]}
-        stage.record["tokens"] = read_record(distilled)["tokens"]
+        for name, path in list(steps.items())[1:]:
+            with self.opened(path) as model:
+                qualities[name] = judge(model)
         stage.measure(
             losses={name: quality.loss for name, quality in qualities.items()},
             agreement={name: quality.agreement for name, quality in qualities.items()},
             at_work=at_work({"parent": self.model, "result": result}, budget),
             accuracy=accuracies(recipe, steps, stage),
             **({} if recipe.quantize is None else {"quantised": read_record(result)["measures"]}),
-            **export_gguf(recipe, steps, stage.directory),
+            **export_gguf(recipe, last, steps, stage.directory),
             **sizes("parent", shape),
             **sizes("pruned", found.chosen.config),
         )
         adopt(result, stage.directory)
-        shutil.copyfile(pruned / "kept.json", stage.directory / "kept.json")
+        atomic_write(stage.directory / "kept.json", (pruned / "kept.json").read_bytes())  # a file of its own: what lies there may be a link
         report = compression_report(budget, shape, scores, found, stage.measures, stage.directory)
         report.write(stage.directory / "report.html")
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[HybridLM | Stored]:
+        """A checkpoint to measure: in memory in fp32, or to be read layer by layer. Codes of 8 or 4 bits are always in memory."""
+        with CheckpointReader(path) as reader:
+            if self.stage.measures["streamed"] and reader.format is None:
+                yield Stored(reader)
+                return
+        yield load(path, dtype=torch.float32).eval()
 
     def prune(self, candidate: Candidate, out: Path) -> Path:
         """A candidate's checkpoint."""

@@ -112,6 +112,23 @@ def test_the_gguf_holds_the_codes_of_the_quantised_checkpoint(result):
     assert measures["gguf"]["bytes"] == (out / "model-q8_0.gguf").stat().st_size and measures["gguf"]["from"] == "quantised"
 
 
+def test_what_fits_whole_is_only_quantised(folders, tmp_path):
+    recipe = replace(RECIPE, quantize="int4", gguf="f16", budget_share=1.0, problems=0)
+    assert main(command(folders, recipe, tmp_path / "out")) == 0
+    measures = json.loads((tmp_path / "out" / "lineage.json").read_text())["measures"]
+    assert not (tmp_path / "out" / "distilled").exists() and list(measures["losses"]) == ["parent", "quantised"]
+    assert measures["gguf"]["from"] == "pruned" and format_in(load(tmp_path / "out")) == "int4"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "It fits whole, so nothing was cut" in page and "There was nothing to learn" in page
+
+
+def test_what_fits_whole_is_the_parent_again(folders, tmp_path):
+    recipe = replace(RECIPE, quantize=None, gguf=None, problems=0, budget_share=1.0)
+    assert main(command(folders, recipe, tmp_path / "out")) == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (folders / "parent" / "model.safetensors").read_bytes()
+    assert json.loads((tmp_path / "out" / "lineage.json").read_text())["measures"]["agreement"] == {"parent": 1.0}
+
+
 def test_every_model_is_asked_once_even_when_the_run_is_interrupted(folders, result, tmp_path, monkeypatch):
     recipe, asked = replace(result[2], gguf="f16"), []
 

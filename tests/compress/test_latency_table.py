@@ -10,6 +10,9 @@ from nanohybrid.compress.budget import Budget
 from nanohybrid.compress.latency_table import LatencyTable, between, decode_timer, layer_bytes, spread
 from nanohybrid.compress.search import Grid, targets
 from nanohybrid.config import HybridConfig
+from nanohybrid.errors import InputError
+from nanohybrid.ops.cpu import available
+from nanohybrid.version import VERSION
 
 BUDGET = Budget(10**9, context=64, dtype="fp32")
 CPU = torch.device("cpu")
@@ -33,8 +36,11 @@ def timer(log):
     return time
 
 
+MODEL = HybridConfig.preset("tiny")
+
+
 def test_a_step_is_the_sum_of_its_layers_whatever_surrounds_them(model, tmp_path):
-    table, log = LatencyTable.open(BUDGET, CPU, tmp_path), []
+    table, log = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path), []
     table.measure(shapes_of(model.config), timer(log))
     assert len(log) < len(shapes_of(model.config)) * 4  # not every shape was timed
     for config in shapes_of(model.config):
@@ -45,7 +51,7 @@ def test_a_step_is_the_sum_of_its_layers_whatever_surrounds_them(model, tmp_path
 
 
 def test_a_table_is_measured_once_and_goes_on_after_a_kill(model, tmp_path):
-    whole, log = LatencyTable.open(BUDGET, CPU, tmp_path / "whole"), []
+    whole, log = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path / "whole"), []
     whole.measure(shapes_of(model.config), timer(log))
 
     def dying(shapes):
@@ -55,19 +61,52 @@ def test_a_table_is_measured_once_and_goes_on_after_a_kill(model, tmp_path):
 
     seen = []
     with pytest.raises(InterruptedError):
-        LatencyTable.open(BUDGET, CPU, tmp_path / "parts").measure(shapes_of(model.config), dying)
+        LatencyTable.open(BUDGET, CPU, MODEL, tmp_path / "parts").measure(shapes_of(model.config), dying)
     rest = []
-    parts = LatencyTable.open(BUDGET, CPU, tmp_path / "parts")
+    parts = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path / "parts")
     parts.measure(shapes_of(model.config), timer(rest))
     assert len(rest) == len(log) - 3 and json.loads(parts.file.read_text()) == json.loads(whole.file.read_text())
-    again = LatencyTable.open(BUDGET, CPU, tmp_path / "whole")
+    again = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path / "whole")
     again.measure(shapes_of(model.config), lambda _: pytest.fail("it measures again"))
     assert again.times == whole.times
 
 
 def test_another_context_or_dtype_has_a_table_of_its_own(tmp_path):
     budgets = [BUDGET, Budget(1, 128, dtype="fp32"), Budget(1, 64, dtype="bf16"), Budget(1, 64, 2, dtype="fp32")]
-    assert len({LatencyTable.open(budget, CPU, tmp_path).file for budget in budgets}) == 4
+    assert len({LatencyTable.open(budget, CPU, MODEL, tmp_path).file for budget in budgets}) == 4
+
+
+@pytest.mark.parametrize("what", ["kernels", "numba", "version", "code", "threads", "device", "model"])
+def test_an_old_table_is_measured_again_and_not_believed(model, tmp_path, monkeypatch, what):
+    first, log, config = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path), [], MODEL
+    first.measure([model.config], timer([]))
+    if what == "kernels":
+        monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
+    elif what == "model":
+        config = MODEL.replace(ssm_state_size=2 * MODEL.ssm_state_size)
+    elif what == "numba":
+        monkeypatch.setattr(latency_table, "available", lambda: not available())
+    elif what == "version":
+        monkeypatch.setattr(latency_table, "VERSION", "9.9")
+    elif what == "threads":
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    else:
+        monkeypatch.setattr(latency_table, {"code": "code_hash", "device": "device_name"}[what], lambda *_: "another")
+    second = LatencyTable.open(BUDGET, CPU, config, tmp_path)
+    second.measure([model.config], timer(log))
+    assert second.file != first.file and len(log) == 4
+    monkeypatch.undo()
+    assert LatencyTable.open(BUDGET, CPU, MODEL, tmp_path).times == first.times
+    told = json.loads(first.file.read_text())["conditions"]
+    assert told["version"] == VERSION and told["work"] == "fp32, context 64, batch 1"
+
+
+def test_what_a_grid_changes_shares_a_table_and_a_broken_one_is_named(tmp_path):
+    table = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path)
+    assert LatencyTable.open(BUDGET, CPU, MODEL.replace(hidden_size=64, pattern="M-"), tmp_path).file == table.file
+    table.file.write_text("[1]")
+    with pytest.raises(InputError, match="remove it"):
+        LatencyTable.open(BUDGET, CPU, MODEL, tmp_path)
 
 
 def test_between_two_times_is_their_line_and_beyond_them_proportion():
@@ -78,7 +117,7 @@ def test_between_two_times_is_their_line_and_beyond_them_proportion():
 
 def test_layers_are_really_timed(tmp_path):
     config = HybridConfig.preset("tiny")
-    table = LatencyTable.open(BUDGET, CPU, tmp_path)
+    table = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path)
     table.measure([config], decode_timer(BUDGET, CPU, rounds=2))
     assert set(table.times) == {"head", "M", "*", "-"}
     assert 0 < table.seconds(config) < 1
