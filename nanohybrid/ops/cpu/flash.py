@@ -44,7 +44,7 @@ def blocks_of(count, sizes):
 
 @inlined
 def attend(block, start, count, position, head, projected, columns, sizes, at, eps, pages, angles, room, packed, tile_height, width):
-    """One block of queries of one head over all that they may see. `room`: scratch; what comes out goes to `packed`, at the tokens' rows."""
+    """One block of queries of one head over all that they may see. `room`: scratch; the outputs go to `packed`, at the tokens' rows."""
     queries, kv_heads, head_dim = sizes[0], sizes[1], sizes[2]
     each = queries // kv_heads
     height = tile_rows(count * each)
