@@ -20,8 +20,8 @@ def load(
     """Load a checkpoint in `dtype` (None: as stored) onto `device`, tensor by tensor straight to where it belongs.
 
     On the host it needs the weights where they are to stay there, and 16 MiB. Quantised matrices stay as they are, `dtype` is of
-    all the rest. quantize: int8, int4 or fp8 quantises each matrix as it is read; beside the result it then needs one matrix and
-    20 MiB. Raises CheckpointError, ConfigError or InputError.
+    all the rest. quantize: int8, int4 or fp8 quantises each matrix as it is read, some rows at a time; beside the result it then
+    needs 20 MiB. Raises CheckpointError, ConfigError or InputError.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"a model cannot be loaded as {dtype}: weights are floating-point")
@@ -35,7 +35,7 @@ def load(
             if name in reader.formats:
                 replace(model, owner, QuantizedLinear(*reader.codes(name, device)))
             elif name in chosen and quantize is not None:
-                replace(model, owner, quantized_linear(name, reader.tensor(name, None, device), quantize))
+                replace(model, owner, quantized_linear(name, reader.rows(name, device), quantize))
             else:
                 setattr(model.get_submodule(owner), leaf, nn.Parameter(reader.tensor(name, dtype, device)))
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -97,9 +98,9 @@ class CheckpointReader:
             with _disk_errors(self._plain(name)):
                 self._copy(self._entries[name], target.detach().view(-1))
 
-    def rows(self, name: str, begin: int, end: int) -> Tensor:
-        """Rows `begin` to `end` of one matrix, as stored, read without the others."""
-        return self._rows(self._plain(name), begin, min(end, self.shape(name)[0]))
+    def rows(self, name: str, device: str | torch.device = "cpu") -> StoredRows:
+        """A matrix as it is stored, some rows at a time. Raises CheckpointError for a quantised one."""
+        return StoredRows(self, self._plain(name), torch.device(device))
 
     def codes(self, name: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         """Codes and scales of a quantised matrix, in our formats (ops/quantized/formats.py), scales in their types."""
@@ -132,13 +133,14 @@ class CheckpointReader:
         rows = max(1, PIECE // (here.shape[1] * WIDTHS[here.dtype]))
         for begin in range(0, here.shape[0], rows):
             end = min(begin + rows, here.shape[0])
-            ours, theirs = (self._rows(entry, begin, end) for entry in (here, copy))
+            ours, theirs = (self.some_rows(entry, begin, end) for entry in (here, copy))
             if not torch.equal(ours, theirs):
                 raise CheckpointError(
                     f"{copy.path}: {copy.name}: differs from {here.name}, to which config.json ties it; which of the two is wrong?"
                 )
 
-    def _rows(self, entry: Entry, begin: int, end: int) -> Tensor:
+    def some_rows(self, entry: Entry, begin: int, end: int) -> Tensor:
+        """Rows `begin` to `end` of a stored matrix, on the host."""
         row = (entry.end - entry.begin) // entry.shape[0]
         part = Entry(entry.path, entry.name, entry.dtype, (end - begin, entry.shape[1]), entry.begin + begin * row, entry.begin + end * row)
         target = torch.empty(part.shape, dtype=FLOATS[part.dtype])
@@ -164,6 +166,26 @@ class CheckpointReader:
             self.close()
             self._file = (path, open(path, "rb", buffering=0))  # noqa: SIM115  kept open until another shard is read
         return self._file[1]
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """A matrix on the disk, to be asked for slices of its rows: what `quantize` reads (ops/quantized/blocks.py)."""
+
+    reader: CheckpointReader
+    entry: Entry
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    @property
+    def is_meta(self) -> bool:
+        return self.device.type == "meta"
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.reader.some_rows(self.entry, *rows.indices(self.shape[0])[:2]).to(self.device)
 
 
 def _fill(file: BinaryIO, target: Tensor, entry: Entry) -> None:

@@ -109,7 +109,7 @@ class Stored:
 
     def rows(self, name: str, begin: int, end: int) -> Tensor:
         """Some rows of a table."""
-        return self.reader.rows(name, begin, end).to(self.device, self.dtype)
+        return self.reader.rows(name)[begin:end].to(self.device, self.dtype)
 
     def cut(self, kept: Kept) -> Cut:
         """What remains of it, cut as it is read."""

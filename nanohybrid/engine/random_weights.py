@@ -20,7 +20,7 @@ def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device
     """A model initialised by the family's rules, one parameter at a time: nothing but the weights is ever held.
 
     Large matrices repeat one block of normal numbers of their own standard deviation: drawing 9e9 of them takes minutes,
-    copying takes seconds. quantize: int8, int4 or fp8, of the matrices, each quantised as soon as it is made.
+    copying takes seconds. quantize: int8, int4 or fp8, of the matrices, each quantised as it is made, some rows at a time.
     """
     if quantize is not None:
         check_format(quantize)
@@ -30,21 +30,36 @@ def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device
     generator = torch.Generator().manual_seed(seed)
     block = torch.empty(BLOCK).normal_(generator=generator)
     for name, parameter in list(model.named_parameters()):
-        value = torch.empty(parameter.shape, dtype=dtype, device=device)
-        if value.numel() > LARGE:
-            sample = torch.empty(4096)  # how this parameter is scaled: asked of the rules themselves
-            fill(sample, name, config, generator)
-            repeat(value, (block * sample.std()).to(device, dtype))
-        else:
-            drawn = torch.empty(parameter.shape)
-            fill(drawn, name, config, generator)
-            value.copy_(drawn)
+        large = parameter.numel() > LARGE
+        drawn = torch.empty(4096 if large else parameter.shape)  # of a large one, how it is scaled: asked of the rules themselves
+        fill(drawn, name, config, generator)
+        values = (block * drawn.std() if large else drawn).to(device, dtype)
         owner, _, leaf = name.rpartition(".")
         if quantize is not None and name in chosen:
-            replace(model, owner, quantized_linear(name, value, quantize))
-        else:
-            setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+            weight = RepeatedRows(parameter.shape, values) if large else values
+            replace(model, owner, quantized_linear(name, weight, quantize))
+            continue
+        if large:
+            repeat(value := torch.empty(parameter.shape, dtype=dtype, device=device), values)
+            values = value
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
     return model.eval()
+
+
+class RepeatedRows:
+    """A matrix [N, K] that repeats one block, K of which are no more than the block; its rows made when they are asked for."""
+
+    is_meta = False
+
+    def __init__(self, shape: torch.Size, block: Tensor) -> None:
+        self.shape, self.device = shape, block.device
+        self._twice, self._length = torch.cat([block, block]), len(block)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """As many rows as together are no more than the block."""
+        width = self.shape[1]
+        begin = rows.start * width % self._length
+        return self._twice[begin : begin + (rows.stop - rows.start) * width].view(-1, width)
 
 
 def stand_in_tokenizer(config: HybridConfig) -> Tokenizer:

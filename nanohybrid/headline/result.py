@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RESULT, TABLE, PICTURE = "result.json", "result.md", "result.svg"
 Key = tuple[str, str, str]  # mix, model, precision
-HEADERS = ("in/out", "model", "at once", "tokens/s", "", "at best", "", "reached")
+HEADERS = ("in/out", "model", "at once", "tokens/s", "at best", "reached")
 
 
 @dataclass(frozen=True)
@@ -143,16 +143,14 @@ def _read(file: Path, settings: Settings) -> dict[Key, Timed]:
 def cells(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's rows, under HEADERS."""
 
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
-
-    def times(value: float | None) -> str:
-        return "" if value is None else f"{value:.2f}x"
+    def told(value: float | None, ratio: float | None) -> str:
+        number = "" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+        return number if ratio is None else f"{number} ({ratio:.2f}x)"
 
     return [
         (
             entry["mix"], f"{entry['model']} {entry['dtype']}", str(entry["sequences"] or "does not fit"),
-            number(entry["output_tokens_per_second"]), times(entry["ratio"]), number(entry["roofline"]), times(entry["roofline_ratio"]),
+            told(entry["output_tokens_per_second"], entry["ratio"]), told(entry["roofline"], entry["roofline_ratio"]),
             "" if entry["fraction"] is None else f"{entry['fraction']:.0%}",
         )
         for entry in report["rows"]

@@ -59,14 +59,15 @@ def packable(model: Any) -> bool:
     config = model.config
     if ATTENTION in config.pattern and config.head_dim % 16:
         return False
-    return model.device.type == "cpu" and model.dtype == torch.bfloat16 and all(_packable(linear) for _, _, linear in _linears(model))
+    return model.device.type == "cpu" and model.dtype == torch.bfloat16 and all(_packable(getattr(*place)) for place in _linears(model))
 
 
 def pack_model(model: Any) -> None:
-    """Lay out every linear of a HybridLM, one after another, in place; `packable` says whether that is possible."""
-    for owner, leaf, linear in _linears(model):
-        if not isinstance(linear, PackedLinear):
-            setattr(owner, leaf, PackedLinear.of(linear))
+    """Lay out every linear of a HybridLM, one after another, in place; `packable` says whether that is possible. Beside the model
+    there is never more than one of its matrices."""
+    for owner, leaf in _linears(model):  # places and not the linears, which a list of them would keep: twice the weights at the end
+        if not isinstance(getattr(owner, leaf), PackedLinear):
+            setattr(owner, leaf, PackedLinear.of(getattr(owner, leaf)))
     model.packed = True
 
 
@@ -76,10 +77,7 @@ def _packable(linear: nn.Module) -> bool:
     return isinstance(linear, PackedLinear) or getattr(linear, "weight", torch.empty(0)).dtype == torch.bfloat16
 
 
-def _linears(model: Any) -> list[tuple[nn.Module, str, nn.Module]]:
-    """The module that holds it, its name there, and the linear: of every mixer, and of an own head."""
-    found = []
-    for name in quantizable(model.config):
-        owner, _, leaf = name.removesuffix(".weight").rpartition(".")
-        found.append((model.get_submodule(owner), leaf, model.get_submodule(name.removesuffix(".weight"))))
-    return found
+def _linears(model: Any) -> list[tuple[nn.Module, str]]:
+    """Where a linear is, as the module that holds it and its name there: of every mixer, and of an own head."""
+    paths = [name.removesuffix(".weight").rpartition(".") for name in quantizable(model.config)]
+    return [(model.get_submodule(owner), leaf) for owner, _, leaf in paths]

@@ -93,10 +93,10 @@ def quantize_model(model: nn.Module, format: str, importance: Mapping[str, Tenso
     return [name for name in quantizable(config) if name not in chosen]
 
 
-def quantized_linear(name: str, weight: Tensor, format: str, importance_K: Tensor | None = None) -> QuantizedLinear:
+def quantized_linear(name: str, weight: Tensor | quantized.Rows, format: str, importance_K: Tensor | None = None) -> QuantizedLinear:
     """The matrix `name` [out, in] quantised. Raises InputError naming it where a number of it is not finite."""
     try:
-        return QuantizedLinear(*quantized.quantize(weight.detach(), format, importance_K))
+        return QuantizedLinear(*quantized.quantize(weight, format, importance_K))
     except ValueError as error:
         raise InputError(f"{name} cannot be quantised: {error}") from None
 

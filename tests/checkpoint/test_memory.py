@@ -15,6 +15,7 @@ from pathlib import Path
 from nanohybrid.checkpoint import load, save
 from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM
+from nanohybrid.model.packed import prepare
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -29,7 +30,9 @@ if not directory.exists():
 else:
     load(Path(sys.argv[3]))  # warm up what the first load imports
     load(Path(sys.argv[3]), quantize="int4")
+    prepare(HybridLM(HybridConfig.preset("tiny")).bfloat16())
     forget(); begin = peak(); model = load(directory, dtype=getattr(torch, sys.argv[2]), quantize=sys.argv[4] or None)
+    packed = "pack" in sys.argv and prepare(model)
 weights = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
 print(json.dumps([peak() - begin, weights]))
 """
@@ -53,7 +56,8 @@ def test_loading_and_saving_stream(tmp_path, good):
     for dtype, width in (("float32", 1.0), ("bfloat16", 0.5)):
         grown, loaded = measure(dtype, str(good), "")
         assert loaded == weights * width and grown < loaded + 40e6, (dtype, grown / 1e6, loaded / 1e6)
-    matrix = 16_384 * 1024 * 4  # the largest
     for format in ("int8", "int4", "fp8"):
         grown, loaded = measure("bfloat16", str(good), format)
-        assert loaded < weights * 0.36 and grown < loaded + matrix + 40e6, (format, grown / 1e6, loaded / 1e6)
+        assert loaded < weights * 0.36 and grown < loaded + 40e6, (format, grown / 1e6, loaded / 1e6)
+        packed, _ = measure("bfloat16", str(good), format, "pack")
+        assert packed < loaded + 0.1 * weights, (format, packed / 1e6, loaded / 1e6)

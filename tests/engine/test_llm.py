@@ -4,6 +4,7 @@ import torch
 from nanohybrid.checkpoint import save
 from nanohybrid.engine import LLM, Engine, SamplingParams
 from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
+from nanohybrid.model.quantized import quantize_model
 from nanohybrid.presets import preset
 
 
@@ -41,6 +42,14 @@ def test_random_weights_have_the_scales_of_the_rules():
             assert parameter.std(correction=0) == pytest.approx(wanted.std(correction=0).item(), rel=0.25, abs=1e-3), name
     rows = quick.head_weight
     assert len(rows.unique(dim=0)) == len(rows)
+
+
+def test_random_weights_quantised_as_they_are_made_are_those_quantised_afterwards():
+    config = preset("tiny").replace(vocab_size=40_000)  # the head is large enough for repetition
+    streamed, whole = random_model(config, torch.bfloat16, seed=1, quantize="int4"), random_model(config, torch.bfloat16, seed=1)
+    quantize_model(whole, "int4")
+    for name, buffer in whole.state_dict().items():
+        assert torch.equal(streamed.state_dict()[name], buffer), name
 
 
 def test_a_model_without_a_tokenizer_gets_one_of_its_size():

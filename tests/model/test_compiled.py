@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import weakref
 
 import hypothesis
 import pytest
@@ -210,3 +211,18 @@ def test_models_that_the_kernels_cannot_hold_are_left_alone(monkeypatch):
 def test_a_state_of_other_types_is_left_to_torch(models):
     _, packed = models["hybrid"]
     assert compiled_forward(packed, State.for_context(packed.config, 1, CONTEXT, torch.float32)) is None
+
+
+def test_packing_keeps_no_weight_that_is_packed(monkeypatch):
+    """A list of the linears to pack held all of them to the end: the 9B in int4 took twice its weights."""
+    model = HybridLM(CONFIGS["hybrid"], seed=1).bfloat16().eval()
+    of, seen = PackedLinear.of, []
+
+    def watched(linear):
+        assert not [one for one in seen if one() is not None]
+        seen.append(weakref.ref(linear))
+        return of(linear)
+
+    monkeypatch.setattr(PackedLinear, "of", watched)
+    pack_model(model)
+    assert len(seen) > 5

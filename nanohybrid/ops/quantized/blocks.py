@@ -3,6 +3,8 @@
 N outputs, K inputs, G groups of a row, D weights of a group.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,8 +20,23 @@ TRITON = Kernel("nanohybrid.ops.quantized.triton:linear")
 LARGEST = {"int8": 127.0, "fp8": 448.0}
 
 
+class Rows(Protocol):
+    """A weight [N, K] whose rows are made when they are asked for, so that it is never whole: what `quantize` reads of a Tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def is_meta(self) -> bool: ...
+
+    def __getitem__(self, rows: slice) -> Tensor: ...
+
+
 @torch.no_grad()
-def quantize(weight_NK: Tensor, format: str, importance_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def quantize(weight_NK: Tensor | Rows, format: str, importance_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Codes and scales of a weight of any floating type, on its device (formats.py). Needs about 20 MiB beside them.
 
     importance_K: mean squares of the inputs in use, by which int4 weighs its errors. Raises ValueError where the format has no
