@@ -18,7 +18,7 @@ from nanohybrid.model.attention import Attention, rotary_angles
 from nanohybrid.model.mamba2 import Mamba2
 from nanohybrid.model.mlp import MLP
 from nanohybrid.ops.cpu import step, team
-from nanohybrid.ops.cpu.linear import OUTPUTS, ROWS_AT_ONCE, WIDTH
+from nanohybrid.ops.cpu.linear import FEW, OUTPUTS, ROWS_AT_ONCE, WIDTH
 from nanohybrid.ops.cpu.packed import Packed
 from nanohybrid.ops.cpu.team import run
 from nanohybrid.ops.layout import Layout
@@ -123,7 +123,7 @@ class CompiledForward:
         room = self._room(max(counts, default=1))
         run(
             step.feed, self._layers, self._linears, self._mamba, self._limits, starts, np.array(counts, dtype=np.int64), slots, positions,
-            window.kept.data_ptr(), window.kept.shape[1], *room.addresses[3:], bytes_read=self.bytes_read,
+            window.kept.data_ptr(), window.kept.shape[1], *room.addresses[4:], bytes_read=self.bytes_read,
         )  # fmt: skip
 
     def _layer(self, block: Any, state: dict[str, Tensor]) -> list[int]:
@@ -175,8 +175,10 @@ class CompiledForward:
         if (size, threads) not in self._rooms:
             widest, outputs = int(self._linears[:, WIDTH].max()), int(self._linears[:, OUTPUTS].max())
             projected = max(outputs, int((self._attention[0] + 2 * self._attention[1]) * self._attention[2]))
-            private = step.private_size(size, widest, self._mamba, self._attention)
-            self._rooms[size, threads] = _Room.make(size, self.config.hidden_size, projected, widest, private, threads)
+            fixed = max(weight.fixed_bytes for weight in self.weights)
+            private = step.private_size(size, widest, fixed, self._mamba, self._attention)
+            many = fixed if size > FEW and any(weight.form != "bf16" for weight in self.weights) else 0
+            self._rooms[size, threads] = _Room.make(size, self.config.hidden_size, projected, widest, many, private, threads)
         return self._rooms[size, threads]
 
 
@@ -206,15 +208,16 @@ def calls(layout: Layout) -> list[list[_Piece]]:
 
 @dataclass(frozen=True, eq=False)
 class _Room:
-    """Scratch of one size: residual, projected, normed, shared, and each thread's own."""
+    """Scratch of one size: residual, projected, normed, rows made integers, shared, and each thread's own."""
 
     tensors: tuple[Tensor, ...]
 
     @classmethod
-    def make(cls, rows: int, hidden: int, projected: int, widest: int, private: int, threads: int) -> _Room:
+    def make(cls, rows: int, hidden: int, projected: int, widest: int, fixed: int, private: int, threads: int) -> _Room:
         packed = torch.zeros(2, rows + 12, widest, dtype=torch.bfloat16)
         own = torch.zeros(threads, private, dtype=torch.uint8)
-        return cls((torch.zeros(rows, hidden), torch.zeros(rows, projected), packed[0], packed[1], own))
+        integers = torch.zeros(rows + 12, fixed, dtype=torch.uint8)
+        return cls((torch.zeros(rows, hidden), torch.zeros(rows, projected), packed[0], integers, packed[1], own))
 
     @property
     def addresses(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ if not available():
     pytest.skip("numba is not installed", allow_module_level=True)
 
 from nanohybrid.ops.cpu.compiled import ours
+from nanohybrid.ops.cpu.integers import OFFSET, fix_rows
 from nanohybrid.ops.cpu.packed import matmul, pack, unpack
 from nanohybrid.ops.cpu.tile import FORMS, make_tiles
 
@@ -47,19 +48,73 @@ def test_rows_with_a_stride_and_more_dimensions():
     assert torch.allclose(matmul(x, packed).float(), expected, atol=0.03)
 
 
-@pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
-def test_a_processor_without_bfloat16_products_computes_the_same(form):
-    packed, weight = packed_of(form, 64, 128)
-    tiles, index = make_tiles([(form, 2, 4)], paired=False), FORMS.index(form)
+def test_a_processor_without_bfloat16_products_computes_the_same():
+    packed, weight = packed_of("bf16", 64, 128)
+    tiles = make_tiles([("bf16", 2, 4)], paired=False)
 
     @numba.njit
     def run(w, step, x, out, groups, pairs):
-        tiles(index, 2, 4, w, step, 4 * step, x, out, 256, groups, pairs, 0)
+        tiles(0, 2, 4, w, step, 4 * step, x, out, 256, groups, pairs, 0)
 
     x, out = torch.randn(2, 128).bfloat16(), torch.zeros(2, 64)
     rows = x.view(2, 64, 2).transpose(0, 1).contiguous()
     run(packed.data.data_ptr(), packed.data.shape[-1], rows.data_ptr(), out.data_ptr(), packed.groups, packed.pairs)
     np.testing.assert_allclose(out.numpy(), (x.float() @ weight.T).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("rows", [2, 4])  # sums of both bytes side by side, and one after the other
+def test_a_processor_without_products_of_bytes_gives_the_same_bits(form, rows):
+    packed, _ = packed_of(form, 64, 256)
+    tiles, index, offset = make_tiles([(form, rows, 4)], byted=False), FORMS.index(form), OFFSET[form]
+
+    @numba.njit
+    def run(w, step, x, fixed, out, groups, pairs):
+        fix_rows(x, 0, 1, rows, groups, pairs, offset, fixed)
+        tiles(index, rows, 4, w, step, 4 * step, fixed, out, 256, groups, pairs, 0)
+
+    x, out = torch.randn(rows, 256).bfloat16(), torch.zeros(rows, 64)
+    fixed = torch.zeros(rows, packed.fixed_bytes, dtype=torch.uint8)
+    paired = x.view(rows, 128, 2).transpose(0, 1).contiguous()
+    run(
+        packed.data.data_ptr(), packed.data.shape[-1], paired.data_ptr(), fixed.data_ptr(), out.data_ptr(), packed.groups, packed.pairs
+    )  # fmt: skip
+    assert torch.equal(matmul(x.float(), packed), out)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_rows_made_integers_lose_less_than_bfloat16_does(form):
+    packed, weight = packed_of(form, 64, 512)
+    x = torch.randn(5, 512).bfloat16()
+    x[:, 7] *= 30  # one of those channels that stand out
+    expected = x.double() @ weight.double().T
+    assert (matmul(x.float(), packed).double() - expected).abs().max() <= 2e-4 * expected.abs().max()
+
+
+def test_a_group_of_a_thousand_of_the_largest_weights_does_not_overflow():
+    weight = torch.ones(16, 1000)
+    codes, scales = quantized.quantize(weight, "int8")
+    assert scales.shape[1] == 1
+    packed, x = pack(codes, "int8", scales), torch.full((3, 1000), 2.0).bfloat16()
+    assert torch.allclose(matmul(x.float(), packed), torch.full((3, 16), 2000.0), rtol=2e-3)
+    assert torch.allclose(matmul(-x.float(), packed), torch.full((3, 16), -2000.0), rtol=2e-3)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_row_that_is_no_number_is_none_afterwards_and_alone_in_that(form, broken):
+    packed, _ = packed_of(form, 64, 256)
+    x = torch.randn(9, 256).bfloat16()
+    expected = matmul(x, packed)
+    x[4, 130] = broken
+    found = matmul(x, packed)
+    others = [0, 1, 2, 3, 5, 6, 7, 8]
+    assert torch.equal(found[others], expected[others]) and not found[4].isfinite().any()
+
+
+def test_rows_of_zeros_give_zeros():
+    packed, _ = packed_of("int8", 64, 256)
+    assert (matmul(torch.zeros(3, 256), packed) == 0).all()
 
 
 def test_kernels_are_kept_only_where_the_directory_is_this_user_s(tmp_path, monkeypatch):

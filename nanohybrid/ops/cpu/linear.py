@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
+from nanohybrid.ops.cpu.integers import OFFSET, fix_rows, row_bytes
 from nanohybrid.ops.cpu.llvm import floats, halves
 from nanohybrid.ops.cpu.rows import pack_halves, pack_values, silu
 from nanohybrid.ops.cpu.scalars import narrow
@@ -23,6 +24,8 @@ STORE, ADD, RELU2, GATE, HALVES = range(5)  # what becomes of the sums
 SUMS = 24 * 16  # fp32 numbers of the largest tile
 AHEAD = 4096  # bytes, in tiles that take all panels of a unit and so read on and on
 ROWS_AT_ONCE = 384  # rows whose activations stay near while all weights pass by
+FEW = 24  # up to so many rows, each thread prepares all of them for itself rather than wait for a part of them
+_OFFSETS = tuple(OFFSET.get(form, 0) for form in FORMS)  # 0: rows stay bfloat16
 
 _HEIGHTS = ((1, 4), (2, 4), (4, 4), (8, 2), (12, 2))  # rows and panels of a tile, as `tile_rows` and `tile_panels` choose them
 _tiles = make_tiles([(form, *shape) for form in FORMS for shape in _HEIGHTS] + [("bf16", rows, 1) for rows, _ in _HEIGHTS])
@@ -82,12 +85,36 @@ def finish(sums, wide, rows, count, then, out, stride, row0, n0, other, other_ro
 
 
 @inlined
+def suited(weight, x, rows, rank, size, barrier, own, common):
+    """The packed rows at `x` as the tiles of this weight read them: as they are, or made integers, in `own` or, many of them, `common`."""
+    offset = _OFFSETS[weight[FORM]]
+    if offset == 0:
+        return x
+    height = tile_rows(rows)
+    tiles = (rows + height - 1) // height
+    if rows <= FEW:
+        fix_rows(x, 0, tiles, height, weight[GROUPS], weight[PAIRS], offset, own)
+        return own
+    meet(barrier, size)  # others may still read what another weight made of these rows
+    first, last = share(tiles, rank, size)
+    fix_rows(x, first, last, height, weight[GROUPS], weight[PAIRS], offset, common)
+    meet(barrier, size)
+    return common
+
+
+@inlined
+def tile_bytes(weight, height):
+    """Of a tile of rows as `suited` leaves them."""
+    return height * (row_bytes(weight[GROUPS], weight[PAIRS]) if _OFFSETS[weight[FORM]] else weight[WIDTH] * 2)
+
+
+@inlined
 def multiply(weight, x, rows, rank, size, sums, then, out, stride, other, other_rows, other_width):
-    """This thread's share of the outputs of one linear layer, for `rows` packed rows at `x`; `finish` says what becomes of them."""
+    """This thread's share of the outputs of one linear layer, for `rows` rows as `suited` left them; `finish` says what becomes of them."""
     height = tile_rows(rows)
     panels = tile_panels(height)
     wide = panels * 16
-    step, x_step = weight[BLOCK_BYTES], height * weight[WIDTH] * 2
+    step, x_step = weight[BLOCK_BYTES], tile_bytes(weight, height)
     first, last = share(weight[UNITS], rank, size)
     for panel in range(first * PANELS, last * PANELS, panels):
         n0 = panel * 16
@@ -103,9 +130,9 @@ def multiply(weight, x, rows, rank, size, sums, then, out, stride, other, other_
 
 
 @kernel
-def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, full, out):
-    """out [rows, outputs] = x [rows, inputs] W^T, x in bfloat16, out in fp32 where `full`, else in bfloat16; `packed` is room for
-    ROWS_AT_ONCE packed rows."""
+def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, fixed, full, out):
+    """out [rows, outputs] = x [rows, inputs] W^T, x in bfloat16, out in fp32 where `full`, else in bfloat16; `packed` and
+    `fixed` are room for ROWS_AT_ONCE packed rows, and for as many made integers."""
     room = np.empty(SUMS, dtype=np.float32)
     done = 0
     while done < rows:
@@ -114,9 +141,13 @@ def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, full, out):
         first, last = share((here + height - 1) // height, rank, size)
         source = x + done * x_stride * 2
         pack_halves(source, x_stride, first, last, here, weight[INPUTS], packed, height, weight[WIDTH])
+        offset, ready = _OFFSETS[weight[FORM]], packed
+        if offset:
+            fix_rows(packed, first, last, height, weight[GROUPS], weight[PAIRS], offset, fixed)
+            ready = fixed
         meet(barrier, size)
         target = out + done * weight[OUTPUTS] * (4 if full else 2)
         then = STORE if full else HALVES
-        multiply(weight, packed, here, rank, size, room.ctypes.data, then, target, weight[OUTPUTS], 0, 0, 0)
+        multiply(weight, ready, here, rank, size, room.ctypes.data, then, target, weight[OUTPUTS], 0, 0, 0)
         meet(barrier, size)
         done += here

@@ -32,6 +32,11 @@ class Packed:
     def units(self) -> int:
         return len(self.data)
 
+    @property
+    def fixed_bytes(self) -> int:
+        """Of a row of activations made integers for it (ops/cpu/integers.py)."""
+        return self.groups * (self.pairs + 2) * 4
+
     def record(self) -> np.ndarray:
         """The words of ops/cpu/linear.py's LINEAR."""
         from nanohybrid.ops.cpu.tile import FORMS
@@ -75,10 +80,10 @@ def unpack(packed: Packed) -> Tensor:
     scales = cut[..., :32].contiguous().view(torch.bfloat16).float().transpose(1, 2)  # [panels, 16, G]
     codes, size = cut[..., 32:], 2 * packed.pairs
     if packed.form == "int8":
-        values = codes.contiguous().view(torch.int8).view(len(cut), packed.groups, packed.pairs, 16, 2).permute(0, 3, 1, 2, 4)
+        values = codes.view(len(cut), packed.groups, size // 4, 16, 4).permute(0, 3, 1, 2, 4).short() - 128
     else:
-        nibbles = torch.stack([codes & 15, codes >> 4], dim=-1).view(len(cut), packed.groups, packed.pairs // 2, 16, 2, 2)
-        values = nibbles.permute(0, 3, 1, 2, 5, 4).to(torch.int8) - 8
+        nibbles = torch.stack([codes & 15, codes >> 4], dim=-1).view(len(cut), packed.groups, size // 8, 16, 4, 2)
+        values = nibbles.permute(0, 3, 1, 2, 5, 4).short() - 8
     weight = values.reshape(len(cut), 16, packed.groups, size).float() * scales[..., None]
     return weight.reshape(-1, packed.width)[: packed.outputs, : packed.inputs]
 
@@ -95,9 +100,11 @@ def matmul(x: Tensor, weight: Packed, dtype: torch.dtype | None = None) -> Tenso
         rows = rows.contiguous()
     full = dtype != torch.bfloat16
     out = torch.empty(len(rows), weight.outputs, dtype=torch.float32 if full else torch.bfloat16)
-    room = torch.empty(min(linear.ROWS_AT_ONCE, len(rows)) + 12, weight.width, dtype=torch.bfloat16)
+    most = min(linear.ROWS_AT_ONCE, len(rows)) + 12
+    room = torch.empty(most, weight.width, dtype=torch.bfloat16)
+    fixed = torch.empty(most if weight.form != "bf16" else 0, weight.fixed_bytes, dtype=torch.uint8)
     if len(rows):
-        where = (rows.data_ptr(), rows.stride(0), len(rows), room.data_ptr(), int(full), out.data_ptr())
+        where = (rows.data_ptr(), rows.stride(0), len(rows), room.data_ptr(), fixed.data_ptr(), int(full), out.data_ptr())
         run(linear.matmul, weight.record(), *where, bytes_read=weight.data.numel())
     return out.view(*x.shape[:-1], weight.outputs).to(dtype)
 
@@ -116,9 +123,9 @@ def _blocks(rows: Tensor, form: str, width: int, groups: int, scales: Tensor | N
     rows = torch.nn.functional.pad(rows, (0, width // (2 if form == "int4" else 1) - rows.shape[1]))
     heads = scales.to(torch.bfloat16).view(4, 16, groups).transpose(1, 2).contiguous().view(torch.uint8)
     if form == "int8":
-        codes = rows.view(4, 16, groups, size // 2, 2).permute(0, 2, 3, 1, 4).contiguous().view(torch.uint8)
+        codes = (rows.short() + 128).to(torch.uint8).view(4, 16, groups, size // 4, 4).permute(0, 2, 3, 1, 4)
     else:
         nibbles = torch.stack([rows & 15, rows >> 4], dim=-1).flatten(1)  # [64, K], in the order of K
-        paired = nibbles.view(4, 16, groups, size // 4, 2, 2).permute(0, 2, 3, 4, 1, 5).reshape(4, groups, size // 4, 2, 32)
-        codes = paired[..., 0, :] | (paired[..., 1, :] << 4)
+        halves = nibbles.view(4, 16, groups, size // 8, 2, 4).permute(0, 2, 3, 4, 1, 5)  # [4, groups, K of a group / 8, half, 16, 4]
+        codes = halves[..., 0, :, :] | (halves[..., 1, :, :] << 4)
     return torch.cat([heads, codes.flatten(2)], dim=-1)

@@ -17,14 +17,14 @@ from nanohybrid.ops.cpu.attend import remember
 from nanohybrid.ops.cpu.clock import lap
 from nanohybrid.ops.cpu.compiled import inlined, kernel
 from nanohybrid.ops.cpu.flash import attend, attention_room, blocks_of
-from nanohybrid.ops.cpu.linear import ADD, GATE, INPUTS, OUTPUTS, RELU2, STORE, SUMS, WIDTH, multiply, tile_rows
+from nanohybrid.ops.cpu.integers import row_bytes
+from nanohybrid.ops.cpu.linear import ADD, FEW, GATE, GROUPS, INPUTS, OUTPUTS, PAIRS, RELU2, STORE, SUMS, WIDTH, multiply, suited, tile_rows
 from nanohybrid.ops.cpu.llvm import floats, halves
 from nanohybrid.ops.cpu.mamba import mamba_room, run_group
 from nanohybrid.ops.cpu.rows import clear_padding, inverse_rms, norm_and_pack
 from nanohybrid.ops.cpu.scalars import narrow, widen
 from nanohybrid.ops.cpu.team import deal_anew, meet, share, take
 
-FEW = 24  # up to so many rows, each thread makes the norm for itself rather than wait for a part of it
 KINDS = ("M", "*", "-")
 LAYERS = ("kind", "norm", "first linear", *(f"address {i}" for i in range(8)))
 KIND, NORM, LINEARS, AT = 0, 1, 2, 3  # AT: what the mixer's own kernel reads, see mamba.py and attend.py
@@ -99,6 +99,7 @@ def forward(
     residual,
     projected,
     normed,
+    fixed,
     shared,
     private,
     private_bytes,
@@ -110,7 +111,8 @@ def forward(
     layers, linears: the tables; the last row of layers is the final norm. mamba: H, P, G, N, W. attention: query heads, key/value
     heads, head size, gated (1: SwiGLU). limits: dt's least and most, eps. Sequence s has the rows starts[s] to starts[s + 1], and
     stands at positions[s]. angles: rotary cos and sin of each row, or 0. kept_rows: for each row, where among `kept` a copy of its
-    Mamba-2 projections goes (-1: nowhere). residual [T, E], projected [T, widest]: fp32 room; normed, shared: packed rows.
+    Mamba-2 projections goes (-1: nowhere). residual [T, E], projected [T, widest]: fp32 room; normed, shared: packed rows;
+    fixed: rows made integers.
     clock: where each thread's phases are timed (clock.py), or 0.
     """
     watch = laps.start(clock, rank)
@@ -118,12 +120,15 @@ def forward(
     height = tile_rows(rows)
     sums = private + rank * private_bytes
     room = sums + SUMS * 4
-    mine = normed
+    mine, own = normed, room
     first, last = share(rows, rank, size)
     norm_first, norm_last = first, last
     if rows <= FEW:
-        mine, norm_first, norm_last = room, 0, rows
-        room += (rows + height - 1) // height * height * linears[0, WIDTH] * 2
+        padded, widest = (rows + height - 1) // height * height, 0
+        for weight in linears:
+            widest = max(widest, row_bytes(weight[GROUPS], weight[PAIRS]))
+        mine, norm_first, norm_last = room + padded * widest, 0, rows
+        room = mine + padded * linears[0, WIDTH] * 2
     table, stream = halves(embeddings), floats(residual)
     for row in range(first, last):
         for i in range(hidden):
@@ -142,7 +147,8 @@ def forward(
             lap(watch, laps.WAITING)
         if layer[KIND] == 0:
             columns, width = linears[at, OUTPUTS], linears[at + 1, WIDTH]
-            multiply(linears[at], mine, rows, rank, size, sums, STORE, projected, columns, 0, 0, 0)
+            x = suited(linears[at], mine, rows, rank, size, barrier, own, fixed)
+            multiply(linears[at], x, rows, rank, size, sums, STORE, projected, columns, 0, 0, 0)
             lap(watch, laps.MAMBA_IN)
             meet(barrier, size)
             lap(watch, laps.WAITING)
@@ -160,7 +166,8 @@ def forward(
         elif layer[KIND] == 1:
             columns, offset, width = (attention[0] + 2 * attention[1]) * attention[2], 0, linears[at + 3, WIDTH]
             for part in range(3):
-                multiply(linears[at + part], mine, rows, rank, size, sums, STORE, projected + offset * 4, columns, 0, 0, 0)
+                x = suited(linears[at + part], mine, rows, rank, size, barrier, own, fixed)
+                multiply(linears[at + part], x, rows, rank, size, sums, STORE, projected + offset * 4, columns, 0, 0, 0)
                 offset += linears[at + part, OUTPUTS]
             lap(watch, laps.QKV)
             meet(barrier, size)
@@ -173,19 +180,23 @@ def forward(
             back, last_phase = at + 3, laps.ATTENTION_OUT
         elif attention[3]:
             columns, width = linears[at, OUTPUTS], linears[at + 2, WIDTH]
-            multiply(linears[at], mine, rows, rank, size, sums, STORE, projected, columns, 0, 0, 0)
-            multiply(linears[at + 1], mine, rows, rank, size, sums, GATE, projected, columns, shared, height, width)
+            x = suited(linears[at], mine, rows, rank, size, barrier, own, fixed)
+            multiply(linears[at], x, rows, rank, size, sums, STORE, projected, columns, 0, 0, 0)
+            x = suited(linears[at + 1], mine, rows, rank, size, barrier, own, fixed)
+            multiply(linears[at + 1], x, rows, rank, size, sums, GATE, projected, columns, shared, height, width)
             lap(watch, laps.UP)
             back, last_phase = at + 2, laps.DOWN
         else:
-            multiply(linears[at], mine, rows, rank, size, sums, RELU2, 0, 0, shared, height, linears[at + 1, WIDTH])
+            x = suited(linears[at], mine, rows, rank, size, barrier, own, fixed)
+            multiply(linears[at], x, rows, rank, size, sums, RELU2, 0, 0, shared, height, linears[at + 1, WIDTH])
             lap(watch, laps.UP)
             back, last_phase = at + 1, laps.DOWN
         if linears[back, INPUTS] < linears[back, WIDTH]:
             clear_padding(shared, first, last, linears[back, INPUTS], height, linears[back, WIDTH])
         meet(barrier, size)
         lap(watch, laps.WAITING)
-        multiply(linears[back], shared, rows, rank, size, sums, ADD, residual, hidden, 0, 0, 0)
+        x = suited(linears[back], shared, rows, rank, size, barrier, own, fixed)
+        multiply(linears[back], x, rows, rank, size, sums, ADD, residual, hidden, 0, 0, 0)
         lap(watch, last_phase)
         meet(barrier, size)
         lap(watch, laps.WAITING)
@@ -221,7 +232,7 @@ def feed(
             mambas += 1
 
 
-def private_size(rows: int, width: int, mamba: np.ndarray, attention: np.ndarray) -> int:
-    """Bytes of scratch that each thread needs for a batch; `width` of the widest input."""
+def private_size(rows: int, width: int, fixed: int, mamba: np.ndarray, attention: np.ndarray) -> int:
+    """Bytes of scratch that each thread needs for a batch; `width` of the widest input, `fixed` bytes of the longest row of integers."""
     room = max(mamba_room.py_func(mamba) if mamba[2] else 0, attention_room.py_func(attention) if attention[1] else 0)
-    return -(-((min(rows, FEW) + 12) * width * 2 + (SUMS + room) * 4) // 64) * 64
+    return -(-((min(rows, FEW) + 12) * (width * 2 + fixed) + (SUMS + room) * 4) // 64) * 64

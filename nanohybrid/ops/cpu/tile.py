@@ -25,6 +25,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from nanohybrid.ops.cpu.integers import BYTED, IntegerTile
 from nanohybrid.ops.cpu.llvm import F32, I8, I16, I32, I64, PTR, V16F, V16I, BFloat, Loop, function, has, spread, vector
 
 GROUP_BYTES = {"int8": 32, "int4": 32}  # of the scales before a group
@@ -34,7 +35,7 @@ V32B = vector(BFloat(), 32)
 FORMS = tuple(PAIR_BYTES)  # a weight's form is its index here
 
 
-def make_tiles(shapes: Iterable[tuple[str, int, int]], paired: bool = PAIRED, apart: int = 0) -> Any:
+def make_tiles(shapes: Iterable[tuple[str, int, int]], paired: bool = PAIRED, byted: bool = BYTED, apart: int = 0) -> Any:
     """The loops for these (form, rows, panels) as one intrinsic of numba, which takes the one that its first arguments name:
 
     tiles(form's index, rows, panels, address of panels, bytes between panels, bytes between groups, rows' address, out's address,
@@ -57,7 +58,10 @@ def make_tiles(shapes: Iterable[tuple[str, int, int]], paired: bool = PAIRED, ap
                 block = builder.append_basic_block(f"{name}_{height}_{wide}")
                 switch.add_case(I64(_number(FORMS.index(name), height, wide)), block)
                 builder.position_at_end(block)
-                _Tile(builder, name, height, wide, paired, apart).emit(*arguments[3:])
+                if name == "bf16":
+                    _Tile(builder, name, height, wide, paired, apart).emit(*arguments[3:])
+                else:
+                    IntegerTile(builder, name, height, wide, byted).emit(*arguments[3:])
                 builder.branch(after)
             builder.position_at_end(after)
             return context.get_dummy_value()
