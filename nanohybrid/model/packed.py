@@ -6,6 +6,7 @@ After `pack_model` a forward with a state is one kernel (model/compiled.py); wit
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -76,10 +77,11 @@ def _packable(linear: nn.Module) -> bool:
     return isinstance(linear, PackedLinear) or getattr(linear, "weight", torch.empty(0)).dtype == torch.bfloat16
 
 
-def _linears(model: Any) -> list[tuple[nn.Module, str, nn.Module]]:
-    """The module that holds it, its name there, and the linear: of every mixer, and of an own head."""
-    found = []
+def _linears(model: Any) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """The module that holds it, its name there, and the linear: of every mixer, and of an own head.
+
+    One after another: a list of them would keep every original alive until the last is laid out.
+    """
     for name in quantizable(model.config):
         owner, _, leaf = name.removesuffix(".weight").rpartition(".")
-        found.append((model.get_submodule(owner), leaf, model.get_submodule(name.removesuffix(".weight"))))
-    return found
+        yield model.get_submodule(owner), leaf, model.get_submodule(name.removesuffix(".weight"))
