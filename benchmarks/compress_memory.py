@@ -1,50 +1,88 @@
-"""Is the memory model true? What a plan says a model takes at work, beside what a process that does that work takes at its peak.
+"""Is the memory model true, and how much does it take to score and to try a model layer by layer?
 
-    python benchmarks/compress_memory.py
+    python benchmarks/compress_memory.py                  # what a plan says a model takes at work, beside what it takes at its peak
+    python benchmarks/compress_memory.py --streamed       # importance, iterative ranking and a tried shape: in memory, and streamed
 
-Each case is a process of its own: random weights, keys, values and states for the whole context, a step of 2,048 tokens (or the whole
-context, where that is shorter), one decode step. Its peak of resident memory, less what the libraries took before, stands beside the
-plan's parts. On a CPU.
+Each case is a process of its own, on a CPU. At work: random weights, keys, values and states for the whole context, prepared as the engine
+does, a step of 2,048 tokens (or the whole context, where that is shorter), one decode step. What is told is the peak of resident memory
+less what lay there before, when libraries and kernels were loaded.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from nanohybrid.compress.budget import STEP, Budget
+from nanohybrid.checkpoint import CheckpointReader, load, save
+from nanohybrid.compress.budget import DTYPES, QUANTISED, STEP, Budget
+from nanohybrid.compress.calibration import Calibration
+from nanohybrid.compress.measure import importance_of
+from nanohybrid.compress.parts import Stored
+from nanohybrid.compress.quality import Judge
+from nanohybrid.compress.search import cut
+from nanohybrid.compress.target import Target
 from nanohybrid.config import HybridConfig
-from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model import Footprint, HybridLM, Layout, State
+from nanohybrid.model.packed import prepare
+from nanohybrid.model.quantized import quantize_model
 from nanohybrid.ops.sizes import PAGE
 
-CASES = [("nano-291m", 4096, 1, "fp32"), ("nano-291m", 4096, 1, "bf16"), ("mini", 65_536, 4, "fp32"), ("mini-dense", 65_536, 4, "fp32")]
+CASES = [
+    ("nano-291m", 4096, 1, "fp32"), ("nano-291m", 4096, 1, "bf16"), ("nano-291m", 4096, 8, "bf16"), ("nano-291m", 4096, 1, "int8"),
+    ("nano-291m", 4096, 1, "int4"), ("mini", 65_536, 4, "fp32"), ("mini", 65_536, 4, "bf16"), ("mini-dense", 65_536, 4, "fp32"),
+    ("mini-dense", 65_536, 4, "bf16"), ("tiny", 4096, 64, "bf16"),
+]  # fmt: skip
+STREAMED = "nano-291m"
+DOCUMENTS, LENGTH, ROUNDS = 4, 96, 2
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident(row: str) -> int:
+    """VmRSS, or VmHWM: the peak since `forget`."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines[row].split()[0])
+
+
+def forget() -> int:
+    """Begin a new peak here; bytes that lie there now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
 
 
 @torch.inference_mode()
 def work(preset: str, context: int, batch: int, dtype: str) -> int:
     """Bytes that a model's work adds to the peak of this process."""
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    run(HybridLM(HybridConfig.preset("tiny")).to(kind).eval(), 64, 1)  # what the libraries take is there after this
-    before = peak()
-    torch.set_default_dtype(kind)  # no copy of the weights in another dtype
-    model = HybridLM(HybridConfig.preset(preset)).to(kind).eval()
+    run(made(HybridConfig.preset("tiny"), dtype), 64, 1)  # what libraries and kernels take is there after this
+    before = forget()
+    run(made(HybridConfig.preset(preset), dtype), context, batch)
+    return resident("VmHWM") - before
+
+
+def made(config: HybridConfig, dtype: str) -> HybridLM:
+    """A model in this form, prepared for the kernels; no matrix of it is ever there twice, but for the one that is being laid out."""
+    kind = DTYPES["bf16" if dtype in QUANTISED else dtype]
+    torch.set_default_dtype(kind)
+    with torch.device("meta"):
+        model = HybridLM(config)
     torch.set_default_dtype(torch.float32)
+    model = model.to(kind).to_empty(device="cpu").eval()
     for parameter in model.parameters():
         parameter.fill_(0.01)
-    run(model, context, batch)
-    return peak() - before
+    if dtype in QUANTISED:
+        quantize_model(model, dtype)
+        forget()  # a checkpoint that is quantised is read as codes
+    prepare(model)
+    return model
 
 
 def run(model: HybridLM, context: int, batch: int) -> None:
     """A step of many tokens of the first sequence, at the end of its context, and a decode step of all."""
-    state = State.for_context(model.config, batch, context, model.head_weight.dtype)
+    state = State.for_context(model.config, batch, context, model.dtype)
     for pools in state.layers:
         for pool in pools.values():
             pool.fill_(0.01)  # what is not written is not resident
@@ -55,17 +93,61 @@ def run(model: HybridLM, context: int, batch: int) -> None:
     model.head(model.hidden(torch.zeros(batch, dtype=torch.int64), layout, state))
 
 
+def scored(model: Path, stream: bool) -> dict[str, float]:
+    """Peak of importance, an iterative ranking, and the loss of one shape; and the seconds of it."""
+    rng = np.random.default_rng(0)
+    documents = tuple((rng.integers(13, 30_000, LENGTH).astype(np.int32), np.ones(LENGTH, np.uint8)) for _ in range(DOCUMENTS))
+    calibration, began = Calibration(documents), time.monotonic()
+    torch.ones(512, 512) @ torch.ones(512, 512)
+    before = forget()
+    with tempfile.TemporaryDirectory() as out, CheckpointReader(model) as reader, torch.inference_mode():
+        parent = Stored(reader) if stream else load(model, dtype=torch.float32)
+        scores = importance_of(model if stream else parent, calibration, Path(out), True, ROUNDS, stream=stream)
+        kept = Target(layers=parent.config.num_hidden_layers - 1, intermediate_size=3072).kept(parent.config, scores)
+        loss = Judge(parent, calibration)(cut(parent, kept)).loss
+    return {
+        "peak_MiB": (resident("VmHWM") - before) / 2**20,
+        "seconds": time.monotonic() - began,
+        "order": list(scores.order[:ROUNDS]),
+        "loss": loss,
+    }
+
+
+def alone(*arguments: str) -> str:
+    """What this program prints, run with these arguments in a process of its own."""
+    return subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def streamed() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        config = HybridConfig.preset(STREAMED)
+        save(HybridLM(config, seed=0).to(torch.bfloat16), folder)
+        print(f"{STREAMED}: {4 * Footprint.of(config).parameters / 2**20:,.0f} MiB in fp32, {DOCUMENTS} x {LENGTH} tokens, {ROUNDS} rounds")
+        for form in ("in memory", "streamed"):
+            print(form, alone("--scored", folder, form), end="", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streamed", action="store_true", help="scores and losses instead of a model at work")
     parser.add_argument("--case", nargs=4, help="one case, in this process: preset, context, batch, dtype")
+    parser.add_argument("--scored", nargs=2, help="one measurement of --streamed, in this process: a checkpoint, and how")
     arguments = parser.parse_args()
-    if arguments.case:
+    if arguments.scored:
+        print(json.dumps(scored(Path(arguments.scored[0]), arguments.scored[1] == "streamed")))
+    elif arguments.case:
         preset, context, batch, dtype = arguments.case
         print(work(preset, int(context), int(batch), dtype))
-        return
+    elif arguments.streamed:
+        streamed()
+    else:
+        plans()
+
+
+def plans() -> None:
     for preset, context, batch, dtype in CASES:
         case = [preset, str(context), str(batch), dtype]
-        found = int(subprocess.run([sys.executable, __file__, "--case", *case], check=True, capture_output=True, text=True).stdout)
+        found = int(alone("--case", *case))
         memory = Budget(2**40, context, batch, dtype, STEP).memory(HybridConfig.preset(preset))
         parts = {name: round(part / 2**20, 1) for name, part in memory.as_dict().items()}
         row = {"case": " ".join(case), **parts, "measured": round(found / 2**20, 1), "measured/plan": round(found / memory.total, 3)}
