@@ -7,6 +7,7 @@ import statistics
 
 CHECK_TOKENS = 64
 REPEATS = 3
+LONG, WARM_TOKENS = 4096, 128  # a prompt longer than LONG is warmed up for by so many tokens, as `nanohybrid bench generate` does
 
 
 def arguments(what: str) -> argparse.Namespace:
@@ -15,6 +16,7 @@ def arguments(what: str) -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="after one that warms up")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--logits", metavar="FILE", help="write the logits after the prompt of the check, and time nothing")
     return parser.parse_args()
@@ -24,6 +26,13 @@ def prompts(vocabulary: int, count: int, tokens: int) -> list[list[int]]:
     """Random ids, the same for every engine; the lowest ones are control marks."""
     draw = random.Random(0)
     return [[draw.randrange(20, vocabulary) for _ in range(tokens)] for _ in range(count)]
+
+
+def turns(given: argparse.Namespace) -> list[int]:
+    """How much of each prompt is read at each repetition, the first of which warms up."""
+    return [min(given.prompt_tokens, WARM_TOKENS if given.prompt_tokens > LONG else given.prompt_tokens)] + [
+        given.prompt_tokens
+    ] * given.repeats
 
 
 def figures(prefill: list[float], decode: list[float], versions: dict[str, str]) -> dict[str, object]:

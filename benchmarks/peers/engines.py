@@ -111,19 +111,23 @@ def measure(setting: Setting, engine: str, kind: str, name: str, workload: Workl
 
 def run(command: list[str], threads: int, as_json: bool = True) -> dict[str, object] | str:  # type: ignore[return]
     """The JSON object (or the text) that a child prints last. Raises Failed with its last word."""
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(threads))
+    if done.returncode:
+        raise Failed((done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1])
+    last = done.stdout.strip().splitlines()[-1]
+    return json.loads(last) if as_json else last
+
+
+def environment(threads: int) -> dict[str, str]:
+    """What children find: this checkout, so many threads, and no network."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {
+    return {
         **os.environ,
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise Failed((done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1])
-    last = done.stdout.strip().splitlines()[-1]
-    return json.loads(last) if as_json else last
 
 
 def _our_logits(setting: Setting) -> np.ndarray:

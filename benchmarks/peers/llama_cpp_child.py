@@ -9,7 +9,7 @@ import time
 
 import llama_cpp
 import numpy as np
-from child import CHECK_TOKENS, REPEATS, arguments, figures, prompts
+from child import CHECK_TOKENS, arguments, figures, prompts, turns
 
 
 class Model:
@@ -63,13 +63,13 @@ def main() -> None:
     model = Model(given.model, given.batch, given.prompt_tokens + given.new_tokens, given.threads)
     texts = prompts(model.vocabulary, given.batch, given.prompt_tokens)
     prefill, decode = [], []
-    for repetition in range(REPEATS + 1):
+    for repetition, length in enumerate(turns(given)):
         model.clear()
         times = [time.perf_counter()]
-        ids = [model.prefill(text, sequence) for sequence, text in enumerate(texts)]
+        ids = [model.prefill(text[:length], sequence) for sequence, text in enumerate(texts)]
         times.append(time.perf_counter())
         for step in range(given.new_tokens):
-            model.decode([(number, given.prompt_tokens + step, sequence, True) for sequence, number in enumerate(ids)])
+            model.decode([(number, length + step, sequence, True) for sequence, number in enumerate(ids)])
             ids = [int(model.logits(sequence).argmax()) for sequence in range(given.batch)]
         times.append(time.perf_counter())
         if repetition:  # the first one warms up

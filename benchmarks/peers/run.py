@@ -2,6 +2,7 @@
 
     python benchmarks/peers/run.py --preset nano-291m --out runs/peers
     python benchmarks/peers/run.py --model DIR --out runs/peers --llama-python .venv-llama/bin/python
+    python benchmarks/peers/run.py --preset nano-291m --out runs/peers --long 32768 --memory-gib 18
 
 Twenty minutes or so on two cores, on an otherwise quiet machine. Every measurement is a process of its own, so that no engine's
 threads disturb another's; a round is each engine once on each workload, and figures are medians over the rounds with the least
@@ -10,7 +11,8 @@ and the most. Before anything is timed, each peer's logits are compared with our
 An engine that is not installed is left out, with the reason. llama.cpp: `pip install llama-cpp-python` (built from source; with
 CMAKE_ARGS="-DGGML_NATIVE=ON" for this CPU), here or in an environment of its own that `--llama-python` names.
 
-Writes results.json, results.md and results.svg into --out, beside the GGUF files and the model it made.
+Writes results.json, results.md and results.svg into --out, beside the GGUF files and the model it made. With --long, one prompt of so
+many tokens once through each engine in bf16, each ended when it holds more than --memory-gib: long.json and long.md.
 """
 
 import argparse
@@ -22,6 +24,8 @@ import time
 from pathlib import Path
 
 from engines import ENGINES, ROOT, TYPES, Failed, Measured, Setting, Workload, export_gguf, forget_others, make_model, measure
+from long import KIND, measure_long
+from long import markdown as long_markdown
 from summary import aggregate, markdown, plot
 
 WORKLOADS = {
@@ -37,20 +41,34 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = arguments.model or make_model(arguments.preset, arguments.out / "model")
     forget_others(model, arguments.out)
-    files = {kind: export_gguf(model, arguments.out / f"{kind}.gguf", kind) for kind in arguments.types}
+    kinds = [KIND] if arguments.long else arguments.types
+    files = {kind: export_gguf(model, arguments.out / f"{kind}.gguf", kind) for kind in kinds if "llama.cpp" in arguments.engines}
     setting = Setting(model, files, arguments.threads, arguments.out, arguments.llama_python, arguments.ours)
-    workloads = {name: workload.scaled(arguments.scale) for name, workload in WORKLOADS.items()}
     engines, left_out = _usable(setting, arguments.engines)
-    rows = _rounds(setting, engines, workloads, arguments.types, arguments.rounds)
     result = {
         "machine": machine(arguments.threads), "date": time.strftime("%Y-%m-%d"), "command": " ".join(sys.argv), "model": str(model),
-        "rounds": arguments.rounds, "engines": engines, "left_out": left_out, "results": aggregate(rows, workloads),
+        "engines": engines, "left_out": left_out,
     }  # fmt: skip
-    (arguments.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-    (arguments.out / "results.md").write_text(markdown(result))
-    plot(result, arguments.out / "results.svg")
-    print(markdown(result))
+    if arguments.long:
+        rows = measure_long(setting, list(engines), arguments.long, round(arguments.memory_gib * 2**30))
+        result |= {"tokens": arguments.long, "memory_gib": arguments.memory_gib, "results": rows}
+        text = long_markdown(result)
+    else:
+        result |= _compared(setting, engines, arguments)
+        text = markdown(result)
+        plot(result, arguments.out / "results.svg")
+    name = "long" if arguments.long else "results"
+    (arguments.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (arguments.out / f"{name}.md").write_text(text)
+    print(text)
     return 0
+
+
+def _compared(setting: Setting, engines: dict[str, object], arguments: argparse.Namespace) -> dict[str, object]:
+    """All engines on all workloads, in turns."""
+    workloads = {name: workload.scaled(arguments.scale) for name, workload in WORKLOADS.items()}
+    rows = _rounds(setting, engines, workloads, arguments.types, arguments.rounds)
+    return {"rounds": arguments.rounds, "results": aggregate(rows, workloads)}
 
 
 def _arguments() -> argparse.Namespace:
@@ -63,11 +81,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
     parser.add_argument("--scale", type=float, default=1.0, help="of all lengths; 0.1 for a try")
+    parser.add_argument("--long", nargs="?", type=int, const=32768, metavar="TOKENS", help="one prompt of so many tokens (32768) instead")
+    parser.add_argument("--memory-gib", type=float, default=18.0, metavar="G", help="with --long, what each process may hold")
     parser.add_argument("--llama-python", default=sys.executable, help="the Python that has llama_cpp")
     parser.add_argument(
         "--ours", nargs="+", default=[sys.executable, "-m", "nanohybrid"], help="our command, another version's for instance"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.long is not None and (arguments.long < 1 or not arguments.memory_gib > 0):
+        parser.error(f"a prompt of {arguments.long} tokens within {arguments.memory_gib:g} GiB: both must be more than nothing")
+    return arguments
 
 
 def _usable(setting: Setting, names: list[str]) -> tuple[dict[str, object], dict[str, str]]:

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 import transformers
-from child import CHECK_TOKENS, REPEATS, arguments, figures, prompts
+from child import CHECK_TOKENS, arguments, figures, prompts, turns
 
 VERSIONS = {"transformers": transformers.__version__, "torch": torch.__version__}
 
@@ -48,11 +48,11 @@ def main() -> None:
     ids = torch.tensor(prompts(model.config.vocab_size, given.batch, given.prompt_tokens))
     steps = given.new_tokens + 1  # the first comes out of the prompt
     prefill, decode = [], []
-    for repetition in range(REPEATS + 1):
-        clock = Clock()
+    for repetition, length in enumerate(turns(given)):
+        clock, read = Clock(), ids[:, :length]
         begin = time.perf_counter()
         model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=steps, max_new_tokens=steps, eos_token_id=None,
+            read, attention_mask=torch.ones_like(read), do_sample=False, min_new_tokens=steps, max_new_tokens=steps, eos_token_id=None,
             pad_token_id=0, logits_processor=transformers.LogitsProcessorList([clock]),
         )  # fmt: skip
         if repetition:  # the first one warms up

@@ -17,6 +17,7 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="of each prompt")
     result.add_argument("--new-tokens", type=int, default=64, metavar="N", help="written after each, 2 at least")
     result.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")
+    result.add_argument("--repeats", type=int, default=5, metavar="N", help="times it is measured; 1 for a very long prompt")
     kinds = ["checkpoint", "bf16", *FORMATS, "fp32"]
     result.add_argument("--dtype", choices=kinds, default="bf16", help="of the weights; int8, int4, fp8: quantised while loading")
     result.add_argument("--threads", type=int, metavar="N", help="on a CPU (default: as many as torch takes)")
@@ -27,16 +28,16 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     """Measure and tell."""
     from rich.progress import Progress
 
-    from nanohybrid.headline.generate import REPEATS, Job, measure
+    from nanohybrid.headline.generate import Job, measure
 
     set_threads(arguments.threads)
     others = {"max_running": arguments.batch, "seed": 0, "speculate": 0, "state_dtype": "fp32", "kv_dtype": "auto"}
     for name, value in others.items():  # the flags of `generate` that do not stand here
         arguments[name] = value
     llm = open_model(arguments)
-    job = Job(arguments.prompt_tokens, arguments.new_tokens, arguments.batch)
+    job = Job(arguments.prompt_tokens, arguments.new_tokens, arguments.batch, arguments.repeats)
     with Progress(disable=arguments.json, transient=True) as bar:
-        task = bar.add_task("measuring", total=REPEATS + 1)
+        task = bar.add_task("measuring", total=job.repeats + 1)
         figures = measure(llm, job, lambda: bar.advance(task))
     if arguments.json:
         print_json(figures)

@@ -26,23 +26,26 @@ from nanohybrid.headline.roofline import prefill_flops
 from nanohybrid.model import Footprint
 from nanohybrid.model.packed import PackedLinear
 from nanohybrid.model.quantized import QuantizedLinear
+from nanohybrid.ops.sizes import PAGE
 from nanohybrid.stages.lineage import peak_memory_bytes
 
 REPEATS = 5
+WARM_TOKENS = 4096
 LOOKS = 3  # at the machine, between repetitions
 
 
 @dataclass(frozen=True)
 class Job:
-    """`batch` prompts of random ids, and so many tokens written after each."""
+    """`batch` prompts of random ids, and so many tokens written after each; `repeats` times after a first that warms up."""
 
     prompt_tokens: int
     new_tokens: int
     batch: int
+    repeats: int = REPEATS
 
     def check(self, context: int) -> None:
         """Raise InputError where it is no job, or longer than the model's context."""
-        for name, least in (("prompt_tokens", 1), ("new_tokens", 2), ("batch", 1)):
+        for name, least in (("prompt_tokens", 1), ("new_tokens", 2), ("batch", 1), ("repeats", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
         if self.prompt_tokens + self.new_tokens > context:
@@ -50,7 +53,8 @@ class Job:
 
 
 def measure(llm: LLM, job: Job, advance: Callable[[], object] = lambda: None) -> dict[str, object]:
-    """The figures of `nanohybrid bench generate`; `advance` is called after each of REPEATS + 1 runs, the first of which warms up."""
+    """The figures of `nanohybrid bench generate`; `advance` is called after each of job.repeats + 1 runs, the first of which warms up:
+    on the first PAGE tokens where a prompt is longer than WARM_TOKENS, and so would take as long as what is measured."""
     config = llm.model.config
     job.check(config.max_position_embeddings)
     draw = random.Random(0)
@@ -60,8 +64,9 @@ def measure(llm: LLM, job: Job, advance: Callable[[], object] = lambda: None) ->
     machine = Machine(llm.model.device)
     rates: list[tuple[float, float]] = [machine.rates(LOOKS, median)]
     times: list[tuple[float, float]] = []
-    for _ in range(REPEATS + 1):
-        times.append(_once(engine, prompts, job.new_tokens))
+    for repeat in range(job.repeats + 1):
+        short = repeat == 0 and job.prompt_tokens > WARM_TOKENS
+        times.append(_once(engine, [prompt[:PAGE] for prompt in prompts] if short else prompts, job.new_tokens))
         rates.append(machine.rates(LOOKS, median))
         advance()
     around = [tuple(map(mean, zip(before, after, strict=True))) for before, after in pairwise(rates)]
@@ -76,6 +81,7 @@ def measure(llm: LLM, job: Job, advance: Callable[[], object] = lambda: None) ->
         "prefill_matmul_fraction": median(computed / first / product for (first, _), (_, product) in runs),
         "step_bytes": moved,
         "prompt_tokens": job.prompt_tokens, "new_tokens": job.new_tokens, "batch": job.batch,
+        "repeats": job.repeats,
         "threads": torch.get_num_threads(),
         "kernels": "compiled" if llm.model.packed else "torch",
         "peak_memory_bytes": peak_memory_bytes(),

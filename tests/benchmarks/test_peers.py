@@ -16,7 +16,7 @@ if sys.argv[1:] == ["--version"]:
 assert sys.argv[1:3] == ["bench", "generate"] and "--json" in sys.argv
 words = [word for word in sys.argv[4:] if word != "--json"]
 flags = dict(zip(words[::2], words[1::2]))
-assert set(flags) == {"--dtype", "--prompt-tokens", "--new-tokens", "--batch", "--threads"}
+assert set(flags) - {"--repeats"} == {"--dtype", "--prompt-tokens", "--new-tokens", "--batch", "--threads"}
 speed = {"bf16": 1, "int8": 2, "int4": 4}[flags["--dtype"]] * int(flags["--batch"])
 print(json.dumps({
     "prefill_tokens_per_second": {"median": 100.0 * speed, "min": 90.0 * speed, "max": 110.0 * speed},
@@ -35,7 +35,7 @@ def peers(monkeypatch):
     import summary
 
     yield engines, summary
-    for name in ("engines", "summary", "run"):
+    for name in ("engines", "long", "summary", "run"):
         sys.modules.pop(name, None)
 
 
@@ -122,3 +122,44 @@ def test_a_whole_run_writes_figures_table_and_picture(peers, tmp_path, monkeypat
     assert "llama.cpp is left out" in (tmp_path / "out" / "results.md").read_text()
     assert (tmp_path / "out" / "results.svg").read_text().startswith("<?xml")
     assert (tmp_path / "out" / "int8.gguf").stat().st_size > 10**5
+
+
+CHILDREN = {
+    "hungry": ("import time; held = bytearray(2**28); held[::4096] = b'x' * 2**16; time.sleep(60)", "out of memory at 0.125 GiB"),
+    "killed": ("import os; os.kill(os.getpid(), 9)", "ended by signal 9"),
+    "refused": ("import sys; sys.exit('RuntimeError: no room')", "RuntimeError: no room"),
+}
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_an_engine_that_ends_early_says_where(peers, name):
+    import long
+
+    program, reason = CHILDREN[name]
+    found = long.row("peer", 100, long.run_within([sys.executable, "-c", program], 1, 2**27))
+    assert found["failed"].startswith(reason) and found["process_seconds"] < 30
+    assert name != "hungry" or found["peak_memory_bytes"] > 2**27
+
+
+def test_one_long_prompt_is_a_row_an_engine(peers, tmp_path, monkeypatch):
+    import run
+
+    (tmp_path / "ours.py").write_text(STAND_IN)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    flags = ["--preset", "tiny", "--engines", "nanohybrid", "--threads", "1", "--long", "500", "--memory-gib", "1"]
+    monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(tmp_path), *flags, "--ours", sys.executable, str(tmp_path / "ours.py")])
+    assert run.main() == 0
+    (found,) = json.loads((tmp_path / "long.json").read_text())["results"]
+    assert (found["first_token_seconds"], found["decode_tokens_per_second"]) == (5, 10)
+    assert "| nanohybrid | 5.0 s | 100 tok/s, 80% of torch's product | 10.0 tok/s |" in (tmp_path / "long.md").read_text()
+    assert not list(tmp_path.glob("*.gguf"))
+
+
+@pytest.mark.parametrize("flags", [["--long", "0"], ["--long", "--memory-gib", "0"]])
+def test_a_long_prompt_of_nothing_is_refused(peers, monkeypatch, capsys, flags):
+    import run
+
+    monkeypatch.setattr(sys, "argv", ["run.py", "--out", "nowhere", *flags])
+    with pytest.raises(SystemExit, match="2"):
+        run.main()
+    assert "both must be more than nothing" in capsys.readouterr().err
