@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanohybrid.compress.devices import Device
 from nanohybrid.errors import InputError
+from nanohybrid.extras import require
 from nanohybrid.files import atomic_write
 from nanohybrid.headline.contest import Contender, Mix, cap, contenders, mixes
 from nanohybrid.headline.measure import Timed
@@ -84,7 +85,8 @@ class Result:
         if self.directory is not None:
             self.write(report)
             atomic_write(self.directory / TABLE, markdown(report))
-            picture(report).savefig(self.directory / PICTURE)
+            with require("matplotlib", "train").rc_context({"svg.fonttype": "none", "svg.hashsalt": PICTURE}):  # text as text, same bytes
+                picture(report).savefig(self.directory / PICTURE, facecolor="white", metadata={"Date": None})
 
     def report(self, machine: Device | None = None) -> dict[str, Any]:
         """Every figure of every row. Rooflines are those of `machine`, else of the median of the rates that were measured, so that
