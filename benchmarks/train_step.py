@@ -16,6 +16,8 @@ import resource
 import statistics
 import time
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `import nanohybrid` does before torch
+
 import torch
 from torch.profiler import ProfilerActivity, profile
 from train_profile import product_flops, rows
@@ -44,11 +46,11 @@ def batch(tokens: int, vocabulary: int, rng: random.Random, lengths: tuple[int, 
 
 def one_step(model: HybridLM, optimizer: torch.optim.Optimizer, data: Batch, mode: str) -> list[float]:
     """Seconds of forward, backward and update."""
+    optimizer.zero_grad()
     times = [time.perf_counter()]
     with autocast(mode, torch.device("cpu")):
         total, count = next_token_loss(model, data)
     times.append(time.perf_counter())
-    optimizer.zero_grad()
     (total / count).backward()
     times.append(time.perf_counter())
     clip_gradient(model, 1.0)

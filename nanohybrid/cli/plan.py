@@ -1,4 +1,4 @@
-"""`nanohybrid plan compress` and `plan serve`: what fits a memory, and how fast it can be, before a weight is read."""
+"""`nanohybrid plan compress`, `plan serve` and `plan train`: what fits a memory, and how fast it can be, before a weight is read."""
 
 from typing import TYPE_CHECKING
 
@@ -7,8 +7,8 @@ from nanohybrid.cli.group import group_parser, run_chosen
 if TYPE_CHECKING:
     import jsonargparse
 
-SUMMARY = "what fits a memory, and how fast it can be, before a weight is read (compress, serve)"
-PLANS = {"compress": "nanohybrid.cli.plan_compress", "serve": "nanohybrid.cli.plan_serve"}
+SUMMARY = "what fits a memory, and how fast it can be, before a weight is read (compress, serve, train)"
+PLANS = {"compress": "nanohybrid.cli.plan_compress", "serve": "nanohybrid.cli.plan_serve", "train": "nanohybrid.cli.plan_train"}
 
 
 def parser() -> "jsonargparse.ArgumentParser":

@@ -148,10 +148,10 @@ class Run:
         """Batch, loss, gradient, clip, update."""
         step = self.position.step
         batch = self.batches(step).to(self.device)
+        self.optimizer.zero_grad(set_to_none=True)  # before the forward, whose activations take the place of the last step's gradients
         with autocast(mode, self.device):
             total, count = forward(self.model, batch)
         mean = total / max(count, 1)
-        self.optimizer.zero_grad(set_to_none=True)
         mean.backward()
         norm = clip_gradient(self.model, self.config.clip)
         value, length = mean.item(), norm.item()

@@ -8,19 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nanohybrid.checkpoint import save
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import Loader, Mixture, Phase, TokenStore
 from nanohybrid.data.corpus import Corpus
 from nanohybrid.errors import ConfigError
-from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.model import HybridLM
 from nanohybrid.stages import Stage, open_stage
 from nanohybrid.stages.lineage import machine_memory_bytes
 from nanohybrid.text import Tokenizer
 from nanohybrid.train import snapshot
 from nanohybrid.train.loop import LoopConfig, fit
+from nanohybrid.train.memory import GIB, TrainingMemory
 from nanohybrid.train.next_token import mean_loss, next_token_loss
 from nanohybrid.train.optimizer import OptimizerConfig
 from nanohybrid.train.precision import PrecisionConfig
@@ -70,7 +69,7 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path) -> Path:
             return out
         corpus = Corpus.read(data)
         config = model_config(recipe.model, Tokenizer.from_directory(data))
-        check_memory(config)
+        check_memory(config, recipe)
         model = HybridLM(config)
         model.reset_parameters(recipe.seed)
         mixture = Mixture(recipe.phases) if recipe.phases else corpus.mixture
@@ -103,12 +102,16 @@ def model_config(model: str | dict[str, Any], tokenizer: Tokenizer) -> HybridCon
         raise ConfigError(f"model: {error}; its keys are the fields of a configuration") from None
 
 
-def check_memory(config: HybridConfig) -> None:
-    """Raise ConfigError where fp32 weights, their gradient and Adam's two moments cannot be held: else the system would kill the run."""
-    needed, there = 4 * Footprint.of(config, torch.float32).weight_bytes, machine_memory_bytes()
-    if needed > there:
-        sizes = f"{needed / 2**30:,.0f} GiB for weights, gradient and moments, and this machine has {there / 2**30:,.0f} GiB"
-        raise ConfigError(f"model: training it takes {sizes}: choose a smaller one")
+def check_memory(config: HybridConfig, recipe: PretrainRecipe) -> None:
+    """Raise ConfigError where a step cannot be held: else the system would kill the run."""
+    mode = "fp32" if recipe.precision.mode == "fp32" else "bf16"
+    needed = TrainingMemory.of(config, recipe.batch_tokens, mode, recipe.loop.checkpoint_every)
+    fixed, there = needed.weight_bytes + needed.gradient_bytes + needed.moment_bytes, machine_memory_bytes()
+    if needed.peak_bytes <= there:
+        return
+    sizes = f"{fixed / GIB:,.0f} GiB for weights, gradient and moments, {needed.peak_bytes / GIB:,.0f} GiB with a step's activations, "
+    mend = "choose a smaller one" if fixed > there else "lower batch_tokens, or set loop.checkpoint_every to 1"
+    raise ConfigError(f"model: training it takes {sizes}and this machine has {there / GIB:,.0f} GiB: {mend}")
 
 
 def measure(stage: Stage, model: HybridLM, recipe: PretrainRecipe, held_out: dict[str, TokenStore]) -> None:

@@ -17,7 +17,20 @@ from nanohybrid.ops.cpu.scalars import exp
 from nanohybrid.ops.cpu.scan import clear, copy, load_row, store_row
 from nanohybrid.ops.cpu.team import share
 
-CHANNELS = 128  # at a time: a token's are two cache lines or more, and W of them stay in the first level
+CHANNELS = 256  # at a time, at most: W tokens of them and their slopes stay in the first level
+
+
+@inlined
+def back(slot, k, window):
+    """The slot of the token k before the one in `slot`, of a ring of `window`."""
+    return slot - k if slot >= k else slot - k + window
+
+
+@inlined
+def block_width(channels, size):
+    """Channels at a time, so that every thread has some."""
+    each = (channels + size - 1) // size
+    return min(CHANNELS, (each + 15) // 16 * 16)
 
 
 @inlined
@@ -26,8 +39,9 @@ def window_sum(t, ring, weight, bias, channels, first, count, window, out):
     total, offset = floats(out), floats(bias + first * 4)
     for i in range(count):
         total[i] = offset[i]
+    slot = t % window
     for k in range(min(window, t + 1)):
-        seen, gain = floats(ring + (t - k) % window * CHANNELS * 4), floats(weight + ((window - 1 - k) * channels + first) * 4)
+        seen, gain = floats(ring + back(slot, k, window) * CHANNELS * 4), floats(weight + ((window - 1 - k) * channels + first) * 4)
         for i in range(count):
             total[i] += gain[i] * seen[i]
 
@@ -38,10 +52,11 @@ def conv_forward(rank, size, barrier, starts, channels, window, stride, x, weigh
     room = np.empty((window + 1) * CHANNELS, dtype=np.float32)
     ring, width = room.ctypes.data, 2 if half else 4
     total = ring + window * CHANNELS * 4
-    first, last = share((channels + CHANNELS - 1) // CHANNELS, rank, size)
+    width_c = block_width(channels, size)
+    first, last = share((channels + width_c - 1) // width_c, rank, size)
     for block in range(first, last):
-        c = block * CHANNELS
-        count = min(CHANNELS, channels - c)
+        c = block * width_c
+        count = min(width_c, channels - c)
         for sequence in range(len(starts) - 1):
             begin = starts[sequence]
             for t in range(starts[sequence + 1] - begin):
@@ -61,26 +76,28 @@ def conv_backward(rank, size, barrier, starts, channels, window, stride, x, weig
     pending, taps = ring + window * CHANNELS * 4, ring + 2 * window * CHANNELS * 4
     shift = taps + window * CHANNELS * 4
     total, slope = shift + CHANNELS * 4, shift + 2 * CHANNELS * 4
-    first, last = share((channels + CHANNELS - 1) // CHANNELS, rank, size)
+    width_c = block_width(channels, size)
+    first, last = share((channels + width_c - 1) // width_c, rank, size)
     for block in range(first, last):
-        c = block * CHANNELS
-        count = min(CHANNELS, channels - c)
+        c = block * width_c
+        count = min(width_c, channels - c)
         clear(taps, (window + 1) * CHANNELS)
         for sequence in range(len(starts) - 1):
             begin, length = starts[sequence], starts[sequence + 1] - starts[sequence]
             for t in range(length):
-                slot = t % window * CHANNELS * 4
+                now = t % window
+                slot = now * CHANNELS * 4
                 load_row(x + ((begin + t) * stride + c) * width, half, count, ring + slot, count)
                 load_row(dy + ((begin + t) * channels + c) * width, half, count, slope, count)
                 window_sum(t, ring, weight, bias, channels, c, count, window, total)
                 through_silu(total, slope, shift, count)
                 clear(pending + slot, count)
                 for k in range(min(window, t + 1)):
-                    away = (t - k) % window * CHANNELS * 4
+                    away = back(now, k, window) * CHANNELS * 4
                     seen, gain = floats(ring + away), floats(weight + ((window - 1 - k) * channels + c) * 4)
-                    back, tap, da = floats(pending + away), floats(taps + (window - 1 - k) * CHANNELS * 4), floats(slope)
+                    reach, tap, da = floats(pending + away), floats(taps + (window - 1 - k) * CHANNELS * 4), floats(slope)
                     for i in range(count):
-                        back[i] += gain[i] * da[i]
+                        reach[i] += gain[i] * da[i]
                         tap[i] += seen[i] * da[i]
                 if t >= window - 1:
                     done = t - window + 1

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def residual_norm(h_TE: Tensor, update_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Bit for bit what a sum and the model's RMSNorm give one after the other."""
+    """Bit for bit what a sum and torch's form of RMSNorm give one after the other."""
     s_TE = h_TE + update_TE
     dtype = torch.promote_types(s_TE.dtype, torch.float32)
     return s_TE, (F.rms_norm(s_TE.to(dtype), s_TE.shape[-1:], None, eps) * weight_E.to(dtype)).to(s_TE.dtype)

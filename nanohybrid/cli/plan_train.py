@@ -1,0 +1,53 @@
+"""`nanohybrid plan train`: what a training step needs in memory, before a weight is made."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.source import add_shape_flags, check_shape
+from nanohybrid.errors import InputError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+SUMMARY = "what a training step on a CPU needs in memory"
+
+
+def parser() -> "jsonargparse.ArgumentParser":
+    result = command_parser("plan train", SUMMARY)
+    add_shape_flags(result)
+    result.add_argument("--batch-tokens", type=int, default=2048, metavar="N", help="tokens of a step")
+    result.add_argument("--mode", choices=["fp32", "bf16"], default="bf16", help="of the matrix products")
+    result.add_argument("--checkpoint-every", type=int, default=0, metavar="N", help="every N-th layer is made again in backward; 0 none")
+    return result
+
+
+def run(arguments: "jsonargparse.Namespace") -> int:
+    """Print the bytes of each part, and of all at the worst moment."""
+    check_shape(arguments)
+    if arguments.batch_tokens < 1:
+        raise InputError(f"--batch-tokens is {arguments.batch_tokens}; it must be at least 1")
+    if arguments.checkpoint_every < 0:
+        raise InputError(f"--checkpoint-every is {arguments.checkpoint_every}; it must be 0 or more")
+    from nanohybrid.checkpoint import read_config
+    from nanohybrid.config import HybridConfig
+    from nanohybrid.engine.plan import size
+    from nanohybrid.train.memory import PROCESS, TrainingMemory
+
+    config = HybridConfig.preset(arguments.preset) if arguments.path is None else read_config(arguments.path)
+    memory = TrainingMemory.of(config, arguments.batch_tokens, arguments.mode, arguments.checkpoint_every)
+    if arguments.json:
+        print_json(asdict(memory))
+        return 0
+    rows = [
+        ("weights, fp32", size(memory.weight_bytes)),
+        ("gradients", size(memory.gradient_bytes)),
+        ("Adam's two moments", size(memory.moment_bytes)),
+        *([("matrices in bf16", size(memory.cast_bytes))] if memory.cast_bytes else []),
+        (f"activations of {arguments.batch_tokens:,} tokens", size(memory.kept_bytes)),
+        ("head's gradient and a chunk of logits", size(memory.loss_bytes)),
+        ("one layer's backward", size(memory.working_bytes)),
+        ("the process itself, about", size(PROCESS)),
+    ]
+    table(("part", ""), rows, title=f"at most {size(memory.peak_bytes)} at once: not all parts are held at the same time")
+    return 0

@@ -1,0 +1,44 @@
+"""The training step's profile: every event is in one part, and the parts are those of the step."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def profiles(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    import train_profile
+
+    yield train_profile
+    sys.modules.pop("train_profile", None)
+
+
+@pytest.mark.parametrize(
+    "names, part",
+    [
+        (["aten::mm", "_Summed"], "loss and head"),
+        (["aten::mm", "aten::linear"], "projections"),
+        (["aten::copy_", "aten::_to_copy", "aten::to", "aten::linear"], "casts"),
+        (["_ScanBackward", "autograd::engine::evaluate_function: _ScanBackward"], "scan, backward"),
+        (["aten::bmm", "Chunk"], "scan, forward"),
+        (["aten::_fused_adamw_", "Optimizer.step#AdamW.step"], "optimiser"),
+        (["aten::embedding"], "rest"),
+    ],
+)
+def test_an_event_belongs_to_what_called_it(profiles, names, part):
+    assert profiles.group(names) == part
+
+
+def test_a_step_of_products_has_a_floor_for_every_part(profiles):
+    from nanohybrid.config import HybridConfig
+    from nanohybrid.model import HybridLM
+
+    model = HybridLM(HybridConfig.preset("tiny"), seed=0)
+    floors = profiles.floors(model, [100, 28], stream=1e9, product=1e9)
+    assert set(floors) == {*profiles.WHOLE, *profiles.NEAREST, profiles.REST}
+    products = floors["projections"] + floors["loss and head"]
+    assert products == pytest.approx(1e3 * profiles.product_flops(model, 128) / 1e9)
