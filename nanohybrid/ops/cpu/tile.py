@@ -3,16 +3,17 @@
 A panel is 16 outputs; what it holds of a group of K is a block, pair by pair of k:
 
     bf16  groups of 32    [16][16][2] bfloat16
-    int8  groups of 128   16 scales (bf16), then [64][16][2] int8
-    int4  groups of 32    16 scales (bf16), then [8][16][2] bytes, a pair of k in the low and the next pair in the high nibbles
+    int8  groups of 128   16 scales (bf16), then [32][16][4] bytes, code + 128
+    int4  groups of 32    16 scales (bf16), then [4][16][4] bytes, code + 8, four k in the low and the next four in the high nibbles
 
 Four panels make a unit, and a unit's blocks lie group by group, the four panels' one after the other: whoever computes a unit
 after another reads one run of memory.
-Rows are packed pair by pair too: [K/2][R][2] bfloat16, so that a step of the loop reads one run of memory from each.
+Rows are packed pair by pair too: [K/2][R][2] bfloat16, so that a step of the loop reads one run of memory from each. For int8 and
+int4 they are made integers once more (integers.py, which has their loops).
 
 Each row's sum runs over k in one order whatever R and P are: a result does not depend on what shares the batch. With
 AVX512-BF16 a step is one instruction for 32 products (sums of pairs round once); elsewhere LLVM lowers two fp32 FMAs to what
-the processor has. Integers up to 255 are exact in bfloat16, so that quantised weights lose nothing on the way.
+the processor has.
 """
 
 from __future__ import annotations
@@ -20,19 +21,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from nanohybrid.ops.cpu.integers import BYTED, IntegerTile
-from nanohybrid.ops.cpu.llvm import F32, I8, I16, I32, I64, PTR, V16F, V16I, BFloat, Loop, function, has, spread, vector
+from nanohybrid.ops.cpu.llvm import F32, I32, I64, PTR, V16F, V16I, BFloat, Loop, function, has, spread, vector
 
-GROUP_BYTES = {"int8": 32, "int4": 32}  # of the scales before a group
-PAIR_BYTES = {"bf16": 64, "int8": 32, "int4": 16}  # of 16 outputs and two k
+PAIR_BYTES = 64  # of 16 outputs and two k
 PAIRED = has("avx512bf16", "avx512bw", "avx512vl")
 V32B = vector(BFloat(), 32)
-FORMS = tuple(PAIR_BYTES)  # a weight's form is its index here
+FORMS = ("bf16", "int8", "int4")  # a weight's form is its index here
 
 
 def make_tiles(shapes: Iterable[tuple[str, int, int]], paired: bool = PAIRED, byted: bool = BYTED, apart: int = 0) -> Any:
@@ -40,9 +39,9 @@ def make_tiles(shapes: Iterable[tuple[str, int, int]], paired: bool = PAIRED, by
 
     tiles(form's index, rows, panels, address of panels, bytes between panels, bytes between groups, rows' address, out's address,
     bytes between out's rows, groups, pairs a group, bytes ahead) writes fp32 [rows, 16 * panels]. Pairs of a group must be a
-    multiple of 4. What lies so many bytes ahead is asked for on the way, so that memory works while sums are made. `paired`: with
-    AVX512-BF16's instructions. `apart` (bf16 only): rows are not packed but lie so many bytes apart, and sums go on from what `out`
-    holds, product by product.
+    multiple of 4. Rows of int8 and int4 are those of integers.py's `fix_rows`. What lies so many bytes ahead is asked for on the
+    way, so that memory works while sums are made. `paired`, `byted`: with AVX512-BF16's and AVX512-VNNI's instructions. `apart`
+    (bf16 only): rows are not packed but lie so many bytes apart, and sums go on from what `out` holds, product by product.
     """
     chosen = tuple(shapes)
 
@@ -59,7 +58,7 @@ def make_tiles(shapes: Iterable[tuple[str, int, int]], paired: bool = PAIRED, by
                 switch.add_case(I64(_number(FORMS.index(name), height, wide)), block)
                 builder.position_at_end(block)
                 if name == "bf16":
-                    _Tile(builder, name, height, wide, paired, apart).emit(*arguments[3:])
+                    _Tile(builder, height, wide, paired, apart).emit(*arguments[3:])
                 else:
                     IntegerTile(builder, name, height, wide, byted).emit(*arguments[3:])
                 builder.branch(after)
@@ -79,14 +78,14 @@ def _number(form: Any, rows: Any, panels: Any, builder: ir.IRBuilder | None = No
 
 
 class _Tile:
-    """Writes the loop's instructions."""
+    """Writes the loop's instructions for weights in bfloat16."""
 
-    def __init__(self, builder: ir.IRBuilder, form: str, rows: int, panels: int, paired: bool, apart: int) -> None:
-        self.b, self.form, self.rows, self.panels, self.paired, self.apart = builder, form, rows, panels, paired, apart
+    def __init__(self, builder: ir.IRBuilder, rows: int, panels: int, paired: bool, apart: int) -> None:
+        self.b, self.rows, self.panels, self.paired, self.apart = builder, rows, panels, paired, apart
         self.row_bytes, self.pair_bytes = (apart, 4) if apart else (4, 4 * rows)
 
     def emit(self, w: Any, w_stride: Any, g_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any, ahead: Any) -> None:
-        b, scaled = self.b, self.form != "bf16"
+        b = self.b
         starts = [b.add(w, b.mul(w_stride, I64(panel))) for panel in range(self.panels)]
         zeros = [ir.Constant(V16F, [0.0] * 16)] * (self.rows * self.panels)
         places = [self._place(out, out_stride, i) for i in range(len(zeros))]
@@ -95,20 +94,10 @@ class _Tile:
             offset = b.mul(outer.index, g_stride)
             at = [b.add(start, offset) for start in starts]
             row = b.add(x, b.mul(b.mul(outer.index, pairs), I64(self.pair_bytes)))
-            first = [b.add(place, I64(GROUP_BYTES[self.form])) for place in at] if scaled else at
-            with Loop(b, pairs, 4, zeros if scaled else outer.values) as inner:
-                self._ask(first, inner.index, ahead)
-                inner.close(self._four_pairs(first, row, inner.index, inner.values))
-            if scaled:
-                scales = [self._scales(place) for place in at]
-                fma = function(b, "llvm.fma.v16f32", V16F, [V16F] * 3)
-                sums = [
-                    b.call(fma, [part, scales[i % self.panels], total])
-                    for i, (part, total) in enumerate(zip(inner.results, outer.values, strict=True))
-                ]
-            else:
-                sums = inner.results
-            outer.close(sums)
+            with Loop(b, pairs, 4, outer.values) as inner:
+                self._ask(at, inner.index, ahead)
+                inner.close(self._four_pairs(at, row, inner.index, inner.values))
+            outer.close(inner.results)
         for place, total in zip(places, outer.results, strict=True):
             b.store(total, place, align=4)
 
@@ -122,24 +111,22 @@ class _Tile:
         b = self.b
         prefetch = function(b, "llvm.prefetch.p0", ir.VoidType(), [PTR, I32, I32, I32])
         for place in w:
-            start = b.add(b.add(place, ahead), b.mul(pair, I64(PAIR_BYTES[self.form])))
-            for line in range(4 * PAIR_BYTES[self.form] // 64):
+            start = b.add(b.add(place, ahead), b.mul(pair, I64(PAIR_BYTES)))
+            for line in range(4 * PAIR_BYTES // 64):
                 b.call(prefetch, [b.inttoptr(b.add(start, I64(64 * line)), PTR), I32(0), I32(2), I32(1)])
 
     def _four_pairs(self, w: list[Any], x: Any, pair: Any, sums: list[Any]) -> list[Any]:
         """Four pairs of k, of all rows and panels."""
         sums = list(sums)
-        per_load = 2 if self.form == "int4" else 1
-        for first in range(0, 4, per_load):
-            at = self.b.add(pair, I64(first))
+        for each in range(4):
+            at = self.b.add(pair, I64(each))
             weights = [self._weights(place, at) for place in w]
-            for half in range(per_load):
-                for row in range(self.rows):
-                    place = self.b.add(x, self.b.mul(self.b.add(at, I64(half)), I64(self.pair_bytes)))
-                    activations = self._activations(self.b.add(place, I64(self.row_bytes * row)))
-                    for panel in range(self.panels):
-                        i = row * self.panels + panel
-                        sums[i] = self._add_products(sums[i], weights[panel][half], activations)
+            for row in range(self.rows):
+                place = self.b.add(x, self.b.mul(at, I64(self.pair_bytes)))
+                activations = self._activations(self.b.add(place, I64(self.row_bytes * row)))
+                for panel in range(self.panels):
+                    i = row * self.panels + panel
+                    sums[i] = self._add_products(sums[i], weights[panel], activations)
         return sums
 
     def _activations(self, address: Any) -> Any:
@@ -158,57 +145,14 @@ class _Tile:
         fma = function(b, "llvm.fma.v16f32", V16F, [V16F] * 3)
         return b.call(fma, [w[1], x[1], b.call(fma, [w[0], x[0], total])])
 
-    def _weights(self, start: Any, pair: Any) -> list[Any]:
-        """The operands of the pair, of the pair and the next one for int4: bfloat16 pairs, or (even k, odd k) in fp32."""
+    def _weights(self, start: Any, pair: Any) -> Any:
+        """The operands of a pair: bfloat16 pairs, or (even k, odd k) in fp32."""
         b = self.b
-        pointer = b.inttoptr(b.add(start, b.mul(pair, I64(PAIR_BYTES[self.form]))), PTR)
-        if self.form == "bf16":
-            loaded = b.load(pointer, typ=V16I, align=32)
-            return [b.bitcast(loaded, V32B) if self.paired else self._halves_of_words(loaded)]
-        if self.form == "int8":
-            return [self._of_int8(b.load(pointer, typ=vector(I8, 32), align=32))]
-        return self._of_int4(b.load(pointer, typ=vector(I8, 32), align=16))
+        loaded = b.load(b.inttoptr(b.add(start, b.mul(pair, I64(PAIR_BYTES))), PTR), typ=V16I, align=32)
+        return b.bitcast(loaded, V32B) if self.paired else self._halves_of_words(loaded)
 
     def _halves_of_words(self, loaded: Any) -> tuple[Any, Any]:
         b = self.b
         low = b.shl(loaded, ir.Constant(V16I, [16] * 16))
         high = b.and_(loaded, ir.Constant(V16I, [0xFFFF0000] * 16))
         return b.bitcast(low, V16F), b.bitcast(high, V16F)
-
-    def _of_int8(self, codes: Any) -> Any:
-        b = self.b
-        order = (range(16), range(16, 32)) if self.paired else (range(0, 32, 2), range(1, 32, 2))
-        parts = []
-        for lanes in order:
-            part = b.shuffle_vector(codes, codes, ir.Constant(V16I, list(lanes)))
-            parts.append(b.sitofp(b.sext(part, V16I), V16F))
-        if not self.paired:
-            return parts[0], parts[1]
-        pack = function(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", V32B, [V16F, V16F])
-        return b.call(pack, [parts[1], parts[0]])
-
-    def _of_int4(self, codes: Any) -> list[Any]:
-        """Nibbles by table: 32 words of it, looked up by the low five bits, hold -8..7 twice over."""
-        b = self.b
-        if self.paired:
-            wide = vector(I16, 32)
-            low = b.zext(codes, wide)
-            values = np.arange(-8, 8, dtype=np.float32).view(np.uint32) >> 16
-            table = ir.Constant(wide, [int(value) for value in values] * 2)
-            look = function(b, "llvm.x86.avx512.permvar.hi.512", wide, [wide, wide])
-            high = b.lshr(low, ir.Constant(wide, [4] * 32))
-            return [b.bitcast(b.call(look, [table, index]), V32B) for index in (low, high)]
-        bytes32 = vector(I8, 32)
-        found = []
-        for nibbles in (b.and_(codes, ir.Constant(bytes32, [15] * 32)), b.lshr(codes, ir.Constant(bytes32, [4] * 32))):
-            parts = []
-            for lanes in (range(0, 32, 2), range(1, 32, 2)):
-                part = b.zext(b.shuffle_vector(nibbles, nibbles, ir.Constant(V16I, list(lanes))), V16I)
-                parts.append(b.sitofp(b.sub(part, ir.Constant(V16I, [8] * 16)), V16F))
-            found.append((parts[0], parts[1]))
-        return found
-
-    def _scales(self, place: Any) -> Any:
-        b = self.b
-        halves = b.load(b.inttoptr(place, PTR), typ=vector(I16), align=32)
-        return b.bitcast(b.shl(b.zext(halves, V16I), ir.Constant(V16I, [16] * 16)), V16F)
