@@ -39,7 +39,7 @@ CASES = [
     ("mini-dense", 65_536, 4, "bf16"), ("tiny", 4096, 64, "bf16"),
 ]  # fmt: skip
 STREAMED = "nano-291m"
-DOCUMENTS, LENGTH, ROUNDS = 4, 96, 2
+DOCUMENTS, LENGTH, ROUNDS = 2, 32, 2
 
 
 def resident(row: str) -> int:

@@ -6,7 +6,9 @@ from what the layers declare (model/footprint.py). The paper's budget: an A10G's
 a vision encoder, is 19.66 GiB for a 128 k context in bf16 (devices.py); the 9B takes 18.69 of them, and 0.33 for a step's activations.
 
 Activations of a step of T tokens, from above: the outputs of all linears of the widest layer, twice (before and after what is done to
-each element), a state for each chunk of 128 tokens, the residual stream twice, and the logits of the last tokens in fp32.
+each element), a state for each chunk of 128 tokens, the residual stream twice, and the logits of the last tokens in fp32. So it is where
+kernels run: on a GPU, and on a CPU in bf16, int8 and int4. In fp32 and fp16 the ops are torch's, which hold more: the engine's bound of
+the widest layer (engine/plan.py), and in attention the keys and values of a context side by side, for each query head too.
 """
 
 from __future__ import annotations
@@ -19,17 +21,20 @@ from typing import TypeVar
 import torch
 
 from nanohybrid.compress.matrices import Matrix, matrices_of
-from nanohybrid.config import HybridConfig
+from nanohybrid.config import ATTENTION, HybridConfig
+from nanohybrid.engine.plan import transient
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.model.axes import axis_sizes, shape
 from nanohybrid.model.declare import MIXERS
 from nanohybrid.model.footprint import GIB, Footprint
+from nanohybrid.ops.attention.ragged import QUERY_TILE
 from nanohybrid.ops.quantized import FORMATS, holds, stored_bytes
 from nanohybrid.ops.sizes import CHUNK
 
 T = TypeVar("T")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PLAIN = ("fp32", "fp16")  # in which torch's ops run, and no kernels of ours on a CPU
 QUANTISED = FORMATS  # of the layers' matrices and the head; embeddings, norms, keys and values stay bf16
 STEP = 2048  # tokens that a serving engine takes at once from a long prompt
 
@@ -78,7 +83,7 @@ class Budget:
             weights=weight_bytes(config, self.dtype),
             kv=each * footprint.kv_bytes_per_token,
             state=self.batch * footprint.state_bytes_per_sequence,
-            reserve=activation_bytes(config, min(self.step, each), self.batch, self.dtype) if self.step else 0,
+            reserve=activation_bytes(config, min(self.step, each), self.batch, self.dtype, self.context) if self.step else 0,
         )
 
     @property
@@ -117,8 +122,10 @@ def weight_bytes(config: HybridConfig, dtype: str) -> int:
     return Footprint.of(config, DTYPES.get(dtype, torch.bfloat16), format=dtype if dtype in QUANTISED else None).weight_bytes
 
 
-def activation_bytes(config: HybridConfig, tokens: int, batch: int, dtype: str = "bf16") -> int:
-    """Bytes of a step over `tokens` tokens of `batch` sequences besides weights, keys and values, and states."""
+def activation_bytes(config: HybridConfig, tokens: int, batch: int, dtype: str = "bf16", context: int = 0) -> int:
+    """Bytes of a step over `tokens` tokens of `batch` sequences of `context` besides weights, keys and values, and states: a bound."""
+    if dtype in PLAIN:
+        return transient(config, tokens) + gathered_bytes(config, batch, context) + batch * config.vocab_size * 4
     kind = DTYPES.get(dtype, torch.bfloat16)
     sizes = axis_sizes(config)
     widest = 0
@@ -127,6 +134,17 @@ def activation_bytes(config: HybridConfig, tokens: int, batch: int, dtype: str =
         chunks = ceil(tokens / CHUNK) * sum(prod(shape(spec.axes, sizes)) * spec.kind(kind).itemsize for spec in states)
         widest = max(widest, 2 * tokens * kind.itemsize * sum(rows for rows, _ in shapes) + chunks)
     return widest + 2 * tokens * config.hidden_size * kind.itemsize + batch * config.vocab_size * 4
+
+
+def gathered_bytes(config: HybridConfig, batch: int, context: int) -> int:
+    """What attention without kernels takes beside its pages: keys and values of one sequence in order and once more for each query head,
+    and the mask of a tile of queries; or, in a decode step, keys and values of all sequences. In fp32.
+    """
+    if ATTENTION not in config.pattern:
+        return 0
+    keys, queries = config.num_key_value_heads, config.num_attention_heads
+    prefill = 2 * (keys + queries) * config.head_dim + 2 * QUERY_TILE
+    return 4 * context * max(prefill, 4 * batch * keys * config.head_dim)
 
 
 def within(

@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nanohybrid.checkpoint import read_config
+from nanohybrid.compress.budget import within
 from nanohybrid.compress.quantize_stage import QuantizeRecipe, quantize_stage
+from nanohybrid.compress.search import targets
+from nanohybrid.config import HybridConfig
 from nanohybrid.engine import LLM
+from nanohybrid.errors import InputError
 from nanohybrid.evaluate import EvaluateRecipe, draw_problems
 from nanohybrid.evaluate.stage import RUNNING, Done, accuracy
 from nanohybrid.export import GgufExport
@@ -29,13 +34,29 @@ SAME_CODES = {"int8": "q8_0", "int4": "q4_0"}  # whose values a GGUF takes over 
 
 
 def check_ends(recipe: CompressRecipe, model: Path) -> None:
-    """Raise, before any work, what would stop the last steps: InputError, or MissingExtra for a package that is not there."""
+    """Raise, before any work, what would stop the later steps: InputError, or MissingExtra for a package that is not there."""
+    check_shapes(recipe, read_config(model))
     if recipe.problems:
         Tokenizer.from_directory(model)
         draw_problems(recipe.tasks, 1)
     if recipe.gguf is not None:
         with GgufExport(model, recipe.gguf):
             pass
+
+
+def check_shapes(recipe: CompressRecipe, parent: HybridConfig) -> None:
+    """Raise InputError where the grid has no shape for this parent, or none that fits, or the loss names layers that it does not have.
+
+    Which layers go is only known by importance, so where all shapes of the grid lose some, what fits is not.
+    """
+    grid, count = recipe.grid_for(parent), parent.num_hidden_layers
+    if max(grid.drop_layers) >= count:
+        raise InputError(f"grid.drop_layers is {list(grid.drop_layers)}: the model has {count} layers; nearest {count - 1}")
+    strangers = [layer for layer in recipe.distill.between.layers if recipe.distill.between.weight and not 0 <= layer < count]
+    if strangers:
+        raise InputError(f"between.layers names {strangers[0]}: the teacher has layers 0 to {count - 1}")
+    if max(grid.drop_layers) == 0:
+        within(recipe.budget(parent), parent, ((target, target.config(parent, None)) for target in targets(parent, grid)))
 
 
 def quantised(recipe: CompressRecipe, model: Path, out: Path, data: Path) -> dict[str, Path]:

@@ -68,10 +68,16 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
     series = {who: [table[part] / unit for part in shown] for who, table in (("parent", before), ("result", after))}
     figure = plots.bars([parts[part] for part in shown], series, name)
     figure.axes[0].axhline(budget.bytes / unit, color=plots.COLOURS[2], linewidth=1.2)
-    report.figure(figure, "Memory by what it holds; the line is the budget.")
+    step = (
+        f' "A step" is the reserve of the budget: what the engine computes with while it takes in {budget.step:,} tokens of a prompt, '
+        "a bound from the widths of the layers."
+        if budget.step
+        else " The budget was a share of these, so it has no reserve for the activations of a step."
+    )
+    report.figure(figure, f"Memory by what it holds; the line is the budget.{step}")
     rows = [["tokens a second, measured here", *speeds]]
-    for label, key in (("bytes of the weights", "weight_bytes"), ("bytes of keys, values and states", "state_bytes")):
-        rows.append([label, *(int(work[name][key]) for name in ("parent", "result"))])
+    for label, key in (("memory of the weights", "weight_bytes"), ("memory of keys, values and states", "state_bytes")):
+        rows.append([label, *(amount(int(work[name][key])) for name in ("parent", "result"))])
     report.table(["at work", "parent", "result"], rows)
     beside = ", the parent in bf16" if then else ""
     report.text(
@@ -175,20 +181,24 @@ def _candidates(report: Report, budget: Budget, found: Search) -> None:
         f"{len(found.candidates)} shapes of the grid fit {budget}, {found.rejected} were too large. Those that no other one exceeds on "
         f"every axis were cut and tried as they are, those that lose least importance first: {len(tried)} of them. "
         + (f"The best {len(raced)} then learnt a little, and the better half of them went on for twice as long. " if raced else "")
-        + "Of those as good as the best, the fastest was chosen; it stands first."
+        + "Of those as good as the best, the fastest was chosen; it stands first. Loss: the mean surprise at the next token of a "
+        "document, in nats, right after the cut; lower is better. Agreement: how often its likeliest next token is the parent's. Tokens a "
+        "second are an estimate, of all sequences together."
     )
     rows = [
         [*(getattr(c.config, name) for name in SHAPE), c.parameters, amount(c.bytes["total"]), c.tokens_per_second, c.loss, c.agreement]
         + ([] if not raced else ["" if c.healed is None else c.healed])
         for c in tried[:ROWS]
     ]
-    names = ["layers", "hidden", "FFN", "Mamba heads", "head channels", "query heads", "parameters", "memory", "tok/s", "loss", "agreement"]
+    names = ["layers", "hidden", "FFN", "Mamba heads", "head channels", "query heads", "parameters", "memory"]
+    names += ["tok/s, estimated", "loss, nats", "agreement"]
     report.table([*names, *(["KL, learnt"] if raced else [])], rows)
     places = [(c.bytes["total"] / MIB, float(c.loss or 0.0)) for c in tried]
-    report.figure(_points(places, "MiB", "loss"), "Loss after the cut against memory. The line joins those that none beats in both.")
+    report.figure(_points(places, "MiB", "loss, nats"), "Loss after the cut against memory. The line joins those that none beats in both.")
     slowness = [(1e3 / max(c.tokens_per_second, 1e-9), float(c.loss or 0.0)) for c in tried]
     report.figure(
-        _points(slowness, "milliseconds a token, estimated", "loss"), "Loss after the cut against time a token: the Pareto front of both."
+        _points(slowness, "milliseconds a token, estimated", "loss, nats"),
+        "Loss after the cut against time a token: the Pareto front of both.",
     )
 
 

@@ -72,7 +72,11 @@ def _steps(report: Report, measured: Mapping[str, Any]) -> None:
         [name, loss, f"{measured['agreement'][name]:.1%}"] + ([_interval(accuracy[name])] if accuracy else [])
         for name, loss in measured["losses"].items()
     ]
-    report.table(["", "loss", "agrees with the parent", *(["right answers"] if accuracy else [])], rows)
+    report.table(["", "loss, nats", "agrees with the parent", *(["right answers"] if accuracy else [])], rows)
+    report.text(
+        "Loss: the mean surprise at the next token of the documents that importance was measured on; lower is better. "
+        + ("" if accuracy else "No problems were asked: `--problems 40` asks 40 of each family, of every model in this table.")
+    )
     if accuracy:
         problems = next(iter(accuracy.values()))["problems"]
         report.text(

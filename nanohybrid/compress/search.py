@@ -49,6 +49,8 @@ class Grid:
         empty = [name for name, values in axes.items() if not values]
         if empty or self.multiple < 1 or self.tried < 1:
             raise ConfigError(f"grid: {', '.join(empty) or 'multiple and tried'}: give at least one value, and positive numbers")
+        if min(self.drop_layers) < 0:
+            raise ConfigError(f"grid: drop_layers is {list(self.drop_layers)}: give how many layers may go, each 0 or more")
         for name, values in axes.items():
             if name != "drop_layers" and not all(0 < share <= 1 for share in values):
                 raise ConfigError(f"grid: {name} is {list(values)}: fractions of the parent's width are above 0 and at most 1")

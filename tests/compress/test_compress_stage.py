@@ -124,7 +124,23 @@ def test_a_budget_below_the_smallest_is_one_line(folders, tmp_path, capsys):
     command = ["compress", str(folders / "parent"), "--data", str(folders / "sft"), "--out", str(tmp_path / "out")]
     assert main([*command, "--budget-gib", "0.000001"]) == 2
     error = capsys.readouterr().err.splitlines()
-    assert "no shape of the grid fits" in error[-1] and "the smallest takes" in error[-1]
+    assert len(error) == 1 and "no shape of the grid fits" in error[0] and "the smallest takes" in error[0]
+    assert not list(tmp_path.iterdir())  # said before anything is measured
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--grid.drop_layers", "[9]"], "the model has 7 layers; nearest 6"),
+        (["--grid.drop_layers", "[-1]"], "each 0 or more"),
+        (["--distill.between.weight", "1", "--distill.between.layers", "[44]"], "the teacher has layers 0 to 6"),
+    ],
+)
+def test_what_no_shape_can_be_is_said_before_anything_is_measured(folders, tmp_path, capsys, flags, words):
+    command = ["compress", str(folders / "parent"), "--data", str(folders / "sft"), "--out", str(tmp_path / "out")]
+    assert main([*command, *flags]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and words in error[0] and not list(tmp_path.iterdir())
 
 
 def test_a_resumed_search_tries_no_shape_again(folders, whole, tmp_path, monkeypatch):
