@@ -4,11 +4,12 @@
 
 For each seed: a parent (pretrain, then SFT, by the tiny recipes); the same shape of at most 72 % of its parameters cut out of it by
 importance, by the size of weights and by chance; each of the three distilled on at most 5 % of the parent's training tokens, and again
-on 1 %. Beside them the first of the three fine-tuned by cross-entropy on as many tokens, and models of that shape from scratch, on the
-tokens of the distillation, on ten times as many, and on all tokens (the parent's and the distillation's). All answer the same held-out problems, thinking,
-greedily: others than those on which the recipe's rate was chosen, for seed 0.
+on 1 %. Beside them the first of the three fine-tuned by cross-entropy on as many tokens, and models of that shape from scratch: on the
+tokens of the distillation, on ten times as many, and on all tokens (the parent's and the distillation's). All answer the same held-out
+problems, thinking, greedily: others than those on which the recipe's rate was chosen, for seed 0.
 
-Resumable: every step is a stage or a file of its own; `--only-table` writes the table from what is there. On one core about a quarter of an hour a seed.
+Resumable: every step is a stage or a file of its own; `--only-table` writes the table from what is there. On one core about a quarter
+of an hour a seed.
 """
 
 import argparse

@@ -131,7 +131,8 @@ class Scheduler:
         """Let another request go on in this one's place, with all that it holds and has computed."""
         heir.slot, heir.pages, heir.computed, heir.saved = request.slot, request.pages, request.computed, request.saved
         heir.stops, heir.kept, heir.cached, heir.cache_miss = request.stops, request.kept, request.cached, request.cache_miss
-        if request.slot is None:
+        if request.slot is None:  # put aside, perhaps just now, when the copy of its state is still to be made
+            self.moves[:] = [m._replace(request=heir) if isinstance(m, Move) and m.request is request else m for m in self.moves]
             self.waiting[self.waiting.index(request)] = heir
             return
         request.slot = request.pages = None

@@ -71,6 +71,20 @@ def test_a_cancelled_choice_disturbs_no_other(model, tokenizer, steps, gone):
             assert choices[index].completion().token_ids == wanted.token_ids
 
 
+def test_a_choice_put_aside_and_cancelled_at_once_leaves_its_copy_to_the_next(model, tokenizer):
+    ids = prompt(300, 2)
+    engine = Engine(model, tokenizer, max_running=2, max_context=400, token_budget=130, overcommit=True)
+    choices = engine.add_choices(ids, DRAWN)
+    engine.step()
+    engine.scheduler.preempt(choices[0])  # the copy is made at the next step
+    engine.cancel(choices[0])
+    while engine.busy:
+        engine.step()
+    for got, wanted in zip(choices[1:], separate(model, tokenizer, ids, DRAWN)[1:], strict=True):
+        assert got.completion().token_ids == wanted.token_ids
+    assert drained(engine)
+
+
 def test_every_choice_keeps_its_own_thinking_budget(model, tokenizer):
     ids = tokenizer.encode("Assistant\n<think>\n")
     for budget in (0, 3):

@@ -203,3 +203,18 @@ def test_the_table_says_what_does_not_fit(capsys):
     assert main(["bench", "headline", "--roofline", "a10g", "--mixes", "128k/1k", "--quantised", "none"]) == 0
     table = capsys.readouterr().out
     assert "does not fit" in table and "600.0 GB/s" in table
+
+
+def test_generation_is_measured_as_often_as_asked_and_a_long_prompt_is_warmed_up_for_by_a_short_one(small, capsys, monkeypatch):
+    from nanohybrid.headline import generate
+
+    monkeypatch.setattr(generate, "WARM_TOKENS", 150)
+    read, once = [], generate._once
+    monkeypatch.setattr(generate, "_once", lambda engine, prompts, count: read.append(len(prompts[0])) or once(engine, prompts, count))
+    flags = ["--preset", "tiny", "--random-weights", "--new-tokens", "2", "--json"]
+    for prompt, repeats, lengths in ((151, 1, [128, 151]), (150, 2, [150] * 3)):
+        read.clear()
+        assert main(["bench", "generate", *flags, "--prompt-tokens", str(prompt), "--repeats", str(repeats)]) == 0
+        assert read == lengths and json.loads(capsys.readouterr().out)["repeats"] == repeats
+    assert main(["bench", "generate", *flags, "--repeats", "0"]) == 2
+    assert "--repeats is 0; it must be at least 1" in capsys.readouterr().err
