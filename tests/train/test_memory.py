@@ -1,6 +1,7 @@
 """What a training step needs in memory: predicted, against what autograd keeps and what a process held at most."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -99,12 +100,15 @@ CASES = [(16_384, "bf16", 0, {}), (16_384, "bf16", 1, {}), (8192, "fp32", 0, {})
 
 @pytest.mark.parametrize("tokens, mode, every, fields", [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])])
 def test_a_process_holds_what_was_said(tokens, mode, every, fields):
-    """Within a fifth of the peak, of which about 0.4 GiB are torch and numba themselves."""
-    done = subprocess.run(
-        [sys.executable, "-c", STEP, json.dumps([tokens, mode, every, fields])], capture_output=True, text=True, check=True
-    )
+    """Within a tenth of the peak, of which about 0.4 GiB are torch and numba themselves.
+
+    Blocks of 1 to 32 MiB otherwise come from glibc's heap, whose holes are another matter (docs/log.md).
+    """
+    command = [sys.executable, "-c", STEP, json.dumps([tokens, mode, every, fields])]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     said = TrainingMemory.of(HybridConfig.preset("mini").replace(**fields), tokens, mode, every).peak_bytes
-    assert int(done.stdout) == pytest.approx(said, rel=0.2)
+    assert int(done.stdout) == pytest.approx(said, rel=0.1)
 
 
 @pytest.mark.parametrize("tokens, mode, every", [(0, "bf16", 0), (8, "fp8", 0), (8, "bf16", -1)])
