@@ -14,7 +14,7 @@ from nanohybrid.compress.promise import Promise
 from nanohybrid.compress.report_end import through_the_stages
 from nanohybrid.compress.search import SHAPE, Candidate, Search
 from nanohybrid.compress.target import Target, sizes_of
-from nanohybrid.config import KINDS, HybridConfig
+from nanohybrid.config import ATTENTION, KINDS, MAMBA, MLP, HybridConfig
 from nanohybrid.model import Footprint
 from nanohybrid.stages import Report, plots
 
@@ -174,6 +174,13 @@ def _sorted(curves: dict[str, Tensor], title: str) -> Figure:
     return plots.lines(series, "share of the axis", "score", title)
 
 
+COLUMNS = {
+    "num_hidden_layers": ("layers", None), "hidden_size": ("hidden", None), "intermediate_size": ("FFN", MLP),
+    "mamba_num_heads": ("Mamba heads", MAMBA), "mamba_head_dim": ("head channels", MAMBA),
+    "num_attention_heads": ("query heads", ATTENTION),
+}  # fmt: skip
+
+
 def _candidates(report: Report, budget: Budget, found: Search) -> None:
     tried = [candidate for candidate in found.candidates if candidate.loss is not None]
     raced = [candidate for candidate in tried if candidate.healed is not None]
@@ -185,13 +192,15 @@ def _candidates(report: Report, budget: Budget, found: Search) -> None:
         "document, in nats, right after the cut; lower is better. Agreement: how often its likeliest next token is the parent's. Tokens a "
         "second are an estimate, of all sequences together."
     )
+    kinds = set(found.chosen.config.pattern)
+    shown = {name: label for name, (label, kind) in COLUMNS.items() if kind is None or kind in kinds}
     rows = [
-        [*(getattr(c.config, name) for name in SHAPE), c.parameters, amount(c.bytes["total"]), c.tokens_per_second, c.loss, c.agreement]
+        [*(getattr(c.config, name) for name in shown), c.parameters, amount(c.bytes["total"]), f"{c.tokens_per_second:,.0f}", c.loss]
+        + ["" if c.agreement is None else f"{c.agreement:.1%}"]
         + ([] if not raced else ["" if c.healed is None else c.healed])
         for c in tried[:ROWS]
     ]
-    names = ["layers", "hidden", "FFN", "Mamba heads", "head channels", "query heads", "parameters", "memory"]
-    names += ["tok/s, estimated", "loss, nats", "agreement"]
+    names = [*shown.values(), "parameters", "memory", "tok/s, estimated", "loss, nats", "agreement"]
     report.table([*names, *(["KL, learnt"] if raced else [])], rows)
     places = [(c.bytes["total"] / MIB, float(c.loss or 0.0)) for c in tried]
     report.figure(_points(places, "MiB", "loss, nats"), "Loss after the cut against memory. The line joins those that none beats in both.")
