@@ -80,7 +80,7 @@ def draw(logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequen
     """The same, left on the device: on a GPU nothing here waits for it."""
     if rows.edits is not None:
         logits_SV = rows.edits.apply(logits_SV)
-    peak_S, token_S = logits_SV.max(dim=-1)
+    peak_S, token_S = _largest(logits_SV)
     scaled_SV = logits_SV
     if rows.scaled:
         if rows.logprobs or rows.all_drawn:
@@ -102,6 +102,18 @@ def draw(logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequen
             best = scaled_SV.topk(min(rows.top, scaled_SV.shape[-1]), dim=-1)
             results += [best.indices, best.values - total_S1]
     return Drawn(token_S, results)
+
+
+def _largest(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row, and where it stands first; what is no number is larger than all that are.
+
+    On a CPU by numpy: torch would wake its threads for a vocabulary, which takes longer than the search.
+    """
+    if logits_SV.device.type != "cpu":
+        return torch.max(logits_SV, dim=-1)
+    rows = logits_SV.numpy()
+    token_S = torch.from_numpy(rows.argmax(axis=-1))
+    return logits_SV.gather(1, token_S[:, None])[:, 0], token_S
 
 
 class Drawn:

@@ -5,7 +5,7 @@ N outputs · K inputs · G groups of K.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ class Packed:
     groups: int
     pairs: int
     data: Tensor
+    _records: dict[int, np.ndarray] = field(default_factory=dict, repr=False)  # by the data's address: a copy has another
 
     @property
     def units(self) -> int:
@@ -39,10 +40,13 @@ class Packed:
 
     def record(self) -> np.ndarray:
         """The words of ops/cpu/linear.py's LINEAR."""
-        from nanohybrid.ops.cpu.tile import FORMS
+        address = self.data.data_ptr()
+        if address not in self._records:
+            from nanohybrid.ops.cpu.tile import FORMS
 
-        words = (self.units, self.groups, self.pairs, self.data.shape[-1], self.data.data_ptr())
-        return np.array([FORMS.index(self.form), self.outputs, self.inputs, self.width, *words], dtype=np.int64)
+            words = (self.units, self.groups, self.pairs, self.data.shape[-1], address)
+            self._records[address] = np.array([FORMS.index(self.form), self.outputs, self.inputs, self.width, *words], dtype=np.int64)
+        return self._records[address]
 
 
 def pack(weight_NK: Tensor, form: str = "bf16", scales_NG: Tensor | None = None) -> Packed:
