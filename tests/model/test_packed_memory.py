@@ -13,7 +13,7 @@ from nanohybrid.ops.cpu import available
 @pytest.mark.skipif(not available(), reason="needs numba")
 def test_an_original_is_let_go_before_the_next_but_one_is_laid_out(monkeypatch):
     model = HybridLM(HybridConfig.preset("tiny"), seed=0).to(torch.bfloat16).eval()
-    originals = [weakref.ref(linear) for _, _, linear in packed._linears(model)]
+    originals = [weakref.ref(getattr(*place)) for place in packed._linears(model)]
     alive, original = [], packed.PackedLinear.of
 
     def counting(linear):
