@@ -86,4 +86,10 @@ def one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = re.sub(r"^Parser key \"([^\"]*)\":", r"\1:", text)
     text = re.sub(r"<class '([\w.]+)'>|typing\.(?=\w)", r"\1", text)
+    text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: ", _either, text)
     return re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", text)
+
+
+def _either(found: re.Match[str]) -> str:
+    """What a value of several types may be, where nothing at all is one of them."""
+    return f"expected {' or '.join(kind for kind in found[1].split(', ') if kind != 'NoneType')}, got "

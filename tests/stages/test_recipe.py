@@ -74,6 +74,17 @@ def test_a_wrong_recipe_is_refused_by_the_key_s_name(tmp_path, text, complaint):
     assert "\n" not in str(error.value)
 
 
+def test_what_may_be_left_out_is_asked_for_by_its_type_alone(tmp_path):
+    @dataclass(frozen=True)
+    class Optional:
+        limit: float | None = None
+
+    path = tmp_path / "bad.toml"
+    path.write_text('limit = "far"')
+    with pytest.raises(InputError, match="limit: expected float, got far"):
+        recipes.load(Optional, path)
+
+
 def test_a_recipe_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(InputError, match="No such file"):
         recipes.load(Recipe, tmp_path / "nowhere.toml")
