@@ -35,13 +35,13 @@ SAME_CODES = {"int8": "q8_0", "int4": "q4_0"}  # whose values a GGUF takes over 
 
 def check_ends(recipe: CompressRecipe, model: Path) -> None:
     """Raise, before any work, what would stop the later steps: InputError, or MissingExtra for a package that is not there."""
-    check_shapes(recipe, read_config(model))
     if recipe.problems:
         Tokenizer.from_directory(model)
         draw_problems(recipe.tasks, 1)
     if recipe.gguf is not None:
         with GgufExport(model, recipe.gguf):
             pass
+    check_shapes(recipe, read_config(model))
 
 
 def check_shapes(recipe: CompressRecipe, parent: HybridConfig) -> None:
