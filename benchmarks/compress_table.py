@@ -266,7 +266,7 @@ def draw(out: Path) -> None:
         axes.set_yticks(range(len(found)), [row["label"].replace(": the parent's and the distillation's", "") for row in found])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-    figure.savefig(out / "table.svg", transparent=True, metadata={"Date": None})
+        figure.savefig(out / "table.svg", facecolor="white", metadata={"Date": None})  # inside the style: text stays text
 
 
 def main() -> None:
