@@ -62,7 +62,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "init": Command("nanohybrid.cli.init", "a checkpoint of random weights, to measure and to test with"),
         "bench": Command("nanohybrid.cli.bench", "how fast it is, measured (generate, serve, headline)"),
         "inspect": Command("nanohybrid.cli.inspect", "layers, parameters, memory; what fits where"),
-        "plan": Command("nanohybrid.cli.plan", "what fits a memory, and how fast it can be, before a weight is read (compress, serve, train)"),
+        "plan": Command(
+            "nanohybrid.cli.plan", "what fits a memory, and how fast it can be, before a weight is read (compress, serve, train)"
+        ),
         "export": Command("nanohybrid.cli.export", "a checkpoint for other programs (gguf: llama.cpp)"),
         "verify": Command("nanohybrid.cli.verify", "prove that packing, chunking, stepping and saving change nothing"),
     },

@@ -13,7 +13,7 @@ if not available():
 
 from nanohybrid.ops.cpu.compiled import ours
 from nanohybrid.ops.cpu.integers import OFFSET, fix_rows
-from nanohybrid.ops.cpu.packed import matmul, pack, unpack
+from nanohybrid.ops.cpu.packed import longest_block, matmul, pack, unpack
 from nanohybrid.ops.cpu.tile import FORMS, make_tiles
 
 
@@ -128,3 +128,8 @@ def test_kernels_are_kept_only_where_the_directory_is_this_user_s(tmp_path, monk
 def test_a_weight_of_an_unknown_form_is_refused():
     with pytest.raises(ValueError, match="known are bf16, int8 and int4"):
         pack(torch.zeros(4, 4), "int3")
+
+
+@pytest.mark.parametrize(("width", "block"), [(32, 32), (1024, 512), (4480, 448), (15_680, 448), (32 * 17, 32), (32 * 15, 480)])
+def test_a_block_is_the_longest_that_cuts_k_evenly(width, block):
+    assert longest_block(width) == block
