@@ -13,7 +13,7 @@ if not available():
 
 from nanohybrid.ops.cpu.compiled import ours
 from nanohybrid.ops.cpu.integers import OFFSET, fix_rows
-from nanohybrid.ops.cpu.packed import longest_block, matmul, pack, unpack
+from nanohybrid.ops.cpu.packed import matmul, pack, unpack
 from nanohybrid.ops.cpu.tile import FORMS, make_tiles
 
 
@@ -54,7 +54,7 @@ def test_a_processor_without_bfloat16_products_computes_the_same():
 
     @numba.njit
     def run(w, step, x, out, groups, pairs):
-        tiles(0, 2, 4, w, step, 4 * step, x, out, 256, groups, pairs, 0)
+        tiles(0, 2, 4, w, groups * step, step, x, out, 256, groups, pairs, 0)
 
     x, out = torch.randn(2, 128).bfloat16(), torch.zeros(2, 64)
     rows = x.view(2, 64, 2).transpose(0, 1).contiguous()
@@ -71,7 +71,7 @@ def test_a_processor_without_products_of_bytes_gives_the_same_bits(form, rows):
     @numba.njit
     def run(w, step, x, fixed, out, groups, pairs):
         fix_rows(x, 0, 1, rows, groups, pairs, offset, fixed)
-        tiles(index, rows, 4, w, step, 4 * step, fixed, out, 256, groups, pairs, 0)
+        tiles(index, rows, 4, w, groups * step, step, fixed, out, 256, groups, pairs, 0)
 
     x, out = torch.randn(rows, 256).bfloat16(), torch.zeros(rows, 64)
     fixed = torch.zeros(rows, packed.fixed_bytes, dtype=torch.uint8)
@@ -128,8 +128,3 @@ def test_kernels_are_kept_only_where_the_directory_is_this_user_s(tmp_path, monk
 def test_a_weight_of_an_unknown_form_is_refused():
     with pytest.raises(ValueError, match="known are bf16, int8 and int4"):
         pack(torch.zeros(4, 4), "int3")
-
-
-@pytest.mark.parametrize(("width", "block"), [(32, 32), (1024, 512), (4480, 448), (15_680, 448), (32 * 17, 32), (32 * 15, 480)])
-def test_a_block_is_the_longest_that_cuts_k_evenly(width, block):
-    assert longest_block(width) == block

@@ -13,13 +13,12 @@ from torch import Tensor
 
 UNIT = 64  # outputs: four panels of 16
 LEAST = 32  # K is padded to a multiple of this
-LONGEST = 512  # of K in a block of bfloat16: four streams of up to 32 KiB, which prefetchers follow better than four that turn every KiB
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A weight [outputs, inputs] as units of blocks. data: uint8 [units, groups, 4 panels, bytes of a block]; groups x pairs: how K is
-    cut; width: K with its padding."""
+    """A weight [outputs, inputs] as units of blocks. data: uint8 [units, 4 panels, groups, bytes of a block], so that a
+    panel is one run of memory, which prefetchers follow; groups x pairs: how K is cut; width: K with its padding."""
 
     form: str
     outputs: int
@@ -60,8 +59,7 @@ def pack(weight_NK: Tensor, form: str = "bf16", scales_NG: Tensor | None = None)
     units = -(-outputs // UNIT)
     if form == "bf16":
         width = -(-inputs // LEAST) * LEAST
-        long = longest_block(width)
-        groups, pairs, block = width // long, long // 2, long * 32
+        groups, pairs, block = width // LEAST, LEAST // 2, LEAST * 32
     elif form in ("int8", "int4") and scales_NG is not None:
         group = inputs // scales_NG.shape[1]
         groups = scales_NG.shape[1]
@@ -69,23 +67,17 @@ def pack(weight_NK: Tensor, form: str = "bf16", scales_NG: Tensor | None = None)
         width, block = groups * 2 * pairs, 32 + pairs * (32 if form == "int8" else 16)
     else:
         raise ValueError(f"a weight of form {form!r} cannot be packed: known are bf16, int8 and int4 with scales")
-    data = torch.empty(units, groups, 4, block, dtype=torch.uint8)
+    data = torch.empty(units, 4, groups, block, dtype=torch.uint8)
     for unit in range(units):
         rows = weight_NK[unit * UNIT : (unit + 1) * UNIT]
         scales = None if scales_NG is None else scales_NG[unit * UNIT : (unit + 1) * UNIT]
-        data[unit] = _blocks(_padded(rows, UNIT), form, width, groups, None if scales is None else _padded(scales, UNIT)).transpose(0, 1)
+        data[unit] = _blocks(_padded(rows, UNIT), form, width, groups, None if scales is None else _padded(scales, UNIT))
     return Packed(form, outputs, inputs, width, groups, pairs, data)
-
-
-def longest_block(width: int) -> int:
-    """The largest part of a padded K that cuts it evenly, in multiples of LEAST, up to LONGEST."""
-    parts = width // LEAST
-    return LEAST * max(size for size in range(1, LONGEST // LEAST + 1) if parts % size == 0)
 
 
 def unpack(packed: Packed) -> Tensor:
     """The weight [N, K] that the panels hold, in fp32: what the kernels multiply by, to compare them with."""
-    cut = packed.data.transpose(1, 2).flatten(0, 1)  # [panels, groups, bytes of a block]
+    cut = packed.data.flatten(0, 1)  # [panels, groups, bytes of a block]
     if packed.form == "bf16":
         values = cut.contiguous().view(torch.bfloat16).view(len(cut), packed.groups, packed.pairs, 16, 2).permute(0, 3, 1, 2, 4)
         return values.reshape(-1, packed.width)[: packed.outputs, : packed.inputs].float()

@@ -6,8 +6,7 @@ A panel is 16 outputs; what it holds of a group of K is a block, pair by pair of
     int8  groups of 128   16 scales (bf16), then [32][16][4] bytes, code + 128
     int4  groups of 32    16 scales (bf16), then [4][16][4] bytes, code + 8, four k in the low and the next four in the high nibbles
 
-Four panels make a unit, and a unit's blocks lie group by group, the four panels' one after the other: whoever computes a unit
-after another reads one run of memory.
+Four panels make a unit, and a panel's blocks lie one after the other: a tile of one row reads four runs of memory side by side.
 Rows are packed pair by pair too: [K/2][R][2] bfloat16, so that a step of the loop reads one run of memory from each. For int8 and
 int4 they are made integers once more (integers.py, which has their loops).
 
