@@ -183,14 +183,13 @@ class Compression:
         del parent, ranked  # from here on the distillation holds its own
         found = decide(stage, recipe, found, budget, self.learn)
         pruned = self.prune(found.chosen, stage.directory / "pruned")
-        steps = {"parent": self.model}
+        steps, last = {"parent": self.model}, pruned  # which is all of the parent, where nothing was cut
         if found.chosen.config != shape:
-            distilled = distill(recipe.distill, pruned, self.model, self.data, stage.directory / "distilled", self.pretraining)
-            steps |= {"pruned": pruned, "distilled": distilled}
-            stage.record["tokens"] = read_record(distilled)["tokens"]
-        last = list(steps.values())[-1] if len(steps) > 1 else pruned  # all of the parent, where nothing was cut
-        steps |= quantised(recipe, last, stage.directory / "quantised", self.data)
-        result = list(steps.values())[-1] if len(steps) > 1 else pruned
+            last = distill(recipe.distill, pruned, self.model, self.data, stage.directory / "distilled", self.pretraining)
+            steps |= {"pruned": pruned, "distilled": last}
+            stage.record["tokens"] = read_record(last)["tokens"]
+        ends = quantised(recipe, last, stage.directory / "quantised", self.data)
+        steps, result = steps | ends, next(iter(ends.values()), last)
         qualities = {"parent": judge.parent}
         for name, path in list(steps.items())[1:]:
             with self.opened(path) as model:

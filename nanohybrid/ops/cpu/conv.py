@@ -13,8 +13,8 @@ import numpy as np
 from nanohybrid.ops.cpu.compiled import inlined, kernel
 from nanohybrid.ops.cpu.llvm import floats
 from nanohybrid.ops.cpu.rows import silu
+from nanohybrid.ops.cpu.runs import clear, copy, load_row, store_row
 from nanohybrid.ops.cpu.scalars import exp
-from nanohybrid.ops.cpu.scan import clear, copy, load_row, store_row
 from nanohybrid.ops.cpu.team import share
 
 CHANNELS = 256  # at a time, at most: W tokens of them and their slopes stay in the first level

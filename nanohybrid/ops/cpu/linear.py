@@ -115,16 +115,17 @@ def multiply(weight, x, rows, rank, size, sums, then, out, stride, other, other_
     panels = tile_panels(height)
     wide = panels * 16
     step, x_step = weight[BLOCK_BYTES], tile_bytes(weight, height)
+    apart = weight[GROUPS] * step  # bytes of a panel
     first, last = share(weight[UNITS], rank, size)
     for panel in range(first * PANELS, last * PANELS, panels):
         n0 = panel * 16
         if n0 < weight[OUTPUTS]:
-            w = weight[ADDRESS] + panel * weight[GROUPS] * step
+            w = weight[ADDRESS] + panel * apart
             count = min(wide, weight[OUTPUTS] - n0)
-            ahead = 2 * weight[GROUPS] * step if panels == 2 else AHEAD
+            ahead = 2 * apart if panels == 2 else AHEAD
             for tile in range((rows + height - 1) // height):
                 rows_at, groups, pairs = x + tile * x_step, weight[GROUPS], weight[PAIRS]
-                run_tile(weight[FORM], height, panels, w, weight[GROUPS] * step, step, rows_at, sums, wide * 4, groups, pairs, ahead)
+                run_tile(weight[FORM], height, panels, w, apart, step, rows_at, sums, wide * 4, groups, pairs, ahead)
                 here = min(height, rows - tile * height)
                 finish(sums, wide, here, count, then, out, stride, tile * height, n0, other, other_rows, other_width)
 

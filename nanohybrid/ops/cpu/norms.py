@@ -15,8 +15,8 @@ import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
 from nanohybrid.ops.cpu.llvm import floats
+from nanohybrid.ops.cpu.runs import clear, dot, load_row, store_row
 from nanohybrid.ops.cpu.scalars import exp
-from nanohybrid.ops.cpu.scan import clear, dot, load_row, store_row
 from nanohybrid.ops.cpu.team import share
 
 TILE = 64  # rows

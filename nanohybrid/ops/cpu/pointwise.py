@@ -8,8 +8,8 @@ import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
 from nanohybrid.ops.cpu.llvm import floats, words
+from nanohybrid.ops.cpu.runs import load_row, store_row
 from nanohybrid.ops.cpu.scalars import exp
-from nanohybrid.ops.cpu.scan import load_row, store_row
 from nanohybrid.ops.cpu.team import share
 
 BLOCK = 2048  # numbers at a time

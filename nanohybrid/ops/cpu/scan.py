@@ -20,60 +20,14 @@ import math
 import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
-from nanohybrid.ops.cpu.llvm import floats, halves
-from nanohybrid.ops.cpu.scalars import narrow, widen
+from nanohybrid.ops.cpu.llvm import floats
+from nanohybrid.ops.cpu.runs import add_rows, clear, copy, dot, load_row, store_row
 from nanohybrid.ops.cpu.scan_rows import ROWS, advance, retreat
 from nanohybrid.ops.cpu.vectors import state_rows
 
 TOKENS = 16  # of one head at a time
 BAND = 16  # rows of a state that go through these tokens together: with their B and C they stay in 32 KiB
 ANCHOR = 64  # tokens between two states that the gradient keeps, a multiple of TOKENS
-
-
-@inlined
-def load_row(source, half, count, out, padded):
-    """`count` numbers, bfloat16 or fp32, as fp32, and zeros up to `padded`."""
-    target = floats(out)
-    if half:
-        words = halves(source)
-        for i in range(count):
-            target[i] = widen(words[i])
-    else:
-        numbers = floats(source)
-        for i in range(count):
-            target[i] = numbers[i]
-    for i in range(count, padded):
-        target[i] = np.float32(0)
-
-
-@inlined
-def store_row(values, half, count, out):
-    """The inverse of `load_row`."""
-    numbers = floats(values)
-    if half:
-        words = halves(out)
-        for i in range(count):
-            words[i] = narrow(numbers[i])
-    else:
-        target = floats(out)
-        for i in range(count):
-            target[i] = numbers[i]
-
-
-@inlined
-def clear(values, count):
-    target = floats(values)
-    for i in range(count):
-        target[i] = np.float32(0)
-
-
-@inlined
-def dot(x, y, count):
-    a, b = floats(x), floats(y)
-    total = np.float32(0)
-    for i in range(count):
-        total += a[i] * b[i]
-    return total
 
 
 @inlined
@@ -264,20 +218,6 @@ def load_slopes(token, here, head, H, P, source, x, steps, fed, dy, rows):
         step, inputs, out = floats(steps)[i], floats(x + i * rows * 4), floats(fed + i * rows * 4)
         for p in range(rows):
             out[p] = step * inputs[p]
-
-
-@inlined
-def add_rows(values, out, count):
-    source, target = floats(values), floats(out)
-    for i in range(count):
-        target[i] += source[i]
-
-
-@inlined
-def copy(values, out, count):
-    source, target = floats(values), floats(out)
-    for i in range(count):
-        target[i] = source[i]
 
 
 def backward_room(P: int, N: int, longest: int) -> int:
