@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from nanohybrid.ops.cpu import scan
 from nanohybrid.ops.cpu.team import run
 from nanohybrid.ops.dispatch import wants_gradient
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.ssd_scan import chunked
+from nanohybrid.ops.ssd_scan.autograd import Scan
 
 
 def ssd_scan(
@@ -34,34 +33,14 @@ def ssd_scan(
     if one not in (torch.float32, torch.bfloat16) or not layout.tokens:
         return chunked.ssd_scan(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, initial_SHPN, keep)
     if not wants_gradient(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN):
-        return _forward(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN, layout, keep)
-    y_THP, final_SHPN = _Scan.apply(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN, layout, keep)
+        return _forward(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, initial_SHPN, keep)
+    y_THP, final_SHPN = Scan.apply(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN, layout, keep, _forward, _backward)
     return y_THP, final_SHPN
 
 
-class _Scan(Function):
-    """Keeps its inputs alone; states are made again."""
-
-    @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx: Any, x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN, layout: Layout, keep: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        ctx.save_for_backward(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN)
-        ctx.layout = layout
-        ctx.set_materialize_grads(False)  # a state that nobody used has no gradient
-        return _forward(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN, layout, keep)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy_THP: Tensor | None, dfinal_SHPN: Tensor | None) -> tuple[Tensor | None, ...]:
-        x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN = ctx.saved_tensors
-        dy_THP = x_THP.new_zeros(x_THP.shape, dtype=torch.float32) if dy_THP is None else dy_THP
-        return *_backward(dy_THP, dfinal_SHPN, x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN, ctx.layout), None, None
-
-
 def _forward(
-    x_THP: Tensor, dt_TH: Tensor, A_H: Tensor, B_TGN: Tensor, C_TGN: Tensor, D_H: Tensor, initial_SHPN: Tensor | None,
-    layout: Layout, keep: bool,
+    x_THP: Tensor, dt_TH: Tensor, A_H: Tensor, B_TGN: Tensor, C_TGN: Tensor, D_H: Tensor, layout: Layout,
+    initial_SHPN: Tensor | None, keep: bool,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     x, dt, A, B, C, D, initial = _prepared(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN)
     y_THP = torch.empty(x.shape, dtype=torch.float32)
@@ -73,7 +52,7 @@ def _forward(
 
 def _backward(
     dy_THP: Tensor, dfinal_SHPN: Tensor | None, x_THP: Tensor, dt_TH: Tensor, A_H: Tensor, B_TGN: Tensor, C_TGN: Tensor, D_H: Tensor,
-    initial_SHPN: Tensor | None, layout: Layout,
+    layout: Layout, initial_SHPN: Tensor | None,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     x, dt, A, B, C, D, initial = _prepared(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN)
     (T, H, P), N = x.shape, B.shape[2]
