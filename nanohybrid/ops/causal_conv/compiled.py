@@ -58,4 +58,4 @@ def _prepared(x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor) -> tuple[Tensor, 
 
 
 def _shape(x: Tensor, weight_WC: Tensor, layout: Layout) -> tuple[Any, ...]:
-    return np.asarray(layout.starts, dtype=np.int64), x.shape[1], len(weight_WC), x.stride(0)
+    return layout.sequences, np.asarray(layout.starts, dtype=np.int64), x.shape[1], len(weight_WC), x.stride(0)

@@ -10,7 +10,7 @@ import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
 from nanohybrid.ops.cpu.integers import OFFSET, fix_rows, row_bytes
-from nanohybrid.ops.cpu.llvm import floats, halves
+from nanohybrid.ops.cpu.llvm import floats, halves, words
 from nanohybrid.ops.cpu.rows import pack_halves, pack_values, silu
 from nanohybrid.ops.cpu.scalars import narrow
 from nanohybrid.ops.cpu.team import meet, share
@@ -131,9 +131,12 @@ def multiply(weight, x, rows, rank, size, sums, then, out, stride, other, other_
 
 
 @kernel
-def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, fixed, full, out):
+def matmul(rank, size, barrier, call):
     """out [rows, outputs] = x [rows, inputs] W^T, x in bfloat16, out in fp32 where `full`, else in bfloat16; `packed` and
     `fixed` are room for ROWS_AT_ONCE packed rows, and for as many made integers."""
+    given = words(call)
+    weight, x, x_stride, rows = words(given[0]), given[1], given[2], given[3]
+    packed, fixed, full, out = given[4], given[5], given[6], given[7]
     room = np.empty(SUMS, dtype=np.float32)
     done = 0
     while done < rows:
