@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 def compiled_forward(model: HybridLM, state: State) -> CompiledForward | None:
     """The one that belongs to this state, made at the first call; None where the state is kept in other types than the kernels'."""
-    where = tuple(pool.data_ptr() for pool in (*state.slot_pools, *state.page_pools))
-    if state.remembered.get("compiled", (None,))[0] != (where, id(model)):  # a copied state is other memory
+    where = [pools[0].data_ptr() for pools in (state.slot_pools, state.page_pools) if pools]
+    if state.remembered.get("compiled", (None,))[0] != (where, id(model)):  # a copied state is other memory, all of it
         kinds = {"conv": torch.bfloat16, "ssm": torch.float32, "key": torch.bfloat16, "value": torch.bfloat16}
         fits = all(kinds.get(name) == pool.dtype for pools in state.layers for name, pool in pools.items())
         forward = CompiledForward(model, state) if fits and state.page_size == PAGE else None

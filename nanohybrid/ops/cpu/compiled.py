@@ -25,7 +25,7 @@ FASTMATH = {"reassoc", "contract", "arcp", "nsz"}  # not nnan or ninf: what is n
 _lock = threading.Lock()
 
 
-class kernel:  # noqa: N801 - a decorator
+class kernel:
     """Compiled when its address is first asked for, nopython; kept between processes where a cache directory can be written."""
 
     def __init__(self, python: Callable[[int, int, int, int], None]) -> None:

@@ -22,7 +22,8 @@ PANELS = 4  # of 16 outputs, in a unit: what a thread's share is counted in
 
 STORE, ADD, RELU2, GATE, HALVES = range(5)  # what becomes of the sums
 SUMS = 24 * 16  # fp32 numbers of the largest tile
-AHEAD = 4096  # bytes, in tiles that take all panels of a unit and so read on and on
+AHEAD = 4096  # bytes, where the next panels are too many to ask for all of them
+NEAR = 384 * 1024  # bytes: panels that stay in the second level beside the ones at work
 ROWS_AT_ONCE = 384  # rows whose activations stay near while all weights pass by
 FEW = 24  # up to so many rows, each thread prepares all of them for itself rather than wait for a part of them
 _OFFSETS = tuple(OFFSET.get(form, 0) for form in FORMS)  # 0: rows stay bfloat16
@@ -122,7 +123,7 @@ def multiply(weight, x, rows, rank, size, sums, then, out, stride, other, other_
         if n0 < weight[OUTPUTS]:
             w = weight[ADDRESS] + panel * apart
             count = min(wide, weight[OUTPUTS] - n0)
-            ahead = 2 * apart if panels == 2 else AHEAD
+            ahead = panels * apart if panels * apart <= NEAR else AHEAD
             for tile in range((rows + height - 1) // height):
                 rows_at, groups, pairs = x + tile * x_step, weight[GROUPS], weight[PAIRS]
                 run_tile(weight[FORM], height, panels, w, apart, step, rows_at, sums, wide * 4, groups, pairs, ahead)

@@ -178,9 +178,7 @@ def forward(rank, size, barrier, call):
                         copy = floats(kept + (mambas * kept_count + kept_rows[row]) * columns * 4)
                         for i in range(columns):
                             copy[i] = source[i]
-            _groups(
-                layer, sequences, starts, slots, positions, projected, columns, mamba, limits, room, shared, height, width, rank, size
-            )
+            _groups(layer, sequences, starts, slots, positions, projected, columns, mamba, limits, room, shared, height, width, rank, size)
             lap(watch, laps.RECURRENCE)
             mambas += 1
             back, last_phase = at + 1, laps.MAMBA_OUT

@@ -16,7 +16,6 @@ import struct
 import threading
 from array import array
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +71,7 @@ def take(barrier: int) -> int:
 
 
 @kernel
-def announce(rank, size, board, call):  # type: ignore[no-untyped-def]
+def announce(rank, size, board, call):
     """A new turn: the job on the board is for all. Leaves there how many sleep and must be woken."""
     add_atomically(board + TURN * 8, 1)
     asleep = 0
@@ -84,7 +83,7 @@ def announce(rank, size, board, call):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def go_on(rank, size, board, call):  # type: ignore[no-untyped-def]
+def go_on(rank, size, board, call):
     """The rest of `announce`, once all are awake."""
     lead(size, board)
 
@@ -103,7 +102,7 @@ def lead(size: int, board: int) -> None:
 
 
 @kernel
-def follow(rank, size, board, call):  # type: ignore[no-untyped-def]
+def follow(rank, size, board, call):
     """Run what is announced, turn by turn, until there is nothing more for as long as was said; then return asleep, to be woken."""
     job, mine = words(board), words(board + (THREADS + rank * LINE) * 8)
     sleeper, seen, looks, patience = board + (THREADS + rank * LINE + ASLEEP) * 8, mine[SEEN], 0, 0
