@@ -137,11 +137,11 @@ def measured(engine: Engine, forward: CompiledForward, steps: int) -> tuple[dict
 def ticks_per_second() -> float:
     """The pace of the counter that clock.py reads."""
     ticked = np.zeros(2, dtype=np.int64)
-    team.run(clock.read, ticked[1:], bytes_read=0)  # compiled now, not between the two
+    team.run(clock.read, ticked[1:], size=1)  # compiled now, not between the two
     began = time.perf_counter()
-    team.run(clock.read, ticked[:1], bytes_read=0)
+    team.run(clock.read, ticked[:1], size=1)
     time.sleep(0.2)
-    team.run(clock.read, ticked[1:], bytes_read=0)
+    team.run(clock.read, ticked[1:], size=1)
     return float(ticked[1] - ticked[0]) / (time.perf_counter() - began)
 
 

@@ -118,13 +118,14 @@ class CompiledForward:
         numbers = [starts, slots, positions, call.chosen, kept, *(list(owned) + [0] * (most - len(owned)) for owned in pages)]
         words = array("q", chain.from_iterable(numbers))
         base, at = words.buffer_info()[0], [8 * place for place in accumulate(map(len, numbers[:5]), initial=0)]
+        threads = team.threads(self.bytes_read)
         team.run(
-            step.forward, *self._model, *self._room(call.rows).words,
+            step.forward, *self._model, *self._room(call.rows, threads).words,
             call.tokens, call.rows, len(pieces), base + at[0], base + at[1], base + at[2], base + at[5], most,
             0 if angles is None else angles.data_ptr(),
             *((0, 0, 0) if window is None else (window.kept.data_ptr(), base + at[4], window.kept.shape[1])),
             call.out, call.logits, base + at[3], len(call.chosen), 0 if self.clock is None else self.clock.ctypes.data,
-            bytes_read=self.bytes_read, soon=True,
+            size=threads, soon=True,
         )  # fmt: skip
 
     def feed(self, window: CompiledWindow, sequences: Sequence[int], counts: Sequence[int]) -> None:
@@ -134,11 +135,12 @@ class CompiledForward:
         numbers = [[of[s] for s in sequences] for of in (window.rows, layout.slots, layout.positions)] + [list(counts)]
         words = array("q", chain.from_iterable(numbers))
         base, length = words.buffer_info()[0], 8 * len(sequences)
+        threads = team.threads(self.bytes_read)
         team.run(
-            step.feed, *self._model, *self._room(max(counts, default=1)).words,
+            step.feed, *self._model, *self._room(max(counts, default=1), threads).words,
             0, 0, len(sequences), base, base + length, base + 2 * length, 0, 0, 0,
             window.kept.data_ptr(), 0, window.kept.shape[1], 0, 0, base + 3 * length, 0, 0,
-            bytes_read=self.bytes_read, soon=True,
+            size=threads, soon=True,
         )  # fmt: skip
 
     def _layer(self, block: Any, state: dict[str, Tensor]) -> list[int]:
@@ -183,9 +185,9 @@ class CompiledForward:
         cos_TP, sin_TP = rotary_angles(torch.from_numpy(each), self.config.head_dim, self.config.rope_theta)
         return torch.cat([cos_TP[:, :half], sin_TP[:, :half]], dim=1).contiguous()
 
-    def _room(self, rows: int) -> _Room:
+    def _room(self, rows: int, threads: int) -> _Room:
         """Scratch for so many rows, made once for each power of two of them and each number of threads."""
-        size, threads = min(ROWS_AT_ONCE, max(8, 1 << (rows - 1).bit_length())), team.threads(self.bytes_read)
+        size = min(ROWS_AT_ONCE, max(8, 1 << (rows - 1).bit_length()))
         if (size, threads) not in self._rooms:
             every = self.weights if self.head is None else [*self.weights, self.head]
             widest, outputs = max(weight.width for weight in every), int(self._linears[:, OUTPUTS].max())

@@ -179,7 +179,7 @@ def test_each_thread_has_scratch_of_its_own_however_many_there_were_before(model
     for count in (1, 3):
         monkeypatch.setattr(team, "threads", lambda _, count=count: count)
         run(packed, tokens(5), state=state)
-        assert len(compiled_forward(packed, state)._room(5).tensors[-1]) == count
+        assert len(compiled_forward(packed, state)._room(5, count).tensors[-1]) == count
 
 
 def test_a_window_of_more_rows_than_a_call_holds_stays_within_its_scratch(models, monkeypatch):

@@ -21,7 +21,7 @@ COUNT = 20_000
 def squares(soon):
     """One kernel without meetings on a new array; whether all threads did their part."""
     x, y = torch.randn(COUNT), torch.full((COUNT,), float("nan"))
-    team.run(pointwise.relu2_forward, COUNT, x.numpy(), y.numpy(), False, bytes_read=0, soon=soon)
+    team.run(pointwise.relu2_forward, COUNT, x.numpy(), y.numpy(), False, size=team.threads(0), soon=soon)
     return torch.equal(y, x.relu().square())
 
 
@@ -73,7 +73,7 @@ from nanohybrid.ops.cpu import pointwise, team
 team.threads = lambda _: 3
 team.SOON = 10**12
 x = torch.ones(9000)
-team.run(pointwise.relu2_forward, 9000, x.numpy(), x.numpy(), False, bytes_read=0, soon=True)
+team.run(pointwise.relu2_forward, 9000, x.numpy(), x.numpy(), False, size=team.threads(0), soon=True)
 print("done")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)

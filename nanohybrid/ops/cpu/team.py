@@ -14,6 +14,7 @@ import atexit
 import os
 import struct
 import threading
+import time
 from array import array
 from queue import SimpleQueue
 
@@ -21,16 +22,18 @@ import numpy as np
 import torch
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
+from nanohybrid.ops.cpu.crowd import Crowd
 from nanohybrid.ops.cpu.llvm import add_atomically, exchange, give_way, invoke, load_acquire, pause, store_release, words
 
 WORTH_A_THREAD = 1 << 20  # bytes: less is read sooner than two threads have met at each of a small model's layers
 SPINS = 2_000_000  # looks at the barrier before the processor is offered to others, about 2 ms: who yields early on a busy machine
 # loses its turn again and again, and a step with hundreds of meetings took up to five times as long (docs/log.md)
+LATE, YIELD = 10_000, 1_000  # looks that count as waiting, when there are so many; how many a look counts for that yields
 SOON = 100_000  # looks for more work, some milliseconds; between every POLITE of them others may have the processor
 POLITE = 64
 
 # The board, words that all threads see. The barrier comes first: arrivals, its round, what was dealt, each in a cache line of its own.
-ARRIVALS, ROUND, DEALT, TURN, JOB, DONE, THREADS, LINE = 0, 8, 16, 24, 32, 40, 48, 8
+ARRIVALS, ROUND, DEALT, TURN, JOB, DONE, WAITED, THREADS, LINE = 0, 8, 16, 24, 32, 40, 48, 56, 8
 CODE, CALL, PATIENCE, ASLEEP_NOW = range(JOB, JOB + 4)
 ASLEEP, SEEN = 0, 1  # of a thread's line: whether it sleeps, and the last turn that it knows
 
@@ -47,9 +50,18 @@ def meet(barrier: int, size: int) -> None:
         return
     looks = 0
     while load_acquire(barrier + ROUND * 8) == now:
-        looks += 1
-        if looks > SPINS:
-            give_way()
+        looks += look(looks)
+    if looks > LATE:
+        add_atomically(barrier + WAITED * 8, looks)
+
+
+@inlined
+def look(looks: int) -> int:
+    """Give way to others after so many; what this one counts."""
+    if looks < SPINS:
+        return 1
+    give_way()
+    return YIELD
 
 
 @inlined
@@ -95,9 +107,9 @@ def lead(size: int, board: int) -> None:
     invoke(job[CODE], 0, size, board, job[CALL])
     looks = 0
     while load_acquire(board + DONE * 8) < size - 1:
-        looks += 1
-        if looks > SPINS:
-            give_way()
+        looks += look(looks)
+    if looks > LATE:
+        add_atomically(board + WAITED * 8, looks)
     store_release(board + DONE * 8, 0)
 
 
@@ -138,15 +150,16 @@ class Team:
             self._threads.append(threading.Thread(target=self._work, args=(rank,), daemon=True, name=f"nanohybrid-{rank}"))
             self._threads[-1].start()
 
-    def run(self, kernel: kernel, call: int, soon: bool = False) -> None:
-        """Run it on all threads and return when all are through. `call`: the address of its arguments; `soon`: whether the next
-        kernel follows within milliseconds, and threads shall wait awake for it."""
+    def run(self, kernel: kernel, call: int, soon: bool = False) -> float:
+        """Run it on all threads and return when all are through: the share of the time that one or another spent waiting. `call`: the
+        address of its arguments; `soon`: whether the next kernel follows within milliseconds, and threads shall wait awake for it."""
         address, board = self._address, self._board
         if self.size == 1:
             kernel.alone(0, 1, address, call)
-            return
+            return 0.0
         with self._lock:
-            board[CODE], board[CALL], board[PATIENCE] = kernel.address, call, SOON if soon else 0
+            began = time.perf_counter_ns()
+            board[CODE], board[CALL], board[PATIENCE], board[WAITED] = kernel.address, call, SOON if soon else 0, 0
             announce.alone(0, self.size, address, 0)
             asleep = int(board[ASLEEP_NOW])
             if asleep:
@@ -154,6 +167,7 @@ class Team:
                     if asleep >> rank & 1:
                         self._wake[rank].put(True)
                 go_on.alone(0, self.size, address, 0)
+            return float(board[WAITED] / (time.perf_counter_ns() - began))  # a look takes about a nanosecond
 
     def close(self) -> None:
         """End the threads: machine code must not run on while the interpreter is taken down."""
@@ -168,24 +182,27 @@ class Team:
 
 
 _teams: dict[tuple[int, int], Team] = {}
+_crowd = Crowd()
 
 
-def run(kernel: kernel, *arguments: int | float | np.ndarray, bytes_read: int, soon: bool = False) -> None:
-    """Run a kernel on as many threads as torch has, or as pay for their meetings: `bytes_read` is what it streams.
+def run(kernel: kernel, *arguments: int | float | np.ndarray, size: int, soon: bool = False) -> None:
+    """Run a kernel on `size` threads, as `threads` counts them.
 
     Its call is a word for each argument: integers as they are, of a float64 the bits, of an array the address. Each process (a
     forked child too) has its own team.
     """
-    key = (os.getpid(), threads(bytes_read))
+    key = (os.getpid(), size)
     if key not in _teams:
-        _teams[key] = Team(key[1])
+        _teams[key] = Team(size)
     call = array("q", map(_word, arguments))
-    _teams[key].run(kernel, call.buffer_info()[0], soon)
+    waited = _teams[key].run(kernel, call.buffer_info()[0], soon)
+    _crowd.tell(size, waited)
 
 
 def threads(bytes_read: int) -> int:
-    """How many threads a kernel that streams so many bytes is worth."""
-    return max(1, min(torch.get_num_threads(), bytes_read // WORTH_A_THREAD))
+    """How many threads a kernel that streams so many bytes is worth: as many as torch has, or as pay for their meetings, or as get
+    a processor each."""
+    return max(1, min(_crowd.threads(torch.get_num_threads()), bytes_read // WORTH_A_THREAD))
 
 
 def _word(argument: int | float | np.ndarray) -> int:
