@@ -114,7 +114,7 @@ def measured(engine: Engine, forward: CompiledForward, steps: int) -> tuple[dict
         setattr(owner, attribute, watch.around(name, getattr(owner, attribute)))
     before, team.Team.run = team.Team.run, watch.around("forward", team.Team.run)  # type: ignore[method-assign]
     step = watch.around("loop", engine.step)
-    forward.clock = laps = clock.make(team.threads(forward.bytes_read))
+    forward.clock = laps = clock.make(torch.get_num_threads())
     each: dict[str, list[float]] = defaultdict(list)
     pace = ticks_per_second()
     try:

@@ -185,6 +185,19 @@ def give_way(typingctx: Any) -> Any:
 
 
 @intrinsic
+def nanoseconds(typingctx: Any) -> Any:
+    """Of the clock, to take differences of."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(I64, 2)), I64.as_pointer())  # a timespec
+        builder.call(function(builder, "clock_gettime", I32, [I32, place.type]), [I32(0), place])
+        part = lambda index: builder.load(builder.gep(place, [I64(index)]))  # noqa: E731
+        return builder.add(builder.mul(part(0), I64(1_000_000_000)), part(1))
+
+    return types.int64(), generate
+
+
+@intrinsic
 def ticks(typingctx: Any) -> Any:
     """The processor's counter of cycles, or of whatever it counts at one pace."""
 

@@ -23,12 +23,12 @@ import torch
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
 from nanohybrid.ops.cpu.crowd import Crowd
-from nanohybrid.ops.cpu.llvm import add_atomically, exchange, give_way, invoke, load_acquire, pause, store_release, words
+from nanohybrid.ops.cpu.llvm import add_atomically, exchange, give_way, invoke, load_acquire, nanoseconds, pause, store_release, words
 
 WORTH_A_THREAD = 1 << 20  # bytes: less is read sooner than two threads have met at each of a small model's layers
 SPINS = 2_000_000  # looks at the barrier before the processor is offered to others, about 2 ms: who yields early on a busy machine
 # loses its turn again and again, and a step with hundreds of meetings took up to five times as long (docs/log.md)
-LATE, YIELD = 10_000, 1_000  # looks that count as waiting, when there are so many; how many a look counts for that yields
+LATE = 10_000  # looks, some microseconds: what waits longer is told
 SOON = 100_000  # looks for more work, some milliseconds; between every POLITE of them others may have the processor
 POLITE = 64
 
@@ -48,20 +48,20 @@ def meet(barrier: int, size: int) -> None:
         store_release(barrier, 0)
         store_release(barrier + ROUND * 8, now + 1)
         return
-    looks = 0
+    looks = since = 0
     while load_acquire(barrier + ROUND * 8) == now:
-        looks += look(looks)
-    if looks > LATE:
-        add_atomically(barrier + WAITED * 8, looks)
+        looks += 1
+        since = patient(looks, since)
+    if since:
+        add_atomically(barrier + WAITED * 8, nanoseconds() - since)
 
 
 @inlined
-def look(looks: int) -> int:
-    """Give way to others after so many; what this one counts."""
-    if looks < SPINS:
-        return 1
-    give_way()
-    return YIELD
+def patient(looks: int, since: int) -> int:
+    """Give way to others after many looks; since when this is waiting worth telling, or 0."""
+    if looks > SPINS:
+        give_way()
+    return nanoseconds() if looks == LATE else since
 
 
 @inlined
@@ -105,11 +105,12 @@ def lead(size: int, board: int) -> None:
     """Rank 0's part, and wait for the others'."""
     job = words(board)
     invoke(job[CODE], 0, size, board, job[CALL])
-    looks = 0
+    looks = since = 0
     while load_acquire(board + DONE * 8) < size - 1:
-        looks += look(looks)
-    if looks > LATE:
-        add_atomically(board + WAITED * 8, looks)
+        looks += 1
+        since = patient(looks, since)
+    if since:
+        add_atomically(board + WAITED * 8, nanoseconds() - since)
     store_release(board + DONE * 8, 0)
 
 
@@ -151,7 +152,7 @@ class Team:
             self._threads[-1].start()
 
     def run(self, kernel: kernel, call: int, soon: bool = False) -> float:
-        """Run it on all threads and return when all are through: the share of the time that one or another spent waiting. `call`: the
+        """Run it on all threads and return when all are through: the share of the time in which all but one waited. `call`: the
         address of its arguments; `soon`: whether the next kernel follows within milliseconds, and threads shall wait awake for it."""
         address, board = self._address, self._board
         if self.size == 1:
@@ -167,7 +168,7 @@ class Team:
                     if asleep >> rank & 1:
                         self._wake[rank].put(True)
                 go_on.alone(0, self.size, address, 0)
-            return float(board[WAITED] / (time.perf_counter_ns() - began))  # a look takes about a nanosecond
+            return float(board[WAITED] / (time.perf_counter_ns() - began) / (self.size - 1))
 
     def close(self) -> None:
         """End the threads: machine code must not run on while the interpreter is taken down."""
