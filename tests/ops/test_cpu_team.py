@@ -78,3 +78,14 @@ print("done")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("units", [1, 2, 5, 40])
+def test_every_output_is_somebodys_whoever_is_slow(threads, units):
+    """Shares of one unit and of many; a thread that finds its own empty takes from the others'."""
+    weight = packed.pack(torch.randn(units * packed.UNIT - 3, 96, dtype=torch.bfloat16))
+    x = torch.randn(7, 96, dtype=torch.bfloat16)
+    expected = x.double() @ packed.unpack(weight).double().T
+    for _ in range(60):
+        found = packed.matmul(x, weight, torch.float32)
+        assert torch.allclose(found.double(), expected, atol=1e-3)

@@ -13,7 +13,7 @@ from nanohybrid.ops.cpu.integers import OFFSET, fix_rows, row_bytes
 from nanohybrid.ops.cpu.llvm import floats, halves, words
 from nanohybrid.ops.cpu.rows import pack_halves, pack_values, silu
 from nanohybrid.ops.cpu.scalars import narrow
-from nanohybrid.ops.cpu.team import meet, share
+from nanohybrid.ops.cpu.team import meet, new_round, next_of, share
 from nanohybrid.ops.cpu.tile import FORMS, make_tiles
 
 LINEAR = ("form", "outputs", "inputs", "width", "units", "groups", "pairs", "block_bytes", "address")
@@ -110,25 +110,37 @@ def tile_bytes(weight, height):
 
 
 @inlined
-def multiply(weight, x, rows, rank, size, sums, then, out, stride, other, other_rows, other_width):
-    """This thread's share of the outputs of one linear layer, for `rows` rows as `suited` left them; `finish` says what becomes of them."""
+def multiply(weight, x, rows, rank, size, barrier, sums, then, out, stride, other, other_rows, other_width):
+    """This thread's part of the outputs of one linear layer, for `rows` rows as `suited` left them; `finish` says what becomes of them.
+
+    barrier: where threads see who has done what, and take over from each other; 0: each has a fixed share, always the same.
+    """
     height = tile_rows(rows)
     panels = tile_panels(height)
     wide = panels * 16
     step, x_step = weight[BLOCK_BYTES], tile_bytes(weight, height)
     apart = weight[GROUPS] * step  # bytes of a panel
+    ahead = panels * apart if panels * apart <= NEAR else AHEAD
     first, last = share(weight[UNITS], rank, size)
-    for panel in range(first * PANELS, last * PANELS, panels):
-        n0 = panel * 16
-        if n0 < weight[OUTPUTS]:
-            w = weight[ADDRESS] + panel * apart
-            count = min(wide, weight[OUTPUTS] - n0)
-            ahead = panels * apart if panels * apart <= NEAR else AHEAD
-            for tile in range((rows + height - 1) // height):
-                rows_at, groups, pairs = x + tile * x_step, weight[GROUPS], weight[PAIRS]
-                run_tile(weight[FORM], height, panels, w, apart, step, rows_at, sums, wide * 4, groups, pairs, ahead)
-                here = min(height, rows - tile * height)
-                finish(sums, wide, here, count, then, out, stride, tile * height, n0, other, other_rows, other_width)
+    hand, unit = 0, first if first < last else -1
+    if barrier and size > 1:
+        hand = new_round(barrier, rank, size)
+        unit = next_of(hand, weight[UNITS], rank, size)
+    while unit >= 0:
+        for panel in range(unit * PANELS, (unit + 1) * PANELS, panels):
+            n0 = panel * 16
+            if n0 < weight[OUTPUTS]:
+                w = weight[ADDRESS] + panel * apart
+                count = min(wide, weight[OUTPUTS] - n0)
+                for tile in range((rows + height - 1) // height):
+                    rows_at, groups, pairs = x + tile * x_step, weight[GROUPS], weight[PAIRS]
+                    run_tile(weight[FORM], height, panels, w, apart, step, rows_at, sums, wide * 4, groups, pairs, ahead)
+                    here = min(height, rows - tile * height)
+                    finish(sums, wide, here, count, then, out, stride, tile * height, n0, other, other_rows, other_width)
+        if hand:
+            unit = next_of(hand, weight[UNITS], rank, size)
+        else:
+            unit = unit + 1 if unit + 1 < last else -1
 
 
 @kernel
@@ -153,6 +165,6 @@ def matmul(rank, size, barrier, call):
         meet(barrier, size)
         target = out + done * weight[OUTPUTS] * (4 if full else 2)
         then = STORE if full else HALVES
-        multiply(weight, ready, here, rank, size, room.ctypes.data, then, target, weight[OUTPUTS], 0, 0, 0)
+        multiply(weight, ready, here, rank, size, barrier, room.ctypes.data, then, target, weight[OUTPUTS], 0, 0, 0)
         meet(barrier, size)
         done += here

@@ -167,7 +167,7 @@ def forward(rank, size, barrier, call):
         if layer[KIND] == 0:
             columns, width = linears[at, OUTPUTS], linears[at + 1, WIDTH]
             x = suited(linears[at], mine, rows, rank, size, barrier, own, fixed)
-            multiply(linears[at], x, rows, rank, size, sums, STORE, projected, columns, 0, 0, 0)
+            multiply(linears[at], x, rows, rank, size, barrier, sums, STORE, projected, columns, 0, 0, 0)
             lap(watch, laps.MAMBA_IN)
             meet(barrier, size)
             lap(watch, laps.WAITING)
@@ -186,7 +186,7 @@ def forward(rank, size, barrier, call):
             columns, offset, width = (attention[0] + 2 * attention[1]) * attention[2], 0, linears[at + 3, WIDTH]
             for part in range(3):
                 x = suited(linears[at + part], mine, rows, rank, size, barrier, own, fixed)
-                multiply(linears[at + part], x, rows, rank, size, sums, STORE, projected + offset * 4, columns, 0, 0, 0)
+                multiply(linears[at + part], x, rows, rank, size, barrier, sums, STORE, projected + offset * 4, columns, 0, 0, 0)
                 offset += linears[at + part, OUTPUTS]
             lap(watch, laps.QKV)
             meet(barrier, size)
@@ -199,15 +199,16 @@ def forward(rank, size, barrier, call):
             back, last_phase = at + 3, laps.ATTENTION_OUT
         elif attention[3]:
             columns, width = linears[at, OUTPUTS], linears[at + 2, WIDTH]
+            # each thread multiplies by the gate that it made itself
             x = suited(linears[at], mine, rows, rank, size, barrier, own, fixed)
-            multiply(linears[at], x, rows, rank, size, sums, STORE, projected, columns, 0, 0, 0)
+            multiply(linears[at], x, rows, rank, size, 0, sums, STORE, projected, columns, 0, 0, 0)
             x = suited(linears[at + 1], mine, rows, rank, size, barrier, own, fixed)
-            multiply(linears[at + 1], x, rows, rank, size, sums, GATE, projected, columns, shared, height, width)
+            multiply(linears[at + 1], x, rows, rank, size, 0, sums, GATE, projected, columns, shared, height, width)
             lap(watch, laps.UP)
             back, last_phase = at + 2, laps.DOWN
         else:
             x = suited(linears[at], mine, rows, rank, size, barrier, own, fixed)
-            multiply(linears[at], x, rows, rank, size, sums, RELU2, 0, 0, shared, height, linears[at + 1, WIDTH])
+            multiply(linears[at], x, rows, rank, size, barrier, sums, RELU2, 0, 0, shared, height, linears[at + 1, WIDTH])
             lap(watch, laps.UP)
             back, last_phase = at + 1, laps.DOWN
         if linears[back, INPUTS] < linears[back, WIDTH]:
@@ -215,7 +216,7 @@ def forward(rank, size, barrier, call):
         meet(barrier, size)
         lap(watch, laps.WAITING)
         x = suited(linears[back], shared, rows, rank, size, barrier, own, fixed)
-        multiply(linears[back], x, rows, rank, size, sums, ADD, residual, hidden, 0, 0, 0)
+        multiply(linears[back], x, rows, rank, size, barrier, sums, ADD, residual, hidden, 0, 0, 0)
         lap(watch, last_phase)
         meet(barrier, size)
         lap(watch, laps.WAITING)
@@ -240,7 +241,7 @@ def forward(rank, size, barrier, call):
         if count > FEW:
             meet(barrier, size)
         x = suited(weight, mine, count, rank, size, barrier, room, fixed)
-        multiply(weight, x, count, rank, size, sums, STORE, logits, weight[OUTPUTS], 0, 0, 0)
+        multiply(weight, x, count, rank, size, barrier, sums, STORE, logits, weight[OUTPUTS], 0, 0, 0)
         lap(watch, laps.HEAD)
 
 

@@ -35,7 +35,8 @@ POLITE = 64
 # The board, words that all threads see. The barrier comes first: arrivals, its round, what was dealt, each in a cache line of its own.
 ARRIVALS, ROUND, DEALT, TURN, JOB, DONE, WAITED, THREADS, LINE = 0, 8, 16, 24, 32, 40, 48, 56, 8
 CODE, CALL, PATIENCE, ASLEEP_NOW = range(JOB, JOB + 4)
-ASLEEP, SEEN = 0, 1  # of a thread's line: whether it sleeps, and the last turn that it knows
+ASLEEP, SEEN, ROUNDS = 0, 1, 2  # of a thread's line: whether it sleeps, the last turn that it knows, and rounds of shares that it was in
+HANDS = 8  # rounds of shares whose counts are kept apart, behind the threads' lines; a kernel meets more often than every fourth
 
 
 @inlined
@@ -68,6 +69,38 @@ def patient(looks: int, since: int) -> int:
 def share(count: int, rank: int, size: int) -> tuple[int, int]:
     """This thread's part of `count` items: from, to."""
     return count * rank // size, count * (rank + 1) // size
+
+
+@inlined
+def new_round(barrier: int, rank: int, size: int) -> int:
+    """Where the counts of a round of shares stand, one for each thread. All threads must begin the same rounds."""
+    mine = words(barrier + (THREADS + rank * LINE) * 8)
+    now = mine[ROUNDS]
+    mine[ROUNDS] = now + 1
+    hands = barrier + (THREADS + size * LINE) * 8
+    words(hands + ((now + HANDS // 2) % HANDS * size + rank) * LINE * 8)[0] = 0  # of a round that all have left, and none begun
+    return hands + now % HANDS * size * LINE * 8
+
+
+@inlined
+def next_of(hand: int, count: int, rank: int, size: int) -> int:
+    """The next of `count` items for this thread: of its share from the front on, then of the others' from behind; -1: none is left.
+
+    So who is slower, or is not running, keeps little that others wait for; and whoever is not reads one run of memory.
+    """
+    first, last = share(count, rank, size)
+    taken = add_atomically(hand + rank * LINE * 8, 1 << 32)  # from the front in the high half, from behind in the low one
+    if (taken >> 32) + (taken & 0xFFFFFFFF) < last - first:
+        return first + (taken >> 32)
+    for step in range(1, size):
+        other = (rank + step) % size
+        first, last = share(count, other, size)
+        taken = load_acquire(hand + other * LINE * 8)
+        if (taken >> 32) + (taken & 0xFFFFFFFF) < last - first:
+            taken = add_atomically(hand + other * LINE * 8, 1)
+            if (taken >> 32) + (taken & 0xFFFFFFFF) < last - first:
+                return last - 1 - (taken & 0xFFFFFFFF)
+    return -1
 
 
 @inlined
@@ -141,7 +174,7 @@ class Team:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._board = torch.zeros(THREADS + size * LINE, dtype=torch.int64).numpy()
+        self._board = torch.zeros(THREADS + (1 + HANDS) * size * LINE, dtype=torch.int64).numpy()
         self._address = self._board.ctypes.data
         self._lock = threading.Lock()
         self._wake: list[SimpleQueue[bool]] = [SimpleQueue() for _ in range(size)]
