@@ -39,7 +39,7 @@ def test_layers_are_ranked_iteratively_from_the_disk_as_in_memory(tmp_path, shap
 def test_an_iterative_ranking_holds_one_layer_and_the_hidden_states(tmp_path, monkeypatch):
     save(make_model().float(), tmp_path / "model")
     wanted = importance_of(make_model().float(), make_calibration(), tmp_path / "whole", True, 3)
-    monkeypatch.setattr(room, "free_bytes", lambda: 1000)  # so the whole has no room
+    monkeypatch.setattr(room, "free_bytes", lambda *_: 1000)  # so the whole has no room
     monkeypatch.setattr(measure, "load", lambda *_, **__: pytest.fail("it reads the whole model"))
     found = importance_of(tmp_path / "model", make_calibration(), tmp_path, True, 3)
     assert found.order == wanted.order and found.facts == wanted.facts
@@ -71,7 +71,7 @@ def test_the_whole_command_chooses_the_same_layer_by_layer(folders, tmp_path, mo
     outs = []
     for name, free in (("whole", 2**40), ("streamed", 2**20)):
         with monkeypatch.context() as patch:
-            patch.setattr(room, "free_bytes", lambda free=free: free)
+            patch.setattr(room, "free_bytes", lambda *_, free=free: free)
             if name == "streamed":
                 patch.setattr(stage, "load", lambda *_, **__: pytest.fail("it reads a whole model"))
             outs.append(compress(recipe, folders / "parent", folders / "sft", tmp_path / name))
@@ -92,10 +92,10 @@ def test_models_without_room_beside_each_other_are_timed_alone_or_not_at_all(fol
     monkeypatch.setattr(before_after, "decode_times", lambda loaded, *rest: seen.append(list(loaded)) or original(loaded, *rest))
     whole = before_after.at_work(models, budget)
     weights = before_after.held_bytes(folders / "parent", budget)
-    monkeypatch.setattr(before_after, "free_bytes", lambda: room.BESIDE + weights)
+    monkeypatch.setattr(before_after, "free_bytes", lambda *_: room.BESIDE + weights)
     alone = before_after.at_work(models, budget)
     assert seen == [["parent", "result"], ["parent"], ["result"]]
-    monkeypatch.setattr(before_after, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(before_after, "free_bytes", lambda *_: 1000)
     untimed = before_after.at_work(models, budget)
     for rows in (alone, untimed):
         assert all(rows[name][key] == whole[name][key] for name in models for key in ("context", "weight_bytes", "state_bytes"))
