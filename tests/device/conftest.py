@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from nanohybrid.model import HybridLM
 from nanohybrid.text import ChatTemplate, Tokenizer, train_bpe
 
 TEXT = ["run 1+2*3\n1+2=3\n3*3=9\n</think>\n\nSystem User Assistant <think>\n"] * 4
-SMALL = dict(
+SMALL: dict[str, Any] = dict(
     pattern="M-M*-", hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
     mamba_num_heads=8, mamba_head_dim=8, n_groups=2, ssm_state_size=8, initializer_range=0.2,
 )  # fmt: skip
+DENSE: dict[str, Any] = dict(pattern="*-*-", rope_theta=10_000.0, qk_norm=True, mlp_activation="swiglu", tie_word_embeddings=True)
 
 
 @pytest.fixture(params=["pretended", pytest.param("real", marks=pytest.mark.gpu)])
@@ -56,7 +58,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def parent(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A checkpoint of random weights."""
-    directory = tmp_path_factory.mktemp("models") / "parent"
-    config = HybridConfig(vocab_size=Tokenizer.from_directory(data).vocab_size, **SMALL)  # type: ignore[arg-type]
+    return written(tmp_path_factory.mktemp("models") / "parent", data, SMALL)
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """The same of a Transformer."""
+    return written(tmp_path_factory.mktemp("models") / "dense", data, SMALL | DENSE)
+
+
+def written(directory: Path, data: Path, shape: dict[str, Any]) -> Path:
+    config = HybridConfig(vocab_size=Tokenizer.from_directory(data).vocab_size, **shape)
     save(HybridLM(config, seed=0), directory, assets=data)
     return directory

@@ -127,9 +127,7 @@ def test_distillation(gpu: str, parent: Path, data: Path, tmp_path: Path, change
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_compression(
-    gpu: str, parent: Path, data: Path, tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compression(gpu: str, parent: Path, data: Path, tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nanohybrid.compress.finish.EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))
     recipe = replace(COMPRESS, stream=stream, problems=1 - stream)
     outs = same(lambda out, device: compress(recipe, parent, data, out, run_on=device), gpu, tmp_path, "losses", "agreement")
@@ -147,6 +145,12 @@ def test_speed_is_measured_where_the_stage_runs(
     compress(recipe, parent, data, tmp_path / "out", run_on=gpu)
     tables = list((tmp_path / "cache" / "nanohybrid" / "latency").iterdir())
     assert len(tables) == 1 and "cpu" not in tables[0].name
+
+
+def test_a_dense_model(gpu: str, dense: Path, data: Path, tmp_path: Path) -> None:
+    same(lambda out, device: sft(SFT, dense, out, device=device), gpu, tmp_path / "sft", "final_loss")
+    recipe = replace(COMPRESS, quantize=None, budget_share=0.8)
+    same(lambda out, device: compress(recipe, dense, data, out, run_on=device), gpu, tmp_path / "compress", "losses", "agreement")
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
