@@ -63,15 +63,13 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
         f"{what} So at work the parent takes {amount(before['total'])}, the result {amount(after['total'])}, with "
         f"{chosen.parameters:,} of {count:,} parameters ({chosen.parameters / count:.0%}). On the documents it was measured on, {alike}"
     )
-    report.figure(
-        plots.strip({"parent": parent.pattern, "result": chosen.config.pattern}), "The layers of both, first to last."
-    )
+    report.figure(plots.strip({"parent": parent.pattern, "result": chosen.config.pattern}), "The layers of both, first to last.")
     parts = {"weights": "weights", "kv": "keys and values", "state": "states", "reserve": "a step", "total": "total"}
     shown = [part for part in parts if before[part]]
     unit, name = (GIB, "GiB") if before["total"] >= GIB else (MIB, "MiB")
     series = {who: [table[part] / unit for part in shown] for who, table in (("parent", before), ("result", after))}
     figure = plots.bars([parts[part] for part in shown], series, f"memory, {name}")
-    figure.axes[0].axhline(budget.bytes / unit, color=plots.COLOURS[2], linewidth=1.2)
+    _budget_line(figure, budget.bytes / unit, len(shown))
     step = (
         f' "A step" is the reserve of the budget: what the engine computes with while it takes in {budget.step:,} tokens of a prompt, '
         "a bound from the widths of the layers."
@@ -89,6 +87,13 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
         f"{budget.dtype}{beside}; both models in turns, the quickest of a few. A busy machine blurs it. Memory: as allocated for "
         f"{budget.context:,} tokens."
     )
+
+
+def _budget_line(figure: Figure, height: float, groups: int) -> None:
+    """The budget over all groups of bars, named at its end; not over the last bar, whose number stands just where the budget does."""
+    axes, colour, last = figure.axes[0], plots.COLOURS[2], groups - 1
+    axes.hlines([height, height], [-0.5, last + 0.42], [last, last + 0.5], color=colour, linewidth=1.2)
+    axes.annotate("budget", (last + 0.5, height), (3, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour)
 
 
 def _sequences(budget: Budget) -> str:
@@ -131,7 +136,7 @@ def _removed(report: Report, parent: HybridConfig, scores: Importance, chosen: C
 
 def _importance(report: Report, parent: HybridConfig, scores: Importance) -> None:
     facts = scores.facts
-    times = ", times the norm of the weights that read them" if facts.get("outgoing") else ""
+    times = ", times the norm of the weights that read it" if facts.get("outgoing") else ""
     report.section("What matters").text(
         f"A score says how strongly a part of the model fires: the mean size of its activation over a document, then the root of the "
         f"summed squares over documents{times}. Measured on {facts['samples']:,} documents of {facts['tokens']:,} tokens together (their "

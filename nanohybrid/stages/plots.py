@@ -80,8 +80,8 @@ def bars(
     errors: Errors | None = None,
     log_y: bool = False,
 ) -> "Figure":
-    """Groups of bars: one group a label, in it one bar a name; `errors` gives how far below and above each may lie. On a logarithmic
-    axis a height of 0 has no bar."""
+    """Groups of bars: one group a label, in it one bar a name; `errors` gives how far below and above each may lie. Heights are written
+    out where there is room. On a logarithmic axis a height of 0 has no bar."""
     with style():
         figure, axes = canvas("", y, title)
         scale(axes, log_y=log_y)
@@ -95,7 +95,8 @@ def bars(
                 (below, above), place, height = reach[i], places[i], heights[i]
                 if errors is not None:
                     axes.errorbar([place], [height], yerr=[[below], [above]], fmt="none", ecolor=INK, linewidth=1)
-                axes.annotate(f"{height:.3g}", (place, height + above), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+                if len(labels) * len(series) <= ROOM:
+                    axes.annotate(number(height), (place, height + above), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
         axes.set_xticks(range(len(labels)), labels)
         axes.grid(axis="x", visible=False)
         axes.margins(y=0.1)
@@ -130,7 +131,7 @@ def by_layer(pattern: str, heights: Sequence[float], y: str) -> "Figure":
         axes.bar(range(len(pattern)), heights, 0.74, color=colours)
         if len(pattern) <= ROOM:
             for place, height in enumerate(heights):
-                axes.annotate(f"{height:.3g}", (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+                axes.annotate(number(height), (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
         whole_numbers(axes)
         axes.grid(axis="x", visible=False)
         axes.margins(x=0.02, y=0.1)
@@ -164,11 +165,25 @@ def canvas(x: str, y: str, title: str, height: float = HEIGHT) -> "tuple[Figure,
 
 
 def scale(axes: "Axes", *, log_x: bool = False, log_y: bool = False) -> None:
-    """Logarithmic axes where asked for."""
+    """Logarithmic axes where asked for. Their marks, and large ones of other axes, are plain numbers, thousands parted."""
+    ticker = require("matplotlib.ticker", "train")
     if log_x:
         axes.set_xscale("log")
     if log_y:
         axes.set_yscale("log")
+    for axis, log in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
+        low, high = axis.get_view_interval()
+        if log:
+            marks = (1, 2, 3, 4, 6, 8) if high < 10 * low else (1, 2, 5) if high < 1e3 * low else (1,)
+            axis.set_major_locator(ticker.LogLocator(subs=marks))
+            axis.set_minor_formatter(ticker.NullFormatter())
+        if log or high >= 1e4:
+            axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value, 10)))
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number on a picture: as many digits as say something, thousands parted, and no powers of ten."""
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:,.{digits}g}"
 
 
 def legend(figure: "Figure", names: int) -> None:
