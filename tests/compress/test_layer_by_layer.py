@@ -45,13 +45,29 @@ def test_an_iterative_ranking_holds_one_layer_and_the_hidden_states(tmp_path, mo
     assert found.order == wanted.order and found.facts == wanted.facts
 
 
+def test_while_a_layer_is_read_the_one_before_it_is_gone(tmp_path, monkeypatch):
+    save(make_model().float(), tmp_path)
+    given, original = [], Stored.read
+
+    def reading(parts, name):
+        assert not any(parameter.numel() for block in given for parameter in block.parameters())
+        return original(parts, name)
+
+    monkeypatch.setattr(Stored, "read", reading)
+    with CheckpointReader(tmp_path) as reader:
+        for block in Stored(reader).blocks():
+            assert all(parameter.numel() for parameter in block.parameters())
+            given.append(block)
+    assert len(given) == 7
+
+
 @pytest.mark.parametrize("piece", [7, 60, 1000])
 @pytest.mark.parametrize("held_bytes", [1, 2**30])
 @pytest.mark.parametrize("shape", SHAPES, ids=["hybrid", "dense"])
 def test_a_shape_is_tried_from_the_disk_as_in_memory(tmp_path, shape, held_bytes, piece, monkeypatch):
     model, calibration = make_model(**shape).float(), make_calibration()
     save(model, tmp_path)
-    monkeypatch.setattr("nanohybrid.compress.quality.PIECE", piece)
+    monkeypatch.setattr("nanohybrid.compress.parts.PIECE", piece * 4 * 32)
     scores = measure_activations(model, calibration)
     target = Target(drop_layers=(1,), hidden_size=24, intermediate_size=32, attention_heads=2)
     kept = target.kept(model.config, scores)
