@@ -14,12 +14,17 @@ hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, de
 hypothesis.settings.register_profile("long", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is first imported: kernels are then Python, on the CPU
-
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 with torch.device("meta"):
     torch.empty(1)  # torch now remembers its true creators; had it first seen the poisoned ones, "meta" would mean nothing to them
+
+
+def pytest_configure(config):
+    """The default suite is the CPU's, also where there is a GPU: commands take one by themselves, and numbers of both are not compared."""
+    if "not gpu" in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is first imported: kernels are then Python, on the CPU
 
 
 def poisoned(create):

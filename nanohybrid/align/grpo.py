@@ -83,20 +83,20 @@ class GrpoRecipe:
         return ScheduleConfig(warmup=min(1.0, self.warmup_updates / self.steps), decay=0.0)
 
 
-def grpo(recipe: GrpoRecipe, model: Path, out: Path) -> Path:
-    """Improve the checkpoint `model` on the recipe's tasks."""
+def grpo(recipe: GrpoRecipe, model: Path, out: Path, device: str = "cpu") -> Path:
+    """Improve the checkpoint `model` on the recipe's tasks. device: where it samples and learns, and where its reference is."""
     refuse_quantized(model)
     with open_stage(out, "grpo", recipe, {"model": model}, recipe.seed) as stage:
         if stage.complete:
             return out
-        policy = load(model, dtype=torch.float32)
+        policy = load(model, torch.float32, device)
         maker = ChatMaker(Tokenizer.from_directory(model), ChatTemplate.from_directory(model))
         if "accuracy_before" not in stage.measures:
             stage.measure(accuracy_before=sampled_accuracy(policy, maker, recipe))
         fit(
             policy,
             Rollouts(policy, maker, recipe, stage).batch,
-            Objective(recipe, load(model, dtype=torch.float32) if recipe.beta else None),
+            Objective(recipe, load(model, torch.float32, device) if recipe.beta else None),
             recipe,
             steps=recipe.steps,
             stage=stage,

@@ -43,15 +43,15 @@ class SftRecipe:
             raise ConfigError("tokens, batch_tokens and sequence_length must be positive, and tasks must name at least one family")
 
 
-def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None) -> Path:
-    """Fine-tune the checkpoint `model`; `data` is a data directory for the share of text."""
+def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None, device: str = "cpu") -> Path:
+    """Fine-tune the checkpoint `model`; `data` is a data directory for the share of text. device: where it is while it learns."""
     refuse_quantized(model)
     if recipe.shares.text > 0 and data is None:
         raise InputError(f"shares.text is {recipe.shares.text}, but there is no text: give --data DIR, or set --shares.text 0")
     with open_stage(out, "sft", recipe, {"model": model} | ({"data": data} if data else {}), recipe.seed) as stage:
         if stage.complete:
             return out
-        network = load(model, dtype=torch.float32)
+        network = load(model, torch.float32, device)
         made = chat_store(recipe, ChatMaker(Tokenizer.from_directory(model), ChatTemplate.from_directory(model)))
         loader = batches(recipe, made, data, network.config.vocab_size)
         made.write(stage.directory / STORES / f"{CHATS}.safetensors")  # a pruned model will learn from the same chats

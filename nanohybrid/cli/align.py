@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import command_parser, recipe_from, recipe_parser
 from nanohybrid.cli.outcome import report
+from nanohybrid.cli.source import add_device_flag, usable_device
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -27,6 +28,7 @@ def sft_parser(summary: str) -> "jsonargparse.ArgumentParser":
     result = recipe_parser("align sft", summary, SftRecipe)
     add_directory(result, "model", "the base model")
     result.add_argument("--data", type=Path, metavar="DIR", help="a data directory, for the share of text")
+    add_device_flag(result)
     return result
 
 
@@ -35,6 +37,7 @@ def grpo_parser(summary: str) -> "jsonargparse.ArgumentParser":
 
     result = recipe_parser("align grpo", summary, GrpoRecipe)
     add_directory(result, "model", "the aligned model to improve")
+    add_device_flag(result)
     return result
 
 
@@ -64,9 +67,11 @@ def run(arguments: "jsonargparse.Namespace") -> None:
 
     chosen = arguments[arguments.stage]
     if arguments.stage == "sft":
-        out = align.sft(recipe_from(align.SftRecipe, chosen), chosen.model, chosen.out, chosen.data)
+        device = usable_device(chosen.device)
+        out = align.sft(recipe_from(align.SftRecipe, chosen), chosen.model, chosen.out, chosen.data, device)
     elif arguments.stage == "grpo":
-        out = align.grpo(recipe_from(align.GrpoRecipe, chosen), chosen.model, chosen.out)
+        device = usable_device(chosen.device)
+        out = align.grpo(recipe_from(align.GrpoRecipe, chosen), chosen.model, chosen.out, device)
     else:
         out = align.merge(recipe_from(align.MergeRecipe, chosen), chosen.first, chosen.second, chosen.out)
     report(out, chosen.json or arguments.json)

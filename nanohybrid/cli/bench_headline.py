@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.source import add_device_flag, set_threads, usable_device
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -18,7 +19,7 @@ QUANTISED = ("int8", "int4")
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("bench headline", SUMMARY)
     result.add_argument("--roofline", metavar="NAME", help="only plan, for a device by name (a10g, l4, h100, h200, ...) at true shapes")
-    result.add_argument("--device", default="cpu", metavar="DEVICE", help="where to measure: cpu, cuda")
+    add_device_flag(result, what="where to measure")
     result.add_argument(
         "--scale", type=int, metavar="F", help="divide widths and lengths by F, the cap by F^2 (default: 8 on a CPU, else 1)"
     )
@@ -61,7 +62,6 @@ def run(arguments: "jsonargparse.Namespace") -> int:
 
 
 def _settings(arguments: "jsonargparse.Namespace") -> "Settings":
-    from nanohybrid.cli.source import set_threads, usable_device
     from nanohybrid.headline import mixes
     from nanohybrid.headline.result import Settings
 

@@ -8,6 +8,7 @@ import jsonargparse
 
 from nanohybrid.cli.common import print_json, recipe_from, recipe_parser, table
 from nanohybrid.cli.distill import add_documents
+from nanohybrid.cli.source import add_device_flag, usable_device
 from nanohybrid.errors import InputError
 
 SUMMARY = "a model -> a smaller one in a given memory (prune, then distill)"
@@ -22,6 +23,7 @@ def parser() -> jsonargparse.ArgumentParser:
     result.add_argument("--budget-gib", type=float | None, metavar="G", help="budget_bytes in GiB")
     result.add_argument("--beside-gib", type=float | None, metavar="G", help="beside_bytes in GiB: what else must fit on --device")
     add_documents(result, required=False)
+    add_device_flag(result, "--run-on", "where all of it runs (--device is what the result is for)")
     return result
 
 
@@ -31,6 +33,10 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from nanohybrid.compress.stage import CompressRecipe, compress
     from nanohybrid.stages.output import read_record
 
+    if arguments.device is not None and arguments.device.startswith(("auto", "cuda")):
+        raise InputError(
+            f"--device {arguments.device}: that is where it runs, which is --run-on; --device is what the result is for, as a10g"
+        )
     recipe = recipe_from(CompressRecipe, arguments)
     if arguments.budget_gib is not None:
         if recipe.budget_bytes is not None:
@@ -40,7 +46,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
         if recipe.device is None:
             raise InputError("--beside-gib is taken off a --device, and none is named: a budget in bytes is already what is left")
         recipe = dataclasses.replace(recipe, beside_bytes=in_bytes("--beside-gib", arguments.beside_gib))
-    out = compress(recipe, arguments.path, arguments.data, arguments.out, arguments.pretraining)
+    run_on = usable_device(arguments.run_on, "--run-on")
+    out = compress(recipe, arguments.path, arguments.data, arguments.out, arguments.pretraining, run_on)
     found = json.loads((out / "search" / "search.json").read_text())
     measures, chosen = read_record(out)["measures"], found["candidates"][0]
     if arguments.json:

@@ -5,6 +5,7 @@ from pathlib import Path
 import jsonargparse
 
 from nanohybrid.cli.common import print_json, recipe_from, recipe_parser, table
+from nanohybrid.cli.source import add_device_flag, usable_device
 
 SUMMARY = "only the second half of compress"
 
@@ -17,6 +18,7 @@ def parser() -> jsonargparse.ArgumentParser:
     result.add_argument("student", type=Path, metavar="STUDENT", help="the checkpoint that learns")
     result.add_argument("parent", type=Path, metavar="TEACHER", help="the checkpoint that it learns from")
     add_documents(result)
+    add_device_flag(result)
     return result
 
 
@@ -31,8 +33,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from nanohybrid.compress.distill import DistillRecipe, distill
     from nanohybrid.stages.output import read_record
 
-    recipe = recipe_from(DistillRecipe, arguments)
-    out = distill(recipe, arguments.student, arguments.parent, arguments.data, arguments.out, arguments.pretraining)
+    recipe, device = recipe_from(DistillRecipe, arguments), usable_device(arguments.device)
+    out = distill(recipe, arguments.student, arguments.parent, arguments.data, arguments.out, arguments.pretraining, device)
     measures = read_record(out)["measures"]
     if arguments.json:
         print_json({"out": out, **measures})

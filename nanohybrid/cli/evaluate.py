@@ -7,6 +7,7 @@ from typing import Any
 import jsonargparse
 
 from nanohybrid.cli.common import print_json, recipe_from, recipe_parser, table
+from nanohybrid.cli.source import add_device_flag, usable_device
 from nanohybrid.errors import InputError
 from nanohybrid.evaluate.recipe import EvaluateRecipe
 
@@ -18,6 +19,7 @@ def parser() -> jsonargparse.ArgumentParser:
     result = recipe_parser("evaluate", SUMMARY, EvaluateRecipe)
     result.add_argument("models", nargs="+", metavar="MODEL", help="checkpoint directories, each as PATH or NAME=PATH")
     result.add_argument("--data", type=Path, metavar="DIR", help="a data directory whose held-out documents (validation*) give a loss")
+    add_device_flag(result)
     return result
 
 
@@ -26,7 +28,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from nanohybrid.evaluate.stage import SUMMARY as FILE
     from nanohybrid.evaluate.stage import evaluate
 
-    out = evaluate(recipe_from(EvaluateRecipe, arguments), named(arguments.models), arguments.out, arguments.data)
+    recipe, models, device = recipe_from(EvaluateRecipe, arguments), named(arguments.models), usable_device(arguments.device)
+    out = evaluate(recipe, models, arguments.out, arguments.data, device)
     summary: dict[str, Any] = json.loads((out / FILE).read_text())
     if arguments.json:
         print_json({"out": out, **summary})

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import recipe_from, recipe_parser
 from nanohybrid.cli.outcome import report
+from nanohybrid.cli.source import add_device_flag, usable_device
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -17,10 +18,12 @@ def parser() -> "jsonargparse.ArgumentParser":
 
     result = recipe_parser("pretrain", SUMMARY, PretrainRecipe)
     result.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `nanohybrid data` wrote: token stores and tokenizer")
+    add_device_flag(result)
     return result
 
 
 def run(arguments: "jsonargparse.Namespace") -> None:
     from nanohybrid.train import PretrainRecipe, pretrain
 
-    report(pretrain(recipe_from(PretrainRecipe, arguments), arguments.data, arguments.out), arguments.json)
+    device = usable_device(arguments.device)
+    report(pretrain(recipe_from(PretrainRecipe, arguments), arguments.data, arguments.out, device), arguments.json)

@@ -5,6 +5,7 @@ from pathlib import Path
 import jsonargparse
 
 from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.source import add_device_flag, usable_device
 from nanohybrid.errors import InputError
 
 SUMMARY = "only the first half of compress"
@@ -38,6 +39,7 @@ def parser() -> jsonargparse.ArgumentParser:
         default="iterative",
         help="how --layers are ranked: iterative (the paper's) holds the whole model, the others read it layer by layer",
     )
+    add_device_flag(result, what="where scores are measured")
     result.add_argument("--plain", action="store_true", help="scores by activation alone, not times the outgoing weights' norm")
     return result
 
@@ -54,7 +56,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
     if target == Target():
         raise InputError(f"nothing is to go: give --drop-layers or a size ({', '.join(SIZES)})")
     recipe = PruneRecipe(target, not arguments.plain, arguments.samples, arguments.length, arguments.layers_by)
-    out = prune(recipe, arguments.path, arguments.out, arguments.importance, arguments.calibration)
+    device = usable_device(arguments.device)
+    out = prune(recipe, arguments.path, arguments.out, arguments.importance, arguments.calibration, device)
     before, after = read_config(arguments.path), read_config(out)
     fields = (
         "pattern",

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import FORMATS, command_parser, print_json, table
+from nanohybrid.cli.source import add_device_flag, usable_device
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -20,6 +21,7 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--calibration", type=Path, metavar="FILE", help=what)
     result.add_argument("--samples", type=int, default=128, metavar="N", help="at most so many of these documents")
     result.add_argument("--length", type=int, default=512, metavar="N", help="at most so many tokens of each")
+    add_device_flag(result)
     return result
 
 
@@ -29,7 +31,7 @@ def run(arguments: "jsonargparse.Namespace") -> None:
     from nanohybrid.stages.output import read_record
 
     recipe = QuantizeRecipe(arguments.to, arguments.samples, arguments.length)
-    out = quantize_stage(recipe, arguments.path, arguments.out, arguments.calibration)
+    out = quantize_stage(recipe, arguments.path, arguments.out, arguments.calibration, usable_device(arguments.device))
     measures = read_record(out)["measures"]
     if arguments.json:
         print_json({"out": out, **measures})

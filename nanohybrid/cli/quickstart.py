@@ -7,6 +7,7 @@ from typing import Any
 import jsonargparse
 
 from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.source import add_device_flag, usable_device
 
 SUMMARY = "the paper in miniature: raw text to a compressed, thinking model, in about a quarter of an hour"
 
@@ -16,13 +17,14 @@ def parser() -> jsonargparse.ArgumentParser:
     result.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/quickstart"), help="where everything goes")
     result.add_argument("--scale", type=float, default=1.0, help="tokens, problems and time as multiples; from 4 the model grows too")
     result.add_argument("--seed", type=int, default=0, help="of data, models and samples")
+    add_device_flag(result)
     return result
 
 
 def run(arguments: jsonargparse.Namespace) -> int:
     from nanohybrid.quickstart import quickstart
 
-    summary = quickstart(arguments.out, arguments.scale, arguments.seed)
+    summary = quickstart(arguments.out, arguments.scale, arguments.seed, usable_device(arguments.device))
     if arguments.json:
         print_json(summary)
     else:

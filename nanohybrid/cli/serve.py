@@ -10,7 +10,7 @@ from nanohybrid.cli.common import API_KEY, command_parser, print_json, spelled
 from nanohybrid.cli.plan_serve import facts as plan_facts
 from nanohybrid.cli.plan_serve import lines as plan_lines
 from nanohybrid.cli.plan_serve import opened
-from nanohybrid.cli.source import add_model_flags, check_choice, open_model, random_dtype
+from nanohybrid.cli.source import add_model_flags, check_choice, open_model, random_dtype, usable_device
 from nanohybrid.engine.plan import STEP_TOKENS, plan_overcommitted, plan_serve, plan_slots
 from nanohybrid.errors import InputError
 
@@ -114,7 +114,7 @@ def _plan(arguments: "jsonargparse.Namespace") -> "tuple[ServePlan, list[str]]":
     """What memory goes where, before a weight is read, and the lines that say so. Raises InputError where it does not fit."""
     config, dtype, footprint = opened(arguments, random_dtype)
     context = min(arguments.max_context, config.max_position_embeddings)
-    cache = int(arguments.cache_gib * 2**30) if arguments.device == "cpu" else 0  # else it lies in another memory
+    cache = int(arguments.cache_gib * 2**30) if usable_device(arguments.device) == "cpu" else 0  # else it lies in another memory
     budget = int((arguments.memory_gib or 0) * 2**30)
     step = arguments.step_tokens, cache, arguments.speculate
     if not budget:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nanohybrid.config import HybridConfig
     from nanohybrid.engine import LLM, SamplingParams
 
+DEVICE = "auto, cpu, cuda or cuda:1; auto is cuda where there is one"
 LARGE = 1_000_000_000  # random models of so many parameters are made in bf16 unless told otherwise
 
 
@@ -31,7 +32,12 @@ def add_choice_flags(parser: "jsonargparse.ArgumentParser") -> None:
     parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory")
     parser.add_argument("--preset", metavar="NAME", help="a configuration by name instead of a checkpoint; with --random-weights")
     parser.add_argument("--random-weights", action="store_true", help="weights at random, to measure speed and memory")
-    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1")
+    add_device_flag(parser)
+
+
+def add_device_flag(parser: "jsonargparse.ArgumentParser", flag: str = "--device", what: str = "where it runs") -> None:
+    """Where a command computes, which is this machine's affair and no part of a recipe: what `usable_device` looks at."""
+    parser.add_argument(flag, default="auto", metavar="DEVICE", help=f"{what}: {DEVICE}")
 
 
 def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
@@ -179,16 +185,20 @@ def check_choice(arguments: "jsonargparse.Namespace") -> None:
         raise InputError("--random-weights goes with --preset NAME, a checkpoint has its own weights")
 
 
-def usable_device(name: str) -> str:
-    """The device of a flag, tried; raises InputError where this machine has no such one."""
+def usable_device(name: str, flag: str = "--device") -> str:
+    """The device of a flag, tried: cpu, cuda or cuda:N; raises InputError where this machine has no such one."""
     import torch
 
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if torch.empty(1, device=name).is_meta:
             raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:
         reason = re.split(r"\. |\n", str(error))[0][:150]
-        raise InputError(f"--device {name} cannot be used ({reason}); take cpu, or cuda where a GPU is") from None
+        raise InputError(f"{flag} {name} cannot be used ({reason}); take cpu, or cuda where a GPU is") from None
+    if name.startswith("cuda"):
+        torch.cuda.set_device(torch.device(name).index or 0)  # kernels are launched on the current one, wherever their tensors are
     return name
 
 

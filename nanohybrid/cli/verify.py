@@ -70,12 +70,12 @@ def _open(arguments: "jsonargparse.Namespace") -> "HybridLM":
     import torch
 
     dtype = getattr(torch, PRECISIONS[arguments.dtype]) if arguments.dtype in PRECISIONS else None
-    usable_device(arguments.device)
+    device = usable_device(arguments.device)
     if arguments.path is not None:
         from nanohybrid.checkpoint import load
 
-        return load(arguments.path, dtype, arguments.device)
+        return load(arguments.path, dtype, device)
     from nanohybrid.config import HybridConfig
     from nanohybrid.engine.random_weights import random_model
 
-    return random_model(HybridConfig.preset(arguments.preset), dtype or torch.float32, arguments.seed, arguments.device)
+    return random_model(HybridConfig.preset(arguments.preset), dtype or torch.float32, arguments.seed, device)

@@ -1,4 +1,4 @@
-"""Parent and result at work on this machine: tokens a second of a decode step, and the bytes that they really hold."""
+"""Parent and result at work where the stage ran: tokens a second of a decode step, and the bytes that they really hold."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ LONGEST = 4096  # tokens of context at which a step is timed, at most: a stage m
 ROUNDS = 7
 
 
-def at_work(models: Mapping[str, Path], budget: Budget) -> dict[str, dict[str, float]]:
+def at_work(models: Mapping[str, Path], budget: Budget, device: str = "cpu") -> dict[str, dict[str, float]]:
     """By name: tokens a second of all sequences together, and bytes as they are allocated at the whole context.
 
     Of a few steps, in turns, the quickest counts. Models that have no room beside each other are timed one after the other, and one that
     has no room at all is not: its row then lacks `tokens_per_second`.
     """
-    need, free = sum(held_bytes(path, budget) for path in models.values()) + BESIDE, free_bytes()
+    need, free = sum(held_bytes(path, budget) for path in models.values()) + BESIDE, free_bytes(device)
     if free is not None and need > free:
         if len(models) == 1:
             return {name: untimed(path, budget) for name, path in models.items()}
-        return {name: at_work({name: path}, budget)[name] for name, path in models.items()}
+        return {name: at_work({name: path}, budget, device)[name] for name, path in models.items()}
     dtype, context = budget.kind, min(budget.context, LONGEST)
-    loaded = {name: load(path, dtype=dtype).eval() for name, path in models.items()}
+    loaded = {name: load(path, dtype, device).eval() for name, path in models.items()}
     weights = {name: sum(tensor.nbytes for tensor in tensors_of(model)) for name, model in loaded.items()}
     for model in loaded.values():
         prepare(model)  # as the engine does

@@ -86,7 +86,7 @@ class Between:
     @torch.no_grad()
     def mean(self, student: HybridLM, teacher: Teacher, batches: list[Batch]) -> float:
         """The mean distance of all tokens of some batches."""
-        return float(torch.cat([self.run(student, teacher, batch)[2].double() for batch in batches]).mean())
+        return float(torch.cat([self.run(student, teacher, batch.to(student.device))[2].double() for batch in batches]).mean())
 
 
 def kept_of(student: Path, teacher: Path) -> Kept:

@@ -53,8 +53,8 @@ class Carried:
         """At the beginning. With `learn` every other document is learnt from and the rest are judged; else all are judged."""
         learnt = Calibration(documents.samples[::2]) if learn else None
         judged = Calibration(documents.samples[1::2]) if learn and len(documents.samples) > 1 else documents
-        first = [] if learnt is None else list(learnt.batches())
-        second = list(judged.batches())
+        first = [] if learnt is None else [batch.to(parts.device) for batch in learnt.batches()]
+        second = [batch.to(parts.device) for batch in judged.batches()]
         if not any(batch.target_count for batch in second):
             raise InputError("the documents hold no token that is a target: give some to compare the models on")
         embedded = parts.embedded([batch.tokens_T for batch in (*first, *second)])

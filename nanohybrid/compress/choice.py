@@ -54,22 +54,23 @@ def decide(stage: Stage, recipe: CompressRecipe, found: Search, budget: Budget, 
     return found
 
 
-def speed_of(kind: str, device: Device, grid: Grid, parent: HybridConfig, scores: Importance, budget: Budget, folder: Path) -> Speed:
-    """Tokens a second of a shape: the roofline of a device by name, or layers timed on the one that is here.
+def speed_of(
+    kind: str, wanted: Device, here: str, grid: Grid, parent: HybridConfig, scores: Importance, budget: Budget, folder: Path
+) -> Speed:
+    """Tokens a second of a shape: the roofline of the device that it is wanted for, or layers timed on the one that is here.
 
     The times that were used lie in `folder` afterwards, and are what an interrupted run goes on with.
     """
     if kind == ROOFLINE:
-        return lambda config: decode_step(config, budget).tokens_per_second(device)
-    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = LatencyTable.open(budget, here, parent)
+        return lambda config: decode_step(config, budget).tokens_per_second(wanted)
+    table = LatencyTable.open(budget, torch.device(here), parent)
     used = folder / LATENCY
     if used.is_file():
         table = dataclasses.replace(table, times=LatencyTable.read(used))
     else:
         shapes = [target.config(parent, scores) for target in targets(parent, grid)]
         with progress("latency", len(set(parent.pattern)) + 1, "kinds") as bar:
-            table.measure(shapes, decode_timer(budget, here), bar.advance)
+            table.measure(shapes, decode_timer(budget, torch.device(here)), bar.advance)
         dataclasses.replace(table, file=used).save()
     return table.tokens_per_second
 

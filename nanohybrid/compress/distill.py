@@ -97,10 +97,13 @@ class DistillRecipe:
         return -(-self.tokens // self.batch_tokens)
 
 
-def distill(recipe: DistillRecipe, student: Path, teacher: Path, data: Path, out: Path, pretraining: Path | None = None) -> Path:
+def distill(
+    recipe: DistillRecipe, student: Path, teacher: Path, data: Path, out: Path, pretraining: Path | None = None, device: str = "cpu"
+) -> Path:
     """Train the checkpoint `student` towards `teacher` on the token stores of `data`, mixed with those of `pretraining`.
 
-    data: a directory of stores, or an alignment's output, whose `stores` are read. Writes the student's checkpoint to `out`.
+    data: a directory of stores, or an alignment's output, whose `stores` are read. Writes the student's checkpoint to `out`. device: where
+    both are while one learns.
     """
     refuse_quantized(student)
     check_vocabularies(student, teacher)
@@ -111,7 +114,7 @@ def distill(recipe: DistillRecipe, student: Path, teacher: Path, data: Path, out
             return out
         stores, weights = mixture(recipe, data, pretraining)
         loader = Lessons(recipe, stores, weights)
-        network = load(student, dtype=torch.float32)
+        network = load(student, torch.float32, device)
         for name, store in stores.items():
             store.check_ids(network.config.vocab_size, f"{data}: {name}")
         learn(recipe, stage, network, teacher, loader, measured_batches(recipe, data, loader), between)
@@ -143,7 +146,7 @@ def learn(
     def train(batches: Callable[[int], B], loss: Callable[[HybridLM, B], tuple[Tensor, int]]) -> None:
         fit(network, batches, loss, recipe, steps=recipe.steps, stage=stage, name="distill")
 
-    with teaching(teacher, recipe.teacher) as parent:
+    with teaching(teacher, recipe.teacher, network.device) as parent:
         measure("kl_before", parent)
         if not recipe.top_k:
             train(loader.batch, divergence(parent, recipe.temperature, recipe.every_token, between))
@@ -160,7 +163,7 @@ def learn(
         return answers.batch(batch, rows_learnt(batch, recipe.every_token), step)
 
     train(taught, partial(answered, temperature=recipe.temperature))
-    with teaching(teacher, recipe.teacher) as parent:
+    with teaching(teacher, recipe.teacher, network.device) as parent:
         measure("kl_after", parent)
 
 
@@ -222,9 +225,9 @@ def answered(student: HybridLM, taught: Taught, temperature: float) -> tuple[Ten
 
 
 def rows_learnt(batch: Batch, every_token: bool) -> Tensor:
-    """[R]: which tokens of a batch are learnt, ascending."""
+    """[R]: which tokens of a batch are learnt, ascending, where the batch is."""
     mask_T, count = learnt(batch, every_token)
-    return torch.arange(count) if mask_T is None else mask_T.nonzero().squeeze(1)
+    return torch.arange(count, device=batch.tokens_T.device) if mask_T is None else mask_T.nonzero().squeeze(1)
 
 
 def learnt(batch: Batch, every_token: bool) -> tuple[Tensor | None, int]:
@@ -238,7 +241,7 @@ def learnt(batch: Batch, every_token: bool) -> tuple[Tensor | None, int]:
 def mean_divergence(student: HybridLM, teacher: Teacher, batches: list[Batch], every_token: bool = False) -> float:
     """KL(teacher || student) of a token, in nats, over some batches."""
     total, count = 0.0, 0
-    for batch in batches:
+    for batch in (batch.to(student.device) for batch in batches):
         mask_T, tokens = learnt(batch, every_token)
         hidden = [model.hidden(batch.tokens_T, batch.layout) for model in (student, teacher)]
         total += chunked_forward_kl(hidden[0], student.head_weight, hidden[1], teacher.head_weight, mask_T=mask_T).double().sum().item()

@@ -59,15 +59,15 @@ def check_shapes(recipe: CompressRecipe, parent: HybridConfig) -> None:
         within(recipe.budget(parent), parent, ((target, target.config(parent, None)) for target in targets(parent, grid)))
 
 
-def quantised(recipe: CompressRecipe, model: Path, out: Path, data: Path) -> dict[str, Path]:
+def quantised(recipe: CompressRecipe, model: Path, out: Path, data: Path, device: str) -> dict[str, Path]:
     """A checkpoint quantised into `out`, by its name among the steps; nothing where the recipe has no format."""
     if recipe.quantize is None:
         return {}
     how = QuantizeRecipe(recipe.quantize, recipe.samples, recipe.length)
-    return {QUANTISED: quantize_stage(how, model, out, data)}
+    return {QUANTISED: quantize_stage(how, model, out, data, device)}
 
 
-def accuracies(recipe: CompressRecipe, steps: Mapping[str, Path], stage: Stage) -> dict[str, dict[str, Any]]:
+def accuracies(recipe: CompressRecipe, steps: Mapping[str, Path], stage: Stage, device: str) -> dict[str, dict[str, Any]]:
     """By step: the share of right answers with its 95 % interval, and the like by family; each model's is logged as it is known."""
     if not recipe.problems:
         return {}
@@ -75,7 +75,7 @@ def accuracies(recipe: CompressRecipe, steps: Mapping[str, Path], stage: Stage) 
     problems = draw_problems(asked.tasks, asked.problems, asked.seed)
 
     def answers(name: str) -> dict[str, Any]:
-        llm = LLM(steps[name], torch.float32, max_running=min(RUNNING, len(problems)))
+        llm = LLM(steps[name], torch.float32, device, max_running=min(RUNNING, len(problems)))
         found = accuracy(asked, llm, problems, thinking=True, label=f"{name} answers")
         return {key: value for key, value in found.items() if key not in ("examples", "difficulties")}
 

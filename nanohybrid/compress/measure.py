@@ -33,12 +33,13 @@ def importance_of(
     rounds: int | None,
     layers_by: str = ITERATIVE,
     stream: bool | None = None,
+    device: str = "cpu",
 ) -> Importance:
     """Scores of `model`, read from `directory` where they were measured before, else measured and written there.
 
     model: in memory, or a checkpoint. rounds: how many layers may go; None leaves layers unranked. layers_by: how they are ranked:
     iteratively, each after the one before it is gone; one-shot, each alone; by cosine, which costs no further pass. stream: whether a
-    checkpoint is read layer by layer to rank iteratively; None: where it has no room whole.
+    checkpoint is read layer by layer to rank iteratively; None: where it has no room whole. device: where a checkpoint is measured.
     """
     if isinstance(model, HybridLM) and (found_format := format_in(model)) is not None:
         raise InputError(f"the model is quantised ({found_format}): take the checkpoint that it was made from")
@@ -48,11 +49,11 @@ def importance_of(
         ranked = rounds is None or (found.facts.get("layers_by", ITERATIVE) == layers_by and found.facts.get("rounds", -1) >= rounds)
         if same and ranked:
             return found
-    if isinstance(model, Path) and (rounds is None or layers_by != ITERATIVE or streams(model, stream)):
+    if isinstance(model, Path) and (rounds is None or layers_by != ITERATIVE or streams(model, stream, device)):
         with CheckpointReader(model) as reader:
-            scores = _scored(Stored(reader), calibration, outgoing, rounds, layers_by)
+            scores = _scored(Stored(reader, device=device), calibration, outgoing, rounds, layers_by)
     else:
-        loaded = load(model, dtype=torch.float32) if isinstance(model, Path) else model
+        loaded = load(model, torch.float32, device) if isinstance(model, Path) else model
         scores = _scored(loaded, calibration, outgoing, rounds, layers_by)
     scores.save(directory)
     return scores

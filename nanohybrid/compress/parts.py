@@ -22,7 +22,7 @@ from nanohybrid.model.lm import Block
 from nanohybrid.model.norms import RMSNorm
 
 EMBEDDINGS, FINAL, HEAD = "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight"
-ROWS = 4096  # of the head that are squared at once; four times as many are read of a table
+PIECE = 2**25  # bytes in fp32 of what is read of a table at once; the piece before it may still be held
 
 
 class Parts(Protocol):
@@ -41,8 +41,8 @@ class Parts(Protocol):
 
     def final_norm(self) -> RMSNorm: ...
 
-    def head_pieces(self, rows: int) -> Iterator[Tensor]:
-        """The head [V, E] in pieces of at most `rows` rows, in order."""
+    def head_pieces(self) -> Iterator[Tensor]:
+        """The head [V, E] in pieces of some rows, in order."""
         ...
 
 
@@ -63,8 +63,8 @@ class Loaded:
     def final_norm(self) -> RMSNorm:
         return self.model.backbone.norm_f
 
-    def head_pieces(self, rows: int) -> Iterator[Tensor]:
-        yield from self.model.head_weight.split(rows)
+    def head_pieces(self) -> Iterator[Tensor]:
+        yield from self.model.head_weight.split(rows_of(self.config))
 
 
 class Stored:
@@ -75,8 +75,9 @@ class Stored:
 
     def embedded(self, tokens: list[Tensor]) -> list[Tensor]:
         found = [torch.empty(len(tokens_T), self.config.hidden_size, dtype=self.dtype, device=self.device) for tokens_T in tokens]
-        for begin in range(0, self.config.vocab_size, 4 * ROWS):
-            table_VE = self.rows(EMBEDDINGS, begin, begin + 4 * ROWS)
+        rows = rows_of(self.config)
+        for begin in range(0, self.config.vocab_size, rows):
+            table_VE = self.rows(EMBEDDINGS, begin, begin + rows)
             for tokens_T, found_TE in zip(tokens, found, strict=True):
                 here_T = ((tokens_T >= begin) & (tokens_T < begin + len(table_VE))).nonzero().squeeze(1)
                 found_TE[here_T] = table_VE[tokens_T[here_T] - begin]
@@ -91,6 +92,8 @@ class Stored:
                 tensor = self.read(f"backbone.layers.{index}.{name}")
                 setattr(block.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
             yield block.eval()
+            for parameter in block.parameters():  # whoever asked still holds it, and would while the next one is read
+                parameter.data = parameter.new_empty(0)
 
     def final_norm(self) -> RMSNorm:
         with torch.device("meta"):
@@ -98,7 +101,8 @@ class Stored:
         norm.weight = nn.Parameter(self.read(FINAL), requires_grad=False)
         return norm
 
-    def head_pieces(self, rows: int) -> Iterator[Tensor]:
+    def head_pieces(self) -> Iterator[Tensor]:
+        rows = rows_of(self.config)
         name = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
         for begin in range(0, self.config.vocab_size, rows):
             yield self.rows(name, begin, begin + rows)
@@ -132,10 +136,15 @@ class Cut(Stored):
         return Slice(piece.source, (None, piece.indices[1])).cut(super().rows(piece.source, begin, end))
 
 
+def rows_of(config: HybridConfig) -> int:
+    """How many rows of a table are a piece."""
+    return max(1, PIECE // (4 * config.hidden_size))
+
+
 def head_norm(parts: Parts) -> Tensor:
     """[E] in fp32: the L2 norm of the weights by which the head reads each channel."""
     total_E = torch.zeros(parts.config.hidden_size, device=parts.device)
-    for part_VE in parts.head_pieces(ROWS):
+    for part_VE in parts.head_pieces():
         total_E += part_VE.detach().float().square().sum(0)
     return total_E.sqrt().cpu()
 
@@ -144,6 +153,6 @@ def head_gram(parts: Parts) -> Tensor:
     """[E, E]: W^T W of the head in fp32, added up over slices of the vocabulary."""
     size = parts.config.hidden_size
     total_EE = torch.zeros(size, size, device=parts.device)
-    for part_VE in parts.head_pieces(4 * ROWS):
+    for part_VE in parts.head_pieces():
         total_EE.addmm_(part_VE.detach().float().T, part_VE.detach().float())
     return total_EE

@@ -33,8 +33,10 @@ class PruneRecipe:
     """How layers are ranked where their number is given: iterative (the paper's), one-shot, or cosine; the last two stream."""
 
 
-def prune(recipe: PruneRecipe, model: Path, out: Path, importance: Path | None = None, calibration: Path | None = None) -> Path:
-    """Prune the checkpoint `model` into `out`, by scores from a file or measured on `calibration` documents."""
+def prune(
+    recipe: PruneRecipe, model: Path, out: Path, importance: Path | None = None, calibration: Path | None = None, device: str = "cpu"
+) -> Path:
+    """Prune the checkpoint `model` into `out`, by scores from a file or measured on `calibration` documents, on a device."""
     refuse_quantized(model)
     config = read_config(model)
     recipe.target.check(config)
@@ -52,7 +54,8 @@ def prune(recipe: PruneRecipe, model: Path, out: Path, importance: Path | None =
             samples = Calibration.read(calibration, model, recipe.samples, recipe.length)
             TokenStore.from_documents(samples.samples).check_ids(config.vocab_size, calibration)
             rounds = None if recipe.target.layers is None else config.num_hidden_layers - recipe.target.layers
-            scores = importance_of(model, samples, stage.directory / "importance", recipe.outgoing, rounds, recipe.layers_by)
+            folder = stage.directory / "importance"
+            scores = importance_of(model, samples, folder, recipe.outgoing, rounds, recipe.layers_by, device=device)
         kept = recipe.target.kept(config, scores)
         with CheckpointReader(model) as reader:
             tensors = len(reader.names())

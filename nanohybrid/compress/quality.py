@@ -25,7 +25,6 @@ from nanohybrid.model import HybridLM
 
 Read = tuple[Tensor, Tensor]
 ROWS = 1024  # tokens whose logits are held at once
-PIECE = 16_384  # tokens of the vocabulary that are, where the head is read in pieces
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def _read_streamed(parts: Parts, batches: list[Batch]) -> list[Read]:
     read = [Scores.of(norm(h_TE)[rows_T], batch.targets_T[rows_T]) for h_TE, rows_T, batch in zip(hidden, rows, batches, strict=True)]
     hidden.clear()
     begin = 0
-    for piece_VE in parts.head_pieces(PIECE):
+    for piece_VE in parts.head_pieces():
         for scores in read:
             scores.add(piece_VE, begin)
         begin += len(piece_VE)

@@ -40,9 +40,15 @@ class Quantisation:
 
 
 def quantize_checkpoint(
-    source: Path, format: str, directory: Path, documents: Calibration | None = None, advance: Advance | None = None
+    source: Path,
+    format: str,
+    directory: Path,
+    documents: Calibration | None = None,
+    advance: Advance | None = None,
+    device: str = "cpu",
 ) -> Quantisation:
-    """Quantise the checkpoint `source` into `directory`; memory for a layer, a matrix' work, and the documents' hidden states.
+    """Quantise the checkpoint `source` into `directory`, working on a device; memory for a layer, a matrix' work, and the documents'
+    hidden states.
 
     Raises CheckpointError, or InputError for weights that cannot be quantised.
     """
@@ -50,18 +56,21 @@ def quantize_checkpoint(
         chosen = quantized_names(reader.config, format)
         dtypes = {name: reader.dtype(name) for name in reader.names()}
         with CheckpointWriter(directory, reader.config, dtypes, assets=source, formats=dict.fromkeys(chosen, format)) as writer:
-            return _Work(reader, writer, format, set(chosen), advance).run(documents)
+            return _Work(reader, writer, format, set(chosen), advance, device).run(documents)
 
 
 class _Work:
-    def __init__(self, reader: CheckpointReader, writer: CheckpointWriter, format: str, chosen: set[str], advance: Advance | None) -> None:
+    def __init__(
+        self, reader: CheckpointReader, writer: CheckpointWriter, format: str, chosen: set[str], advance: Advance | None, device: str
+    ) -> None:
         self.reader, self.writer, self.format, self.chosen, self.advance = reader, writer, format, chosen, advance
+        self.device = device
         self.declared = parameters(reader.config)
         self.found = Quantisation(format, kept=[name for name in quantizable(reader.config) if name not in chosen])
 
     def run(self, documents: Calibration | None) -> Quantisation:
         """Layers first, one after another, then what belongs to none of them."""
-        parts = Stored(self.reader, self.reader.common_dtype)
+        parts = Stored(self.reader, self.reader.common_dtype, self.device)
         carried = None if documents is None else Carried.of(parts, documents, learn=self.format == "int4")
         if carried is None:
             for name in self.reader.names():
@@ -88,7 +97,7 @@ class _Work:
 
     def head(self, name: str) -> nn.Module:
         """The original's head."""
-        weight = self.reader.tensor(name, self.reader.common_dtype)
+        weight = self.reader.tensor(name, self.reader.common_dtype, self.device)
         with torch.device("meta"):
             module = linear(weight.shape[1], weight.shape[0])
         module.weight = nn.Parameter(weight, requires_grad=False)
@@ -96,7 +105,7 @@ class _Work:
 
     def store(self, name: str, importance_K: Tensor | None = None) -> QuantizedLinear | None:
         """Store one tensor, as codes where it is one of those; returns them."""
-        tensor = self.reader.tensor(name)
+        tensor = self.reader.tensor(name, device=self.device)
         quantised = quantized_linear(name, tensor, self.format, importance_K) if name in self.chosen else None
         if quantised is None:
             self.writer.write(name, tensor)

@@ -35,8 +35,8 @@ class QuantizeRecipe:
             raise ConfigError(f"samples is {self.samples} and length {self.length}: at least 1 document and 2 tokens are needed")
 
 
-def quantize_stage(recipe: QuantizeRecipe, model: Path, out: Path, documents: Path | None = None) -> Path:
-    """Quantise the checkpoint `model` into `out`, and compare both on `documents` (as for `Calibration.read`)."""
+def quantize_stage(recipe: QuantizeRecipe, model: Path, out: Path, documents: Path | None = None, device: str = "cpu") -> Path:
+    """Quantise the checkpoint `model` into `out`, and compare both on `documents` (as for `Calibration.read`); on a device."""
     if documents is not None:
         require("matplotlib", "train")  # for the report at the end
     refuse_quantized(model, "it can be quantised no further; take the one that it was made from")
@@ -51,7 +51,7 @@ def quantize_stage(recipe: QuantizeRecipe, model: Path, out: Path, documents: Pa
             samples = Calibration.read(documents, model, recipe.samples, recipe.length)
             TokenStore.from_documents(samples.samples).check_ids(vocab_size, documents)
         with progress("quantize", tensors, "tensors") as bar:
-            found = quantize_checkpoint(model, recipe.format, stage.directory, samples, bar.advance)
+            found = quantize_checkpoint(model, recipe.format, stage.directory, samples, bar.advance, device)
         stage.measure(**measures(found))
         if samples is not None:
             stage.spend(tokens=samples.tokens)

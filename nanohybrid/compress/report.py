@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 GIB, MIB = 2**30, 2**20
 ROWS = 12  # candidates in the table
 POINTS = 200  # points of a curve of sorted scores
+CURVES = 5  # of layers of a kind, in one figure
 
 
 def compression_report(
@@ -44,30 +45,31 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
     count, agreement, work = Footprint.of(parent).parameters, measures["agreement"], measures["at_work"]
     last = list(agreement)[-1]
     then = f" Last its matrices became {budget.dtype}." if budget.dtype in QUANTISED else ""
+    room = f"{amount(budget.bytes)} while it works on {_sequences(budget)} of {budget.context:,} tokens, its weights in {budget.dtype}"
     speeds = [work[name].get("tokens_per_second", "no room here to run it") for name in ("parent", "result")]
     if chosen.config == parent:
-        what = f"A model was to fit {budget}. It fits whole, so nothing was cut, and nothing had to be learnt again.{then}"
+        what = f"A model was to fit {room}. It fits whole, so nothing was cut, and nothing had to be learnt again.{then}"
         alike = f"the result's likeliest next token is the parent's {agreement[last]:.1%} of the time."
     else:
         what = (
-            f"A model was made smaller, so that it fits {budget}. Its least important parts were cut out, and what was left learnt from "
-            f"the whole model again.{then}"
+            f"A model, the parent, was made smaller, so that it fits {room}. Its least important parts were cut out, and what was left "
+            f"learnt from the parent again.{then}"
         )
         alike = (
             f"the result's likeliest next token is the parent's {agreement[last]:.1%} of the time; right after the cut it was "
             f"{agreement['pruned']:.1%}."
         )
     report.text(
-        f"{what} The parent takes {amount(before['total'])}, the result {amount(after['total'])}, with {chosen.parameters:,} of {count:,} "
-        f"parameters ({chosen.parameters / count:.0%}). On the documents it was measured on, {alike}"
+        f"{what} So at work the parent takes {amount(before['total'])}, the result {amount(after['total'])}, with "
+        f"{chosen.parameters:,} of {count:,} parameters ({chosen.parameters / count:.0%}). On the documents it was measured on, {alike}"
     )
-    report.figure(plots.strip({"parent": parent.pattern, "result": chosen.config.pattern}), "The layers of both.")
+    report.figure(plots.strip({"parent": parent.pattern, "result": chosen.config.pattern}), "The layers of both, first to last.")
     parts = {"weights": "weights", "kv": "keys and values", "state": "states", "reserve": "a step", "total": "total"}
     shown = [part for part in parts if before[part]]
     unit, name = (GIB, "GiB") if before["total"] >= GIB else (MIB, "MiB")
     series = {who: [table[part] / unit for part in shown] for who, table in (("parent", before), ("result", after))}
-    figure = plots.bars([parts[part] for part in shown], series, name)
-    figure.axes[0].axhline(budget.bytes / unit, color=plots.COLOURS[2], linewidth=1.2)
+    figure = plots.bars([parts[part] for part in shown], series, f"memory, {name}")
+    _budget_line(figure, budget.bytes / unit, len(shown))
     step = (
         f' "A step" is the reserve of the budget: what the engine computes with while it takes in {budget.step:,} tokens of a prompt, '
         "a bound from the widths of the layers."
@@ -81,19 +83,30 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
     report.table(["at work", "parent", "result"], rows)
     beside = ", the parent in bf16" if then else ""
     report.text(
-        f"One decode step of {budget.batch} sequence{'s' * (budget.batch > 1)} at {int(work['parent']['context']):,} tokens of context, "
-        f"{budget.dtype}{beside}, in turns, the quickest of a few; bytes as allocated at the whole context. A busy machine blurs the "
-        "first line."
+        f"Speed: one decode step, which adds a token to {_sequences(budget)} of {int(work['parent']['context']):,} tokens, in "
+        f"{budget.dtype}{beside}; both models in turns, the quickest of a few. A busy machine blurs it. Memory: as allocated for "
+        f"{budget.context:,} tokens."
     )
 
 
+def _budget_line(figure: Figure, height: float, groups: int) -> None:
+    """The budget over all groups of bars, named at its end; not over the last bar, whose number stands just where the budget does."""
+    axes, colour, last = figure.axes[0], plots.COLOURS[2], groups - 1
+    axes.hlines([height, height], [-0.5, last + 0.42], [last, last + 0.5], color=colour, linewidth=1.2)
+    axes.annotate("budget", (last + 0.5, height), (3, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour)
+
+
+def _sequences(budget: Budget) -> str:
+    return f"{budget.batch:,} sequence{'s' * (budget.batch > 1)}"
+
+
 WHY = {
-    "num_hidden_layers": "layers whose absence changes the output least",
-    "hidden_size": "channels of the residual stream whose activations, and the weights that read them, are smallest",
-    "intermediate_size": "neurons of the MLPs that fire least into weights that matter",
-    "mamba_num_heads": "heads of each Mamba layer, as many in each group",
-    "mamba_head_dim": "the same channels in every Mamba head",
-    "num_attention_heads": "query heads, as many for each key/value head",
+    "num_hidden_layers": ("layers", "those without which the output changes least"),
+    "hidden_size": ("embedding channels", "those whose activations, and the weights that read them, are smallest; the same in every layer"),
+    "intermediate_size": ("neurons of each MLP", "those that fire least into weights that matter"),
+    "mamba_num_heads": ("heads of each Mamba-2 layer", "the weakest, as many in each group"),
+    "mamba_head_dim": ("channels of each Mamba-2 head", "the weakest, the same in every head"),
+    "num_attention_heads": ("query heads of each attention layer", "the weakest, as many for each key/value head"),
 }
 
 
@@ -101,17 +114,18 @@ def _removed(report: Report, parent: HybridConfig, scores: Importance, chosen: C
     """What went from each axis, and the share of its measured importance that went with it."""
     promise, sizes = Promise(parent, scores), sizes_of(parent)
     report.section("What was removed, and why").text(
-        "Every axis of the model was scored (next section). What scored least went, as much as the budget asked. The last column is the "
-        "share of an axis' importance that went with it: squared scores for widths, the changes of the output for layers."
+        "Everything that could go was scored (next section). What scored least went, as much as the budget asked. Importance lost: the "
+        "share of the squared scores that went, of layers the share of their changes of the output."
     )
     rows = []
     for (axis, before), shape in zip(sizes.items(), SHAPE, strict=True):
         after = getattr(chosen.config, shape)
         if before != after:
             lost = promise.lost(Target(**{axis: after}))
-            rows.append([shape, before, after, f"{1 - after / before:.0%}", f"{lost:.1%}", WHY[shape]])
+            what, which = WHY[shape]
+            rows.append([what, before, after, f"{1 - after / before:.0%}", f"{lost:.1%}", which])
     if rows:
-        report.table(["axis", "parent", "result", "removed", "importance lost", "what went"], rows)
+        report.table(["what", "parent", "result", "removed", "importance lost", "which went"], rows)
     else:
         report.text("Nothing: the parent itself fits.")
     by_part = Footprint.of(chosen.config).parameters_by_part
@@ -122,45 +136,64 @@ def _removed(report: Report, parent: HybridConfig, scores: Importance, chosen: C
 
 def _importance(report: Report, parent: HybridConfig, scores: Importance) -> None:
     facts = scores.facts
-    times = ", times the norm of the weights that read them" if facts.get("outgoing") else ""
+    times = ", times the norm of the weights that read it" if facts.get("outgoing") else ""
     report.section("What matters").text(
-        f"Measured on {facts['samples']} documents of {facts['tokens']:,} tokens (`{facts['calibration']}`): mean activation over a "
-        f"sequence, L2 over documents{times}. A curve that falls steeply is an axis with much to spare.{_stability(facts)}"
+        f"A score says how strongly a part of the model fires: the mean size of its activation over a document, then the root of the "
+        f"summed squares over documents{times}. Measured on {facts['samples']:,} documents of {facts['tokens']:,} tokens together (their "
+        f"hash: `{facts['calibration']}`). A curve that falls steeply has much to spare.{_stability(facts)}"
     )
-    curves = {"embedding": scores.embedding} | {f"FFN {layer}": values for layer, values in scores.ffn.items()}
-    report.figure(_sorted(curves, "embedding channels and FFN neurons"), "Scores from the highest to the lowest, as shares of the highest.")
+    curves, some = _few({f"MLP {layer}": values for layer, values in scores.ffn.items()})
+    report.figure(
+        _sorted({"embedding": scores.embedding} | curves, "embedding channels, and neurons of the MLP in layer ..."),
+        f"Scores from the highest to the lowest, as shares of the highest.{some}",
+    )
     if scores.mamba:
         channels = scores.mamba_channels()
-        heads = {f"heads {layer}": scores.mamba_heads(layer, range(len(channels))) for layer in scores.mamba}
-        report.figure(_sorted({"channels": channels} | heads, "Mamba heads and their channels"), "Heads of each Mamba layer, and channels.")
+        heads, some = _few({f"heads {layer}": scores.mamba_heads(layer, range(len(channels))) for layer in scores.mamba})
+        report.figure(
+            _sorted({"channels": channels} | heads, "channels of all Mamba-2 heads, and heads of layer ..."),
+            f"The same for Mamba-2: the channels of a head, over all heads and layers, and the heads of a layer.{some}",
+        )
     if scores.attention:
-        table = {f"layer {layer}": values for layer, values in scores.attention.items()}
-        report.figure(_sorted(table, "attention heads"), "Query heads of each attention layer.")
-    labels = [f"{index} {kind}" for index, kind in enumerate(parent.pattern)]
+        table, some = _few({f"layer {layer}": values for layer, values in scores.attention.items()})
+        report.figure(_sorted(table, "query heads of attention layers"), f"The same for the query heads of an attention layer.{some}")
     by_cosine = facts.get("layers_by") == "cosine"
     if len(scores.layers) and not by_cosine:
         report.figure(
-            plots.bars(labels, {"change": scores.layers.tolist()}, "mean squared change of the logits"),
-            f"What skipping one layer alone changes. The order in which they would go: {', '.join(map(str, scores.order))}.",
+            plots.by_layer(parent.pattern, scores.layers.tolist(), "mean squared change of the logits"),
+            "How much the logits, the model's scores for the next token, change when one layer alone is skipped. The order in which "
+            f"layers would go: {', '.join(map(str, scores.order))}.",
         )
     if len(scores.cosine):
         order = f" The order in which they would go: {', '.join(map(str, scores.order))}." if by_cosine else ""
         report.figure(
-            plots.bars(labels, {"turn": scores.cosine.tolist()}, "1 - cosine"),
-            f"How far each layer turns the hidden state: a second opinion, from one pass and layer by layer.{order}",
+            plots.by_layer(parent.pattern, scores.cosine.tolist(), "1 - cosine"),
+            "How far each layer turns the hidden state, 0 where it leaves its direction alone: a second opinion, which costs one pass."
+            f"{order}",
         )
     rows = [
         [index, KINDS[kind], *(float(values[index]) if len(values) else "" for values in (scores.layers, scores.cosine))]
         for index, kind in enumerate(parent.pattern)
     ]
-    report.table(["layer", "kind", "score", "1 - cosine"], rows)
+    report.table(["layer", "kind", "change of the logits", "1 - cosine"], rows)
 
 
 def _stability(facts: Mapping[str, Any]) -> str:
     """How far the rankings on the even and on the odd documents agree, as a sentence."""
     rows = facts.get("stability") or {}
     named = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in rows.items())
-    return f" Rank correlation between the scores on every other document and on the rest: {named}." if rows else ""
+    what = "Are these orders the model's, or the documents'? Rank correlation of the scores on every other document with those on the rest"
+    return f" {what} (1: the same order): {named}." if rows else ""
+
+
+def _few(curves: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """At most so many of the curves as can be told apart, from the steepest to the flattest, and a sentence where some are left out."""
+    if len(curves) <= CURVES:
+        return curves, ""
+    steep = sorted(curves, key=lambda name: float(curves[name].mean() / curves[name].max().clamp(min=1e-30)))
+    shown = {steep[round(i * (len(steep) - 1) / (CURVES - 1))] for i in range(CURVES)}
+    kept = {name: values for name, values in curves.items() if name in shown}
+    return kept, f" {CURVES} of {len(curves)} layers, from the steepest curve to the flattest."
 
 
 def _sorted(curves: dict[str, Tensor], title: str) -> Figure:
@@ -171,7 +204,7 @@ def _sorted(curves: dict[str, Tensor], title: str) -> Figure:
         last = max(len(ordered) - 1, 1)
         places = sorted({round(i * last / POINTS) for i in range(POINTS + 1)} & set(range(len(ordered))))
         series[name] = [(place / last, float(ordered[place] / ordered[0].clamp(min=1e-30))) for place in places]
-    return plots.lines(series, "share of the axis", "score", title)
+    return plots.lines(series, "share of them, the strongest first", "score", title)
 
 
 COLUMNS = {
@@ -184,13 +217,14 @@ COLUMNS = {
 def _candidates(report: Report, budget: Budget, found: Search) -> None:
     tried = [candidate for candidate in found.candidates if candidate.loss is not None]
     raced = [candidate for candidate in tried if candidate.healed is not None]
+    rest = f", {ROWS - 1} others below" if len(tried) > ROWS else ""
     report.section("What was tried").text(
-        f"{len(found.candidates)} shapes of the grid fit {budget}, {found.rejected} were too large. Those that no other one exceeds on "
-        f"every axis were cut and tried as they are, those that lose least importance first: {len(tried)} of them. "
+        f"Of all shapes that the recipe lists, {len(found.candidates):,} fit {budget}, and {found.rejected:,} were too large. A shape that "
+        f"another one exceeds in everything was left out. Of the others the {len(tried)} that lose least importance were cut and tried. "
         + (f"The best {len(raced)} then learnt a little, and the better half of them went on for twice as long. " if raced else "")
-        + "Of those as good as the best, the fastest was chosen; it stands first. Loss: the mean surprise at the next token of a "
-        "document, in nats, right after the cut; lower is better. Agreement: how often its likeliest next token is the parent's. Tokens a "
-        "second are an estimate, of all sequences together."
+        + f"Of those as good as the best, the fastest was chosen; it stands first{rest}. Loss: the mean surprise at the next token of a "
+        "document, in nats (1 nat is 1.44 bits), right after the cut; lower is better. Agreement: how often its likeliest next token is "
+        "the parent's. Tokens a second are an estimate, of all sequences together."
     )
     kinds = set(found.chosen.config.pattern)
     shown = {name: label for name, (label, kind) in COLUMNS.items() if kind is None or kind in kinds}
@@ -202,12 +236,15 @@ def _candidates(report: Report, budget: Budget, found: Search) -> None:
     ]
     names = [*shown.values(), "parameters", "memory", "tok/s, estimated", "loss, nats", "agreement"]
     report.table([*names, *(["KL, learnt"] if raced else [])], rows)
-    places = [(c.bytes["total"] / MIB, float(c.loss or 0.0)) for c in tried]
-    report.figure(_points(places, "MiB", "loss, nats"), "Loss after the cut against memory. The line joins those that none beats in both.")
+    unit, name = (GIB, "GiB") if tried[0].bytes["total"] >= GIB else (MIB, "MiB")
+    places = [(c.bytes["total"] / unit, float(c.loss or 0.0)) for c in tried]
+    figure = _points(places, f"memory, {name}", "loss, nats")
+    front = "The line joins those that none beats in both."
+    report.figure(figure, f"Loss right after the cut against memory: lower, and further to the left, is better. {front}")
     slowness = [(1e3 / max(c.tokens_per_second, 1e-9), float(c.loss or 0.0)) for c in tried]
     report.figure(
         _points(slowness, "milliseconds a token, estimated", "loss, nats"),
-        "Loss after the cut against time a token: the Pareto front of both.",
+        "The same against the time of a token.",
     )
 
 

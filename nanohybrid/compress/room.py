@@ -1,8 +1,10 @@
-"""Whether a model may be held whole on this machine, or is to be read layer by layer."""
+"""Whether a model may be held whole where it is measured, or is to be read layer by layer."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import torch
 
 from nanohybrid.checkpoint import read_config
 from nanohybrid.model import Footprint
@@ -12,8 +14,12 @@ BESIDE = 2**30  # bytes for hidden states, logits and the libraries
 COPIES = 2  # the parent in fp32, and the shape that is being tried
 
 
-def free_bytes() -> int | None:
-    """Memory that a process may still take here: what the system says is available, and within its cgroup; None where nobody says."""
+def free_bytes(device: str | torch.device = "cpu") -> int | None:
+    """Memory that a process may still take on a device: of a GPU what its driver says is free, and what torch keeps of it unused; else
+    what the system says is available, and within its cgroup; None where nobody says.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     found = []
     if MEMINFO.is_file():
         rows = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
@@ -25,9 +31,9 @@ def free_bytes() -> int | None:
     return min(found) if found else None
 
 
-def streams(model: Path, wanted: bool | None = None) -> bool:
+def streams(model: Path, wanted: bool | None = None, device: str | torch.device = "cpu") -> bool:
     """Whether to read the checkpoint layer by layer: as it is wanted, else where what is measured on it in fp32 has no room whole."""
     if wanted is not None:
         return wanted
-    free = free_bytes()
+    free = free_bytes(device)
     return free is not None and COPIES * 4 * Footprint.of(read_config(model)).parameters + BESIDE > free

@@ -138,10 +138,13 @@ class CompressRecipe:
         return grid_of(parent, self.grid) if self.grid == Grid() else self.grid
 
 
-def compress(recipe: CompressRecipe, model: Path, data: Path | None, out: Path, pretraining: Path | None = None) -> Path:
+def compress(
+    recipe: CompressRecipe, model: Path, data: Path | None, out: Path, pretraining: Path | None = None, run_on: str = "cpu"
+) -> Path:
     """Compress the checkpoint `model` to a budget; `data` holds the documents to calibrate with and to learn from again.
 
     data: None for the model's own chats, else text that is here anyway (documents.py). data and pretraining otherwise as in `distill`.
+    run_on: where all of it is computed, which is this machine's affair; the recipe's `device` is what the result is wanted for.
     """
     require("matplotlib", "train")  # for the report at the end
     refuse_quantized(model)
@@ -150,7 +153,7 @@ def compress(recipe: CompressRecipe, model: Path, data: Path | None, out: Path, 
     with open_stage(out, "compress", recipe, inputs, recipe.distill.seed) as stage:
         if not stage.complete:
             data = data or documents_for(model, stage.directory / "documents")
-            Compression(recipe, stage, model, data, pretraining).run()
+            Compression(recipe, stage, model, data, pretraining, run_on).run()
     return out
 
 
@@ -163,12 +166,13 @@ class Compression:
     model: Path
     data: Path
     pretraining: Path | None
+    run_on: str
 
     def run(self) -> None:
         """All parts in order, and the page at the end."""
         recipe, stage = self.recipe, self.stage
         if "streamed" not in stage.measures:  # once: a resumed run goes on as it began, to the bit
-            stage.measure(streamed=streams(self.model, recipe.stream))
+            stage.measure(streamed=streams(self.model, recipe.stream, self.run_on))
         shape = read_config(self.model)
         budget, grid = recipe.budget(shape), recipe.grid_for(shape)
         calibration = Calibration.read(self.data, self.model, recipe.samples, recipe.length)
@@ -176,8 +180,10 @@ class Compression:
         folder, most = stage.directory / "importance", max(grid.drop_layers)
         with self.opened(self.model) as parent:
             ranked = parent if isinstance(parent, HybridLM) else self.model
-            scores = importance_of(ranked, calibration, folder, recipe.outgoing, most, recipe.layers_by, stage.measures["streamed"])
-            speed = speed_of(recipe.speed, device(recipe.device or "cpu"), grid, shape, scores, budget, stage.directory / "search")
+            how = recipe.outgoing, most, recipe.layers_by, stage.measures["streamed"], self.run_on
+            scores = importance_of(ranked, calibration, folder, *how)
+            wanted = device(recipe.device or "cpu")
+            speed = speed_of(recipe.speed, wanted, self.run_on, grid, shape, scores, budget, stage.directory / "search")
             judge = Judge(parent, calibration)
             found = try_shapes(stage, grid, budget, speed, parent, scores, judge)
         del parent, ranked  # from here on the distillation holds its own
@@ -185,10 +191,10 @@ class Compression:
         pruned = self.prune(found.chosen, stage.directory / "pruned")
         steps, last = {"parent": self.model}, pruned  # which is all of the parent, where nothing was cut
         if found.chosen.config != shape:
-            last = distill(recipe.distill, pruned, self.model, self.data, stage.directory / "distilled", self.pretraining)
+            last = self.distill(recipe.distill, pruned, stage.directory / "distilled")
             steps |= {"pruned": pruned, "distilled": last}
             stage.record["tokens"] = read_record(last)["tokens"]
-        ends = quantised(recipe, last, stage.directory / "quantised", self.data)
+        ends = quantised(recipe, last, stage.directory / "quantised", self.data, self.run_on)
         steps, result = steps | ends, next(iter(ends.values()), last)
         qualities = {"parent": judge.parent}
         for name, path in list(steps.items())[1:]:
@@ -197,8 +203,8 @@ class Compression:
         stage.measure(
             losses={name: quality.loss for name, quality in qualities.items()},
             agreement={name: quality.agreement for name, quality in qualities.items()},
-            at_work=at_work({"parent": self.model, "result": result}, budget),
-            accuracy=accuracies(recipe, steps, stage),
+            at_work=at_work({"parent": self.model, "result": result}, budget, self.run_on),
+            accuracy=accuracies(recipe, steps, stage, self.run_on),
             **({} if recipe.quantize is None else {"quantised": read_record(result)["measures"]}),
             **export_gguf(recipe, last, steps, stage.directory),
             **sizes("parent", shape),
@@ -214,20 +220,24 @@ class Compression:
         """A checkpoint to measure: in memory in fp32, or to be read layer by layer. Codes of 8 or 4 bits are always in memory."""
         with CheckpointReader(path) as reader:
             if self.stage.measures["streamed"] and reader.format is None:
-                yield Stored(reader)
+                yield Stored(reader, device=self.run_on)
                 return
-        yield load(path, dtype=torch.float32).eval()
+        yield load(path, torch.float32, self.run_on).eval()
 
     def prune(self, candidate: Candidate, out: Path) -> Path:
         """A candidate's checkpoint."""
         recipe = PruneRecipe(candidate.target, self.recipe.outgoing, self.recipe.samples, self.recipe.length)
         return prune(recipe, self.model, out, importance=self.stage.directory / "importance" / FILE)
 
+    def distill(self, recipe: DistillRecipe, student: Path, out: Path) -> Path:
+        """A student's checkpoint after learning from the parent."""
+        return distill(recipe, student, self.model, self.data, out, self.pretraining, self.run_on)
+
     def learn(self, candidate: Candidate, start: Path | None, out: Path, tokens: int) -> float:
         """A candidate's divergence from the parent after learning `tokens` from it, in nats a token."""
         start = start or self.prune(candidate, out.with_name(out.name + "-cut"))
         recipe = dataclasses.replace(self.recipe.distill, tokens=tokens)
-        return float(read_record(distill(recipe, start, self.model, self.data, out, self.pretraining))["measures"]["kl_after"])
+        return float(read_record(self.distill(recipe, start, out))["measures"]["kl_after"])
 
 
 def adopt(checkpoint: Path, directory: Path) -> None:

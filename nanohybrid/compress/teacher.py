@@ -40,6 +40,9 @@ class Teacher(Protocol):
     """What a loss asks of a teacher."""
 
     @property
+    def device(self) -> torch.device: ...
+
+    @property
     def head_weight(self) -> Tensor: ...
 
     def hidden(self, tokens_T: Tensor, layout: Layout) -> Tensor: ...
@@ -48,13 +51,18 @@ class Teacher(Protocol):
 class Offloaded:
     """A checkpoint as a teacher, never more than one of its layers in memory, or its embeddings, or its head."""
 
-    def __init__(self, reader: CheckpointReader) -> None:
-        self.parts = Stored(reader)
+    def __init__(self, reader: CheckpointReader, device: str | torch.device = "cpu") -> None:
+        self.parts = Stored(reader, device=device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where each part goes when it is read."""
+        return self.parts.device
 
     @property
     def head_weight(self) -> Tensor:
         """[V, E], read anew each time."""
-        return self.parts.reader.tensor(EMBEDDINGS if self.parts.config.tie_word_embeddings else HEAD, self.parts.dtype)
+        return self.parts.read(EMBEDDINGS if self.parts.config.tie_word_embeddings else HEAD)
 
     @torch.no_grad()
     def hidden(self, tokens_T: Tensor, layout: Layout) -> Tensor:
@@ -67,14 +75,14 @@ class Offloaded:
 
 
 @contextmanager
-def teaching(checkpoint: Path, place: str) -> Iterator[Teacher]:
-    """The checkpoint as a teacher, at its place."""
+def teaching(checkpoint: Path, place: str, device: str | torch.device = "cpu") -> Iterator[Teacher]:
+    """The checkpoint as a teacher, at its place; device: where it computes, which is where its student does."""
     if place == OFFLOADED:
         with CheckpointReader(checkpoint) as reader:
-            yield Offloaded(reader)
+            yield Offloaded(reader, device)
         return
     quantize = place if place in QUANTISED else None
-    yield load(checkpoint, dtype=torch.float32, quantize=quantize).requires_grad_(False).eval()
+    yield load(checkpoint, torch.float32, device, quantize).requires_grad_(False).eval()
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class Answers:
         """Ask for what is not there yet, step by step; yields the tokens of each."""
         head_VE = teacher.head_weight
         for step in steps:
-            batch = batches(step)
+            batch = batches(step).to(teacher.device)
             if not self.file(step).exists():
                 hidden_RE = teacher.hidden(batch.tokens_T, batch.layout)[rows(batch)]
                 said = [top_k_of(part_QE @ head_VE.T, self.k, self.temperature) for part_QE in hidden_RE.split(default_chunk(len(head_VE)))]
@@ -118,7 +126,7 @@ class Answers:
                     "log_p": torch.cat([part.log_p_RK for part in said]),
                     "log_rest": torch.cat([part.log_rest_R for part in said]),
                 }
-                atomic_write(self.file(step), save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+                atomic_write(self.file(step), save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
             yield batch.layout.tokens
 
     def batch(self, batch: Batch, rows_R: Tensor, step: int) -> Taught:

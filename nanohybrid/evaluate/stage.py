@@ -34,8 +34,8 @@ SUMMARY = "summary.json"
 RUNNING = 256  # sequences at once: on a CPU a small model's step costs hardly more for many than for few
 
 
-def evaluate(recipe: EvaluateRecipe, models: Mapping[str, Path], out: Path, data: Path | None = None) -> Path:
-    """Measure the checkpoints `models` (by name) by a recipe; `data` is a directory with held-out stores (`validation*`)."""
+def evaluate(recipe: EvaluateRecipe, models: Mapping[str, Path], out: Path, data: Path | None = None, device: str = "cpu") -> Path:
+    """Measure the checkpoints `models` (by name) by a recipe, on a device; `data` is a directory with held-out stores (`validation*`)."""
     require("matplotlib", "eval")  # for the report at the end: an hour of work should not be what finds out
     if not models:
         raise InputError("there is no model to evaluate: name at least one checkpoint directory")
@@ -50,9 +50,9 @@ def evaluate(recipe: EvaluateRecipe, models: Mapping[str, Path], out: Path, data
         problems = draw_problems(recipe.tasks, recipe.problems, recipe.seed)
         curves = recipe.curve_models or tuple(models)[:1]
         for name, path in models.items():
-            evaluate_model(recipe, name, path, problems, data, name in curves, done)
+            evaluate_model(recipe, name, path, problems, data, name in curves, done, device)
         if recipe.contexts:
-            done("decode", lambda: time_decoding(recipe, models))
+            done("decode", lambda: time_decoding(recipe, models, device))
         summary = summarise(recipe, list(models), done.results)
         atomic_write(stage.directory / SUMMARY, json.dumps(summary, indent=2) + "\n")
         stage.measure(accuracy=summary["accuracy"])
@@ -75,10 +75,10 @@ class Done:
 
 
 def evaluate_model(
-    recipe: EvaluateRecipe, name: str, path: Path, problems: list[Problem], data: Path | None, curve: bool, done: Done
+    recipe: EvaluateRecipe, name: str, path: Path, problems: list[Problem], data: Path | None, curve: bool, done: Done, device: str
 ) -> None:
     """All that concerns one model but the timing."""
-    llm = LLM(path, torch.float32, max_running=RUNNING)
+    llm = LLM(path, torch.float32, device, max_running=RUNNING)
     footprint = Footprint.of(llm.model.config)
     done(f"{name}.shape", lambda: {"parameters": footprint.parameters, "pattern": llm.model.config.pattern, **asdict(footprint)})
     for mode, thinking in (("thinking", True), ("no_thinking", False)):
@@ -120,9 +120,9 @@ def held_out(data: Path | None) -> list[Path]:
     return [] if data is None else sorted(data.glob("validation*.safetensors"))
 
 
-def time_decoding(recipe: EvaluateRecipe, models: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
+def time_decoding(recipe: EvaluateRecipe, models: Mapping[str, Path], device: str) -> dict[str, list[dict[str, Any]]]:
     """Decode times of the models that the recipe names."""
-    loaded = {name: load(models[name], dtype=torch.float32) for name in recipe.decode_models or tuple(models)}
+    loaded = {name: load(models[name], torch.float32, device) for name in recipe.decode_models or tuple(models)}
     with progress("decode", len(recipe.contexts), "contexts") as bar:
         times = decode_times(loaded, recipe.contexts, recipe.decode_batch, recipe.decode_rounds, recipe.seed, bar.advance)
     return {name: [asdict(row) for row in rows] for name, rows in times.items()}

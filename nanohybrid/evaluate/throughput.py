@@ -16,10 +16,12 @@ from statistics import median
 
 import torch
 
+from nanohybrid.engine.random_weights import repeat
 from nanohybrid.model import Footprint, HybridLM, Layout, State
 from nanohybrid.ops.sizes import PAGE
 
 WARM_UP = 2
+NOISE = 65_537  # random numbers that fill all pools, over and over: drawn on the host, so that they are the same on every device
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,12 @@ class DecodeStep:
         self.model = model
         self.state = State.for_context(model.config, batch, context + 1, model.dtype, model.device)
         self.layout = Layout.contiguous([1] * batch, [context] * batch, slots, context + 1, PAGE)
-        generator = torch.Generator(model.device).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(NOISE, generator=generator).mul_(0.5)
         for pools in self.state.layers:
             for pool in pools.values():
-                pool.normal_(0.0, 0.5, generator=generator)
-        self.tokens = torch.randint(model.config.vocab_size, (batch,), generator=generator, device=model.device)
+                repeat(pool, noise.to(pool.device, pool.dtype))
+        self.tokens = torch.randint(model.config.vocab_size, (batch,), generator=generator).to(model.device)
 
     @torch.inference_mode()
     def __call__(self) -> float:

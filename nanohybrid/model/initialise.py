@@ -14,9 +14,17 @@ RESIDUAL_OUTPUTS = ("out_proj.weight", "o_proj.weight", "down_proj.weight")
 
 @torch.no_grad()
 def initialise(module: nn.Module, config: HybridConfig, generator: torch.Generator) -> None:
-    """Fill every parameter in place, in the order of their names' appearance; the same seed gives the same model."""
+    """Fill every parameter in place, in the order of their names' appearance; the same seed gives the same model.
+
+    generator: of the CPU. What is elsewhere is drawn there too, one tensor at a time, for each device's generator draws numbers of its own.
+    """
     for name, parameter in module.named_parameters():
-        fill(parameter, name, config, generator)
+        if parameter.device.type == "cpu":
+            fill(parameter, name, config, generator)
+        else:
+            drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+            fill(drawn, name, config, generator)
+            parameter.copy_(drawn)
 
 
 def fill(parameter: Tensor, name: str, config: HybridConfig, generator: torch.Generator) -> None:

@@ -67,8 +67,8 @@ class HybridLM(nn.Module):
             self.reset_parameters(seed)
 
     def reset_parameters(self, seed: int = 0) -> None:
-        """Initialise every parameter in place (Mamba-2's and Nemotron-H's rules)."""
-        initialise(self, self.config, torch.Generator(self.device).manual_seed(seed))
+        """Initialise every parameter in place (Mamba-2's and Nemotron-H's rules), to the same numbers on every device."""
+        initialise(self, self.config, torch.Generator().manual_seed(seed))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -101,7 +101,7 @@ class Mamba2(Mixer):
     def _in_parts(self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
         """`_recur` for a batch with windows of drafts: they, single tokens and prompts each in the form that suits them."""
         y_TD = None
-        for rows, part, windows in layout.remember("parts", lambda: parts(layout, xBC_TC.device)):
+        for rows, part, windows in layout.remember(f"parts {xBC_TC.device}", lambda: parts(layout, xBC_TC.device)):
             y_PD = (self._window if windows else self._recur)(xBC_TC[rows], dt_TH[rows], part, state)
             y_TD = y_PD.new_empty(len(xBC_TC), y_PD.shape[1]) if y_TD is None else y_TD
             y_TD[rows] = y_PD

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#2f81d6", "#d9730d", "#2a9d6f", "#b5539c", "#8a7a1f", "#7d6be0")  # each at least 3:1 on white and on #14171b
 LAYERS = {"M": ("#2f81d6", "Mamba-2"), "-": ("#8b949e", "MLP"), "*": ("#d9730d", "attention")}
+ROOM = 14  # numbers that stand side by side over the width of a figure
 WIDTH, HEIGHT = 6.8, 3.4  # inches: 490 points, so that 10 point text is 10 to 16 pixels on a phone and a desk
 
 Points = Sequence[tuple[float, float]]
@@ -79,8 +80,8 @@ def bars(
     errors: Errors | None = None,
     log_y: bool = False,
 ) -> "Figure":
-    """Groups of bars: one group a label, in it one bar a name; `errors` gives how far below and above each may lie. On a logarithmic
-    axis a height of 0 has no bar."""
+    """Groups of bars: one group a label, in it one bar a name; `errors` gives how far below and above each may lie. Heights are written
+    out where there is room. On a logarithmic axis a height of 0 has no bar."""
     with style():
         figure, axes = canvas("", y, title)
         scale(axes, log_y=log_y)
@@ -94,7 +95,8 @@ def bars(
                 (below, above), place, height = reach[i], places[i], heights[i]
                 if errors is not None:
                     axes.errorbar([place], [height], yerr=[[below], [above]], fmt="none", ecolor=INK, linewidth=1)
-                axes.annotate(f"{height:.3g}", (place, height + above), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+                if len(labels) * len(series) <= ROOM:
+                    axes.annotate(number(height), (place, height + above), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
         axes.set_xticks(range(len(labels)), labels)
         axes.grid(axis="x", visible=False)
         axes.margins(y=0.1)
@@ -103,23 +105,50 @@ def bars(
 
 
 def strip(patterns: Mapping[str, str], title: str = "") -> "Figure":
-    """Layer patterns (strings of M, - and *) as strips of coloured cells, first layer on the left."""
+    """Layer patterns (strings of M, - and *) as strips of coloured cells, the first layer, number 0, on the left."""
     with style():
         figure, axes = canvas("layer", "", title, height=0.9 + 0.45 * len(patterns))
         for row, pattern in enumerate(patterns.values()):
             for mark, (colour, _) in LAYERS.items():
-                spans = [(place - 0.46, 0.92) for place, layer in enumerate(pattern, 1) if layer == mark]
+                spans = [(place - 0.46, 0.92) for place, layer in enumerate(pattern) if layer == mark]
                 axes.broken_barh(spans, (row - 0.36, 0.72), facecolors=colour)
         axes.set_yticks(range(len(patterns)), list(patterns))
-        axes.set_xlim(left=0.4)
+        axes.set_xlim(-0.6, max(map(len, patterns.values())) - 0.4)
+        whole_numbers(axes)
         axes.tick_params(length=0)
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.spines[["left", "bottom"]].set_visible(False)
-        patches = require("matplotlib.patches", "train")
-        marks = [patches.Patch(color=colour, label=name) for colour, name in LAYERS.values()]
-        figure.legend(handles=marks, loc="outside upper right", ncols=3, fontsize=9)
+        kinds(figure, "".join(patterns.values()))
     return figure
+
+
+def by_layer(pattern: str, heights: Sequence[float], y: str) -> "Figure":
+    """A bar for each layer of a pattern, in the colour of its kind, numbered from 0; heights are written out where there is room."""
+    with style():
+        figure, axes = canvas("layer", y, "")
+        colours = [LAYERS[layer][0] for layer in pattern]
+        axes.bar(range(len(pattern)), heights, 0.74, color=colours)
+        if len(pattern) <= ROOM:
+            for place, height in enumerate(heights):
+                axes.annotate(number(height), (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+        whole_numbers(axes)
+        axes.grid(axis="x", visible=False)
+        axes.margins(x=0.02, y=0.1)
+        kinds(figure, pattern)
+    return figure
+
+
+def kinds(figure: "Figure", layers: str) -> None:
+    """The colours of the kinds of layers that there are, above the axes."""
+    patches = require("matplotlib.patches", "train")
+    marks = [patches.Patch(color=colour, label=name) for mark, (colour, name) in LAYERS.items() if mark in layers]
+    figure.legend(handles=marks, loc="outside upper right", ncols=3, fontsize=9)
+
+
+def whole_numbers(axes: "Axes") -> None:
+    """Marks along x at whole numbers only."""
+    axes.xaxis.set_major_locator(require("matplotlib.ticker", "train").MaxNLocator("auto", integer=True))
 
 
 def style() -> Any:
@@ -136,11 +165,25 @@ def canvas(x: str, y: str, title: str, height: float = HEIGHT) -> "tuple[Figure,
 
 
 def scale(axes: "Axes", *, log_x: bool = False, log_y: bool = False) -> None:
-    """Logarithmic axes where asked for."""
+    """Logarithmic axes where asked for. Their marks, and large ones of other axes, are plain numbers, thousands parted."""
+    ticker = require("matplotlib.ticker", "train")
     if log_x:
         axes.set_xscale("log")
     if log_y:
         axes.set_yscale("log")
+    for axis, log in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
+        low, high = axis.get_view_interval()
+        if log:
+            marks = (1, 2, 3, 4, 6, 8) if high < 10 * low else (1, 2, 5) if high < 1e3 * low else (1,)
+            axis.set_major_locator(ticker.LogLocator(subs=marks))
+            axis.set_minor_formatter(ticker.NullFormatter())
+        if log or high >= 1e4:
+            axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value, 10)))
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number on a picture: as many digits as say something, thousands parted, and no powers of ten."""
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:,.{digits}g}"
 
 
 def legend(figure: "Figure", names: int) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nanohybrid.checkpoint import save
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import Loader, Mixture, Phase, TokenStore
@@ -62,15 +64,19 @@ class PretrainRecipe:
         return self.steps if self.steps is not None else -(-self.tokens // max(self.batch_tokens, 1))
 
 
-def pretrain(recipe: PretrainRecipe, data: Path, out: Path) -> Path:
-    """Train a model on the stores of `data`; resumes what was interrupted, returns at once where all is done."""
+def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu") -> Path:
+    """Train a model on the stores of `data`; resumes what was interrupted, returns at once where all is done.
+
+    device: where the model is while it learns. It is the machine's and not the run's: a run may go on on another one.
+    """
     with open_stage(out, "pretrain", recipe, {"data": data}, recipe.seed) as stage:
         if stage.complete:
             return out
         corpus = Corpus.read(data)
         config = model_config(recipe.model, Tokenizer.from_directory(data))
-        check_memory(config, recipe)
-        model = HybridLM(config)
+        check_memory(config, recipe, device)
+        with torch.device(device):
+            model = HybridLM(config)
         model.reset_parameters(recipe.seed)
         mixture = Mixture(recipe.phases) if recipe.phases else corpus.mixture
         loader = Loader(corpus.stores, mixture, recipe.batch_tokens, recipe.sequence_length, recipe.seed, recipe.total_steps)
@@ -102,16 +108,22 @@ def model_config(model: str | dict[str, Any], tokenizer: Tokenizer) -> HybridCon
         raise ConfigError(f"model: {error}; its keys are the fields of a configuration") from None
 
 
-def check_memory(config: HybridConfig, recipe: PretrainRecipe) -> None:
+def check_memory(config: HybridConfig, recipe: PretrainRecipe, device: str = "cpu") -> None:
     """Raise ConfigError where a step cannot be held: else the system would kill the run."""
     mode = "fp32" if recipe.precision.mode == "fp32" else "bf16"
     needed = TrainingMemory.of(config, recipe.batch_tokens, mode, recipe.loop.checkpoint_every)
-    fixed, there = needed.weight_bytes + needed.gradient_bytes + needed.moment_bytes, machine_memory_bytes()
+    fixed, there = needed.weight_bytes + needed.gradient_bytes + needed.moment_bytes, memory_of(device)
     if needed.peak_bytes <= there:
         return
+    where = "this machine" if device == "cpu" else device
     sizes = f"{fixed / GIB:,.0f} GiB for weights, gradient and moments, {needed.peak_bytes / GIB:,.0f} GiB with a step's activations, "
     mend = "choose a smaller one" if fixed > there else "lower batch_tokens, or set loop.checkpoint_every to 1"
-    raise ConfigError(f"model: training it takes {sizes}and this machine has {there / GIB:,.0f} GiB: {mend}")
+    raise ConfigError(f"model: training it takes {sizes}and {where} has {there / GIB:,.0f} GiB: {mend}")
+
+
+def memory_of(device: str) -> int:
+    """Bytes that a device has, free or not."""
+    return torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else machine_memory_bytes()
 
 
 def measure(stage: Stage, model: HybridLM, recipe: PretrainRecipe, held_out: dict[str, TokenStore]) -> None:

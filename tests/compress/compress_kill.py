@@ -14,7 +14,10 @@ def compress_in_a_process(root: Path, out: Path, kill_at: int | None) -> int:
     context.set_forkserver_preload(["nanohybrid.compress.stage", "nanohybrid.stages.plots", "matplotlib.figure"])
     process = context.Process(target=work, args=(root, out, kill_at))
     process.start()
-    process.join(120)
+    process.join(300)
+    if process.exitcode is None:  # it was stopped from outside, or waits for something: it is not to be left behind
+        process.kill()
+        raise TimeoutError(f"a compression that takes some seconds was not done after 300, in {out.with_name(out.name + '.partial')}")
     return process.exitcode
 
 

@@ -39,10 +39,26 @@ def test_layers_are_ranked_iteratively_from_the_disk_as_in_memory(tmp_path, shap
 def test_an_iterative_ranking_holds_one_layer_and_the_hidden_states(tmp_path, monkeypatch):
     save(make_model().float(), tmp_path / "model")
     wanted = importance_of(make_model().float(), make_calibration(), tmp_path / "whole", True, 3)
-    monkeypatch.setattr(room, "free_bytes", lambda: 1000)  # so the whole has no room
+    monkeypatch.setattr(room, "free_bytes", lambda *_: 1000)  # so the whole has no room
     monkeypatch.setattr(measure, "load", lambda *_, **__: pytest.fail("it reads the whole model"))
     found = importance_of(tmp_path / "model", make_calibration(), tmp_path, True, 3)
     assert found.order == wanted.order and found.facts == wanted.facts
+
+
+def test_while_a_layer_is_read_the_one_before_it_is_gone(tmp_path, monkeypatch):
+    save(make_model().float(), tmp_path)
+    given, original = [], Stored.read
+
+    def reading(parts, name):
+        assert not any(parameter.numel() for block in given for parameter in block.parameters())
+        return original(parts, name)
+
+    monkeypatch.setattr(Stored, "read", reading)
+    with CheckpointReader(tmp_path) as reader:
+        for block in Stored(reader).blocks():
+            assert all(parameter.numel() for parameter in block.parameters())
+            given.append(block)
+    assert len(given) == 7
 
 
 @pytest.mark.parametrize("piece", [7, 60, 1000])
@@ -51,7 +67,7 @@ def test_an_iterative_ranking_holds_one_layer_and_the_hidden_states(tmp_path, mo
 def test_a_shape_is_tried_from_the_disk_as_in_memory(tmp_path, shape, held_bytes, piece, monkeypatch):
     model, calibration = make_model(**shape).float(), make_calibration()
     save(model, tmp_path)
-    monkeypatch.setattr("nanohybrid.compress.quality.PIECE", piece)
+    monkeypatch.setattr("nanohybrid.compress.parts.PIECE", piece * 4 * 32)
     scores = measure_activations(model, calibration)
     target = Target(drop_layers=(1,), hidden_size=24, intermediate_size=32, attention_heads=2)
     kept = target.kept(model.config, scores)
@@ -71,7 +87,7 @@ def test_the_whole_command_chooses_the_same_layer_by_layer(folders, tmp_path, mo
     outs = []
     for name, free in (("whole", 2**40), ("streamed", 2**20)):
         with monkeypatch.context() as patch:
-            patch.setattr(room, "free_bytes", lambda free=free: free)
+            patch.setattr(room, "free_bytes", lambda *_, free=free: free)
             if name == "streamed":
                 patch.setattr(stage, "load", lambda *_, **__: pytest.fail("it reads a whole model"))
             outs.append(compress(recipe, folders / "parent", folders / "sft", tmp_path / name))
@@ -92,10 +108,10 @@ def test_models_without_room_beside_each_other_are_timed_alone_or_not_at_all(fol
     monkeypatch.setattr(before_after, "decode_times", lambda loaded, *rest: seen.append(list(loaded)) or original(loaded, *rest))
     whole = before_after.at_work(models, budget)
     weights = before_after.held_bytes(folders / "parent", budget)
-    monkeypatch.setattr(before_after, "free_bytes", lambda: room.BESIDE + weights)
+    monkeypatch.setattr(before_after, "free_bytes", lambda *_: room.BESIDE + weights)
     alone = before_after.at_work(models, budget)
     assert seen == [["parent", "result"], ["parent"], ["result"]]
-    monkeypatch.setattr(before_after, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(before_after, "free_bytes", lambda *_: 1000)
     untimed = before_after.at_work(models, budget)
     for rows in (alone, untimed):
         assert all(rows[name][key] == whole[name][key] for name in models for key in ("context", "weight_bytes", "state_bytes"))

@@ -134,13 +134,13 @@ def test_an_interrupted_run_begins_anew_and_ends_the_same(parent, tmp_path, monk
     quantize_stage(recipe, parent, tmp_path / "whole")
     real = stages.quantize_checkpoint
 
-    def dying(model, format, directory, documents, advance):
+    def dying(model, format, directory, documents, advance, device):
         def until(tensors):
             if (directory / ".checkpoint.writing").exists():
                 raise KeyboardInterrupt
             advance(tensors)
 
-        return real(model, format, directory, documents, until)
+        return real(model, format, directory, documents, until, device)
 
     monkeypatch.setattr(stages, "quantize_checkpoint", dying)
     with pytest.raises(KeyboardInterrupt):

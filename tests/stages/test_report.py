@@ -13,6 +13,7 @@ FIGURES = {
     "intervals": lambda: plots.intervals({"parent": [(0, 0.2, 0.1, 0.3), (48, 0.8, 0.7, 0.9)]}, "budget", "accuracy"),
     "bars": lambda: plots.bars(["parent", "pruned"], {"thinking": [0.8, 0.3]}, "accuracy", errors={"thinking": [(0.1, 0.1), (0.05, 0.1)]}),
     "strip": lambda: plots.strip({"hybrid": "M-M*-M-", "transformer": "*-*-*-"}),
+    "by_layer": lambda: plots.by_layer("M-M*-", [4.0, 1.0, 0.3, 0.5, 0.2], "change of the logits"),
 }
 
 
@@ -66,6 +67,26 @@ def test_two_figures_of_a_page_do_not_share_clip_paths():
 
 def test_the_same_report_is_the_same_bytes():
     assert Report("a").figure(FIGURES["bars"](), "b").html() == Report("a").figure(FIGURES["bars"](), "b").html()
+
+
+@pytest.mark.parametrize("layers, written", [(14, True), (62, False)])
+def test_heights_are_written_out_only_where_they_have_room(layers, written):
+    pictures = (
+        plots.by_layer("M-" * (layers // 2), [0.25] * layers, "1 - cosine"),
+        plots.bars(["a"] * layers, {"b": [0.25] * layers}, "share"),
+    )
+    assert [len(picture.axes[0].texts) for picture in pictures] == [layers * written] * 2
+
+
+def test_marks_of_a_logarithmic_axis_are_plain_numbers():
+    axes = plots.lines({"a": [(10_000, 0.03), (60_000, 0.2)], "b": [(20_000, 0.1)]}, "tokens", "nats", log_y=True).axes[0]
+    assert axes.yaxis.get_major_formatter()(0.06, 0) == "0.06" and axes.xaxis.get_major_formatter()(10_000.0, 0) == "10,000"
+    assert {0.04, 0.06, 0.1} <= {round(float(mark), 3) for mark in axes.get_yticks()}
+
+
+def test_layers_are_numbered_from_0_as_everywhere_else():
+    axes = plots.strip({"hybrid": "M-M*-M-"}).axes[0]
+    assert axes.get_xlim() == (-0.6, 6.6) and all(float(mark).is_integer() for mark in axes.get_xticks())
 
 
 def test_text_is_text():
