@@ -150,9 +150,13 @@ def _make(rows: int, at_once: int) -> Any:
 
 
 def _fix(b: ir.IRBuilder, rows: int, at_once: int, x: Any, out: Any, pairs: Any, offset: Any, most: Any) -> None:
-    lanes = at_once * rows
+    alone = rows > 8  # a pair of all rows is a vector; of fewer rows several pairs are
+    lanes = rows if alone else at_once * rows
     words, halves, numbers = vector(I32, lanes), vector(I16, 2 * lanes), vector(F32, lanes)
-    load = lambda pair: b.load(b.inttoptr(b.add(x, b.mul(pair, I64(4 * rows))), PTR), typ=words, align=4)  # noqa: E731
+
+    def load(pair: Any) -> list[Any]:
+        places = [b.add(x, b.mul(b.add(pair, I64(i)), I64(4 * rows))) for i in range(at_once if alone else 1)]
+        return [b.load(b.inttoptr(place, PTR), typ=words, align=4) for place in places]
 
     def take(value: Any, places: list[int]) -> Any:
         return b.shuffle_vector(value, value, ir.Constant(vector(I32, len(places)), places))
@@ -166,8 +170,11 @@ def _fix(b: ir.IRBuilder, rows: int, at_once: int, x: Any, out: Any, pairs: Any,
 
     # 1. the largest |x| of each row, by its bits: what is no number is larger than all that are
     with Loop(b, pairs, at_once, [every(halves, 0)]) as loop:
-        bits = b.bitcast(b.and_(load(loop.index), every(words, 0x7FFF7FFF)), halves)
-        loop.close([b.select(b.icmp_unsigned(">", bits, loop.values[0]), bits, loop.values[0])])
+        found = loop.values[0]
+        for word in load(loop.index):
+            bits = b.bitcast(b.and_(word, every(words, 0x7FFF7FFF)), halves)
+            found = b.select(b.icmp_unsigned(">", bits, found), bits, found)
+        loop.close([found])
     word = b.bitcast(loop.results[0], words)
     low, high = b.and_(word, every(words, 0xFFFF)), b.lshr(word, every(words, 16))
     largest = b.select(b.icmp_unsigned(">", low, high), low, high)
@@ -189,28 +196,32 @@ def _fix(b: ir.IRBuilder, rows: int, at_once: int, x: Any, out: Any, pairs: Any,
         moved = b.fadd(b.fmul(b.bitcast(value, numbers), inverses), every(numbers, ROUNDER))
         return b.sub(b.bitcast(moved, words), every(words, 0x4B400000))
 
-    half = vector(I32, lanes // 2)
+    half = words if alone else vector(I32, lanes // 2)
     evens = [pair * rows + row for pair in range(0, at_once, 2) for row in range(rows)]
     odds = [place + rows for place in evens]
     tops = b.add(out, I64(8 * rows))
     lows = b.add(tops, b.mul(pairs, I64(2 * rows)))
 
-    def joined(first: Any, second: Any) -> Any:
+    def put(values: list[tuple[Any, Any]], place: Any) -> None:
         """Words of four bytes, of the low bytes of (k, k + 1) pairs."""
-        parts = [b.and_(take(value, places), every(half, 255)) for places in (evens, odds) for value in (first, second)]
-        total = parts[0]
-        for byte, part in enumerate(parts[1:], start=1):
-            total = b.or_(total, b.shl(part, every(half, 8 * byte)))
-        return total
+        if not alone:
+            values = [(take(first, places), take(second, places)) for first, second in values for places in (evens, odds)]
+        for i in range(0, len(values), 2):
+            total = b.and_(values[i][0], every(half, 255))
+            for byte, part in enumerate((values[i][1], *values[i + 1]), start=1):
+                total = b.or_(total, b.shl(b.and_(part, every(half, 255)), every(half, 8 * byte)))
+            b.store(total, b.inttoptr(b.add(place, I64(2 * rows * i)), PTR), align=4)
 
     with Loop(b, pairs, at_once, [every(words, 0)]) as loop:
-        word = load(loop.index)
-        first, second = rounded(b.shl(word, every(words, 16))), rounded(b.and_(word, every(words, 0xFFFF0000)))
-        place = b.mul(loop.index, I64(2 * rows))
-        b.store(joined(first, second), b.inttoptr(b.add(lows, place), PTR), align=4)
-        raised = [b.ashr(b.add(value, every(words, 128)), every(words, 8)) for value in (first, second)]
-        b.store(joined(*raised), b.inttoptr(b.add(tops, place), PTR), align=4)
-        loop.close([b.add(loop.values[0], b.add(first, second))])
+        both = [(b.shl(word, every(words, 16)), b.and_(word, every(words, 0xFFFF0000))) for word in load(loop.index)]
+        values = [(rounded(first), rounded(second)) for first, second in both]
+        place, total = b.mul(loop.index, I64(2 * rows)), loop.values[0]
+        put(values, b.add(lows, place))
+        raise_ = lambda value: b.ashr(b.add(value, every(words, 128)), every(words, 8))  # noqa: E731
+        put([(raise_(first), raise_(second)) for first, second in values], b.add(tops, place))
+        for first, second in values:
+            total = b.add(total, b.add(first, second))
+        loop.close([total])
 
     # 3. what the sums begin with, since codes are stored without a sign
     total, width = loop.results[0], lanes
