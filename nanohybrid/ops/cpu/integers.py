@@ -28,6 +28,7 @@ OFFSET = {"int8": 128, "int4": 8}
 SCALES = 32  # bytes before a group of a panel: 16 scales in bfloat16
 QUADS = {"int8": 1, "int4": 2}  # in a line of a panel: 64 bytes, for each of 16 outputs four codes, or eight: the low nibbles' four first
 BYTED = has("avx512vnni", "avx512bw", "avx512vl")
+NEAR_LINES = 64  # of a panel that go by together where they go by twice: with their rows they stay in the first level
 REGISTERS = 24  # sums of both bytes are kept side by side where they are no more
 ROUNDER = 12582912.0  # 1.5 * 2^23: added to a number below 2^22, it leaves the nearest integer in the lowest bits
 V64B = vector(I8, 64)
@@ -74,12 +75,24 @@ class IntegerTile:
                 loop.close(closing)
             tops, lows = loop.results[: len(begun)], loop.results[len(begun) :]
             return [b.add(b.shl(top, eight), bottom) for top, bottom in zip(tops, lows, strict=True)]
-        with Loop(b, lines, 1, [zero] * len(begun)) as loop:  # the codes pass by twice, the second time in the first level
-            self._ask(w, loop.index, ahead)
-            loop.close(self._line(w, [x], loop.index, loop.values))
-        raised = [b.add(b.shl(top, eight), first) for top, first in zip(loop.results, begun, strict=True)]
+        if self.form == "int4":  # its groups are short
+            return self._twice(w, x, low, I64(0), lines, ahead, begun)
+        with Loop(b, lines, NEAR_LINES, begun) as part:
+            left = b.sub(lines, part.index)
+            here = b.select(b.icmp_signed("<", left, I64(NEAR_LINES)), left, I64(NEAR_LINES))
+            part.close(self._twice(w, x, low, part.index, here, ahead, part.values))
+        return part.results
+
+    def _twice(self, w: list[Any], x: Any, low: Any, start: Any, lines: Any, ahead: Any, begun: list[Any]) -> list[Any]:
+        """The sums after these lines, which pass by twice, the second time in the first level."""
+        b, zero, eight = self.b, ir.Constant(V16I, [0] * 16), ir.Constant(V16I, [8] * 16)
+        with Loop(b, lines, 1, [zero] * len(begun)) as loop:
+            line = b.add(start, loop.index)
+            self._ask(w, line, ahead)
+            loop.close(self._line(w, [x], line, loop.values))
+        raised = [b.add(b.shl(top, eight), before) for top, before in zip(loop.results, begun, strict=True)]
         with Loop(b, lines, 1, raised) as loop:
-            loop.close(self._line(w, [low], loop.index, loop.values))
+            loop.close(self._line(w, [low], b.add(start, loop.index), loop.values))
         return loop.results
 
     def _line(self, w: list[Any], planes: list[Any], line: Any, sums: list[Any]) -> list[Any]:
