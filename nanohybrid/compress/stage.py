@@ -150,7 +150,7 @@ def compress(
     refuse_quantized(model)
     check_ends(recipe, model)
     inputs = {"model": model} | ({"data": data} if data else {}) | ({"pretraining": pretraining} if pretraining else {})
-    with open_stage(out, "compress", recipe, inputs, recipe.distill.seed) as stage:
+    with open_stage(out, "compress", recipe, inputs, recipe.distill.seed, run_on) as stage:
         if not stage.complete:
             data = data or documents_for(model, stage.directory / "documents")
             Compression(recipe, stage, model, data, pretraining, run_on).run()

@@ -104,10 +104,11 @@ class Report:
 def stage_report(record: Mapping[str, Any], series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Report:
     """The report of a stage that wrote none of its own: what it measured, from what, and by which recipe."""
     made = record["made_with"]
+    gpu = "" if made.get("device", "cpu") == "cpu" else f" and {made['device']}"
     report = Report(f"nanohybrid {record['stage']}")
     report.text(
         f"{record['seconds']:,.0f} s, {record['tokens']:,} tokens, {record['peak_memory_bytes'] / 2**30:.2f} GiB at most, on "
-        f"{made['cores']} cores ({made['system']}, torch {made['torch']}), nanohybrid {made['version']}."
+        f"{made['cores']} cores{gpu} ({made['system']}, torch {made['torch']}), nanohybrid {made['version']}."
     )
     if record["measures"]:
         report.section("Measures").table(["what", "value"], record["measures"].items())
