@@ -212,7 +212,7 @@ class Compression:
         )
         adopt(result, stage.directory)
         atomic_write(stage.directory / "kept.json", (pruned / "kept.json").read_bytes())  # a file of its own: what lies there may be a link
-        report = compression_report(budget, shape, scores, found, stage.measures, stage.directory)
+        report = compression_report(budget, shape, scores, found, stage.record, stage.directory)
         report.write(stage.directory / "report.html")
 
     @contextmanager
