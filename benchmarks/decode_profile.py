@@ -19,7 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +29,9 @@ from nanohybrid.engine import LLM, Engine, SamplingParams
 from nanohybrid.headline.generate import Job, step_bytes
 from nanohybrid.headline.machine import Machine
 from nanohybrid.model.compiled import CompiledForward, compiled_forward
-from nanohybrid.model.packed import PackedLinear
 from nanohybrid.ops.cpu import clock, team
 
 LOOKS = 5
-HEAD = "head"
 
 
 class Stopwatch:
@@ -67,6 +65,7 @@ def phase_bytes(forward: CompiledForward, context: int, batch: int) -> dict[str,
     names = {"M": ("Mamba-2 in", "Mamba-2 out"), "*": (*["queries, keys, values"] * 3, "attention out"), "-": ("MLP up", "MLP down")}
     if config.mlp_activation == "swiglu":
         names["-"] = ("MLP up", "MLP up", "MLP down")
+    counts["head"] = 0 if forward.head is None else forward.head.data.numel()
     weights = iter(forward.weights)
     for kind in config.pattern:
         for name in names[kind]:
@@ -96,8 +95,6 @@ def profile(llm: LLM, prompt_tokens: int, steps: int, batch: int) -> dict[str, A
     after, _ = machine.rates(LOOKS, median)
     stream = (before + after) / 2
     counts = phase_bytes(forward, prompt_tokens + steps // 2, batch)
-    head = engine.model.lm_head
-    counts[HEAD] = cast(PackedLinear, head).packed.data.numel()
     moved = step_bytes(llm, Job(prompt_tokens, steps, batch))
     table = [(name, counts.get(name, 0) / 1e6, 1e3 * counts.get(name, 0) / stream, ms) for name, ms in rows.items()]
     return {"stream_gb_per_second": stream / 1e9, "step_ms": whole, "floor_ms": 1e3 * moved / stream, "step_bytes": moved, "parts": table}
@@ -112,14 +109,12 @@ def measured(engine: Engine, forward: CompiledForward, steps: int) -> tuple[dict
         (engine.runner, "_layout", "layout"),
         (engine.runner, "_draw", "sampling"),
         (engine.runner, "run", "runner"),
-        (engine.model, "hidden", "arguments"),
-        (engine.model, "head", "arguments"),
+        (engine.model, "step", "arguments"),
     ):
         setattr(owner, attribute, watch.around(name, getattr(owner, attribute)))
-    runs = {"forward": watch.around("forward", team.Team.run), "matmul": watch.around(HEAD, team.Team.run)}
-    before, team.Team.run = team.Team.run, lambda *arguments: runs[arguments[1].__name__](*arguments)  # type: ignore[method-assign]
+    before, team.Team.run = team.Team.run, watch.around("forward", team.Team.run)  # type: ignore[method-assign]
     step = watch.around("loop", engine.step)
-    forward.clock = laps = clock.make(team.threads(forward.bytes_read))
+    forward.clock = laps = clock.make(torch.get_num_threads())
     each: dict[str, list[float]] = defaultdict(list)
     pace = ticks_per_second()
     try:
@@ -142,11 +137,11 @@ def measured(engine: Engine, forward: CompiledForward, steps: int) -> tuple[dict
 def ticks_per_second() -> float:
     """The pace of the counter that clock.py reads."""
     ticked = np.zeros(2, dtype=np.int64)
-    clock.read(0, 1, 0, ticked[1:])  # compiled now, not between the two
+    team.run(clock.read, ticked[1:], size=1)  # compiled now, not between the two
     began = time.perf_counter()
-    clock.read(0, 1, 0, ticked[:1])
+    team.run(clock.read, ticked[:1], size=1)
     time.sleep(0.2)
-    clock.read(0, 1, 0, ticked[1:])
+    team.run(clock.read, ticked[1:], size=1)
     return float(ticked[1] - ticked[0]) / (time.perf_counter() - began)
 
 

@@ -117,14 +117,14 @@ class Runner:
             if request.draft:
                 self._drafts[request.id] = len(drafted)
                 drafted += range(last[-1] + 1, len(tokens))
-        hidden_TE = self.model.hidden(torch.tensor(tokens, device=self.device), self._layout(work), self.state)
-        self._score(work, hidden_TE)
-        if not wanted:
-            return torch.empty(0)
-        if len(tokens) == len(wanted) == len(work):  # each brought one, each once
-            return self.model.head(hidden_TE)
         rows = [last[index] for index in wanted] + drafted
-        logits_SV = self.model.head(hidden_TE[torch.tensor(rows, dtype=torch.int64, device=self.device)])
+        ascending = rows if len(rows) == 1 else sorted(set(rows))
+        tokens_T = torch.tensor(tokens, dtype=torch.int64, device=self.device)
+        hidden_TE, logits_SV = self.model.step(tokens_T, self._layout(work), self.state, ascending)
+        self._score(work, hidden_TE)
+        if rows != ascending:  # a family takes its first tokens from one row, and drafts' rows come last
+            place = {row: at for at, row in enumerate(ascending)}
+            logits_SV = logits_SV[torch.tensor([place[row] for row in rows], dtype=torch.int64, device=self.device)]
         self._logits_DV = logits_SV[len(wanted) :]
         return logits_SV[: len(wanted)]
 

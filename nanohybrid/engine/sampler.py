@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,7 +95,7 @@ def draw(logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequen
     if forced:
         at, ids = sent(forced, token_S.device).unbind(1)
         token_S[at] = ids
-    results = [token_S, peak_S.isfinite()]
+    results = [token_S, peak_S]
     if rows.logprobs:
         total_S1 = scaled_SV.logsumexp(dim=-1, keepdim=True)
         results.append((scaled_SV.gather(1, token_S[:, None]) - total_S1)[:, 0])
@@ -112,8 +113,8 @@ def _largest(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
     if logits_SV.device.type != "cpu":
         return torch.max(logits_SV, dim=-1)
     rows = logits_SV.numpy()
-    token_S = torch.from_numpy(rows.argmax(axis=-1))
-    return logits_SV.gather(1, token_S[:, None])[:, 0], token_S
+    tokens = rows.argmax(axis=-1)
+    return torch.from_numpy(rows[np.arange(len(rows)), tokens]), torch.from_numpy(tokens)
 
 
 class Drawn:
@@ -131,8 +132,8 @@ class Drawn:
     def fetch(self) -> Sampled:
         if self._event is not None:
             self._event.synchronize()
-        token_S, finite_S, *rest = self._results
-        broken = [] if bool(finite_S.all()) else (~finite_S).nonzero()[:, 0].tolist()
+        token_S, peak_S, *rest = self._results
+        broken = [row for row, peak in enumerate(peak_S.tolist()) if not math.isfinite(peak)]
         top = None
         if len(rest) == 3:
             top = [list(zip(ids, values, strict=True)) for ids, values in zip(rest[1].tolist(), rest[2].tolist(), strict=True)]

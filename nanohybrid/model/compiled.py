@@ -5,7 +5,10 @@ T tokens · E embedding · P size of a head.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -17,10 +20,10 @@ from nanohybrid.config import MLP as MLP_KIND
 from nanohybrid.model.attention import Attention, rotary_angles
 from nanohybrid.model.mamba2 import Mamba2
 from nanohybrid.model.mlp import MLP
+from nanohybrid.model.packed import PackedLinear
 from nanohybrid.ops.cpu import step, team
-from nanohybrid.ops.cpu.linear import FEW, OUTPUTS, ROWS_AT_ONCE, WIDTH
+from nanohybrid.ops.cpu.linear import FEW, OUTPUTS, ROWS_AT_ONCE
 from nanohybrid.ops.cpu.packed import Packed
-from nanohybrid.ops.cpu.team import run
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.sizes import PAGE
 
@@ -33,8 +36,8 @@ if TYPE_CHECKING:
 
 def compiled_forward(model: HybridLM, state: State) -> CompiledForward | None:
     """The one that belongs to this state, made at the first call; None where the state is kept in other types than the kernels'."""
-    where = tuple(pool.data_ptr() for pool in (*state.slot_pools, *state.page_pools))
-    if state.remembered.get("compiled", (None,))[0] != (where, id(model)):  # a copied state is other memory
+    where = [pools[0].data_ptr() for pools in (state.slot_pools, state.page_pools) if pools]
+    if state.remembered.get("compiled", (None,))[0] != (where, id(model)):  # a copied state is other memory, all of it
         kinds = {"conv": torch.bfloat16, "ssm": torch.float32, "key": torch.bfloat16, "value": torch.bfloat16}
         fits = all(kinds.get(name) == pool.dtype for pools in state.layers for name, pool in pools.items())
         forward = CompiledForward(model, state) if fits and state.page_size == PAGE else None
@@ -60,13 +63,20 @@ class CompiledForward:
         for index, row in enumerate(rows):
             self._layers[index, : len(row)] = row
         self._linears = np.stack(self._records)
-        self.bytes_read = sum(weight.data.numel() for weight in self.weights)
         mamba = (config.mamba_num_heads, config.mamba_head_dim, config.n_groups, config.ssm_state_size, config.conv_kernel)
         heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
         self._mamba = np.array(mamba if MAMBA in config.pattern else (0,) * 5, dtype=np.int64)
         gated = config.mlp_activation == "swiglu"
         self._attention = np.array((*(heads if ATTENTION in config.pattern else (0,) * 3), gated), dtype=np.int64)
         self._limits = np.array([*config.time_step_limit, config.layer_norm_epsilon], dtype=np.float32)
+        self.head = None if config.tie_word_embeddings else cast(PackedLinear, model.lm_head).packed
+        """Where the model has one of its own; then `run` can be asked for logits."""
+        self.bytes_read = sum(weight.data.numel() for weight in self.weights)
+        self._model = [
+            self._layers.ctypes.data, len(self._layers), self._linears.ctypes.data, len(self._linears), self._mamba.ctypes.data,
+            self._attention.ctypes.data, self._limits.ctypes.data, self._embeddings.data_ptr(),
+            0 if self.head is None else self.head.record().ctypes.data,
+        ]  # fmt: skip
         self.clock: np.ndarray | None = None  # of ops/cpu/clock.py: whoever sets one finds the times of each phase there
         self._rooms: dict[tuple[int, int], _Room] = {}
         self.mamba_columns = 2 * config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size + config.mamba_num_heads
@@ -76,54 +86,61 @@ class CompiledForward:
         """The linears, in the order of the layers."""
         return [weight for weight in self._kept if isinstance(weight, Packed)]
 
-    def hidden(self, tokens_T: Tensor, layout: Layout, state: State) -> Tensor:
-        """Final hidden states [T, E] in bfloat16; brings the state up to date. Long batches go through in parts, with the same bits."""
+    def run(self, tokens_T: Tensor, layout: Layout, state: State, wanted: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Final hidden states [T, E] in bfloat16, and logits [len(wanted), V] in fp32 of these rows, which ascend; brings the state up to
+        date. Long batches go through in parts, with the same bits."""
         assert layout.slots is not None and layout.pages is not None
         out_TE = torch.empty(layout.tokens, self.config.hidden_size, dtype=torch.bfloat16)
-        tokens = tokens_T.numpy()
+        logits_WV = torch.empty(len(wanted), self.config.vocab_size if wanted else 0)
         window = CompiledWindow(self, state, layout) if layout.tentative else None
+        tokens_T, done = tokens_T.to(torch.int64).contiguous(), 0
         for pieces in calls(layout):
-            self._call(tokens, layout, pieces, out_TE, window)
+            first = layout.starts[pieces[0].sequence] + pieces[0].offset
+            rows = sum(piece.length for piece in pieces)
+            chosen = [row - first for row in wanted[done:] if row < first + rows]
+            call = _Call(pieces, rows, chosen, tokens_T[first:].data_ptr(), out_TE[first:].data_ptr(), logits_WV[done:].data_ptr())
+            self._call(layout, call, window)
+            done += len(chosen)
         if window is not None:
             window.take_back(state)
-        return out_TE
+        return out_TE, logits_WV
 
-    def _call(self, tokens: np.ndarray, layout: Layout, pieces: list[_Piece], out_TE: Tensor, window: CompiledWindow | None) -> None:
+    def _call(self, layout: Layout, call: _Call, window: CompiledWindow | None) -> None:
         """One call of the kernel, of pieces of some sequences."""
         assert layout.slots is not None and layout.pages is not None
-        first = layout.starts[pieces[0].sequence] + pieces[0].offset
-        starts = np.cumsum([0, *(piece.length for piece in pieces)])
-        rows = int(starts[-1])
-        room = self._room(rows)
-        positions = np.array([layout.positions[p.sequence] + p.offset for p in pieces], dtype=np.int64)
-        pages = np.zeros((len(pieces), max(1, *(len(layout.pages[p.sequence]) for p in pieces))), dtype=np.int64)
-        for row, piece in enumerate(pieces):
-            owned = layout.pages[piece.sequence]
-            pages[row, : len(owned)] = owned
-        kept_rows = np.full(rows, -1, dtype=np.int64)
-        for start, piece in zip(starts, pieces, strict=False):
-            if window is not None and piece.sequence in window.rows:
-                kept_rows[start : start + piece.length] = window.rows[piece.sequence] + piece.offset + np.arange(piece.length)
+        pieces = call.pieces
+        starts = [0, *accumulate(piece.length for piece in pieces)]
+        positions = [layout.positions[piece.sequence] + piece.offset for piece in pieces]
+        slots, pages = [layout.slots[piece.sequence] for piece in pieces], [layout.pages[piece.sequence] for piece in pieces]
+        most = max(map(len, pages))
+        kept = [] if window is None else window.places(pieces)
         angles = self._angles(positions, starts)
-        run(
-            step.forward, self._layers, self._linears, self._mamba, self._attention, self._limits, self._embeddings.data_ptr(),
-            tokens[first : first + rows], starts, np.array([layout.slots[p.sequence] for p in pieces], dtype=np.int64), positions, pages,
-            0 if angles is None else angles.data_ptr(), kept_rows, 0 if window is None else window.kept.data_ptr(),
-            0 if window is None else window.kept.shape[1], *room.addresses, out_TE[first].data_ptr(),
-            0 if self.clock is None else self.clock.ctypes.data, bytes_read=self.bytes_read,
+        numbers = [starts, slots, positions, call.chosen, kept, *(list(owned) + [0] * (most - len(owned)) for owned in pages)]
+        words = array("q", chain.from_iterable(numbers))
+        base, at = words.buffer_info()[0], [8 * place for place in accumulate(map(len, numbers[:5]), initial=0)]
+        threads = team.threads(self.bytes_read)
+        team.run(
+            step.forward, *self._model, *self._room(call.rows, threads).words,
+            call.tokens, call.rows, len(pieces), base + at[0], base + at[1], base + at[2], base + at[5], most,
+            0 if angles is None else angles.data_ptr(),
+            *((0, 0, 0) if window is None else (window.kept.data_ptr(), base + at[4], window.kept.shape[1])),
+            call.out, call.logits, base + at[3], len(call.chosen), 0 if self.clock is None else self.clock.ctypes.data,
+            size=threads, soon=True,
         )  # fmt: skip
 
     def feed(self, window: CompiledWindow, sequences: Sequence[int], counts: Sequence[int]) -> None:
         """Bring the states of a window's sequences forward by the first tokens of each."""
         layout = window.layout
         assert layout.slots is not None
-        starts, slots, positions = (
-            np.array([of[s] for s in sequences], dtype=np.int64) for of in (window.rows, layout.slots, layout.positions)
-        )
-        room = self._room(max(counts, default=1))
-        run(
-            step.feed, self._layers, self._linears, self._mamba, self._limits, starts, np.array(counts, dtype=np.int64), slots, positions,
-            window.kept.data_ptr(), window.kept.shape[1], *room.addresses[4:], bytes_read=self.bytes_read,
+        numbers = [[of[s] for s in sequences] for of in (window.rows, layout.slots, layout.positions)] + [list(counts)]
+        words = array("q", chain.from_iterable(numbers))
+        base, length = words.buffer_info()[0], 8 * len(sequences)
+        threads = team.threads(self.bytes_read)
+        team.run(
+            step.feed, *self._model, *self._room(max(counts, default=1), threads).words,
+            0, 0, len(sequences), base, base + length, base + 2 * length, 0, 0, 0,
+            window.kept.data_ptr(), 0, window.kept.shape[1], 0, 0, base + 3 * length, 0, 0,
+            size=threads, soon=True,
         )  # fmt: skip
 
     def _layer(self, block: Any, state: dict[str, Tensor]) -> list[int]:
@@ -159,25 +176,25 @@ class CompiledForward:
         self._kept.append(copy)
         return copy.data_ptr()
 
-    def _angles(self, positions: np.ndarray, starts: np.ndarray) -> Tensor | None:
+    def _angles(self, positions: Sequence[int], starts: Sequence[int]) -> Tensor | None:
         """cos and sin of half a head, one after the other, [T, P]; None without rotary positions."""
         if self.config.rope_theta is None:
             return None
-        lengths = np.diff(starts)
-        each = np.repeat(positions - starts[:-1], lengths) + np.arange(starts[-1])
+        each = np.repeat(np.subtract(positions, starts[:-1]), np.diff(starts)) + np.arange(starts[-1])
         half = self.config.head_dim // 2
         cos_TP, sin_TP = rotary_angles(torch.from_numpy(each), self.config.head_dim, self.config.rope_theta)
         return torch.cat([cos_TP[:, :half], sin_TP[:, :half]], dim=1).contiguous()
 
-    def _room(self, rows: int) -> _Room:
+    def _room(self, rows: int, threads: int) -> _Room:
         """Scratch for so many rows, made once for each power of two of them and each number of threads."""
-        size, threads = min(ROWS_AT_ONCE, max(8, 1 << (rows - 1).bit_length())), team.threads(self.bytes_read)
+        size = min(ROWS_AT_ONCE, max(8, 1 << (rows - 1).bit_length()))
         if (size, threads) not in self._rooms:
-            widest, outputs = int(self._linears[:, WIDTH].max()), int(self._linears[:, OUTPUTS].max())
+            every = self.weights if self.head is None else [*self.weights, self.head]
+            widest, outputs = max(weight.width for weight in every), int(self._linears[:, OUTPUTS].max())
             projected = max(outputs, int((self._attention[0] + 2 * self._attention[1]) * self._attention[2]))
-            fixed = max(weight.fixed_bytes for weight in self.weights)
+            fixed = max(weight.fixed_bytes for weight in every)
             private = step.private_size(size, widest, fixed, self._mamba, self._attention)
-            many = fixed if size > FEW and any(weight.form != "bf16" for weight in self.weights) else 0
+            many = fixed if size > FEW and any(weight.form != "bf16" for weight in every) else 0
             self._rooms[size, threads] = _Room.make(size, self.config.hidden_size, projected, widest, many, private, threads)
         return self._rooms[size, threads]
 
@@ -188,6 +205,17 @@ class _Piece(NamedTuple):
     sequence: int
     offset: int
     length: int
+
+
+class _Call(NamedTuple):
+    """One call of the kernel: pieces of `rows` tokens in all, which of them want logits, and the addresses of what goes in and out."""
+
+    pieces: list[_Piece]
+    rows: int
+    chosen: list[int]
+    tokens: int
+    out: int
+    logits: int
 
 
 def calls(layout: Layout) -> list[list[_Piece]]:
@@ -219,8 +247,9 @@ class _Room:
         integers = torch.zeros(rows + 12, fixed, dtype=torch.uint8)
         return cls((torch.zeros(rows, hidden), torch.zeros(rows, projected), packed[0], integers, packed[1], own))
 
-    @property
-    def addresses(self) -> tuple[int, ...]:
+    @cached_property
+    def words(self) -> tuple[int, ...]:
+        """As a call of the kernels names them."""
         return (*(tensor.data_ptr() for tensor in self.tensors), self.tensors[-1].shape[1])
 
 
@@ -238,6 +267,14 @@ class CompiledWindow:
         self.kept = torch.empty(forward.config.pattern.count(MAMBA), count, forward.mamba_columns)
         self._slots = [layout.slots[sequence] for sequence in layout.tentative]
         self._before = [pool[self._slots] for pool in state.slot_pools]
+
+    def places(self, pieces: Sequence[_Piece]) -> list[int]:
+        """For each row of a call, where among `kept` its projections go: -1 for what is no window's."""
+        places: list[int] = []
+        for sequence, offset, length in pieces:
+            first = self.rows.get(sequence)
+            places += [-1] * length if first is None else range(first + offset, first + offset + length)
+        return places
 
     def take_back(self, state: State) -> None:
         """The states as they were; whatever stays is fed to them by `settle`."""

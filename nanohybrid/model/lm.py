@@ -23,6 +23,8 @@ from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.residual_norm import residual_norm
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nanohybrid.model.compiled import CompiledForward
 
 
@@ -97,8 +99,19 @@ class HybridLM(nn.Module):
                 h_TE = block(h_TE, layout, None)
             return self.backbone.norm_f(h_TE)
         if self.packed and (forward := self._compiled(state)) is not None:
-            return forward.hidden(tokens_T, layout, state)
+            return forward.run(tokens_T, layout, state)[0]
         return self._hidden_stored(tokens_T, layout, state)
+
+    def step(self, tokens_T: Tensor, layout: Layout, state: State, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Final hidden states [T, E] and logits in fp32 [len(wanted), V] of these rows, which ascend: `hidden` and `head`, in one call
+        where the model's kernels do both."""
+        if self.packed and (forward := self._compiled(state)) is not None and forward.head is not None:
+            return forward.run(tokens_T, layout, state, wanted)
+        hidden_TE = self.hidden(tokens_T, layout, state)
+        if not wanted:
+            return hidden_TE, torch.empty(0)
+        every = len(wanted) == layout.tokens
+        return hidden_TE, self.head(hidden_TE if every else hidden_TE[torch.tensor(wanted, device=hidden_TE.device)])
 
     @torch.no_grad()
     def _hidden_stored(self, tokens_T: Tensor, layout: Layout, state: State) -> Tensor:

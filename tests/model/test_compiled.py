@@ -99,6 +99,20 @@ def test_quantised_weights_are_multiplied_as_what_they_stand_for(format):
     close(run(packed, sequences, cuts=(6,)), run(plain, sequences, cuts=(6,)), 0.04)
 
 
+@pytest.mark.parametrize(("form", "lengths"), [("bf16", [1] * 30), ("bf16", [400, 3, 1]), ("int8", [1] * 3), ("int4", [30] * 27)])
+def test_logits_that_come_with_the_hidden_states_are_the_heads(form, lengths):
+    """A few rows and more than each thread prepares for itself; of one call of the kernel and of several."""
+    _, packed = make("hybrid", form)
+    layout = Layout.contiguous(lengths, [0] * len(lengths), list(range(len(lengths))), CONTEXT)
+    batch = torch.cat(tokens(*lengths))
+    wanted = [start + length - 1 for start, length in zip(layout.starts, lengths, strict=False)]
+    with torch.inference_mode():
+        hidden, logits = packed.step(batch, layout, State.for_context(packed.config, len(lengths), CONTEXT, packed.dtype), wanted)
+        expected = packed.hidden(batch, layout, State.for_context(packed.config, len(lengths), CONTEXT, packed.dtype))
+        assert torch.equal(hidden, expected)
+        assert torch.equal(logits, packed.head(expected[wanted]))
+
+
 @hypothesis.given(st.data())
 @hypothesis.settings(max_examples=12, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 def test_bits_do_not_depend_on_batch_cuts_or_slots(models, data):
@@ -165,7 +179,7 @@ def test_each_thread_has_scratch_of_its_own_however_many_there_were_before(model
     for count in (1, 3):
         monkeypatch.setattr(team, "threads", lambda _, count=count: count)
         run(packed, tokens(5), state=state)
-        assert len(compiled_forward(packed, state)._room(5).tensors[-1]) == count
+        assert len(compiled_forward(packed, state)._room(5, count).tensors[-1]) == count
 
 
 def test_a_window_of_more_rows_than_a_call_holds_stays_within_its_scratch(models, monkeypatch):

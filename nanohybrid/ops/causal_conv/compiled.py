@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from nanohybrid.ops.causal_conv import shifted
 from nanohybrid.ops.cpu import conv
-from nanohybrid.ops.cpu.team import run
+from nanohybrid.ops.cpu.team import run, threads
 from nanohybrid.ops.layout import Layout
 
 
@@ -36,7 +36,7 @@ class _Conv(Function):
         y_TC = torch.empty(x_TC.shape, dtype=x_TC.dtype)
         x, weight_WC, bias = _prepared(x_TC, weight_CW, bias_C)
         where = x.data_ptr(), weight_WC.data_ptr(), bias.data_ptr(), y_TC.data_ptr()
-        run(conv.conv_forward, *_shape(x, weight_WC, layout), *where, x.dtype == torch.bfloat16, bytes_read=2 * y_TC.nbytes)
+        run(conv.conv_forward, *_shape(x, weight_WC, layout), *where, x.dtype == torch.bfloat16, size=threads(2 * y_TC.nbytes))
         return y_TC
 
     @staticmethod
@@ -47,7 +47,7 @@ class _Conv(Function):
         dy_TC = dy_TC.contiguous()
         dx_TC, dweight_WC, dbias_C = torch.empty(x.shape, dtype=x.dtype), torch.empty(weight_WC.shape), torch.empty(bias.shape)
         where = [one.data_ptr() for one in (x, weight_WC, bias, dy_TC, dx_TC, dweight_WC, dbias_C)]
-        run(conv.conv_backward, *_shape(x, weight_WC, layout=ctx.layout), *where, x.dtype == torch.bfloat16, bytes_read=3 * dx_TC.nbytes)
+        run(conv.conv_backward, *_shape(x, weight_WC, layout=ctx.layout), *where, x.dtype == torch.bfloat16, size=threads(3 * dx_TC.nbytes))
         return dx_TC, dweight_WC.t().to(weight_CW.dtype), dbias_C.to(bias_C.dtype), None
 
 
@@ -58,4 +58,4 @@ def _prepared(x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor) -> tuple[Tensor, 
 
 
 def _shape(x: Tensor, weight_WC: Tensor, layout: Layout) -> tuple[Any, ...]:
-    return np.asarray(layout.starts, dtype=np.int64), x.shape[1], len(weight_WC), x.stride(0)
+    return layout.sequences, np.asarray(layout.starts, dtype=np.int64), x.shape[1], len(weight_WC), x.stride(0)

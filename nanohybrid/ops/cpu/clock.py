@@ -12,9 +12,9 @@ from nanohybrid.ops.cpu.llvm import ticks, words
 
 PHASES = (
     "embedding", "wake", "norms", "Mamba-2 in", "conv and recurrence", "Mamba-2 out", "queries, keys, values", "attention", "attention out",
-    "MLP up", "MLP down", "final norm", "waiting",
+    "MLP up", "MLP down", "final norm", "head", "waiting",
 )  # fmt: skip
-EMBEDDING, WAKE, NORMS, MAMBA_IN, RECURRENCE, MAMBA_OUT, QKV, ATTENTION, ATTENTION_OUT, UP, DOWN, FINAL, WAITING = range(len(PHASES))
+EMBEDDING, WAKE, NORMS, MAMBA_IN, RECURRENCE, MAMBA_OUT, QKV, ATTENTION, ATTENTION_OUT, UP, DOWN, FINAL, HEAD, WAITING = range(len(PHASES))
 WORDS = 32  # of a thread's clock: the last lap, then a sum for each phase; whole cache lines
 
 
@@ -38,9 +38,9 @@ def lap(mine, phase):
 
 
 @kernel
-def read(rank, size, barrier, result):
-    """The counter, into result[0]."""
-    result[0] = ticks()
+def read(rank, size, barrier, call):
+    """The counter, to where it is wanted."""
+    words(words(call)[0])[0] = ticks()
 
 
 def make(threads: int) -> np.ndarray:

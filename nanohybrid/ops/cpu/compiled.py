@@ -1,5 +1,8 @@
 """How kernels are compiled: without the GIL, sums in any order, and kept on disk under the digest of this folder's sources.
 
+A kernel is `kernel(rank, size, barrier, call)`, four words: `call` is the address of its arguments, words or float64, as
+`team.run` lays them out. So that a thread of the team can run one without Python, by its address.
+
 numba keys what it keeps by the file that holds a function; kernels here are woven from several files, and a change in one must
 not meet old code of another.
 """
@@ -9,31 +12,63 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}  # not nnan or ninf: what is no number must stay visible
 _lock = threading.Lock()
 
 
-def kernel(python: Callable[..., Any]) -> Any:
-    """Compile at the first call, nopython and nogil; kept between processes where a cache directory can be written."""
-    with _lock:
-        config: Any = numba.config
-        before, config.CACHE_DIR = config.CACHE_DIR, str(directory())
-        try:
-            return numba.njit(nogil=True, cache=ours(directory()), fastmath=FASTMATH, error_model="numpy")(python)
-        finally:
-            config.CACHE_DIR = before
+class kernel:
+    """Compiled when its address is first asked for, nopython; kept between processes where a cache directory can be written."""
+
+    def __init__(self, python: Callable[[int, int, int, int], None]) -> None:
+        self.python, self.__name__, self.__doc__ = python, python.__name__, python.__doc__
+
+    @cached_property
+    def _compiled(self) -> Any:
+        with _kept() as cached:
+            return numba.cfunc(types.void(*[types.int64] * 4), cache=cached, fastmath=FASTMATH, error_model="numpy")(self.python)
+
+    @cached_property
+    def address(self) -> int:
+        """Of machine code: void (int64, int64, int64, int64)."""
+        return int(self._compiled.address)
+
+    @cached_property
+    def alone(self) -> Callable[[int, int, int, int], None]:
+        """To be called from Python, which other threads have meanwhile."""
+        found: Callable[[int, int, int, int], None] = self._compiled.ctypes
+        return found
+
+
+def loop(python: Callable[..., Any]) -> Any:
+    """What one thread calls with whatever numba knows from Python: compiled at the first call, nopython and nogil; kept as kernels are."""
+    with _kept() as cached:
+        return numba.njit(nogil=True, cache=cached, fastmath=FASTMATH, error_model="numpy")(python)
 
 
 def inlined(python: Callable[..., Any]) -> Any:
     """A piece of a kernel: compiled into it, never called from outside."""
     return numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy")(python)
+
+
+@contextmanager
+def _kept() -> Iterator[bool]:
+    """Have numba keep what is compiled here in our directory; whether it can."""
+    config: Any = numba.config
+    with _lock:
+        before, config.CACHE_DIR = config.CACHE_DIR, str(directory())
+        try:
+            yield ours(directory())
+        finally:
+            config.CACHE_DIR = before
 
 
 def ours(place: Path) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
-from nanohybrid.ops.cpu.llvm import floats
+from nanohybrid.ops.cpu.llvm import floats, words
 from nanohybrid.ops.cpu.rows import silu
 from nanohybrid.ops.cpu.runs import clear, copy, load_row, store_row
 from nanohybrid.ops.cpu.scalars import exp
@@ -46,9 +46,18 @@ def window_sum(t, ring, weight, bias, channels, first, count, window, out):
             total[i] += gain[i] * seen[i]
 
 
+@inlined
+def given(call):
+    """What both kernels are told first: sequences, where each starts, and how x and the weights lie."""
+    w = words(call)
+    return w[0], words(w[1]), w[2], w[3], w[4], w[5], w[6], w[7]
+
+
 @kernel
-def conv_forward(rank, size, barrier, starts, channels, window, stride, x, weight, bias, y, half):
+def conv_forward(rank, size, barrier, call):
     """y [T, C] = silu(conv(x)); x's rows are `stride` apart, both in bfloat16 where `half`, else in fp32."""
+    sequences, starts, channels, window, stride, x, weight, bias = given(call)
+    y, half = words(call)[8], words(call)[9]
     room = np.empty((window + 1) * CHANNELS, dtype=np.float32)
     ring, width = room.ctypes.data, 2 if half else 4
     total = ring + window * CHANNELS * 4
@@ -57,7 +66,7 @@ def conv_forward(rank, size, barrier, starts, channels, window, stride, x, weigh
     for block in range(first, last):
         c = block * width_c
         count = min(width_c, channels - c)
-        for sequence in range(len(starts) - 1):
+        for sequence in range(sequences):
             begin = starts[sequence]
             for t in range(starts[sequence + 1] - begin):
                 load_row(x + ((begin + t) * stride + c) * width, half, count, ring + t % window * CHANNELS * 4, count)
@@ -69,8 +78,11 @@ def conv_forward(rank, size, barrier, starts, channels, window, stride, x, weigh
 
 
 @kernel
-def conv_backward(rank, size, barrier, starts, channels, window, stride, x, weight, bias, dy, dx, dweight, dbias, half):
+def conv_backward(rank, size, barrier, call):
     """dx [T, C] in the dtype of x, dweight [W, C] and dbias [C] in fp32. A token's dx is whole once W tokens have been seen."""
+    sequences, starts, channels, window, stride, x, weight, bias = given(call)
+    more = words(call + 8 * 8)
+    dy, dx, dweight, dbias, half = more[0], more[1], more[2], more[3], more[4]
     room = np.empty((3 * window + 3) * CHANNELS, dtype=np.float32)
     ring, width = room.ctypes.data, 2 if half else 4
     pending, taps = ring + window * CHANNELS * 4, ring + 2 * window * CHANNELS * 4
@@ -82,7 +94,7 @@ def conv_backward(rank, size, barrier, starts, channels, window, stride, x, weig
         c = block * width_c
         count = min(width_c, channels - c)
         clear(taps, (window + 1) * CHANNELS)
-        for sequence in range(len(starts) - 1):
+        for sequence in range(sequences):
             begin, length = starts[sequence], starts[sequence + 1] - starts[sequence]
             for t in range(length):
                 now = t % window

@@ -10,10 +10,10 @@ import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
 from nanohybrid.ops.cpu.integers import OFFSET, fix_rows, row_bytes
-from nanohybrid.ops.cpu.llvm import floats, halves
+from nanohybrid.ops.cpu.llvm import floats, halves, words
 from nanohybrid.ops.cpu.rows import pack_halves, pack_values, silu
 from nanohybrid.ops.cpu.scalars import narrow
-from nanohybrid.ops.cpu.team import meet, share
+from nanohybrid.ops.cpu.team import meet, new_round, next_of, share
 from nanohybrid.ops.cpu.tile import FORMS, make_tiles
 
 LINEAR = ("form", "outputs", "inputs", "width", "units", "groups", "pairs", "block_bytes", "address")
@@ -22,7 +22,8 @@ PANELS = 4  # of 16 outputs, in a unit: what a thread's share is counted in
 
 STORE, ADD, RELU2, GATE, HALVES = range(5)  # what becomes of the sums
 SUMS = 24 * 16  # fp32 numbers of the largest tile
-AHEAD = 4096  # bytes, in tiles that take all panels of a unit and so read on and on
+AHEAD = 4096  # bytes, where the next panels are too many to ask for all of them
+NEAR = 384 * 1024  # bytes: panels that stay in the second level beside the ones at work
 ROWS_AT_ONCE = 384  # rows whose activations stay near while all weights pass by
 FEW = 24  # up to so many rows, each thread prepares all of them for itself rather than wait for a part of them
 _OFFSETS = tuple(OFFSET.get(form, 0) for form in FORMS)  # 0: rows stay bfloat16
@@ -109,31 +110,46 @@ def tile_bytes(weight, height):
 
 
 @inlined
-def multiply(weight, x, rows, rank, size, sums, then, out, stride, other, other_rows, other_width):
-    """This thread's share of the outputs of one linear layer, for `rows` rows as `suited` left them; `finish` says what becomes of them."""
+def multiply(weight, x, rows, rank, size, barrier, sums, then, out, stride, other, other_rows, other_width):
+    """This thread's part of the outputs of one linear layer, for `rows` rows as `suited` left them; `finish` says what becomes of them.
+
+    barrier: where threads see who has done what, and take over from each other; 0: each has a fixed share, always the same.
+    """
     height = tile_rows(rows)
     panels = tile_panels(height)
     wide = panels * 16
     step, x_step = weight[BLOCK_BYTES], tile_bytes(weight, height)
     apart = weight[GROUPS] * step  # bytes of a panel
+    ahead = panels * apart if panels * apart <= NEAR else AHEAD
     first, last = share(weight[UNITS], rank, size)
-    for panel in range(first * PANELS, last * PANELS, panels):
-        n0 = panel * 16
-        if n0 < weight[OUTPUTS]:
-            w = weight[ADDRESS] + panel * apart
-            count = min(wide, weight[OUTPUTS] - n0)
-            ahead = 2 * apart if panels == 2 else AHEAD
-            for tile in range((rows + height - 1) // height):
-                rows_at, groups, pairs = x + tile * x_step, weight[GROUPS], weight[PAIRS]
-                run_tile(weight[FORM], height, panels, w, apart, step, rows_at, sums, wide * 4, groups, pairs, ahead)
-                here = min(height, rows - tile * height)
-                finish(sums, wide, here, count, then, out, stride, tile * height, n0, other, other_rows, other_width)
+    hand, unit = 0, first if first < last else -1
+    if barrier and size > 1:
+        hand = new_round(barrier, rank, size)
+        unit = next_of(hand, weight[UNITS], rank, size)
+    while unit >= 0:
+        for panel in range(unit * PANELS, (unit + 1) * PANELS, panels):
+            n0 = panel * 16
+            if n0 < weight[OUTPUTS]:
+                w = weight[ADDRESS] + panel * apart
+                count = min(wide, weight[OUTPUTS] - n0)
+                for tile in range((rows + height - 1) // height):
+                    rows_at, groups, pairs = x + tile * x_step, weight[GROUPS], weight[PAIRS]
+                    run_tile(weight[FORM], height, panels, w, apart, step, rows_at, sums, wide * 4, groups, pairs, ahead)
+                    here = min(height, rows - tile * height)
+                    finish(sums, wide, here, count, then, out, stride, tile * height, n0, other, other_rows, other_width)
+        if hand:
+            unit = next_of(hand, weight[UNITS], rank, size)
+        else:
+            unit = unit + 1 if unit + 1 < last else -1
 
 
 @kernel
-def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, fixed, full, out):
+def matmul(rank, size, barrier, call):
     """out [rows, outputs] = x [rows, inputs] W^T, x in bfloat16, out in fp32 where `full`, else in bfloat16; `packed` and
     `fixed` are room for ROWS_AT_ONCE packed rows, and for as many made integers."""
+    given = words(call)
+    weight, x, x_stride, rows = words(given[0]), given[1], given[2], given[3]
+    packed, fixed, full, out = given[4], given[5], given[6], given[7]
     room = np.empty(SUMS, dtype=np.float32)
     done = 0
     while done < rows:
@@ -149,6 +165,6 @@ def matmul(rank, size, barrier, weight, x, x_stride, rows, packed, fixed, full, 
         meet(barrier, size)
         target = out + done * weight[OUTPUTS] * (4 if full else 2)
         then = STORE if full else HALVES
-        multiply(weight, ready, here, rank, size, room.ctypes.data, then, target, weight[OUTPUTS], 0, 0, 0)
+        multiply(weight, ready, here, rank, size, barrier, room.ctypes.data, then, target, weight[OUTPUTS], 0, 0, 0)
         meet(barrier, size)
         done += here

@@ -1,6 +1,6 @@
 """What numba lacks for kernels: bfloat16 vectors, raw addresses, bit casts, atomics and a pause, as intrinsics of a few lines.
 
-Kernels take addresses (int64) and make views of them with `floats`, `halves` and `words`; nothing is boxed or counted inside.
+Kernels take addresses (int64) and make views of them with `floats`, `halves`, `words` and `doubles`; nothing is boxed or counted inside.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def _view(kind: types.Type) -> Any:
 floats = _view(types.float32)  # address -> pointer to fp32
 halves = _view(types.uint16)  # ... to bfloat16, as its bits
 words = _view(types.int64)
+doubles = _view(types.float64)
 
 
 @intrinsic
@@ -139,6 +140,40 @@ def store_release(typingctx: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def exchange(typingctx: Any, address: Any, value: Any) -> Any:
+    """*address = value on a word; returns what it was. In one order with all others and with `add_atomically`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.atomic_rmw("xchg", builder.inttoptr(arguments[0], PTR), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def invoke(typingctx: Any, code: Any, rank: Any, size: Any, barrier: Any, call: Any) -> Any:
+    """Run the kernel at the address `code`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
+
+
+@intrinsic
+def pause(typingctx: Any) -> Any:
+    """Tell the processor that this is a loop which waits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if has("sse2"):
+            builder.call(function(builder, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
 def give_way(typingctx: Any) -> Any:
     """Let another thread have the processor."""
 
@@ -147,6 +182,19 @@ def give_way(typingctx: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def nanoseconds(typingctx: Any) -> Any:
+    """Of the clock, to take differences of."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(I64, 2)), I64.as_pointer())  # a timespec
+        builder.call(function(builder, "clock_gettime", I32, [I32, place.type]), [I32(0), place])
+        part = lambda index: builder.load(builder.gep(place, [I64(index)]))  # noqa: E731
+        return builder.add(builder.mul(part(0), I64(1_000_000_000)), part(1))
+
+    return types.int64(), generate
 
 
 @intrinsic

@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
-from nanohybrid.ops.cpu.llvm import floats
+from nanohybrid.ops.cpu.llvm import doubles, floats, words
 from nanohybrid.ops.cpu.runs import clear, dot, load_row, store_row
 from nanohybrid.ops.cpu.scalars import exp
 from nanohybrid.ops.cpu.team import share
@@ -37,9 +37,18 @@ def inverse(u, count, eps):
     return np.float32(1.0 / math.sqrt(dot(u, u, count) / count + eps))
 
 
+@inlined
+def given(call):
+    """What both kernels are told first."""
+    w = words(call)
+    return w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], doubles(call)[9]
+
+
 @kernel
-def norm_forward(rank, size, barrier, rows, width, groups, x, x_stride, half_x, z, z_stride, weight, eps, out, half):
+def norm_forward(rank, size, barrier, call):
     """out [rows, width]; z is 0 where there is no gate; z and out in bfloat16 where `half`, x where `half_x`."""
+    rows, width, groups, x, x_stride, half_x, z, z_stride, weight, eps = given(call)
+    out, half = words(call)[10], words(call)[11]
     part = width // groups
     room = np.empty(3 * part, dtype=np.float32)
     here = room.ctypes.data
@@ -62,10 +71,11 @@ def norm_forward(rank, size, barrier, rows, width, groups, x, x_stride, half_x, 
 
 
 @kernel
-def norm_backward(
-    rank, size, barrier, rows, width, groups, x, x_stride, half_x, z, z_stride, weight, eps, dout, dx, dz, half, dweight
-):  # fmt: skip
+def norm_backward(rank, size, barrier, call):
     """dx and dz [rows, width] in the dtypes of x and z, dweight [tiles, width] in fp32."""
+    rows, width, groups, x, x_stride, half_x, z, z_stride, weight, eps = given(call)
+    more = words(call + 10 * 8)
+    dout, dx, dz, half, dweight = more[0], more[1], more[2], more[3], more[4]
     part = width // groups
     room = np.empty(4 * part, dtype=np.float32)
     here = room.ctypes.data

@@ -96,7 +96,7 @@ def matmul(x: Tensor, weight: Packed, dtype: torch.dtype | None = None) -> Tenso
     """x [..., K] W^T -> [..., N] in `dtype` (None: x's): products of bfloat16, sums in fp32, each row's in one order whatever the
     others are; fp32 gets the sums as they are."""
     from nanohybrid.ops.cpu import linear
-    from nanohybrid.ops.cpu.team import run
+    from nanohybrid.ops.cpu.team import run, threads
 
     dtype = x.dtype if dtype is None else dtype
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
@@ -109,7 +109,7 @@ def matmul(x: Tensor, weight: Packed, dtype: torch.dtype | None = None) -> Tenso
     fixed = torch.empty(most if weight.form != "bf16" else 0, weight.fixed_bytes, dtype=torch.uint8)
     if len(rows):
         where = (rows.data_ptr(), rows.stride(0), len(rows), room.data_ptr(), fixed.data_ptr(), int(full), out.data_ptr())
-        run(linear.matmul, weight.record(), *where, bytes_read=weight.data.numel())
+        run(linear.matmul, weight.record(), *where, size=threads(weight.data.numel()))
     return out.view(*x.shape[:-1], weight.outputs).to(dtype)
 
 

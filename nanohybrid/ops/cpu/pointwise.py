@@ -17,8 +17,10 @@ LANES = 64  # maxima side by side, so that the loop is one of vectors
 
 
 @kernel
-def relu2_forward(rank, size, barrier, count, x, y, half):
+def relu2_forward(rank, size, barrier, call):
     """y = max(x, 0)^2 of `count` numbers."""
+    given = words(call)
+    count, x, y, half = given[0], given[1], given[2], given[3]
     room = np.empty(BLOCK, dtype=np.float32)
     values, width = room.ctypes.data, 2 if half else 4
     first, last = share((count + BLOCK - 1) // BLOCK, rank, size)
@@ -33,8 +35,10 @@ def relu2_forward(rank, size, barrier, count, x, y, half):
 
 
 @kernel
-def relu2_backward(rank, size, barrier, count, x, dy, dx, half):
-    """dx = 2 max(x, 0) dy."""
+def relu2_backward(rank, size, barrier, call):
+    """dx = 2 max(x, 0) dy of `count` numbers."""
+    given = words(call)
+    count, x, dy, dx, half = given[0], given[1], given[2], given[3], given[4]
     room = np.empty(2 * BLOCK, dtype=np.float32)
     values, width = room.ctypes.data, 2 if half else 4
     slopes = values + BLOCK * 4
@@ -70,8 +74,11 @@ def largest(values, lanes, count):
 
 
 @kernel
-def cross_entropy_rows(rank, size, barrier, rows, vocabulary, stride, logits, targets, loss, slope, half):
+def cross_entropy_rows(rank, size, barrier, call):
     """loss [rows] = logsumexp - the target's logit; with `slope`, softmax - onehot is written over the logits."""
+    given = words(call)
+    rows, vocabulary, stride, logits = given[0], given[1], given[2], given[3]
+    targets, loss, slope, half = given[4], given[5], given[6], given[7]
     room = np.empty(vocabulary + LANES, dtype=np.float32)
     values, width, one = room.ctypes.data, 2 if half else 4, np.float32(1)
     lanes = values + vocabulary * 4

@@ -20,7 +20,7 @@ import math
 import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
-from nanohybrid.ops.cpu.llvm import floats
+from nanohybrid.ops.cpu.llvm import floats, words
 from nanohybrid.ops.cpu.runs import add_rows, clear, copy, dot, load_row, store_row
 from nanohybrid.ops.cpu.scan_rows import ROWS, advance, retreat
 from nanohybrid.ops.cpu.vectors import state_rows
@@ -61,10 +61,18 @@ def load_tokens(token, here, head, group, sizes, at, half, x, B, C, steps, decay
         kept[i] = np.float32(math.exp(step[i] * rate))
 
 
+@inlined
+def given(call):
+    """What both kernels are told first."""
+    w = words(call)
+    return w[0], words(w[1]), words(w[2]), words(w[3]), w[4]
+
+
 @kernel
-def scan_forward(rank, size, barrier, starts, sizes, at, half):
+def scan_forward(rank, size, barrier, call):
     """y [T, H, P] in fp32 and, where wanted, final states. sizes: H, P, G, N, rows of x, B and C apart; at: x, dt, A, B, C, D, initial,
     final, y."""
+    sequences, starts, sizes, at, half = given(call)
     H, P, G, N = sizes[0], sizes[1], sizes[2], sizes[3]
     rows, columns = up_to(P, ROWS), up_to(N, 16)
     room = np.empty(rows * columns + TOKENS * (2 * rows + 2 * columns + 2), dtype=np.float32)
@@ -74,8 +82,8 @@ def scan_forward(rank, size, barrier, starts, sizes, at, half):
     C = B + TOKENS * columns * 4
     steps = C + TOKENS * columns * 4
     decays = steps + TOKENS * 4
-    total, D, out = starts[-1] * G, floats(at[5]), floats(at[8])
-    for sequence in range(len(starts) - 1):
+    total, D, out = starts[sequences] * G, floats(at[5]), floats(at[8])
+    for sequence in range(sequences):
         begin, length = starts[sequence], starts[sequence + 1] - starts[sequence]
         for group in range(G):
             if (begin * G + group * length) * size // total != rank:
@@ -108,11 +116,13 @@ def scan_forward(rank, size, barrier, starts, sizes, at, half):
 
 
 @kernel
-def scan_backward(rank, size, barrier, starts, sizes, at, half, room_numbers):
+def scan_backward(rank, size, barrier, call):
     """Every gradient. at: x, dt, A, B, C, D, initial, dy, dfinal, then dx, ddt, dB, dC, dinitial, and a row [H] of dA and of dD a sequence.
 
     dy and ddt are fp32, dx, dB and dC in the dtype of x, B and C; `room_numbers`: fp32 of scratch for the longest sequence.
     """
+    sequences, starts, sizes, at, half = given(call)
+    room_numbers = words(call)[5]
     H, P, G, N = sizes[0], sizes[1], sizes[2], sizes[3]
     rows, columns, width = up_to(P, ROWS), up_to(N, 16), 2 if half else 4
     room = np.empty(room_numbers, dtype=np.float32)
@@ -124,8 +134,8 @@ def scan_backward(rank, size, barrier, starts, sizes, at, half, room_numbers):
     steps = sums + TOKENS * columns * 4
     decays = steps + TOKENS * 4
     longest = decays + TOKENS * 4  # what depends on the sequence's length
-    total, skips = starts[-1] * G, floats(at[5])
-    for sequence in range(len(starts) - 1):
+    total, skips = starts[sequences] * G, floats(at[5])
+    for sequence in range(sequences):
         begin, length = starts[sequence], starts[sequence + 1] - starts[sequence]
         read, dB, dC = longest, longest + length * 4, longest + length * (1 + columns) * 4
         anchors = dC + length * columns * 4

@@ -8,7 +8,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from nanohybrid.ops.cpu import norms
-from nanohybrid.ops.cpu.team import run
+from nanohybrid.ops.cpu.team import run, threads
 from nanohybrid.ops.gated_norm import fused
 
 TAKEN = (torch.float32, torch.bfloat16)
@@ -38,7 +38,7 @@ class _Norm(Function):
         ctx.groups, ctx.eps, ctx.dtype = groups, eps, dtype
         out_TD = torch.empty(x_TD.shape, dtype=dtype)
         given, _kept = _arguments(x_TD, z_TD, weight_D, groups, eps)
-        run(norms.norm_forward, *given, out_TD.data_ptr(), dtype == torch.bfloat16, bytes_read=x_TD.nbytes + 2 * out_TD.nbytes)
+        run(norms.norm_forward, *given, out_TD.data_ptr(), dtype == torch.bfloat16, size=threads(x_TD.nbytes + 2 * out_TD.nbytes))
         return out_TD
 
     @staticmethod
@@ -51,7 +51,7 @@ class _Norm(Function):
         dweight_RD = torch.empty(-(-len(x_TD) // norms.TILE), x_TD.shape[1])
         given, _kept = _arguments(x_TD, z_TD, weight_D, ctx.groups, ctx.eps)
         where = dout_TD.data_ptr(), dx_TD.data_ptr(), 0 if dz_TD is None else dz_TD.data_ptr(), ctx.dtype == torch.bfloat16
-        run(norms.norm_backward, *given, *where, dweight_RD.data_ptr(), bytes_read=2 * x_TD.nbytes + 3 * dout_TD.nbytes)
+        run(norms.norm_backward, *given, *where, dweight_RD.data_ptr(), size=threads(2 * x_TD.nbytes + 3 * dout_TD.nbytes))
         return dx_TD, dz_TD, dweight_RD.sum(0).to(weight_D.dtype), None, None, None
 
 

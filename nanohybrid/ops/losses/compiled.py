@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nanohybrid.ops.cpu import pointwise
-from nanohybrid.ops.cpu.team import run
+from nanohybrid.ops.cpu.team import run, threads
 
 
 def cross_entropy(logits_QV: Tensor, targets_Q: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
@@ -19,5 +19,7 @@ def cross_entropy(logits_QV: Tensor, targets_Q: Tensor, slope: bool) -> tuple[Te
     logits_QV, targets_Q = logits_QV.contiguous(), targets_Q.contiguous()
     loss_Q = torch.empty(len(logits_QV), dtype=torch.float32)
     where = logits_QV.stride(0), logits_QV.data_ptr(), targets_Q.data_ptr(), loss_Q.data_ptr()
-    run(pointwise.cross_entropy_rows, *logits_QV.shape, *where, slope, logits_QV.dtype == torch.bfloat16, bytes_read=2 * logits_QV.nbytes)
+    run(
+        pointwise.cross_entropy_rows, *logits_QV.shape, *where, slope, logits_QV.dtype == torch.bfloat16, size=threads(2 * logits_QV.nbytes)
+    )
     return loss_Q, logits_QV if slope else None

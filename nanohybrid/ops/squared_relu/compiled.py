@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nanohybrid.ops.cpu import pointwise
-from nanohybrid.ops.cpu.team import run
+from nanohybrid.ops.cpu.team import run, threads
 from nanohybrid.ops.squared_relu import fused
 
 
@@ -24,7 +24,7 @@ class _SquaredReLU(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x)
         y = torch.empty(x.shape, dtype=x.dtype)
-        run(pointwise.relu2_forward, x.numel(), x.data_ptr(), y.data_ptr(), x.dtype == torch.bfloat16, bytes_read=2 * x.nbytes)
+        run(pointwise.relu2_forward, x.numel(), x.data_ptr(), y.data_ptr(), x.dtype == torch.bfloat16, size=threads(2 * x.nbytes))
         return y
 
     @staticmethod
@@ -34,5 +34,5 @@ class _SquaredReLU(torch.autograd.Function):
         dy = dy.contiguous()
         dx = torch.empty(x.shape, dtype=x.dtype)
         where = x.data_ptr(), dy.data_ptr(), dx.data_ptr()
-        run(pointwise.relu2_backward, x.numel(), *where, x.dtype == torch.bfloat16, bytes_read=3 * x.nbytes)
+        run(pointwise.relu2_backward, x.numel(), *where, x.dtype == torch.bfloat16, size=threads(3 * x.nbytes))
         return dx

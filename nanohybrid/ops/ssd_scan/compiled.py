@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanohybrid.ops.cpu import scan
-from nanohybrid.ops.cpu.team import run
+from nanohybrid.ops.cpu.team import run, threads
 from nanohybrid.ops.dispatch import wants_gradient
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.ssd_scan import chunked
@@ -46,7 +46,7 @@ def _forward(
     y_THP = torch.empty(x.shape, dtype=torch.float32)
     final_SHPN = torch.empty(layout.sequences, *x.shape[1:], B.shape[2]) if keep else None
     at = _addresses(x, dt, A, B, C, D, initial, final_SHPN, y_THP)
-    run(scan.scan_forward, _starts(layout), _sizes(x, B, C), at, x.dtype == torch.bfloat16, bytes_read=_work(x, B))
+    run(scan.scan_forward, layout.sequences, _starts(layout), _sizes(x, B, C), at, x.dtype == torch.bfloat16, size=threads(_work(x, B)))
     return y_THP, final_SHPN
 
 
@@ -64,7 +64,16 @@ def _backward(
     given = x, dt, A, B, C, D, initial, dy_THP.float().contiguous(), dfinal
     at = _addresses(*given, dx, ddt, dB, dC, dinitial, dA_SH, dD_SH)
     room = scan.backward_room(P, N, layout.max_length)
-    run(scan.scan_backward, _starts(layout), _sizes(x, B, C), at, x.dtype == torch.bfloat16, room, bytes_read=_work(x, B))
+    run(
+        scan.scan_backward,
+        layout.sequences,
+        _starts(layout),
+        _sizes(x, B, C),
+        at,
+        x.dtype == torch.bfloat16,
+        room,
+        size=threads(_work(x, B)),
+    )
     return dx, ddt, dA_SH.sum(0), dB, dC, dD_SH.sum(0), dinitial
 
 
