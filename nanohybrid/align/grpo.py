@@ -86,7 +86,7 @@ class GrpoRecipe:
 def grpo(recipe: GrpoRecipe, model: Path, out: Path, device: str = "cpu") -> Path:
     """Improve the checkpoint `model` on the recipe's tasks. device: where it samples and learns, and where its reference is."""
     refuse_quantized(model)
-    with open_stage(out, "grpo", recipe, {"model": model}, recipe.seed) as stage:
+    with open_stage(out, "grpo", recipe, {"model": model}, recipe.seed, device) as stage:
         if stage.complete:
             return out
         policy = load(model, torch.float32, device)

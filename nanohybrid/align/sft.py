@@ -48,7 +48,8 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None, dev
     refuse_quantized(model)
     if recipe.shares.text > 0 and data is None:
         raise InputError(f"shares.text is {recipe.shares.text}, but there is no text: give --data DIR, or set --shares.text 0")
-    with open_stage(out, "sft", recipe, {"model": model} | ({"data": data} if data else {}), recipe.seed) as stage:
+    inputs = {"model": model} | ({"data": data} if data else {})
+    with open_stage(out, "sft", recipe, inputs, recipe.seed, device) as stage:
         if stage.complete:
             return out
         network = load(model, torch.float32, device)

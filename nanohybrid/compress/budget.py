@@ -105,8 +105,9 @@ class Budget:
 
 
 def amount(count: int) -> str:
-    """Bytes in GiB, or in MiB where there are few."""
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
+    """Bytes in GiB, or in MiB or KiB where there are few."""
+    unit, name = (GIB, "GiB") if count >= GIB / 10 else (2**20, "MiB") if count >= 2**20 / 10 else (2**10, "KiB")
+    return f"{count / unit:.2f} {name}"
 
 
 def matrix_bytes(matrix: Matrix, dtype: str) -> int:

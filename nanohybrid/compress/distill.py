@@ -109,7 +109,7 @@ def distill(
     check_vocabularies(student, teacher)
     between = Between.of(recipe.between, student, teacher)
     inputs = {"student": student, "teacher": teacher, "data": data} | ({"pretraining": pretraining} if pretraining else {})
-    with open_stage(out, "distill", recipe, inputs, recipe.seed) as stage:
+    with open_stage(out, "distill", recipe, inputs, recipe.seed, device) as stage:
         if stage.complete:
             return out
         stores, weights = mixture(recipe, data, pretraining)

@@ -47,7 +47,7 @@ def prune(
     scores = None if importance is None else Importance.load(importance)
     if scores is None and calibration is None:
         recipe.target.kept(config, None)  # says so where scores are needed
-    with open_stage(out, "prune", recipe, inputs) as stage:
+    with open_stage(out, "prune", recipe, inputs, device=device) as stage:
         if stage.complete:
             return out
         if calibration is not None and recipe.target.needs_scores:

@@ -43,7 +43,7 @@ def quantize_stage(recipe: QuantizeRecipe, model: Path, out: Path, documents: Pa
     with CheckpointReader(model) as reader:
         tensors, vocab_size = len(reader.names()), reader.config.vocab_size
     inputs = {"model": model} | ({"documents": documents} if documents is not None else {})
-    with open_stage(out, "quantize", recipe, inputs) as stage:
+    with open_stage(out, "quantize", recipe, inputs, device=device) as stage:
         if stage.complete:
             return out
         samples = None

@@ -17,6 +17,7 @@ from nanohybrid.compress.target import Target, sizes_of
 from nanohybrid.config import ATTENTION, KINDS, MAMBA, MLP, HybridConfig
 from nanohybrid.model import Footprint
 from nanohybrid.stages import Report, plots
+from nanohybrid.stages.report import machine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,11 +29,12 @@ CURVES = 5  # of layers of a kind, in one figure
 
 
 def compression_report(
-    budget: Budget, parent: HybridConfig, scores: Importance, found: Search, measures: Mapping[str, Any], directory: Path
+    budget: Budget, parent: HybridConfig, scores: Importance, found: Search, record: Mapping[str, Any], directory: Path
 ) -> Report:
-    """The report of the stage whose directory this is; `measures` are what it remembers in its lineage."""
+    """The report of the stage whose directory this is; `record` is its lineage."""
+    measures = record["measures"]
     report = Report("nanohybrid compress")
-    _summary(report, budget, parent, found.chosen, measures)
+    _summary(report, budget, parent, found.chosen, measures, machine(record["made_with"]))
     _removed(report, parent, scores, found.chosen)
     _importance(report, parent, scores)
     _candidates(report, budget, found)
@@ -40,7 +42,7 @@ def compression_report(
     return report
 
 
-def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candidate, measures: Mapping[str, Any]) -> None:
+def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candidate, measures: Mapping[str, Any], here: str) -> None:
     before, after = budget.plain.memory(parent).as_dict(), budget.memory(chosen.config).as_dict()
     count, agreement, work = Footprint.of(parent).parameters, measures["agreement"], measures["at_work"]
     last = list(agreement)[-1]
@@ -77,15 +79,15 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
         else " The budget was a share of these, so it has no reserve for the activations of a step."
     )
     report.figure(figure, f"Memory by what it holds; the line is the budget.{step}")
-    rows = [["tokens a second, measured here", *speeds]]
+    rows = [["tokens a second, measured", *speeds]]
     for label, key in (("memory of the weights", "weight_bytes"), ("memory of keys, values and states", "state_bytes")):
         rows.append([label, *(amount(int(work[name][key])) for name in ("parent", "result"))])
     report.table(["at work", "parent", "result"], rows)
     beside = ", the parent in bf16" if then else ""
     report.text(
         f"Speed: one decode step, which adds a token to {_sequences(budget)} of {int(work['parent']['context']):,} tokens, in "
-        f"{budget.dtype}{beside}; both models in turns, the quickest of a few. A busy machine blurs it. Memory: as allocated for "
-        f"{budget.context:,} tokens."
+        f"{budget.dtype}{beside}; both models in turns, the quickest of a few, on {here}. A busy machine blurs it. Memory: as allocated "
+        f"for {budget.context:,} tokens."
     )
 
 
@@ -264,5 +266,5 @@ def _points(places: list[tuple[float, float]], x: str, y: str) -> Figure:
         axes.scatter([a for a, _ in places], [b for _, b in places], s=18, color=plots.COLOURS[0], label="tried")
         axes.plot(*zip(*pareto(places), strict=True), color=plots.COLOURS[0], linewidth=1, label="none beats these")
         axes.scatter([places[0][0]], [places[0][1]], s=60, color=plots.COLOURS[1], marker="D", label="chosen", zorder=3)
-        axes.legend(loc="best", fontsize=9)
+        plots.legend(figure, 3)
     return figure

@@ -150,7 +150,7 @@ def compress(
     refuse_quantized(model)
     check_ends(recipe, model)
     inputs = {"model": model} | ({"data": data} if data else {}) | ({"pretraining": pretraining} if pretraining else {})
-    with open_stage(out, "compress", recipe, inputs, recipe.distill.seed) as stage:
+    with open_stage(out, "compress", recipe, inputs, recipe.distill.seed, run_on) as stage:
         if not stage.complete:
             data = data or documents_for(model, stage.directory / "documents")
             Compression(recipe, stage, model, data, pretraining, run_on).run()
@@ -212,7 +212,7 @@ class Compression:
         )
         adopt(result, stage.directory)
         atomic_write(stage.directory / "kept.json", (pruned / "kept.json").read_bytes())  # a file of its own: what lies there may be a link
-        report = compression_report(budget, shape, scores, found, stage.measures, stage.directory)
+        report = compression_report(budget, shape, scores, found, stage.record, stage.directory)
         report.write(stage.directory / "report.html")
 
     @contextmanager

@@ -43,7 +43,7 @@ def evaluate(recipe: EvaluateRecipe, models: Mapping[str, Path], out: Path, data
         if name not in models:
             raise InputError(f"the recipe names the model {name}, which is not among {', '.join(models)}")
     inputs = {f"model.{name}": path for name, path in models.items()} | ({"data": data} if data else {})
-    with open_stage(out, "evaluate", recipe, inputs, recipe.seed) as stage:
+    with open_stage(out, "evaluate", recipe, inputs, recipe.seed, device) as stage:
         if stage.complete:
             return out
         done = Done(stage)

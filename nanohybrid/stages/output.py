@@ -90,11 +90,14 @@ class Stage:
 
 
 @contextmanager
-def open_stage(out: Path, name: str, recipe: Any, inputs: Mapping[str, Path] | None = None, seed: int = 0) -> Iterator[Stage]:
+def open_stage(
+    out: Path, name: str, recipe: Any, inputs: Mapping[str, Path] | None = None, seed: int = 0, device: str | None = None
+) -> Iterator[Stage]:
     """Open the output directory `out` of the stage `name`, to be filled by the body of the `with`.
 
     Where OUT already holds this very recipe, inputs and seed, `stage.complete` is true and the body must return at once;
     where it holds anything else, InputError. Where OUT.partial holds unfinished work of the same, `stage.resumed` is true.
+    device: where the body computes, which is noted beside the machine and makes no difference to what the run is.
     """
     if not 0 <= seed < 2**63:
         raise InputError(f"the seed is {seed}: give a number from 0 to 2^63 - 1")
@@ -106,7 +109,7 @@ def open_stage(out: Path, name: str, recipe: Any, inputs: Mapping[str, Path] | N
     partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     with lock(partial):
-        stage = begin(out, partial, identity, recipe)
+        stage = begin(out, partial, identity, recipe, device)
         try:
             yield stage
         except BaseException:
@@ -134,18 +137,18 @@ def find_complete(out: Path, identity: dict[str, Any]) -> bool:
     return True
 
 
-def begin(out: Path, partial: Path, identity: dict[str, Any], recipe: Any) -> Stage:
+def begin(out: Path, partial: Path, identity: dict[str, Any], recipe: Any, device: str | None) -> Stage:
     """Take up what an interrupted run of the same recipe left in `partial`, or start there from nothing."""
-    resumed = not untouched(partial)
+    resumed, made = not untouched(partial), made_with() | ({} if device is None else {"device": device})
     if resumed:
         record = read_record(partial)
         different = differences(record, identity)
         if different:
             raise InputError(f"{partial} holds unfinished work of another run ({different}): give another --out, or delete it")
         clear_up(partial)
-        record["made_with"] = made_with()
+        record["made_with"] = made
     else:
-        record = {**identity, "made_with": made_with(), "seconds": 0.0, "tokens": 0, "peak_memory_bytes": 0, "measures": {}}
+        record = {**identity, "made_with": made, "seconds": 0.0, "tokens": 0, "peak_memory_bytes": 0, "measures": {}}
     stage = Stage(out, partial, record, complete=False, resumed=resumed)
     atomic_write(partial / RECIPE, recipes.dump(recipe))
     stage.save()

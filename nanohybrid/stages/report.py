@@ -107,7 +107,7 @@ def stage_report(record: Mapping[str, Any], series: Mapping[str, Sequence[Mappin
     report = Report(f"nanohybrid {record['stage']}")
     report.text(
         f"{record['seconds']:,.0f} s, {record['tokens']:,} tokens, {record['peak_memory_bytes'] / 2**30:.2f} GiB at most, on "
-        f"{made['cores']} cores ({made['system']}, torch {made['torch']}), nanohybrid {made['version']}."
+        f"{machine(made)}, nanohybrid {made['version']}."
     )
     if record["measures"]:
         report.section("Measures").table(["what", "value"], record["measures"].items())
@@ -117,6 +117,12 @@ def stage_report(record: Mapping[str, Any], series: Mapping[str, Sequence[Mappin
     if record["inputs"]:
         report.section("Inputs").table(["input", "hash"], [(key, f"`{value[:16]}`") for key, value in record["inputs"].items()])
     return report.section("Recipe").code(to_toml(record["recipe"]))
+
+
+def machine(made: Mapping[str, Any]) -> str:
+    """The machine of a lineage's `made_with`, in words."""
+    gpu = "" if made.get("device", "cpu") == "cpu" else f" and {made['device']}"
+    return f"{made['cores']} cores{gpu} ({made['system']}, torch {made['torch']})"
 
 
 def inline_svg(figure: "Figure", caption: str) -> str:

@@ -69,7 +69,7 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu")
 
     device: where the model is while it learns. It is the machine's and not the run's: a run may go on on another one.
     """
-    with open_stage(out, "pretrain", recipe, {"data": data}, recipe.seed) as stage:
+    with open_stage(out, "pretrain", recipe, {"data": data}, recipe.seed, device) as stage:
         if stage.complete:
             return out
         corpus = Corpus.read(data)

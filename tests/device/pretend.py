@@ -28,6 +28,7 @@ class _Place:
 
     def __init__(self) -> None:
         self.there: dict[int, StorageWeakRef] = {}
+        self.moved = 0
 
     def has(self, tensor: Tensor) -> bool:
         return StorageWeakRef(tensor.untyped_storage()).cdata in self.there
@@ -36,9 +37,13 @@ class _Place:
         reference = StorageWeakRef(tensor.untyped_storage())
         if there:
             self.there[reference.cdata] = reference
+            self.moved += 1
         else:
             self.there.pop(reference.cdata, None)
         return tensor
+
+
+PLACE = _Place()  # one for all: ops keep tables for a device
 
 
 class _Answers(TorchFunctionMode):
@@ -112,9 +117,12 @@ class _Refuses(TorchDispatchMode):
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[dict[int, StorageWeakRef]]:
-    """Inside, "cuda" is a device; yields what has been put on it. Set NANOHYBRID_KERNELS to torch or reference: no kernel runs there."""
-    place = _Place()
+def pretended_gpu() -> Iterator[list[int]]:
+    """Inside, "cuda" is a device; the list gets, afterwards, how many tensors were put on it. Set NANOHYBRID_KERNELS to torch or
+    reference: no kernel runs there.
+    """
+    place, before = PLACE, PLACE.moved
+    count: list[int] = []
     there = {
         "Event": lambda *_, **__: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
         "synchronize": lambda *_: None,
@@ -127,4 +135,5 @@ def pretended_gpu() -> Iterator[dict[int, StorageWeakRef]]:
         "get_device_properties": lambda *_: SimpleNamespace(total_memory=ROOM),
     }
     with mock.patch.multiple(torch.cuda, **there), _Refuses(place), _Answers(place):
-        yield place.there
+        yield count
+    count.append(place.moved - before)

@@ -77,6 +77,9 @@ def test_a_seed_gives_the_same_weights_on_every_device(gpu: str, parent: Path) -
 def test_pretraining(gpu: str, data: Path, tmp_path: Path) -> None:
     outs = same(lambda out, device: pretrain(PRETRAIN, data, out, device), gpu, tmp_path, "final_loss", "validation_loss", "parameters")
     assert (outs[0] / "recipe.toml").read_text() == (outs[1] / "recipe.toml").read_text()
+    records = [json.loads((out / "lineage.json").read_text()) for out in outs]
+    assert [record["made_with"]["device"] for record in records] == ["cpu", gpu]
+    assert "cores and cuda (" in (outs[1] / "report.html").read_text() and "and cpu" not in (outs[0] / "report.html").read_text()
 
 
 def test_a_run_goes_on_on_another_device(gpu: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
