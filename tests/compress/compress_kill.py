@@ -31,6 +31,8 @@ def work(root: Path, out: Path, kill_at: int | None) -> None:
     def counting(function):
         def call(*arguments, **named):
             nonlocal count
+            if function.__name__ != "fsync" and not os.fspath(arguments[0]).startswith(str(out.parent)):
+                return function(*arguments, **named)  # numba keeps a kernel that it compiled for the first time: no event of the stage
             count += 1
             if count == kill_at and count % 2:
                 os.kill(os.getpid(), signal.SIGKILL)
