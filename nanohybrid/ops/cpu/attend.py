@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nanohybrid.ops.cpu.compiled import inlined
+from nanohybrid.ops.cpu.compiled import called, inlined
 from nanohybrid.ops.cpu.llvm import floats, halves, words
 from nanohybrid.ops.cpu.rows import inverse_rms
 from nanohybrid.ops.cpu.scalars import narrow
@@ -34,7 +34,7 @@ def turn(vector, gain, eps, head_dim, angles):
             values[i + half] = b * table[i] + a * table[half + i]
 
 
-@inlined
+@called
 def remember(start, count, position, head, projected, columns, sizes, at, eps, pages, angles):
     """Write keys and values of one head, of the `count` tokens from row `start` on, into the sequence's pages."""
     queries, kv_heads, head_dim = sizes[0], sizes[1], sizes[2]

@@ -55,7 +55,16 @@ def loop(python: Callable[..., Any]) -> Any:
 
 
 def inlined(python: Callable[..., Any]) -> Any:
-    """A piece of a kernel: compiled into it, never called from outside."""
+    """A piece of a kernel: compiled into it, never called from outside.
+
+    Always inlined: a piece that stayed a function would be in several kernels, each with its own order of sums, and a process would
+    take that of whichever kernel it loaded first.
+    """
+    return numba.njit(nogil=True, forceinline=True, fastmath=FASTMATH, error_model="numpy")(python)
+
+
+def called(python: Callable[..., Any]) -> Any:
+    """A large piece of one kernel, or one without sums of its own that LLVM may order: compiled once in each kernel that has it."""
     return numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy")(python)
 
 

@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from nanohybrid.ops.cpu.attend import turn
-from nanohybrid.ops.cpu.compiled import inlined
+from nanohybrid.ops.cpu.compiled import called, inlined
 from nanohybrid.ops.cpu.linear import run_tile, tile_panels, tile_rows
 from nanohybrid.ops.cpu.llvm import floats, words
 from nanohybrid.ops.cpu.rows import pack_values
@@ -42,7 +42,7 @@ def blocks_of(count, sizes):
     return (rows + height - 1) // height
 
 
-@inlined
+@called
 def attend(block, start, count, position, head, projected, columns, sizes, at, eps, pages, angles, room, packed, tile_height, width):
     """One block of queries of one head over all that they may see. `room`: scratch; the outputs go to `packed`, at the tokens' rows."""
     queries, kv_heads, head_dim = sizes[0], sizes[1], sizes[2]

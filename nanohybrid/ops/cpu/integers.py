@@ -20,7 +20,7 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-from nanohybrid.ops.cpu.compiled import inlined
+from nanohybrid.ops.cpu.compiled import called, inlined
 from nanohybrid.ops.cpu.llvm import F32, I8, I16, I32, I64, PTR, V16F, V16I, Loop, function, has, spread, vector
 
 MOST = 127 * 256 + 127  # so that the high byte is at most 127
@@ -254,7 +254,7 @@ def row_bytes(groups, pairs):
     return groups * (pairs + 2) * 4
 
 
-@inlined
+@called
 def fix_rows(x, first, last, height, groups, pairs, offset, out):
     """Tiles `first` to `last` of packed bfloat16 rows at `x`, as integers at `out`."""
     step, most = (pairs + 2) * 4 * height, min(MOST, (1 << 31) // (256 * pairs))

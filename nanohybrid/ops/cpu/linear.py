@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nanohybrid.ops.cpu.compiled import inlined, kernel
+from nanohybrid.ops.cpu.compiled import called, inlined, kernel
 from nanohybrid.ops.cpu.integers import OFFSET, fix_rows, row_bytes
 from nanohybrid.ops.cpu.llvm import floats, halves, words
 from nanohybrid.ops.cpu.rows import pack_halves, pack_values, silu
@@ -46,13 +46,13 @@ def tile_panels(rows):
     return 4 if rows <= 4 else 2
 
 
-@inlined
+@called
 def run_tile(form, rows, panels, w, step, group_step, x, out, stride, groups, pairs, ahead):
     """The tile of this form, so many rows, and as many panels as `tile_panels` says, or (bf16 only) one. Compiled once for all."""
     _tiles(form, rows, panels, w, step, group_step, x, out, stride, groups, pairs, ahead)
 
 
-@inlined
+@called
 def finish(sums, wide, rows, count, then, out, stride, row0, n0, other, other_rows, other_width):
     """Put away `rows` x `count` sums, which lie `wide` apart, as outputs n0... of rows row0...
 
@@ -85,7 +85,7 @@ def finish(sums, wide, rows, count, then, out, stride, row0, n0, other, other_ro
             pack_values(sums + row * wide * 4, count, other, row0 + row, n0, other_rows, other_width)
 
 
-@inlined
+@called
 def suited(weight, x, rows, rank, size, barrier, own, common):
     """The packed rows at `x` as the tiles of this weight read them: as they are, or made integers, in `own` or, many of them, `common`."""
     offset = _OFFSETS[weight[FORM]]
@@ -109,7 +109,7 @@ def tile_bytes(weight, height):
     return height * (row_bytes(weight[GROUPS], weight[PAIRS]) if _OFFSETS[weight[FORM]] else weight[WIDTH] * 2)
 
 
-@inlined
+@called
 def multiply(weight, x, rows, rank, size, barrier, sums, then, out, stride, other, other_rows, other_width):
     """This thread's part of the outputs of one linear layer, for `rows` rows as `suited` left them; `finish` says what becomes of them.
 

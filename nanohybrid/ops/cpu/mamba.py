@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from nanohybrid.ops.cpu.compiled import inlined
+from nanohybrid.ops.cpu.compiled import called, inlined
 from nanohybrid.ops.cpu.llvm import floats, halves
 from nanohybrid.ops.cpu.rows import inverse_rms, pack_columns, silu
 from nanohybrid.ops.cpu.scalars import narrow, widen
@@ -23,7 +23,7 @@ from nanohybrid.ops.cpu.vectors import state_rows
 TOKENS = 16  # of a sequence at a time: their x, B, C and y stay in the second level of the cache
 
 
-@inlined
+@called
 def convolve(fresh, values, pool, weight, bias, channels, first, count, window, out):
     """silu(causal conv) of `count` channels from `first` on, into fp32 `out`; `pool` ([window - 1, channels]) moves on by one.
 
@@ -61,7 +61,7 @@ def gate(scanned, inputs, gates, skip, count):
         y[p] = (y[p] + skip * x[p]) * silu(z[p])
 
 
-@inlined
+@called
 def run_group(start, count, position, group, projected, columns, sizes, at, limits, conv_pool, ssm_pool, room, packed, tile_rows, width):
     """Group `group` of one sequence: its `count` tokens, rows `start`... of the batch. `projected`: their rows of z | x B C | dt, `columns`
     wide; `room`: fp32 scratch; what comes out goes to the same rows of `packed`.
@@ -81,7 +81,7 @@ def run_group(start, count, position, group, projected, columns, sizes, at, limi
         done += here
 
 
-@inlined
+@called
 def _some_tokens(count, position, group, projected, columns, sizes, at, limits, conv_pool, ssm_pool, room):
     """At most TOKENS tokens of a group, up to y silu(z), which lies in `room` behind x, B and C."""
     heads, head_dim, groups, states, window = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
