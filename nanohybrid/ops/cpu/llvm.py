@@ -108,14 +108,20 @@ words = _view(types.int64)
 doubles = _view(types.float64)
 
 
-@intrinsic
-def add_atomically(typingctx: Any, address: Any, value: Any) -> Any:
-    """*address += value on a word; returns what it was."""
+def _atomic(operation: str) -> Any:
+    @intrinsic
+    def change(typingctx: Any, address: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.atomic_rmw(operation, builder.inttoptr(arguments[0], PTR), arguments[1], "seq_cst")
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.atomic_rmw("add", builder.inttoptr(arguments[0], PTR), arguments[1], "seq_cst")
+        return types.int64(types.int64, types.int64), generate
 
-    return types.int64(types.int64, types.int64), generate
+    return change
+
+
+# Change a word and return what it was; all such changes have one order.
+add_atomically = _atomic("add")
+exchange = _atomic("xchg")
 
 
 @intrinsic
@@ -137,16 +143,6 @@ def store_release(typingctx: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
-
-
-@intrinsic
-def exchange(typingctx: Any, address: Any, value: Any) -> Any:
-    """*address = value on a word; returns what it was. In one order with all others and with `add_atomically`."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.atomic_rmw("xchg", builder.inttoptr(arguments[0], PTR), arguments[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), generate
 
 
 @intrinsic
