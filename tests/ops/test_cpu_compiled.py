@@ -1,4 +1,4 @@
-"""What a kernel computes does not hang on whether this process compiled it, nor on which other kernels came first."""
+"""What a kernel computes does not hang on whether this process compiled it, on which other kernels came first, or on freed memory."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ from nanohybrid.ops.cpu import team
 
 team.threads = lambda _: 1
 torch.manual_seed(0)
-y, z, weight, logits = torch.randn(9, 48), torch.randn(9, 48), torch.randn(48), torch.randn(9, 300)
+y, z, weight, logits = torch.randn(9, WIDTH), torch.randn(9, WIDTH), torch.randn(WIDTH), torch.randn(9, VOCABULARY)
 
 def norm():
     leaves = [one.clone().requires_grad_() for one in (y, z, weight)]
@@ -37,11 +37,19 @@ print({name: [one.double().sum().item().hex() for one in found[name]] for name i
 
 def test_compiled_read_from_disk_and_in_another_order(tmp_path):
     def bits(*order):
-        environment = os.environ | {"NANOHYBRID_CACHE": str(tmp_path), "NANOHYBRID_KERNELS": "numba"}
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, *order], capture_output=True, text=True, timeout=300, env=environment, check=True
-        )
-        return done.stdout
+        return run(tmp_path, 48, 300, *order)
 
     compiled_here = bits("norm", "loss")
     assert bits("norm", "loss") == bits("loss", "norm") == compiled_here
+
+
+def test_scratch_lives_as_long_as_its_address_is_used(tmp_path):
+    """glibc told to give every larger block back to the system at once: who goes on with one that was freed ends there."""
+    assert run(tmp_path, 24_000, 70_000, "norm", "loss", MALLOC_MMAP_THRESHOLD_="65536")
+
+
+def run(cache, width, vocabulary, *order, **environment):
+    script = SCRIPT.replace("WIDTH", str(width)).replace("VOCABULARY", str(vocabulary))
+    environment = os.environ | {"NANOHYBRID_CACHE": str(cache), "NANOHYBRID_KERNELS": "numba"} | environment
+    done = subprocess.run([sys.executable, "-c", script, *order], capture_output=True, text=True, timeout=300, env=environment, check=True)
+    return done.stdout

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
-from nanohybrid.ops.cpu.llvm import floats, words
+from nanohybrid.ops.cpu.llvm import floats, hold, words
 from nanohybrid.ops.cpu.rows import silu
 from nanohybrid.ops.cpu.runs import clear, copy, load_row, store_row
 from nanohybrid.ops.cpu.scalars import exp
@@ -75,6 +75,7 @@ def conv_forward(rank, size, barrier, call):
                 for i in range(count):
                     out[i] = silu(out[i])
                 store_row(total, half, count, y + ((begin + t) * channels + c) * width)
+    hold(room)
 
 
 @kernel
@@ -119,6 +120,7 @@ def conv_backward(rank, size, barrier, call):
         for k in range(window):
             copy(taps + k * CHANNELS * 4, dweight + (k * channels + c) * 4, count)
         copy(shift, dbias + c * 4, count)
+    hold(room)
 
 
 @inlined

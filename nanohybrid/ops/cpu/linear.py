@@ -10,7 +10,7 @@ import numpy as np
 
 from nanohybrid.ops.cpu.compiled import called, inlined, kernel
 from nanohybrid.ops.cpu.integers import OFFSET, fix_rows, row_bytes
-from nanohybrid.ops.cpu.llvm import floats, halves, words
+from nanohybrid.ops.cpu.llvm import floats, halves, hold, words
 from nanohybrid.ops.cpu.rows import pack_halves, pack_values, silu
 from nanohybrid.ops.cpu.scalars import narrow
 from nanohybrid.ops.cpu.team import meet, new_round, next_of, share
@@ -168,3 +168,4 @@ def matmul(rank, size, barrier, call):
         multiply(weight, ready, here, rank, size, barrier, room.ctypes.data, then, target, weight[OUTPUTS], 0, 0, 0)
         meet(barrier, size)
         done += here
+    hold(room)

@@ -146,6 +146,16 @@ def store_release(typingctx: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def hold(typingctx: Any, array: Any) -> Any:
+    """Does nothing with an array, after its address has been used: numba gives it back after the last use of its name."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(array), generate
+
+
+@intrinsic
 def invoke(typingctx: Any, code: Any, rank: Any, size: Any, barrier: Any, call: Any) -> Any:
     """Run the kernel at the address `code`."""
 

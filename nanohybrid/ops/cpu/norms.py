@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
-from nanohybrid.ops.cpu.llvm import doubles, floats, words
+from nanohybrid.ops.cpu.llvm import doubles, floats, hold, words
 from nanohybrid.ops.cpu.runs import clear, dot, load_row, store_row
 from nanohybrid.ops.cpu.scalars import exp
 from nanohybrid.ops.cpu.team import share
@@ -68,6 +68,7 @@ def norm_forward(rank, size, barrier, call):
             for i in range(part):
                 values[i] = values[i] * scale * gain[i]
             store_row(at, half, part, out + (row * width + c) * bytes_out)
+    hold(room)
 
 
 @kernel
@@ -99,6 +100,7 @@ def norm_backward(rank, size, barrier, call):
                     through_gate(here, gate, slope, part)
                     store_row(gate, half, part, dz + (row * width + c) * bytes_out)
                 store_row(slope, half_x, part, dx + (row * width + c) * bytes_x)
+    hold(room)
 
 
 @inlined

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
-from nanohybrid.ops.cpu.llvm import floats, words
+from nanohybrid.ops.cpu.llvm import floats, hold, words
 from nanohybrid.ops.cpu.runs import load_row, store_row
 from nanohybrid.ops.cpu.scalars import exp
 from nanohybrid.ops.cpu.team import share
@@ -32,6 +32,7 @@ def relu2_forward(rank, size, barrier, call):
             positive = v[i] if not (v[i] < np.float32(0)) else np.float32(0)  # what is no number stays none
             v[i] = positive * positive
         store_row(values, half, here, y + at)
+    hold(room)
 
 
 @kernel
@@ -52,6 +53,7 @@ def relu2_backward(rank, size, barrier, call):
             positive = v[i] if not (v[i] < np.float32(0)) else np.float32(0)
             d[i] = np.float32(2) * positive * d[i]
         store_row(slopes, half, here, dx + at)
+    hold(room)
 
 
 @inlined
@@ -98,3 +100,4 @@ def cross_entropy_rows(rank, size, barrier, call):
                 v[i] *= share_
             v[target] -= one
             store_row(values, half, vocabulary, at)
+    hold(room)

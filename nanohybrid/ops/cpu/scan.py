@@ -20,7 +20,7 @@ import math
 import numpy as np
 
 from nanohybrid.ops.cpu.compiled import inlined, kernel
-from nanohybrid.ops.cpu.llvm import floats, words
+from nanohybrid.ops.cpu.llvm import floats, hold, words
 from nanohybrid.ops.cpu.runs import add_rows, clear, copy, dot, load_row, store_row
 from nanohybrid.ops.cpu.scan_rows import ROWS, advance, retreat
 from nanohybrid.ops.cpu.vectors import state_rows
@@ -113,6 +113,7 @@ def scan_forward(rank, size, barrier, call):
                 if at[7]:
                     for row in range(P):
                         store_row(state + row * columns * 4, False, N, at[7] + place + row * N * 4)
+    hold(room)
 
 
 @kernel
@@ -218,6 +219,7 @@ def scan_backward(rank, size, barrier, call):
                 where = ((begin + i) * G + group) * N * width
                 store_row(dB + i * columns * 4, half, N, at[11] + where)
                 store_row(dC + i * columns * 4, half, N, at[12] + where)
+    hold(room)
 
 
 @inlined
