@@ -45,7 +45,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         ("Adam's two moments", size(memory.moment_bytes)),
         *([("matrices in bf16", size(memory.cast_bytes))] if memory.cast_bytes else []),
         (f"activations of {arguments.batch_tokens:,} tokens", size(memory.kept_bytes)),
-        ("head's gradient and a chunk of logits", size(memory.loss_bytes)),
+        ("head's gradient and a chunk of its work", size(memory.loss_bytes)),
         ("one layer's backward", size(memory.working_bytes)),
         ("the process itself, about", size(PROCESS)),
     ]

@@ -35,7 +35,7 @@ class TrainingMemory:
     kept_bytes: int
     """Activations that the forward keeps for the backward."""
     loss_bytes: int
-    """The head's gradient and one chunk of logits; not more for more tokens, nor for a vocabulary beyond the chunk's bound."""
+    """The head's gradient, a chunk's part of it, and the chunk's logits; not more for more tokens, nor logits for a larger vocabulary."""
     working_bytes: int
     """What one layer needs while its gradient is made."""
     peak_bytes: int
@@ -59,12 +59,13 @@ class TrainingMemory:
         casts = [2 * matrices if mode == "bf16" else 0 for _, matrices in layers]
         total = sum(prod(one.shape) for one in parameters(config).values())
         head = config.vocab_size * config.hidden_size
-        loss = (WIDE + narrow) * head + min(default_chunk(config.vocab_size), tokens) * config.vocab_size * narrow
+        part = narrow * head if mode == "bf16" else 0  # a chunk's part of the head's gradient, before it is added
+        loss = (WIDE + narrow) * head + part + min(default_chunk(config.vocab_size), tokens) * config.vocab_size * narrow
         kept_bytes = sum(kept_layers) + stream + tokens * narrow * config.hidden_size  # and the last norm's input and output
         working = max(layer + 2 * stream for layer in inside)
         fixed = 3 * WIDE * total + PROCESS  # weights and moments
         # backwards, layer by layer: gradients come as activations and casts go
-        peak = kept_bytes + sum(casts) + loss
+        peak = kept_bytes + sum(casts) + max(loss, 2 * WIDE * head)  # the gradient is held twice while it is scaled
         gradients, waiting = WIDE * head, kept_bytes - stream
         for index in reversed(range(len(inside))):
             again = inside[index] if made_again[index] else 0
