@@ -49,20 +49,21 @@ def meet(barrier: int, size: int) -> None:
         store_release(barrier, 0)
         store_release(barrier + ROUND * 8, now + 1)
         return
-    looks = since = 0
-    while load_acquire(barrier + ROUND * 8) == now:
-        looks += 1
-        since = patient(looks, since)
-    if since:
-        add_atomically(barrier + WAITED * 8, nanoseconds() - since)
+    wait_for(barrier + ROUND * 8, now + 1, barrier)
 
 
 @inlined
-def patient(looks: int, since: int) -> int:
-    """Give way to others after many looks; since when this is waiting worth telling, or 0."""
-    if looks > SPINS:
-        give_way()
-    return nanoseconds() if looks == LATE else since
+def wait_for(address: int, value: int, board: int) -> None:
+    """Look until this word is `value`; after many looks give way to others. Waiting that is worth telling is told on the board."""
+    looks = since = 0
+    while load_acquire(address) != value:
+        looks += 1
+        if looks == LATE:
+            since = nanoseconds()
+        if looks > SPINS:
+            give_way()
+    if since:
+        add_atomically(board + WAITED * 8, nanoseconds() - since)
 
 
 @inlined
@@ -90,17 +91,22 @@ def next_of(hand: int, count: int, rank: int, size: int) -> int:
     """
     first, last = share(count, rank, size)
     taken = add_atomically(hand + rank * LINE * 8, 1 << 32)  # from the front in the high half, from behind in the low one
-    if (taken >> 32) + (taken & 0xFFFFFFFF) < last - first:
+    if gone(taken) < last - first:
         return first + (taken >> 32)
     for step in range(1, size):
         other = (rank + step) % size
         first, last = share(count, other, size)
-        taken = load_acquire(hand + other * LINE * 8)
-        if (taken >> 32) + (taken & 0xFFFFFFFF) < last - first:
+        if gone(load_acquire(hand + other * LINE * 8)) < last - first:
             taken = add_atomically(hand + other * LINE * 8, 1)
-            if (taken >> 32) + (taken & 0xFFFFFFFF) < last - first:
+            if gone(taken) < last - first:
                 return last - 1 - (taken & 0xFFFFFFFF)
     return -1
+
+
+@inlined
+def gone(taken: int) -> int:
+    """How many items of a share somebody has taken, from either end."""
+    return (taken >> 32) + (taken & 0xFFFFFFFF)
 
 
 @inlined
@@ -138,12 +144,7 @@ def lead(size: int, board: int) -> None:
     """Rank 0's part, and wait for the others'."""
     job = words(board)
     invoke(job[CODE], 0, size, board, job[CALL])
-    looks = since = 0
-    while load_acquire(board + DONE * 8) < size - 1:
-        looks += 1
-        since = patient(looks, since)
-    if since:
-        add_atomically(board + WAITED * 8, nanoseconds() - since)
+    wait_for(board + DONE * 8, size - 1, board)
     store_release(board + DONE * 8, 0)
 
 
