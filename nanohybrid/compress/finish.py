@@ -1,6 +1,6 @@
-"""What follows distillation where a compression's recipe asks for it: matrices in 8 or 4 bits, right answers, a file for llama.cpp.
+"""What comes last where a compression's recipe asks for it: matrices in 8 or 4 bits, right answers, a file for llama.cpp.
 
-quantised/          the distilled checkpoint with its matrices as codes (quantize_stage.py)
+quantised/          the distilled (and aligned) checkpoint with its matrices as codes (quantize_stage.py)
 model-TYPE.gguf     the result for llama.cpp (nanohybrid/export)
 """
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nanohybrid.checkpoint import read_config
+from nanohybrid.compress.after import check_after
 from nanohybrid.compress.budget import within
 from nanohybrid.compress.quantize_stage import QuantizeRecipe, quantize_stage
 from nanohybrid.compress.search import targets
@@ -33,7 +34,7 @@ QUANTISED = "quantised"
 SAME_CODES = {"int8": "q8_0", "int4": "q4_0"}  # whose values a GGUF takes over as they are
 
 
-def check_ends(recipe: CompressRecipe, model: Path) -> None:
+def check_ends(recipe: CompressRecipe, model: Path, pretraining: Path | None) -> None:
     """Raise, before any work, what would stop the later steps: InputError, or MissingExtra for a package that is not there."""
     if recipe.problems:
         Tokenizer.from_directory(model)
@@ -41,6 +42,7 @@ def check_ends(recipe: CompressRecipe, model: Path) -> None:
     if recipe.gguf is not None:
         with GgufExport(model, recipe.gguf):
             pass
+    check_after(recipe.after, model, pretraining)
     check_shapes(recipe, read_config(model))
 
 
@@ -52,7 +54,8 @@ def check_shapes(recipe: CompressRecipe, parent: HybridConfig) -> None:
     grid, count = recipe.grid_for(parent), parent.num_hidden_layers
     if max(grid.drop_layers) >= count:
         raise InputError(f"grid.drop_layers is {list(grid.drop_layers)}: the model has {count} layers; nearest {count - 1}")
-    strangers = [layer for layer in recipe.distill.between.layers if recipe.distill.between.weight and not 0 <= layer < count]
+    lessons = [recipe.distill, *(after.distill for after in recipe.after if after.distill is not None)]
+    strangers = [layer for lesson in lessons for layer in lesson.between.layers if lesson.between.weight and not 0 <= layer < count]
     if strangers:
         raise InputError(f"between.layers names {strangers[0]}: the teacher has layers 0 to {count - 1}")
     if max(grid.drop_layers) == 0:

@@ -46,7 +46,9 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
     before, after = budget.plain.memory(parent).as_dict(), budget.memory(chosen.config).as_dict()
     count, agreement, work = Footprint.of(parent).parameters, measures["agreement"], measures["at_work"]
     last = list(agreement)[-1]
-    then = f" Last its matrices became {budget.dtype}." if budget.dtype in QUANTISED else ""
+    stages = ", ".join(stage["name"].partition("-")[2] for stage in measures.get("after", ()))
+    then = f" Short stages of alignment followed: {stages}." if stages else ""
+    then += f" Last its matrices became {budget.dtype}." if budget.dtype in QUANTISED else ""
     room = f"{amount(budget.bytes)} while it works on {_sequences(budget)} of {budget.context:,} tokens, its weights in {budget.dtype}"
     speeds = [work[name].get("tokens_per_second", "no room here to run it") for name in ("parent", "result")]
     if chosen.config == parent:
@@ -83,7 +85,7 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
     for label, key in (("memory of the weights", "weight_bytes"), ("memory of keys, values and states", "state_bytes")):
         rows.append([label, *(amount(int(work[name][key])) for name in ("parent", "result"))])
     report.table(["at work", "parent", "result"], rows)
-    beside = ", the parent in bf16" if then else ""
+    beside = ", the parent in bf16" if budget.dtype in QUANTISED else ""
     report.text(
         f"Speed: one decode step, which adds a token to {_sequences(budget)} of {int(work['parent']['context']):,} tokens, in "
         f"{budget.dtype}{beside}; both models in turns, the quickest of a few, on {here}. A busy machine blurs it. Memory: as allocated "

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanohybrid.compress.after import FOLDER
 from nanohybrid.compress.budget import amount
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.export.architecture import architecture
 from nanohybrid.stages import Report, plots
 
-QUANTISED = "quantised"
+QUANTISED, AFTER = "quantised", "after"
 
 
 def through_the_stages(report: Report, directory: Path, config: HybridConfig, measured: Mapping[str, Any]) -> None:
-    """Distillation, quantisation and right answers, each where there was one, and the commands for the result."""
+    """Distillation, alignment, quantisation and right answers, each where there was one, and the commands for the result."""
     _distillation(report, directory)
+    if AFTER in measured:
+        _aligned(report, measured[AFTER])
     if QUANTISED in measured:
         _quantised(report, measured[QUANTISED])
     _steps(report, measured)
@@ -46,6 +49,26 @@ def _distillation(report: Report, directory: Path) -> None:
     curve = {"loss" if between else "KL": [(row["tokens"], row["loss"]) for row in rows]}
     what = "Divergence from the parent, and the weighted distance of hidden states," if between else "Divergence from the parent"
     report.figure(plots.lines(curve, "tokens", "nats a token", log_y=True), f"{what} on the training documents.")
+
+
+def _aligned(report: Report, stages: Sequence[Mapping[str, Any]]) -> None:
+    """What each stage after distillation did, in its own measure."""
+    report.section("Aligned again").text(
+        "What its parent could not give back, the smaller model learnt in short stages of its own, each from where the one before left it."
+    )
+    report.table(["stage", "tokens", "what came of it"], [[stage["name"], stage["tokens"] or "", _outcome(stage)] for stage in stages])
+    report.text(f"Each has its recipe and its curves in `{FOLDER}/`, and its line in the table of all steps below.")
+
+
+def _outcome(stage: Mapping[str, Any]) -> str:
+    """A stage's own measure in words."""
+    if "accuracy_after" in stage:
+        return f"sampled accuracy on held-out problems: {stage['accuracy_before']:.1%} before, {stage['accuracy_after']:.1%} after"
+    if "kl_after" in stage:
+        return f"divergence from the parent: {stage['kl_before']:.4f} nats a token before, {stage['kl_after']:.4f} after"
+    if "final_loss" in stage:
+        return f"loss on its chats at the end: {stage['final_loss']:.4f} nats"
+    return f"{1 - stage['weight']:.0%} of the model before the last stage, {stage['weight']:.0%} of the one after it"
 
 
 def _quantised(report: Report, found: Mapping[str, Any]) -> None:

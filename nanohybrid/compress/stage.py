@@ -1,10 +1,10 @@
-"""The stage `compress`: importance -> search -> race -> prune -> distill (-> quantize), each in a directory of its own under the output.
+"""The stage `compress`: importance -> search -> race -> prune -> distill (-> align, -> quantize), each in a directory of its own.
 
     importance/   scores of every axis and layer             search/     every shape that fits the budget, the choice first
     pruned/       the chosen shape, and kept.json            distilled/  the same after learning from the parent
-    quantised/    that in 8 or 4 bits, where it is wanted
+    aligned/      that after the recipe's further stages     quantised/  the last of them in 8 or 4 bits, where it is wanted
 
-Where the parent fits as it is, nothing is cut, and what was not cut has nothing to learn from itself: there is no distilled/ then.
+Where the parent fits as it is, nothing is cut, and nothing has to be mended: there is neither distilled/ nor aligned/ then.
 The output itself is the last of them as a checkpoint. Every part is found again after a kill, and none is done twice.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from nanohybrid.checkpoint import CheckpointReader, load, read_config, refuse_quantized
+from nanohybrid.compress.after import FOLDER, AfterRecipe, align, outcomes
 from nanohybrid.compress.before_after import at_work
 from nanohybrid.compress.budget import DTYPES, QUANTISED, STEP, Budget
 from nanohybrid.compress.calibration import Calibration
@@ -96,6 +97,8 @@ class CompressRecipe:
     grid: Grid = field(default_factory=Grid)
     race: RaceRecipe = field(default_factory=RaceRecipe)
     distill: DistillRecipe = field(default_factory=DistillRecipe)
+    after: tuple[AfterRecipe, ...] = ()
+    """Stages after distillation, each an sft, grpo, distill or merge, as [[after]] and [after.grpo] in TOML; none as it comes."""
 
     def __post_init__(self) -> None:
         if not 0 < self.budget_share <= 1:
@@ -117,6 +120,8 @@ class CompressRecipe:
             raise ConfigError(f"near is {self.near}: a share of the best quality is 0 or more")
         if self.device is not None and device(self.device).budget(self.beside_bytes) < 1:
             raise ConfigError(f"beside_bytes is {self.beside_bytes}: that leaves nothing of {self.device}")
+        if self.after and self.after[0].kind == "merge":
+            raise ConfigError("after begins with merge, which joins the last two models: there must be a stage before it")
         Budget(1 if self.budget_bytes is None else self.budget_bytes, self.context, self.batch, self.dtype)
 
     @property
@@ -148,7 +153,7 @@ def compress(
     """
     require("matplotlib", "train")  # for the report at the end
     refuse_quantized(model)
-    check_ends(recipe, model)
+    check_ends(recipe, model, pretraining)
     inputs = {"model": model} | ({"data": data} if data else {}) | ({"pretraining": pretraining} if pretraining else {})
     with open_stage(out, "compress", recipe, inputs, recipe.distill.seed, run_on) as stage:
         if not stage.complete:
@@ -193,7 +198,11 @@ class Compression:
         if found.chosen.config != shape:
             last = self.distill(recipe.distill, pruned, stage.directory / "distilled")
             steps |= {"pruned": pruned, "distilled": last}
-            stage.record["tokens"] = read_record(last)["tokens"]
+            places = last, self.model, self.data, self.pretraining, stage.directory / FOLDER, self.run_on
+            steps |= (after := align(recipe.after, *places))
+            stage.record["tokens"] = sum(read_record(path)["tokens"] for path in (last, *after.values()))
+            stage.measure(**({"after": outcomes(recipe.after, after)} if after else {}))
+            last = [last, *after.values()][-1]
         ends = quantised(recipe, last, stage.directory / "quantised", self.data, self.run_on)
         steps, result = steps | ends, next(iter(ends.values()), last)
         qualities = {"parent": judge.parent}

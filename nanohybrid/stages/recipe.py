@@ -87,6 +87,7 @@ def one_line(error: Exception) -> str:
     text = re.sub(r"^Parser key \"([^\"]*)\":", r"\1:", text)
     text = re.sub(r"<class '([\w.]+)'>|typing\.(?=\w)", r"\1", text)
     text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: ", _either, text)
+    text = re.sub(r"Not a valid subclass of (\w+)\. Got value: (.*?) Subclass types expect .*", r"expected a table of \1, got \2", text)
     return re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", text)
 
 

@@ -45,19 +45,30 @@ def work(root: Path, out: Path, kill_at: int | None) -> None:
 
     for name in EVENTS:
         setattr(os, name, counting(getattr(os, name)))
+    from nanohybrid.align import GrpoRecipe, MergeRecipe, SftRecipe
+    from nanohybrid.align.chats import Shares
+    from nanohybrid.align.rollouts import Sampling
+    from nanohybrid.compress.after import AfterRecipe
     from nanohybrid.compress.race import RaceRecipe
     from nanohybrid.compress.search import Grid
     from nanohybrid.compress.stage import CompressRecipe, compress
     from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
     from nanohybrid.compress.distill import DistillRecipe  # isort: skip
 
+    learning = {
+        "optimizer": OptimizerConfig(learning_rate=1e-2), "precision": PrecisionConfig("fp32"),
+        "loop": LoopConfig(snapshot_steps=1, log_steps=1),
+    }  # fmt: skip
+    sampling = {"prompts": 2, "group": 2, "sampling": Sampling(max_tokens=4), "held_out": 2, "warmup_updates": 0}
+    after = (
+        AfterRecipe(sft=SftRecipe(("parity",), Shares(text=0.0), 200, 100, 60, **learning)),
+        AfterRecipe(grpo=GrpoRecipe(("parity",), (4,), rollouts=2, beta=0.1, **sampling, **learning)),
+        AfterRecipe(merge=MergeRecipe(0.5)),
+    )
     recipe = CompressRecipe(
         budget_share=0.6, quantize="int8", gguf="q8_0", context=64, samples=8, length=30, race=RaceRecipe(2, 200),
         grid=Grid(hidden=(1.0, 0.75), ffn=(1.0, 0.75, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=2),
-        distill=DistillRecipe(
-            tokens=400, batch_tokens=100, sequence_length=40, measured_tokens=100, optimizer=OptimizerConfig(learning_rate=1e-2),
-            loop=LoopConfig(snapshot_steps=1, log_steps=1), precision=PrecisionConfig("fp32"),
-        ),
+        distill=DistillRecipe(tokens=400, batch_tokens=100, sequence_length=40, measured_tokens=100, **learning), after=after,
     )  # fmt: skip
     compress(recipe, root / "parent", root / "sft", out)
     (out.parent / f"{out.name}.events").write_text(str(count))
