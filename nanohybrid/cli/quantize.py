@@ -13,6 +13,8 @@ SUMMARY = "a model -> the same with its matrices in int8, int4 or FP8"
 
 
 def parser() -> "jsonargparse.ArgumentParser":
+    from nanohybrid.tasks import DEFAULT_MIX
+
     result = command_parser("quantize", SUMMARY)
     result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
     result.add_argument("--out", type=Path, required=True, metavar="DIR", help="the output directory")
@@ -21,6 +23,8 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--calibration", type=Path, metavar="FILE", help=what)
     result.add_argument("--samples", type=int, default=128, metavar="N", help="at most so many of these documents")
     result.add_argument("--length", type=int, default=512, metavar="N", help="at most so many tokens of each")
+    result.add_argument("--problems", type=int, default=0, metavar="N", help="held-out problems of each family that both models answer")
+    result.add_argument("--tasks", type=tuple[str, ...], default=DEFAULT_MIX, metavar="[NAME, ...]", help="families of these problems")
     add_device_flag(result)
     return result
 
@@ -30,7 +34,7 @@ def run(arguments: "jsonargparse.Namespace") -> None:
     from nanohybrid.compress.quantize_stage import QuantizeRecipe, quantize_stage
     from nanohybrid.stages.output import read_record
 
-    recipe = QuantizeRecipe(arguments.to, arguments.samples, arguments.length)
+    recipe = QuantizeRecipe(arguments.to, arguments.samples, arguments.length, arguments.problems, tuple(arguments.tasks))
     out = quantize_stage(recipe, arguments.path, arguments.out, arguments.calibration, usable_device(arguments.device))
     measures = read_record(out)["measures"]
     if arguments.json:
@@ -50,6 +54,8 @@ def rows(measures: dict[str, Any]) -> list[list[str]]:
         result.append(["perplexity", f"{measures['perplexity_before']:.4f}", change])
         result.append(["same likeliest token", "", f"{measures['top1_agreement']:.2%} of {measures['targets']:,}"])
         result.append(["KL divergence, nats", "", f"{measures['kl_divergence']:.2e}"])
+    if "accuracy" in measures:
+        result.append(["right answers", *(f"{found['accuracy']:.1%}" for found in measures["accuracy"].values())])
     result.append(["error of the weights", "", f"{measures['weight_error']:.2%}"])
     if measures["not_quantised"]:
         result.append(["stayed as they were", "", f"{len(measures['not_quantised'])} matrices"])

@@ -1,4 +1,4 @@
-"""What comes last where a compression's recipe asks for it: matrices in 8 or 4 bits, right answers, a file for llama.cpp.
+"""What comes last where a compression's recipe asks for it: matrices in 8 or 4 bits, a file for llama.cpp.
 
 quantised/          the distilled (and aligned) checkpoint with its matrices as codes (quantize_stage.py)
 model-TYPE.gguf     the result for llama.cpp (nanohybrid/export)
@@ -7,25 +7,19 @@ model-TYPE.gguf     the result for llama.cpp (nanohybrid/export)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from nanohybrid.checkpoint import read_config
 from nanohybrid.compress.after import check_after
+from nanohybrid.compress.answers import check_problems
 from nanohybrid.compress.budget import within
 from nanohybrid.compress.quantize_stage import QuantizeRecipe, quantize_stage
 from nanohybrid.compress.search import targets
 from nanohybrid.config import HybridConfig
-from nanohybrid.engine import LLM
 from nanohybrid.errors import InputError
-from nanohybrid.evaluate import EvaluateRecipe, draw_problems
-from nanohybrid.evaluate.stage import RUNNING, Done, accuracy
 from nanohybrid.export import GgufExport
-from nanohybrid.stages import Stage, progress
-from nanohybrid.text import Tokenizer
+from nanohybrid.stages import progress
 
 if TYPE_CHECKING:
     from nanohybrid.compress.stage import CompressRecipe
@@ -37,8 +31,7 @@ SAME_CODES = {"int8": "q8_0", "int4": "q4_0"}  # whose values a GGUF takes over 
 def check_ends(recipe: CompressRecipe, model: Path, pretraining: Path | None) -> None:
     """Raise, before any work, what would stop the later steps: InputError, or MissingExtra for a package that is not there."""
     if recipe.problems:
-        Tokenizer.from_directory(model)
-        draw_problems(recipe.tasks, 1)
+        check_problems(recipe.tasks, model)
     if recipe.gguf is not None:
         with GgufExport(model, recipe.gguf):
             pass
@@ -68,21 +61,6 @@ def quantised(recipe: CompressRecipe, model: Path, out: Path, data: Path, device
         return {}
     how = QuantizeRecipe(recipe.quantize, recipe.samples, recipe.length)
     return {QUANTISED: quantize_stage(how, model, out, data, device)}
-
-
-def accuracies(recipe: CompressRecipe, steps: Mapping[str, Path], stage: Stage, device: str) -> dict[str, dict[str, Any]]:
-    """By step: the share of right answers with its 95 % interval, and the like by family; each model's is logged as it is known."""
-    if not recipe.problems:
-        return {}
-    asked, done = EvaluateRecipe(recipe.tasks, recipe.problems, seed=recipe.distill.seed), Done(stage)
-    problems = draw_problems(asked.tasks, asked.problems, asked.seed)
-
-    def answers(name: str) -> dict[str, Any]:
-        llm = LLM(steps[name], torch.float32, device, max_running=min(RUNNING, len(problems)))
-        found = accuracy(asked, llm, problems, thinking=True, label=f"{name} answers")
-        return {key: value for key, value in found.items() if key not in ("examples", "difficulties")}
-
-    return {name: done(f"{name}.thinking", partial(answers, name)) for name in steps}
 
 
 def export_gguf(recipe: CompressRecipe, plain: Path, steps: Mapping[str, Path], directory: Path) -> dict[str, Any]:

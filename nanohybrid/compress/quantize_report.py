@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from nanohybrid.compress.answers import share, show_answers
 from nanohybrid.compress.budget import amount
-from nanohybrid.compress.quantize import Quantisation
+from nanohybrid.compress.quantize import Quality, Quantisation
 from nanohybrid.stages.plots import bars, lines
 from nanohybrid.stages.report import Report
 
 
-def quantize_report(found: Quantisation, model: Path) -> Report:
-    """Quality first, then bytes, then where the error comes from."""
+def quantize_report(found: Quantisation, model: Path, answers: Mapping[str, Mapping[str, Any]]) -> Report:
+    """Quality first, by documents and by right answers, where there were any; then bytes, then where the error comes from."""
     before, after = sum(found.bytes_before.values()), sum(found.bytes_after.values())
     report = Report(f"{model.resolve().name} in {found.format}")
     report.text(f"{amount(before)} became {amount(after)}: {after / before:.0%}. Load it as any checkpoint: `nanohybrid chat DIR`.")
-    _quality(report, found)
+    if found.quality is not None:
+        _quality(report, found, found.quality)
+    if answers:
+        report.section("What it can do now").table(["", *answers], [["right answers", *map(share, answers.values())]])
+        show_answers(report, answers)
     report.section("Bytes")
     report.table(
         ["part", "before", "after"], [[kind, amount(count), amount(found.bytes_after[kind])] for kind, count in found.bytes_before.items()]
@@ -36,9 +43,7 @@ def quantize_report(found: Quantisation, model: Path) -> Report:
     return report
 
 
-def _quality(report: Report, found: Quantisation) -> None:
-    quality = found.quality
-    assert quality is not None
+def _quality(report: Report, found: Quantisation, quality: Quality) -> None:
     change = math.expm1(quality.loss_after - quality.loss_before)
     report.section("What it says now")
     report.table(

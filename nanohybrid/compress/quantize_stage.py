@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanohybrid.checkpoint import CheckpointReader, refuse_quantized
+from nanohybrid.compress.answers import check_problems, right_answers
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.quantize import Quantisation, quantize_checkpoint
 from nanohybrid.compress.quantize_report import quantize_report
@@ -16,6 +17,7 @@ from nanohybrid.errors import ConfigError
 from nanohybrid.extras import require
 from nanohybrid.model.quantized import check_format
 from nanohybrid.stages import open_stage, progress
+from nanohybrid.tasks import DEFAULT_MIX
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,29 @@ class QuantizeRecipe:
     """Documents, where some are given; int4 chooses its scales on every other one and is judged on the rest."""
     length: int = 512
     """Tokens of each, at most."""
+    problems: int = 0
+    """Held-out problems of each family that both models answer; 0: they are asked none."""
+    tasks: tuple[str, ...] = DEFAULT_MIX
+    """Families of these problems."""
 
     def __post_init__(self) -> None:
         check_format(self.format)
         if self.samples < 1 or self.length < 2:
             raise ConfigError(f"samples is {self.samples} and length {self.length}: at least 1 document and 2 tokens are needed")
+        if self.problems < 0 or not self.tasks:
+            raise ConfigError(f"problems is {self.problems} and tasks {list(self.tasks)}: give 0 or more, of at least one family")
 
 
 def quantize_stage(recipe: QuantizeRecipe, model: Path, out: Path, documents: Path | None = None, device: str = "cpu") -> Path:
-    """Quantise the checkpoint `model` into `out`, and compare both on `documents` (as for `Calibration.read`); on a device."""
-    if documents is not None:
+    """Quantise the checkpoint `model` into `out`, and compare both on `documents` (as for `Calibration.read`) and by the recipe's problems.
+
+    device: where the matrices are quantised, and both models compared.
+    """
+    if documents is not None or recipe.problems:
         require("matplotlib", "train")  # for the report at the end
     refuse_quantized(model, "it can be quantised no further; take the one that it was made from")
+    if recipe.problems:
+        check_problems(recipe.tasks, model)
     with CheckpointReader(model) as reader:
         tensors, vocab_size = len(reader.names()), reader.config.vocab_size
     inputs = {"model": model} | ({"documents": documents} if documents is not None else {})
@@ -52,10 +65,13 @@ def quantize_stage(recipe: QuantizeRecipe, model: Path, out: Path, documents: Pa
             TokenStore.from_documents(samples.samples).check_ids(vocab_size, documents)
         with progress("quantize", tensors, "tensors") as bar:
             found = quantize_checkpoint(model, recipe.format, stage.directory, samples, bar.advance, device)
-        stage.measure(**measures(found))
+        both = {"before": model, recipe.format: stage.directory}
+        answers = right_answers(recipe.problems, recipe.tasks, 0, both, stage, device)
+        stage.measure(**measures(found), **({"accuracy": answers} if answers else {}))
         if samples is not None:
             stage.spend(tokens=samples.tokens)
-            quantize_report(found, model).write(stage.directory / "report.html")
+        if samples is not None or answers:
+            quantize_report(found, model, answers).write(stage.directory / "report.html")
     return out
 
 

@@ -146,21 +146,21 @@ def _importance(report: Report, parent: HybridConfig, scores: Importance) -> Non
         f"summed squares over documents{times}. Measured on {facts['samples']:,} documents of {facts['tokens']:,} tokens together (their "
         f"hash: `{facts['calibration']}`). A curve that falls steeply has much to spare.{_stability(facts)}"
     )
-    curves, some = _few({f"MLP {layer}": values for layer, values in scores.ffn.items()})
+    curves, rest, some = _few({f"MLP {layer}": values for layer, values in scores.ffn.items()})
     report.figure(
-        _sorted({"embedding": scores.embedding} | curves, "embedding channels, and neurons of the MLP in layer ..."),
+        _sorted({"embedding": scores.embedding} | curves, rest, "embedding channels, and neurons of the MLP in layer ..."),
         f"Scores from the highest to the lowest, as shares of the highest.{some}",
     )
     if scores.mamba:
         channels = scores.mamba_channels()
-        heads, some = _few({f"heads {layer}": scores.mamba_heads(layer, range(len(channels))) for layer in scores.mamba})
+        heads, rest, some = _few({f"heads {layer}": scores.mamba_heads(layer, range(len(channels))) for layer in scores.mamba})
         report.figure(
-            _sorted({"channels": channels} | heads, "channels of all Mamba-2 heads, and heads of layer ..."),
+            _sorted({"channels": channels} | heads, rest, "channels of all Mamba-2 heads, and heads of layer ..."),
             f"The same for Mamba-2: the channels of a head, over all heads and layers, and the heads of a layer.{some}",
         )
     if scores.attention:
-        table, some = _few({f"layer {layer}": values for layer, values in scores.attention.items()})
-        report.figure(_sorted(table, "query heads of attention layers"), f"The same for the query heads of an attention layer.{some}")
+        table, rest, some = _few({f"layer {layer}": values for layer, values in scores.attention.items()})
+        report.figure(_sorted(table, rest, "query heads of attention layers"), f"The same for the query heads of an attention layer.{some}")
     by_cosine = facts.get("layers_by") == "cosine"
     if len(scores.layers) and not by_cosine:
         report.figure(
@@ -190,25 +190,29 @@ def _stability(facts: Mapping[str, Any]) -> str:
     return f" {what} (1: the same order): {named}." if rows else ""
 
 
-def _few(curves: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """At most so many of the curves as can be told apart, from the steepest to the flattest, and a sentence where some are left out."""
+def _few(curves: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor], str]:
+    """So many of the curves as can be told apart, from the steepest to the flattest; the rest; and a sentence where there is a rest."""
     if len(curves) <= CURVES:
-        return curves, ""
+        return curves, [], ""
     steep = sorted(curves, key=lambda name: float(curves[name].mean() / curves[name].max().clamp(min=1e-30)))
     shown = {steep[round(i * (len(steep) - 1) / (CURVES - 1))] for i in range(CURVES)}
-    kept = {name: values for name, values in curves.items() if name in shown}
-    return kept, f" {CURVES} of {len(curves)} layers, from the steepest curve to the flattest."
+    named = {name: values for name, values in curves.items() if name in shown}
+    rest = [values for name, values in curves.items() if name not in shown]
+    return named, rest, f" {CURVES} of {len(curves)} layers have names, from the steepest curve to the flattest; the others are grey."
 
 
-def _sorted(curves: dict[str, Tensor], title: str) -> Figure:
-    """Scores of each name, falling, over the share of the axis; both run from 0 to 1."""
-    series = {}
-    for name, values in curves.items():
-        ordered = values.sort(descending=True).values
-        last = max(len(ordered) - 1, 1)
-        places = sorted({round(i * last / POINTS) for i in range(POINTS + 1)} & set(range(len(ordered))))
-        series[name] = [(place / last, float(ordered[place] / ordered[0].clamp(min=1e-30))) for place in places]
-    return plots.lines(series, "share of them, the strongest first", "score", title)
+def _sorted(curves: dict[str, Tensor], rest: list[Tensor], title: str) -> Figure:
+    """Scores of each name, falling, over the share of the axis; both run from 0 to 1. The rest behind them."""
+    series = {name: _falling(values) for name, values in curves.items()}
+    return plots.lines(series, "share of them, the strongest first", "score", title, rest=[_falling(values) for values in rest])
+
+
+def _falling(values: Tensor) -> list[tuple[float, float]]:
+    """Points of the curve of sorted scores."""
+    ordered = values.sort(descending=True).values
+    last = max(len(ordered) - 1, 1)
+    places = sorted({round(i * last / POINTS) for i in range(POINTS + 1)} & set(range(len(ordered))))
+    return [(place / last, float(ordered[place] / ordered[0].clamp(min=1e-30))) for place in places]
 
 
 COLUMNS = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanohybrid.compress.after import FOLDER
+from nanohybrid.compress.answers import share, show_answers
 from nanohybrid.compress.budget import amount
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
@@ -92,7 +93,7 @@ def _steps(report: Report, measured: Mapping[str, Any]) -> None:
     accuracy = measured.get("accuracy", {})
     report.section("Through the steps")
     rows = [
-        [name, loss, f"{measured['agreement'][name]:.1%}"] + ([_interval(accuracy[name])] if accuracy else [])
+        [name, loss, f"{measured['agreement'][name]:.1%}"] + ([share(accuracy[name])] if accuracy else [])
         for name, loss in measured["losses"].items()
     ]
     report.table(["", "loss, nats", "agrees with the parent", *(["right answers"] if accuracy else [])], rows)
@@ -101,18 +102,7 @@ def _steps(report: Report, measured: Mapping[str, Any]) -> None:
         + ("" if accuracy else "No problems were asked: `--problems 40` asks 40 of each family, of every model in this table.")
     )
     if accuracy:
-        problems = next(iter(accuracy.values()))["problems"]
-        report.text(
-            f"Right answers to {problems} problems that no model was trained on, thinking, greedy; in brackets Wilson's 95 % interval. "
-            "`nanohybrid evaluate` asks more of them, in more ways."
-        )
-        families = sorted({family for found in accuracy.values() for family in found["families"]})
-        bars = {name: [found["families"][family]["accuracy"] for family in families] for name, found in accuracy.items()}
-        report.figure(plots.bars(families, bars, "accuracy"), "Right answers by family.")
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    return f"{found['accuracy']:.1%} ({found['low']:.1%} to {found['high']:.1%})"
+        show_answers(report, accuracy)
 
 
 def _to_use(report: Report, name: str, config: HybridConfig, measured: Mapping[str, Any]) -> None:

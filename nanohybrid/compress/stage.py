@@ -22,6 +22,7 @@ import torch
 
 from nanohybrid.checkpoint import CheckpointReader, load, read_config, refuse_quantized
 from nanohybrid.compress.after import FOLDER, AfterRecipe, align, outcomes
+from nanohybrid.compress.answers import right_answers
 from nanohybrid.compress.before_after import at_work
 from nanohybrid.compress.budget import DTYPES, QUANTISED, STEP, Budget
 from nanohybrid.compress.calibration import Calibration
@@ -29,7 +30,7 @@ from nanohybrid.compress.choice import MEASURED, ROOFLINE, decide, speed_of, try
 from nanohybrid.compress.devices import device
 from nanohybrid.compress.distill import DistillRecipe, distill
 from nanohybrid.compress.documents import documents_for
-from nanohybrid.compress.finish import accuracies, check_ends, export_gguf, quantised
+from nanohybrid.compress.finish import check_ends, export_gguf, quantised
 from nanohybrid.compress.importance import FILE
 from nanohybrid.compress.measure import COSINE, ITERATIVE, ONE_SHOT, importance_of
 from nanohybrid.compress.parts import Stored
@@ -213,7 +214,7 @@ class Compression:
             losses={name: quality.loss for name, quality in qualities.items()},
             agreement={name: quality.agreement for name, quality in qualities.items()},
             at_work=at_work({"parent": self.model, "result": result}, budget, self.run_on),
-            accuracy=accuracies(recipe, steps, stage, self.run_on),
+            accuracy=right_answers(recipe.problems, recipe.tasks, recipe.distill.seed, steps, stage, self.run_on),
             **({} if recipe.quantize is None else {"quantised": read_record(result)["measures"]}),
             **export_gguf(recipe, last, steps, stage.directory),
             **sizes("parent", shape),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#2f81d6", "#d9730d", "#2a9d6f", "#b5539c", "#8a7a1f", "#7d6be0")  # each at least 3:1 on white and on #14171b
-LAYERS = {"M": ("#2f81d6", "Mamba-2"), "-": ("#8b949e", "MLP"), "*": ("#d9730d", "attention")}
+MUTED = "#8b949e"
+LAYERS = {"M": ("#2f81d6", "Mamba-2"), "-": (MUTED, "MLP"), "*": ("#d9730d", "attention")}
 ROOM = 14  # numbers that stand side by side over the width of a figure
 WIDTH, HEIGHT = 6.8, 3.4  # inches: 490 points, so that 10 point text is 10 to 16 pixels on a phone and a desk
 
@@ -47,10 +48,14 @@ STYLE: dict[str, Any] = {
 }
 
 
-def lines(series: Mapping[str, Points], x: str, y: str, title: str = "", *, log_x: bool = False, log_y: bool = False) -> "Figure":
-    """Curves through points (x, y), one a name."""
+def lines(
+    series: Mapping[str, Points], x: str, y: str, title: str = "", *, log_x: bool = False, log_y: bool = False, rest: Sequence[Points] = ()
+) -> "Figure":
+    """Curves through points (x, y), one a name; the `rest` have none, and stand behind them in grey."""
     with style():
         figure, axes = canvas(x, y, title)
+        for points in rest:
+            axes.plot([p[0] for p in points], [p[1] for p in points], color=MUTED, linewidth=0.7, alpha=0.6)
         for colour, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
             axes.plot([p[0] for p in points], [p[1] for p in points], color=colour, label=name, marker="o" if len(points) <= 20 else None)
         scale(axes, log_x=log_x, log_y=log_y)

@@ -11,7 +11,7 @@ from compress_models import make_model
 
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
-from nanohybrid.compress import finish, latency_table
+from nanohybrid.compress import answers, latency_table
 from nanohybrid.compress.budget import STEP, Budget
 from nanohybrid.compress.distill import DistillRecipe
 from nanohybrid.compress.search import Grid
@@ -49,7 +49,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
     """A model that knows nothing would talk to the end."""
-    monkeypatch.setattr(finish, "EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))
+    monkeypatch.setattr(answers, "EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))
 
 
 def command(folders, recipe, out):
@@ -64,7 +64,7 @@ def result(folders):
     whole = Budget(1, 64, dtype="int8", step=STEP).memory(load(folders / "parent").config).total
     recipe, patch = replace(RECIPE, budget_bytes=int(0.8 * whole)), pytest.MonkeyPatch()
     with patch.context() as context:
-        context.setattr(finish, "EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))
+        context.setattr(answers, "EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))
         assert main(command(folders, recipe, folders / "small")) == 0
     return folders / "small", json.loads((folders / "small" / "lineage.json").read_text())["measures"], recipe
 
@@ -144,7 +144,7 @@ def test_every_model_is_asked_once_even_when_the_run_is_interrupted(folders, res
     def run():
         return compress(recipe, folders / "parent", folders / "sft", tmp_path / "out")
 
-    monkeypatch.setattr(finish, "accuracy", fake)
+    monkeypatch.setattr(answers, "accuracy", fake)
     with pytest.raises(InterruptedError):
         run()
     measures = json.loads((run() / "lineage.json").read_text())["measures"]

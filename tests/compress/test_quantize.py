@@ -17,6 +17,7 @@ from nanohybrid.compress.quantize import quantize_checkpoint
 from nanohybrid.compress.quantize_stage import QuantizeRecipe, quantize_stage
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
+from nanohybrid.evaluate import EvaluateRecipe, evaluate
 from nanohybrid.evaluate.perplexity import loss_of
 from nanohybrid.model import Footprint, HybridLM
 from nanohybrid.model.quantized import QuantizedLinear, format_in, quantize_model
@@ -89,6 +90,22 @@ def test_what_it_says_of_quality_is_what_the_two_checkpoints_show(parent, tmp_pa
     assert told["kl_divergence"] == pytest.approx(divergence, rel=0.05, abs=1e-6)
     page = (tmp_path / "a" / "report.html").read_text()
     assert "<svg" in page and "same at" in page
+
+
+def test_both_models_answer_where_problems_are_asked(parent, tmp_path, capsys):
+    """With and without documents; the answers are the stage `evaluate`'s."""
+    command = ["quantize", str(parent), "--to", "int4", "--problems", "2", "--tasks", '["parity", "sums"]', "--json"]
+    for name, more in (("a", []), ("b", ["--calibration", str(parent / "text.jsonl")])):
+        assert main([*command, "--out", str(tmp_path / name), *more]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert list(told["accuracy"]) == ["before", "int4"] and ("perplexity_before" in told) == bool(more)
+        page = (tmp_path / name / "report.html").read_text()
+        assert "What it can do now" in page and ("What it says now" in page) == bool(more)
+    recipe = EvaluateRecipe(("parity", "sums"), 2, curve_models=(), contexts=(), budgets=())
+    evaluate(recipe, {"before": parent, "int4": tmp_path / "b"}, tmp_path / "evaluation")
+    found = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["accuracy"]
+    for name, share in told["accuracy"].items():
+        assert share["problems"] == 4 and share["accuracy"] == found[name]["thinking"]
 
 
 def test_int4_weighs_by_what_enters_each_column_and_is_judged_on_other_documents(parent, tmp_path):
@@ -176,6 +193,8 @@ def quantised(tmp_path_factory):
         (["quantize", "{bare}", "--to", "int4", "--out", "{out}"], "where are the weights?"),
         (["quantize", "{plain}", "--to", "int5", "--out", "{out}"], "invalid choice: 'int5'"),
         (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--samples", "0"], "at least 1 document"),
+        (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--problems", "-1"], "problems is -1"),
+        (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--problems", "1"], "tokenizer.json: no such file"),
         (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--calibration", "{out}/none.jsonl"], "no such file or directory"),
         (["compress", "{int8}", "--out", "{out}"], "is a quantised checkpoint: take the one that it was made from"),
         (["prune", "{int8}", "--drop-layers", "1", "--out", "{out}"], "is a quantised checkpoint: take the one that it was made from"),

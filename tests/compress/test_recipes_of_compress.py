@@ -1,5 +1,6 @@
 """The recipes that come with the package are read by their commands."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,6 @@ def test_the_12b_recipe_is_the_papers():
     assert recipe.budget(parent).bytes / 2**30 == pytest.approx(19.66, abs=0.005)
     assert 4480 / 5120 in recipe.grid_for(parent).hidden and recipe.grid_for(parent).drop_layers == (6, 8, 10)
     ends = [0.0, *(stretch.until for stretch in recipe.distill.stretches)]
-    tokens = [round((end - start) * recipe.distill.tokens / 1e9) for start, end in zip(ends, ends[1:], strict=False)]
+    tokens = [round((end - start) * recipe.distill.tokens / 1e9) for start, end in pairwise(ends)]
     assert tokens == [50, 25, 1]
     assert [stage.kind for stage in recipe.after] == ["grpo", "distill", "grpo", "merge"]
