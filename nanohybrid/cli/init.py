@@ -27,9 +27,9 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     """Write weights, config.json, tokenizer and template."""
     import torch
 
-    from nanohybrid.checkpoint import save
+    from nanohybrid.checkpoint import CheckpointWriter
     from nanohybrid.config import HybridConfig
-    from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
+    from nanohybrid.engine.random_weights import random_weights, stand_in_tokenizer, whole
     from nanohybrid.text import ChatTemplate
 
     check_seed(arguments.seed)
@@ -40,7 +40,9 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     with tempfile.TemporaryDirectory() as assets:
         stand_in_tokenizer(config).save(assets)
         ChatTemplate.default().save(assets)
-        save(random_model(config, dtype, arguments.seed), arguments.out, assets=assets)
+        with CheckpointWriter(arguments.out, config, dtype, assets=assets) as writer:  # one at a time: a 12B needs no 25 GB
+            for name, weight in random_weights(config, dtype, arguments.seed):
+                writer.write(name, whole(weight))
     if arguments.json:
         print_json({"out": arguments.out, "preset": arguments.preset, "dtype": spelled(dtype)})
     else:

@@ -1,5 +1,9 @@
 """Models of random weights in a configuration's full size, made quickly: to measure speed and memory without a checkpoint."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -17,33 +21,47 @@ BLOCK = 1_048_573  # normal numbers repeated in a large one: a prime, so that no
 
 
 def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu", quantize: str | None = None) -> HybridLM:
-    """A model initialised by the family's rules, one parameter at a time: nothing but the weights is ever held.
+    """A model of the weights of `random_weights`: nothing but them is ever held.
 
-    Large matrices repeat one block of normal numbers of their own standard deviation: drawing 9e9 of them takes minutes,
-    copying takes seconds. quantize: int8, int4 or fp8, of the matrices, each quantised as it is made, some rows at a time.
+    quantize: int8, int4 or fp8, of the matrices, each quantised as it is made, some rows at a time.
     """
     if quantize is not None:
         check_format(quantize)
     chosen = set() if quantize is None else set(quantized_names(config, quantize))
     with torch.device("meta"):
         model = HybridLM(config)
+    for name, weight in random_weights(config, dtype, seed, device):
+        owner, _, leaf = name.rpartition(".")
+        if quantize is not None and name in chosen:
+            replace(model, owner, quantized_linear(name, weight, quantize))
+            continue
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(whole(weight), requires_grad=False))
+    return model.eval()
+
+
+def random_weights(
+    config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu"
+) -> Iterator[tuple[str, Tensor | RepeatedRows]]:
+    """Every parameter by its name, initialised by the family's rules, one at a time.
+
+    Large matrices repeat one block of normal numbers of their own standard deviation: drawing 9e9 of them takes minutes,
+    copying takes seconds; `whole` gives them as tensors.
+    """
     generator = torch.Generator().manual_seed(seed)
     block = torch.empty(BLOCK).normal_(generator=generator)
-    for name, parameter in list(model.named_parameters()):
+    with torch.device("meta"):
+        model = HybridLM(config)
+    for name, parameter in model.named_parameters():
         large = parameter.numel() > LARGE
         drawn = torch.empty(4096 if large else parameter.shape)  # of a large one, how it is scaled: asked of the rules themselves
         fill(drawn, name, config, generator)
         values = (block * drawn.std() if large else drawn).to(device, dtype)
-        owner, _, leaf = name.rpartition(".")
-        if quantize is not None and name in chosen:
-            weight = RepeatedRows(parameter.shape, values) if large else values
-            replace(model, owner, quantized_linear(name, weight, quantize))
-            continue
-        if large:
-            repeat(value := torch.empty(parameter.shape, dtype=dtype, device=device), values)
-            values = value
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
-    return model.eval()
+        yield name, RepeatedRows(parameter.shape, values) if large else values
+
+
+def whole(weight: Tensor | RepeatedRows) -> Tensor:
+    """A weight as a tensor."""
+    return weight.tensor() if isinstance(weight, RepeatedRows) else weight
 
 
 class RepeatedRows:
@@ -60,6 +78,11 @@ class RepeatedRows:
         width = self.shape[1]
         begin = rows.start * width % self._length
         return self._twice[begin : begin + (rows.stop - rows.start) * width].view(-1, width)
+
+    def tensor(self) -> Tensor:
+        """All of them: the block over and over."""
+        repeat(value := self._twice.new_empty(self.shape), self._twice[: self._length])
+        return value
 
 
 def stand_in_tokenizer(config: HybridConfig) -> Tokenizer:
