@@ -10,8 +10,9 @@ from torch import nn
 from nanohybrid.checkpoint.reader import CheckpointReader
 from nanohybrid.checkpoint.writer import SHARD_BYTES, CheckpointWriter
 from nanohybrid.errors import InputError
-from nanohybrid.model import HybridLM
+from nanohybrid.model import Footprint, HybridLM
 from nanohybrid.model.quantized import QuantizedLinear, check_format, quantized_linear, quantized_names, replace
+from nanohybrid.model.room import check_room
 
 
 def load(
@@ -21,12 +22,14 @@ def load(
 
     On the host it needs the weights where they are to stay there, and 16 MiB. Quantised matrices stay as they are, `dtype` is of
     all the rest. quantize: int8, int4 or fp8 quantises each matrix as it is read, some rows at a time; beside the result it then
-    needs 20 MiB. Raises CheckpointError, ConfigError or InputError.
+    needs 20 MiB. Raises CheckpointError, ConfigError or InputError, the last also where the weights exceed what memory is free.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"a model cannot be loaded as {dtype}: weights are floating-point")
     with CheckpointReader(directory) as reader:
         chosen = _to_quantize(reader, quantize)
+        form = Footprint.of(reader.config, dtype or reader.common_dtype, format=quantize)
+        check_room(reader.config, reader.stored_bytes if reader.format else form.weight_bytes, device)
         reader.check_tied_head()
         with torch.device("meta"):
             model = HybridLM(reader.config)

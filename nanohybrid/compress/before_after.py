@@ -10,11 +10,12 @@ from torch import Tensor
 
 from nanohybrid.checkpoint import CheckpointReader, load, read_config
 from nanohybrid.compress.budget import Budget
-from nanohybrid.compress.room import BESIDE, free_bytes
+from nanohybrid.compress.room import BESIDE
 from nanohybrid.config import HybridConfig
 from nanohybrid.evaluate.throughput import decode_times
 from nanohybrid.model import Footprint, HybridLM, State
 from nanohybrid.model.packed import prepare
+from nanohybrid.model.room import free_bytes
 
 LONGEST = 4096  # tokens of context at which a step is timed, at most: a stage must not take minutes to say how fast it became
 ROUNDS = 7

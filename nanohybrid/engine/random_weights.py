@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import MissingExtraError
-from nanohybrid.model import HybridLM
+from nanohybrid.model import Footprint, HybridLM
 from nanohybrid.model.initialise import fill
 from nanohybrid.model.quantized import check_format, quantized_linear, quantized_names, replace
+from nanohybrid.model.room import check_room
 from nanohybrid.text import Tokenizer, tekken
 from nanohybrid.text.bytelevel import assemble, to_characters
 
@@ -27,6 +28,7 @@ def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device
     """
     if quantize is not None:
         check_format(quantize)
+    check_room(config, Footprint.of(config, dtype, format=quantize).weight_bytes, device)
     chosen = set() if quantize is None else set(quantized_names(config, quantize))
     with torch.device("meta"):
         model = HybridLM(config)

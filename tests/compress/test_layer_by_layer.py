@@ -116,20 +116,3 @@ def test_models_without_room_beside_each_other_are_timed_alone_or_not_at_all(fol
     for rows in (alone, untimed):
         assert all(rows[name][key] == whole[name][key] for name in models for key in ("context", "weight_bytes", "state_bytes"))
     assert "tokens_per_second" in alone["parent"] and "tokens_per_second" not in untimed["parent"] and len(seen) == 3
-
-
-def test_the_memory_that_is_free_is_what_the_system_and_its_cgroup_leave(tmp_path, monkeypatch):
-    meminfo, group = tmp_path / "meminfo", tmp_path / "cgroup"
-    group.mkdir()
-    meminfo.write_text("MemTotal:       100 kB\nMemAvailable:    40 kB\n")
-    monkeypatch.setattr(room, "MEMINFO", meminfo)
-    monkeypatch.setattr(room, "CGROUP", group)
-    assert room.free_bytes() == 40_960
-    (group / "memory.current").write_text("1000\n")
-    (group / "memory.max").write_text("max\n")
-    assert room.free_bytes() == 40_960
-    (group / "memory.max").write_text("5000\n")
-    assert room.free_bytes() == 4000
-    monkeypatch.setattr(room, "MEMINFO", tmp_path / "none")
-    monkeypatch.setattr(room, "CGROUP", tmp_path / "none")
-    assert room.free_bytes() is None

@@ -131,7 +131,7 @@ def test_distillation(gpu: str, parent: Path, data: Path, tmp_path: Path, change
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_compression(gpu: str, parent: Path, data: Path, tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanohybrid.compress.finish.EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))
+    monkeypatch.setattr("nanohybrid.compress.answers.EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))
     recipe = replace(COMPRESS, stream=stream, problems=1 - stream)
     outs = same(lambda out, device: compress(recipe, parent, data, out, run_on=device), gpu, tmp_path, "losses", "agreement")
     assert (outs[0] / "kept.json").read_text() == (outs[1] / "kept.json").read_text()

@@ -1,0 +1,67 @@
+"""What memory is free, and what is said of a model that has no room in it."""
+
+import pytest
+import torch
+
+from nanohybrid.checkpoint import load, save
+from nanohybrid.cli.main import main
+from nanohybrid.config import HybridConfig
+from nanohybrid.engine.random_weights import random_model
+from nanohybrid.errors import InputError
+from nanohybrid.model import Footprint, HybridLM, room
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """Its two places, empty."""
+    (tmp_path / "cgroup").mkdir()
+    monkeypatch.setattr(room, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(room, "CGROUP", tmp_path / "cgroup")
+    return tmp_path
+
+
+def test_the_memory_that_is_free_is_what_the_system_and_its_cgroup_leave(system):
+    meminfo, group = system / "meminfo", system / "cgroup"
+    assert room.free_bytes() is None
+    meminfo.write_text("MemTotal:       100 kB\nMemAvailable:    40 kB\n")
+    assert room.free_bytes() == 40_960
+    (group / "memory.current").write_text("1000\n")
+    (group / "memory.max").write_text("max\n")
+    assert room.free_bytes() == 40_960
+    (group / "memory.max").write_text("5000\n")
+    assert room.free_bytes() == 4000
+    (group / "memory.stat").write_text("anon 300\ninactive_file 500\nactive_file 200\n")  # files it has read, and can forget
+    assert room.free_bytes() == 4700
+
+
+def test_a_model_that_has_no_room_is_refused_before_a_weight_is_read(system, tmp_path, capsys):
+    config = HybridConfig.preset("tiny")
+    save(HybridLM(config, seed=0), tmp_path / "model")
+    sizes = {dtype: Footprint.of(config, dtype).weight_bytes for dtype in (torch.float32, torch.bfloat16)}
+    int4 = Footprint.of(config, torch.bfloat16, format="int4").weight_bytes
+    assert int4 < sizes[torch.bfloat16] - 40_000
+
+    def free(number):
+        (system / "meminfo").write_text(f"MemAvailable: {number // 1024 + 1} kB\nSwapFree: 0 kB\n")
+
+    free(sizes[torch.float32])
+    assert load(tmp_path / "model").dtype == torch.float32
+    free(sizes[torch.bfloat16])
+    with pytest.raises(InputError, match=r"GiB, and .* GiB of the cpu's memory are free; as bf16 .*, int4 .* GiB it would have room"):
+        load(tmp_path / "model")
+    assert load(tmp_path / "model", torch.bfloat16).dtype == torch.bfloat16
+    free(int4 + 2048)
+    for make in (lambda **how: load(tmp_path / "model", torch.bfloat16, **how), lambda **how: random_model(config, torch.bfloat16, **how)):
+        with pytest.raises(InputError, match=r"as int4 .* GiB it would"):
+            make()
+        make(quantize="int4")
+    free(1024)
+    assert main(["generate", str(tmp_path / "model"), "--prompt", "x"]) == 2
+    error = capsys.readouterr().err
+    assert "no form of it has room" in error and len(error.splitlines()) == 1
+    load(tmp_path / "model", device="meta")  # takes none
+
+
+def test_what_can_be_swapped_to_is_room_too(system):
+    (system / "meminfo").write_text("MemAvailable: 1 kB\nSwapFree: 100000 kB\n")
+    assert random_model(HybridConfig.preset("tiny"), torch.bfloat16) is not None
