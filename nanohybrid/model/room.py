@@ -56,4 +56,5 @@ def check_room(config: HybridConfig, held: int, device: str | torch.device) -> N
     sizes = {name: Footprint.of(config, torch.bfloat16, format=format).weight_bytes for name, format in forms.items()}
     fit = [f"{name} {size / GIB:.2f}" for name, size in sizes.items() if size < min(held, free)]
     mend = f"as {', '.join(fit)} GiB it would have room" if fit else "no form of it has room: it needs more memory, or a smaller model"
-    raise InputError(f"the weights take {held / GIB:.2f} GiB, and {free / GIB:.2f} GiB of the {kind}'s memory are free; {mend}")
+    where = "memory" if kind == "cpu" else "the GPU's memory"
+    raise InputError(f"the weights take {held / GIB:.2f} GiB, and {free / GIB:.2f} GiB of {where} are free; {mend}")
