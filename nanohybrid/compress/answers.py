@@ -46,7 +46,7 @@ def show_answers(report: Report, found: Mapping[str, Mapping[str, Any]]) -> None
     """What was asked, and a picture by family."""
     problems = next(iter(found.values()))["problems"]
     report.text(
-        f"Right answers to {problems} problems that no model was trained on, thinking, greedy; in brackets Wilson's 95 % interval. "
+        f"Right answers to {problems:,} problems that no model was trained on, thinking, greedy; in brackets Wilson's 95 % interval. "
         "`nanohybrid evaluate` asks more of them, in more ways."
     )
     families = sorted({family for each in found.values() for family in each["families"]})
