@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from compress_models import SMALL, make_calibration
 
 from nanohybrid.checkpoint import CheckpointReader, load, save
 from nanohybrid.cli.main import main
+from nanohybrid.compress import answers
 from nanohybrid.compress import quantize_stage as stages
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.carry import Carried
@@ -92,8 +94,9 @@ def test_what_it_says_of_quality_is_what_the_two_checkpoints_show(parent, tmp_pa
     assert "<svg" in page and "same at" in page
 
 
-def test_both_models_answer_where_problems_are_asked(parent, tmp_path, capsys):
+def test_both_models_answer_where_problems_are_asked(parent, tmp_path, capsys, monkeypatch):
     """With and without documents; the answers are the stage `evaluate`'s."""
+    monkeypatch.setattr(answers, "EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))  # one that knows nothing talks to the end
     command = ["quantize", str(parent), "--to", "int4", "--problems", "2", "--tasks", '["parity", "sums"]', "--json"]
     for name, more in (("a", []), ("b", ["--calibration", str(parent / "text.jsonl")])):
         assert main([*command, "--out", str(tmp_path / name), *more]) == 0
@@ -101,7 +104,7 @@ def test_both_models_answer_where_problems_are_asked(parent, tmp_path, capsys):
         assert list(told["accuracy"]) == ["before", "int4"] and ("perplexity_before" in told) == bool(more)
         page = (tmp_path / name / "report.html").read_text()
         assert "What it can do now" in page and ("What it says now" in page) == bool(more)
-    recipe = EvaluateRecipe(("parity", "sums"), 2, curve_models=(), contexts=(), budgets=())
+    recipe = EvaluateRecipe(("parity", "sums"), 2, curve_models=(), contexts=(), budgets=(), max_tokens=6)
     evaluate(recipe, {"before": parent, "int4": tmp_path / "b"}, tmp_path / "evaluation")
     found = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["accuracy"]
     for name, share in told["accuracy"].items():
