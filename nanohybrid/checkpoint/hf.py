@@ -10,7 +10,7 @@ from torch import nn
 from nanohybrid.checkpoint.reader import CheckpointReader
 from nanohybrid.checkpoint.writer import SHARD_BYTES, CheckpointWriter
 from nanohybrid.errors import InputError
-from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.model import HybridLM
 from nanohybrid.model.quantized import QuantizedLinear, check_format, quantized_linear, quantized_names, replace
 from nanohybrid.model.room import check_room
 
@@ -28,8 +28,7 @@ def load(
         raise InputError(f"a model cannot be loaded as {dtype}: weights are floating-point")
     with CheckpointReader(directory) as reader:
         chosen = _to_quantize(reader, quantize)
-        form = Footprint.of(reader.config, dtype or reader.common_dtype, format=quantize)
-        check_room(reader.config, reader.stored_bytes if reader.format else form.weight_bytes, device)
+        check_room(reader.config, reader.held_bytes(dtype, quantize), device)
         reader.check_tied_head()
         with torch.device("meta"):
             model = HybridLM(reader.config)

@@ -20,6 +20,7 @@ from nanohybrid.checkpoint.names import EMBEDDINGS, is_ignored
 from nanohybrid.checkpoint.quantization import is_quantized
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError
+from nanohybrid.model import Footprint
 from nanohybrid.ops import quantized
 
 PIECE = 16 * 2**20  # bytes read at once where the type or device changes on the way
@@ -75,6 +76,15 @@ class CheckpointReader:
         """Bytes of all tensors as they are stored."""
         parts = [part for matrix in self._quantized.values() for part in (matrix.codes, matrix.scales)]
         return sum(entry.end - entry.begin for entry in (*self._entries.values(), *parts))
+
+    def held_bytes(self, dtype: torch.dtype | None = None, format: str | None = None) -> int:
+        """Bytes of the weights as `load` gives them: in `dtype` (None: as stored), the matrices in a format where one is given.
+
+        Quantised matrices stay as they are, and all the rest counts as stored beside them.
+        """
+        if self.format is not None:
+            return self.stored_bytes
+        return Footprint.of(self.config, dtype or self.common_dtype, format=format).weight_bytes
 
     def dtype(self, name: str) -> torch.dtype:
         """The type in which the tensor is stored. Raises CheckpointError for a quantised one."""

@@ -30,6 +30,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     from nanohybrid.checkpoint import CheckpointWriter
     from nanohybrid.config import HybridConfig
     from nanohybrid.engine.random_weights import random_weights, stand_in_tokenizer, whole
+    from nanohybrid.model import HybridLM
     from nanohybrid.text import ChatTemplate
 
     check_seed(arguments.seed)
@@ -40,8 +41,10 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     with tempfile.TemporaryDirectory() as assets:
         stand_in_tokenizer(config).save(assets)
         ChatTemplate.default().save(assets)
+        with torch.device("meta"):
+            model = HybridLM(config)
         with CheckpointWriter(arguments.out, config, dtype, assets=assets) as writer:  # one at a time: a 12B needs no 25 GB
-            for name, weight in random_weights(config, dtype, arguments.seed):
+            for name, weight in random_weights(model, dtype, arguments.seed):
                 writer.write(name, whole(weight))
     if arguments.json:
         print_json({"out": arguments.out, "preset": arguments.preset, "dtype": spelled(dtype)})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +55,21 @@ class AfterRecipe:
 
 def check_after(recipes: Sequence[AfterRecipe], model: Path, pretraining: Path | None) -> None:
     """Raise InputError, before any work, for what these stages would lack: a tokenizer, a template, tasks and their levels, text."""
-    for recipe in recipes:
-        made = recipe.sft or recipe.grpo
-        if made is not None:
-            Tokenizer.from_directory(model)
-            ChatTemplate.from_directory(model)
-            for task in map(tasks.get, made.tasks):
-                for level in recipe.grpo.difficulties if recipe.grpo else ():
-                    task.make(random.Random(0), level)
-        if recipe.sft is not None and recipe.sft.shares.text > 0:
+    sfts, grpos = [one.sft for one in recipes if one.sft], [one.grpo for one in recipes if one.grpo]
+    if sfts or grpos:
+        Tokenizer.from_directory(model)
+        ChatTemplate.from_directory(model)
+    for chats in sfts:
+        for name in chats.tasks:
+            tasks.get(name)
+        if chats.shares.text > 0:
             if pretraining is None:
-                raise InputError(
-                    f"sft.shares.text of after is {recipe.sft.shares.text}, but there is no text: give --pretraining DIR, or set it to 0"
-                )
+                share = chats.shares.text
+                raise InputError(f"sft.shares.text of after is {share}, but there is no text: give --pretraining DIR, or set it to 0")
             Corpus.read(pretraining)
+    for rewards in grpos:
+        for name, level in product(rewards.tasks, rewards.difficulties):
+            tasks.get(name).make(random.Random(0), level)
 
 
 def align(
@@ -83,7 +85,7 @@ def align(
         name = f"{number}-{recipe.kind}"
         folder = out / name
         if recipe.sft is not None:
-            sft(recipe.sft, last, folder, pretraining if recipe.sft.shares.text > 0 else None, device)
+            sft(recipe.sft, last, folder, pretraining, device)
         elif recipe.grpo is not None:
             grpo(recipe.grpo, last, folder, device)
         elif recipe.distill is not None:
@@ -97,9 +99,10 @@ def align(
 
 
 def outcomes(recipes: Sequence[AfterRecipe], made: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """What is remembered of each stage: its name, the tokens that it learnt from, and what it measured, or the weight of a merge."""
-    records = [(recipe, name, read_record(path)) for recipe, (name, path) in zip(recipes, made.items(), strict=True)]
-    return [
-        {"name": name, "tokens": record["tokens"], **record["measures"]} | ({"weight": recipe.merge.weight} if recipe.merge else {})
-        for recipe, name, record in records
-    ]
+    """What is remembered of each stage: name, kind, the tokens that it learnt from, and what it measured, or the weight of a merge."""
+    found = []
+    for recipe, (name, path) in zip(recipes, made.items(), strict=True):
+        record = read_record(path)
+        measured = {"weight": recipe.merge.weight} if recipe.merge else record["measures"]
+        found.append({"name": name, "kind": recipe.kind, "tokens": record["tokens"], **measured})
+    return found

@@ -9,17 +9,31 @@ from typing import Any
 
 import torch
 
+from nanohybrid.checkpoint import CheckpointReader
 from nanohybrid.engine import LLM
+from nanohybrid.errors import ConfigError
 from nanohybrid.evaluate import EvaluateRecipe, draw_problems
 from nanohybrid.evaluate.stage import RUNNING, Done, accuracy
+from nanohybrid.model.room import check_room
 from nanohybrid.stages import Report, Stage, plots
 from nanohybrid.text import Tokenizer
 
+PRECISION = torch.float32  # of all models that answer, so that none is ahead by its rounding
 
-def check_problems(tasks: Sequence[str], model: Path) -> None:
-    """Raise InputError, or MissingExtra, where a model cannot be asked: no tokenizer, a family that is unknown or not installed."""
+
+def check_count(problems: int, tasks: Sequence[str]) -> None:
+    """Raise ConfigError for a recipe that asks fewer than no problems, or of no family."""
+    if problems < 0 or not tasks:
+        raise ConfigError(f"problems is {problems} and tasks {list(tasks)}: give 0 or more, of at least one family")
+
+
+def check_problems(tasks: Sequence[str], model: Path, device: str) -> None:
+    """Raise InputError, or MissingExtra, where a model cannot be asked: no tokenizer, a family that is unknown or not installed, no
+    memory for it in the precision in which it answers."""
     Tokenizer.from_directory(model)
     draw_problems(tasks, 1)
+    with CheckpointReader(model) as reader:
+        check_room(reader.config, reader.held_bytes(PRECISION), device)
 
 
 def right_answers(
@@ -35,7 +49,7 @@ def right_answers(
     drawn = draw_problems(asked.tasks, asked.problems, asked.seed)
 
     def answers(name: str) -> dict[str, Any]:
-        llm = LLM(models[name], torch.float32, device, max_running=min(RUNNING, len(drawn)))
+        llm = LLM(models[name], PRECISION, device, max_running=min(RUNNING, len(drawn)))
         found = accuracy(asked, llm, drawn, thinking=True, label=f"{name} answers")
         return {key: value for key, value in found.items() if key not in ("examples", "difficulties")}
 

@@ -13,7 +13,7 @@ from nanohybrid.compress.budget import Budget
 from nanohybrid.compress.room import BESIDE
 from nanohybrid.config import HybridConfig
 from nanohybrid.evaluate.throughput import decode_times
-from nanohybrid.model import Footprint, HybridLM, State
+from nanohybrid.model import HybridLM, State
 from nanohybrid.model.packed import prepare
 from nanohybrid.model.room import free_bytes
 
@@ -55,7 +55,7 @@ def untimed(path: Path, budget: Budget) -> dict[str, float]:
 def held_bytes(path: Path, budget: Budget) -> int:
     """Of the weights of a checkpoint as they would be loaded."""
     with CheckpointReader(path) as reader:
-        return reader.stored_bytes if reader.format else Footprint.of(reader.config, budget.kind).weight_bytes
+        return reader.held_bytes(budget.kind)
 
 
 def state_bytes(config: HybridConfig, budget: Budget) -> int:

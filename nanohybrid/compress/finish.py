@@ -28,10 +28,10 @@ QUANTISED = "quantised"
 SAME_CODES = {"int8": "q8_0", "int4": "q4_0"}  # whose values a GGUF takes over as they are
 
 
-def check_ends(recipe: CompressRecipe, model: Path, pretraining: Path | None) -> None:
+def check_ends(recipe: CompressRecipe, model: Path, pretraining: Path | None, device: str) -> None:
     """Raise, before any work, what would stop the later steps: InputError, or MissingExtra for a package that is not there."""
     if recipe.problems:
-        check_problems(recipe.tasks, model)
+        check_problems(recipe.tasks, model, device)
     if recipe.gguf is not None:
         with GgufExport(model, recipe.gguf):
             pass

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanohybrid.checkpoint import CheckpointReader, refuse_quantized
-from nanohybrid.compress.answers import check_problems, right_answers
+from nanohybrid.compress.answers import check_count, check_problems, right_answers
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.compress.quantize import Quantisation, quantize_checkpoint
 from nanohybrid.compress.quantize_report import quantize_report
@@ -39,8 +39,7 @@ class QuantizeRecipe:
         check_format(self.format)
         if self.samples < 1 or self.length < 2:
             raise ConfigError(f"samples is {self.samples} and length {self.length}: at least 1 document and 2 tokens are needed")
-        if self.problems < 0 or not self.tasks:
-            raise ConfigError(f"problems is {self.problems} and tasks {list(self.tasks)}: give 0 or more, of at least one family")
+        check_count(self.problems, self.tasks)
 
 
 def quantize_stage(recipe: QuantizeRecipe, model: Path, out: Path, documents: Path | None = None, device: str = "cpu") -> Path:
@@ -52,7 +51,7 @@ def quantize_stage(recipe: QuantizeRecipe, model: Path, out: Path, documents: Pa
         require("matplotlib", "train")  # for the report at the end
     refuse_quantized(model, "it can be quantised no further; take the one that it was made from")
     if recipe.problems:
-        check_problems(recipe.tasks, model)
+        check_problems(recipe.tasks, model, device)
     with CheckpointReader(model) as reader:
         tensors, vocab_size = len(reader.names()), reader.config.vocab_size
     inputs = {"model": model} | ({"documents": documents} if documents is not None else {})

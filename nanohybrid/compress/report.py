@@ -46,11 +46,11 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
     before, after = budget.plain.memory(parent).as_dict(), budget.memory(chosen.config).as_dict()
     count, agreement, work = Footprint.of(parent).parameters, measures["agreement"], measures["at_work"]
     last = list(agreement)[-1]
-    stages = ", ".join(stage["name"].partition("-")[2] for stage in measures.get("after", ()))
+    stages = ", ".join(stage["kind"] for stage in measures.get("after", ()))
     then = f" Short stages of alignment followed: {stages}." if stages else ""
     then += f" Last its matrices became {budget.dtype}." if budget.dtype in QUANTISED else ""
     room = f"{amount(budget.bytes)} while it works on {_sequences(budget)} of {budget.context:,} tokens, its weights in {budget.dtype}"
-    speeds = [_speed(work[name].get("tokens_per_second")) for name in ("parent", "result")]
+    speeds = [work[name].get("tokens_per_second", "no room here to run it") for name in ("parent", "result")]
     if chosen.config == parent:
         what = f"A model was to fit {room}. It fits whole, so nothing was cut, and nothing had to be learnt again.{then}"
         alike = f"the result's likeliest next token is the parent's {agreement[last]:.1%} of the time."
@@ -91,10 +91,6 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
         f"{budget.dtype}{beside}; both models in turns, the quickest of a few, on {here}. A busy machine blurs it. Memory: as allocated "
         f"for {budget.context:,} tokens."
     )
-
-
-def _speed(tokens_per_second: float | None) -> str:
-    return "no room here to run it" if tokens_per_second is None else f"{tokens_per_second:{',.0f' if tokens_per_second >= 100 else '.3g'}}"
 
 
 def _budget_line(figure: Figure, height: float, groups: int) -> None:

@@ -63,11 +63,11 @@ def _aligned(report: Report, stages: Sequence[Mapping[str, Any]]) -> None:
 
 def _outcome(stage: Mapping[str, Any]) -> str:
     """A stage's own measure in words."""
-    if "accuracy_after" in stage:
+    if stage["kind"] == "grpo":
         return f"sampled accuracy on held-out problems: {stage['accuracy_before']:.1%} before, {stage['accuracy_after']:.1%} after"
-    if "kl_after" in stage:
+    if stage["kind"] == "distill":
         return f"divergence from the parent: {stage['kl_before']:.4f} nats a token before, {stage['kl_after']:.4f} after"
-    if "final_loss" in stage:
+    if stage["kind"] == "sft":
         return f"loss on its chats at the end: {stage['final_loss']:.4f} nats"
     return f"{1 - stage['weight']:.0%} of the model before the last stage, {stage['weight']:.0%} of the one after it"
 

@@ -22,7 +22,7 @@ import torch
 
 from nanohybrid.checkpoint import CheckpointReader, load, read_config, refuse_quantized
 from nanohybrid.compress.after import FOLDER, AfterRecipe, align, outcomes
-from nanohybrid.compress.answers import right_answers
+from nanohybrid.compress.answers import check_count, right_answers
 from nanohybrid.compress.before_after import at_work
 from nanohybrid.compress.budget import DTYPES, QUANTISED, STEP, Budget
 from nanohybrid.compress.calibration import Calibration
@@ -111,8 +111,7 @@ class CompressRecipe:
             raise ConfigError(f"quantize is {self.quantize!r} and dtype {self.dtype}: known are {', '.join(QUANTISED)}, with dtype bf16")
         if self.gguf is not None and self.gguf not in TYPES:
             raise ConfigError(f"gguf is {self.gguf!r}: known are {', '.join(TYPES)}")
-        if self.problems < 0 or not self.tasks:
-            raise ConfigError(f"problems is {self.problems} and tasks {list(self.tasks)}: give 0 or more, of at least one family")
+        check_count(self.problems, self.tasks)
         if self.speed not in (ROOFLINE, MEASURED):
             raise ConfigError(f"speed is {self.speed!r}: known are {ROOFLINE} and {MEASURED}")
         if self.layers_by not in (ITERATIVE, ONE_SHOT, COSINE):
@@ -154,7 +153,7 @@ def compress(
     """
     require("matplotlib", "train")  # for the report at the end
     refuse_quantized(model)
-    check_ends(recipe, model, pretraining)
+    check_ends(recipe, model, pretraining, run_on)
     inputs = {"model": model} | ({"data": data} if data else {}) | ({"pretraining": pretraining} if pretraining else {})
     with open_stage(out, "compress", recipe, inputs, recipe.distill.seed, run_on) as stage:
         if not stage.complete:
@@ -199,11 +198,13 @@ class Compression:
         if found.chosen.config != shape:
             last = self.distill(recipe.distill, pruned, stage.directory / "distilled")
             steps |= {"pruned": pruned, "distilled": last}
-            places = last, self.model, self.data, self.pretraining, stage.directory / FOLDER, self.run_on
-            steps |= (after := align(recipe.after, *places))
-            stage.record["tokens"] = sum(read_record(path)["tokens"] for path in (last, *after.values()))
-            stage.measure(**({"after": outcomes(recipe.after, after)} if after else {}))
-            last = [last, *after.values()][-1]
+            stage.record["tokens"] = read_record(last)["tokens"]
+            if recipe.after:
+                after = align(recipe.after, last, self.model, self.data, self.pretraining, stage.directory / FOLDER, self.run_on)
+                steps, told = steps | after, outcomes(recipe.after, after)
+                stage.record["tokens"] += sum(one["tokens"] for one in told)
+                stage.measure(after=told)
+                last = list(after.values())[-1]
         ends = quantised(recipe, last, stage.directory / "quantised", self.data, self.run_on)
         steps, result = steps | ends, next(iter(ends.values()), last)
         qualities = {"parent": judge.parent}

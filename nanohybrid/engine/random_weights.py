@@ -32,7 +32,7 @@ def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device
     chosen = set() if quantize is None else set(quantized_names(config, quantize))
     with torch.device("meta"):
         model = HybridLM(config)
-    for name, weight in random_weights(config, dtype, seed, device):
+    for name, weight in random_weights(model, dtype, seed, device):
         owner, _, leaf = name.rpartition(".")
         if quantize is not None and name in chosen:
             replace(model, owner, quantized_linear(name, weight, quantize))
@@ -41,22 +41,18 @@ def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device
     return model.eval()
 
 
-def random_weights(
-    config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu"
-) -> Iterator[tuple[str, Tensor | RepeatedRows]]:
-    """Every parameter by its name, initialised by the family's rules, one at a time.
+def random_weights(model: HybridLM, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> Iterator[tuple[str, Tensor | RepeatedRows]]:
+    """Every parameter of a model (on the meta device: it is only asked for names and shapes), by the family's rules, one at a time.
 
     Large matrices repeat one block of normal numbers of their own standard deviation: drawing 9e9 of them takes minutes,
     copying takes seconds; `whole` gives them as tensors.
     """
     generator = torch.Generator().manual_seed(seed)
     block = torch.empty(BLOCK).normal_(generator=generator)
-    with torch.device("meta"):
-        model = HybridLM(config)
-    for name, parameter in model.named_parameters():
+    for name, parameter in list(model.named_parameters()):
         large = parameter.numel() > LARGE
         drawn = torch.empty(4096 if large else parameter.shape)  # of a large one, how it is scaled: asked of the rules themselves
-        fill(drawn, name, config, generator)
+        fill(drawn, name, model.config, generator)
         values = (block * drawn.std() if large else drawn).to(device, dtype)
         yield name, RepeatedRows(parameter.shape, values) if large else values
 

@@ -148,12 +148,14 @@ def markup(text: str) -> str:
 
 
 def spell(value: Any) -> str:
-    """A value for people: thousands parted, floats at four significant digits."""
+    """A value for people: thousands parted, floats at four significant digits, large ones whole."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:,.4g}"
+    return str(value)
 
 
 def is_number(value: Any) -> bool:

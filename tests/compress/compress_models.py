@@ -3,9 +3,12 @@
 import numpy as np
 import torch
 
+from nanohybrid.checkpoint import save
 from nanohybrid.compress.calibration import Calibration
 from nanohybrid.config import HybridConfig
+from nanohybrid.data import TokenStore
 from nanohybrid.model import HybridLM
+from nanohybrid.text import train_bpe
 
 SMALL = dict(
     vocab_size=60, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
@@ -24,6 +27,17 @@ def make_model(pattern="M-M*-M-", **changes):
             if name.endswith(("norm.weight", "norm_f.weight", ".D")):
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
     return model.eval()
+
+
+def write_parent(root, **changes):
+    """`parent`, a checkpoint with a tokenizer, and `sft`, whose stores hold documents for it."""
+    rng = np.random.default_rng(0)
+    train_bpe(["some words"], 269).save(root / "parent")
+    save(make_model(vocab_size=269, **changes).float(), root / "parent")
+    (root / "sft" / "stores").mkdir(parents=True)
+    documents = [(rng.integers(13, 60, n), np.ones(n)) for n in rng.integers(5, 30, 30)]
+    TokenStore.from_documents(documents).write(root / "sft" / "stores" / "chats.safetensors")
+    return root
 
 
 def make_calibration():

@@ -3,10 +3,9 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from compress_models import make_model
+from compress_models import make_model, write_parent
 
 from nanohybrid.align import GrpoRecipe, MergeRecipe, SftRecipe, grpo, sft
 from nanohybrid.align.chats import Shares
@@ -18,12 +17,10 @@ from nanohybrid.compress.between import BetweenRecipe
 from nanohybrid.compress.distill import DistillRecipe, distill
 from nanohybrid.compress.search import Grid
 from nanohybrid.compress.stage import CompressRecipe
-from nanohybrid.data import TokenStore
 from nanohybrid.errors import ConfigError
 from nanohybrid.stages.lineage import fingerprint
 from nanohybrid.stages.recipe import dump
 from nanohybrid.stages.recipe import load as load_recipe
-from nanohybrid.text import train_bpe
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
 
 LEARNT = {"optimizer": OptimizerConfig(learning_rate=1e-2), "precision": PrecisionConfig("fp32"), "loop": LoopConfig(log_steps=1)}
@@ -44,13 +41,7 @@ NAMES = ["1-sft", "2-grpo", "3-distill", "4-merge"]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A parent with a tokenizer, and documents."""
-    root, rng = tmp_path_factory.mktemp("after"), np.random.default_rng(0)
-    train_bpe(["some words"], 269).save(root / "parent")
-    save(make_model(vocab_size=269).float(), root / "parent")
-    (root / "sft" / "stores").mkdir(parents=True)
-    documents = [(rng.integers(13, 60, n), np.ones(n)) for n in rng.integers(5, 30, 30)]
-    TokenStore.from_documents(documents).write(root / "sft" / "stores" / "chats.safetensors")
-    return root
+    return write_parent(tmp_path_factory.mktemp("after"))
 
 
 def command(folders, recipe, out):

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from compress_models import make_model
+from compress_models import make_model, write_parent
 
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
@@ -16,12 +16,11 @@ from nanohybrid.compress.budget import STEP, Budget
 from nanohybrid.compress.distill import DistillRecipe
 from nanohybrid.compress.search import Grid
 from nanohybrid.compress.stage import CompressRecipe, compress
-from nanohybrid.data import TokenStore
 from nanohybrid.engine import LLM, SamplingParams
 from nanohybrid.evaluate import EvaluateRecipe
+from nanohybrid.model import room
 from nanohybrid.model.quantized import QuantizedLinear, format_in
 from nanohybrid.stages.recipe import dump
-from nanohybrid.text import train_bpe
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
 
 DISTILL = DistillRecipe(
@@ -37,13 +36,7 @@ RECIPE = CompressRecipe(
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A parent with a tokenizer, and documents."""
-    root, rng = tmp_path_factory.mktemp("compress-end"), np.random.default_rng(0)
-    train_bpe(["some words"], 269).save(root / "parent")
-    save(make_model(hidden_size=64, intermediate_size=128, vocab_size=269).float(), root / "parent")
-    (root / "sft" / "stores").mkdir(parents=True)
-    documents = [(rng.integers(13, 60, n), np.ones(n)) for n in rng.integers(5, 30, 30)]
-    TokenStore.from_documents(documents).write(root / "sft" / "stores" / "chats.safetensors")
-    return root
+    return write_parent(tmp_path_factory.mktemp("compress-end"), hidden_size=64, intermediate_size=128)
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +60,15 @@ def result(folders):
         context.setattr(answers, "EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))
         assert main(command(folders, recipe, folders / "small")) == 0
     return folders / "small", json.loads((folders / "small" / "lineage.json").read_text())["measures"], recipe
+
+
+def test_a_parent_that_has_no_room_to_answer_is_refused_before_any_work(folders, tmp_path, capsys, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemAvailable: 100 kB\nSwapFree: 0 kB\n")
+    monkeypatch.setattr(room, "MEMINFO", meminfo)
+    assert main(command(folders, RECIPE, tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert "the weights take" in error and len(error.splitlines()) == 1 and not (tmp_path / "out.partial").exists()
 
 
 def test_the_budget_is_for_the_quantised_form(folders, result, tmp_path, capsys):

@@ -2,14 +2,9 @@
 
 import signal
 
-import numpy as np
 import pytest
 from compress_kill import compress_in_a_process
-from compress_models import make_model
-
-from nanohybrid.checkpoint import save
-from nanohybrid.data import TokenStore
-from nanohybrid.text import train_bpe
+from compress_models import write_parent
 
 BYTES = (
     "model.safetensors", "config.json", "kept.json", "importance/importance.safetensors", "search/search.json",
@@ -22,12 +17,7 @@ BYTES = (
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A parent, documents, and what an uninterrupted run makes of them."""
-    root, rng = tmp_path_factory.mktemp("kill"), np.random.default_rng(0)
-    train_bpe(["some words"], 269).save(root / "parent")
-    save(make_model(vocab_size=269).float(), root / "parent")
-    documents = [(rng.integers(13, 60, n), np.ones(n)) for n in rng.integers(5, 30, 30)]
-    (root / "sft" / "stores").mkdir(parents=True)
-    TokenStore.from_documents(documents).write(root / "sft" / "stores" / "chats.safetensors")
+    root = write_parent(tmp_path_factory.mktemp("kill"))
     assert compress_in_a_process(root, root / "whole", None) == 0
     return root
 
