@@ -100,4 +100,5 @@ def test_another_product_is_chosen_only_if_it_runs_agrees_and_is_faster(monkeypa
         raise RuntimeError("not for this GPU")
 
     assert race(monkeypatch, same, 0.5) and not race(monkeypatch, same, 2.0)
-    assert not race(monkeypatch, wrong, 0.5) and not race(monkeypatch, refuses, 0.5)
+    with pytest.warns(UserWarning, match="passed over for our own: not for this GPU"):
+        assert not race(monkeypatch, wrong, 0.5) and not race(monkeypatch, refuses, 0.5)

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from nanohybrid.stages import Report, plots
-from nanohybrid.stages.report import GRID, INK
+from nanohybrid.stages.report import GRID, INK, spell
 
 FIGURES = {
     "lines": lambda: plots.lines({"bf16": [(1, 2.0), (10, 1.0)], "fp8": [(1, 2.1), (10, 1.1)]}, "step", "loss", log_x=True),
@@ -103,3 +103,9 @@ def test_columns_of_numbers_stand_right(tmp_path):
     page = path.read_text()
     assert '<th class="number">tokens</th>' in page and "12,345" in page and "0.1235" in page
     assert "prefers-color-scheme: dark" in page and "width=device-width" in page
+
+
+def test_numbers_are_spelled_for_people():
+    spelled = {10_123.4: "10,123", 8929.4: "8,929", -123_456.0: "-123,456", 0.04412: "0.04412", 1e-9: "1e-09", 1e20: "1e+20", 12: "12"}
+    assert {value: spell(value) for value in spelled} == spelled
+    assert (spell(True), spell(float("inf")), spell("x")) == ("yes", "inf", "x")

@@ -1,9 +1,11 @@
 """Which block-scaled product runs: our kernel, or torch's where this torch and GPU have one that agrees with it and is faster.
 
 Settled by measurement at the first product of its kind, and remembered: the recipe, the shape (rows to the next power of two,
-since ragged batches differ) and the result's dtype make a kind. What torch refuses to do, or does otherwise, is passed over.
+since ragged batches differ) and the result's dtype make a kind. What torch refuses to do, or does otherwise, is passed over; of a refusal
+a warning tells the reason, since it may be a mistake of ours.
 """
 
+import warnings
 from collections.abc import Callable
 from statistics import median
 
@@ -36,8 +38,10 @@ def fastest(a: Operand, b: Operand, dtype: torch.dtype) -> Product:
     expected = own(a, b, dtype).double()
     try:
         found = torchs(a, b, dtype).double()
-    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
-        return own  # torch without block scales, or not for this shape, dtype or GPU
+    except (RuntimeError, ValueError, TypeError, AttributeError) as refusal:  # without block scales, or not for this shape, dtype or GPU
+        reason = str(refusal).partition("\n")[0]
+        warnings.warn(f"torch's block-scaled product is passed over for our own: {reason}", stacklevel=2)
+        return own
     if not (found - expected).norm() <= AGREE * expected.norm():
         return own
     return torchs if milliseconds(torchs, a, b, dtype) < milliseconds(own, a, b, dtype) else own
