@@ -21,18 +21,20 @@ import numpy as np
 import torch
 
 from nanohybrid.checkpoint import CheckpointReader, load, save
-from nanohybrid.compress.budget import DTYPES, QUANTISED, STEP, Budget
-from nanohybrid.compress.calibration import Calibration
-from nanohybrid.compress.measure import importance_of
-from nanohybrid.compress.parts import Stored
-from nanohybrid.compress.quality import Judge
+from nanohybrid.compress.candidate_quality import Judge
 from nanohybrid.compress.search import cut
-from nanohybrid.compress.target import Target
 from nanohybrid.config import HybridConfig
-from nanohybrid.model import Footprint, HybridLM, Layout, State
-from nanohybrid.model.packed import prepare
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate.budget import DTYPES, QUANTISED, STEP, Budget
+from nanohybrid.executors.cpu.weights import prepare
+from nanohybrid.model import HybridLM, Layout, State
 from nanohybrid.model.quantized import quantize_model
 from nanohybrid.ops.sizes import PAGE
+from nanohybrid.presets import preset
+from nanohybrid.prune.calibration import Calibration
+from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.measure import importance_of
+from nanohybrid.prune.target import Target
 
 CASES = [
     ("nano-291m", 4096, 1, "fp32"), ("nano-291m", 4096, 1, "bf16"), ("nano-291m", 4096, 8, "bf16"), ("nano-291m", 4096, 1, "int8"),
@@ -58,9 +60,9 @@ def forget() -> int:
 @torch.inference_mode()
 def work(preset: str, context: int, batch: int, dtype: str) -> int:
     """Bytes that a model's work adds to the peak of this process."""
-    run(made(HybridConfig.preset("tiny"), dtype), 64, 1)  # what libraries and kernels take is there after this
+    run(made(preset("tiny"), dtype), 64, 1)  # what libraries and kernels take is there after this
     before = forget()
-    run(made(HybridConfig.preset(preset), dtype), context, batch)
+    run(made(preset(preset), dtype), context, batch)
     return resident("VmHWM") - before
 
 
@@ -97,7 +99,7 @@ def run(model: HybridLM, context: int, batch: int) -> None:
 def scored(model: Path, stream: bool) -> dict[str, Any]:
     """Peak of importance, an iterative ranking, and the loss of one shape; and the seconds of it."""
     with tempfile.TemporaryDirectory() as small:
-        config = HybridConfig.preset("tiny")
+        config = preset("tiny")
         save(HybridLM(config, seed=0), small)
         score(Path(small), stream, config.vocab_size)  # what libraries and kernels take is there after this
     before, began = forget(), time.monotonic()
@@ -108,36 +110,53 @@ def scored(model: Path, stream: bool) -> dict[str, Any]:
 def score(model: Path, stream: bool, tokens: int) -> dict[str, Any]:
     """The layers that would go first, and the loss of a shape, on documents of `tokens` different tokens."""
     rng = np.random.default_rng(0)
-    documents = tuple((rng.integers(13, tokens, LENGTH).astype(np.int32), np.ones(LENGTH, np.uint8)) for _ in range(DOCUMENTS))
+    documents = tuple(
+        (rng.integers(13, tokens, LENGTH).astype(np.int32), np.ones(LENGTH, np.uint8))
+        for _ in range(DOCUMENTS)
+    )
     calibration = Calibration(documents)
     with tempfile.TemporaryDirectory() as out, CheckpointReader(model) as reader, torch.inference_mode():
         parent = Stored(reader) if stream else load(model, dtype=torch.float32)
-        scores = importance_of(model if stream else parent, calibration, Path(out), True, ROUNDS, stream=stream)
+        scores = importance_of(
+            model if stream else parent, calibration, Path(out), True, ROUNDS, stream=stream
+        )
         config = parent.config
-        kept = Target(layers=config.num_hidden_layers - 1, intermediate_size=config.intermediate_size * 3 // 4).kept(config, scores)
+        kept = Target(
+            layers=config.num_hidden_layers - 1, intermediate_size=config.intermediate_size * 3 // 4
+        ).kept(config, scores)
         loss = Judge(parent, calibration)(cut(parent, kept)).loss
     return {"order": list(scores.order[:ROUNDS]), "loss": loss}
 
 
 def alone(*arguments: str) -> str:
     """What this program prints, run with these arguments in a process of its own."""
-    return subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def streamed() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        config = HybridConfig.preset(STREAMED)
+        config = preset(STREAMED)
         save(HybridLM(config, seed=0).to(torch.bfloat16), folder)
-        print(f"{STREAMED}: {4 * Footprint.of(config).parameters / 2**20:,.0f} MiB in fp32, {DOCUMENTS} x {LENGTH} tokens, {ROUNDS} rounds")
+        print(
+            f"{STREAMED}: {4 * Footprint.of(config).parameters / 2**20:,.0f} MiB in fp32, {DOCUMENTS} x {LENGTH} tokens, {ROUNDS} rounds"
+        )
         for form in ("in memory", "streamed"):
             print(form, alone("--scored", folder, form), end="", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streamed", action="store_true", help="scores and losses instead of a model at work")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--streamed", action="store_true", help="scores and losses instead of a model at work"
+    )
     parser.add_argument("--case", nargs=4, help="one case, in this process: preset, context, batch, dtype")
-    parser.add_argument("--scored", nargs=2, help="one measurement of --streamed, in this process: a checkpoint, and how")
+    parser.add_argument(
+        "--scored", nargs=2, help="one measurement of --streamed, in this process: a checkpoint, and how"
+    )
     arguments = parser.parse_args()
     if arguments.scored:
         print(json.dumps(scored(Path(arguments.scored[0]), arguments.scored[1] == "streamed")))
@@ -151,12 +170,17 @@ def main() -> None:
 
 
 def plans() -> None:
-    for preset, context, batch, dtype in CASES:
-        case = [preset, str(context), str(batch), dtype]
+    for name, context, batch, dtype in CASES:
+        case = [name, str(context), str(batch), dtype]
         found = int(alone("--case", *case))
-        memory = Budget(2**40, context, batch, dtype, STEP).memory(HybridConfig.preset(preset))
+        memory = Budget(2**40, context, batch, dtype, STEP).memory(preset(preset))
         parts = {name: round(part / 2**20, 1) for name, part in memory.as_dict().items()}
-        row = {"case": " ".join(case), **parts, "measured": round(found / 2**20, 1), "measured/plan": round(found / memory.total, 3)}
+        row = {
+            "case": " ".join(case),
+            **parts,
+            "measured": round(found / 2**20, 1),
+            "measured/plan": round(found / memory.total, 3),
+        }
         print(json.dumps(row), flush=True)
 
 

@@ -25,24 +25,25 @@ from pathlib import Path
 import torch
 
 from nanohybrid.align.sft import SftRecipe, sft
-from nanohybrid.checkpoint import load, read_config, save
-from nanohybrid.compress import controls
-from nanohybrid.compress.budget import Budget
-from nanohybrid.compress.calibration import Calibration
-from nanohybrid.compress.distill import DistillRecipe, distill
-from nanohybrid.compress.measure import importance_of
-from nanohybrid.compress.prune import prune_model
-from nanohybrid.compress.prune_stage import PruneRecipe, prune
+from nanohybrid.checkpoint import load, load_config, save
 from nanohybrid.compress.search import dominated, enumerate_shapes
 from nanohybrid.compress.stage import CompressRecipe
-from nanohybrid.compress.target import Target
 from nanohybrid.data.build import build
+from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.engine import LLM
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate.budget import Budget
 from nanohybrid.evaluate.perplexity import loss_of
 from nanohybrid.evaluate.recipe import Mode
 from nanohybrid.evaluate.suites import answer, by_family, draw_problems, score
 from nanohybrid.files import atomic_write
-from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.model import HybridLM
+from nanohybrid.prune import baselines as controls
+from nanohybrid.prune.calibration import Calibration
+from nanohybrid.prune.measure import importance_of
+from nanohybrid.prune.slicing import prune_model
+from nanohybrid.prune.stage import PruneRecipe, prune
+from nanohybrid.prune.target import Target
 from nanohybrid.quickstart.recipes import Recipes, times
 from nanohybrid.stages import plots
 from nanohybrid.stages.output import read_record
@@ -50,8 +51,14 @@ from nanohybrid.stages.recipe import load as load_recipe
 from nanohybrid.train.allocator import keep_freed_memory
 from nanohybrid.train.pretrain import pretrain
 
-SHARE, TOKENS, FEW = 0.72, 0.05, 0.01  # of the parent's parameters, of its training tokens, and of them again for a second, shorter try
-HALF = 0.5  # of the parent's tokens, ten times the distillation's: a model from scratch between the two others
+SHARE, TOKENS, FEW = (
+    0.72,
+    0.05,
+    0.01,
+)  # of the parent's parameters, of its training tokens, and of them again for a second, shorter try
+HALF = (
+    0.5  # of the parent's tokens, ten times the distillation's: a model from scratch between the two others
+)
 RECIPE = "recipes/small/compress/compress.toml"
 PROBLEMS = 240  # held-out ones of each family; two families have fewer
 RANKINGS = ("importance", "magnitude", "random")
@@ -76,7 +83,12 @@ class Run:
         self.out, self.data, self.seed = out / f"seed-{seed}", data, seed
         self.recipes = Recipes.of(1.0, seed)
         self.trained_tokens = self.recipes.pretrain.tokens + self.recipes.sft.tokens
-        self.parent = sft(self.recipes.sft, pretrain(self.recipes.pretrain, data, self.out / "base"), self.out / "parent", data)
+        self.parent = sft(
+            self.recipes.sft,
+            pretrain(self.recipes.pretrain, data, self.out / "base"),
+            self.out / "parent",
+            data,
+        )
 
     def scores(self, by: str) -> Path:
         """A file of scores: by activations on the SFT's chats, by the size of weights, or by chance."""
@@ -86,7 +98,7 @@ class Run:
         elif by == "magnitude":
             found = controls.magnitude(self.parent)
         else:
-            found = controls.random(read_config(self.parent), self.seed)
+            found = controls.random(load_config(self.parent), self.seed)
         return found.save(folder)
 
     def calibration(self) -> Calibration:
@@ -102,27 +114,35 @@ class Run:
     def distillation(self, share: float = TOKENS) -> DistillRecipe:
         """The recipe, on at most a share of the tokens that the parent was trained on."""
         recipe = small_recipe().distill
-        return dataclasses.replace(recipe, tokens=int(self.trained_tokens * share) // recipe.batch_tokens * recipe.batch_tokens)
+        return dataclasses.replace(
+            recipe, tokens=int(self.trained_tokens * share) // recipe.batch_tokens * recipe.batch_tokens
+        )
 
     def tuned(self, start: Path, name: str, like: SftRecipe | DistillRecipe) -> Path:
         """Cross-entropy on as many tokens of chats as the distillation reads, in as large batches, at the rates of `like`."""
         size = self.distillation()
         shares = dataclasses.replace(self.recipes.sft.shares, text=0.0)
-        recipe = dataclasses.replace(self.recipes.sft, shares=shares, tokens=size.tokens, batch_tokens=size.batch_tokens)
-        return sft(dataclasses.replace(recipe, optimizer=like.optimizer, schedule=like.schedule), start, self.out / name)
+        recipe = dataclasses.replace(
+            self.recipes.sft, shares=shares, tokens=size.tokens, batch_tokens=size.batch_tokens
+        )
+        return sft(
+            dataclasses.replace(recipe, optimizer=like.optimizer, schedule=like.schedule),
+            start,
+            self.out / name,
+        )
 
     def blank(self, target: Target) -> Path:
         """A checkpoint of the pruned shape with fresh random weights."""
         folder = self.out / "blank"
         if not (folder / "config.json").exists():
-            model = HybridLM(read_config(self.pruned("importance", target)))
+            model = HybridLM(load_config(self.pruned("importance", target)))
             model.reset_parameters(self.seed)
             save(model, folder, assets=self.parent)
         return folder
 
     def whole_recipe(self, name: str, target: Target, share: float) -> Path:
         """The pruned shape from fresh weights by the parent's own recipes, on a share of its tokens."""
-        config = read_config(self.pruned("importance", target))
+        config = load_config(self.pruned("importance", target))
         first = dataclasses.replace(times(self.recipes.pretrain, share, "tokens"), model=spelled(config))
         base = pretrain(first, self.data, self.out / f"{name}-base")
         return sft(times(self.recipes.sft, share, "tokens"), base, self.out / name, self.data)
@@ -134,7 +154,9 @@ class Run:
         for kind, share in (("distilled", TOKENS), ("short", FEW)):
             for by in RANKINGS:
                 table[f"{kind}-{by}"] = partial(self.distilled, by, target, share, f"{kind}-{by}")
-        table["tuned-importance"] = lambda: self.tuned(self.pruned("importance", target), "tuned-importance", self.distillation())
+        table["tuned-importance"] = lambda: self.tuned(
+            self.pruned("importance", target), "tuned-importance", self.distillation()
+        )
         table["scratch"] = lambda: self.tuned(self.blank(target), "scratch", self.recipes.sft)
         table["scratch-half"] = lambda: self.whole_recipe("scratch-half", target, HALF)
         table["scratch-all"] = lambda: self.whole_recipe("scratch-all", target, 1 + TOKENS)
@@ -148,19 +170,31 @@ class Run:
             return
         path = model()
         llm = LLM(path, torch.float32, max_running=256)
-        answers = answer(llm, draw_problems(self.recipes.evaluate.tasks, PROBLEMS, seed=1), Mode(max_tokens=160, grace=8))
+        answers = answer(
+            llm, draw_problems(self.recipes.evaluate.tasks, PROBLEMS, seed=1), Mode(max_tokens=160, grace=8)
+        )
         row = {**score(answers).as_dict(), "parameters": Footprint.of(llm.model.config).parameters}
         row["tokens"] = self.trained(name, path)
         row["families"] = {family: found.accuracy for family, found in by_family(answers).items()}
         row["loss"] = loss_of(llm.model, self.calibration().batches()).loss
         atomic_write(file, json.dumps({**known, name: row}, indent=2) + "\n")
-        print(f"seed {self.seed}: {name}: {row['accuracy']:.4f} of {row['problems']}, {row['parameters']:,} parameters", flush=True)
+        print(
+            f"seed {self.seed}: {name}: {row['accuracy']:.4f} of {row['problems']}, {row['parameters']:,} parameters",
+            flush=True,
+        )
 
     def trained(self, name: str, path: Path) -> int:
         """Tokens that a row's own training took; what its parent took is the parent's."""
-        whole = {"parent": ["base", "parent"], **{name: [f"{name}-base", name] for name in ("scratch-half", "scratch-all")}}
+        whole = {
+            "parent": ["base", "parent"],
+            **{name: [f"{name}-base", name] for name in ("scratch-half", "scratch-all")},
+        }
         stages = whole.get(name, [path.name])
-        return 0 if name.startswith("pruned") else sum(int(read_record(self.out / stage)["tokens"]) for stage in stages)
+        return (
+            0
+            if name.startswith("pruned")
+            else sum(int(read_record(self.out / stage)["tokens"]) for stage in stages)
+        )
 
 
 def small_recipe() -> CompressRecipe:
@@ -187,10 +221,15 @@ def choose_shape(run: Run, out: Path) -> Target:
     found = enumerate_shapes(parent.config, scores, grid, Budget(2**40, 1)).candidates
     found = tuple(candidate for candidate in found if candidate.parameters <= most)
     tried = [candidate for candidate in found if not dominated(candidate, found)][: grid.tried]
-    losses = [loss_of(prune_model(parent, c.target.kept(parent.config, scores)), calibration.batches()).loss for c in tried]
+    losses = [
+        loss_of(prune_model(parent, c.target.kept(parent.config, scores)), calibration.batches()).loss
+        for c in tried
+    ]
     best = tried[losses.index(min(losses))]
     table = [{**c.as_dict(), "loss": loss} for c, loss in zip(tried, losses, strict=True)]
-    atomic_write(file, json.dumps({"target": dataclasses.asdict(best.target), "tried": table}, indent=2) + "\n")
+    atomic_write(
+        file, json.dumps({"target": dataclasses.asdict(best.target), "tried": table}, indent=2) + "\n"
+    )
     return best.target
 
 
@@ -229,7 +268,10 @@ def percent(pair: tuple[float, float] | None) -> str:
 
 def write_table(out: Path) -> str:
     """`table.json`, `table.md` and `table.svg` of all seeds measured so far."""
-    table = {int(file.parent.name.split("-")[1]): json.loads(file.read_text()) for file in sorted(out.glob("seed-*/scores.json"))}
+    table = {
+        int(file.parent.name.split("-")[1]): json.loads(file.read_text())
+        for file in sorted(out.glob("seed-*/scores.json"))
+    }
     found = list(rows(table))
     heads = [
         "model",
@@ -262,15 +304,28 @@ def draw(out: Path) -> None:
         for place, row in enumerate(found):
             colour = plots.COLOURS[1 if row["name"] in BEST else 0]
             axes.barh(place, 100 * row["mean"][0], 0.62, color=colour)
-            axes.plot([100 * value for value in row["accuracy"]], [place] * len(row["accuracy"]), "o", color=plots.INK, markersize=3)
-        axes.set_yticks(range(len(found)), [row["label"].replace(": the parent's and the distillation's", "") for row in found])
+            axes.plot(
+                [100 * value for value in row["accuracy"]],
+                [place] * len(row["accuracy"]),
+                "o",
+                color=plots.INK,
+                markersize=3,
+            )
+        axes.set_yticks(
+            range(len(found)),
+            [row["label"].replace(": the parent's and the distillation's", "") for row in found],
+        )
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        figure.savefig(out / "table.svg", facecolor="white", metadata={"Date": None})  # inside the style: text stays text
+        figure.savefig(
+            out / "table.svg", facecolor="white", metadata={"Date": None}
+        )  # inside the style: text stays text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
     parser.add_argument("--only-table", action="store_true")

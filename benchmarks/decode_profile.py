@@ -3,8 +3,7 @@
     python benchmarks/decode_profile.py --preset nano-291m --dtype bf16 int8 int4
     python benchmarks/decode_profile.py --dtype int8 --json
 
-Random weights, one sequence or `--batch`. Inside the kernel each thread reads the processor's counter where a phase ends
-(ops/cpu/clock.py); what is told is the mean of the threads, and the median over the steps. Python's parts are timed around the
+(executors/cpu/kernels/profiler.py). The numbers are means of the threads and medians of the steps. Python's parts are timed around the
 engine's own functions, each without what it calls. `floor`: the phase's bytes at the rate at which this machine summed 512 MiB
 just before and after the same steps. Everything is one run, so that on a shared machine the parts belong together.
 """
@@ -24,12 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from nanohybrid.config import HybridConfig
+from nanohybrid.bench.generate import Job, step_bytes
+from nanohybrid.bench.machine import Machine
 from nanohybrid.engine import LLM, Engine, SamplingParams
-from nanohybrid.headline.generate import Job, step_bytes
-from nanohybrid.headline.machine import Machine
-from nanohybrid.model.compiled import CompiledForward, compiled_forward
-from nanohybrid.ops.cpu import clock, team
+from nanohybrid.executors.cpu.forward import CompiledForward, compiled_forward
+from nanohybrid.executors.cpu.kernels import profiler as clock
+from nanohybrid.ops.numba import threads as team
+from nanohybrid.presets import preset
 
 LOOKS = 5
 
@@ -62,7 +62,11 @@ def phase_bytes(forward: CompiledForward, context: int, batch: int) -> dict[str,
     """What each phase of a step reads and writes: weights once, states in and out, keys and values in."""
     config = forward.config
     counts: dict[str, int] = defaultdict(int)
-    names = {"M": ("Mamba-2 in", "Mamba-2 out"), "*": (*["queries, keys, values"] * 3, "attention out"), "-": ("MLP up", "MLP down")}
+    names = {
+        "M": ("Mamba-2 in", "Mamba-2 out"),
+        "*": (*["queries, keys, values"] * 3, "attention out"),
+        "-": ("MLP up", "MLP down"),
+    }
     if config.mlp_activation == "swiglu":
         names["-"] = ("MLP up", "MLP up", "MLP down")
     counts["head"] = 0 if forward.head is None else forward.head.data.numel()
@@ -73,14 +77,18 @@ def phase_bytes(forward: CompiledForward, context: int, batch: int) -> dict[str,
     channels = config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size
     state = config.mamba_inner_size * config.ssm_state_size * 4 + (config.conv_kernel - 1) * channels * 2
     counts["conv and recurrence"] = config.pattern.count("M") * 2 * state * batch
-    counts["attention"] = config.pattern.count("*") * 2 * config.num_key_value_heads * config.head_dim * 2 * context * batch
+    counts["attention"] = (
+        config.pattern.count("*") * 2 * config.num_key_value_heads * config.head_dim * 2 * context * batch
+    )
     return counts
 
 
 def profile(llm: LLM, prompt_tokens: int, steps: int, batch: int) -> dict[str, Any]:
     """Milliseconds of a step by part, as rows of (part, MB, floor, ms)."""
     draw = random.Random(0)
-    prompts = [[draw.randrange(llm.model.config.vocab_size) for _ in range(prompt_tokens)] for _ in range(batch)]
+    prompts = [
+        [draw.randrange(llm.model.config.vocab_size) for _ in range(prompt_tokens)] for _ in range(batch)
+    ]
     engine = llm.engine(prompts, steps + 8)
     for prompt in prompts:
         engine.add(prompt, SamplingParams(max_tokens=steps + 8, ignore_eos=True))
@@ -96,8 +104,16 @@ def profile(llm: LLM, prompt_tokens: int, steps: int, batch: int) -> dict[str, A
     stream = (before + after) / 2
     counts = phase_bytes(forward, prompt_tokens + steps // 2, batch)
     moved = step_bytes(llm, Job(prompt_tokens, steps, batch))
-    table = [(name, counts.get(name, 0) / 1e6, 1e3 * counts.get(name, 0) / stream, ms) for name, ms in rows.items()]
-    return {"stream_gb_per_second": stream / 1e9, "step_ms": whole, "floor_ms": 1e3 * moved / stream, "step_bytes": moved, "parts": table}
+    table = [
+        (name, counts.get(name, 0) / 1e6, 1e3 * counts.get(name, 0) / stream, ms) for name, ms in rows.items()
+    ]
+    return {
+        "stream_gb_per_second": stream / 1e9,
+        "step_ms": whole,
+        "floor_ms": 1e3 * moved / stream,
+        "step_bytes": moved,
+        "parts": table,
+    }
 
 
 def measured(engine: Engine, forward: CompiledForward, steps: int) -> tuple[dict[str, float], float]:
@@ -162,9 +178,13 @@ def told(dtype: str, found: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="nano-291m")
-    parser.add_argument("--dtype", nargs="+", choices=("bf16", "int8", "int4"), default=["bf16", "int8", "int4"])
+    parser.add_argument(
+        "--dtype", nargs="+", choices=("bf16", "int8", "int4"), default=["bf16", "int8", "int4"]
+    )
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=1)
@@ -173,7 +193,7 @@ def main() -> int:
     results = {}
     for dtype in arguments.dtype:
         quantize = None if dtype == "bf16" else dtype
-        llm = LLM.random(HybridConfig.preset(arguments.preset), torch.bfloat16, quantize=quantize)
+        llm = LLM.random(preset(arguments.preset), torch.bfloat16, quantize=quantize)
         results[dtype] = profile(llm, arguments.prompt_tokens, arguments.steps, arguments.batch)
         if not arguments.json:
             print(told(dtype, results[dtype]), end="\n\n", flush=True)

@@ -22,7 +22,9 @@ def main(run: Path, out: Path) -> None:
     with matplotlib.rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": "readme"}):
         figure = Figure(figsize=(11, 3.2), layout="constrained")
         bars, curve, decode = figure.subplots(1, 3)
-        for index, (mode, label) in enumerate({"thinking": "thinking", "no_thinking": "not thinking"}.items()):
+        for index, (mode, label) in enumerate(
+            {"thinking": "thinking", "no_thinking": "not thinking"}.items()
+        ):
             heights = [summary["accuracy"][name][mode] for name in SHOWN]
             places = [place + (index - 0.5) * 0.4 for place in range(len(SHOWN))]
             bars.bar(places, heights, 0.38, color=COLOURS[index], label=label)

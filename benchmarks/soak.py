@@ -29,21 +29,46 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type":
 
 def request(rng: random.Random) -> tuple[str, dict, bool]:
     """(route, body, whether the client leaves in the middle)."""
-    talk = [{"role": "user", "content": " ".join(rng.choices(["one", "two", "more", "words"], k=rng.randint(1, 60)))}]
-    body: dict = {"messages": talk, "max_tokens": rng.randint(1, 120), "thinking_budget": rng.choice([0, 5, 40])}
+    talk = [
+        {
+            "role": "user",
+            "content": " ".join(rng.choices(["one", "two", "more", "words"], k=rng.randint(1, 60))),
+        }
+    ]
+    body: dict = {
+        "messages": talk,
+        "max_tokens": rng.randint(1, 120),
+        "thinking_budget": rng.choice([0, 5, 40]),
+    }
     kind = rng.choice(["stream", "leave", "tool", "schema", "choices", "prefix", "echo", "too long"])
     if kind in ("stream", "leave"):
         return "/v1/chat/completions", {**body, "stream": True, "n": rng.choice([1, 1, 2])}, kind == "leave"
     if kind == "tool":
-        return "/v1/chat/completions", {**body, "tools": [TOOL], "tool_choice": "required", "stream": rng.random() < 0.5}, False
+        return (
+            "/v1/chat/completions",
+            {**body, "tools": [TOOL], "tool_choice": "required", "stream": rng.random() < 0.5},
+            False,
+        )
     if kind == "schema":
         return "/v1/chat/completions", {**body, "response_format": SCHEMA}, False
     if kind == "choices":
-        return "/v1/chat/completions", {**body, "n": rng.randint(2, 4), "temperature": 1.0}, rng.random() < 0.2
+        return (
+            "/v1/chat/completions",
+            {**body, "n": rng.randint(2, 4), "temperature": 1.0},
+            rng.random() < 0.2,
+        )
     if kind == "prefix":
-        return "/v1/chat/completions", {**body, "messages": [{"role": "system", "content": SYSTEM}, *talk]}, False
+        return (
+            "/v1/chat/completions",
+            {**body, "messages": [{"role": "system", "content": SYSTEM}, *talk]},
+            False,
+        )
     if kind == "echo":
-        return "/v1/completions", {"prompt": talk[0]["content"], "max_tokens": 1, "echo": True, "logprobs": 1}, False
+        return (
+            "/v1/completions",
+            {"prompt": talk[0]["content"], "max_tokens": 1, "echo": True, "logprobs": 1},
+            False,
+        )
     return "/v1/completions", {"prompt": "x" * 200_000, "max_tokens": 1}, False
 
 
@@ -74,7 +99,9 @@ async def client(http: httpx.AsyncClient, rng: random.Random, until: float, seen
 async def resident(pid: int, peak: list[int]) -> None:
     while True:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        peak[0] = max(peak[0], 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1]))
+        peak[0] = max(
+            peak[0], 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+        )
         await asyncio.sleep(0.2)
 
 
@@ -82,19 +109,39 @@ async def soak(url: str, pid: int, minutes: float, clients: int) -> dict:
     """What was seen, the most memory, and what the server's counters say when nobody asks any more."""
     seen: Counter = Counter()
     peak = [0]
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=httpx.Limits(max_connections=None)) as http:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=300, limits=httpx.Limits(max_connections=None)
+    ) as http:
         watch = asyncio.create_task(resident(pid, peak))
         until = time.monotonic() + 60 * minutes
         await asyncio.gather(*(client(http, random.Random(seed), until, seen) for seed in range(clients)))
         await asyncio.sleep(2)
         watch.cancel()
-        values = dict(line.rsplit(" ", 1) for line in (await http.get("/metrics")).text.splitlines() if not line.startswith("#"))
-    names = ["requests_running", "requests_waiting", "slots_free", "slots_total", "pages_free", "pages_total", "preemptions_total"]
-    return {"seen": dict(seen), "peak_bytes": peak[0], **{name: float(values[f"nanohybrid_{name}"]) for name in names}}
+        values = dict(
+            line.rsplit(" ", 1)
+            for line in (await http.get("/metrics")).text.splitlines()
+            if not line.startswith("#")
+        )
+    names = [
+        "requests_running",
+        "requests_waiting",
+        "slots_free",
+        "slots_total",
+        "pages_free",
+        "pages_total",
+        "preemptions_total",
+    ]
+    return {
+        "seen": dict(seen),
+        "peak_bytes": peak[0],
+        **{name: float(values[f"nanohybrid_{name}"]) for name in names},
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--clients", type=int, default=24)
     arguments, flags = parser.parse_known_args()
@@ -105,7 +152,9 @@ def main() -> int:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         said = server.stdout.read(1) if server.stdout else ""
-        while server.stdout and (said.count("{") != said.count("}") or not said):  # one object, over several lines or on one
+        while server.stdout and (
+            said.count("{") != said.count("}") or not said
+        ):  # one object, over several lines or on one
             if not (line := server.stdout.readline()):
                 return 2
             said += line

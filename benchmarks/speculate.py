@@ -16,19 +16,26 @@ from pathlib import Path
 
 import torch
 
-from nanohybrid.config import HybridConfig
 from nanohybrid.engine import LLM, SamplingParams
+from nanohybrid.presets import preset
 from nanohybrid.tasks import registry
 
 
 def texts(llm: LLM, kinds: list[str]) -> dict[str, list[int]]:
     rng = random.Random(0)
-    found = {name: llm.encode_chat([{"role": "user", "content": registry.get(name).make(rng, 4, "test").prompt}], True) for name in kinds}
+    found = {
+        name: llm.encode_chat(
+            [{"role": "user", "content": registry.get(name).make(rng, 4, "test").prompt}], True
+        )
+        for name in kinds
+    }
     found["a list, copied"] = llm.encode("the numbers are 3 1 4 1 5 9 2 6 5 3 5 8, and again: " * 12)
     return found
 
 
-def tokens_per_second(llm: LLM, prompt: list[int], params: SamplingParams, speculate: int) -> tuple[float, list[int], str]:
+def tokens_per_second(
+    llm: LLM, prompt: list[int], params: SamplingParams, speculate: int
+) -> tuple[float, list[int], str]:
     llm.options["speculate"] = speculate
     engine = llm.engine([prompt], params.max_tokens)
     request, steps = engine.add(prompt, params), 0
@@ -39,7 +46,11 @@ def tokens_per_second(llm: LLM, prompt: list[int], params: SamplingParams, specu
         steps += 1
     rate = (len(request.tokens) - 1) / (time.perf_counter() - began)
     drafter = engine.drafter
-    said = f"{steps} steps, {drafter.accepted} of {drafter.drafted} drafts accepted" if drafter else f"{steps} steps"
+    said = (
+        f"{steps} steps, {drafter.accepted} of {drafter.drafted} drafts accepted"
+        if drafter
+        else f"{steps} steps"
+    )
     return rate, request.tokens, said
 
 
@@ -52,9 +63,11 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="*", default=["sums", "swaps", "running"])
     arguments = parser.parse_args()
     if arguments.preset:
-        llm = LLM.random(HybridConfig.preset(arguments.preset), torch.float32)
+        llm = LLM.random(preset(arguments.preset), torch.float32)
         chosen = {"a bias to three tokens": llm.encode("a text " * 8)}
-        params = SamplingParams(max_tokens=arguments.new_tokens, ignore_eos=True, logit_bias={300: 100.0, 301: 100.0, 302: 100.0})
+        params = SamplingParams(
+            max_tokens=arguments.new_tokens, ignore_eos=True, logit_bias={300: 100.0, 301: 100.0, 302: 100.0}
+        )
     else:
         llm = LLM(arguments.path, torch.float32)
         chosen = texts(llm, arguments.tasks)
@@ -64,7 +77,10 @@ def main() -> int:
         plain, wanted, _ = tokens_per_second(llm, prompt, params, 0)
         sooner, got, said = tokens_per_second(llm, prompt, params, arguments.speculate)
         same = "the same text" if got == wanted else "ANOTHER TEXT"
-        print(f"{name}: {plain:.1f} -> {sooner:.1f} tokens/s, {sooner / plain:.2f} times ({said}); {same}", flush=True)
+        print(
+            f"{name}: {plain:.1f} -> {sooner:.1f} tokens/s, {sooner / plain:.2f} times ({said}); {same}",
+            flush=True,
+        )
     return 0
 
 

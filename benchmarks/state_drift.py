@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from nanohybrid.checkpoint import load
-from nanohybrid.config import HybridConfig
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.model import Layout, State
+from nanohybrid.presets import preset
 
 VARIANTS = ("fp16 stochastic", "fp16 nearest", "bf16 nearest", "keys and values fp8")
 
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    config = HybridConfig.preset(arguments.preset) if arguments.preset else None
+    config = preset(arguments.preset) if arguments.preset else None
     model = random_model(config, torch.float32, 0) if config else load(arguments.path, dtype=torch.float32)
     total = arguments.tokens
     states = {"fp32": State.for_context(model.config, 1, total + 1)}
@@ -59,7 +59,9 @@ def main() -> int:
                 error = (logits[name] - logits["fp32"]).abs().max() / logits["fp32"].abs().max()
                 errors[name] = max(errors[name], float(error))
             if (position + 1) & position == 0 and position >= 15:
-                cells = [f"{_distance(states[name], states['fp32']):.1e} | {errors[name]:.1e}" for name in VARIANTS]
+                cells = [
+                    f"{_distance(states[name], states['fp32']):.1e} | {errors[name]:.1e}" for name in VARIANTS
+                ]
                 print(f"| {position + 1} | " + " | ".join(cells) + " |", flush=True)
                 errors = dict.fromkeys(VARIANTS, 0.0)
             token = torch.multinomial(logits["fp32"].softmax(-1), 1, generator=generator)
@@ -67,7 +69,11 @@ def main() -> int:
 
 
 def _distance(state: State, exact: State) -> float:
-    pairs = [(a["ssm"].double(), b["ssm"].double()) for a, b in zip(state.layers, exact.layers, strict=True) if "ssm" in a]
+    pairs = [
+        (a["ssm"].double(), b["ssm"].double())
+        for a, b in zip(state.layers, exact.layers, strict=True)
+        if "ssm" in a
+    ]
     return (sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs)) ** 0.5
 
 

@@ -25,7 +25,10 @@ WHOLE = {
     "optimiser": ("Optimizer.", "clip", "linalg_vector_norm"),
 }
 # Else by the nearest.
-NEAREST = {"casts": ("aten::to", "_to_copy", "ToCopyBackward"), "projections": ("aten::linear", "aten::mm", "MmBackward", "aten::addmm")}
+NEAREST = {
+    "casts": ("aten::to", "_to_copy", "ToCopyBackward"),
+    "projections": ("aten::linear", "aten::mm", "MmBackward", "aten::addmm"),
+}
 REST = "rest"
 
 
@@ -55,7 +58,11 @@ def milliseconds(found: profile) -> dict[str, float]:
 
 def matrix_parameters(model: HybridLM) -> tuple[int, int]:
     """Parameters of the layers' linears, and of the head, which multiply each token once."""
-    linear = sum(p.numel() for name, p in model.backbone.layers.named_parameters() if p.ndim == 2 and "conv" not in name)
+    linear = sum(
+        p.numel()
+        for name, p in model.backbone.layers.named_parameters()
+        if p.ndim == 2 and "conv" not in name
+    )
     return linear, model.config.vocab_size * model.config.hidden_size
 
 
@@ -67,11 +74,19 @@ def floors(model: HybridLM, lengths: list[int], stream: float, product: float) -
     config, T = model.config, sum(lengths)
     linear, head = matrix_parameters(model)
     count = {kind: config.pattern.count(kind) for kind in (MAMBA, ATTENTION, MLP)}
-    D, channels = config.mamba_inner_size, config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size
+    D, channels = (
+        config.mamba_inner_size,
+        config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size,
+    )
     scanned = T * count[MAMBA] * (2 * channels + 4 * config.mamba_num_heads + 4 * D)
     state_work = T * count[MAMBA] * D * config.ssm_state_size
     norm = T * ((len(config.pattern) + 1) * 16 * config.hidden_size + count[MAMBA] * 22 * D)
-    pairs = sum(length * length for length in lengths) * config.num_attention_heads * config.head_dim * count[ATTENTION]
+    pairs = (
+        sum(length * length for length in lengths)
+        * config.num_attention_heads
+        * config.head_dim
+        * count[ATTENTION]
+    )
     parameters = sum(p.numel() for p in model.parameters())
 
     def least(bytes_: float = 0, flops: float = 0) -> float:
@@ -84,20 +99,29 @@ def floors(model: HybridLM, lengths: list[int], stream: float, product: float) -
         "scan, backward": least(2 * scanned, 5 * state_work + 8 * state_work),
         "conv": least(T * count[MAMBA] * 10 * channels),
         "norms": least(norm),
-        "squared ReLU": least(T * count[MLP] * 10 * config.intermediate_size if config.mlp_activation == "relu2" else 0),
-        "attention": least(flops=7 * pairs),  # half of each product is masked: 2 products forwards, 5 backwards
+        "squared ReLU": least(
+            T * count[MLP] * 10 * config.intermediate_size if config.mlp_activation == "relu2" else 0
+        ),
+        "attention": least(
+            flops=7 * pairs
+        ),  # half of each product is masked: 2 products forwards, 5 backwards
         "optimiser": least(40 * parameters),  # norm, scale, then weight, gradient and both moments
         "casts": least(12 * linear),  # weights to bf16, their gradients back
         REST: 0.0,
     }
 
 
-def rows(model: HybridLM, lengths: list[int], found: profile, stream: float, product: float) -> list[dict[str, Any]]:
+def rows(
+    model: HybridLM, lengths: list[int], found: profile, stream: float, product: float
+) -> list[dict[str, Any]]:
     """The table, longest first: group, ms, share of the step, floor in ms."""
     times, least = milliseconds(found), floors(model, lengths, stream, product)
     whole = sum(times.values())
     ordered = sorted(times.items(), key=lambda item: -item[1])
-    return [{"part": name, "ms": round(ms, 1), "share": round(ms / whole, 3), "floor_ms": round(least[name], 1)} for name, ms in ordered]
+    return [
+        {"part": name, "ms": round(ms, 1), "share": round(ms / whole, 3), "floor_ms": round(least[name], 1)}
+        for name, ms in ordered
+    ]
 
 
 def product_flops(model: HybridLM, tokens: int) -> float:

@@ -22,10 +22,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from train_profile import product_flops, rows
 
-from nanohybrid.config import HybridConfig
+from nanohybrid.bench.machine import Machine
 from nanohybrid.data import Batch
-from nanohybrid.headline.machine import Machine
 from nanohybrid.model import HybridLM
+from nanohybrid.presets import preset
 from nanohybrid.train.allocator import keep_freed_memory
 from nanohybrid.train.next_token import next_token_loss
 from nanohybrid.train.optimizer import OptimizerConfig, adamw, clip_gradient
@@ -62,17 +62,28 @@ def one_step(model: HybridLM, optimizer: torch.optim.Optimizer, data: Batch, mod
 def summary(model: HybridLM, measured: list[tuple[int, list[float], float]]) -> dict[str, float]:
     """Medians over steps of (tokens, seconds by phase, product rate): milliseconds, tokens and FLOPs a second, fraction."""
     seconds = [sum(parts) for _, parts, _ in measured]
-    rates = [product_flops(model, tokens) / took for (tokens, _, _), took in zip(measured, seconds, strict=True)]
-    result = {f"{name}_ms": 1e3 * statistics.median(parts[i] for _, parts, _ in measured) for i, name in enumerate(PHASES)}
-    result["tokens_per_second"] = statistics.median(tokens / took for (tokens, _, _), took in zip(measured, seconds, strict=True))
+    rates = [
+        product_flops(model, tokens) / took for (tokens, _, _), took in zip(measured, seconds, strict=True)
+    ]
+    result = {
+        f"{name}_ms": 1e3 * statistics.median(parts[i] for _, parts, _ in measured)
+        for i, name in enumerate(PHASES)
+    }
+    result["tokens_per_second"] = statistics.median(
+        tokens / took for (tokens, _, _), took in zip(measured, seconds, strict=True)
+    )
     result["product_gflops"] = statistics.median(rates) / 1e9
     result["machine_gflops"] = statistics.median(rate for _, _, rate in measured) / 1e9
-    result["fraction"] = statistics.median(rate / machine for rate, (_, _, machine) in zip(rates, measured, strict=True))
+    result["fraction"] = statistics.median(
+        rate / machine for rate, (_, _, machine) in zip(rates, measured, strict=True)
+    )
     return {name: round(value, 3 if name == "fraction" else 1) for name, value in result.items()}
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--mode", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--threads", type=int, default=2)
@@ -80,8 +91,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, nargs=2, default=(20, 120), metavar=("SHORTEST", "LONGEST"))
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--against", choices=("torch", "reference"), help="a second form of the ops, measured by turns")
-    parser.add_argument("--profile", action="store_true", help="one more step, as a table by op beside its floor")
+    parser.add_argument(
+        "--against", choices=("torch", "reference"), help="a second form of the ops, measured by turns"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="one more step, as a table by op beside its floor"
+    )
     return parser.parse_args()
 
 
@@ -89,7 +104,7 @@ def main() -> None:
     chosen = arguments()
     keep_freed_memory()
     torch.set_num_threads(chosen.threads)
-    model, machine = HybridLM(HybridConfig.preset(chosen.preset), seed=0), Machine("cpu")
+    model, machine = HybridLM(preset(chosen.preset), seed=0), Machine("cpu")
     optimizer, rng = adamw(model, OptimizerConfig()), random.Random(0)
     forms = [os.environ.get("NANOHYBRID_KERNELS", ""), *([chosen.against] if chosen.against else [])]
     measured: dict[str, list[tuple[int, list[float], float]]] = {form: [] for form in forms}
@@ -101,9 +116,19 @@ def main() -> None:
             stream, product = machine.rates(2, min)
             if step >= chosen.warmup:
                 measured[form].append((data.layout.tokens, seconds, product))
-    told = {"preset": chosen.preset, "mode": chosen.mode, "threads": chosen.threads, "batch_tokens": chosen.batch_tokens}
+    told = {
+        "preset": chosen.preset,
+        "mode": chosen.mode,
+        "threads": chosen.threads,
+        "batch_tokens": chosen.batch_tokens,
+    }
     for form, found in measured.items():
-        print(json.dumps({**told, "torch": torch.__version__, "form": form or "default", **summary(model, found)}), flush=True)
+        print(
+            json.dumps(
+                {**told, "torch": torch.__version__, "form": form or "default", **summary(model, found)}
+            ),
+            flush=True,
+        )
     print(json.dumps({"peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}))
     if chosen.profile:
         os.environ["NANOHYBRID_KERNELS"] = forms[0]

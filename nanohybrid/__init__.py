@@ -11,6 +11,7 @@ from nanohybrid.version import VERSION
 
 if TYPE_CHECKING:
     from nanohybrid.checkpoint import load as load
+    from nanohybrid.checkpoint import load_config as load_config
     from nanohybrid.checkpoint import save as save
     from nanohybrid.config import HybridConfig as HybridConfig
     from nanohybrid.engine import LLM as LLM
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from nanohybrid.model import HybridLM as HybridLM
     from nanohybrid.model import Layout as Layout
     from nanohybrid.model import State as State
+    from nanohybrid.presets import preset as preset
 
 __version__ = VERSION
 
@@ -33,6 +35,8 @@ _HOMES = {
     "SamplingParams": "nanohybrid.engine",
     "State": "nanohybrid.model",
     "load": "nanohybrid.checkpoint",
+    "load_config": "nanohybrid.checkpoint",
+    "preset": "nanohybrid.presets",
     "save": "nanohybrid.checkpoint",
 }
 __all__ = sorted(_HOMES)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from nanohybrid.errors import ConfigError
@@ -40,7 +39,9 @@ class HybridConfig:
     n_groups: int = 8
     ssm_state_size: int = 128
     conv_kernel: int = 4
-    chunk_size: int = 128  # kept for the file: our chunks are always 128 tokens, and results do not depend on it
+    chunk_size: int = (
+        128  # kept for the file: our chunks are always 128 tokens, and results do not depend on it
+    )
     time_step_limit: tuple[float, float] = (0.0, math.inf)
     time_step_min: float = 0.001
     time_step_max: float = 0.1
@@ -85,27 +86,15 @@ class HybridConfig:
         """This configuration with some fields changed; checked anew."""
         return replace(self, **changes)
 
-    @classmethod
-    def preset(cls, name: str) -> HybridConfig:
-        """A configuration known by name. Raises ConfigError that lists the known ones."""
-        from nanohybrid.presets import preset
-
-        return preset(name)
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path) -> HybridConfig:
-        """Read `config.json` of a checkpoint directory, in any of the dialects of docs/checkpoints.md."""
-        from nanohybrid.checkpoint import read_config
-
-        return read_config(directory)
-
 
 def _check_pattern(pattern: object) -> None:
     if not isinstance(pattern, str) or not pattern:
         raise ConfigError(f"the layer pattern is {pattern!r}: it must be a string of M, * and -")
     for position, character in enumerate(pattern):
         if character not in KINDS:
-            raise ConfigError(f'the layer pattern has "{character}" at position {position}: known are M (Mamba-2), * (attention), - (MLP)')
+            raise ConfigError(
+                f'the layer pattern has "{character}" at position {position}: known are M (Mamba-2), * (attention), - (MLP)'
+            )
 
 
 _USED_BY = {
@@ -121,18 +110,29 @@ def _check_numbers(config: HybridConfig) -> None:
         if field.type == "int":
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"{field.name} is {value!r}: it must be a whole number")
-            if value < (0 if field.name in token_ids else 1) and _USED_BY.get(field.name, config.pattern[0]) in config.pattern:
+            if (
+                value < (0 if field.name in token_ids else 1)
+                and _USED_BY.get(field.name, config.pattern[0]) in config.pattern
+            ):
                 raise ConfigError(f"{field.name} is {value}: it must be positive")
-        elif field.type == "float" and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+        elif field.type == "float" and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
+        ):
             raise ConfigError(f"{field.name} is {value!r}: it must be a finite number")
 
 
 def _check_time_steps(config: HybridConfig) -> None:
     low, high, floor = config.time_step_min, config.time_step_max, config.time_step_floor
     if not (0 < low <= high and floor > 0):
-        raise ConfigError(f"time_step_min is {low}, time_step_max {high}, time_step_floor {floor}: all positive, min no more than max")
+        raise ConfigError(
+            f"time_step_min is {low}, time_step_max {high}, time_step_floor {floor}: all positive, min no more than max"
+        )
     limit = config.time_step_limit
-    pair = isinstance(limit, tuple) and len(limit) == 2 and all(isinstance(bound, int | float) for bound in limit)
+    pair = (
+        isinstance(limit, tuple)
+        and len(limit) == 2
+        and all(isinstance(bound, int | float) for bound in limit)
+    )
     if not pair or not limit[0] <= limit[1]:
         raise ConfigError(f"time_step_limit is {limit}: it must be two numbers, the smaller first")
 
@@ -149,4 +149,6 @@ def _check_rotary(config: HybridConfig) -> None:
 
 def _check_divides(config: HybridConfig, whole: str, part: str) -> None:
     if getattr(config, whole) % getattr(config, part):
-        raise ConfigError(f"{whole} is {getattr(config, whole)}: it must be a multiple of {part} = {getattr(config, part)}")
+        raise ConfigError(
+            f"{whole} is {getattr(config, whole)}: it must be a multiple of {part} = {getattr(config, part)}"
+        )

@@ -77,7 +77,10 @@ def flush(path: Path) -> None:
 def exchange(first: Path, second: Path) -> None:
     """Swap the names of two directories; in one step where the system can (Linux), else in three."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is not None and rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0:
+    if (
+        rename is not None
+        and rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
+    ):
         return
     aside = second.with_name(f".{second.name}.replaced")
     os.rename(second, aside)

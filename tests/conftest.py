@@ -16,7 +16,9 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 with torch.device("meta"):
-    torch.empty(1)  # torch now remembers its true creators; had it first seen the poisoned ones, "meta" would mean nothing to them
+    torch.empty(
+        1
+    )  # torch now remembers its true creators; had it first seen the poisoned ones, "meta" would mean nothing to them
 
 
 def pytest_configure(config):
@@ -24,7 +26,9 @@ def pytest_configure(config):
     if "not gpu" in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is first imported: kernels are then Python, on the CPU
+        os.environ.setdefault(
+            "TRITON_INTERPRET", "1"
+        )  # before Triton is first imported: kernels are then Python, on the CPU
 
 
 def poisoned(create):
@@ -33,7 +37,9 @@ def poisoned(create):
     def create_poisoned(*args, **kwargs):
         tensor = create(*args, **kwargs)
         if tensor.is_floating_point() and not tensor.is_meta:
-            with torch.no_grad():  # torch 2.11 makes leaves that require gradients this way when it recomputes activations
+            with (
+                torch.no_grad()
+            ):  # torch 2.11 makes leaves that require gradients this way when it recomputes activations
                 tensor.fill_(float("nan"))
         return tensor
 

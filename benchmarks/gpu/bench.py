@@ -40,7 +40,13 @@ class Bench:
         found = {row["what"]: row["value"] for row in rows}
         if not {"copy bandwidth, bytes/s", "bf16 product, FLOP/s"} <= set(found):
             found = {what: measured() for what, measured in device.ceilings(where, toy).items()}
-        return cls(where, toy, found["copy bandwidth, bytes/s"], found["bf16 product, FLOP/s"], found.get("FP8 product, FLOP/s"))
+        return cls(
+            where,
+            toy,
+            found["copy bandwidth, bytes/s"],
+            found["bf16 product, FLOP/s"],
+            found.get("FP8 product, FLOP/s"),
+        )
 
     def floor(self, bytes_moved: float, operations: float = 0.0, fp8: bool = False) -> tuple[float, str]:
         """Milliseconds, and which of the two it is."""

@@ -14,23 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanohybrid.ops.attention import Cache, ragged
+from nanohybrid.ops.attention import Cache
+from nanohybrid.ops.attention import torch as attention_torch
 from nanohybrid.ops.attention import triton as attention
-from nanohybrid.ops.causal_conv import shifted
-from nanohybrid.ops.causal_conv import trained as conv
-from nanohybrid.ops.fp8 import emulated
+from nanohybrid.ops.causal_conv import torch as conv_torch
+from nanohybrid.ops.causal_conv import triton_autograd as conv
 from nanohybrid.ops.fp8 import kernels as fp8
-from nanohybrid.ops.gated_norm import fused as gated_fused
-from nanohybrid.ops.gated_norm import trained as gated
+from nanohybrid.ops.fp8 import torch as fp8_torch
+from nanohybrid.ops.gated_norm import torch as gated_fused
+from nanohybrid.ops.gated_norm import triton_autograd as gated
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.losses import kernels as losses
 from nanohybrid.ops.residual_norm import reference as residual_reference
-from nanohybrid.ops.residual_norm import trained as residual
+from nanohybrid.ops.residual_norm import triton_autograd as residual
 from nanohybrid.ops.rms_norm import reference as rms_reference
 from nanohybrid.ops.rms_norm import triton as rms
 from nanohybrid.ops.squared_relu import reference as relu_reference
 from nanohybrid.ops.squared_relu import triton as relu
-from nanohybrid.ops.ssd_scan import chunked, trained
+from nanohybrid.ops.ssd_scan import torch as scan_torch
+from nanohybrid.ops.ssd_scan import triton_autograd as trained
 
 EPS = 1e-5
 Op = Callable[..., "Tensor | tuple[Tensor, ...]"]
@@ -104,13 +106,30 @@ def scans(toy: bool) -> Iterator[Case]:
             for state in (False, True):
                 T, S = sum(lengths), len(lengths)
                 layout = Layout.packed(lengths)
-                inputs = {"x_THP": torch.randn(T, H, P), "dt_TH": torch.rand(T, H) * 0.5, "A_H": -torch.rand(H) * 8}
-                inputs |= {"B_TGN": torch.randn(T, G, N) / N**0.25, "C_TGN": torch.randn(T, G, N) / N**0.25, "D_H": torch.randn(H)}
+                inputs = {
+                    "x_THP": torch.randn(T, H, P),
+                    "dt_TH": torch.rand(T, H) * 0.5,
+                    "A_H": -torch.rand(H) * 8,
+                }
+                inputs |= {
+                    "B_TGN": torch.randn(T, G, N) / N**0.25,
+                    "C_TGN": torch.randn(T, G, N) / N**0.25,
+                    "D_H": torch.randn(H),
+                }
                 if state:
                     inputs["initial_SHPN"] = torch.randn(S, H, P, N)
                 name = f"SSD scan {H} x {P}, {G} x {N}, {lengths}" + ", states" * state
-                forms = [partial(form, layout=layout, keep=state) for form in (trained.ssd_scan, chunked.ssd_scan)]
-                yield Case(name, *(partial(_first, form, state) for form in forms), inputs, ("x_THP", "B_TGN", "C_TGN"), SCAN)
+                forms = [
+                    partial(form, layout=layout, keep=state)
+                    for form in (trained.ssd_scan, scan_torch.ssd_scan)
+                ]
+                yield Case(
+                    name,
+                    *(partial(_first, form, state) for form in forms),
+                    inputs,
+                    ("x_THP", "B_TGN", "C_TGN"),
+                    SCAN,
+                )
 
 
 def _first(op: Op, both: bool, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -122,27 +141,46 @@ def convolutions(toy: bool) -> Iterator[Case]:
     for C, W in [(20, 4)] if toy else [(12288, 4), (257, 3), (1, 2)]:
         for lengths in [[3, 40]] if toy else [[1], [4096], [3, 1000, 16, 17, 128]]:
             layout = Layout.packed(lengths)
-            inputs = {"x_TC": torch.randn(sum(lengths), C), "weight_CW": torch.randn(C, W), "bias_C": torch.randn(C)}
+            inputs = {
+                "x_TC": torch.randn(sum(lengths), C),
+                "weight_CW": torch.randn(C, W),
+                "bias_C": torch.randn(C),
+            }
 
             def truth(layout: Layout = layout, **inputs: Tensor) -> Tensor:
-                return F.silu(shifted.causal_conv(**inputs, layout=layout, keep=False)[0])
+                return F.silu(conv_torch.causal_conv(**inputs, layout=layout, keep=False)[0])
 
             fast = partial(_first, partial(conv.conv_silu, layout=layout, keep=False), False)
             yield Case(f"conv and SiLU {C} x {W}, {lengths}", fast, truth, inputs, ("x_TC",), PLAIN)
 
 
 def norms(toy: bool) -> Iterator[Case]:
-    for T, D, groups in [(5, 60, 3)] if toy else [(2048, 10240, 8), (7, 5120, 1), (1000, 2048, 8), (33, 60, 3)]:
+    for T, D, groups in (
+        [(5, 60, 3)] if toy else [(2048, 10240, 8), (7, 5120, 1), (1000, 2048, 8), (33, 60, 3)]
+    ):
         inputs = {"y_TD": torch.randn(T, D), "z_TD": torch.randn(T, D), "weight_D": torch.randn(D)}
         forms = [partial(module.gated_norm, groups=groups, eps=EPS) for module in (gated, gated_fused)]
         yield Case(f"gated norm {T} x {D} in {groups}", *forms, inputs, ("z_TD",), PLAIN)
     for T, E in [(5, 60)] if toy else [(2048, 4480), (7, 5120), (3000, 128), (33, 60)]:
         inputs = {"x": torch.randn(T, E), "weight": torch.randn(E)}
-        yield Case(f"RMSNorm {T} x {E}", *(partial(module.rms_norm, eps=EPS) for module in (rms, rms_reference)), inputs, ("x",), PLAIN)
+        yield Case(
+            f"RMSNorm {T} x {E}",
+            *(partial(module.rms_norm, eps=EPS) for module in (rms, rms_reference)),
+            inputs,
+            ("x",),
+            PLAIN,
+        )
         inputs = {"h_TE": torch.randn(T, E), "update_TE": torch.randn(T, E), "weight_E": torch.randn(E)}
         forms = [partial(module.residual_norm, eps=EPS) for module in (residual, residual_reference)]
         yield Case(f"residual norm {T} x {E}", *forms, inputs, ("h_TE", "update_TE"), PLAIN)
-        yield Case(f"squared ReLU {T} x {E}", relu.squared_relu, relu_reference.squared_relu, {"x": torch.randn(T, E)}, ("x",), PLAIN)
+        yield Case(
+            f"squared ReLU {T} x {E}",
+            relu.squared_relu,
+            relu_reference.squared_relu,
+            {"x": torch.randn(T, E)},
+            ("x",),
+            PLAIN,
+        )
 
 
 def heads(toy: bool) -> Iterator[Case]:
@@ -166,14 +204,25 @@ def heads(toy: bool) -> Iterator[Case]:
         )  # fmt: skip
         inputs = {"logits_QV": 3 * torch.randn(Q, V), "teacher_QV": 3 * torch.randn(Q, V)}
         fast = partial(losses.forward_kl, temperature=2.0, slope=True)
-        yield Case(f"forward KL {Q} x {V}", fast, forward_kl, inputs, ("logits_QV", "teacher_QV"), PLAIN, False)
+        yield Case(
+            f"forward KL {Q} x {V}", fast, forward_kl, inputs, ("logits_QV", "teacher_QV"), PLAIN, False
+        )
 
 
 def linears(toy: bool) -> Iterator[Case]:
     """Against the recipe with products in float64: what differs is only how sums are made."""
-    for T, I, O in [(5, 130, 20)] if toy else [(4096, 4480, 22656), (333, 2048, 1024), (1, 130, 7), (129, 64, 200)]:
+    for T, I, O in (
+        [(5, 130, 20)] if toy else [(4096, 4480, 22656), (333, 2048, 1024), (1, 130, 7), (129, 64, 200)]
+    ):
         inputs = {"x": torch.randn(T, I), "weight_OI": torch.randn(O, I) / I**0.5}
-        yield Case(f"FP8 linear {T} x {I} x {O}", fp8.linear, emulated_linear, inputs, ("x",), {FP32: 2e-3, BF16: 1e-2})
+        yield Case(
+            f"FP8 linear {T} x {I} x {O}",
+            fp8.linear,
+            emulated_linear,
+            inputs,
+            ("x",),
+            {FP32: 2e-3, BF16: 1e-2},
+        )
 
 
 def emulated_linear(x: Tensor, weight_OI: Tensor) -> Tensor:
@@ -185,34 +234,53 @@ class _Recipe(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
-        return emulated.rounded(x).double() @ emulated.rounded(weight, 128, 128).double().T
+        return fp8_torch.rounded(x).double() @ fp8_torch.rounded(weight, 128, 128).double().T
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        dx = emulated.rounded(dy).double() @ emulated.rounded(weight, 128, 128).double()
-        return dx, emulated.rounded(dy, 128, 1).double().T @ emulated.rounded(x, 128, 1).double()
+        dx = fp8_torch.rounded(dy).double() @ fp8_torch.rounded(weight, 128, 128).double()
+        return dx, fp8_torch.rounded(dy, 128, 1).double().T @ fp8_torch.rounded(x, 128, 1).double()
 
 
 def attentions(toy: bool) -> Iterator[Case]:
     shapes = [(4, 2, 12)] if toy else [(40, 8, 128), (32, 8, 128), (4, 1, 32)]
     batches = {"decode": ([1, 1], [30, 5]), "continuation": ([20, 3], [10, 40])}
     if not toy:
-        batches |= {"long decode": ([1] * 5, [8191, 4, 700, 16000, 1]), "long continuation": ([500, 64, 1], [2000, 77, 5000])}
+        batches |= {
+            "long decode": ([1] * 5, [8191, 4, 700, 16000, 1]),
+            "long continuation": ([500, 64, 1], [2000, 77, 5000]),
+        }
     for H, K, P in shapes:
         for kind, (lengths, positions) in batches.items():
             most = max(length + position for length, position in zip(lengths, positions, strict=True))
             layout = Layout.contiguous(lengths, positions, range(len(lengths)), most)
             pools = torch.randn(2, len(lengths) * -(-most // layout.page_size), layout.page_size, K, P)
             T = sum(lengths)
-            inputs = {"q_THP": torch.randn(T, H, P), "k_TKP": torch.randn(T, K, P), "v_TKP": torch.randn(T, K, P)}
+            inputs = {
+                "q_THP": torch.randn(T, H, P),
+                "k_TKP": torch.randn(T, K, P),
+                "v_TKP": torch.randn(T, K, P),
+            }
             inputs |= {"keys": pools[0], "values": pools[1]}
-            fast, truth = (partial(_paged, form, layout) for form in (attention.attention, ragged.attention))
-            yield Case(f"{kind}, {H} / {K} heads of {P}", fast, truth, inputs, tuple(inputs), {FP32: 1e-4, BF16: 2e-2}, False)
+            fast, truth = (
+                partial(_paged, form, layout) for form in (attention.attention, attention_torch.attention)
+            )
+            yield Case(
+                f"{kind}, {H} / {K} heads of {P}",
+                fast,
+                truth,
+                inputs,
+                tuple(inputs),
+                {FP32: 1e-4, BF16: 2e-2},
+                False,
+            )
 
 
 @torch.no_grad()
-def _paged(form: Op, layout: Layout, q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _paged(
+    form: Op, layout: Layout, q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
     found = form(q_THP, k_TKP, v_TKP, layout, Cache(keys.clone(), values.clone()))
     assert isinstance(found, Tensor)
     return found

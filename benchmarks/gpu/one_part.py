@@ -11,7 +11,9 @@ from pathlib import Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part")
     parser.add_argument("out", type=Path)
     parser.add_argument("--toy", action="store_true")
@@ -40,8 +42,17 @@ def machine() -> dict[str, str]:
     import torch
     import triton
 
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"device": name, "torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
+    name = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine()
+    )
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+    }
 
 
 if __name__ == "__main__":

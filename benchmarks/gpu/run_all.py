@@ -52,10 +52,16 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True, help="directory of the results")
-    parser.add_argument("--only", type=parts, default=list(LIMITS), metavar="PART,PART", help=f"of {', '.join(LIMITS)}")
-    parser.add_argument("--resume", action="store_true", help="leave out the parts that are complete in --out")
+    parser.add_argument(
+        "--only", type=parts, default=list(LIMITS), metavar="PART,PART", help=f"of {', '.join(LIMITS)}"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out the parts that are complete in --out"
+    )
     parser.add_argument("--limit", type=float, help="seconds of a part, instead of its own limit")
     parser.add_argument("--minutes", type=float, default=9.5, help="of the whole call")
     parser.add_argument("--toy", action="store_true", help="sizes that a CPU can do")
@@ -65,7 +71,9 @@ def parse() -> argparse.Namespace:
 def parts(text: str) -> list[str]:
     chosen = text.split(",")
     if unknown := set(chosen) - set(LIMITS):
-        raise argparse.ArgumentTypeError(f"no part is called {', '.join(sorted(unknown))}; they are {', '.join(LIMITS)}")
+        raise argparse.ArgumentTypeError(
+            f"no part is called {', '.join(sorted(unknown))}; they are {', '.join(LIMITS)}"
+        )
     return chosen
 
 
@@ -79,13 +87,20 @@ def run(part: str, out: Path, limit: float, toy: bool) -> None:
     with open(out / f"{part}.log", "w") as log:
         try:
             code = subprocess.run(
-                command, stdout=log, stderr=log, timeout=limit, env=os.environ | {"PYTHONPATH": path}, check=False
+                command,
+                stdout=log,
+                stderr=log,
+                timeout=limit,
+                env=os.environ | {"PYTHONPATH": path},
+                check=False,
             ).returncode
             problem = None if code == 0 else f"exit code {code}, see {part}.log"
         except subprocess.TimeoutExpired:
             problem = f"stopped after {limit:.0f} s"
     seconds = round(time.monotonic() - began, 1)
-    found = {"rows": []} | read(out, part) | {"complete": problem is None, "problem": problem, "seconds": seconds}
+    found = (
+        {"rows": []} | read(out, part) | {"complete": problem is None, "problem": problem, "seconds": seconds}
+    )
     (out / f"{part}.json").write_text(json.dumps(found, indent=1))
     print(f"{part}: {problem or 'done'}, {seconds} s, {len(found['rows'])} rows", file=sys.stderr)
 

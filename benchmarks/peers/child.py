@@ -7,7 +7,10 @@ import statistics
 
 CHECK_TOKENS = 64
 REPEATS = 3
-LONG, WARM_TOKENS = 4096, 128  # a prompt longer than LONG is warmed up for by so many tokens, as `nanohybrid bench generate` does
+LONG, WARM_TOKENS = (
+    4096,
+    128,
+)  # a prompt longer than LONG is warmed up for by so many tokens, as `nanohybrid bench generate` does
 
 
 def arguments(what: str) -> argparse.Namespace:
@@ -18,7 +21,9 @@ def arguments(what: str) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=REPEATS, help="after one that warms up")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--logits", metavar="FILE", help="write the logits after the prompt of the check, and time nothing")
+    parser.add_argument(
+        "--logits", metavar="FILE", help="write the logits after the prompt of the check, and time nothing"
+    )
     return parser.parse_args()
 
 

@@ -12,7 +12,11 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]  # the checkout that is measured, installed or not
-TYPES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}  # as we say it, and as GGUF says what has as many bits
+TYPES = {
+    "bf16": "bf16",
+    "int8": "q8_0",
+    "int4": "q4_0",
+}  # as we say it, and as GGUF says what has as many bits
 FARTHEST = 0.1  # logits of a bf16 engine against ours in fp32: rms of the difference over their spread
 
 
@@ -29,10 +33,17 @@ class Workload:
     batch: int
 
     def scaled(self, by: float) -> "Workload":
-        return Workload(max(8, round(self.prompt_tokens * by)), max(4, round(self.new_tokens * by)), self.batch)
+        return Workload(
+            max(8, round(self.prompt_tokens * by)), max(4, round(self.new_tokens * by)), self.batch
+        )
 
     def flags(self, threads: int) -> list[str]:
-        values = {"prompt-tokens": self.prompt_tokens, "new-tokens": self.new_tokens, "batch": self.batch, "threads": threads}
+        values = {
+            "prompt-tokens": self.prompt_tokens,
+            "new-tokens": self.new_tokens,
+            "batch": self.batch,
+            "threads": threads,
+        }
         return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
@@ -78,11 +89,15 @@ class Engine:
         if self.logits is None:
             return run([*setting.ours, "--version"], setting.threads, as_json=False)
         file = setting.out / "logits.npy"
-        said = run([*self.logits(setting), "--threads", str(setting.threads), "--logits", str(file)], setting.threads)
+        said = run(
+            [*self.logits(setting), "--threads", str(setting.threads), "--logits", str(file)], setting.threads
+        )
         theirs, ours = np.load(file), _our_logits(setting)
         distance = float(np.sqrt(np.mean((theirs - ours) ** 2)) / ours.std())
         if not distance < FARTHEST:
-            raise Failed(f"its logits differ from ours by {distance:.3f} of their spread: are these the same weights?")
+            raise Failed(
+                f"its logits differ from ours by {distance:.3f} of their spread: are these the same weights?"
+            )
         return {**said["versions"], "logits_differ_by": round(distance, 4)}
 
 
@@ -96,7 +111,16 @@ def _transformers(setting: Setting, _: str = "bf16") -> list[str]:
 
 ENGINES = {
     "nanohybrid": Engine(
-        tuple(TYPES), lambda setting, kind: [*setting.ours, "bench", "generate", str(setting.model), "--dtype", kind, "--json"]
+        tuple(TYPES),
+        lambda setting, kind: [
+            *setting.ours,
+            "bench",
+            "generate",
+            str(setting.model),
+            "--dtype",
+            kind,
+            "--json",
+        ],
     ),
     "llama.cpp": Engine(tuple(TYPES), _llama, lambda setting: _llama(setting, next(iter(setting.files)))),
     "transformers": Engine(("bf16",), _transformers, _transformers),
@@ -113,7 +137,9 @@ def run(command: list[str], threads: int, as_json: bool = True) -> dict[str, obj
     """The JSON object (or the text) that a child prints last. Raises Failed with its last word."""
     done = subprocess.run(command, capture_output=True, text=True, env=environment(threads))
     if done.returncode:
-        raise Failed((done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1])
+        raise Failed(
+            (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        )
     last = done.stdout.strip().splitlines()[-1]
     return json.loads(last) if as_json else last
 
@@ -133,7 +159,11 @@ def environment(threads: int) -> dict[str, str]:
 def _our_logits(setting: Setting) -> np.ndarray:
     file = setting.out / "ours.npy"
     if not file.exists():
-        run([sys.executable, str(HERE / "our_logits.py"), str(setting.model), str(file)], setting.threads, as_json=False)
+        run(
+            [sys.executable, str(HERE / "our_logits.py"), str(setting.model), str(file)],
+            setting.threads,
+            as_json=False,
+        )
     return np.load(file)
 
 
@@ -150,7 +180,21 @@ def forget_others(model: Path, out: Path) -> None:
 def export_gguf(model: Path, out: Path, kind: str) -> Path:
     """The model as a GGUF of that type, made once."""
     if not out.exists():
-        run([sys.executable, "-m", "nanohybrid", "export", "gguf", str(model), str(out), "--type", TYPES[kind], "--json"], 1)
+        run(
+            [
+                sys.executable,
+                "-m",
+                "nanohybrid",
+                "export",
+                "gguf",
+                str(model),
+                str(out),
+                "--type",
+                TYPES[kind],
+                "--json",
+            ],
+            1,
+        )
     return out
 
 
@@ -160,10 +204,10 @@ def make_model(preset: str, directory: Path) -> Path:
         import torch
 
         from nanohybrid.checkpoint import save
-        from nanohybrid.config import HybridConfig
         from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
+        from nanohybrid.presets import preset
 
-        config = HybridConfig.preset(preset)
+        config = preset(preset)
         save(random_model(config, torch.bfloat16, seed=0), directory)
         stand_in_tokenizer(config).save(directory)
     return directory

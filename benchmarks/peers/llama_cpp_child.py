@@ -17,7 +17,9 @@ class Model:
 
     def __init__(self, path: str, batch: int, length: int, threads: int) -> None:
         llama_cpp.llama_backend_init()
-        self.model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+        self.model = llama_cpp.llama_model_load_from_file(
+            path.encode(), llama_cpp.llama_model_default_params()
+        )
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max, settings.n_batch = batch * (length + 256), batch, max(length, 512)
         settings.n_threads = settings.n_threads_batch = threads
@@ -42,18 +44,25 @@ class Model:
 
     def prefill(self, prompt: list[int], sequence: int) -> int:
         """The likeliest next id."""
-        self.decode([(token, place, sequence, place == len(prompt) - 1) for place, token in enumerate(prompt)])
+        self.decode(
+            [(token, place, sequence, place == len(prompt) - 1) for place, token in enumerate(prompt)]
+        )
         return int(self.logits(len(prompt) - 1).argmax())
 
     def logits(self, index: int) -> np.ndarray:
-        return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, index), shape=(self.vocabulary,))
+        return np.ctypeslib.as_array(
+            llama_cpp.llama_get_logits_ith(self.context, index), shape=(self.vocabulary,)
+        )
 
 
 def main() -> None:
     given = arguments("a GGUF file")
     quiet = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(quiet, None)
-    versions = {"llama-cpp-python": llama_cpp.__version__, "built for": llama_cpp.llama_print_system_info().decode().strip(" |")}
+    versions = {
+        "llama-cpp-python": llama_cpp.__version__,
+        "built for": llama_cpp.llama_print_system_info().decode().strip(" |"),
+    }
     if given.logits:
         model = Model(given.model, 1, CHECK_TOKENS, given.threads)
         model.prefill(prompts(model.vocabulary, 1, CHECK_TOKENS)[0], 0)

@@ -35,19 +35,31 @@ def measure_long(setting: Setting, engines: list[str], tokens: int, limit: int) 
     rows = []
     for engine in engines:
         flags = Workload(tokens, NEW_TOKENS, 1).flags(setting.threads)
-        outcome = run_within([*ENGINES[engine].command(setting, KIND), *flags, "--repeats", "1"], setting.threads, limit)
+        outcome = run_within(
+            [*ENGINES[engine].command(setting, KIND), *flags, "--repeats", "1"], setting.threads, limit
+        )
         rows.append(row(engine, tokens, outcome))
         print(f"{engine}  {told(rows[-1])}", file=sys.stderr, flush=True)
     return rows
 
 
 def row(engine: str, tokens: int, outcome: Outcome) -> dict[str, Any]:
-    found: dict[str, Any] = {"engine": engine, "peak_memory_bytes": outcome.peak_bytes, "process_seconds": outcome.seconds}
+    found: dict[str, Any] = {
+        "engine": engine,
+        "peak_memory_bytes": outcome.peak_bytes,
+        "process_seconds": outcome.seconds,
+    }
     if outcome.values is None:
         return {**found, "failed": outcome.reason}
     prefill, decode = (outcome.values[key]["median"] for key in SPEEDS)
     share = outcome.values.get("prefill_matmul_fraction")
-    return {**found, "first_token_seconds": tokens / prefill, SPEEDS[0]: prefill, SPEEDS[1]: decode, "prefill_matmul_fraction": share}
+    return {
+        **found,
+        "first_token_seconds": tokens / prefill,
+        SPEEDS[0]: prefill,
+        SPEEDS[1]: decode,
+        "prefill_matmul_fraction": share,
+    }
 
 
 def run_within(command: list[str], threads: int, limit: int) -> Outcome:
@@ -67,13 +79,17 @@ def run_within(command: list[str], threads: int, limit: int) -> Outcome:
             child.wait()
         seconds = time.monotonic() - began
         if ended:
-            return Outcome(None, f"out of memory at {limit / 2**30:g} GiB after {seconds:.0f} s", peak, seconds)
+            return Outcome(
+                None, f"out of memory at {limit / 2**30:g} GiB after {seconds:.0f} s", peak, seconds
+            )
         out.seek(0), err.seek(0)
         said, complaint = out.read().strip(), err.read().strip()
     if child.returncode == 0:
         return Outcome(json.loads(said.splitlines()[-1]), "", peak, seconds)
     word = (complaint or said or f"exit code {child.returncode}").splitlines()[-1]
-    return Outcome(None, word if child.returncode > 0 else f"ended by signal {-child.returncode}", peak, seconds)
+    return Outcome(
+        None, word if child.returncode > 0 else f"ended by signal {-child.returncode}", peak, seconds
+    )
 
 
 def most_held(pid: int) -> int:

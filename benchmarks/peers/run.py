@@ -23,7 +23,19 @@ import sys
 import time
 from pathlib import Path
 
-from engines import ENGINES, ROOT, TYPES, Failed, Measured, Setting, Workload, export_gguf, forget_others, make_model, measure
+from engines import (
+    ENGINES,
+    ROOT,
+    TYPES,
+    Failed,
+    Measured,
+    Setting,
+    Workload,
+    export_gguf,
+    forget_others,
+    make_model,
+    measure,
+)
 from long import KIND, measure_long
 from long import markdown as long_markdown
 from summary import aggregate, markdown, plot
@@ -42,7 +54,11 @@ def main() -> int:
     model = arguments.model or make_model(arguments.preset, arguments.out / "model")
     forget_others(model, arguments.out)
     kinds = [KIND] if arguments.long else arguments.types
-    files = {kind: export_gguf(model, arguments.out / f"{kind}.gguf", kind) for kind in kinds if "llama.cpp" in arguments.engines}
+    files = {
+        kind: export_gguf(model, arguments.out / f"{kind}.gguf", kind)
+        for kind in kinds
+        if "llama.cpp" in arguments.engines
+    }
     setting = Setting(model, files, arguments.threads, arguments.out, arguments.llama_python, arguments.ours)
     engines, left_out = _usable(setting, arguments.engines)
     result = {
@@ -64,7 +80,9 @@ def main() -> int:
     return 0
 
 
-def _compared(setting: Setting, engines: dict[str, object], arguments: argparse.Namespace) -> dict[str, object]:
+def _compared(
+    setting: Setting, engines: dict[str, object], arguments: argparse.Namespace
+) -> dict[str, object]:
     """All engines on all workloads, in turns."""
     workloads = {name: workload.scaled(arguments.scale) for name, workload in WORKLOADS.items()}
     rows = _rounds(setting, engines, workloads, arguments.types, arguments.rounds)
@@ -72,8 +90,12 @@ def _compared(setting: Setting, engines: dict[str, object], arguments: argparse.
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a checkpoint directory; without it, random weights of --preset")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, help="a checkpoint directory; without it, random weights of --preset"
+    )
     parser.add_argument("--preset", default="nano-291m")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -81,15 +103,29 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
     parser.add_argument("--scale", type=float, default=1.0, help="of all lengths; 0.1 for a try")
-    parser.add_argument("--long", nargs="?", type=int, const=32768, metavar="TOKENS", help="one prompt of so many tokens (32768) instead")
-    parser.add_argument("--memory-gib", type=float, default=18.0, metavar="G", help="with --long, what each process may hold")
+    parser.add_argument(
+        "--long",
+        nargs="?",
+        type=int,
+        const=32768,
+        metavar="TOKENS",
+        help="one prompt of so many tokens (32768) instead",
+    )
+    parser.add_argument(
+        "--memory-gib", type=float, default=18.0, metavar="G", help="with --long, what each process may hold"
+    )
     parser.add_argument("--llama-python", default=sys.executable, help="the Python that has llama_cpp")
     parser.add_argument(
-        "--ours", nargs="+", default=[sys.executable, "-m", "nanohybrid"], help="our command, another version's for instance"
+        "--ours",
+        nargs="+",
+        default=[sys.executable, "-m", "nanohybrid"],
+        help="our command, another version's for instance",
     )
     arguments = parser.parse_args()
     if arguments.long is not None and (arguments.long < 1 or not arguments.memory_gib > 0):
-        parser.error(f"a prompt of {arguments.long} tokens within {arguments.memory_gib:g} GiB: both must be more than nothing")
+        parser.error(
+            f"a prompt of {arguments.long} tokens within {arguments.memory_gib:g} GiB: both must be more than nothing"
+        )
     return arguments
 
 
@@ -106,7 +142,13 @@ def _usable(setting: Setting, names: list[str]) -> tuple[dict[str, object], dict
     return engines, left_out
 
 
-def _rounds(setting: Setting, engines: dict[str, object], workloads: dict[str, Workload], types: list[str], rounds: int) -> list[Measured]:
+def _rounds(
+    setting: Setting,
+    engines: dict[str, object],
+    workloads: dict[str, Workload],
+    types: list[str],
+    rounds: int,
+) -> list[Measured]:
     rows = []
     for turn in range(rounds):
         for name, workload in workloads.items():
@@ -116,7 +158,11 @@ def _rounds(setting: Setting, engines: dict[str, object], workloads: dict[str, W
                         continue
                     row = measure(setting, engine, kind, name, workload)
                     rows.append(row)
-                    print(f"round {turn + 1}/{rounds}  {name}  {kind}  {engine}  {row.short()}", file=sys.stderr, flush=True)
+                    print(
+                        f"round {turn + 1}/{rounds}  {name}  {kind}  {engine}  {row.short()}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
     return rows
 
 
@@ -125,8 +171,16 @@ def machine(threads: int) -> dict[str, object]:
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    return {"cpu": model, "cores": os.cpu_count(), "threads": threads, "python": platform.python_version(), "system": platform.platform()}
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
+        )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
 
 
 if __name__ == "__main__":

@@ -39,20 +39,30 @@ def _figures(name: str, workload: Workload) -> list[tuple[str, str]]:
 def _limit(group: list[Measured], figure: str) -> float | None:
     """What the machine allows, where the engine measured it in the same run: ours does."""
     fraction = {SPEEDS[0]: "prefill_matmul_fraction", SPEEDS[1]: "decode_bandwidth_fraction"}[figure]
-    limits = [row.values[figure]["median"] / row.values[fraction] for row in group if row.values.get(fraction)]  # type: ignore[index]
+    limits = [
+        row.values[figure]["median"] / row.values[fraction] for row in group if row.values.get(fraction)
+    ]  # type: ignore[index]
     return statistics.median(limits) if limits else None
 
 
 def markdown(result: dict[str, Any]) -> str:
     """A table with a row a measure and type and a column an engine, and what it was measured on."""
     engines = list(result["engines"])
-    lines = [f"| tokens per second | {' | '.join(['type', *engines, 'ahead of the next'])} |", f"|{'---|' * (len(engines) + 3)}"]
+    lines = [
+        f"| tokens per second | {' | '.join(['type', *engines, 'ahead of the next'])} |",
+        f"|{'---|' * (len(engines) + 3)}",
+    ]
     cells = {(row["measure"], row["type"], row["engine"]): row for row in result["results"]}
     for measure, kind in dict.fromkeys((row["measure"], row["type"]) for row in result["results"]):
         here = [cells.get((measure, kind, engine)) for engine in engines]
-        lines.append(f"| {measure} | {' | '.join([PEER_TYPES.get(kind, kind), *map(_cell, here), _lead(here)])} |")
+        lines.append(
+            f"| {measure} | {' | '.join([PEER_TYPES.get(kind, kind), *map(_cell, here), _lead(here)])} |"
+        )
     machine = result["machine"]
-    lines += ["", f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {result['date']}, {result['rounds']} rounds"]
+    lines += [
+        "",
+        f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {result['date']}, {result['rounds']} rounds",
+    ]
     lines += [f"- {name}: {_spelt(versions)}" for name, versions in result["engines"].items()]
     lines += [f"- {name} is left out: {reason}" for name, reason in result["left_out"].items()]
     return "\n".join([*lines, "", f"`{result['command']}`", ""])
@@ -73,7 +83,11 @@ def _lead(row: list[dict[str, Any] | None]) -> str:
 
 
 def _spelt(versions: Any) -> str:
-    return ", ".join(f"{key} {value}" for key, value in versions.items()) if isinstance(versions, dict) else str(versions)
+    return (
+        ", ".join(f"{key} {value}" for key, value in versions.items())
+        if isinstance(versions, dict)
+        else str(versions)
+    )
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
@@ -91,11 +105,27 @@ def plot(result: dict[str, Any], file: Path) -> None:
             here = [row for row in rows if row["measure"] == measure]
             kinds = list(dict.fromkeys(row["type"] for row in here))
             for row in here:
-                place = kinds.index(row["type"]) + 0.27 * (engines.index(row["engine"]) - (len(engines) - 1) / 2)
+                place = kinds.index(row["type"]) + 0.27 * (
+                    engines.index(row["engine"]) - (len(engines) - 1) / 2
+                )
                 spread = [[row["median"] - row["min"]], [row["max"] - row["median"]]]
-                axes.bar(place, row["median"], 0.25, yerr=spread, color=COLOURS[engines.index(row["engine"])], ecolor=INK)
+                axes.bar(
+                    place,
+                    row["median"],
+                    0.25,
+                    yerr=spread,
+                    color=COLOURS[engines.index(row["engine"])],
+                    ecolor=INK,
+                )
                 if row["limit"]:
-                    axes.hlines(row["limit"], kinds.index(row["type"]) - 0.45, kinds.index(row["type"]) + 0.45, INK, "dashed", linewidth=1)
+                    axes.hlines(
+                        row["limit"],
+                        kinds.index(row["type"]) - 0.45,
+                        kinds.index(row["type"]) + 0.45,
+                        INK,
+                        "dashed",
+                        linewidth=1,
+                    )
             axes.set_xticks(range(len(kinds)), kinds)
             axes.set_title(f"{measure}, tok/s")
         handles = [figure.axes[0].bar(0, 0, color=COLOURS[index]) for index in range(len(engines))]

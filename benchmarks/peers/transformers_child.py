@@ -29,7 +29,10 @@ def opened(path: str) -> torch.nn.Module:
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
     for module in model.modules():
         if hasattr(module, "time_step_limit"):
-            module.time_step_limit = (0.0, float("inf"))  # 5.23 clamps in prefill whatever the configuration says
+            module.time_step_limit = (
+                0.0,
+                float("inf"),
+            )  # 5.23 clamps in prefill whatever the configuration says
     return model
 
 

@@ -35,7 +35,9 @@ class Shares:
 
     def __post_init__(self) -> None:
         if min(self.thinking, self.direct, self.truncated, self.text) < 0 or self.chats <= 0:
-            raise ConfigError("shares must not be negative, and some of thinking, direct and truncated must be positive")
+            raise ConfigError(
+                "shares must not be negative, and some of thinking, direct and truncated must be positive"
+            )
 
     @property
     def chats(self) -> float:
@@ -63,14 +65,26 @@ class ChatMaker:
 
     def prompt(self, problem: Problem, thinking: bool) -> list[int]:
         """Ids up to where the model begins to write."""
-        return self.template.encode(self.tokenizer, [{"role": "user", "content": problem.prompt}], thinking=thinking)
+        return self.template.encode(
+            self.tokenizer, [{"role": "user", "content": problem.prompt}], thinking=thinking
+        )
 
     def chat(self, problem: Problem, way: Way, rng: random.Random) -> Tokens:
         """One chat, answered in the given way."""
         trace = {"thinking": problem.trace, "direct": None, "truncated": truncated(problem.trace, rng)}[way]
-        pair = TrainingPair.encode(self.tokenizer, self.prompt(problem, thinking=trace is not None), trace, problem.answer)
-        learnt = ((pair.prompt, 0), (pair.reasoning, 1), (pair.mark, int(way == "thinking")), (pair.answer, 1), (pair.end, 1))
-        return Tokens([number for ids, _ in learnt for number in ids], [loss for ids, loss in learnt for _ in ids])
+        pair = TrainingPair.encode(
+            self.tokenizer, self.prompt(problem, thinking=trace is not None), trace, problem.answer
+        )
+        learnt = (
+            (pair.prompt, 0),
+            (pair.reasoning, 1),
+            (pair.mark, int(way == "thinking")),
+            (pair.answer, 1),
+            (pair.end, 1),
+        )
+        return Tokens(
+            [number for ids, _ in learnt for number in ids], [loss for ids, loss in learnt for _ in ids]
+        )
 
 
 def problems(names: Sequence[str], rng: random.Random) -> Iterator[Problem]:

@@ -24,7 +24,8 @@ from nanohybrid.model import HybridLM
 from nanohybrid.ops.losses import IGNORED, chunked_log_probs
 from nanohybrid.stages import Stage, open_stage
 from nanohybrid.text import ChatTemplate, Tokenizer
-from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, snapshot
+from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit
+from nanohybrid.train import training_state as snapshot
 
 SERIES = "rollouts"
 
@@ -55,7 +56,9 @@ class GrpoRecipe:
     """Weight of the KL divergence from the model at the start; 0 needs no second model."""
     warmup_updates: int = 10
     """Steps until the full learning rate. Without them training collapses."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4, weight_decay=0.0))
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-4, weight_decay=0.0)
+    )
     precision: PrecisionConfig = field(default_factory=lambda: PrecisionConfig(mode="fp32"))
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(log_steps=1))
     held_out: int = 512
@@ -63,12 +66,19 @@ class GrpoRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.rollouts, self.prompts, self.updates, self.held_out) < 1 or self.group < 2 or not self.tasks or not self.difficulties:
+        if (
+            min(self.rollouts, self.prompts, self.updates, self.held_out) < 1
+            or self.group < 2
+            or not self.tasks
+            or not self.difficulties
+        ):
             raise ConfigError(
                 "rollouts, prompts, updates and held_out must be positive, group at least 2, tasks and difficulties not empty"
             )
         if self.prompts % self.updates:
-            raise ConfigError(f"prompts {self.prompts} cannot be shared by {self.updates} updates: take a multiple")
+            raise ConfigError(
+                f"prompts {self.prompts} cannot be shared by {self.updates} updates: take a multiple"
+            )
         if self.sampling.temperature <= 0:
             raise ConfigError("sampling.temperature must be positive: completions of a group must differ")
 
@@ -133,10 +143,14 @@ class Rollouts:
         rng = random.Random(f"grpo/{recipe.seed}/{number}")
         problems = draw(recipe.tasks, recipe.difficulties, recipe.prompts, rng)
         rollouts = sample(self.policy, self.maker, problems, recipe.group, recipe.sampling, rng)
-        weights = advantages(torch.tensor([rollout.reward for rollout in rollouts]), recipe.group, recipe.by_deviation).tolist()
+        weights = advantages(
+            torch.tensor([rollout.reward for rollout in rollouts]), recipe.group, recipe.by_deviation
+        ).tolist()
         self.log(number, rollouts, weights)
         size = len(rollouts) // recipe.updates
-        return [pack(rollouts[at : at + size], weights[at : at + size]) for at in range(0, len(rollouts), size)]
+        return [
+            pack(rollouts[at : at + size], weights[at : at + size]) for at in range(0, len(rollouts), size)
+        ]
 
     def log(self, number: int, rollouts: list[Rollout], weights: list[float]) -> None:
         """Write down how the policy does on what it has just sampled."""
@@ -184,6 +198,9 @@ def sampled_accuracy(policy: HybridLM, maker: ChatMaker, recipe: GrpoRecipe) -> 
     """Share of held-out problems solved when sampling as in training; 512 of them have an error of two points."""
     rng = random.Random(f"held out/{recipe.seed}")
     levels = [(tasks.get(name), difficulty) for name in recipe.tasks for difficulty in recipe.difficulties]
-    problems = [task.make(rng, level, "test") for task, level in (levels[index % len(levels)] for index in range(recipe.held_out))]
+    problems = [
+        task.make(rng, level, "test")
+        for task, level in (levels[index % len(levels)] for index in range(recipe.held_out))
+    ]
     rollouts = sample(policy, maker, problems, 1, recipe.sampling, rng)
     return sum(rollout.reward for rollout in rollouts) / max(len(rollouts), 1)

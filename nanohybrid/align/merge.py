@@ -42,10 +42,17 @@ def merge(recipe: MergeRecipe, first: Path, second: Path, out: Path) -> Path:
     return out
 
 
-def interpolate(first: Mapping[str, Tensor], second: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
+def interpolate(
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor], weight: float
+) -> dict[str, Tensor]:
     """(1 - weight) first + weight second, computed in fp32 and returned in the dtypes of the first."""
     for name in sorted(first.keys() | second.keys()):
         shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (first, second)]
         if shapes[0] != shapes[1]:
-            raise CheckpointError(f"{name} is {shapes[0]} in the first checkpoint and {shapes[1]} in the second: only twins can be merged")
-    return {name: torch.lerp(tensor.float(), second[name].float(), weight).to(tensor.dtype) for name, tensor in first.items()}
+            raise CheckpointError(
+                f"{name} is {shapes[0]} in the first checkpoint and {shapes[1]} in the second: only twins can be merged"
+            )
+    return {
+        name: torch.lerp(tensor.float(), second[name].float(), weight).to(tensor.dtype)
+        for name, tensor in first.items()
+    }

@@ -79,7 +79,12 @@ def draw(names: Sequence[str], difficulties: Sequence[int], count: int, rng: ran
 
 
 def sample(
-    model: HybridLM, maker: ChatMaker, problems: Sequence[Problem], group: int, sampling: Sampling, seeds: random.Random
+    model: HybridLM,
+    maker: ChatMaker,
+    problems: Sequence[Problem],
+    group: int,
+    sampling: Sampling,
+    seeds: random.Random,
 ) -> list[Rollout]:
     """`group` completions of each problem, group after group, each with a seed of its own."""
     repeated = [problem for problem in problems for _ in range(group)]
@@ -104,7 +109,11 @@ def sample(
 
 def reward(problem: Problem, completion: Completion) -> float:
     """The task's verdict; nothing for a completion that did not end."""
-    return tasks.get(problem.family).verify(problem, completion.text) if completion.finish_reason == "stop" else 0.0
+    return (
+        tasks.get(problem.family).verify(problem, completion.text)
+        if completion.finish_reason == "stop"
+        else 0.0
+    )
 
 
 def pack(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> PolicyBatch:
@@ -116,8 +125,14 @@ def pack(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> PolicyBatc
     for rollout, advantage in zip(rollouts, advantages, strict=True):
         sampled, before = rollout.completion.token_ids, len(rollout.prompt) - 1
         tokens += rollout.prompt + sampled[:-1]
-        targets += [IGNORED] * before + [IGNORED if at in rollout.completion.forced else token for at, token in enumerate(sampled)]
+        targets += [IGNORED] * before + [
+            IGNORED if at in rollout.completion.forced else token for at, token in enumerate(sampled)
+        ]
         weights += [0.0] * before + [advantage] * len(sampled)
         old += [0.0] * before + list(rollout.completion.logprobs or [])
-    layout = Layout.packed([len(rollout.prompt) + len(rollout.completion.token_ids) - 1 for rollout in rollouts])
-    return PolicyBatch(torch.tensor(tokens), torch.tensor(targets), torch.tensor(weights), torch.tensor(old), layout)
+    layout = Layout.packed(
+        [len(rollout.prompt) + len(rollout.completion.token_ids) - 1 for rollout in rollouts]
+    )
+    return PolicyBatch(
+        torch.tensor(tokens), torch.tensor(targets), torch.tensor(weights), torch.tensor(old), layout
+    )

@@ -14,7 +14,15 @@ from nanohybrid.data.store import STORES
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.stages import open_stage
 from nanohybrid.text import ChatTemplate, Tokenizer
-from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, next_token_loss, snapshot
+from nanohybrid.train import (
+    LoopConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+    fit,
+    next_token_loss,
+)
+from nanohybrid.train import training_state as snapshot
 
 CHATS = "chats"
 PROBLEMS = "tasks-"  # stores of a corpus that hold problems: the chats have these already
@@ -40,22 +48,30 @@ class SftRecipe:
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.batch_tokens, self.sequence_length) < 1 or not self.tasks:
-            raise ConfigError("tokens, batch_tokens and sequence_length must be positive, and tasks must name at least one family")
+            raise ConfigError(
+                "tokens, batch_tokens and sequence_length must be positive, and tasks must name at least one family"
+            )
 
 
 def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None, device: str = "cpu") -> Path:
     """Fine-tune the checkpoint `model`; `data` is a data directory for the share of text. device: where it is while it learns."""
     refuse_quantized(model)
     if recipe.shares.text > 0 and data is None:
-        raise InputError(f"shares.text is {recipe.shares.text}, but there is no text: give --data DIR, or set --shares.text 0")
+        raise InputError(
+            f"shares.text is {recipe.shares.text}, but there is no text: give --data DIR, or set --shares.text 0"
+        )
     inputs = {"model": model} | ({"data": data} if data else {})
     with open_stage(out, "sft", recipe, inputs, recipe.seed, device) as stage:
         if stage.complete:
             return out
         network = load(model, torch.float32, device)
-        made = chat_store(recipe, ChatMaker(Tokenizer.from_directory(model), ChatTemplate.from_directory(model)))
+        made = chat_store(
+            recipe, ChatMaker(Tokenizer.from_directory(model), ChatTemplate.from_directory(model))
+        )
         loader = batches(recipe, made, data, network.config.vocab_size)
-        made.write(stage.directory / STORES / f"{CHATS}.safetensors")  # a pruned model will learn from the same chats
+        made.write(
+            stage.directory / STORES / f"{CHATS}.safetensors"
+        )  # a pruned model will learn from the same chats
         position = fit(
             network,
             loader.batch,
@@ -73,7 +89,13 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None, dev
 
 def chat_store(recipe: SftRecipe, maker: ChatMaker) -> TokenStore:
     """The chats of a run, made anew from its seed: as many tokens as it will read."""
-    made = chats(maker, recipe.tasks, recipe.shares, round(recipe.tokens * (1 - text_share(recipe))) + recipe.batch_tokens, recipe.seed)
+    made = chats(
+        maker,
+        recipe.tasks,
+        recipe.shares,
+        round(recipe.tokens * (1 - text_share(recipe))) + recipe.batch_tokens,
+        recipe.seed,
+    )
     return TokenStore.from_documents((chat.tokens, chat.loss) for chat in made)
 
 
@@ -88,7 +110,9 @@ def batches(recipe: SftRecipe, made: TokenStore, data: Path | None, vocab_size: 
     stores = {CHATS: made}
     weights = {CHATS: 1 - share}
     if data and share:
-        texts = {name: store for name, store in Corpus.read(data).stores.items() if not name.startswith(PROBLEMS)}
+        texts = {
+            name: store for name, store in Corpus.read(data).stores.items() if not name.startswith(PROBLEMS)
+        }
         if not texts:
             raise InputError(f"{data}: holds no text beside problems; set --shares.text 0")
         for name, store in texts.items():

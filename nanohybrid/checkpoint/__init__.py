@@ -1,9 +1,9 @@
 """Checkpoints in the official layout, in and out: configuration dialects, safetensors, shards."""
 
-from nanohybrid.checkpoint.dialects import read_config
+from nanohybrid.checkpoint.dialects import load_config
 from nanohybrid.checkpoint.hf import load, save
 from nanohybrid.checkpoint.quantization import refuse_quantized
 from nanohybrid.checkpoint.reader import CheckpointReader
 from nanohybrid.checkpoint.writer import CheckpointWriter
 
-__all__ = ["CheckpointReader", "CheckpointWriter", "load", "read_config", "refuse_quantized", "save"]
+__all__ = ["CheckpointReader", "CheckpointWriter", "load", "load_config", "refuse_quantized", "save"]

@@ -26,14 +26,18 @@ BLOCK_TYPES = {
 EXTRAS = ("rope_theta", "qk_norm", "mlp_activation")  # options of ours that the official dialect cannot say
 
 
-def read_config(directory: str | Path) -> HybridConfig:
+def load_config(directory: str | Path) -> HybridConfig:
     """The configuration of a checkpoint directory. Raises CheckpointError or ConfigError in one line naming the file."""
     directory = Path(directory)
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: {'is not a directory' if directory.exists() else 'no such directory'}; name a checkpoint's")
+        raise CheckpointError(
+            f"{directory}: {'is not a directory' if directory.exists() else 'no such directory'}; name a checkpoint's"
+        )
     path = directory / CONFIG
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file; a checkpoint is a directory of config.json and *.safetensors")
+        raise CheckpointError(
+            f"{path}: no such file; a checkpoint is a directory of config.json and *.safetensors"
+        )
     raw = read_object(path)
     try:
         return parse(raw)
@@ -83,7 +87,9 @@ def _parse_hybrid(raw: Mapping[str, Any]) -> HybridConfig:
     limit = _plain(values.pop("time_step_limit", None))
     if limit is not None:
         if not isinstance(limit, list | tuple):
-            raise ConfigError(f"time_step_limit is {_short(limit)}: it must be two numbers, the smaller first")
+            raise ConfigError(
+                f"time_step_limit is {_short(limit)}: it must be two numbers, the smaller first"
+            )
         values["time_step_limit"] = tuple(limit)
     values["tie_word_embeddings"] = _flag(raw, "tied_head")  # tie_word_embeddings is dead in this dialect
     if raw["model_type"] == OWN:
@@ -97,21 +103,31 @@ def _pattern(raw: Mapping[str, Any]) -> str:
     written, blocks = raw.get("hybrid_override_pattern"), raw.get("layers_block_type", raw.get("layer_types"))
     if blocks is not None:
         if not isinstance(blocks, list) or not all(isinstance(block, str) for block in blocks):
-            raise ConfigError(f"layers_block_type is {_short(blocks)}: it must be a list of {', '.join(BLOCK_TYPES)}")
+            raise ConfigError(
+                f"layers_block_type is {_short(blocks)}: it must be a list of {', '.join(BLOCK_TYPES)}"
+            )
         unknown = [block for block in blocks if block not in BLOCK_TYPES]
         if unknown:
-            raise ConfigError(f'layers_block_type has "{_short(unknown[0])}": known are {", ".join(BLOCK_TYPES)}')
+            raise ConfigError(
+                f'layers_block_type has "{_short(unknown[0])}": known are {", ".join(BLOCK_TYPES)}'
+            )
         listed = "".join(BLOCK_TYPES[block] for block in blocks)
         if written is not None and written != listed:
-            raise ConfigError(f"hybrid_override_pattern is {_short(written)} and layers_block_type says {_short(listed)}: which is it?")
+            raise ConfigError(
+                f"hybrid_override_pattern is {_short(written)} and layers_block_type says {_short(listed)}: which is it?"
+            )
         written = listed
     if not isinstance(written, str) or not written:
         raise ConfigError("neither hybrid_override_pattern nor layers_block_type names the layers")
     if "E" in written:
-        raise ConfigError(f"layer {written.index('E')} is a mixture of experts (E): not supported yet, only M, * and -")
+        raise ConfigError(
+            f"layer {written.index('E')} is a mixture of experts (E): not supported yet, only M, * and -"
+        )
     layers = raw.get("num_hidden_layers")
     if layers is not None and layers != len(written):
-        raise ConfigError(f"num_hidden_layers is {_short(layers)} and the layer pattern has {len(written)} characters: which is it?")
+        raise ConfigError(
+            f"num_hidden_layers is {_short(layers)} and the layer pattern has {len(written)} characters: which is it?"
+        )
     return written
 
 
@@ -149,7 +165,9 @@ def _parse_qwen(raw: Mapping[str, Any]) -> HybridConfig:
         raise ConfigError("layer_types has sliding_attention: only full attention is supported")
     layers = raw.get("num_hidden_layers")
     if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= MOST_LAYERS:
-        raise ConfigError(f"num_hidden_layers is {_short(layers)}: it must be a whole number from 1 to {MOST_LAYERS}")
+        raise ConfigError(
+            f"num_hidden_layers is {_short(layers)}: it must be a whole number from 1 to {MOST_LAYERS}"
+        )
     values = _common(raw)
     if values.get("num_key_value_heads") is None:
         values["num_key_value_heads"] = raw.get("num_attention_heads")
@@ -171,7 +189,9 @@ def _rope(raw: Mapping[str, Any]) -> float:
             raise ConfigError(f"{key} is {_short(inner)}: it must be an object")
         kind = inner.get("rope_type", inner.get("type", "default"))
         if kind != "default":
-            raise ConfigError(f"{key}.rope_type is {_short(kind)}: only default is supported, context is not extended by scaling")
+            raise ConfigError(
+                f"{key}.rope_type is {_short(kind)}: only default is supported, context is not extended by scaling"
+            )
         theta = inner.get("rope_theta", theta)
     result = _theta(10_000.0 if theta is None else theta)
     assert result is not None
@@ -205,7 +225,9 @@ _READ_APART = {"pattern", "rope_theta", "qk_norm", "mlp_activation", "tie_word_e
 
 def _common(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that are called the same in the file and here."""
-    values = {field.name: raw.get(field.name) for field in fields(HybridConfig) if field.name not in _READ_APART}
+    values = {
+        field.name: raw.get(field.name) for field in fields(HybridConfig) if field.name not in _READ_APART
+    }
     if isinstance(values["eos_token_id"], list) and values["eos_token_id"]:
         values["eos_token_id"] = values["eos_token_id"][0]
     if values["rescale_prenorm_residual"] is not None:
@@ -238,14 +260,20 @@ def _flag(raw: Mapping[str, Any], name: str) -> bool:
 
 
 def _theta(value: Any) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf")):
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf")
+    ):
         raise ConfigError(f"rope_theta is {_short(value)}: it must be a positive number")
     return None if value is None else float(value)
 
 
 def _plain(value: Any) -> Any:
     """Undo `{"__float__": "Infinity"}`, in lists too."""
-    if isinstance(value, dict) and set(value) == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity"):
+    if (
+        isinstance(value, dict)
+        and set(value) == {"__float__"}
+        and value["__float__"] in ("Infinity", "-Infinity")
+    ):
         return float(value["__float__"].replace("Infinity", "inf"))
     return [_plain(item) for item in value] if isinstance(value, list) else value
 

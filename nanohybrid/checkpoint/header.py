@@ -28,7 +28,13 @@ WIDTHS = {
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-TYPES = FLOATS | {"I8": torch.int8, "U8": torch.uint8, "I32": torch.int32, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn}
+TYPES = FLOATS | {
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 
@@ -52,7 +58,9 @@ def read_header(path: Path) -> dict[str, Entry]:
             first = file.read(8)
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
             if len(first) < 8 or length > size - 8:
-                raise CheckpointError(f"{path}: says it has a header of {length:,} bytes and holds {size:,} in all; was it cut off?")
+                raise CheckpointError(
+                    f"{path}: says it has a header of {length:,} bytes and holds {size:,} in all; was it cut off?"
+                )
             if length > LARGEST_HEADER:
                 raise CheckpointError(
                     f"{path}: its header of {length:,} bytes is larger than safetensors allows; is it a safetensors file?"
@@ -84,7 +92,9 @@ def _entry(path: Path, name: str, value: Any, base: int) -> Entry:
         raise wrong("its data_offsets are not a begin and an end")
     need = prod(shape) * WIDTHS[dtype]
     if offsets[1] - offsets[0] != need:
-        raise wrong(f"{dtype} {list(shape)} takes {need:,} bytes and its data_offsets span {offsets[1] - offsets[0]:,}")
+        raise wrong(
+            f"{dtype} {list(shape)} takes {need:,} bytes and its data_offsets span {offsets[1] - offsets[0]:,}"
+        )
     return Entry(path, name, dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 
@@ -94,7 +104,9 @@ def shown(name: str) -> str:
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value)
+    return isinstance(value, list) and all(
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value
+    )
 
 
 def _check_cover(path: Path, entries: Mapping[str, Entry], base: int, size: int) -> None:
@@ -102,13 +114,19 @@ def _check_cover(path: Path, entries: Mapping[str, Entry], base: int, size: int)
     at = base
     for entry in entries.values():
         if entry.end > size:
-            raise CheckpointError(f"{path}: {entry.name}: ends at byte {entry.end:,} of a file of {size:,}; was the file cut off?")
+            raise CheckpointError(
+                f"{path}: {entry.name}: ends at byte {entry.end:,} of a file of {size:,}; was the file cut off?"
+            )
     for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != at:
-            raise CheckpointError(f"{path}: {entry.name}: begins at byte {entry.begin:,}, expected at {at:,}; is the file damaged?")
+            raise CheckpointError(
+                f"{path}: {entry.name}: begins at byte {entry.begin:,}, expected at {at:,}; is the file damaged?"
+            )
         at = entry.end
     if at != size:
-        raise CheckpointError(f"{path}: its tensors end at byte {at:,} and the file at {size:,}; is it damaged or still being written?")
+        raise CheckpointError(
+            f"{path}: its tensors end at byte {at:,} and the file at {size:,}; is it damaged or still being written?"
+        )
 
 
 def encode_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:

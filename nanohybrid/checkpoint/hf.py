@@ -10,13 +10,22 @@ from torch import nn
 from nanohybrid.checkpoint.reader import CheckpointReader
 from nanohybrid.checkpoint.writer import SHARD_BYTES, CheckpointWriter
 from nanohybrid.errors import InputError
+from nanohybrid.estimate.free_memory import check_room
 from nanohybrid.model import HybridLM
-from nanohybrid.model.quantized import QuantizedLinear, check_format, quantized_linear, quantized_names, replace
-from nanohybrid.model.room import check_room
+from nanohybrid.model.quantized import (
+    QuantizedLinear,
+    check_format,
+    quantized_linear,
+    quantized_names,
+    replace,
+)
 
 
 def load(
-    directory: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", quantize: str | None = None
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    quantize: str | None = None,
 ) -> HybridLM:
     """Load a checkpoint in `dtype` (None: as stored) onto `device`, tensor by tensor straight to where it belongs.
 
@@ -50,19 +59,33 @@ def _to_quantize(reader: CheckpointReader, format: str | None) -> set[str]:
     check_format(format)
     stored = set(reader.formats.values())
     if stored - {format}:
-        raise InputError(f"{reader.directory}: is quantised already ({', '.join(sorted(stored))}), and cannot be made {format}")
+        raise InputError(
+            f"{reader.directory}: is quantised already ({', '.join(sorted(stored))}), and cannot be made {format}"
+        )
     return set() if stored else set(quantized_names(reader.config, format))
 
 
-def save(model: HybridLM, directory: str | Path, max_shard_bytes: int = SHARD_BYTES, assets: str | Path | None = None) -> None:
+def save(
+    model: HybridLM,
+    directory: str | Path,
+    max_shard_bytes: int = SHARD_BYTES,
+    assets: str | Path | None = None,
+) -> None:
     """Save a model, each parameter in its own type; above `max_shard_bytes` in several files with an index.
 
     The directory appears whole; in one that exists only the checkpoint's own files are replaced, the others stay.
     assets: a directory (a checkpoint's) whose tokenizer and chat template are copied.
     """
     parameters = dict(model.named_parameters())
-    linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
-    dtypes, formats = {name: p.dtype for name, p in parameters.items()}, {name: linear.format for name, linear in linears.items()}
+    linears = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLinear)
+    }
+    dtypes, formats = (
+        {name: p.dtype for name, p in parameters.items()},
+        {name: linear.format for name, linear in linears.items()},
+    )
     with CheckpointWriter(directory, model.config, dtypes, max_shard_bytes, assets, formats) as writer:
         for name, parameter in parameters.items():
             writer.write(name, parameter)

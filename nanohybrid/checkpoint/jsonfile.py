@@ -21,7 +21,9 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{name}: is not JSON ({' '.join(str(error).split())[:100]}); was it cut off?") from None
+        raise CheckpointError(
+            f"{name}: is not JSON ({' '.join(str(error).split())[:100]}); was it cut off?"
+        ) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{name}: holds a JSON {type(value).__name__}, not an object")
     return value

@@ -12,8 +12,8 @@ from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, is_ignored, model_name
 from nanohybrid.checkpoint.quantization import ASIDE, PACKED, PLAIN, SCALE, SHAPE
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError
-from nanohybrid.model.declare import Declared, parameters
 from nanohybrid.model.quantized import quantizable
+from nanohybrid.model.spec import Declared, parameters
 from nanohybrid.ops.quantized import group_of, holds
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -45,7 +45,9 @@ def match(directory: Path, found: dict[str, Entry], config: HybridConfig, quanti
     for disk, entry in found.items():
         name = model_name(disk, config)
         if name in named:
-            raise CheckpointError(f"{entry.path}: {disk}: is the same tensor as {named[name].name}; which one counts?")
+            raise CheckpointError(
+                f"{entry.path}: {disk}: is the same tensor as {named[name].name}; which one counts?"
+            )
         named[name] = entry
     matrices = _matrices(named, config) if quantized else {}
     plain = {name: named.pop(name) for name in wanted if name in named}
@@ -59,7 +61,9 @@ def match(directory: Path, found: dict[str, Entry], config: HybridConfig, quanti
             _check(plain[name], declared)
     if extra:
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-        raise CheckpointError(f"{extra[0].path}: {extra[0].name}{more}: is no tensor of the model that config.json describes")
+        raise CheckpointError(
+            f"{extra[0].path}: {extra[0].name}{more}: is no tensor of the model that config.json describes"
+        )
     if copy is not None:
         _check(copy, wanted[EMBEDDINGS])
     return Matched(plain, matrices, copy)
@@ -94,17 +98,30 @@ def _quantized(codes: Entry, scales: Entry | None, shape: tuple[int, int]) -> Qu
     elif codes.dtype == "I32" and inputs % 8 == 0:
         known["I32"] = ("int4", inputs // 8)
     if codes.dtype not in known:
-        raise wrong(codes, f"is of type {codes.dtype} {list(codes.shape)}, which is no form of a quantised [{outputs}, {inputs}]")
+        raise wrong(
+            codes,
+            f"is of type {codes.dtype} {list(codes.shape)}, which is no form of a quantised [{outputs}, {inputs}]",
+        )
     format, width = known[codes.dtype]
     if codes.shape != (outputs, width):
-        raise wrong(codes, f"is {list(codes.shape)} and config.json says {[outputs, width]}; was this checkpoint pruned?")
+        raise wrong(
+            codes,
+            f"is {list(codes.shape)} and config.json says {[outputs, width]}; was this checkpoint pruned?",
+        )
     if scales is None:
         raise wrong(codes, f"has no {SCALE} beside it")
     count, least = prod(scales.shape), group_of(format, inputs)
     per_row = 1 if count == 1 else count // outputs
-    fits = scales.shape in ((), (1,), (1, 1), (outputs,), (outputs, per_row)) and per_row > 0 and inputs % per_row == 0
+    fits = (
+        scales.shape in ((), (1,), (1, 1), (outputs,), (outputs, per_row))
+        and per_row > 0
+        and inputs % per_row == 0
+    )
     if scales.dtype not in FLOATS or not holds(format, inputs) or not fits or (inputs // per_row) % least:
-        raise wrong(scales, f"is {scales.dtype} {list(scales.shape)}: scales of groups of {least} or of multiples of it are known")
+        raise wrong(
+            scales,
+            f"is {scales.dtype} {list(scales.shape)}: scales of groups of {least} or of multiples of it are known",
+        )
     return Quantized(format, shape, codes, scales)
 
 
@@ -116,7 +133,9 @@ def _blame(found: Mapping[str, Entry], directory: Path) -> Path:
 
 def _check(entry: Entry, declared: Declared) -> None:
     if entry.dtype not in FLOATS:
-        raise CheckpointError(f"{entry.path}: {entry.name}: is of type {entry.dtype}: weights must be one of {', '.join(FLOATS)}")
+        raise CheckpointError(
+            f"{entry.path}: {entry.name}: is of type {entry.dtype}: weights must be one of {', '.join(FLOATS)}"
+        )
     if entry.shape != declared.shape:
         raise CheckpointError(
             f"{entry.path}: {entry.name}: is {list(entry.shape)} and config.json says {list(declared.shape)}; was this checkpoint pruned?"

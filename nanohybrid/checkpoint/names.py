@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from nanohybrid.checkpoint.dialects import QWEN, model_type
 from nanohybrid.config import HybridConfig
-from nanohybrid.model.declare import parameters
+from nanohybrid.model.spec import parameters
 
 EMBEDDINGS, HEAD = "backbone.embeddings.weight", "lm_head.weight"
 _WHOLE = {EMBEDDINGS: "model.embed_tokens.weight", "backbone.norm_f.weight": "model.norm.weight", HEAD: HEAD}
@@ -18,7 +18,11 @@ _WHOLE = {EMBEDDINGS: "model.embed_tokens.weight", "backbone.norm_f.weight": "mo
 def disk_names(config: HybridConfig) -> dict[str, str]:
     """Our name -> the name under which the tensor is saved, in the order of the forward pass."""
     names = list(parameters(config))
-    return {name: _qwen(name) for name in names} if model_type(config) == QWEN else {name: name for name in names}
+    return (
+        {name: _qwen(name) for name in names}
+        if model_type(config) == QWEN
+        else {name: name for name in names}
+    )
 
 
 def model_name(disk: str, config: HybridConfig) -> str:

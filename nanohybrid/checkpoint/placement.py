@@ -15,7 +15,7 @@ from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, disk_names
 from nanohybrid.checkpoint.quantization import PACKED, PLAIN, SCALE, SHAPE
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.model.declare import parameters
+from nanohybrid.model.spec import parameters
 from nanohybrid.ops import quantized
 
 SHARD_BYTES = 5 * 10**9
@@ -34,7 +34,9 @@ class Placed(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
-def placed_tensors(config: HybridConfig, dtype: torch.dtype | Mapping[str, torch.dtype], formats: Mapping[str, str]) -> list[Placed]:
+def placed_tensors(
+    config: HybridConfig, dtype: torch.dtype | Mapping[str, torch.dtype], formats: Mapping[str, str]
+) -> list[Placed]:
     """What is to be written, in the order of the forward pass. A tied head of a hybrid is written too, for readers that know no tie."""
     declared, disk = parameters(config), disk_names(config)
     result: list[Placed] = []
@@ -44,7 +46,9 @@ def placed_tensors(config: HybridConfig, dtype: torch.dtype | Mapping[str, torch
             continue
         kind = dtype if isinstance(dtype, torch.dtype) else dtype[name]
         if kind not in FLOATS.values():
-            raise InputError(f"{name} cannot be saved as {kind}: known are {', '.join(map(str, FLOATS.values()))}")
+            raise InputError(
+                f"{name} cannot be saved as {kind}: known are {', '.join(map(str, FLOATS.values()))}"
+            )
         result.append(Placed(name, disk[name], kind, declared[name].shape))
     if config.tie_word_embeddings and model_type(config) in (NEMOTRON, OWN):
         embeddings = next(placed for placed in result if placed.name == EMBEDDINGS)
@@ -56,7 +60,9 @@ def _parts(name: str, disk: str, format: str, shape: tuple[int, ...]) -> list[Pl
     """The tensors of one quantised matrix (quantization.py)."""
     ours, theirs = name.removesuffix(PLAIN), disk.removesuffix(PLAIN)
     (outputs, width), scales = quantized.shapes(format, shape[0], shape[1])
-    parts: list[tuple[str, torch.dtype, tuple[int, ...]]] = [(PLAIN, quantized.CODES[format], (outputs, width))]
+    parts: list[tuple[str, torch.dtype, tuple[int, ...]]] = [
+        (PLAIN, quantized.CODES[format], (outputs, width))
+    ]
     if format == "int4":
         parts = [(PACKED, torch.int32, (outputs, width // 4)), (SHAPE, torch.int64, (2,))]
     parts.append((SCALE, quantized.SCALES[format], scales))
@@ -74,4 +80,6 @@ def shards(tensors: list[Placed], most: int) -> dict[str, list[Placed]]:
         shard.sort(key=lambda placed: -placed.dtype.itemsize)  # so that each tensor is aligned to its type
     if len(files) == 1:
         return {SINGLE: files[0]}
-    return {f"model-{index:05d}-of-{len(files):05d}.safetensors": shard for index, shard in enumerate(files, 1)}
+    return {
+        f"model-{index:05d}-of-{len(files):05d}.safetensors": shard for index, shard in enumerate(files, 1)
+    }

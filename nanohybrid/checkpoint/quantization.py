@@ -25,7 +25,13 @@ COMPRESSED_TENSORS, MODELOPT = "compressed-tensors", "modelopt"
 LAYOUTS = {"int8": "naive-quantized", "int4": "pack-quantized", "fp8": "float-quantized"}
 READABLE = (*LAYOUTS.values(), "int-quantized", "mixed-precision")
 PLAIN, PACKED, SCALE, SHAPE = "weight", "weight_packed", "weight_scale", "weight_shape"
-ASIDE = ("input_scale", "output_scale", "k_scale", "v_scale", "q_scale")  # of activations and caches: not used here
+ASIDE = (
+    "input_scale",
+    "output_scale",
+    "k_scale",
+    "v_scale",
+    "q_scale",
+)  # of activations and caches: not used here
 KEY, HF_QUANT = "quantization_config", "hf_quant_config.json"
 
 
@@ -39,7 +45,9 @@ def is_quantized(directory: Path) -> bool:
     """Whether the configuration says that weights are quantised, in a way that is known. Raises CheckpointError where it is not."""
     path = directory / CONFIG
     said = read_object(path).get(KEY)
-    if said is None and (directory / HF_QUANT).is_file():  # ModelOpt's own file, beside a config.json without the key
+    if (
+        said is None and (directory / HF_QUANT).is_file()
+    ):  # ModelOpt's own file, beside a config.json without the key
         path = directory / HF_QUANT
         inner = read_object(path).get("quantization")
         said = {**inner, "quant_method": MODELOPT} if isinstance(inner, dict) else inner
@@ -58,7 +66,11 @@ def _problem(said: Mapping[str, Any]) -> str | None:
     method = said.get("quant_method")
     if method == MODELOPT:
         algorithm = said.get("quant_algo")
-        return None if algorithm == "FP8" else f"quant_algo is {_short(algorithm)}: of {MODELOPT} only FP8 is known"
+        return (
+            None
+            if algorithm == "FP8"
+            else f"quant_algo is {_short(algorithm)}: of {MODELOPT} only FP8 is known"
+        )
     if method != COMPRESSED_TENSORS:
         return f"quant_method is {_short(method)}: known are {COMPRESSED_TENSORS} and {MODELOPT} (FP8)"
     if said.get("format") not in READABLE:
@@ -92,7 +104,9 @@ def described(formats: Mapping[str, str], widths: Mapping[str, int], plain: Iter
         "config_groups": groups,
         "format": layouts.pop() if len(layouts) == 1 else "mixed-precision",
         "global_compression_ratio": None,
-        "ignore": [_pattern(name) for name in (*plain, "conv1d")],  # Mamba's convolution is a linear layer to some programs
+        "ignore": [
+            _pattern(name) for name in (*plain, "conv1d")
+        ],  # Mamba's convolution is a linear layer to some programs
         "kv_cache_scheme": None,
         "quant_method": COMPRESSED_TENSORS,
         "quantization_status": "compressed",

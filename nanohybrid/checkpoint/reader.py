@@ -12,7 +12,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from nanohybrid.checkpoint.dialects import read_config
+from nanohybrid.checkpoint.dialects import load_config
 from nanohybrid.checkpoint.header import FLOATS, TYPES, WIDTHS, Entry, read_header, shown
 from nanohybrid.checkpoint.jsonfile import read_object
 from nanohybrid.checkpoint.match import INDEX, SINGLE, Quantized, match
@@ -20,7 +20,7 @@ from nanohybrid.checkpoint.names import EMBEDDINGS, is_ignored
 from nanohybrid.checkpoint.quantization import is_quantized
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError
-from nanohybrid.model import Footprint
+from nanohybrid.estimate import Footprint
 from nanohybrid.ops import quantized
 
 PIECE = 16 * 2**20  # bytes read at once where the type or device changes on the way
@@ -35,8 +35,10 @@ class CheckpointReader:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self._quantized: dict[str, Quantized]
-        self.config: HybridConfig = read_config(self.directory)
-        matched = match(self.directory, _open_headers(self.directory), self.config, is_quantized(self.directory))
+        self.config: HybridConfig = load_config(self.directory)
+        matched = match(
+            self.directory, _open_headers(self.directory), self.config, is_quantized(self.directory)
+        )
         self._entries, self._quantized, self._head_copy = matched.plain, matched.quantized, matched.head_copy
         self._file: tuple[Path, BinaryIO] | None = None
 
@@ -93,10 +95,14 @@ class CheckpointReader:
     @property
     def common_dtype(self) -> torch.dtype:
         """The type in which most bytes are stored that are not quantised."""
-        size = {name: sum(e.end - e.begin for e in self._entries.values() if e.dtype == name) for name in FLOATS}
+        size = {
+            name: sum(e.end - e.begin for e in self._entries.values() if e.dtype == name) for name in FLOATS
+        }
         return FLOATS[max(FLOATS, key=size.__getitem__)]
 
-    def tensor(self, name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Tensor:
+    def tensor(
+        self, name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    ) -> Tensor:
         """Read one tensor; dtype None keeps the stored one."""
         target = torch.empty(self._plain(name).shape, dtype=dtype or self.dtype(name), device=device)
         self.read_into(name, target)
@@ -116,7 +122,9 @@ class CheckpointReader:
         """Codes and scales of a quantised matrix, in our formats (ops/quantized/formats.py), scales in their types."""
         matrix = self._quantized[name]
         codes, scales = (self._whole(entry, device) for entry in (matrix.codes, matrix.scales))
-        if matrix.codes.dtype == "I32":  # words of several codes: the bytes as they lie; eight bits count from 128
+        if (
+            matrix.codes.dtype == "I32"
+        ):  # words of several codes: the bytes as they lie; eight bits count from 128
             codes = codes.view(torch.uint8)
             codes = codes if matrix.format == "int4" else codes.bitwise_xor_(0x80).view(torch.int8)
         return codes, quantized.spread(scales, matrix.format, *matrix.shape)
@@ -152,7 +160,14 @@ class CheckpointReader:
     def some_rows(self, entry: Entry, begin: int, end: int) -> Tensor:
         """Rows `begin` to `end` of a stored matrix, on the host."""
         row = (entry.end - entry.begin) // entry.shape[0]
-        part = Entry(entry.path, entry.name, entry.dtype, (end - begin, entry.shape[1]), entry.begin + begin * row, entry.begin + end * row)
+        part = Entry(
+            entry.path,
+            entry.name,
+            entry.dtype,
+            (end - begin, entry.shape[1]),
+            entry.begin + begin * row,
+            entry.begin + end * row,
+        )
         target = torch.empty(part.shape, dtype=FLOATS[part.dtype])
         with _disk_errors(entry):
             self._copy(part, target.view(-1))
@@ -180,7 +195,7 @@ class CheckpointReader:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """A matrix on the disk, to be asked for slices of its rows: what `quantize` reads (ops/quantized/blocks.py)."""
+    """A matrix on the disk, to be asked for slices of its rows: what `quantize` reads (ops/quantized/torch.py)."""
 
     reader: CheckpointReader
     entry: Entry
@@ -203,7 +218,9 @@ def _fill(file: BinaryIO, target: Tensor, entry: Entry) -> None:
     while memory:
         got = file.readinto(memory)  # type: ignore[attr-defined]
         if not got:
-            raise CheckpointError(f"{entry.path}: {entry.name}: the file ends inside it; is it being written to?")
+            raise CheckpointError(
+                f"{entry.path}: {entry.name}: the file ends inside it; is it being written to?"
+            )
         memory = memory[got:]
 
 
@@ -217,7 +234,9 @@ def _disk_errors(entry: Entry) -> Iterator[None]:
 
 def has_weights(directory: Path) -> bool:
     """Whether a directory holds weights, or what should be some, beside its configuration."""
-    return any((directory / name).exists() for name in (SINGLE, INDEX)) or any(directory.glob("*.safetensors"))
+    return any((directory / name).exists() for name in (SINGLE, INDEX)) or any(
+        directory.glob("*.safetensors")
+    )
 
 
 def _open_headers(directory: Path) -> dict[str, Entry]:
@@ -232,7 +251,9 @@ def _open_headers(directory: Path) -> dict[str, Entry]:
         raise CheckpointError(f"{directory}: has no {SINGLE} and no {INDEX}: where are the weights?")
     if len(shards) == 1 and re.fullmatch(r"model-0*1-of-0*1\.safetensors", shards[0].name):
         return read_header(shards[0])
-    raise CheckpointError(f"{index}: no such file, and {shards[0].name} is one of several; copy it from where the shards came")
+    raise CheckpointError(
+        f"{index}: no such file, and {shards[0].name} is one of several; copy it from where the shards came"
+    )
 
 
 def _open_index(index: Path) -> dict[str, Entry]:
@@ -241,9 +262,13 @@ def _open_index(index: Path) -> dict[str, Entry]:
         raise CheckpointError(f"{index}: has no weight_map, the table of which file holds which tensor")
     for name, file in where.items():
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]{1,200}\.safetensors", file):
-            raise CheckpointError(f"{index}: {shown(name)}: its file is {str(file)[:80]!r}, which is not a *.safetensors beside the index")
+            raise CheckpointError(
+                f"{index}: {shown(name)}: its file is {str(file)[:80]!r}, which is not a *.safetensors beside the index"
+            )
         if not (index.parent / file).exists():
-            raise CheckpointError(f"{index.parent / file}: no such file, and the index says it holds weights; is the download complete?")
+            raise CheckpointError(
+                f"{index.parent / file}: no such file, and the index says it holds weights; is the download complete?"
+            )
     entries: dict[str, Entry] = {}
     for file in sorted(set(where.values())):
         for name, entry in read_header(index.parent / file).items():
@@ -255,7 +280,9 @@ def _open_index(index: Path) -> dict[str, Entry]:
                 )
     for name, file in where.items():
         if name not in entries:
-            raise CheckpointError(f"{index.parent / file}: {shown(name)}: is not in the file, and the index says it is")
+            raise CheckpointError(
+                f"{index.parent / file}: {shown(name)}: is not in the file, and the index says it is"
+            )
     return entries
 
 

@@ -26,11 +26,17 @@ from nanohybrid.checkpoint.quantization import KEY, PACKED, PLAIN, SCALE, SHAPE,
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.files import flush, publish, scratch
-from nanohybrid.model.declare import parameters
 from nanohybrid.model.quantized import quantizable
+from nanohybrid.model.spec import parameters
 
 GENERATION = "generation_config.json"
-ASSETS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION)
+ASSETS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    GENERATION,
+)
 STOPS = (2, 11, 12)  # </s>, <SPECIAL_11>, <SPECIAL_12>: where the official models stop
 
 
@@ -55,14 +61,20 @@ class CheckpointWriter:
         formats: Mapping[str, str] | None = None,
     ) -> None:
         self.formats = dict(formats or {})
-        self.directory, self.config, self.assets = Path(directory), config, None if assets is None else Path(assets)
+        self.directory, self.config, self.assets = (
+            Path(directory),
+            config,
+            None if assets is None else Path(assets),
+        )
         if self.directory.exists() and not self.directory.is_dir():
             raise InputError(f"{directory} is a file, and a checkpoint is a directory: give another name")
         self._tensors = placed_tensors(config, dtype, self.formats)
         self._shards = shards(self._tensors, max_shard_bytes)
         self._left = set(parameters(config))
         self._into = self.directory.is_dir() and any(self.directory.iterdir())
-        self._beside = self.directory / ".checkpoint.writing" if self._into else scratch(self.directory.resolve())
+        self._beside = (
+            self.directory / ".checkpoint.writing" if self._into else scratch(self.directory.resolve())
+        )
         self._at: dict[str, tuple[Path, int, torch.dtype, tuple[int, ...]]] = {}
 
     def __enter__(self) -> CheckpointWriter:
@@ -83,7 +95,9 @@ class CheckpointWriter:
     def write(self, name: str, tensor: Tensor) -> None:
         """Store one tensor under the model's name for it, cast to the type it is saved in; in any order, each once."""
         if name in self.formats:
-            raise CheckpointError(f"{self.directory}: {name}: is stored quantised ({self.formats[name]}), and was given as it is")
+            raise CheckpointError(
+                f"{self.directory}: {name}: is stored quantised ({self.formats[name]}), and was given as it is"
+            )
         self._expect(name)
         self._store(name, tensor)
         self._left.discard(name)
@@ -105,13 +119,19 @@ class CheckpointWriter:
     def _expect(self, name: str) -> None:
         if name not in self._left:
             written = name in parameters(self.config)
-            raise CheckpointError(f"{self.directory}: {name}: {'was written already' if written else 'is no tensor of this model'}")
+            raise CheckpointError(
+                f"{self.directory}: {name}: {'was written already' if written else 'is no tensor of this model'}"
+            )
 
     def _store(self, name: str, tensor: Tensor) -> None:
         path, begin, dtype, shape = self._at[name]
         if tuple(tensor.shape) != shape:
-            raise CheckpointError(f"{self.directory}: {name}: is {list(tensor.shape)}, the configuration says {list(shape)}")
-        data = tensor.detach().to(device="cpu", dtype=dtype).contiguous().view(-1).view(torch.uint8).numpy().data
+            raise CheckpointError(
+                f"{self.directory}: {name}: is {list(tensor.shape)}, the configuration says {list(shape)}"
+            )
+        data = (
+            tensor.detach().to(device="cpu", dtype=dtype).contiguous().view(-1).view(torch.uint8).numpy().data
+        )
         with self._disk_errors(), open(path, "r+b") as file:
             file.seek(begin)
             file.write(data)
@@ -126,7 +146,9 @@ class CheckpointWriter:
 
     def _finish(self) -> None:
         if self._left:
-            raise CheckpointError(f"{self.directory}: {min(self._left)}: was not written ({len(self._left)} tensors are missing)")
+            raise CheckpointError(
+                f"{self.directory}: {min(self._left)}: was not written ({len(self._left)} tensors are missing)"
+            )
         with self._disk_errors():
             self._write_texts()
             if self._into:
@@ -135,13 +157,26 @@ class CheckpointWriter:
                 publish(self._beside, self.directory.resolve())
 
     def _write_texts(self) -> None:
-        plain = [placed for placed in self._tensors if placed.name in parameters(self.config) and placed.name not in self.formats]
-        common = max({placed.dtype for placed in plain}, key=lambda dtype: sum(placed.bytes for placed in plain if placed.dtype == dtype))
-        _dump(self._beside / CONFIG, config_object(self.config, str(common).removeprefix("torch.")) | self._quantization())
+        plain = [
+            placed
+            for placed in self._tensors
+            if placed.name in parameters(self.config) and placed.name not in self.formats
+        ]
+        common = max(
+            {placed.dtype for placed in plain},
+            key=lambda dtype: sum(placed.bytes for placed in plain if placed.dtype == dtype),
+        )
+        _dump(
+            self._beside / CONFIG,
+            config_object(self.config, str(common).removeprefix("torch.")) | self._quantization(),
+        )
         if len(self._shards) > 1:
             where = {placed.disk: file for file, tensors in self._shards.items() for placed in tensors}
             total = sum(placed.bytes for placed in self._tensors)
-            _dump(self._beside / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+            _dump(
+                self._beside / INDEX,
+                {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))},
+            )
         _dump(self._beside / GENERATION, _generation(self.config))
         for name in ASSETS:
             if self.assets is not None and (self.assets / name).is_file():
@@ -152,20 +187,32 @@ class CheckpointWriter:
         if not self.formats:
             return {}
         sizes = quantizable(self.config)
-        called = {name: name.split(".")[-2] for name in sizes}  # in_proj, up_proj, lm_head: alike in every layer
+        called = {
+            name: name.split(".")[-2] for name in sizes
+        }  # in_proj, up_proj, lm_head: alike in every layer
         formats = {called[name]: format for name, format in self.formats.items()}
         disk = disk_names(self.config)
-        left = {_path(disk[name]) if called[name] in formats else called[name] for name in sizes if name not in self.formats}
+        left = {
+            _path(disk[name]) if called[name] in formats else called[name]
+            for name in sizes
+            if name not in self.formats
+        }
         if self.config.tie_word_embeddings:
             left.add(HEAD.split(".")[0])
-        return {KEY: described(formats, {called[name]: inputs for name, (_, inputs) in sizes.items()}, sorted(left))}
+        return {
+            KEY: described(
+                formats, {called[name]: inputs for name, (_, inputs) in sizes.items()}, sorted(left)
+            )
+        }
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise CheckpointError(f"{self.directory}: cannot be written ({error.strerror or error})") from None
+            raise CheckpointError(
+                f"{self.directory}: cannot be written ({error.strerror or error})"
+            ) from None
 
 
 def _path(disk: str) -> str:
@@ -174,7 +221,12 @@ def _path(disk: str) -> str:
 
 
 def _generation(config: HybridConfig) -> dict[str, object]:
-    stops = sorted({config.eos_token_id, *(STOPS if model_type(config) != "qwen3" and config.vocab_size > max(STOPS) else ())})
+    stops = sorted(
+        {
+            config.eos_token_id,
+            *(STOPS if model_type(config) != "qwen3" and config.vocab_size > max(STOPS) else ()),
+        }
+    )
     return {
         "_from_model_config": True, "bos_token_id": config.bos_token_id, "eos_token_id": stops, "pad_token_id": config.pad_token_id,
     }  # fmt: skip

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import command_parser, recipe_from, recipe_parser
+from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.cli.outcome import report
-from nanohybrid.cli.source import add_device_flag, usable_device
 
 if TYPE_CHECKING:
     import jsonargparse

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from nanohybrid.cli.common import print_json
-from nanohybrid.cli.source import Clock, open_model
+from nanohybrid.cli.model_flags import Clock, open_model
 from nanohybrid.errors import InputError
 from nanohybrid.stages.lineage import peak_memory_bytes
 from nanohybrid.stages.plain import jsonable
@@ -47,10 +47,17 @@ def generate_file(arguments: "jsonargparse.Namespace", params: "SamplingParams")
         llm = open_model(arguments)
         clock = Clock()
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(arguments.output) as file, progress("generate", len(lines), unit="prompts", done=done) as bar:
+        with (
+            _alone(arguments.output) as file,
+            progress("generate", len(lines), unit="prompts", done=done) as bar,
+        ):
             tokens = _answer(llm, lines[done:], params, arguments, file, bar.advance)
     figures = {"prompts": len(lines), "answered_before": done, "tokens": tokens, "seconds": clock.seconds}
-    figures |= {"tokens_per_second": tokens / clock.seconds, "peak_memory_bytes": peak_memory_bytes(), "output": arguments.output}
+    figures |= {
+        "tokens_per_second": tokens / clock.seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "output": arguments.output,
+    }
     if arguments.json:
         print_json(figures)
     else:
@@ -86,11 +93,19 @@ def answered(output: Path, lines: list[Asked], source: Path) -> int:
             answer = json.loads(raw)
         except ValueError:
             answer = None
-        if asked is None or not isinstance(answer, dict) or any(answer.get(key) != asked.line.get(key) for key in ASK):
-            raise InputError(f"{output}:{number}: does not answer a prompt of {source}; give another --output, or remove it")
+        if (
+            asked is None
+            or not isinstance(answer, dict)
+            or any(answer.get(key) != asked.line.get(key) for key in ASK)
+        ):
+            raise InputError(
+                f"{output}:{number}: does not answer a prompt of {source}; give another --output, or remove it"
+            )
     if len(whole) < len(content):
         if len(found) == len(lines) or not _begins(content[len(whole) :], lines[len(found)].line):
-            raise InputError(f"{output}:{len(found) + 1}: is not the beginning of an answer; give another --output, or remove it")
+            raise InputError(
+                f"{output}:{len(found) + 1}: is not the beginning of an answer; give another --output, or remove it"
+            )
         with open(output, "r+b") as file:
             file.truncate(len(whole))
     return len(found)
@@ -109,7 +124,9 @@ def _alone(output: Path) -> Iterator[IO[str]]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{output}: another process is writing it: wait for it, or give another --output") from None
+            raise InputError(
+                f"{output}: another process is writing it: wait for it, or give another --output"
+            ) from None
         yield file
 
 
@@ -140,7 +157,9 @@ def _answer(
         engine.step()
         for line, request in _ready(asked, requests, written):
             completion = request.completion()
-            file.write(json.dumps({**line, **as_json(completion)}, default=jsonable, ensure_ascii=False) + "\n")
+            file.write(
+                json.dumps({**line, **as_json(completion)}, default=jsonable, ensure_ascii=False) + "\n"
+            )
             file.flush()
             written, tokens = written + 1, tokens + len(completion.token_ids)
             tell(1)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import FORMATS, command_parser, print_json, table
-from nanohybrid.cli.source import add_choice_flags, open_model, set_threads
+from nanohybrid.cli.model_flags import add_choice_flags, open_model, set_threads
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -15,11 +15,20 @@ def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("bench generate", SUMMARY)
     add_choice_flags(result)
     result.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="of each prompt")
-    result.add_argument("--new-tokens", type=int, default=64, metavar="N", help="written after each, 2 at least")
+    result.add_argument(
+        "--new-tokens", type=int, default=64, metavar="N", help="written after each, 2 at least"
+    )
     result.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")
-    result.add_argument("--repeats", type=int, default=5, metavar="N", help="times it is measured; 1 for a very long prompt")
+    result.add_argument(
+        "--repeats", type=int, default=5, metavar="N", help="times it is measured; 1 for a very long prompt"
+    )
     kinds = ["checkpoint", "bf16", *FORMATS, "fp32"]
-    result.add_argument("--dtype", choices=kinds, default="bf16", help="of the weights; int8, int4, fp8: quantised while loading")
+    result.add_argument(
+        "--dtype",
+        choices=kinds,
+        default="bf16",
+        help="of the weights; int8, int4, fp8: quantised while loading",
+    )
     result.add_argument("--threads", type=int, metavar="N", help="on a CPU (default: as many as torch takes)")
     return result
 
@@ -28,10 +37,16 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     """Measure and tell."""
     from rich.progress import Progress
 
-    from nanohybrid.headline.generate import Job, measure
+    from nanohybrid.bench.generate import Job, measure
 
     set_threads(arguments.threads)
-    others = {"max_running": arguments.batch, "seed": 0, "speculate": 0, "state_dtype": "fp32", "kv_dtype": "auto"}
+    others = {
+        "max_running": arguments.batch,
+        "seed": 0,
+        "speculate": 0,
+        "state_dtype": "fp32",
+        "kv_dtype": "auto",
+    }
     for name, value in others.items():  # the flags of `generate` that do not stand here
         arguments[name] = value
     llm = open_model(arguments)
@@ -50,4 +65,10 @@ def run(arguments: "jsonargparse.Namespace") -> int:
 def _told(value: object) -> str:
     if isinstance(value, dict):
         return f"{value['median']:,.1f}  ({value['min']:,.1f} to {value['max']:,.1f})"
-    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:,.2f}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )

@@ -13,7 +13,7 @@ from nanohybrid.errors import InputError
 if TYPE_CHECKING:
     import jsonargparse
 
-    from nanohybrid.serve.load import Job
+    from nanohybrid.bench.serve_load import Job
 
 SUMMARY = "a server under load: throughput, time to the first token and for each token"
 
@@ -21,15 +21,36 @@ SUMMARY = "a server under load: throughput, time to the first token and for each
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("bench serve", SUMMARY)
     result.add_argument(
-        "url", metavar="URL", help="http://127.0.0.1:8000; also a server of another kind with /v1/completions and /tokenize"
+        "url",
+        metavar="URL",
+        help="http://127.0.0.1:8000; also a server of another kind with /v1/completions and /tokenize",
     )
-    result.add_argument("--rates", metavar="R,...", help="open loop: so many requests a second, at the times of a Poisson process")
-    result.add_argument("--concurrency", metavar="N,...", help="closed loop: so many clients, each with one request at a time")
+    result.add_argument(
+        "--rates",
+        metavar="R,...",
+        help="open loop: so many requests a second, at the times of a Poisson process",
+    )
+    result.add_argument(
+        "--concurrency", metavar="N,...", help="closed loop: so many clients, each with one request at a time"
+    )
     result.add_argument("--requests", type=int, default=64, metavar="N", help="requests at each level")
-    result.add_argument("--prompt-tokens", default="256", metavar="LENGTH", help="256, 64:512 (evenly between), ~256 (log-normal about it)")
+    result.add_argument(
+        "--prompt-tokens",
+        default="256",
+        metavar="LENGTH",
+        help="256, 64:512 (evenly between), ~256 (log-normal about it)",
+    )
     result.add_argument("--output-tokens", default="64", metavar="LENGTH", help="likewise")
-    result.add_argument("--prefix-tokens", type=int, default=0, metavar="N", help="a beginning that all prompts share, besides")
-    result.add_argument("--model", metavar="NAME", help="the model's name (default: the first that the server lists)")
+    result.add_argument(
+        "--prefix-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="a beginning that all prompts share, besides",
+    )
+    result.add_argument(
+        "--model", metavar="NAME", help="the model's name (default: the first that the server lists)"
+    )
     result.add_argument("--seed", type=int, default=0, metavar="S", help="of lengths, prompts and times")
     result.add_argument("--out", type=Path, metavar="FILE.json", help="every figure")
     result.add_argument("--plot", type=Path, metavar="FILE", help="a picture of the times: .svg or .png")
@@ -43,8 +64,8 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     require("httpx", "serve")
     rates, clients, job = _read(arguments)
 
-    from nanohybrid.serve.load import Load
-    from nanohybrid.serve.load_report import picture, summary
+    from nanohybrid.bench.serve_load import Load
+    from nanohybrid.bench.serve_report import picture, summary
     from nanohybrid.stages.progress import progress
 
     levels = len(rates) + len(clients)
@@ -88,11 +109,21 @@ def _show(results: list[dict[str, Any]]) -> None:
         ]
         for level in results
     ]
-    table(["load", "completed", "errors", "tokens/s", "first token, ms (p50 / 90 / 99)", "each token, ms (p50 / 90 / 99)"], rows)
+    table(
+        [
+            "load",
+            "completed",
+            "errors",
+            "tokens/s",
+            "first token, ms (p50 / 90 / 99)",
+            "each token, ms (p50 / 90 / 99)",
+        ],
+        rows,
+    )
 
 
 def _read(arguments: "jsonargparse.Namespace") -> "tuple[list[float], list[int], Job]":
-    from nanohybrid.serve.load import Job, Lengths
+    from nanohybrid.bench.serve_load import Job, Lengths
 
     rates, clients = _numbers(arguments.rates, "--rates"), _numbers(arguments.concurrency, "--concurrency")
     if not rates and not clients:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import command_parser, print_json
-from nanohybrid.cli.source import Clock, add_model_flags, add_sampling_flags, open_model, sampling_params
+from nanohybrid.cli.model_flags import Clock, add_model_flags, add_sampling_flags, open_model, sampling_params
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,13 @@ def parser() -> "jsonargparse.ArgumentParser":
     add_model_flags(result)
     result.add_argument("--system", metavar="TEXT", help="a system message")
     result.add_argument("--no-think", action="store_true", help="begin with thinking off")
-    result.add_argument("--context", type=int, default=8192, metavar="N", help="tokens of conversation and answer that memory is kept for")
+    result.add_argument(
+        "--context",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="tokens of conversation and answer that memory is kept for",
+    )
     add_sampling_flags(result, max_new_tokens=4096, temperature=None, top_p=None)
     return result
 
@@ -55,10 +61,14 @@ def run(arguments: "jsonargparse.Namespace") -> int:
 
     context = min(arguments.context, llm.model.config.max_position_embeddings)
     engine = Engine(llm.model, llm.tokenizer, max_running=1, max_context=context)
-    talk = Conversation(llm, engine, params, free, thinking=False if arguments.no_think else None, system=arguments.system)
+    talk = Conversation(
+        llm, engine, params, free, thinking=False if arguments.no_think else None, system=arguments.system
+    )
     live = sys.stdin.isatty()
     if live and not arguments.json:
-        print(f"{arguments.path or arguments.preset}: /help tells the commands, Ctrl-D leaves", file=sys.stderr)
+        print(
+            f"{arguments.path or arguments.preset}: /help tells the commands, Ctrl-D leaves", file=sys.stderr
+        )
     with _history(live):
         for line in _lines(live):
             if line.startswith("/") and (act := command(talk, line)) is not None:
@@ -122,10 +132,17 @@ def _answer(talk: "Conversation", text: str, as_json: bool) -> None:
     elif done is None:
         print(show.dimmed("[stopped]"), file=sys.stderr)
     else:
-        thought = f", {done.thinking_tokens} of them thinking ({done.thinking_end} end)" if done.thinking_tokens else ""
+        thought = (
+            f", {done.thinking_tokens} of them thinking ({done.thinking_end} end)"
+            if done.thinking_tokens
+            else ""
+        )
         cut = ", cut at the limit" if done.finish_reason == "length" else ""
         count = len(done.token_ids)
-        print(show.dimmed(f"[{count} tokens{thought}{cut}, {count / clock.seconds:.1f} tokens/s]"), file=sys.stderr)
+        print(
+            show.dimmed(f"[{count} tokens{thought}{cut}, {count / clock.seconds:.1f} tokens/s]"),
+            file=sys.stderr,
+        )
 
 
 class _Writer:
@@ -156,7 +173,9 @@ class _Writer:
         if thinking:
             self._write(DIM if self.colour else "<think>\n")
         else:
-            self._write(("" if self._line_ended else "\n") + (f"{PLAIN}\n" if self.colour else "</think>\n\n"))
+            self._write(
+                ("" if self._line_ended else "\n") + (f"{PLAIN}\n" if self.colour else "</think>\n\n")
+            )
 
     def _write(self, text: str) -> None:
         self._line_ended = text.endswith("\n")
@@ -202,7 +221,9 @@ def _history(live: bool) -> Iterator[None]:
     except ImportError:
         yield
         return
-    path = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "nanohybrid" / "history"
+    path = (
+        Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "nanohybrid" / "history"
+    )
     kept = live and _readable(path)
     if kept:
         readline.read_history_file(path)

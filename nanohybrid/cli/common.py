@@ -26,13 +26,21 @@ def command_parser(command: str, summary: str) -> jsonargparse.ArgumentParser:
     """The parser of `nanohybrid COMMAND`, with the flag that every command has: `--json`."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
-        prog=f"nanohybrid {command}", description=summary, parser_mode="toml", print_config=None, exit_on_error=False
+        prog=f"nanohybrid {command}",
+        description=summary,
+        parser_mode="toml",
+        print_config=None,
+        exit_on_error=False,
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object for machines instead of a table")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object for machines instead of a table"
+    )
     return parser
 
 
-def recipe_parser(command: str, summary: str, recipe: type, *, out: str | None = None) -> jsonargparse.ArgumentParser:
+def recipe_parser(
+    command: str, summary: str, recipe: type, *, out: str | None = None
+) -> jsonargparse.ArgumentParser:
     """The parser of a stage: `--recipe FILE.toml`, one flag for each field of the dataclass `recipe`, and `--out`.
 
     Flags that follow `--recipe` override the file. `out` is the default directory; without it `--out` is required.
@@ -40,9 +48,13 @@ def recipe_parser(command: str, summary: str, recipe: type, *, out: str | None =
     """
     taken = {field.name for field in dataclasses.fields(recipe)} & set(OWN_FLAGS)
     if taken:
-        raise ValueError(f"{recipe.__name__} has fields named {sorted(taken)}, which are flags of every stage")
+        raise ValueError(
+            f"{recipe.__name__} has fields named {sorted(taken)}, which are flags of every stage"
+        )
     parser = command_parser(command, summary)
-    parser.add_argument("--recipe", action="config", metavar="FILE.toml", help="a recipe; flags after it override its values")
+    parser.add_argument(
+        "--recipe", action="config", metavar="FILE.toml", help="a recipe; flags after it override its values"
+    )
     default = {"required": True} if out is None else {"default": Path(out)}
     parser.add_argument("--out", type=Path, metavar="DIR", help="the output directory", **default)
     parser.add_class_arguments(recipe)

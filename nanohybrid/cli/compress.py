@@ -8,7 +8,7 @@ import jsonargparse
 
 from nanohybrid.cli.common import print_json, recipe_from, recipe_parser, table
 from nanohybrid.cli.distill import add_documents
-from nanohybrid.cli.source import add_device_flag, usable_device
+from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.errors import InputError
 
 SUMMARY = "a model -> a smaller one in a given memory (prune, then distill)"
@@ -21,7 +21,12 @@ def parser() -> jsonargparse.ArgumentParser:
     result = recipe_parser("compress", SUMMARY, CompressRecipe)
     result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
     result.add_argument("--budget-gib", type=float | None, metavar="G", help="budget_bytes in GiB")
-    result.add_argument("--beside-gib", type=float | None, metavar="G", help="beside_bytes in GiB: what else must fit on --device")
+    result.add_argument(
+        "--beside-gib",
+        type=float | None,
+        metavar="G",
+        help="beside_bytes in GiB: what else must fit on --device",
+    )
     add_documents(result, required=False)
     add_device_flag(result, "--run-on", "where all of it runs (--device is what the result is for)")
     return result
@@ -44,7 +49,9 @@ def run(arguments: jsonargparse.Namespace) -> None:
         recipe = dataclasses.replace(recipe, budget_bytes=in_bytes("--budget-gib", arguments.budget_gib))
     if arguments.beside_gib is not None:
         if recipe.device is None:
-            raise InputError("--beside-gib is taken off a --device, and none is named: a budget in bytes is already what is left")
+            raise InputError(
+                "--beside-gib is taken off a --device, and none is named: a budget in bytes is already what is left"
+            )
         recipe = dataclasses.replace(recipe, beside_bytes=in_bytes("--beside-gib", arguments.beside_gib))
     run_on = usable_device(arguments.run_on, "--run-on")
     out = compress(recipe, arguments.path, arguments.data, arguments.out, arguments.pretraining, run_on)
@@ -56,7 +63,9 @@ def run(arguments: jsonargparse.Namespace) -> None:
     rows = [[name, chosen["config"][name]] for name in SHAPE]
     rows += [["parameters", chosen["parameters"]], ["bytes at work", chosen["bytes"]["total"]]]
     rows += [[f"loss, {name}", loss] for name, loss in measures["losses"].items()]
-    rows += [[f"right answers, {name}", f"{share['accuracy']:.1%}"] for name, share in measures["accuracy"].items()]
+    rows += [
+        [f"right answers, {name}", f"{share['accuracy']:.1%}"] for name, share in measures["accuracy"].items()
+    ]
     rows += [["for llama.cpp", out / measures["gguf"]["file"]]] if "gguf" in measures else []
     table(["", "result"], rows, title=f"{out}, for {found['budget']}")
 

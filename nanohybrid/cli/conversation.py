@@ -77,7 +77,9 @@ class Conversation:
         Raises InputError, with nothing remembered, where the conversation has outgrown the context.
         """
         self.completion, self.stop = None, False
-        prompt = self.llm.encode_chat([*self._system(), *self.turns, {"role": "user", "content": text}], self.thinking)
+        prompt = self.llm.encode_chat(
+            [*self._system(), *self.turns, {"role": "user", "content": text}], self.thinking
+        )
         thinks = self.llm.opens_thinking(prompt)
         request = self.engine.add(prompt, self._params(thinks, len(prompt)), stream=True)
         self.asked += 1

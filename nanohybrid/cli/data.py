@@ -29,4 +29,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
         [name, store["documents"], store["tokens"], store["learnt_tokens"], sum(store["dropped"].values())]
         for name, store in stats["stores"].items()
     ]
-    table(["store", "documents", "tokens", "learnt", "dropped"], rows, title=f"{out}: {stats['tokens']:,} tokens")
+    table(
+        ["store", "documents", "tokens", "learnt", "dropped"],
+        rows,
+        title=f"{out}: {stats['tokens']:,} tokens",
+    )

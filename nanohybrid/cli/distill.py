@@ -5,14 +5,14 @@ from pathlib import Path
 import jsonargparse
 
 from nanohybrid.cli.common import print_json, recipe_from, recipe_parser, table
-from nanohybrid.cli.source import add_device_flag, usable_device
+from nanohybrid.cli.model_flags import add_device_flag, usable_device
 
 SUMMARY = "only the second half of compress"
 
 
 def parser() -> jsonargparse.ArgumentParser:
     """Flags of the command: the checkpoints, the documents, and those of DistillRecipe."""
-    from nanohybrid.compress.distill import DistillRecipe
+    from nanohybrid.distill.stage import DistillRecipe
 
     result = recipe_parser("distill", SUMMARY, DistillRecipe)
     result.add_argument("student", type=Path, metavar="STUDENT", help="the checkpoint that learns")
@@ -24,17 +24,36 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def add_documents(parser: jsonargparse.ArgumentParser, required: bool = True) -> None:
     """The flags that name token stores."""
-    parser.add_argument("--data", type=Path, required=required, metavar="DIR", help="documents of post-training: stores, or align's output")
-    parser.add_argument("--pretraining", type=Path, metavar="DIR", help="documents of pretraining to mix in: what `nanohybrid data` wrote")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=required,
+        metavar="DIR",
+        help="documents of post-training: stores, or align's output",
+    )
+    parser.add_argument(
+        "--pretraining",
+        type=Path,
+        metavar="DIR",
+        help="documents of pretraining to mix in: what `nanohybrid data` wrote",
+    )
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
     """Distill, and tell the divergence before and after."""
-    from nanohybrid.compress.distill import DistillRecipe, distill
+    from nanohybrid.distill.stage import DistillRecipe, distill
     from nanohybrid.stages.output import read_record
 
     recipe, device = recipe_from(DistillRecipe, arguments), usable_device(arguments.device)
-    out = distill(recipe, arguments.student, arguments.parent, arguments.data, arguments.out, arguments.pretraining, device)
+    out = distill(
+        recipe,
+        arguments.student,
+        arguments.parent,
+        arguments.data,
+        arguments.out,
+        arguments.pretraining,
+        device,
+    )
     measures = read_record(out)["measures"]
     if arguments.json:
         print_json({"out": out, **measures})

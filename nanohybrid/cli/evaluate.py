@@ -7,7 +7,7 @@ from typing import Any
 import jsonargparse
 
 from nanohybrid.cli.common import print_json, recipe_from, recipe_parser, table
-from nanohybrid.cli.source import add_device_flag, usable_device
+from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.errors import InputError
 from nanohybrid.evaluate.recipe import EvaluateRecipe
 
@@ -17,8 +17,15 @@ SUMMARY = "accuracy, accuracy against thinking budget, decode time"
 def parser() -> jsonargparse.ArgumentParser:
     """Flags of the command: the models, and those of EvaluateRecipe."""
     result = recipe_parser("evaluate", SUMMARY, EvaluateRecipe)
-    result.add_argument("models", nargs="+", metavar="MODEL", help="checkpoint directories, each as PATH or NAME=PATH")
-    result.add_argument("--data", type=Path, metavar="DIR", help="a data directory whose held-out documents (validation*) give a loss")
+    result.add_argument(
+        "models", nargs="+", metavar="MODEL", help="checkpoint directories, each as PATH or NAME=PATH"
+    )
+    result.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="a data directory whose held-out documents (validation*) give a loss",
+    )
     add_device_flag(result)
     return result
 
@@ -28,7 +35,11 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from nanohybrid.evaluate.stage import SUMMARY as FILE
     from nanohybrid.evaluate.stage import evaluate
 
-    recipe, models, device = recipe_from(EvaluateRecipe, arguments), named(arguments.models), usable_device(arguments.device)
+    recipe, models, device = (
+        recipe_from(EvaluateRecipe, arguments),
+        named(arguments.models),
+        usable_device(arguments.device),
+    )
     out = evaluate(recipe, models, arguments.out, arguments.data, device)
     summary: dict[str, Any] = json.loads((out / FILE).read_text())
     if arguments.json:
@@ -38,11 +49,17 @@ def run(arguments: jsonargparse.Namespace) -> None:
         [name, found["shape"]["parameters"], *(interval(found[mode]) for mode in ("thinking", "no_thinking"))]
         for name, found in summary["models"].items()
     ]
-    table(["model", "parameters", "thinking", "no thinking"], rows, title=f"{out}: accuracy with 95 % intervals")
+    table(
+        ["model", "parameters", "thinking", "no thinking"], rows, title=f"{out}: accuracy with 95 % intervals"
+    )
     if summary["decode_ms"]:
         contexts = [context for context, _ in next(iter(summary["decode_ms"].values()))]
         times = [[name, *(ms for _, ms in found)] for name, found in summary["decode_ms"].items()]
-        table(["model", *(f"{context:,}" for context in contexts)], times, title="milliseconds of a decode step against context")
+        table(
+            ["model", *(f"{context:,}" for context in contexts)],
+            times,
+            title="milliseconds of a decode step against context",
+        )
 
 
 def interval(score: dict[str, float]) -> str:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from nanohybrid.cli.group import group_parser, run_chosen
+from nanohybrid.cli.subcommands import group_parser, run_chosen
 
 if TYPE_CHECKING:
     import jsonargparse

@@ -19,7 +19,12 @@ def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("export gguf", SUMMARY)
     result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
     result.add_argument("out", type=Path, metavar="OUT", help="the file to write, model.gguf for instance")
-    result.add_argument("--type", choices=TYPES, default="bf16", help="of matrices and embeddings; norms and states' parameters are fp32")
+    result.add_argument(
+        "--type",
+        choices=TYPES,
+        default="bf16",
+        help="of matrices and embeddings; norms and states' parameters are fp32",
+    )
     return result
 
 
@@ -36,7 +41,10 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     if arguments.json:
         print_json(result)
     else:
-        table(("file", str(arguments.out)), [(key.replace("_", " "), value) for key, value in result.items() if key != "out"])
+        table(
+            ("file", str(arguments.out)),
+            [(key.replace("_", " "), value) for key, value in result.items() if key != "out"],
+        )
     return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import command_parser, print_json
-from nanohybrid.cli.source import Clock, add_model_flags, add_sampling_flags, open_model, sampling_params
+from nanohybrid.cli.model_flags import Clock, add_model_flags, add_sampling_flags, open_model, sampling_params
 from nanohybrid.errors import InputError
 from nanohybrid.stages.lineage import peak_memory_bytes
 
@@ -22,11 +22,23 @@ def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("generate", SUMMARY)
     add_model_flags(result)
     result.add_argument("--prompt", metavar="TEXT", help="the prompt; `-` reads it from standard input")
-    result.add_argument("--input", type=Path, metavar="FILE.jsonl", help='many prompts: a line is {"prompt": ...} or {"messages": [...]}')
-    result.add_argument("--output", type=Path, metavar="FILE.jsonl", help="their answers, a line each in the same order; resumes")
+    result.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE.jsonl",
+        help='many prompts: a line is {"prompt": ...} or {"messages": [...]}',
+    )
+    result.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="their answers, a line each in the same order; resumes",
+    )
     result.add_argument("--chat", action="store_true", help="--prompt is a user's message in the chat format")
     result.add_argument(
-        "--raw", action="store_true", help="--prompt is the text itself, marks and all (the default without a thinking flag)"
+        "--raw",
+        action="store_true",
+        help="--prompt is the text itself, marks and all (the default without a thinking flag)",
     )
     result.add_argument("--system", metavar="TEXT", help="a system message before it; implies --chat")
     result.add_argument("--think", action="store_true", help="think before the answer; implies --chat")
@@ -58,7 +70,11 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     if arguments.json:
         print_json({**as_json(completion), **figures})
     else:
-        ended = f", thinking {completion.thinking_tokens} ({completion.thinking_end})" if completion.thinking_end != "none" else ""
+        ended = (
+            f", thinking {completion.thinking_tokens} ({completion.thinking_end})"
+            if completion.thinking_end != "none"
+            else ""
+        )
         print(
             f"{figures['tokens']} tokens{ended}, {figures['tokens_per_second']:.1f} tokens/s, "
             f"{figures['peak_memory_bytes'] / 2**30:.2f} GiB at most",
@@ -69,7 +85,12 @@ def run(arguments: "jsonargparse.Namespace") -> int:
 
 def chat_wanted(arguments: "jsonargparse.Namespace") -> bool:
     """Whether --prompt is a message: where a flag says so, or only makes sense in a chat; --raw overrides."""
-    implied = arguments.think or arguments.no_think or arguments.system is not None or arguments.thinking_budget is not None
+    implied = (
+        arguments.think
+        or arguments.no_think
+        or arguments.system is not None
+        or arguments.thinking_budget is not None
+    )
     return not arguments.raw and (arguments.chat or implied)
 
 
@@ -118,8 +139,12 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
     if (arguments.prompt is None) == (arguments.input is None):
         raise InputError("give --prompt TEXT, or --input FILE.jsonl --output FILE.jsonl: one of the two")
     if (arguments.input is None) != (arguments.output is None):
-        raise InputError("--input and --output go together: one names the prompts, the other where their answers go")
+        raise InputError(
+            "--input and --output go together: one names the prompts, the other where their answers go"
+        )
     if arguments.think and (arguments.no_think or arguments.raw):
-        raise InputError(f"--think contradicts {'--no-think' if arguments.no_think else '--raw'}: give one of the two")
+        raise InputError(
+            f"--think contradicts {'--no-think' if arguments.no_think else '--raw'}: give one of the two"
+        )
     if arguments.no_think and arguments.thinking_budget is not None:
         raise InputError("--no-think contradicts --thinking-budget: give one of the two")

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import DTYPES, command_parser, print_json, spelled
-from nanohybrid.cli.source import check_seed, random_dtype
+from nanohybrid.cli.model_flags import check_seed, random_dtype
 from nanohybrid.errors import InputError
+from nanohybrid.presets import preset
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -17,8 +18,15 @@ SUMMARY = "a checkpoint of random weights, to measure and to test with"
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("init", SUMMARY)
     result.add_argument("--preset", required=True, metavar="NAME", help="a configuration by name")
-    result.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write; it must not exist")
-    result.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="precision (default: bf16 from a billion parameters on)")
+    result.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the directory to write; it must not exist"
+    )
+    result.add_argument(
+        "--dtype",
+        choices=["auto", *DTYPES],
+        default="auto",
+        help="precision (default: bf16 from a billion parameters on)",
+    )
     result.add_argument("--seed", type=int, default=0, metavar="S", help="of the weights")
     return result
 
@@ -28,13 +36,12 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     import torch
 
     from nanohybrid.checkpoint import CheckpointWriter
-    from nanohybrid.config import HybridConfig
     from nanohybrid.engine.random_weights import random_weights, stand_in_tokenizer, whole
     from nanohybrid.model import HybridLM
     from nanohybrid.text import ChatTemplate
 
     check_seed(arguments.seed)
-    config = HybridConfig.preset(arguments.preset)
+    config = preset(arguments.preset)
     if arguments.out.exists():
         raise InputError(f"--out {arguments.out} exists; name a directory that does not, or remove it")
     dtype = random_dtype(config) if arguments.dtype == "auto" else getattr(torch, DTYPES[arguments.dtype])
@@ -43,7 +50,9 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         ChatTemplate.default().save(assets)
         with torch.device("meta"):
             model = HybridLM(config)
-        with CheckpointWriter(arguments.out, config, dtype, assets=assets) as writer:  # one at a time: a 12B needs no 25 GB
+        with CheckpointWriter(
+            arguments.out, config, dtype, assets=assets
+        ) as writer:  # one at a time: a 12B needs no 25 GB
             for name, weight in random_weights(model, dtype, arguments.seed):
                 writer.write(name, whole(weight))
     if arguments.json:

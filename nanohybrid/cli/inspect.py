@@ -4,16 +4,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, FORMATS, command_parser, precision, print_json, spelled, table
-from nanohybrid.cli.source import add_shape_flags, check_shape
-from nanohybrid.engine.plan import GIB, size
+from nanohybrid.cli.model_flags import add_shape_flags, check_shape
 from nanohybrid.errors import InputError
+from nanohybrid.estimate.serving import GIB, size
+from nanohybrid.presets import preset
 
 if TYPE_CHECKING:
     import jsonargparse
     import torch
 
     from nanohybrid.config import HybridConfig
-    from nanohybrid.model import Footprint
+    from nanohybrid.estimate import Footprint
 
 SUMMARY = "layers, parameters, memory; what fits where"
 COLOURS = {"M": "black on bright_cyan", "*": "bold white on red", "-": "white on grey37"}
@@ -23,12 +24,20 @@ def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("inspect", SUMMARY)
     add_shape_flags(result)
     result.add_argument(
-        "--budget-gib", type=float, default=22.0, metavar="G", help="memory to fit, 1 GiB = 2^30 bytes (default 22, an A10G's)"
+        "--budget-gib",
+        type=float,
+        default=22.0,
+        metavar="G",
+        help="memory to fit, 1 GiB = 2^30 bytes (default 22, an A10G's)",
     )
-    result.add_argument("--context", type=int, metavar="N", help="tokens a sequence (default: the model's longest)")
+    result.add_argument(
+        "--context", type=int, metavar="N", help="tokens a sequence (default: the model's longest)"
+    )
     result.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")
     precisions = ["checkpoint", *DTYPES, *FORMATS]
-    what = "of weights and keys; int8, int4, fp8: of the matrices, all else bf16 (default: as stored, else bf16)"
+    what = (
+        "of weights and keys; int8, int4, fp8: of the matrices, all else bf16 (default: as stored, else bf16)"
+    )
     result.add_argument("--dtype", choices=precisions, default="checkpoint", help=what)
     return result
 
@@ -47,7 +56,7 @@ class Subject:
 def run(arguments: "jsonargparse.Namespace") -> int:
     """Print the model's shape, parameters, bytes, and what fits."""
     _check(arguments)
-    from nanohybrid.model import Footprint
+    from nanohybrid.estimate import Footprint
 
     subject = _open(arguments)
     footprint = Footprint.of(subject.config, subject.dtype, format=subject.format)
@@ -74,7 +83,9 @@ def fit(footprint: "Footprint", budget: int, context: int, batch: int) -> dict[s
 def as_json(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> dict[str, Any]:
     """Everything that people see, for machines. An unbounded time_step_limit or max_context is null."""
     config = asdict(subject.config)
-    config["time_step_limit"] = [bound if bound < float("inf") else None for bound in subject.config.time_step_limit]
+    config["time_step_limit"] = [
+        bound if bound < float("inf") else None for bound in subject.config.time_step_limit
+    ]
     dtype = spelled(subject.dtype, format=subject.format)
     return {"config": config, "dtype": dtype, "weights": subject.weights, **asdict(footprint), **figures}
 
@@ -93,7 +104,10 @@ def show(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> N
     table(("shape", ""), _shape_rows(config))
     print()
     total = footprint.parameters
-    rows = [(part, f"{count:,}", f"{100 * count / total:.1f} %") for part, count in footprint.parameters_by_part.items()]
+    rows = [
+        (part, f"{count:,}", f"{100 * count / total:.1f} %")
+        for part, count in footprint.parameters_by_part.items()
+    ]
     table(("parameters", "", "share"), [*rows, ("all", f"{total:,}", "")])
     print()
     dtype = spelled(subject.dtype, format=subject.format)
@@ -108,7 +122,10 @@ def show(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> N
     budget, longest = size(figures["budget_bytes"]), figures["max_context"]
     verdict = [
         (f"{figures['batch']} x {figures['context']:,} tokens fit", "yes" if figures["fits"] else "no"),
-        (f"longest context, batch {figures['batch']}", "unbounded: no attention" if longest is None else f"{longest:,}"),
+        (
+            f"longest context, batch {figures['batch']}",
+            "unbounded: no attention" if longest is None else f"{longest:,}",
+        ),
         (f"largest batch, {figures['context']:,} tokens each", f"{figures['max_batch']:,}"),
     ]
     table((f"in {budget}", ""), verdict)
@@ -117,15 +134,16 @@ def show(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> N
 def _open(arguments: "jsonargparse.Namespace") -> Subject:
     import torch
 
-    from nanohybrid.checkpoint import CheckpointReader, read_config
+    from nanohybrid.checkpoint import CheckpointReader, load_config
     from nanohybrid.checkpoint.reader import has_weights
-    from nanohybrid.config import HybridConfig
 
     chosen, format = precision(arguments.dtype)
     if arguments.preset is not None:
-        return Subject(HybridConfig.preset(arguments.preset), chosen or torch.bfloat16, format, None, "a preset has none")
+        return Subject(preset(arguments.preset), chosen or torch.bfloat16, format, None, "a preset has none")
     if not has_weights(arguments.path):
-        return Subject(read_config(arguments.path), chosen or torch.bfloat16, format, None, "none beside config.json")
+        return Subject(
+            load_config(arguments.path), chosen or torch.bfloat16, format, None, "none beside config.json"
+        )
     with CheckpointReader(arguments.path) as reader:
         found = "all tensors there and of their shape"
         if chosen is not None:
@@ -152,7 +170,10 @@ def _legend(pattern: str) -> str:
 
 def _shape_rows(config: "HybridConfig") -> list[tuple[str, str]]:
     rows = [
-        ("vocabulary x width", f"{config.vocab_size:,} x {config.hidden_size:,}{', head tied' if config.tie_word_embeddings else ''}"),
+        (
+            "vocabulary x width",
+            f"{config.vocab_size:,} x {config.hidden_size:,}{', head tied' if config.tie_word_embeddings else ''}",
+        ),
         ("longest context trained", f"{config.max_position_embeddings:,}"),
     ]
     if "M" in config.pattern:
@@ -160,7 +181,9 @@ def _shape_rows(config: "HybridConfig") -> list[tuple[str, str]]:
         rows.append(("Mamba-2", f"{mamba}, conv {config.conv_kernel}"))
     if "*" in config.pattern:
         positions = "no positions" if config.rope_theta is None else f"RoPE theta {config.rope_theta:g}"
-        heads = f"{config.num_attention_heads} heads, {config.num_key_value_heads} key/value, x {config.head_dim}"
+        heads = (
+            f"{config.num_attention_heads} heads, {config.num_key_value_heads} key/value, x {config.head_dim}"
+        )
         rows.append(("attention", f"{heads}, {positions}{', QK norm' if config.qk_norm else ''}"))
     if "-" in config.pattern:
         rows.append(("MLP", f"{config.intermediate_size:,}, {config.mlp_activation}"))

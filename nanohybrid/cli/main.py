@@ -42,18 +42,28 @@ class CommandModule(Protocol):
 
 GROUPS: dict[str, dict[str, Command]] = {
     "the whole pipeline in miniature": {
-        "quickstart": Command("nanohybrid.cli.quickstart", "every stage below on a CPU, from raw text to report.html"),
+        "quickstart": Command(
+            "nanohybrid.cli.quickstart", "every stage below on a CPU, from raw text to report.html"
+        ),
     },
     "the pipeline, a stage a command": {
         "data": Command("nanohybrid.cli.data", "raw text -> filtered, deduplicated, tokenized documents"),
         "tokenizer": Command("nanohybrid.cli.tokenizer", "train or convert a tokenizer"),
         "pretrain": Command("nanohybrid.cli.pretrain", "documents -> a base model"),
-        "align": Command("nanohybrid.cli.align", "a base model -> one that thinks and answers (sft, grpo, merge)"),
-        "compress": Command("nanohybrid.cli.compress", "a model -> a smaller one in a given memory (prune, then distill)"),
+        "align": Command(
+            "nanohybrid.cli.align", "a base model -> one that thinks and answers (sft, grpo, merge)"
+        ),
+        "compress": Command(
+            "nanohybrid.cli.compress", "a model -> a smaller one in a given memory (prune, then distill)"
+        ),
         "prune": Command("nanohybrid.cli.prune", "only the first half of compress"),
         "distill": Command("nanohybrid.cli.distill", "only the second half of compress"),
-        "quantize": Command("nanohybrid.cli.quantize", "a model -> the same with its matrices in int8, int4 or FP8"),
-        "evaluate": Command("nanohybrid.cli.evaluate", "accuracy, accuracy against thinking budget, decode time"),
+        "quantize": Command(
+            "nanohybrid.cli.quantize", "a model -> the same with its matrices in int8, int4 or FP8"
+        ),
+        "evaluate": Command(
+            "nanohybrid.cli.evaluate", "accuracy, accuracy against thinking budget, decode time"
+        ),
     },
     "with a model": {
         "generate": Command("nanohybrid.cli.generate", "prompts in, text out; thinking within a budget"),
@@ -63,10 +73,13 @@ GROUPS: dict[str, dict[str, Command]] = {
         "bench": Command("nanohybrid.cli.bench", "how fast it is, measured (generate, serve, headline)"),
         "inspect": Command("nanohybrid.cli.inspect", "layers, parameters, memory; what fits where"),
         "plan": Command(
-            "nanohybrid.cli.plan", "what fits a memory, and how fast it can be, before a weight is read (compress, serve, train)"
+            "nanohybrid.cli.plan",
+            "what fits a memory, and how fast it can be, before a weight is read (compress, serve, train)",
         ),
         "export": Command("nanohybrid.cli.export", "a checkpoint for other programs (gguf: llama.cpp)"),
-        "verify": Command("nanohybrid.cli.verify", "prove that packing, chunking, stepping and saving change nothing"),
+        "verify": Command(
+            "nanohybrid.cli.verify", "prove that packing, chunking, stepping and saving change nothing"
+        ),
     },
 }
 
@@ -86,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return complain("the memory does not hold this: use smaller sizes, or a machine with more")
     except KeyboardInterrupt:
-        print(f"nanohybrid: stopped{'; the same command resumes' if resumes(arguments) else ''}", file=sys.stderr)
+        print(
+            f"nanohybrid: stopped{'; the same command resumes' if resumes(arguments) else ''}",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
@@ -142,7 +158,9 @@ def check_environment() -> None:
 
     forced = os.environ.get("NANOHYBRID_KERNELS", "")
     if forced and forced not in FORMS:
-        raise InputError(f"NANOHYBRID_KERNELS is {forced!r}: known are {', '.join(FORMS)}; unset it for the fast ones")
+        raise InputError(
+            f"NANOHYBRID_KERNELS is {forced!r}: known are {', '.join(FORMS)}; unset it for the fast ones"
+        )
     if forced == "triton" and not interpreted():
         import torch
 
@@ -154,7 +172,11 @@ def check_environment() -> None:
 
 def forgive_encodings() -> None:
     """Text that the terminal's encoding lacks is written as escapes; bytes that are no UTF-8 are read, and refused where they are used."""
-    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape")):
+    for stream, errors in (
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+        (sys.stdin, "surrogateescape"),
+    ):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
 
@@ -162,7 +184,9 @@ def forgive_encodings() -> None:
 def recipe_files(arguments: list[str]) -> list[Path]:
     """The files given as `--recipe FILE` or `--recipe=FILE`; read ahead, since the parser's own complaint would not name them."""
     after = [value for flag, value in itertools.pairwise(arguments) if flag == "--recipe"]
-    return [Path(value) for value in after + [a.partition("=")[2] for a in arguments if a.startswith("--recipe=")]]
+    return [
+        Path(value) for value in after + [a.partition("=")[2] for a in arguments if a.startswith("--recipe=")]
+    ]
 
 
 def unknown(name: str) -> str:
@@ -175,10 +199,15 @@ def unknown(name: str) -> str:
 def overview() -> str:
     """The text of `nanohybrid --help`."""
     lines = ["usage: nanohybrid COMMAND ...", ""]
-    lines += ["A hybrid Mamba-2 / attention language model, from raw text to a compressed, thinking model.", ""]
+    lines += [
+        "A hybrid Mamba-2 / attention language model, from raw text to a compressed, thinking model.",
+        "",
+    ]
     for title, group in GROUPS.items():
         lines += [f"{title}:", *(f"  {name:<11} {command.summary}" for name, command in group.items()), ""]
-    lines.append("nanohybrid COMMAND --help tells more; every command takes --json; an interrupted stage resumes when repeated.")
+    lines.append(
+        "nanohybrid COMMAND --help tells more; every command takes --json; an interrupted stage resumes when repeated."
+    )
     return "\n".join(lines)
 
 

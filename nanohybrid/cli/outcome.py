@@ -9,7 +9,12 @@ from nanohybrid.cli.common import print_json, table
 def report(out: Path, as_json: bool) -> None:
     """Print the measures that a stage left in its lineage."""
     lineage = json.loads((out / "lineage.json").read_text())
-    result = {"out": str(out), "seconds": lineage["seconds"], "tokens": lineage["tokens"], **lineage["measures"]}
+    result = {
+        "out": str(out),
+        "seconds": lineage["seconds"],
+        "tokens": lineage["tokens"],
+        **lineage["measures"],
+    }
     if as_json:
         print_json(result)
     else:

@@ -4,19 +4,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import FORMATS, command_parser, print_json, table
+from nanohybrid.cli.model_flags import add_shape_flags, check_shape
 from nanohybrid.cli.prune import SIZES
-from nanohybrid.cli.source import add_shape_flags, check_shape
-from nanohybrid.engine.plan import GIB
 from nanohybrid.errors import InputError
+from nanohybrid.estimate.serving import GIB
+from nanohybrid.presets import preset
 
 if TYPE_CHECKING:
     import jsonargparse
 
-    from nanohybrid.compress.budget import Budget
-    from nanohybrid.compress.devices import Device
     from nanohybrid.compress.plan import Plan
-    from nanohybrid.compress.target import Target
     from nanohybrid.config import HybridConfig
+    from nanohybrid.estimate.budget import Budget
+    from nanohybrid.estimate.devices import Device
+    from nanohybrid.prune.target import Target
 
 SUMMARY = "the shapes that a model can be pruned to within a memory"
 
@@ -24,13 +25,40 @@ SUMMARY = "the shapes that a model can be pruned to within a memory"
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("plan compress", SUMMARY)
     add_shape_flags(result)
-    result.add_argument("--budget-gib", type=float | None, metavar="G", help="memory for the model at work (default: what --device leaves)")
-    result.add_argument("--device", metavar="NAME", help="a10g, l4, rtx4090, h100, h200 or cpu: whose speed is estimated (default a10g)")
-    result.add_argument("--beside-gib", type=float, default=0.0, metavar="G", help="what else must fit on the device, as a vision encoder")
-    result.add_argument("--context", type=int | None, metavar="N", help="tokens of each sequence (default: the model's longest)")
+    result.add_argument(
+        "--budget-gib",
+        type=float | None,
+        metavar="G",
+        help="memory for the model at work (default: what --device leaves)",
+    )
+    result.add_argument(
+        "--device",
+        metavar="NAME",
+        help="a10g, l4, rtx4090, h100, h200 or cpu: whose speed is estimated (default a10g)",
+    )
+    result.add_argument(
+        "--beside-gib",
+        type=float,
+        default=0.0,
+        metavar="G",
+        help="what else must fit on the device, as a vision encoder",
+    )
+    result.add_argument(
+        "--context",
+        type=int | None,
+        metavar="N",
+        help="tokens of each sequence (default: the model's longest)",
+    )
     result.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")
-    result.add_argument("--dtype", choices=["bf16", *FORMATS], default="bf16", help="of the layers' matrices and the head")
-    result.add_argument("--importance", type=Path, metavar="FILE", help="measured scores of this model, to rank by instead of a prior")
+    result.add_argument(
+        "--dtype", choices=["bf16", *FORMATS], default="bf16", help="of the layers' matrices and the head"
+    )
+    result.add_argument(
+        "--importance",
+        type=Path,
+        metavar="FILE",
+        help="measured scores of this model, to rank by instead of a prior",
+    )
     result.add_argument("--show", type=int, default=20, metavar="N", help="rows of the table; --json has all")
     return result
 
@@ -38,13 +66,12 @@ def parser() -> "jsonargparse.ArgumentParser":
 def run(arguments: "jsonargparse.Namespace") -> int:
     """Print every shape that fits, the most promising first."""
     check_shape(arguments)
-    from nanohybrid.checkpoint import read_config
-    from nanohybrid.compress.devices import device
-    from nanohybrid.compress.importance import Importance
+    from nanohybrid.checkpoint import load_config
     from nanohybrid.compress.plan import plan
-    from nanohybrid.config import HybridConfig
+    from nanohybrid.estimate.devices import device
+    from nanohybrid.prune.importance import Importance
 
-    parent = HybridConfig.preset(arguments.preset) if arguments.path is None else read_config(arguments.path)
+    parent = preset(arguments.preset) if arguments.path is None else load_config(arguments.path)
     profile = device(arguments.device or "a10g")
     budget = _budget(arguments, parent, profile)
     scores = None if arguments.importance is None else Importance.load(arguments.importance)
@@ -58,7 +85,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
 
 def _budget(arguments: "jsonargparse.Namespace", parent: "HybridConfig", profile: "Device") -> "Budget":
     """What the model may take: as it is given, or what the device leaves."""
-    from nanohybrid.compress.budget import STEP, Budget
+    from nanohybrid.estimate.budget import STEP, Budget
 
     given, beside = arguments.budget_gib, arguments.beside_gib
     if given is None and arguments.device is None:
@@ -66,10 +93,14 @@ def _budget(arguments: "jsonargparse.Namespace", parent: "HybridConfig", profile
     if given is not None and not 1 / GIB <= given < 2**30:
         raise InputError(f"--budget-gib is {given}; it must be positive")
     if not 0 <= beside < 2**30 or (given is not None and beside):
-        raise InputError(f"--beside-gib is {beside}: it is taken off a --device, not off --budget-gib, and cannot be negative")
+        raise InputError(
+            f"--beside-gib is {beside}: it is taken off a --device, not off --budget-gib, and cannot be negative"
+        )
     left = int(given * GIB) if given is not None else profile.budget(int(beside * GIB))
     if left < 1:
-        raise InputError(f"--beside-gib is {beside}: {profile.name} has {profile.budget() / GIB:.2f} GiB for the model and all beside it")
+        raise InputError(
+            f"--beside-gib is {beside}: {profile.name} has {profile.budget() / GIB:.2f} GiB for the model and all beside it"
+        )
     context = parent.max_position_embeddings if arguments.context is None else arguments.context
     for name, value in (("context", context), ("batch", arguments.batch)):
         if value < 1:
@@ -89,10 +120,23 @@ def _show(budget: "Budget", profile: "Device", found: "Plan", rows: int) -> None
     cells = []
     for shape in found.shapes[: max(rows, 1)]:
         config, memory = shape.config, shape.memory
-        sizes = (config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.mamba_num_heads)
+        sizes = (
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.mamba_num_heads,
+        )
         gib = [f"{part / GIB:.2f}" for part in (memory.weights, memory.kv + memory.state, memory.total)]
         speed = f"{shape.tokens_per_second:.3g}"
-        cells.append(["/".join(map(str, sizes)), f"{shape.parameters / 1e9:.2f} B", *gib, speed, f"{shape.quality:.3f}"])
+        cells.append(
+            [
+                "/".join(map(str, sizes)),
+                f"{shape.parameters / 1e9:.2f} B",
+                *gib,
+                speed,
+                f"{shape.quality:.3f}",
+            ]
+        )
     table(headers, cells, title=f"{len(found.shapes)} shapes fit {budget}; {found.rejected} are too large")
     print("\nshape: layers/hidden/FFN/Mamba heads. all GiB: with the activations of a step.")
     print(f"tok/s: at best, all sequences together, on {profile.name}, each holding its whole context.")

@@ -5,17 +5,24 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, FORMATS, command_parser, print_json, spelled, table
-from nanohybrid.cli.source import add_memory_flags, add_shape_flags, check_shape, check_speculate, chosen_precision
-from nanohybrid.engine.plan import PAGE, STEP_TOKENS, plan_serve, size
+from nanohybrid.cli.model_flags import (
+    add_memory_flags,
+    add_shape_flags,
+    check_shape,
+    check_speculate,
+    chosen_precision,
+)
 from nanohybrid.errors import InputError
+from nanohybrid.estimate.serving import PAGE, STEP_TOKENS, plan_serve, size
+from nanohybrid.presets import preset
 
 if TYPE_CHECKING:
     import jsonargparse
     import torch
 
     from nanohybrid.config import HybridConfig
-    from nanohybrid.engine.plan import ServePlan
-    from nanohybrid.model import Footprint
+    from nanohybrid.estimate import Footprint
+    from nanohybrid.estimate.serving import ServePlan
 
 SUMMARY = "how many requests of which length a memory serves"
 
@@ -23,15 +30,47 @@ SUMMARY = "how many requests of which length a memory serves"
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("plan serve", SUMMARY)
     add_shape_flags(result)
-    result.add_argument("--memory-gib", type=float, required=True, metavar="G", help="memory for all of it, 1 GiB = 2^30 bytes")
-    result.add_argument("--context", type=int | None, metavar="N", help="tokens of each request (default: the model's longest)")
-    result.add_argument("--max-running", type=int | None, metavar="N", help="no more requests at once than this (default: what fits)")
-    result.add_argument("--step-tokens", type=int, default=STEP_TOKENS, metavar="N", help="tokens that one step computes at most")
-    result.add_argument("--cache-gib", type=float, default=0.0, metavar="G", help="of the memory, for the prefix cache (on a CPU)")
+    result.add_argument(
+        "--memory-gib",
+        type=float,
+        required=True,
+        metavar="G",
+        help="memory for all of it, 1 GiB = 2^30 bytes",
+    )
+    result.add_argument(
+        "--context",
+        type=int | None,
+        metavar="N",
+        help="tokens of each request (default: the model's longest)",
+    )
+    result.add_argument(
+        "--max-running",
+        type=int | None,
+        metavar="N",
+        help="no more requests at once than this (default: what fits)",
+    )
+    result.add_argument(
+        "--step-tokens",
+        type=int,
+        default=STEP_TOKENS,
+        metavar="N",
+        help="tokens that one step computes at most",
+    )
+    result.add_argument(
+        "--cache-gib",
+        type=float,
+        default=0.0,
+        metavar="G",
+        help="of the memory, for the prefix cache (on a CPU)",
+    )
     add_memory_flags(result)
-    result.add_argument("--speculate", type=int, default=0, metavar="N", help="drafts of each request in a step; 0 none")
+    result.add_argument(
+        "--speculate", type=int, default=0, metavar="N", help="drafts of each request in a step; 0 none"
+    )
     precisions = ["checkpoint", *DTYPES, *FORMATS]
-    what = "of weights and keys; int8, int4, fp8: of the matrices, all else bf16 (default: as stored, else bf16)"
+    what = (
+        "of weights and keys; int8, int4, fp8: of the matrices, all else bf16 (default: as stored, else bf16)"
+    )
     result.add_argument("--dtype", choices=precisions, default="checkpoint", help=what)
     return result
 
@@ -88,16 +127,15 @@ def opened(
     """
     import torch
 
-    from nanohybrid.checkpoint import CheckpointReader, read_config
+    from nanohybrid.checkpoint import CheckpointReader, load_config
     from nanohybrid.checkpoint.reader import has_weights
-    from nanohybrid.config import HybridConfig
-    from nanohybrid.model import Footprint
-    from nanohybrid.model.declare import KV_DTYPES, STATE_DTYPES
+    from nanohybrid.estimate import Footprint
+    from nanohybrid.model.spec import KV_DTYPES, STATE_DTYPES
 
     memory = STATE_DTYPES[arguments.state_dtype], KV_DTYPES[arguments.kv_dtype]
     chosen, format = chosen_precision(arguments)
     if arguments.preset is not None or not has_weights(arguments.path):
-        config = HybridConfig.preset(arguments.preset) if arguments.path is None else read_config(arguments.path)
+        config = preset(arguments.preset) if arguments.path is None else load_config(arguments.path)
         kind = chosen or (otherwise(config) if otherwise else torch.bfloat16)
         return config, spelled(kind, format), Footprint.of(config, kind, *memory, format=format)
     with CheckpointReader(arguments.path) as reader:

@@ -4,8 +4,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import command_parser, print_json, table
-from nanohybrid.cli.source import add_shape_flags, check_shape
+from nanohybrid.cli.model_flags import add_shape_flags, check_shape
 from nanohybrid.errors import InputError
+from nanohybrid.presets import preset
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -18,7 +19,13 @@ def parser() -> "jsonargparse.ArgumentParser":
     add_shape_flags(result)
     result.add_argument("--batch-tokens", type=int, default=2048, metavar="N", help="tokens of a step")
     result.add_argument("--mode", choices=["fp32", "bf16"], default="bf16", help="of the matrix products")
-    result.add_argument("--checkpoint-every", type=int, default=0, metavar="N", help="every N-th layer is made again in backward; 0 none")
+    result.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="every N-th layer is made again in backward; 0 none",
+    )
     return result
 
 
@@ -29,12 +36,11 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         raise InputError(f"--batch-tokens is {arguments.batch_tokens}; it must be at least 1")
     if arguments.checkpoint_every < 0:
         raise InputError(f"--checkpoint-every is {arguments.checkpoint_every}; it must be 0 or more")
-    from nanohybrid.checkpoint import read_config
-    from nanohybrid.config import HybridConfig
-    from nanohybrid.engine.plan import size
-    from nanohybrid.train.memory import PROCESS, TrainingMemory
+    from nanohybrid.checkpoint import load_config
+    from nanohybrid.estimate.serving import size
+    from nanohybrid.estimate.training import PROCESS, TrainingMemory
 
-    config = HybridConfig.preset(arguments.preset) if arguments.path is None else read_config(arguments.path)
+    config = preset(arguments.preset) if arguments.path is None else load_config(arguments.path)
     memory = TrainingMemory.of(config, arguments.batch_tokens, arguments.mode, arguments.checkpoint_every)
     if arguments.json:
         print_json(asdict(memory))
@@ -49,5 +55,9 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         ("one layer's backward", size(memory.working_bytes)),
         ("the process itself, about", size(PROCESS)),
     ]
-    table(("part", ""), rows, title=f"at most {size(memory.peak_bytes)} at once: not all parts are held at the same time")
+    table(
+        ("part", ""),
+        rows,
+        title=f"at most {size(memory.peak_bytes)} at once: not all parts are held at the same time",
+    )
     return 0

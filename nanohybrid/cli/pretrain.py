@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import recipe_from, recipe_parser
+from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.cli.outcome import report
-from nanohybrid.cli.source import add_device_flag, usable_device
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -17,7 +17,13 @@ def parser() -> "jsonargparse.ArgumentParser":
     from nanohybrid.train import PretrainRecipe
 
     result = recipe_parser("pretrain", SUMMARY, PretrainRecipe)
-    result.add_argument("--data", type=Path, required=True, metavar="DIR", help="what `nanohybrid data` wrote: token stores and tokenizer")
+    result.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="what `nanohybrid data` wrote: token stores and tokenizer",
+    )
     add_device_flag(result)
     return result
 
@@ -26,4 +32,7 @@ def run(arguments: "jsonargparse.Namespace") -> None:
     from nanohybrid.train import PretrainRecipe, pretrain
 
     device = usable_device(arguments.device)
-    report(pretrain(recipe_from(PretrainRecipe, arguments), arguments.data, arguments.out, device), arguments.json)
+    report(
+        pretrain(recipe_from(PretrainRecipe, arguments), arguments.data, arguments.out, device),
+        arguments.json,
+    )

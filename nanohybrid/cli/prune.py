@@ -5,7 +5,7 @@ from pathlib import Path
 import jsonargparse
 
 from nanohybrid.cli.common import command_parser, print_json, table
-from nanohybrid.cli.source import add_device_flag, usable_device
+from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.errors import InputError
 
 SUMMARY = "only the first half of compress"
@@ -27,11 +27,21 @@ def parser() -> jsonargparse.ArgumentParser:
     for flag, what in SIZES.items():
         result.add_argument(flag, type=int | None, metavar="N", help=what)
     result.add_argument("--drop-layers", metavar="I,J", help="remove these layers, counted from 0")
-    result.add_argument("--importance", type=Path, metavar="FILE", help="scores that an earlier run wrote (importance.safetensors)")
     result.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="documents to measure scores on: token stores, or JSON lines with text"
+        "--importance",
+        type=Path,
+        metavar="FILE",
+        help="scores that an earlier run wrote (importance.safetensors)",
     )
-    result.add_argument("--samples", type=int, default=256, metavar="N", help="at most so many of these documents")
+    result.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="documents to measure scores on: token stores, or JSON lines with text",
+    )
+    result.add_argument(
+        "--samples", type=int, default=256, metavar="N", help="at most so many of these documents"
+    )
     result.add_argument("--length", type=int, default=512, metavar="N", help="at most so many tokens of each")
     result.add_argument(
         "--layers-by",
@@ -40,25 +50,31 @@ def parser() -> jsonargparse.ArgumentParser:
         help="how --layers are ranked: iterative (the paper's) holds the whole model, the others read it layer by layer",
     )
     add_device_flag(result, what="where scores are measured")
-    result.add_argument("--plain", action="store_true", help="scores by activation alone, not times the outgoing weights' norm")
+    result.add_argument(
+        "--plain",
+        action="store_true",
+        help="scores by activation alone, not times the outgoing weights' norm",
+    )
     return result
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
     """Prune, and tell the shape before and after."""
-    from nanohybrid.checkpoint import read_config
-    from nanohybrid.compress.prune_stage import PruneRecipe, prune
-    from nanohybrid.compress.target import Target
-    from nanohybrid.model import Footprint
+    from nanohybrid.checkpoint import load_config
+    from nanohybrid.estimate import Footprint
+    from nanohybrid.prune.stage import PruneRecipe, prune
+    from nanohybrid.prune.target import Target
 
     sizes = {name: getattr(arguments, name) for name in (flag[2:].replace("-", "_") for flag in SIZES)}
     target = Target(**sizes, drop_layers=numbers("--drop-layers", arguments.drop_layers))
     if target == Target():
         raise InputError(f"nothing is to go: give --drop-layers or a size ({', '.join(SIZES)})")
-    recipe = PruneRecipe(target, not arguments.plain, arguments.samples, arguments.length, arguments.layers_by)
+    recipe = PruneRecipe(
+        target, not arguments.plain, arguments.samples, arguments.length, arguments.layers_by
+    )
     device = usable_device(arguments.device)
     out = prune(recipe, arguments.path, arguments.out, arguments.importance, arguments.calibration, device)
-    before, after = read_config(arguments.path), read_config(out)
+    before, after = load_config(arguments.path), load_config(out)
     fields = (
         "pattern",
         "num_hidden_layers",
@@ -68,11 +84,18 @@ def run(arguments: jsonargparse.Namespace) -> None:
         "mamba_head_dim",
         "num_attention_heads",
     )
-    shapes = [{"parameters": Footprint.of(c).parameters, **{field: getattr(c, field) for field in fields}} for c in (before, after)]
+    shapes = [
+        {"parameters": Footprint.of(c).parameters, **{field: getattr(c, field) for field in fields}}
+        for c in (before, after)
+    ]
     if arguments.json:
         print_json({"out": out, "parent": shapes[0], "pruned": shapes[1]})
     else:
-        table(["", "parent", "pruned"], [[field, shapes[0][field], shapes[1][field]] for field in shapes[0]], title=str(out))
+        table(
+            ["", "parent", "pruned"],
+            [[field, shapes[0][field], shapes[1][field]] for field in shapes[0]],
+            title=str(out),
+        )
 
 
 def numbers(flag: str, text: str | None) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import FORMATS, command_parser, print_json, table
-from nanohybrid.cli.source import add_device_flag, usable_device
+from nanohybrid.cli.model_flags import add_device_flag, usable_device
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -18,24 +18,44 @@ def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("quantize", SUMMARY)
     result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
     result.add_argument("--out", type=Path, required=True, metavar="DIR", help="the output directory")
-    result.add_argument("--to", choices=FORMATS, required=True, help="int8 and fp8: half the bytes of bf16; int4: 28 percent")
+    result.add_argument(
+        "--to", choices=FORMATS, required=True, help="int8 and fp8: half the bytes of bf16; int4: 28 percent"
+    )
     what = "documents to choose int4's scales by and to compare both models on: token stores, or JSON lines with text"
     result.add_argument("--calibration", type=Path, metavar="FILE", help=what)
-    result.add_argument("--samples", type=int, default=128, metavar="N", help="at most so many of these documents")
+    result.add_argument(
+        "--samples", type=int, default=128, metavar="N", help="at most so many of these documents"
+    )
     result.add_argument("--length", type=int, default=512, metavar="N", help="at most so many tokens of each")
-    result.add_argument("--problems", type=int, default=0, metavar="N", help="held-out problems of each family that both models answer")
-    result.add_argument("--tasks", type=tuple[str, ...], default=DEFAULT_MIX, metavar="[NAME, ...]", help="families of these problems")
+    result.add_argument(
+        "--problems",
+        type=int,
+        default=0,
+        metavar="N",
+        help="held-out problems of each family that both models answer",
+    )
+    result.add_argument(
+        "--tasks",
+        type=tuple[str, ...],
+        default=DEFAULT_MIX,
+        metavar="[NAME, ...]",
+        help="families of these problems",
+    )
     add_device_flag(result)
     return result
 
 
 def run(arguments: "jsonargparse.Namespace") -> None:
     """Quantise, and tell bytes and quality before and after."""
-    from nanohybrid.compress.quantize_stage import QuantizeRecipe, quantize_stage
+    from nanohybrid.quantize.stage import QuantizeRecipe, quantize_stage
     from nanohybrid.stages.output import read_record
 
-    recipe = QuantizeRecipe(arguments.to, arguments.samples, arguments.length, arguments.problems, tuple(arguments.tasks))
-    out = quantize_stage(recipe, arguments.path, arguments.out, arguments.calibration, usable_device(arguments.device))
+    recipe = QuantizeRecipe(
+        arguments.to, arguments.samples, arguments.length, arguments.problems, tuple(arguments.tasks)
+    )
+    out = quantize_stage(
+        recipe, arguments.path, arguments.out, arguments.calibration, usable_device(arguments.device)
+    )
     measures = read_record(out)["measures"]
     if arguments.json:
         print_json({"out": out, **measures})
@@ -45,17 +65,21 @@ def run(arguments: "jsonargparse.Namespace") -> None:
 
 def rows(measures: dict[str, Any]) -> list[list[str]]:
     """The table for people."""
-    from nanohybrid.compress.budget import amount
+    from nanohybrid.estimate.budget import amount
 
     result = [["bytes", amount(measures["bytes_before"]), amount(measures["bytes_after"])]]
     result += [[f"  {kind}", *map(amount, pair)] for kind, pair in measures["bytes_by_kind"].items()]
     if "perplexity_before" in measures:
         change = f"{measures['perplexity_after']:.4f} ({measures['perplexity_change']:+.3%})"
         result.append(["perplexity", f"{measures['perplexity_before']:.4f}", change])
-        result.append(["same likeliest token", "", f"{measures['top1_agreement']:.2%} of {measures['targets']:,}"])
+        result.append(
+            ["same likeliest token", "", f"{measures['top1_agreement']:.2%} of {measures['targets']:,}"]
+        )
         result.append(["KL divergence, nats", "", f"{measures['kl_divergence']:.2e}"])
     if "accuracy" in measures:
-        result.append(["right answers", *(f"{found['accuracy']:.1%}" for found in measures["accuracy"].values())])
+        result.append(
+            ["right answers", *(f"{found['accuracy']:.1%}" for found in measures["accuracy"].values())]
+        )
     result.append(["error of the weights", "", f"{measures['weight_error']:.2%}"])
     if measures["not_quantised"]:
         result.append(["stayed as they were", "", f"{len(measures['not_quantised'])} matrices"])

@@ -7,15 +7,22 @@ from typing import Any
 import jsonargparse
 
 from nanohybrid.cli.common import command_parser, print_json, table
-from nanohybrid.cli.source import add_device_flag, usable_device
+from nanohybrid.cli.model_flags import add_device_flag, usable_device
 
 SUMMARY = "the paper in miniature: raw text to a compressed, thinking model, in about a quarter of an hour"
 
 
 def parser() -> jsonargparse.ArgumentParser:
     result = command_parser("quickstart", SUMMARY)
-    result.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/quickstart"), help="where everything goes")
-    result.add_argument("--scale", type=float, default=1.0, help="tokens, problems and time as multiples; from 4 the model grows too")
+    result.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("runs/quickstart"), help="where everything goes"
+    )
+    result.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="tokens, problems and time as multiples; from 4 the model grows too",
+    )
     result.add_argument("--seed", type=int, default=0, help="of data, models and samples")
     add_device_flag(result)
     return result
@@ -41,7 +48,11 @@ def show(summary: dict[str, Any]) -> None:
         for name, scores in summary["accuracy"].items()
     ]
     minutes, gib = summary["seconds"] / 60, summary["peak_memory_gib"]
-    table(["model", "parameters", "thinking", "no thinking"], rows, title=f"held-out problems solved ({minutes:.1f} min, {gib:.1f} GiB)")
+    table(
+        ["model", "parameters", "thinking", "no thinking"],
+        rows,
+        title=f"held-out problems solved ({minutes:.1f} min, {gib:.1f} GiB)",
+    )
 
 
 def launcher() -> str:

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import API_KEY, command_parser, print_json, spelled
+from nanohybrid.cli.model_flags import add_model_flags, check_choice, open_model, random_dtype, usable_device
 from nanohybrid.cli.plan_serve import facts as plan_facts
 from nanohybrid.cli.plan_serve import lines as plan_lines
 from nanohybrid.cli.plan_serve import opened
-from nanohybrid.cli.source import add_model_flags, check_choice, open_model, random_dtype, usable_device
-from nanohybrid.engine.plan import STEP_TOKENS, plan_overcommitted, plan_serve, plan_slots
 from nanohybrid.errors import InputError
+from nanohybrid.estimate.serving import STEP_TOKENS, plan_overcommitted, plan_serve, plan_slots
 
 if TYPE_CHECKING:
     import jsonargparse
 
-    from nanohybrid.engine.plan import ServePlan
+    from nanohybrid.estimate.serving import ServePlan
     from nanohybrid.serve.limits import Limits
     from nanohybrid.serve.service import Service
 
@@ -33,26 +33,94 @@ def parser() -> "jsonargparse.ArgumentParser":
     add_model_flags(result)
     result.set_defaults({"max_running": None})
     result.add_argument("--seed", type=int, default=0, metavar="S", help="of --random-weights")
-    result.add_argument("--host", default="127.0.0.1", metavar="HOST", help="the address to listen on; others than loopback want keys")
+    result.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="the address to listen on; others than loopback want keys",
+    )
     result.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one")
-    result.add_argument("--model-name", metavar="NAME", help="what clients call the model (default: the directory's name)")
-    result.add_argument("--memory-gib", type=float, metavar="G", help="all the memory, from which slots and pages follow (plan serve)")
-    result.add_argument("--max-context", type=int, default=8192, metavar="N", help="tokens of a request, prompt and answer")
-    result.add_argument("--step-tokens", type=int, default=STEP_TOKENS, metavar="N", help="tokens that one step computes at most")
-    result.add_argument("--overcommit", action="store_true", help="admit by what a prompt needs; where pages run out, the youngest waits")
-    result.add_argument("--deterministic", action="store_true", help="what else is served changes no bit of an answer; slower")
-    result.add_argument("--max-queued", type=int, default=128, metavar="N", help="requests that may wait; beyond them the answer is 429")
-    result.add_argument("--api-key-file", type=Path, metavar="FILE", help=f"keys, one a line; or one in the environment, {API_KEY}")
-    result.add_argument("--max-running-per-key", type=int, metavar="N", help="requests of one key at once, those that wait too")
+    result.add_argument(
+        "--model-name", metavar="NAME", help="what clients call the model (default: the directory's name)"
+    )
+    result.add_argument(
+        "--memory-gib",
+        type=float,
+        metavar="G",
+        help="all the memory, from which slots and pages follow (plan serve)",
+    )
+    result.add_argument(
+        "--max-context", type=int, default=8192, metavar="N", help="tokens of a request, prompt and answer"
+    )
+    result.add_argument(
+        "--step-tokens",
+        type=int,
+        default=STEP_TOKENS,
+        metavar="N",
+        help="tokens that one step computes at most",
+    )
+    result.add_argument(
+        "--overcommit",
+        action="store_true",
+        help="admit by what a prompt needs; where pages run out, the youngest waits",
+    )
+    result.add_argument(
+        "--deterministic", action="store_true", help="what else is served changes no bit of an answer; slower"
+    )
+    result.add_argument(
+        "--max-queued",
+        type=int,
+        default=128,
+        metavar="N",
+        help="requests that may wait; beyond them the answer is 429",
+    )
+    result.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"keys, one a line; or one in the environment, {API_KEY}",
+    )
+    result.add_argument(
+        "--max-running-per-key",
+        type=int,
+        metavar="N",
+        help="requests of one key at once, those that wait too",
+    )
     result.add_argument("--no-keys", action="store_true", help="listen beyond loopback without keys")
-    result.add_argument("--thinking-budget", type=int, metavar="N", help="tokens of thinking where a request does not say")
-    result.add_argument("--thinking-grace", type=int, default=500, metavar="N", help="... and the most to wait for a line's end")
-    result.add_argument("--cache-gib", type=float, default=1.0, metavar="G", help="host memory for the prefix cache; 0 keeps none")
-    result.add_argument("--drain-seconds", type=int, default=60, metavar="N", help="how long requests under way may go on after SIGTERM")
+    result.add_argument(
+        "--thinking-budget", type=int, metavar="N", help="tokens of thinking where a request does not say"
+    )
+    result.add_argument(
+        "--thinking-grace",
+        type=int,
+        default=500,
+        metavar="N",
+        help="... and the most to wait for a line's end",
+    )
+    result.add_argument(
+        "--cache-gib",
+        type=float,
+        default=1.0,
+        metavar="G",
+        help="host memory for the prefix cache; 0 keeps none",
+    )
+    result.add_argument(
+        "--drain-seconds",
+        type=int,
+        default=60,
+        metavar="N",
+        help="how long requests under way may go on after SIGTERM",
+    )
     limits = result.add_argument_group("limits, beyond which a request is refused")
     for field in dataclasses.fields(Limits):
         kind = type(field.default)
-        limits.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, metavar="N", help=field.metadata["help"])
+        limits.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=field.default,
+            metavar="N",
+            help=field.metadata["help"],
+        )
     return result
 
 
@@ -65,7 +133,9 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     _check(arguments)
     keys = read_keys(arguments.api_key_file)
     if not keys and not arguments.no_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
-        raise InputError(f"--host {arguments.host} is reached by others: give --api-key-file FILE, or --no-keys where that is meant")
+        raise InputError(
+            f"--host {arguments.host} is reached by others: give --api-key-file FILE, or --no-keys where that is meant"
+        )
     if arguments.max_running_per_key is not None and not keys:
         raise InputError("--max-running-per-key needs keys: give --api-key-file FILE")
     limits = _limits(arguments)
@@ -114,7 +184,9 @@ def _plan(arguments: "jsonargparse.Namespace") -> "tuple[ServePlan, list[str]]":
     """What memory goes where, before a weight is read, and the lines that say so. Raises InputError where it does not fit."""
     config, dtype, footprint = opened(arguments, random_dtype)
     context = min(arguments.max_context, config.max_position_embeddings)
-    cache = int(arguments.cache_gib * 2**30) if usable_device(arguments.device) == "cpu" else 0  # else it lies in another memory
+    cache = (
+        int(arguments.cache_gib * 2**30) if usable_device(arguments.device) == "cpu" else 0
+    )  # else it lies in another memory
     budget = int((arguments.memory_gib or 0) * 2**30)
     step = arguments.step_tokens, cache, arguments.speculate
     if not budget:
@@ -150,14 +222,20 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
     if arguments.memory_gib is not None and not 0 < arguments.memory_gib < 2**30:
         raise InputError(f"--memory-gib is {arguments.memory_gib}; it must be positive")
     if arguments.overcommit and arguments.memory_gib is None:
-        raise InputError("--overcommit needs --memory-gib G: without a bound there are pages for all, and nothing to overcommit")
+        raise InputError(
+            "--overcommit needs --memory-gib G: without a bound there are pages for all, and nothing to overcommit"
+        )
     if arguments.deterministic and arguments.speculate:
-        raise InputError("--deterministic contradicts --speculate: several tokens computed at once round differently; give one of the two")
+        raise InputError(
+            "--deterministic contradicts --speculate: several tokens computed at once round differently; give one of the two"
+        )
     if arguments.port > 65535:
         raise InputError(f"--port is {arguments.port}; the largest is 65535")
 
 
-def _announce(service: "Service", arguments: "jsonargparse.Namespace", plan: "ServePlan", lines: list[str]) -> None:
+def _announce(
+    service: "Service", arguments: "jsonargparse.Namespace", plan: "ServePlan", lines: list[str]
+) -> None:
     keys = service.settings.keys
     facts = {
         "url": f"http://{arguments.host}:{arguments.port}", "model": service.settings.name, "max_running": service.llm.max_running,
@@ -170,5 +248,8 @@ def _announce(service: "Service", arguments: "jsonargparse.Namespace", plan: "Se
         locked = f"{len(keys)} keys" if keys else "no key is wanted"
         slots = f"{facts['max_running']} at once of {facts['max_context']:,} tokens each, {facts['max_queued']} more may wait"
         print(*lines, sep="\n", file=sys.stderr)
-        print(f"{facts['model']}: {facts['url']} (the chat page), {facts['url']}/v1 (the API)\n{slots}; {locked}", file=sys.stderr)
+        print(
+            f"{facts['model']}: {facts['url']} (the chat page), {facts['url']}/v1 (the API)\n{slots}; {locked}",
+            file=sys.stderr,
+        )
     sys.stdout.flush()

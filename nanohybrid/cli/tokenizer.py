@@ -20,7 +20,9 @@ def parser() -> ArgumentParser:
     top = ArgumentParser(prog="nanohybrid tokenizer", description=SUMMARY, exit_on_error=False)
     actions = top.add_subcommands(dest="action")
     actions.add_subcommand("train", _train_parser(), help="learn a small byte-level BPE from text files")
-    actions.add_subcommand("tekken", _tekken_parser(), help="rebuild the 131,072 tokens of the official checkpoints")
+    actions.add_subcommand(
+        "tekken", _tekken_parser(), help="rebuild the 131,072 tokens of the official checkpoints"
+    )
     actions.add_subcommand("encode", _encode_parser(), help="ids of a text")
     actions.add_subcommand("decode", _decode_parser(), help="text of ids")
     return top
@@ -34,15 +36,26 @@ def run(arguments: Any) -> int | None:
 
 
 def _train_parser() -> ArgumentParser:
-    one = ArgumentParser(description="Control marks are ids 0 to 12, then the 256 bytes, then what is learnt.", exit_on_error=False)
+    one = ArgumentParser(
+        description="Control marks are ids 0 to 12, then the 256 bytes, then what is learnt.",
+        exit_on_error=False,
+    )
     one.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help="UTF-8 text files")
     one.add_argument("--vocab-size", type=int, required=True, metavar="N", help="number of ids, at least 269")
     return _with_out(one)
 
 
 def _tekken_parser() -> ArgumentParser:
-    one = ArgumentParser(description="Reads tekken_240718.json of the package mistral-common.", exit_on_error=False)
-    one.add_argument("--path", type=Path | None, default=None, metavar="FILE", help="that file, if mistral-common is not installed")
+    one = ArgumentParser(
+        description="Reads tekken_240718.json of the package mistral-common.", exit_on_error=False
+    )
+    one.add_argument(
+        "--path",
+        type=Path | None,
+        default=None,
+        metavar="FILE",
+        help="that file, if mistral-common is not installed",
+    )
     return _with_out(one)
 
 
@@ -58,13 +71,21 @@ def _encode_parser() -> ArgumentParser:
 def _decode_parser() -> ArgumentParser:
     one = ArgumentParser(exit_on_error=False)
     one.add_argument("path", type=Path, help="a checkpoint directory, or a tokenizer.json")
-    one.add_argument("--ids", type=int, nargs="+", required=True, metavar="ID", help="the ids, separated by spaces")
+    one.add_argument(
+        "--ids", type=int, nargs="+", required=True, metavar="ID", help="the ids, separated by spaces"
+    )
     one.add_argument("--plain", action="store_true", help="leave control marks out")
     return _with_json(one)
 
 
 def _with_out(one: ArgumentParser) -> ArgumentParser:
-    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for tokenizer.json and chat_template.jinja")
+    one.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory for tokenizer.json and chat_template.jinja",
+    )
     return _with_json(one)
 
 
@@ -94,8 +115,15 @@ def _save(tokenizer: Any, arguments: Any, started: float) -> None:
     ChatTemplate.default().save(arguments.out)
     asked = arguments.get("vocab_size")
     if asked is not None and tokenizer.vocab_size < asked:
-        print(f"only {tokenizer.vocab_size} of {asked} ids: no other pair of tokens comes twice in these files", file=sys.stderr)
-    result = {"out": str(arguments.out), "vocab_size": tokenizer.vocab_size, "seconds": round(time.monotonic() - started, 2)}
+        print(
+            f"only {tokenizer.vocab_size} of {asked} ids: no other pair of tokens comes twice in these files",
+            file=sys.stderr,
+        )
+    result = {
+        "out": str(arguments.out),
+        "vocab_size": tokenizer.vocab_size,
+        "seconds": round(time.monotonic() - started, 2),
+    }
     line = f"{result['out']}: {result['vocab_size']:,} ids in {result['seconds']} s"
     print(json.dumps(result) if arguments.json else line)
 
@@ -105,7 +133,11 @@ def _encode(arguments: Any) -> None:
     tokenizer = _open(arguments.path)
     ids = tokenizer.encode(text, bos=arguments.bos, marks=not arguments.plain)
     if arguments.json:
-        print(json.dumps({"ids": ids, "tokens": [_shown(tokenizer, number) for number in ids], "count": len(ids)}))
+        print(
+            json.dumps(
+                {"ids": ids, "tokens": [_shown(tokenizer, number) for number in ids], "count": len(ids)}
+            )
+        )
     else:
         print(*ids)
 

@@ -5,7 +5,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, command_parser, print_json, table
-from nanohybrid.cli.source import add_choice_flags, check_choice, usable_device
+from nanohybrid.cli.model_flags import add_choice_flags, check_choice, usable_device
+from nanohybrid.presets import preset
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -21,7 +22,12 @@ def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("verify", SUMMARY)
     add_choice_flags(result)
     choices = ["checkpoint", *PRECISIONS]
-    result.add_argument("--dtype", choices=choices, default="checkpoint", help="precision of the weights (default: as stored, else fp32)")
+    result.add_argument(
+        "--dtype",
+        choices=choices,
+        default="checkpoint",
+        help="precision of the weights (default: as stored, else fp32)",
+    )
     result.add_argument("--seed", type=int, default=0, metavar="S", help="of the random text and weights")
     return result
 
@@ -41,7 +47,9 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     else:
         headers = ("proof", "on", "differs", "allowed", "forgetful", "")
         table(headers, [as_row(line) for line in lines])
-        print('Largest differences, of logits relative to the largest one; "forgetful": of a model without memory. See docs/verify.md.')
+        print(
+            'Largest differences, of logits relative to the largest one; "forgetful": of a model without memory. See docs/verify.md.'
+        )
     return 0 if passed else 1
 
 
@@ -75,7 +83,6 @@ def _open(arguments: "jsonargparse.Namespace") -> "HybridLM":
         from nanohybrid.checkpoint import load
 
         return load(arguments.path, dtype, device)
-    from nanohybrid.config import HybridConfig
     from nanohybrid.engine.random_weights import random_model
 
-    return random_model(HybridConfig.preset(arguments.preset), dtype or torch.float32, arguments.seed, device)
+    return random_model(preset(arguments.preset), dtype or torch.float32, arguments.seed, device)

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanohybrid.checkpoint import read_config
-from nanohybrid.compress.after import check_after
-from nanohybrid.compress.answers import check_problems
-from nanohybrid.compress.budget import within
-from nanohybrid.compress.quantize_stage import QuantizeRecipe, quantize_stage
+from nanohybrid.checkpoint import load_config
+from nanohybrid.compress.post_training import check_after
 from nanohybrid.compress.search import targets
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
+from nanohybrid.estimate.budget import within
+from nanohybrid.evaluate.accuracy import check_problems
 from nanohybrid.export import GgufExport
+from nanohybrid.quantize.stage import QuantizeRecipe, quantize_stage
 from nanohybrid.stages import progress
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def check_ends(recipe: CompressRecipe, model: Path, pretraining: Path | None, de
         with GgufExport(model, recipe.gguf):
             pass
     check_after(recipe.after, model, pretraining)
-    check_shapes(recipe, read_config(model))
+    check_shapes(recipe, load_config(model))
 
 
 def check_shapes(recipe: CompressRecipe, parent: HybridConfig) -> None:
@@ -46,13 +46,24 @@ def check_shapes(recipe: CompressRecipe, parent: HybridConfig) -> None:
     """
     grid, count = recipe.grid_for(parent), parent.num_hidden_layers
     if max(grid.drop_layers) >= count:
-        raise InputError(f"grid.drop_layers is {list(grid.drop_layers)}: the model has {count} layers; nearest {count - 1}")
+        raise InputError(
+            f"grid.drop_layers is {list(grid.drop_layers)}: the model has {count} layers; nearest {count - 1}"
+        )
     lessons = [recipe.distill, *(after.distill for after in recipe.after if after.distill is not None)]
-    strangers = [layer for lesson in lessons for layer in lesson.between.layers if lesson.between.weight and not 0 <= layer < count]
+    strangers = [
+        layer
+        for lesson in lessons
+        for layer in lesson.between.layers
+        if lesson.between.weight and not 0 <= layer < count
+    ]
     if strangers:
         raise InputError(f"between.layers names {strangers[0]}: the teacher has layers 0 to {count - 1}")
     if max(grid.drop_layers) == 0:
-        within(recipe.budget(parent), parent, ((target, target.config(parent, None)) for target in targets(parent, grid)))
+        within(
+            recipe.budget(parent),
+            parent,
+            ((target, target.config(parent, None)) for target in targets(parent, grid)),
+        )
 
 
 def quantised(recipe: CompressRecipe, model: Path, out: Path, data: Path, device: str) -> dict[str, Path]:
@@ -63,7 +74,9 @@ def quantised(recipe: CompressRecipe, model: Path, out: Path, data: Path, device
     return {QUANTISED: quantize_stage(how, model, out, data, device)}
 
 
-def export_gguf(recipe: CompressRecipe, plain: Path, steps: Mapping[str, Path], directory: Path) -> dict[str, Any]:
+def export_gguf(
+    recipe: CompressRecipe, plain: Path, steps: Mapping[str, Path], directory: Path
+) -> dict[str, Any]:
     """Write the result as a GGUF into `directory`; what is remembered of it. Nothing where the recipe has no type.
 
     The codes of the quantised checkpoint are taken over where both mean the same; any other type is made from `plain`, the last that was
@@ -76,4 +89,6 @@ def export_gguf(recipe: CompressRecipe, plain: Path, steps: Mapping[str, Path], 
     with GgufExport(source, recipe.gguf) as export:
         with progress("export", export.bytes, "B") as bar:
             export.write(file, bar.advance)
-    return {"gguf": {"file": file.name, "type": recipe.gguf, "bytes": file.stat().st_size, "from": source.name}}
+    return {
+        "gguf": {"file": file.name, "type": recipe.gguf, "bytes": file.stat().st_size, "from": source.name}
+    }

@@ -25,22 +25,29 @@ from pathlib import Path
 
 import torch
 
-from nanohybrid.compress.budget import QUANTISED, Budget
-from nanohybrid.compress.matrices import matrices_of
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
+from nanohybrid.estimate.budget import QUANTISED, Budget
+from nanohybrid.estimate.linear_shapes import matrices_of
 from nanohybrid.evaluate.throughput import decode_times
+from nanohybrid.executors.cpu.weights import prepare
 from nanohybrid.files import atomic_write
 from nanohybrid.model import HybridLM
-from nanohybrid.model.packed import prepare
 from nanohybrid.model.quantized import quantize_model
-from nanohybrid.ops.cpu import available
+from nanohybrid.ops.numba import available
 from nanohybrid.version import VERSION
 
 POINTS = 4  # shapes of each kind that are timed
 HEAD = "head"
 LITTLE = 64  # entries of a vocabulary whose head takes no time
-PRUNED = ("pattern", "hidden_size", "intermediate_size", "mamba_num_heads", "mamba_head_dim", "num_attention_heads")  # what a grid changes
+PRUNED = (
+    "pattern",
+    "hidden_size",
+    "intermediate_size",
+    "mamba_num_heads",
+    "mamba_head_dim",
+    "num_attention_heads",
+)  # what a grid changes
 Timer = Callable[[dict[str, HybridConfig]], dict[str, float]]
 
 
@@ -54,11 +61,15 @@ class LatencyTable:
     conditions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, budget: Budget, device: torch.device, model: HybridConfig, folder: Path | None = None) -> LatencyTable:
+    def open(
+        cls, budget: Budget, device: torch.device, model: HybridConfig, folder: Path | None = None
+    ) -> LatencyTable:
         """The table of this device for shapes pruned from `model`, with what was timed before under the same conditions."""
         facts = conditions(budget, device, model)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-        file = (folder or cache_folder()) / f"{facts['device']}-{budget.dtype}-context{budget.context}-batch{budget.batch}-{key}.json"
+        file = (
+            folder or cache_folder()
+        ) / f"{facts['device']}-{budget.dtype}-context{budget.context}-batch{budget.batch}-{key}.json"
         return cls(file, budget, cls.read(file) if file.is_file() else {}, facts)
 
     @staticmethod
@@ -66,11 +77,17 @@ class LatencyTable:
         """The times that a file holds. Raises InputError where it holds none."""
         try:
             rows = json.loads(file.read_text())["seconds"]
-            return {kind: {int(count): float(time) for count, time in row.items()} for kind, row in rows.items()}
+            return {
+                kind: {int(count): float(time) for count, time in row.items()} for kind, row in rows.items()
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file}: not a table of layers' times ({error}); remove it, and they are measured again") from None
+            raise InputError(
+                f"{file}: not a table of layers' times ({error}); remove it, and they are measured again"
+            ) from None
 
-    def measure(self, shapes: Iterable[HybridConfig], timer: Timer, advance: Callable[[int], object] | None = None) -> None:
+    def measure(
+        self, shapes: Iterable[HybridConfig], timer: Timer, advance: Callable[[int], object] | None = None
+    ) -> None:
         """Time what the shapes need and the table lacks. A table that spans their sizes already is left as it is."""
         for kind, row in wanted(shapes).items():
             known = self.times.setdefault(kind, {})
@@ -83,13 +100,18 @@ class LatencyTable:
                 advance(1)
 
     def save(self) -> None:
-        rows = {kind: {str(size): row[size] for size in sorted(row)} for kind, row in sorted(self.times.items())}
+        rows = {
+            kind: {str(size): row[size] for size in sorted(row)} for kind, row in sorted(self.times.items())
+        }
         atomic_write(self.file, json.dumps({"conditions": self.conditions, "seconds": rows}, indent=2) + "\n")
 
     def seconds(self, config: HybridConfig) -> float:
         """One decode step of a model of this shape, by interpolation."""
         head = between(self.times[HEAD], head_bytes(config))
-        return head + sum(config.pattern.count(kind) * between(self.times[kind], layer_bytes(config, kind)) for kind in set(config.pattern))
+        return head + sum(
+            config.pattern.count(kind) * between(self.times[kind], layer_bytes(config, kind))
+            for kind in set(config.pattern)
+        )
 
     def tokens_per_second(self, config: HybridConfig) -> float:
         """Of all sequences together."""
@@ -110,7 +132,10 @@ def time_of(kind: str, config: HybridConfig, timer: Timer) -> float:
     """Seconds that one layer, or the head, adds to a decode step."""
     if kind == HEAD:
         least = min(config.pattern)  # one layer of any kind: it is in both models and cancels out
-        pair = {"with": config.replace(pattern=least), "without": config.replace(pattern=least, vocab_size=LITTLE)}
+        pair = {
+            "with": config.replace(pattern=least),
+            "without": config.replace(pattern=least, vocab_size=LITTLE),
+        }
         found = timer({name: shape.replace(tie_word_embeddings=False) for name, shape in pair.items()})
         return max(found["with"] - found["without"], 0.0)
     found = timer({str(count): config.replace(pattern=kind * count, vocab_size=LITTLE) for count in (1, 3)})
@@ -164,7 +189,9 @@ def spread(sizes: list[int], count: int) -> list[int]:
 def conditions(budget: Budget, device: torch.device, model: HybridConfig) -> dict[str, str]:
     """All that a time hangs on beside the bytes of a layer, as words."""
     forced = os.environ.get("NANOHYBRID_KERNELS", "")
-    kernels = forced or ("packed" if device.type == "cpu" and available() else "fastest")  # on a CPU `prepare` packs where numba is
+    kernels = forced or (
+        "packed" if device.type == "cpu" and available() else "fastest"
+    )  # on a CPU `prepare` packs where numba is
     fixed = {name: value for name, value in dataclasses.asdict(model).items() if name not in PRUNED}
     return {
         "device": device_name(device),
@@ -194,7 +221,8 @@ def device_name(device: torch.device) -> str:
         cpu = Path("/proc/cpuinfo")
         lines = cpu.read_text().splitlines() if cpu.is_file() else []
         name = (
-            next((line.partition(":")[2] for line in lines if line.startswith("model name")), "cpu") + f" {torch.get_num_threads()} threads"
+            next((line.partition(":")[2] for line in lines if line.startswith("model name")), "cpu")
+            + f" {torch.get_num_threads()} threads"
         )
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
 

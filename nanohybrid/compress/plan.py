@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanohybrid.compress.budget import Budget, Memory, within
-from nanohybrid.compress.depth import layers_to_drop
-from nanohybrid.compress.devices import Device
-from nanohybrid.compress.importance import Importance
-from nanohybrid.compress.latency import decode_step
-from nanohybrid.compress.promise import Promise
 from nanohybrid.compress.search import SHAPE, Grid, targets
-from nanohybrid.compress.target import Target, sizes_of
 from nanohybrid.config import HybridConfig
-from nanohybrid.model import Footprint
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate.budget import Budget, Memory, within
+from nanohybrid.estimate.devices import Device
+from nanohybrid.estimate.roofline import decode_step
 from nanohybrid.presets import PRESETS
+from nanohybrid.prune.depth_rule import layers_to_drop
+from nanohybrid.prune.importance import Importance
+from nanohybrid.prune.importance_loss import Promise
+from nanohybrid.prune.target import Target, sizes_of
 
 PAPER = Grid(
     drop_layers=(6, 8, 10),  # of 62: 56, 54, 52
@@ -32,13 +32,23 @@ PAPER = Grid(
 )
 # What losing all of an axis costs, beside embedding channels and FFN neurons. Depth: 56, 54 and 52 layers score 51.48, 47.35 and
 # 44.92 in the paper. Mamba heads: with 112 of 128 a wider FFN scores 4 points less than 128 with a narrower one.
-WEIGHTS = {"layers": 4.0, "hidden_size": 1.0, "intermediate_size": 1.0, "mamba_heads": 2.0, "mamba_head_dim": 2.0, "attention_heads": 1.0}
+WEIGHTS = {
+    "layers": 4.0,
+    "hidden_size": 1.0,
+    "intermediate_size": 1.0,
+    "mamba_heads": 2.0,
+    "mamba_head_dim": 2.0,
+    "attention_heads": 1.0,
+}
 PRIOR = (
     "prior: 1 minus the weighted share of each axis that goes (layers 4, Mamba heads 2, embedding and FFN 1, after the paper's "
     "tables); an order of shapes, no prediction of accuracy, and nothing of these weights is known"
 )
 MEASURED = "importance: 1 minus the share of the measured importance that goes, added over the axes; nothing was retrained"
-MEASURED_WIDTHS = MEASURED + "; these scores rank no layers, so depth is the prior's (4 times the share of layers that goes)"
+MEASURED_WIDTHS = (
+    MEASURED
+    + "; these scores rank no layers, so depth is the prior's (4 times the share of layers that goes)"
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,10 @@ class Shape:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "config": {**{name: getattr(self.config, name) for name in SHAPE}, "pattern": self.config.pattern},
+            "config": {
+                **{name: getattr(self.config, name) for name in SHAPE},
+                "pattern": self.config.pattern,
+            },
             "drop_layers": list(self.target.drop_layers),
             "parameters": self.parameters,
             "bytes": self.memory.as_dict(),
@@ -86,17 +99,31 @@ def grid_of(parent: HybridConfig, other: Grid | None = None) -> Grid:
     )
 
 
-def plan(parent: HybridConfig, budget: Budget, device: Device, importance: Importance | None = None, grid: Grid | None = None) -> Plan:
+def plan(
+    parent: HybridConfig,
+    budget: Budget,
+    device: Device,
+    importance: Importance | None = None,
+    grid: Grid | None = None,
+) -> Plan:
     """Every shape of the grid, and the parent itself, that fits the budget. Raises InputError where none does."""
     judge = _Judge(parent, importance)
     named = ((target, judge.named(target)) for target in _targets(parent, grid or grid_of(parent)))
-    found, rejected = within(budget, parent, (((target, name), name.config(parent, importance)) for target, name in named))
+    found, rejected = within(
+        budget, parent, (((target, name), name.config(parent, importance)) for target, name in named)
+    )
     fitting = []
     for (target, name), config, memory in found:
         speed = decode_step(config, budget).tokens_per_second(device)
         count = Footprint.of(config).parameters
         fitting.append(Shape(config, _changes(name, parent), count, memory, speed, 1 - judge.lost(target)))
-    fitting.sort(key=lambda shape: (-shape.quality, -shape.parameters, tuple(getattr(shape.config, name) for name in SHAPE)))
+    fitting.sort(
+        key=lambda shape: (
+            -shape.quality,
+            -shape.parameters,
+            tuple(getattr(shape.config, name) for name in SHAPE),
+        )
+    )
     return Plan(tuple(fitting), rejected, judge.estimate)
 
 
@@ -107,7 +134,11 @@ def _targets(parent: HybridConfig, grid: Grid) -> Sequence[Target]:
 
 def _changes(target: Target, parent: HybridConfig) -> Target:
     """The same target without the sizes that stay the parent's."""
-    changed = {name: getattr(target, name) for name, size in sizes_of(parent).items() if getattr(target, name) != size}
+    changed = {
+        name: getattr(target, name)
+        for name, size in sizes_of(parent).items()
+        if getattr(target, name) != size
+    }
     return Target(drop_layers=target.drop_layers, **changed)
 
 
@@ -141,9 +172,14 @@ class _Judge:
             return prior(self.parent, target)
         if self.ranked:
             return self.promise.lost(target)
-        return self.promise.lost(replace(target, layers=None)) + prior(self.parent, Target(layers=target.layers))
+        return self.promise.lost(replace(target, layers=None)) + prior(
+            self.parent, Target(layers=target.layers)
+        )
 
 
 def prior(parent: HybridConfig, target: Target) -> float:
     """The weighted share of each axis that goes, added up: 0 for the whole model."""
-    return sum(WEIGHTS[name] * (1 - (getattr(target, name) or size) / size) for name, size in sizes_of(parent).items())
+    return sum(
+        WEIGHTS[name] * (1 - (getattr(target, name) or size) / size)
+        for name, size in sizes_of(parent).items()
+    )

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from nanohybrid.compress.budget import QUANTISED, Budget, amount
-from nanohybrid.compress.importance import Importance
-from nanohybrid.compress.promise import Promise
-from nanohybrid.compress.report_end import through_the_stages
+from nanohybrid.compress.report_stages import through_the_stages
 from nanohybrid.compress.search import SHAPE, Candidate, Search
-from nanohybrid.compress.target import Target, sizes_of
 from nanohybrid.config import ATTENTION, KINDS, MAMBA, MLP, HybridConfig
-from nanohybrid.model import Footprint
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate.budget import QUANTISED, Budget, amount
+from nanohybrid.prune.importance import Importance
+from nanohybrid.prune.importance_loss import Promise
+from nanohybrid.prune.target import Target, sizes_of
 from nanohybrid.stages import Report, plots
 from nanohybrid.stages.report import machine
 
@@ -29,7 +29,12 @@ CURVES = 5  # of layers of a kind, in one figure
 
 
 def compression_report(
-    budget: Budget, parent: HybridConfig, scores: Importance, found: Search, record: Mapping[str, Any], directory: Path
+    budget: Budget,
+    parent: HybridConfig,
+    scores: Importance,
+    found: Search,
+    record: Mapping[str, Any],
+    directory: Path,
 ) -> Report:
     """The report of the stage whose directory this is; `record` is its lineage."""
     measures = record["measures"]
@@ -42,7 +47,14 @@ def compression_report(
     return report
 
 
-def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candidate, measures: Mapping[str, Any], here: str) -> None:
+def _summary(
+    report: Report,
+    budget: Budget,
+    parent: HybridConfig,
+    chosen: Candidate,
+    measures: Mapping[str, Any],
+    here: str,
+) -> None:
     before, after = budget.plain.memory(parent).as_dict(), budget.memory(chosen.config).as_dict()
     count, agreement, work = Footprint.of(parent).parameters, measures["agreement"], measures["at_work"]
     last = list(agreement)[-1]
@@ -67,11 +79,22 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
         f"{what} So at work the parent takes {amount(before['total'])}, the result {amount(after['total'])}, with "
         f"{chosen.parameters:,} of {count:,} parameters ({chosen.parameters / count:.0%}). On the documents it was measured on, {alike}"
     )
-    report.figure(plots.strip({"parent": parent.pattern, "result": chosen.config.pattern}), "The layers of both, first to last.")
-    parts = {"weights": "weights", "kv": "keys and values", "state": "states", "reserve": "a step", "total": "total"}
+    report.figure(
+        plots.strip({"parent": parent.pattern, "result": chosen.config.pattern}),
+        "The layers of both, first to last.",
+    )
+    parts = {
+        "weights": "weights",
+        "kv": "keys and values",
+        "state": "states",
+        "reserve": "a step",
+        "total": "total",
+    }
     shown = [part for part in parts if before[part]]
     unit, name = (GIB, "GiB") if before["total"] >= GIB else (MIB, "MiB")
-    series = {who: [table[part] / unit for part in shown] for who, table in (("parent", before), ("result", after))}
+    series = {
+        who: [table[part] / unit for part in shown] for who, table in (("parent", before), ("result", after))
+    }
     figure = plots.bars([parts[part] for part in shown], series, f"memory, {name}")
     _budget_line(figure, budget.bytes / unit, len(shown))
     step = (
@@ -82,7 +105,10 @@ def _summary(report: Report, budget: Budget, parent: HybridConfig, chosen: Candi
     )
     report.figure(figure, f"Memory by what it holds; the line is the budget.{step}")
     rows = [["tokens a second, measured", *speeds]]
-    for label, key in (("memory of the weights", "weight_bytes"), ("memory of keys, values and states", "state_bytes")):
+    for label, key in (
+        ("memory of the weights", "weight_bytes"),
+        ("memory of keys, values and states", "state_bytes"),
+    ):
         rows.append([label, *(amount(int(work[name][key])) for name in ("parent", "result"))])
     report.table(["at work", "parent", "result"], rows)
     beside = ", the parent in bf16" if budget.dtype in QUANTISED else ""
@@ -97,7 +123,15 @@ def _budget_line(figure: Figure, height: float, groups: int) -> None:
     """The budget over all groups of bars, named at its end; not over the last bar, whose number stands just where the budget does."""
     axes, colour, last = figure.axes[0], plots.COLOURS[2], groups - 1
     axes.hlines([height, height], [-0.5, last + 0.42], [last, last + 0.5], color=colour, linewidth=1.2)
-    axes.annotate("budget", (last + 0.5, height), (3, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour)
+    axes.annotate(
+        "budget",
+        (last + 0.5, height),
+        (3, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8.5,
+        color=colour,
+    )
 
 
 def _sequences(budget: Budget) -> str:
@@ -106,11 +140,17 @@ def _sequences(budget: Budget) -> str:
 
 WHY = {
     "num_hidden_layers": ("layers", "those without which the output changes least"),
-    "hidden_size": ("embedding channels", "those whose activations, and the weights that read them, are smallest; the same in every layer"),
+    "hidden_size": (
+        "embedding channels",
+        "those whose activations, and the weights that read them, are smallest; the same in every layer",
+    ),
     "intermediate_size": ("neurons of each MLP", "those that fire least into weights that matter"),
     "mamba_num_heads": ("heads of each Mamba-2 layer", "the weakest, as many in each group"),
     "mamba_head_dim": ("channels of each Mamba-2 head", "the weakest, the same in every head"),
-    "num_attention_heads": ("query heads of each attention layer", "the weakest, as many for each key/value head"),
+    "num_attention_heads": (
+        "query heads of each attention layer",
+        "the weakest, as many for each key/value head",
+    ),
 }
 
 
@@ -134,7 +174,8 @@ def _removed(report: Report, parent: HybridConfig, scores: Importance, chosen: C
         report.text("Nothing: the parent itself fits.")
     by_part = Footprint.of(chosen.config).parameters_by_part
     report.table(
-        ["parameters of", "parent", "result"], [[p, n, by_part.get(p, 0)] for p, n in Footprint.of(parent).parameters_by_part.items()]
+        ["parameters of", "parent", "result"],
+        [[p, n, by_part.get(p, 0)] for p, n in Footprint.of(parent).parameters_by_part.items()],
     )
 
 
@@ -148,19 +189,30 @@ def _importance(report: Report, parent: HybridConfig, scores: Importance) -> Non
     )
     curves, rest, some = _few({f"MLP {layer}": values for layer, values in scores.ffn.items()})
     report.figure(
-        _sorted({"embedding": scores.embedding} | curves, rest, "embedding channels, and neurons of the MLP in layer ..."),
+        _sorted(
+            {"embedding": scores.embedding} | curves,
+            rest,
+            "embedding channels, and neurons of the MLP in layer ...",
+        ),
         f"Scores from the highest to the lowest, as shares of the highest.{some}",
     )
     if scores.mamba:
         channels = scores.mamba_channels()
-        heads, rest, some = _few({f"heads {layer}": scores.mamba_heads(layer, range(len(channels))) for layer in scores.mamba})
+        heads, rest, some = _few(
+            {f"heads {layer}": scores.mamba_heads(layer, range(len(channels))) for layer in scores.mamba}
+        )
         report.figure(
-            _sorted({"channels": channels} | heads, rest, "channels of all Mamba-2 heads, and heads of layer ..."),
+            _sorted(
+                {"channels": channels} | heads, rest, "channels of all Mamba-2 heads, and heads of layer ..."
+            ),
             f"The same for Mamba-2: the channels of a head, over all heads and layers, and the heads of a layer.{some}",
         )
     if scores.attention:
         table, rest, some = _few({f"layer {layer}": values for layer, values in scores.attention.items()})
-        report.figure(_sorted(table, rest, "query heads of attention layers"), f"The same for the query heads of an attention layer.{some}")
+        report.figure(
+            _sorted(table, rest, "query heads of attention layers"),
+            f"The same for the query heads of an attention layer.{some}",
+        )
     by_cosine = facts.get("layers_by") == "cosine"
     if len(scores.layers) and not by_cosine:
         report.figure(
@@ -169,14 +221,20 @@ def _importance(report: Report, parent: HybridConfig, scores: Importance) -> Non
             f"layers would go: {', '.join(map(str, scores.order))}.",
         )
     if len(scores.cosine):
-        order = f" The order in which they would go: {', '.join(map(str, scores.order))}." if by_cosine else ""
+        order = (
+            f" The order in which they would go: {', '.join(map(str, scores.order))}." if by_cosine else ""
+        )
         report.figure(
             plots.by_layer(parent.pattern, scores.cosine.tolist(), "1 - cosine"),
             "How far each layer turns the hidden state, 0 where it leaves its direction alone: a second opinion, which costs one pass."
             f"{order}",
         )
     rows = [
-        [index, KINDS[kind], *(float(values[index]) if len(values) else "" for values in (scores.layers, scores.cosine))]
+        [
+            index,
+            KINDS[kind],
+            *(float(values[index]) if len(values) else "" for values in (scores.layers, scores.cosine)),
+        ]
         for index, kind in enumerate(parent.pattern)
     ]
     report.table(["layer", "kind", "change of the logits", "1 - cosine"], rows)
@@ -198,13 +256,23 @@ def _few(curves: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor], st
     shown = {steep[round(i * (len(steep) - 1) / (CURVES - 1))] for i in range(CURVES)}
     named = {name: values for name, values in curves.items() if name in shown}
     rest = [values for name, values in curves.items() if name not in shown]
-    return named, rest, f" {CURVES} of {len(curves)} layers have names, from the steepest curve to the flattest; the others are grey."
+    return (
+        named,
+        rest,
+        f" {CURVES} of {len(curves)} layers have names, from the steepest curve to the flattest; the others are grey.",
+    )
 
 
 def _sorted(curves: dict[str, Tensor], rest: list[Tensor], title: str) -> Figure:
     """Scores of each name, falling, over the share of the axis; both run from 0 to 1. The rest behind them."""
     series = {name: _falling(values) for name, values in curves.items()}
-    return plots.lines(series, "share of them, the strongest first", "score", title, rest=[_falling(values) for values in rest])
+    return plots.lines(
+        series,
+        "share of them, the strongest first",
+        "score",
+        title,
+        rest=[_falling(values) for values in rest],
+    )
 
 
 def _falling(values: Tensor) -> list[tuple[float, float]]:
@@ -229,7 +297,11 @@ def _candidates(report: Report, budget: Budget, found: Search) -> None:
     report.section("What was tried").text(
         f"Of all shapes that the recipe lists, {len(found.candidates):,} fit {budget}, and {found.rejected:,} were too large. A shape that "
         f"another one exceeds in everything was left out. Of the others the {len(tried)} that lose least importance were cut and tried. "
-        + (f"The best {len(raced)} then learnt a little, and the better half of them went on for twice as long. " if raced else "")
+        + (
+            f"The best {len(raced)} then learnt a little, and the better half of them went on for twice as long. "
+            if raced
+            else ""
+        )
         + f"Of those as good as the best, the fastest was chosen; it stands first{rest}. Loss: the mean surprise at the next token of a "
         "document, in nats (1 nat is 1.44 bits), right after the cut; lower is better. Agreement: how often its likeliest next token is "
         "the parent's. Tokens a second are an estimate, of all sequences together."
@@ -237,7 +309,13 @@ def _candidates(report: Report, budget: Budget, found: Search) -> None:
     kinds = set(found.chosen.config.pattern)
     shown = {name: label for name, (label, kind) in COLUMNS.items() if kind is None or kind in kinds}
     rows = [
-        [*(getattr(c.config, name) for name in shown), c.parameters, amount(c.bytes["total"]), f"{c.tokens_per_second:,.0f}", c.loss]
+        [
+            *(getattr(c.config, name) for name in shown),
+            c.parameters,
+            amount(c.bytes["total"]),
+            f"{c.tokens_per_second:,.0f}",
+            c.loss,
+        ]
         + ["" if c.agreement is None else f"{c.agreement:.1%}"]
         + ([] if not raced else ["" if c.healed is None else c.healed])
         for c in tried[:ROWS]
@@ -248,7 +326,9 @@ def _candidates(report: Report, budget: Budget, found: Search) -> None:
     places = [(c.bytes["total"] / unit, float(c.loss or 0.0)) for c in tried]
     figure = _points(places, f"memory, {name}", "loss, nats")
     front = "The line joins those that none beats in both."
-    report.figure(figure, f"Loss right after the cut against memory: lower, and further to the left, is better. {front}")
+    report.figure(
+        figure, f"Loss right after the cut against memory: lower, and further to the left, is better. {front}"
+    )
     slowness = [(1e3 / max(c.tokens_per_second, 1e-9), float(c.loss or 0.0)) for c in tried]
     report.figure(
         _points(slowness, "milliseconds a token, estimated", "loss, nats"),
@@ -269,8 +349,14 @@ def _points(places: list[tuple[float, float]], x: str, y: str) -> Figure:
     """Points, the front of those that none beats, and the first, which was chosen."""
     with plots.style():
         figure, axes = plots.canvas(x, y, "")
-        axes.scatter([a for a, _ in places], [b for _, b in places], s=18, color=plots.COLOURS[0], label="tried")
-        axes.plot(*zip(*pareto(places), strict=True), color=plots.COLOURS[0], linewidth=1, label="none beats these")
-        axes.scatter([places[0][0]], [places[0][1]], s=60, color=plots.COLOURS[1], marker="D", label="chosen", zorder=3)
+        axes.scatter(
+            [a for a, _ in places], [b for _, b in places], s=18, color=plots.COLOURS[0], label="tried"
+        )
+        axes.plot(
+            *zip(*pareto(places), strict=True), color=plots.COLOURS[0], linewidth=1, label="none beats these"
+        )
+        axes.scatter(
+            [places[0][0]], [places[0][1]], s=60, color=plots.COLOURS[1], marker="D", label="chosen", zorder=3
+        )
         plots.legend(figure, 3)
     return figure

@@ -13,20 +13,28 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-from nanohybrid.compress.budget import Budget, within
-from nanohybrid.compress.importance import Importance
-from nanohybrid.compress.kept import Kept
-from nanohybrid.compress.parts import Stored
-from nanohybrid.compress.promise import Promise
-from nanohybrid.compress.prune import prune_model
-from nanohybrid.compress.quality import Judge, Quality
-from nanohybrid.compress.target import Target
+from nanohybrid.compress.candidate_quality import Judge, Quality
 from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
 from nanohybrid.errors import ConfigError
-from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate.budget import Budget, within
+from nanohybrid.model import HybridLM
+from nanohybrid.prune.importance import Importance
+from nanohybrid.prune.importance_loss import Promise
+from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.selection import Kept
+from nanohybrid.prune.slicing import prune_model
+from nanohybrid.prune.target import Target
 
 Speed = Callable[[HybridConfig], float]
-SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "mamba_num_heads", "mamba_head_dim", "num_attention_heads")
+SHAPE = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "mamba_num_heads",
+    "mamba_head_dim",
+    "num_attention_heads",
+)
 
 
 @dataclass(frozen=True)
@@ -48,12 +56,18 @@ class Grid:
         axes = {name: value for name, value in asdict(self).items() if isinstance(value, tuple)}
         empty = [name for name, values in axes.items() if not values]
         if empty or self.multiple < 1 or self.tried < 1:
-            raise ConfigError(f"grid: {', '.join(empty) or 'multiple and tried'}: give at least one value, and positive numbers")
+            raise ConfigError(
+                f"grid: {', '.join(empty) or 'multiple and tried'}: give at least one value, and positive numbers"
+            )
         if min(self.drop_layers) < 0:
-            raise ConfigError(f"grid: drop_layers is {list(self.drop_layers)}: give how many layers may go, each 0 or more")
+            raise ConfigError(
+                f"grid: drop_layers is {list(self.drop_layers)}: give how many layers may go, each 0 or more"
+            )
         for name, values in axes.items():
             if name != "drop_layers" and not all(0 < share <= 1 for share in values):
-                raise ConfigError(f"grid: {name} is {list(values)}: fractions of the parent's width are above 0 and at most 1")
+                raise ConfigError(
+                    f"grid: {name} is {list(values)}: fractions of the parent's width are above 0 and at most 1"
+                )
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,11 @@ class Candidate:
     def as_dict(self) -> dict[str, Any]:
         shape = {name: getattr(self.config, name) for name in ("pattern", *SHAPE)}
         names = ("parameters", "bytes", "tokens_per_second", "loss", "agreement", "healed")
-        return {"config": shape, **{name: getattr(self, name) for name in names}, "importance_lost": self.lost}
+        return {
+            "config": shape,
+            **{name: getattr(self, name) for name in names},
+            "importance_lost": self.lost,
+        }
 
 
 @dataclass(frozen=True)
@@ -92,12 +110,18 @@ class Search:
         return self.candidates[0]
 
 
-def enumerate_shapes(config: HybridConfig, importance: Importance, grid: Grid, budget: Budget, speed: Speed | None = None) -> Search:
+def enumerate_shapes(
+    config: HybridConfig, importance: Importance, grid: Grid, budget: Budget, speed: Speed | None = None
+) -> Search:
     """Every shape of the grid that fits the budget, the most promising first. Raises InputError where none does."""
     promise, rate = Promise(config, importance), speed or (lambda _: 0.0)
-    found, rejected = within(budget, config, ((target, target.config(config, importance)) for target in targets(config, grid)))
+    found, rejected = within(
+        budget, config, ((target, target.config(config, importance)) for target in targets(config, grid))
+    )
     fitting = [
-        Candidate(target, shape, Footprint.of(shape).parameters, memory.as_dict(), promise.lost(target), rate(shape))
+        Candidate(
+            target, shape, Footprint.of(shape).parameters, memory.as_dict(), promise.lost(target), rate(shape)
+        )
         for target, shape, memory in found
     ]
     return Search(tuple(sorted(fitting, key=lambda c: (c.lost, sizes(c.target)))), rejected)
@@ -164,24 +188,40 @@ def key_of(candidate: Candidate) -> str:
 def targets(config: HybridConfig, grid: Grid) -> Iterable[Target]:
     """The grid's shapes for a model, each once; axes of mixers that the model lacks are left alone."""
     kinds = set(config.pattern)
-    head_channels = widths(config.mamba_head_dim, grid.mamba_channels, grid.multiple) if MAMBA in kinds else [None]
+    head_channels = (
+        widths(config.mamba_head_dim, grid.mamba_channels, grid.multiple) if MAMBA in kinds else [None]
+    )
     axes: tuple[Sequence[int | None], ...] = (
-        [config.num_hidden_layers - gone for gone in grid.drop_layers if 0 <= gone < config.num_hidden_layers],
+        [
+            config.num_hidden_layers - gone
+            for gone in grid.drop_layers
+            if 0 <= gone < config.num_hidden_layers
+        ],
         widths(config.hidden_size, grid.hidden, grid.multiple),
         widths(config.intermediate_size, grid.ffn, grid.multiple) if MLP in kinds else [None],
         widths(config.mamba_num_heads, grid.mamba_heads, config.n_groups) if MAMBA in kinds else [None],
         head_channels,
-        widths(config.num_attention_heads, grid.attention_heads, config.num_key_value_heads) if ATTENTION in kinds else [None],
+        widths(config.num_attention_heads, grid.attention_heads, config.num_key_value_heads)
+        if ATTENTION in kinds
+        else [None],
     )
     for layers, hidden, ffn, heads, channels, queries in product(*axes):
         yield Target(
-            layers=layers, hidden_size=hidden, intermediate_size=ffn, mamba_heads=heads, mamba_head_dim=channels, attention_heads=queries
+            layers=layers,
+            hidden_size=hidden,
+            intermediate_size=ffn,
+            mamba_heads=heads,
+            mamba_head_dim=channels,
+            attention_heads=queries,
         )
 
 
 def widths(parent: int, shares: Iterable[float], multiple: int) -> list[int]:
     """Fractions of a width as multiples, each once, the parent's own width as it is."""
-    found = [parent if share == 1 else min(parent, max(multiple, round(parent * share / multiple) * multiple)) for share in shares]
+    found = [
+        parent if share == 1 else min(parent, max(multiple, round(parent * share / multiple) * multiple))
+        for share in shares
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -201,4 +241,7 @@ def sizes(target: Target) -> tuple[int, ...]:
 def dominated(candidate: Candidate, others: Iterable[Candidate]) -> bool:
     """Whether another one that fits is at least as large on every axis."""
     mine = sizes(candidate.target)
-    return any(mine != sizes(o.target) and all(a <= b for a, b in zip(mine, sizes(o.target), strict=True)) for o in others)
+    return any(
+        mine != sizes(o.target) and all(a <= b for a, b in zip(mine, sizes(o.target), strict=True))
+        for o in others
+    )

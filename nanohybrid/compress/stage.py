@@ -20,34 +20,35 @@ from pathlib import Path
 
 import torch
 
-from nanohybrid.checkpoint import CheckpointReader, load, read_config, refuse_quantized
-from nanohybrid.compress.after import FOLDER, AfterRecipe, align, outcomes
-from nanohybrid.compress.answers import check_count, right_answers
-from nanohybrid.compress.before_after import at_work
-from nanohybrid.compress.budget import DTYPES, QUANTISED, STEP, Budget
-from nanohybrid.compress.calibration import Calibration
-from nanohybrid.compress.choice import MEASURED, ROOFLINE, decide, speed_of, try_shapes
-from nanohybrid.compress.devices import device
-from nanohybrid.compress.distill import DistillRecipe, distill
-from nanohybrid.compress.documents import documents_for
+from nanohybrid.checkpoint import CheckpointReader, load, load_config, refuse_quantized
+from nanohybrid.compress.candidate_quality import Judge
+from nanohybrid.compress.default_calibration import documents_for
 from nanohybrid.compress.finish import check_ends, export_gguf, quantised
-from nanohybrid.compress.importance import FILE
-from nanohybrid.compress.measure import COSINE, ITERATIVE, ONE_SHOT, importance_of
-from nanohybrid.compress.parts import Stored
+from nanohybrid.compress.inference_cost import at_work
 from nanohybrid.compress.plan import grid_of
-from nanohybrid.compress.prune_stage import PruneRecipe, prune, sizes
-from nanohybrid.compress.quality import Judge
-from nanohybrid.compress.race import RaceRecipe
+from nanohybrid.compress.post_training import FOLDER, AfterRecipe, align, outcomes
 from nanohybrid.compress.report import compression_report
-from nanohybrid.compress.room import streams
 from nanohybrid.compress.search import Candidate, Grid
+from nanohybrid.compress.select_candidate import MEASURED, ROOFLINE, decide, speed_of, try_shapes
+from nanohybrid.compress.successive_halving import RaceRecipe
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import TokenStore
+from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.errors import ConfigError
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate.budget import DTYPES, QUANTISED, STEP, Budget
+from nanohybrid.estimate.devices import device
+from nanohybrid.evaluate.accuracy import check_count, right_answers
 from nanohybrid.export import TYPES
 from nanohybrid.extras import require
 from nanohybrid.files import atomic_write
-from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.model import HybridLM
+from nanohybrid.prune.calibration import Calibration
+from nanohybrid.prune.importance import FILE
+from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.measure import COSINE, ITERATIVE, ONE_SHOT, importance_of
+from nanohybrid.prune.stage import PruneRecipe, prune, sizes
+from nanohybrid.prune.streaming import streams
 from nanohybrid.stages import Stage, open_stage
 from nanohybrid.stages.output import read_record
 from nanohybrid.tasks import DEFAULT_MIX
@@ -103,25 +104,35 @@ class CompressRecipe:
 
     def __post_init__(self) -> None:
         if not 0 < self.budget_share <= 1:
-            raise ConfigError(f"budget_share is {self.budget_share}: a share of the parent is above 0 and at most 1")
+            raise ConfigError(
+                f"budget_share is {self.budget_share}: a share of the parent is above 0 and at most 1"
+            )
         if self.dtype not in DTYPES:
-            also = f"; for {self.dtype} matrices give --quantize {self.dtype}" if self.dtype in QUANTISED else ""
+            also = (
+                f"; for {self.dtype} matrices give --quantize {self.dtype}" if self.dtype in QUANTISED else ""
+            )
             raise ConfigError(f"dtype is {self.dtype!r}: known are {', '.join(DTYPES)}{also}")
         if self.quantize is not None and (self.quantize not in QUANTISED or self.dtype != "bf16"):
-            raise ConfigError(f"quantize is {self.quantize!r} and dtype {self.dtype}: known are {', '.join(QUANTISED)}, with dtype bf16")
+            raise ConfigError(
+                f"quantize is {self.quantize!r} and dtype {self.dtype}: known are {', '.join(QUANTISED)}, with dtype bf16"
+            )
         if self.gguf is not None and self.gguf not in TYPES:
             raise ConfigError(f"gguf is {self.gguf!r}: known are {', '.join(TYPES)}")
         check_count(self.problems, self.tasks)
         if self.speed not in (ROOFLINE, MEASURED):
             raise ConfigError(f"speed is {self.speed!r}: known are {ROOFLINE} and {MEASURED}")
         if self.layers_by not in (ITERATIVE, ONE_SHOT, COSINE):
-            raise ConfigError(f"layers_by is {self.layers_by!r}: known are {ITERATIVE}, {ONE_SHOT} and {COSINE}")
+            raise ConfigError(
+                f"layers_by is {self.layers_by!r}: known are {ITERATIVE}, {ONE_SHOT} and {COSINE}"
+            )
         if not self.near >= 0:
             raise ConfigError(f"near is {self.near}: a share of the best quality is 0 or more")
         if self.device is not None and device(self.device).budget(self.beside_bytes) < 1:
             raise ConfigError(f"beside_bytes is {self.beside_bytes}: that leaves nothing of {self.device}")
         if self.after and self.after[0].kind == "merge":
-            raise ConfigError("after begins with merge, which joins the last two models: there must be a stage before it")
+            raise ConfigError(
+                "after begins with merge, which joins the last two models: there must be a stage before it"
+            )
         Budget(1 if self.budget_bytes is None else self.budget_bytes, self.context, self.batch, self.dtype)
 
     @property
@@ -134,7 +145,9 @@ class CompressRecipe:
         if self.budget_bytes is not None:
             return Budget(self.budget_bytes, self.context, self.batch, self.form, STEP)
         if self.device is not None:
-            return Budget(device(self.device).budget(self.beside_bytes), self.context, self.batch, self.form, STEP)
+            return Budget(
+                device(self.device).budget(self.beside_bytes), self.context, self.batch, self.form, STEP
+            )
         total = Footprint.of(parent, DTYPES[self.dtype]).total(self.context, self.batch)
         return Budget(int(total * self.budget_share), self.context, self.batch, self.form)
 
@@ -144,7 +157,12 @@ class CompressRecipe:
 
 
 def compress(
-    recipe: CompressRecipe, model: Path, data: Path | None, out: Path, pretraining: Path | None = None, run_on: str = "cpu"
+    recipe: CompressRecipe,
+    model: Path,
+    data: Path | None,
+    out: Path,
+    pretraining: Path | None = None,
+    run_on: str = "cpu",
 ) -> Path:
     """Compress the checkpoint `model` to a budget; `data` holds the documents to calibrate with and to learn from again.
 
@@ -154,7 +172,11 @@ def compress(
     require("matplotlib", "train")  # for the report at the end
     refuse_quantized(model)
     check_ends(recipe, model, pretraining, run_on)
-    inputs = {"model": model} | ({"data": data} if data else {}) | ({"pretraining": pretraining} if pretraining else {})
+    inputs = (
+        {"model": model}
+        | ({"data": data} if data else {})
+        | ({"pretraining": pretraining} if pretraining else {})
+    )
     with open_stage(out, "compress", recipe, inputs, recipe.distill.seed, run_on) as stage:
         if not stage.complete:
             data = data or documents_for(model, stage.directory / "documents")
@@ -178,7 +200,7 @@ class Compression:
         recipe, stage = self.recipe, self.stage
         if "streamed" not in stage.measures:  # once: a resumed run goes on as it began, to the bit
             stage.measure(streamed=streams(self.model, recipe.stream, self.run_on))
-        shape = read_config(self.model)
+        shape = load_config(self.model)
         budget, grid = recipe.budget(shape), recipe.grid_for(shape)
         calibration = Calibration.read(self.data, self.model, recipe.samples, recipe.length)
         TokenStore.from_documents(calibration.samples).check_ids(shape.vocab_size, self.data)
@@ -188,7 +210,9 @@ class Compression:
             how = recipe.outgoing, most, recipe.layers_by, stage.measures["streamed"], self.run_on
             scores = importance_of(ranked, calibration, folder, *how)
             wanted = device(recipe.device or "cpu")
-            speed = speed_of(recipe.speed, wanted, self.run_on, grid, shape, scores, budget, stage.directory / "search")
+            speed = speed_of(
+                recipe.speed, wanted, self.run_on, grid, shape, scores, budget, stage.directory / "search"
+            )
             judge = Judge(parent, calibration)
             found = try_shapes(stage, grid, budget, speed, parent, scores, judge)
         del parent, ranked  # from here on the distillation holds its own
@@ -200,7 +224,15 @@ class Compression:
             steps |= {"pruned": pruned, "distilled": last}
             stage.record["tokens"] = read_record(last)["tokens"]
             if recipe.after:
-                after = align(recipe.after, last, self.model, self.data, self.pretraining, stage.directory / FOLDER, self.run_on)
+                after = align(
+                    recipe.after,
+                    last,
+                    self.model,
+                    self.data,
+                    self.pretraining,
+                    stage.directory / FOLDER,
+                    self.run_on,
+                )
                 steps, told = steps | after, outcomes(recipe.after, after)
                 stage.record["tokens"] += sum(one["tokens"] for one in told)
                 stage.measure(after=told)
@@ -215,14 +247,18 @@ class Compression:
             losses={name: quality.loss for name, quality in qualities.items()},
             agreement={name: quality.agreement for name, quality in qualities.items()},
             at_work=at_work({"parent": self.model, "result": result}, budget, self.run_on),
-            accuracy=right_answers(recipe.problems, recipe.tasks, recipe.distill.seed, steps, stage, self.run_on),
+            accuracy=right_answers(
+                recipe.problems, recipe.tasks, recipe.distill.seed, steps, stage, self.run_on
+            ),
             **({} if recipe.quantize is None else {"quantised": read_record(result)["measures"]}),
             **export_gguf(recipe, last, steps, stage.directory),
             **sizes("parent", shape),
             **sizes("pruned", found.chosen.config),
         )
         adopt(result, stage.directory)
-        atomic_write(stage.directory / "kept.json", (pruned / "kept.json").read_bytes())  # a file of its own: what lies there may be a link
+        atomic_write(
+            stage.directory / "kept.json", (pruned / "kept.json").read_bytes()
+        )  # a file of its own: what lies there may be a link
         report = compression_report(budget, shape, scores, found, stage.record, stage.directory)
         report.write(stage.directory / "report.html")
 

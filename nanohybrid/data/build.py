@@ -58,12 +58,21 @@ class Builder:
         curator = Curator(recipe.quality, recipe.near_duplicates, Decontaminator(prompts))
         # 1. natural text, curated
         texts = {name: list(documents) for name, documents in self.texts(curator).items()}
-        mixture = recipe.mixture.among([*(name for name, kept in texts.items() if kept), *(problems.store_of(s.name) for s, _ in sources)])
+        mixture = recipe.mixture.among(
+            [
+                *(name for name, kept in texts.items() if kept),
+                *(problems.store_of(s.name) for s, _ in sources),
+            ]
+        )
         # 2. the tokenizer, from natural text and what frames a chat: digits and signs of the problems then stay single tokens
         natural = (document.text for documents in texts.values() for document in documents)
         tokenizer = self.tokenizer(chain(natural, CHAT_FRAME * FRAME_REPEATS))
         tokenizer.save(directory)
-        template = ChatTemplate.default() if recipe.tokenizer is None else ChatTemplate.from_directory(recipe.tokenizer)
+        template = (
+            ChatTemplate.default()
+            if recipe.tokenizer is None
+            else ChatTemplate.from_directory(recipe.tokenizer)
+        )
         template.save(directory)
         # 3. the stores
         total = sum(map(len, texts.values())) + sum(source.count for source, _ in sources)
@@ -88,7 +97,10 @@ class Builder:
             "code": (python_install.code(recipe.seed, recipe.section_characters), recipe.code_megabytes),
             "files": (own, recipe.files_megabytes),
         }
-        return {name: up_to(curator.texts(documents), megabytes) for name, (documents, megabytes) in sources.items()}
+        return {
+            name: up_to(curator.texts(documents), megabytes)
+            for name, (documents, megabytes) in sources.items()
+        }
 
     def tokenizer(self, texts: Iterable[str]) -> Tokenizer:
         if self.recipe.tokenizer is not None:
@@ -111,7 +123,12 @@ class Builder:
                 self.write(VALIDATION * held_out + name, tokenizer, part)
 
     def write_problems(
-        self, source: TaskSource, difficulties: tuple[int, ...], tokenizer: Tokenizer, curator: Curator, bar: Progress
+        self,
+        source: TaskSource,
+        difficulties: tuple[int, ...],
+        tokenizer: Tokenizer,
+        curator: Curator,
+        bar: Progress,
     ) -> None:
         """Problems of the training split, and some of the test split to measure the loss on."""
         name = problems.store_of(source.name)
@@ -127,7 +144,9 @@ class Builder:
         stats = self.write(name, tokenizer, curator.problems(documents()))
         stats.majority = answers.most_common(1)[0][1] / answers.total()
         if held_out := round(source.count * self.recipe.validation):
-            unseen = map(problems.document, problems.problems(source.name, difficulties, held_out, seed, "test"))
+            unseen = map(
+                problems.document, problems.problems(source.name, difficulties, held_out, seed, "test")
+            )
             self.write(VALIDATION + name, tokenizer, dict.fromkeys(unseen))
 
     def write(self, name: str, tokenizer: Tokenizer, documents: Iterable[Document]) -> StoreStats:

@@ -34,9 +34,15 @@ class Corpus:
             phases = json.loads((directory / MIXTURE).read_text())
             mixture = Mixture.of([(phase["until"], phase["weights"]) for phase in phases])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{directory}: not a corpus ({MIXTURE}: {error}); `nanohybrid data --out DIR` builds one") from None
+            raise InputError(
+                f"{directory}: not a corpus ({MIXTURE}: {error}); `nanohybrid data --out DIR` builds one"
+            ) from None
         stores = {path.stem: TokenStore.read(path) for path in sorted(directory.glob("*.safetensors"))}
-        held_out = {name.removeprefix(VALIDATION): store for name, store in stores.items() if name.startswith(VALIDATION)}
+        held_out = {
+            name.removeprefix(VALIDATION): store
+            for name, store in stores.items()
+            if name.startswith(VALIDATION)
+        }
         training = {name: store for name, store in stores.items() if not name.startswith(VALIDATION)}
         return cls(directory, training, held_out, mixture.among(training))
 
@@ -52,4 +58,7 @@ def store_path(directory: Path, name: str) -> Path:
 
 def write_mixture(directory: Path, mixture: Mixture) -> None:
     """Write the phases beside the stores."""
-    atomic_write(directory / MIXTURE, json.dumps([dataclasses.asdict(phase) for phase in mixture.phases], indent=1) + "\n")
+    atomic_write(
+        directory / MIXTURE,
+        json.dumps([dataclasses.asdict(phase) for phase in mixture.phases], indent=1) + "\n",
+    )

@@ -38,7 +38,9 @@ class StoreStats:
             yield document
 
 
-def describe(stats: Mapping[str, StoreStats], counts: Mapping[str, Counter[str]], tokenizer: Tokenizer) -> dict[str, Any]:
+def describe(
+    stats: Mapping[str, StoreStats], counts: Mapping[str, Counter[str]], tokenizer: Tokenizer
+) -> dict[str, Any]:
     """Everything counted; the totals are those of training, without what is held out."""
     stores: dict[str, dict[str, Any]] = {
         name: {
@@ -46,17 +48,24 @@ def describe(stats: Mapping[str, StoreStats], counts: Mapping[str, Counter[str]]
             "characters": store.characters,
             "tokens": store.tokens,
             "learnt_tokens": store.learnt,
-            "dropped": {reason: count for reason, count in sorted(counts.get(name, {}).items()) if reason != "kept"},
+            "dropped": {
+                reason: count for reason, count in sorted(counts.get(name, {}).items()) if reason != "kept"
+            },
             **({} if store.majority is None else {"majority_rate": round(store.majority, 4)}),
         }
         for name, store in stats.items()
     }
     keys = ("documents", "tokens", "learnt_tokens")
-    totals = {key: sum(store[key] for name, store in stores.items() if not name.startswith(VALIDATION)) for key in keys}
+    totals = {
+        key: sum(store[key] for name, store in stores.items() if not name.startswith(VALIDATION))
+        for key in keys
+    }
     return {"vocab_size": tokenizer.vocab_size, **totals, "stores": stores}
 
 
-def write_report(directory: Path, measures: Mapping[str, Any], mixture: Mixture, stats: Mapping[str, StoreStats]) -> None:
+def write_report(
+    directory: Path, measures: Mapping[str, Any], mixture: Mixture, stats: Mapping[str, StoreStats]
+) -> None:
     """stats.json and report.html."""
     atomic_write(directory / STATS, json.dumps(measures, indent=1) + "\n")
     stores = measures["stores"]
@@ -81,11 +90,18 @@ def write_report(directory: Path, measures: Mapping[str, Any], mixture: Mixture,
     )
     report.section("Dropped").table(
         ["store", "reason", "documents"],
-        [[name, reason, count] for name, store in stores.items() for reason, count in store["dropped"].items()],
+        [
+            [name, reason, count]
+            for name, store in stores.items()
+            for reason, count in store["dropped"].items()
+        ],
     )
     names = mixture.names
     report.section("Mixture").text("Shares of tokens in each phase of a run.")
-    report.table(["until", *names], [[phase.until, *(f"{phase.shares.get(name, 0):.1%}" for name in names)] for phase in mixture.phases])
+    report.table(
+        ["until", *names],
+        [[phase.until, *(f"{phase.shares.get(name, 0):.1%}" for name in names)] for phase in mixture.phases],
+    )
     report.section("A document of each")
     for name, store in stats.items():
         if not name.startswith(VALIDATION):

@@ -37,11 +37,20 @@ class Batch:
         """A batch of whole documents, given as pairs of tokens and loss flags."""
         store = TokenStore.from_documents(documents)
         pieces = cut(store, max(store.token_count, 1))
-        return _pack([read(store, *map(int, piece)) for piece in zip(pieces.starts, pieces.lengths, pieces.document_ends, strict=True)])
+        return _pack(
+            [
+                read(store, *map(int, piece))
+                for piece in zip(pieces.starts, pieces.lengths, pieces.document_ends, strict=True)
+            ]
+        )
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        return Batch(self.tokens_T.to(device, non_blocking=True), self.targets_T.to(device, non_blocking=True), self.layout)
+        return Batch(
+            self.tokens_T.to(device, non_blocking=True),
+            self.targets_T.to(device, non_blocking=True),
+            self.layout,
+        )
 
     @property
     def target_count(self) -> int:
@@ -63,21 +72,31 @@ class Loader:
     ) -> None:
         sizes = {"batch_tokens": batch_tokens, "sequence_length": sequence_length, "total_steps": total_steps}
         if min(sizes.values()) < 1:
-            raise ConfigError(f"{', '.join(f'{name} {size}' for name, size in sizes.items())}: all must be positive")
+            raise ConfigError(
+                f"{', '.join(f'{name} {size}' for name, size in sizes.items())}: all must be positive"
+            )
         if seed < 0:
             raise ConfigError(f"the seed is {seed}; give a number of 0 or more")
         mixture = mixture if isinstance(mixture, Mixture) else Mixture.of(mixture)
         self.mixture = mixture.among(stores)
         self.batch_tokens = batch_tokens
         self.total_steps = total_steps
-        self.streams = {name: _Stream(name, stores[name], sequence_length, seed) for name in self.mixture.names}
+        self.streams = {
+            name: _Stream(name, stores[name], sequence_length, seed) for name in self.mixture.names
+        }
         self._refuse_empty_batches()
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0; the last phase goes on where `step` is past the end."""
         begin = self.mixture.tokens_before(step, self.total_steps, self.batch_tokens)
         end = self.mixture.tokens_before(step + 1, self.total_steps, self.batch_tokens)
-        return _pack([piece for name, stream in self.streams.items() for piece in stream.between(_whole(begin[name]), _whole(end[name]))])
+        return _pack(
+            [
+                piece
+                for name, stream in self.streams.items()
+                for piece in stream.between(_whole(begin[name]), _whole(end[name]))
+            ]
+        )
 
     def epochs(self, step: int) -> dict[str, float]:
         """How often each store has been read before `step`."""
@@ -120,7 +139,11 @@ class _Stream:
             order, begins = self.order(epoch)
             first, last = np.searchsorted(begins, (begin - epoch * self.total, end - epoch * self.total))
             for piece in order[first:last]:
-                place = self.pieces.starts[piece], self.pieces.lengths[piece], self.pieces.document_ends[piece]
+                place = (
+                    self.pieces.starts[piece],
+                    self.pieces.lengths[piece],
+                    self.pieces.document_ends[piece],
+                )
                 found.append(read(self.store, *map(int, place)))
         return found
 
@@ -135,4 +158,8 @@ def _pack(pieces: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Batc
     empty = np.zeros(0, dtype=np.int64)
     tokens = np.concatenate([tokens for tokens, _ in pieces] or [empty])
     targets = np.concatenate([targets for _, targets in pieces] or [empty])
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), Layout.packed([len(tokens) for tokens, _ in pieces]))
+    return Batch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(targets),
+        Layout.packed([len(tokens) for tokens, _ in pieces]),
+    )

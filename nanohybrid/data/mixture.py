@@ -22,12 +22,16 @@ class Phase:
 
     def __post_init__(self) -> None:
         if not 0 < self.until <= 1:
-            raise ConfigError(f"a phase lasts until a fraction of the run above 0 and at most 1, not {self.until}")
+            raise ConfigError(
+                f"a phase lasts until a fraction of the run above 0 and at most 1, not {self.until}"
+            )
         for name, weight in self.weights.items():
             if not (weight >= 0 and math.isfinite(weight)):
                 raise ConfigError(f"the weight of {name} is {weight}; give a number of 0 or more")
         if not sum(self.weights.values()) > 0:
-            raise ConfigError(f"the phase until {self.until} has no weight above 0; give it something to read")
+            raise ConfigError(
+                f"the phase until {self.until} has no weight above 0; give it something to read"
+            )
 
     @property
     def shares(self) -> dict[str, float]:
@@ -79,7 +83,9 @@ def _spread(weights: Mapping[str, float], stores: Collection[str]) -> dict[str, 
     for name, weight in weights.items():
         members = [name] if name in stores else [store for store in stores if store.startswith(name + "-")]
         if not members:
-            raise ConfigError(f"the mixture names {name}, which is not among the stores {', '.join(sorted(stores))}")
+            raise ConfigError(
+                f"the mixture names {name}, which is not among the stores {', '.join(sorted(stores))}"
+            )
         for member in members:
             result[member] = result.get(member, 0.0) + weight / len(members)
     return result

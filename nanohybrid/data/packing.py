@@ -40,7 +40,9 @@ def cut(store: TokenStore, sequence_length: int) -> Pieces:
     return Pieces(starts, np.minimum(sequence_length, ends[document] - starts), ends[document])
 
 
-def read(store: TokenStore, start: int, length: int, document_end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def read(
+    store: TokenStore, start: int, length: int, document_end: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens of a piece, and for each the token that follows it in its document: IGNORED where none does or it is not learnt."""
     targets = np.full(length, IGNORED, dtype=np.int64)
     count = min(length, document_end - start - 1)

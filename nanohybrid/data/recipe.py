@@ -22,14 +22,18 @@ class TaskSource:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ConfigError(f"task {self.name}: count is {self.count}; leave the task out or draw at least one problem")
+            raise ConfigError(
+                f"task {self.name}: count is {self.count}; leave the task out or draw at least one problem"
+            )
 
     def resolved(self) -> tuple[int, ...]:
         """The difficulties; ConfigError where the task has no such one."""
         offered = tasks.get(self.name).difficulties
         wrong = [difficulty for difficulty in self.difficulties if difficulty not in offered]
         if wrong:
-            raise ConfigError(f"task {self.name} has difficulties {offered[0]} to {offered[-1]}, not {wrong[0]}")
+            raise ConfigError(
+                f"task {self.name} has difficulties {offered[0]} to {offered[-1]}, not {wrong[0]}"
+            )
         return self.difficulties or tuple(offered)
 
 
@@ -84,7 +88,9 @@ class DataRecipe:
         if not 0 <= self.validation <= 0.5:
             raise ConfigError(f"validation is a share between 0 and 0.5, not {self.validation}")
         if self.section_characters < 1:
-            raise ConfigError(f"section_characters is {self.section_characters}; documents need at least one character")
+            raise ConfigError(
+                f"section_characters is {self.section_characters}; documents need at least one character"
+            )
         names = [source.name for source in self.tasks]
         if len(set(names)) < len(names):
             raise ConfigError("a task is named twice; give one entry with all its difficulties")

@@ -22,7 +22,9 @@ TokensAndLoss = tuple[Sequence[int] | NDArray[np.int32], Sequence[int] | Sequenc
 class TokenStore:
     """Documents as arrays, in memory or mapped from a file; `len()` counts documents."""
 
-    def __init__(self, tokens: NDArray[np.int32], loss: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
+    def __init__(
+        self, tokens: NDArray[np.int32], loss: NDArray[np.uint8], offsets: NDArray[np.int64]
+    ) -> None:
         ends_meet = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == len(tokens) == len(loss)
         if not ends_meet or bool((np.diff(offsets) < 0).any()):
             raise InputError(
@@ -66,7 +68,9 @@ class TokenStore:
         smallest, largest = int(self.tokens.min(initial=0)), int(self.tokens.max(initial=0))
         if smallest < 0 or largest >= vocab_size:
             found = f"{smallest} to {largest}" if smallest < 0 else f"up to {largest}"
-            raise InputError(f"{where}: holds ids {found}, the model's end at {vocab_size - 1}: made with another tokenizer?")
+            raise InputError(
+                f"{where}: holds ids {found}, the model's end at {vocab_size - 1}: made with another tokenizer?"
+            )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -94,5 +98,9 @@ def _map(path: Path) -> list[np.ndarray]:
             raise ValueError(f"{name} is {entry['dtype']}, not {code}")
         (count,), (begin, _) = entry["shape"], entry["data_offsets"]
         empty = np.zeros(0, dtype=dtype)
-        arrays.append(np.memmap(path, dtype=dtype, mode="r", offset=8 + size + begin, shape=(count,)) if count else empty)
+        arrays.append(
+            np.memmap(path, dtype=dtype, mode="r", offset=8 + size + begin, shape=(count,))
+            if count
+            else empty
+        )
     return arrays

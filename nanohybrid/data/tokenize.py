@@ -17,7 +17,11 @@ def encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Iterator[tupl
     """
     stream = iter(documents)
     while several := list(islice(stream, DOCUMENTS_AT_ONCE)):
-        ids = iter(tokenizer.encode_batch([piece.text for document in several for piece in document.pieces], marks=False))
+        ids = iter(
+            tokenizer.encode_batch(
+                [piece.text for document in several for piece in document.pieces], marks=False
+            )
+        )
         for document in several:
             tokens, loss = [tokenizer.bos_id], [0]
             for piece in document.pieces:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from nanohybrid.engine.choices import choice_seed, fork, leave
-from nanohybrid.engine.computing import compute
-from nanohybrid.engine.draft import Drafter
+from nanohybrid.engine.block_manager import PagePool, SlotPool
+from nanohybrid.engine.oom_retry import compute
+from nanohybrid.engine.parallel_sampling import choice_seed, fork, leave
 from nanohybrid.engine.params import Completion, SamplingParams
-from nanohybrid.engine.pools import PagePool, SlotPool
-from nanohybrid.engine.prefix import PrefixCache, begin
+from nanohybrid.engine.prefix_cache import PrefixCache, begin
+from nanohybrid.engine.prompt_lookup import Drafter
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.runner import Runner
 from nanohybrid.engine.sampler import Sampled
@@ -26,7 +26,7 @@ from nanohybrid.engine.scoring import PromptScores
 from nanohybrid.engine.watchdog import Watchdog
 from nanohybrid.errors import InputError, NanohybridError
 from nanohybrid.model import HybridLM
-from nanohybrid.model.declare import KV_DTYPES, STATE_DTYPES, known
+from nanohybrid.model.spec import KV_DTYPES, STATE_DTYPES, known
 from nanohybrid.ops.sizes import PAGE
 from nanohybrid.text import Tokenizer
 
@@ -65,7 +65,9 @@ class Engine:
         debug: bool | None = None,
     ) -> None:
         if speculate and deterministic:
-            raise InputError("speculate computes several tokens of a request at once, which rounds differently; deterministic forbids it")
+            raise InputError(
+                "speculate computes several tokens of a request at once, which rounds differently; deterministic forbids it"
+            )
         pages = max_running * -(-max_context // PAGE) if pages is None else pages
         self.model, self.tokenizer = model, tokenizer
         self.scheduler = Scheduler(
@@ -116,7 +118,13 @@ class Engine:
         given."""
         longest = max((len(prompt) for prompt in prompts), default=1)
         context = min(longest + max_tokens, model.config.max_position_embeddings)
-        return cls(model, tokenizer, max_running=max(1, min(max_running, n * len(prompts))), max_context=context, **options)
+        return cls(
+            model,
+            tokenizer,
+            max_running=max(1, min(max_running, n * len(prompts))),
+            max_context=context,
+            **options,
+        )
 
     def step(self) -> list[Request]:
         """Advance every running request; returns those that took a token (some are `finished` now)."""
@@ -130,7 +138,12 @@ class Engine:
             return ready
 
     def add(
-        self, prompt: Sequence[int], params: SamplingParams, stream: bool = False, checkpoint_at: Sequence[int] = (), salt: str = ""
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        stream: bool = False,
+        checkpoint_at: Sequence[int] = (),
+        salt: str = "",
     ) -> Request:
         """Queue a prompt of ids. Raises InputError where it is longer than the engine's context.
 
@@ -142,7 +155,12 @@ class Engine:
         return self.add_choices(prompt, params, stream, checkpoint_at, salt)[0]
 
     def add_choices(
-        self, prompt: Sequence[int], params: SamplingParams, stream: bool = False, checkpoint_at: Sequence[int] = (), salt: str = ""
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        stream: bool = False,
+        checkpoint_at: Sequence[int] = (),
+        salt: str = "",
     ) -> list[Request]:
         """Queue `params.n` completions of one prompt, which is computed once. Each is a request of its own.
 
@@ -152,7 +170,9 @@ class Engine:
         if self.runner.deterministic:
             checkpoint_at = [place // PAGE * PAGE for place in checkpoint_at]
         stop_ids = frozenset() if params.ignore_eos else self._eos
-        scores = None if params.prompt_logprobs is None else PromptScores(list(prompt), params.prompt_logprobs)
+        scores = (
+            None if params.prompt_logprobs is None else PromptScores(list(prompt), params.prompt_logprobs)
+        )
         family = [
             Request(
                 self._next_id + i,
@@ -250,7 +270,9 @@ class Engine:
         """Say the drafts as far as they are what would have been said; the states go back to there."""
         said = dict.fromkeys((request.id for request in drafting), 0)
         going, offset = drafting, 0
-        while going := [r for r in going if not r.finished and len(r.draft) > offset and r.tokens[-1] == r.draft[offset]]:
+        while going := [
+            r for r in going if not r.finished and len(r.draft) > offset and r.tokens[-1] == r.draft[offset]
+        ]:
             offset += 1
             for request in going:
                 request.computed += 1
@@ -266,7 +288,9 @@ class Engine:
         """Give each request its token; those that end with it, or whose logits were not numbers, give back what they hold."""
         tokens, logprobs, top = sampled.tokens, sampled.logprobs, sampled.top
         for row, request in enumerate(ready):
-            if request.accept(tokens[row], None if logprobs is None else logprobs[row], None if top is None else top[row]):
+            if request.accept(
+                tokens[row], None if logprobs is None else logprobs[row], None if top is None else top[row]
+            ):
                 self.scheduler.remove(request)
         for row in sampled.broken:
             if (pages := ready[row].pages) is not None:

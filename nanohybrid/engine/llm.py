@@ -20,8 +20,8 @@ from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
 from nanohybrid.engine.request import text_end
 from nanohybrid.engine.thinking import opens
+from nanohybrid.executors.cpu.weights import prepare
 from nanohybrid.model import HybridLM
-from nanohybrid.model.packed import prepare
 from nanohybrid.text import ChatTemplate, Tokenizer
 
 Message = dict[str, Any]
@@ -59,17 +59,38 @@ class LLM:
     ) -> "LLM":
         """A model of random weights, to measure speed and memory with: its text means nothing."""
         llm = cls.__new__(cls)
-        llm._set(random_model(config, dtype, seed, device, quantize), stand_in_tokenizer(config), None, max_running, options)
+        llm._set(
+            random_model(config, dtype, seed, device, quantize),
+            stand_in_tokenizer(config),
+            None,
+            max_running,
+            options,
+        )
         return llm
 
-    def _set(self, model: HybridLM, tokenizer: Tokenizer, directory: Path | None, max_running: int, options: dict[str, Any]) -> None:
+    def _set(
+        self,
+        model: HybridLM,
+        tokenizer: Tokenizer,
+        directory: Path | None,
+        max_running: int,
+        options: dict[str, Any],
+    ) -> None:
         prepare(model)
-        self.model, self.tokenizer, self.directory, self.max_running, self.options = model, tokenizer, directory, max_running, options
+        self.model, self.tokenizer, self.directory, self.max_running, self.options = (
+            model,
+            tokenizer,
+            directory,
+            max_running,
+            options,
+        )
 
     @cached_property
     def template(self) -> ChatTemplate:
         """The checkpoint's own chat template, else ours."""
-        return ChatTemplate.default() if self.directory is None else ChatTemplate.from_directory(self.directory)
+        return (
+            ChatTemplate.default() if self.directory is None else ChatTemplate.from_directory(self.directory)
+        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, after the begin mark where the vocabulary has one. Marks in the text are marks."""
@@ -91,14 +112,22 @@ class LLM:
     ) -> list[Completion]:
         """Complete texts (or ids), in their order, `n` completions each, in an engine of just the memory that this takes."""
         ids = [self.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
-        most = params.max_tokens if isinstance(params, SamplingParams) else max((p.max_tokens for p in params), default=1)
+        most = (
+            params.max_tokens
+            if isinstance(params, SamplingParams)
+            else max((p.max_tokens for p in params), default=1)
+        )
         n = params.n if isinstance(params, SamplingParams) else max((p.n for p in params), default=1)
         return self.engine(ids, most, n).generate(ids, params, progress)
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, thinking: bool | None = None) -> Completion:
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, thinking: bool | None = None
+    ) -> Completion:
         """Answer a conversation. `text` of the result holds the trace too; `nanohybrid.text.split_thinking` parts them."""
         return self.generate([self.encode_chat(messages, thinking)], params or SamplingParams())[0]
 
     def engine(self, prompts: Sequence[Sequence[int]], max_tokens: int, n: int = 1) -> Engine:
         """An engine for this job. Raises InputError where a prompt and its answer exceed what the model can hold."""
-        return Engine.sized_for(self.model, self.tokenizer, prompts, max_tokens, self.max_running, n, **self.options)
+        return Engine.sized_for(
+            self.model, self.tokenizer, prompts, max_tokens, self.max_running, n, **self.options
+        )

@@ -51,24 +51,55 @@ class SamplingParams:
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
         bias = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
-        object.__setattr__(self, "logit_bias", tuple({int(token): float(value) for token, value in bias}.items()))
+        object.__setattr__(
+            self, "logit_bias", tuple({int(token): float(value) for token, value in bias}.items())
+        )
         _demand(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
-        _demand(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "a number of at least 0")
+        _demand(
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            "temperature",
+            self.temperature,
+            "a number of at least 0",
+        )
         _demand(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _demand(self.top_k >= 0, "top_k", self.top_k, "at least 0 (0 cuts nothing)")
         _demand(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
-        _demand(self.thinking_budget is None or self.thinking_budget >= 0, "thinking_budget", self.thinking_budget, "at least 0")
+        _demand(
+            self.thinking_budget is None or self.thinking_budget >= 0,
+            "thinking_budget",
+            self.thinking_budget,
+            "at least 0",
+        )
         _demand(self.thinking_grace >= 0, "thinking_grace", self.thinking_grace, "at least 0")
         _demand(all(self.stop), "stop", self.stop, "strings that are not empty")
         _demand(math.isfinite(self.presence_penalty), "presence_penalty", self.presence_penalty, "a number")
-        _demand(math.isfinite(self.frequency_penalty), "frequency_penalty", self.frequency_penalty, "a number")
+        _demand(
+            math.isfinite(self.frequency_penalty), "frequency_penalty", self.frequency_penalty, "a number"
+        )
         repetition = self.repetition_penalty
-        _demand(math.isfinite(repetition) and repetition > 0, "repetition_penalty", repetition, "a number above 0 (1 changes nothing)")
-        _demand(all(t >= 0 and math.isfinite(v) for t, v in self.bias), "logit_bias", self.logit_bias, "ids of 0 or more with numbers")
+        _demand(
+            math.isfinite(repetition) and repetition > 0,
+            "repetition_penalty",
+            repetition,
+            "a number above 0 (1 changes nothing)",
+        )
+        _demand(
+            all(t >= 0 and math.isfinite(v) for t, v in self.bias),
+            "logit_bias",
+            self.logit_bias,
+            "ids of 0 or more with numbers",
+        )
         _demand(self.top_logprobs >= 0, "top_logprobs", self.top_logprobs, "at least 0")
-        _demand(self.logprobs or not self.top_logprobs, "top_logprobs", self.top_logprobs, "0 where logprobs is off")
+        _demand(
+            self.logprobs or not self.top_logprobs,
+            "top_logprobs",
+            self.top_logprobs,
+            "0 where logprobs is off",
+        )
         _demand(self.n >= 1, "n", self.n, "at least 1")
-        _demand((self.prompt_logprobs or 0) >= 0, "prompt_logprobs", self.prompt_logprobs, "None, or at least 0")
+        _demand(
+            (self.prompt_logprobs or 0) >= 0, "prompt_logprobs", self.prompt_logprobs, "None, or at least 0"
+        )
 
     @property
     def penalised(self) -> bool:

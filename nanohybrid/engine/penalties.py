@@ -29,7 +29,9 @@ class Written(NamedTuple):
 class Edits:
     """The penalties and biases of a batch's rows. Tokens that a row writes are counted at the next `apply`."""
 
-    def __init__(self, params: Sequence[SamplingParams], written: Sequence[Written], device: torch.device | str) -> None:
+    def __init__(
+        self, params: Sequence[SamplingParams], written: Sequence[Written], device: torch.device | str
+    ) -> None:
         self._device = device
         self._repetition_S = np.array([p.repetition_penalty for p in params], dtype=np.float32)
         self._frequency_S = np.array([p.frequency_penalty for p in params], dtype=np.float32)
@@ -44,7 +46,9 @@ class Edits:
                 for token in written[row].prompt:
                     self._cell_of(row, token)
         bias = [(row, token, value) for row, p in enumerate(params) for token, value in p.bias]
-        self._bias_at_C2 = torch.tensor([(row, token) for row, token, _ in bias], dtype=torch.long, device=device).view(-1, 2)
+        self._bias_at_C2 = torch.tensor(
+            [(row, token) for row, token, _ in bias], dtype=torch.long, device=device
+        ).view(-1, 2)
         self._bias_C = torch.tensor([value for _, _, value in bias], dtype=torch.float32, device=device)
 
     def apply(self, logits_SV: Tensor) -> Tensor:

@@ -9,19 +9,24 @@ from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import MissingExtraError
-from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate.free_memory import check_room
+from nanohybrid.model import HybridLM
 from nanohybrid.model.initialise import fill
 from nanohybrid.model.quantized import check_format, quantized_linear, quantized_names, replace
-from nanohybrid.model.room import check_room
 from nanohybrid.text import Tokenizer, tekken
 from nanohybrid.text.bytelevel import assemble, to_characters
 
 LARGE = 1 << 22  # a parameter of more elements than this is filled by repetition
 TEKKEN = 131_072  # ids of the official vocabulary
-BLOCK = 1_048_573  # normal numbers repeated in a large one: a prime, so that no two rows of a matrix are equal
+BLOCK = (
+    1_048_573  # normal numbers repeated in a large one: a prime, so that no two rows of a matrix are equal
+)
 
 
-def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu", quantize: str | None = None) -> HybridLM:
+def random_model(
+    config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu", quantize: str | None = None
+) -> HybridLM:
     """A model of the weights of `random_weights`: nothing but them is ever held.
 
     quantize: int8, int4 or fp8, of the matrices, each quantised as it is made, some rows at a time.
@@ -41,7 +46,9 @@ def random_model(config: HybridConfig, dtype: torch.dtype, seed: int = 0, device
     return model.eval()
 
 
-def random_weights(model: HybridLM, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> Iterator[tuple[str, Tensor | RepeatedRows]]:
+def random_weights(
+    model: HybridLM, dtype: torch.dtype, seed: int = 0, device: str = "cpu"
+) -> Iterator[tuple[str, Tensor | RepeatedRows]]:
     """Every parameter of a model (on the meta device: it is only asked for names and shapes), by the family's rules, one at a time.
 
     Large matrices repeat one block of normal numbers of their own standard deviation: drawing 9e9 of them takes minutes,
@@ -51,7 +58,9 @@ def random_weights(model: HybridLM, dtype: torch.dtype, seed: int = 0, device: s
     block = torch.empty(BLOCK).normal_(generator=generator)
     for name, parameter in list(model.named_parameters()):
         large = parameter.numel() > LARGE
-        drawn = torch.empty(4096 if large else parameter.shape)  # of a large one, how it is scaled: asked of the rules themselves
+        drawn = torch.empty(
+            4096 if large else parameter.shape
+        )  # of a large one, how it is scaled: asked of the rules themselves
         fill(drawn, name, model.config, generator)
         values = (block * drawn.std() if large else drawn).to(device, dtype)
         yield name, RepeatedRows(parameter.shape, values) if large else values

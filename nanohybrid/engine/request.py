@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nanohybrid.engine.draft import Lookup
+from nanohybrid.engine.block_manager import Lease
 from nanohybrid.engine.params import Completion, FinishReason, SamplingParams, Top
-from nanohybrid.engine.pools import Lease
+from nanohybrid.engine.prompt_lookup import Lookup
 from nanohybrid.engine.stops import StopStrings
 from nanohybrid.engine.thinking import KEPT, Thinking, opens
 from nanohybrid.text import TextStream, Tokenizer
@@ -52,15 +52,21 @@ class Request:
         self.computed, self.known = 0, len(prompt)
         self.slot: Lease | None = None
         self.pages: Lease | None = None
-        self.saved: object | None = None  # what `computed` tokens left behind, where that is not in the slot and the pages
-        self.family: list[Request] | None = None  # those who wait for one prompt to be computed; the first computes it
+        self.saved: object | None = (
+            None  # what `computed` tokens left behind, where that is not in the slot and the pages
+        )
+        self.family: list[Request] | None = (
+            None  # those who wait for one prompt to be computed; the first computes it
+        )
         self.checkpoint_at, self.salt = checkpoint_at, salt
         self.scores = scores  # shared by a family, since one of it computes the prompt
         self.stops: list[int] = []  # where the prompt must pause to leave a checkpoint, the last first
         self.kept: Sequence[Any] = ()  # copies of its first full pages that exist in host memory
         self.cached = 0
         self.cache_miss: str | None = "off"
-        self.draft: list[int] = []  # what may follow the known tokens: computed in this step, and kept as far as it is said
+        self.draft: list[
+            int
+        ] = []  # what may follow the known tokens: computed in this step, and kept as far as it is said
         self.lookup: Lookup | None = None
         self.forced: deque[int] = deque()  # ids to write instead of sampling
         self._forced_from, self._forced_count = 0, 0
@@ -92,7 +98,9 @@ class Request:
             ids = (self.prompt[start : start + length] + self.tokens[: max(begin + length, 0)])[:length]
         return ids if len(ids) == length else ids + self.draft[: length - len(ids)]
 
-    def accept(self, token: int, logprob: float | None = None, top: list[tuple[int, float]] | None = None) -> bool:
+    def accept(
+        self, token: int, logprob: float | None = None, top: list[tuple[int, float]] | None = None
+    ) -> bool:
         """Take the next token (the head of `forced` where there is one); returns whether the request is finished."""
         self.tokens.append(token)
         self.known += 1

@@ -9,17 +9,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from nanohybrid.engine.ahead import AheadDecoder
-from nanohybrid.engine.draft import MOST
-from nanohybrid.engine.graphs import Capture, DecodeGraphs, cuda_graph, graphs_apply
-from nanohybrid.engine.hygiene import Guard
+from nanohybrid.engine.async_decode import AheadDecoder
 from nanohybrid.engine.penalties import Written
-from nanohybrid.engine.plan import transient
+from nanohybrid.engine.prompt_lookup import MOST
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.sampler import Drawn, Rows, Sampled, draw, sample, sent
+from nanohybrid.engine.sanitizer import Guard
 from nanohybrid.engine.scheduler import Freed, Move, Work
+from nanohybrid.estimate.serving import transient
+from nanohybrid.executors.cuda_graphs import Capture, DecodeGraphs, cuda_graph, graphs_apply
 from nanohybrid.model import HybridLM, Layout, State
-from nanohybrid.model.state import Saved
+from nanohybrid.model.cache import Saved
 from nanohybrid.ops.sizes import CHUNK
 
 
@@ -48,15 +48,28 @@ class Runner:
         plain = state_dtype is None and kv_dtype is None  # the kernels know no other way to keep a state
         capture = cuda_graph if capture is None and plain and graphs_apply(model) else capture
         spare = int(capture is not None)  # a slot and a page for the rows that fill up a graph
-        self.state = State.allocate(model.config, slots + spare, pages + spare, page_size, model.dtype, model.device, state_dtype, kv_dtype)
+        self.state = State.allocate(
+            model.config,
+            slots + spare,
+            pages + spare,
+            page_size,
+            model.dtype,
+            model.device,
+            state_dtype,
+            kv_dtype,
+        )
         self.decoder: AheadDecoder | None = None
         if capture is not None:
-            graphs = DecodeGraphs(model, self.state, most_rows=slots, context=context or pages * page_size, capture=capture)
+            graphs = DecodeGraphs(
+                model, self.state, most_rows=slots, context=context or pages * page_size, capture=capture
+            )
             graphs.self_test()
             self.decoder = AheadDecoder(graphs)
         self.guard = Guard(self.state) if debug else None
         self._rows: dict[tuple[int, ...], Rows] = {}  # by the requests that they describe
-        self._drafts: dict[int, int] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
+        self._drafts: dict[
+            int, int
+        ] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
         self._logits_DV = torch.empty(0)
         self._windows: list[Request] = []
         self._alone: dict[int, Rows] = {}  # in deterministic runs, each request's own
@@ -92,7 +105,11 @@ class Runner:
 
     def _logits(self, work: list[Work], wanted: list[int]) -> Tensor:
         """Logits [len(wanted), V] after these of the work: by the decoder, where there is one and it takes them, else by the forward."""
-        single = [] if self.decoder is None else [index for index, item in enumerate(work) if self.decoder.takes(item)]
+        single = (
+            []
+            if self.decoder is None
+            else [index for index, item in enumerate(work) if self.decoder.takes(item)]
+        )
         if self.decoder is None or not single:
             return self._forward(work, wanted)
         logits_SV = self.decoder.logits([work[index] for index in single])
@@ -101,7 +118,9 @@ class Runner:
         others = [index for index in range(len(work)) if index not in single]
         wanted_of_others = [index for index in wanted if index not in single]
         if others:
-            others_SV = self._forward([work[index] for index in others], [others.index(index) for index in wanted_of_others])
+            others_SV = self._forward(
+                [work[index] for index in others], [others.index(index) for index in wanted_of_others]
+            )
             logits_SV = torch.cat([logits_SV, others_SV]) if wanted_of_others else logits_SV
         row = {index: place for place, index in enumerate([*single, *wanted_of_others])}
         return logits_SV[sent([row[index] for index in wanted], self.device)]
@@ -124,7 +143,9 @@ class Runner:
         self._score(work, hidden_TE)
         if rows != ascending:  # a family takes its first tokens from one row, and drafts' rows come last
             place = {row: at for at, row in enumerate(ascending)}
-            logits_SV = logits_SV[torch.tensor([place[row] for row in rows], dtype=torch.int64, device=self.device)]
+            logits_SV = logits_SV[
+                torch.tensor([place[row] for row in rows], dtype=torch.int64, device=self.device)
+            ]
         self._logits_DV = logits_SV[len(wanted) :]
         return logits_SV[: len(wanted)]
 
@@ -147,12 +168,16 @@ class Runner:
 
     def _draw(self, logits_SV: Tensor, ready: list[Request]) -> Drawn:
         forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
-        return draw(logits_SV, self._edited(self._rows_of(ready), ready), [request.known for request in ready], forced)
+        return draw(
+            logits_SV, self._edited(self._rows_of(ready), ready), [request.known for request in ready], forced
+        )
 
     def _each_alone(self, work: list[Work]) -> list[Tensor]:
         """Logits [1, V] of each whose next token is wanted, of the bits that it has alone. Where the model computes everybody as if
         alone, all go through it together."""
-        wanted = [index for index, (request, start, length) in enumerate(work) if start + length == request.known]
+        wanted = [
+            index for index, (request, start, length) in enumerate(work) if start + length == request.known
+        ]
         result = [torch.empty(0)] * len(work)
         if self.model.alike(self.state):
             logits_SV = self._logits(work, wanted)
@@ -161,7 +186,9 @@ class Runner:
             return result
         for index, (request, start, length) in enumerate(work):
             for begin, end in pieces(start, start + length):
-                result[index] = self._logits([Work(request, begin, end - begin)], [0] if end == request.known else [])
+                result[index] = self._logits(
+                    [Work(request, begin, end - begin)], [0] if end == request.known else []
+                )
         return result
 
     def _run_each_alone(self, work: list[Work]) -> tuple[list[Request], Sampled]:
@@ -198,7 +225,9 @@ class Runner:
                 self.guard.given(request, slot, request.slot.generation)
                 self.guard.pages(request, pages, request.slot.generation)
             if not isinstance(request.saved, Saved):
-                raise RuntimeError(f"request {request.id} has computed {request.computed} tokens and no copy of their state")
+                raise RuntimeError(
+                    f"request {request.id} has computed {request.computed} tokens and no copy of their state"
+                )
             self.state.load(request.saved, slot, pages)
             request.saved = None
 
@@ -250,7 +279,9 @@ class Runner:
     def _rows_of(self, ready: list[Request]) -> Rows:
         key = tuple(request.id for request in ready)
         if key not in self._rows:
-            if len(self._rows) > MOST:  # a few, since the positions of a draft have fewer and fewer requests each
+            if (
+                len(self._rows) > MOST
+            ):  # a few, since the positions of a draft have fewer and fewer requests each
                 self._rows.clear()
             self._rows[key] = self._make_rows(ready)
         return self._rows[key]

@@ -22,7 +22,10 @@ from nanohybrid.engine.params import SamplingParams, Top
 from nanohybrid.engine.penalties import Edits, Written
 
 COLDEST = 1e-6  # a temperature above 0 but below this would overflow fp32; the choice is the same
-CANDIDATES, WIDER = 64, 16  # top-p looks at the best 64 of a row first, and at 16 times as many where they do not suffice
+CANDIDATES, WIDER = (
+    64,
+    16,
+)  # top-p looks at the best 64 of a row first, and at 16 times as many where they do not suffice
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class Rows:
         self.scaled = bool(drawn)
         self.all_drawn = len(drawn) == len(params)
         self.drawn_R = torch.tensor(drawn, dtype=torch.long, device=device)
-        self.temperature_S = torch.tensor([max(p.temperature, COLDEST) if p.temperature > 0 else 1.0 for p in params], device=device)
+        self.temperature_S = torch.tensor(
+            [max(p.temperature, COLDEST) if p.temperature > 0 else 1.0 for p in params], device=device
+        )
         self.seed_R = torch.tensor([_signed(seeds[row]) for row in drawn], dtype=torch.long, device=device)
         chosen = [params[row] for row in drawn]
         self.top_k = _Cut([float(p.top_k) for p in chosen], 0.0, device)
@@ -72,12 +77,16 @@ class _Cut:
         self.some, self.all = bool(on), len(on) == len(values)
 
 
-def sample(logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequence[tuple[int, int]] = ()) -> Sampled:
+def sample(
+    logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequence[tuple[int, int]] = ()
+) -> Sampled:
     """Choose one token a row. `positions` are where the tokens will stand; `forced` holds (row, token) not to be sampled."""
     return draw(logits_SV, rows, positions, forced).fetch()
 
 
-def draw(logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequence[tuple[int, int]] = ()) -> Drawn:
+def draw(
+    logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequence[tuple[int, int]] = ()
+) -> Drawn:
     """The same, left on the device: on a GPU nothing here waits for it."""
     if rows.edits is not None:
         logits_SV = rows.edits.apply(logits_SV)
@@ -90,7 +99,11 @@ def draw(logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequen
             token_S = _draw(scaled_SV, rows, positions)
         else:
             part = rows.drawn_R
-            scaled_RV = scaled_SV[part] if rows.logprobs else (logits_SV[part] - peak_S[part, None]) / rows.temperature_S[part, None]
+            scaled_RV = (
+                scaled_SV[part]
+                if rows.logprobs
+                else (logits_SV[part] - peak_S[part, None]) / rows.temperature_S[part, None]
+            )
             token_S[part] = _draw(scaled_RV, rows, positions)
     if forced:
         at, ids = sent(forced, token_S.device).unbind(1)
@@ -124,7 +137,10 @@ class Drawn:
         self.token_S = token_S
         self._event: torch.cuda.Event | None = None
         if token_S.is_cuda:
-            results = [torch.empty(r.shape, dtype=r.dtype, pin_memory=True).copy_(r, non_blocking=True) for r in results]
+            results = [
+                torch.empty(r.shape, dtype=r.dtype, pin_memory=True).copy_(r, non_blocking=True)
+                for r in results
+            ]
             self._event = torch.cuda.Event()
             self._event.record()
         self._results = results
@@ -136,7 +152,10 @@ class Drawn:
         broken = [row for row, peak in enumerate(peak_S.tolist()) if not math.isfinite(peak)]
         top = None
         if len(rest) == 3:
-            top = [list(zip(ids, values, strict=True)) for ids, values in zip(rest[1].tolist(), rest[2].tolist(), strict=True)]
+            top = [
+                list(zip(ids, values, strict=True))
+                for ids, values in zip(rest[1].tolist(), rest[2].tolist(), strict=True)
+            ]
         return Sampled(token_S.tolist(), rest[0].tolist() if rest else None, broken, top)
 
 
@@ -195,9 +214,14 @@ def least_by_bisection(probability_RV: Tensor, p_R1: Tensor) -> Tensor:
     high_R1 = probability_RV.amax(dim=-1, keepdim=True).view(torch.int32) + 1
     for _ in range(31):
         middle_R1 = low_R1 + (high_R1 - low_R1) // 2
-        mass_R1 = probability_RV.masked_fill(probability_RV < middle_R1.view(torch.float32), 0).sum(dim=-1, keepdim=True)
+        mass_R1 = probability_RV.masked_fill(probability_RV < middle_R1.view(torch.float32), 0).sum(
+            dim=-1, keepdim=True
+        )
         reached_R1 = mass_R1 >= p_R1
-        low_R1, high_R1 = torch.where(reached_R1, middle_R1, low_R1), torch.where(reached_R1, high_R1, middle_R1)
+        low_R1, high_R1 = (
+            torch.where(reached_R1, middle_R1, low_R1),
+            torch.where(reached_R1, high_R1, middle_R1),
+        )
     return low_R1.view(torch.float32)
 
 

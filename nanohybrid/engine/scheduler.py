@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from nanohybrid.engine.pools import Lease, PagePool, SlotPool
+from nanohybrid.engine.block_manager import Lease, PagePool, SlotPool
 from nanohybrid.engine.request import Request
 from nanohybrid.errors import InputError
 from nanohybrid.ops.sizes import CHUNK
@@ -51,21 +51,40 @@ class Scheduler:
     """Requests that wait and requests that run, over two pools."""
 
     def __init__(
-        self, slots: SlotPool, pages: PagePool, *, page_size: int, max_context: int, token_budget: int, overcommit: bool = False
+        self,
+        slots: SlotPool,
+        pages: PagePool,
+        *,
+        page_size: int,
+        max_context: int,
+        token_budget: int,
+        overcommit: bool = False,
     ) -> None:
         self.slots, self.pages = slots, pages
         self.page_size, self.max_context = page_size, max_context
-        self.token_budget = max(token_budget, slots.size + CHUNK)  # all may decode and one prompt still goes on
+        self.token_budget = max(
+            token_budget, slots.size + CHUNK
+        )  # all may decode and one prompt still goes on
         self.overcommit = overcommit
-        self.on_admit: Callable[[Request], None] | None = None  # may find a beginning of the prompt in host memory
-        self.propose: Callable[[Request, int], list[int]] | None = None  # may draft so many tokens for one that decodes
+        self.on_admit: Callable[[Request], None] | None = (
+            None  # may find a beginning of the prompt in host memory
+        )
+        self.propose: Callable[[Request, int], list[int]] | None = (
+            None  # may draft so many tokens for one that decodes
+        )
         self.preemptions, self.shrunk = 0, 0
         self.waiting: deque[Request] = deque()
         self.running: dict[int, Request] = {}
         self.tell_freed = False
-        self.moves: list[Move | Freed] = []  # the engine makes these copies before it runs what `schedule` returned
-        self._by_slot: list[Request] = []  # the running ones in the order of their slots, in which the pools can be viewed
-        self._home = pages.size // max(slots.size, 1)  # a slot's own stretch of pages, taken where free: evenly spaced ones too
+        self.moves: list[
+            Move | Freed
+        ] = []  # the engine makes these copies before it runs what `schedule` returned
+        self._by_slot: list[
+            Request
+        ] = []  # the running ones in the order of their slots, in which the pools can be viewed
+        self._home = pages.size // max(
+            slots.size, 1
+        )  # a slot's own stretch of pages, taken where free: evenly spaced ones too
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises InputError where it could never run."""
@@ -74,9 +93,13 @@ class Scheduler:
         if not request.prompt:
             raise InputError("the prompt has no tokens; give it at least the begin mark <s>")
         if most > self.max_context:
-            raise InputError(f"{size} make {most}, more than the context of {self.max_context}; shorten one or raise max_context")
+            raise InputError(
+                f"{size} make {most}, more than the context of {self.max_context}; shorten one or raise max_context"
+            )
         if self._pages(request) > self.pages.size:
-            raise InputError(f"{size} need {self._pages(request)} KV pages, there are {self.pages.size}; shorten one or allot more")
+            raise InputError(
+                f"{size} need {self._pages(request)} KV pages, there are {self.pages.size}; shorten one or allot more"
+            )
         self.waiting.append(request)
 
     def schedule(self) -> list[Work]:
@@ -129,10 +152,25 @@ class Scheduler:
 
     def replace(self, request: Request, heir: Request) -> None:
         """Let another request go on in this one's place, with all that it holds and has computed."""
-        heir.slot, heir.pages, heir.computed, heir.saved = request.slot, request.pages, request.computed, request.saved
-        heir.stops, heir.kept, heir.cached, heir.cache_miss = request.stops, request.kept, request.cached, request.cache_miss
-        if request.slot is None:  # put aside, perhaps just now, when the copy of its state is still to be made
-            self.moves[:] = [m._replace(request=heir) if isinstance(m, Move) and m.request is request else m for m in self.moves]
+        heir.slot, heir.pages, heir.computed, heir.saved = (
+            request.slot,
+            request.pages,
+            request.computed,
+            request.saved,
+        )
+        heir.stops, heir.kept, heir.cached, heir.cache_miss = (
+            request.stops,
+            request.kept,
+            request.cached,
+            request.cache_miss,
+        )
+        if (
+            request.slot is None
+        ):  # put aside, perhaps just now, when the copy of its state is still to be made
+            self.moves[:] = [
+                m._replace(request=heir) if isinstance(m, Move) and m.request is request else m
+                for m in self.moves
+            ]
             self.waiting[self.waiting.index(request)] = heir
             return
         request.slot = request.pages = None
@@ -159,7 +197,9 @@ class Scheduler:
         request, start, _ = work[index]
         pages = len(request.pages.ids) if request.pages else 0
         room = min(left, pages * self.page_size - request.known, request.most_tokens - request.known - 1)
-        if self.propose is not None and request.tokens:  # not while a prompt ends, whose state others may want
+        if (
+            self.propose is not None and request.tokens
+        ):  # not while a prompt ends, whose state others may want
             request.draft = self.propose(request, max(room, 0))
         work[index] = Work(request, start, 1 + len(request.draft))
         return len(request.draft)
@@ -169,8 +209,15 @@ class Scheduler:
         needed = self._pages(request)
         spare = 0
         if self.overcommit:
-            needed, spare = -(-request.known // self.page_size), len(self.running)  # a page for each of them to grow into
-        if not self.slots.free or self.pages.free < needed + spare or left < min(request.known - request.computed, CHUNK):
+            needed, spare = (
+                -(-request.known // self.page_size),
+                len(self.running),
+            )  # a page for each of them to grow into
+        if (
+            not self.slots.free
+            or self.pages.free < needed + spare
+            or left < min(request.known - request.computed, CHUNK)
+        ):
             return False
         if not request.computed and self.on_admit is not None and request.scores is None:
             self.on_admit(request)
@@ -211,7 +258,9 @@ class Scheduler:
         return self.preemptions == before
 
     def _sort(self) -> None:
-        self._by_slot = sorted(self.running.values(), key=lambda request: request.slot.ids[0] if request.slot else -1)
+        self._by_slot = sorted(
+            self.running.values(), key=lambda request: request.slot.ids[0] if request.slot else -1
+        )
 
     def _pages(self, request: Request) -> int:
         return -(-request.most_tokens // self.page_size)

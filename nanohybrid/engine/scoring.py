@@ -35,4 +35,6 @@ class PromptScores:
             if self.alternatives:
                 best = logits_RV.topk(min(self.alternatives, logits_RV.shape[-1]), dim=-1)
                 values = (best.values - total_R[:, None]).tolist()
-                self.top += [list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), values, strict=True)]
+                self.top += [
+                    list(zip(*pair, strict=True)) for pair in zip(best.indices.tolist(), values, strict=True)
+                ]

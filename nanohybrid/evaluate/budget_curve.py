@@ -24,9 +24,13 @@ class BudgetPoint:
 
 
 def budget_curve(
-    llm: LLM, problems: Sequence[Problem], recipe: EvaluateRecipe, progress: Callable[[int], object] | None = None
+    llm: LLM,
+    problems: Sequence[Problem],
+    recipe: EvaluateRecipe,
+    progress: Callable[[int], object] | None = None,
 ) -> list[BudgetPoint]:
     """The same problems under each budget of the recipe, in ascending order."""
     return [
-        BudgetPoint(budget, score(answer(llm, problems, recipe.mode(True, budget), progress))) for budget in sorted(set(recipe.budgets))
+        BudgetPoint(budget, score(answer(llm, problems, recipe.mode(True, budget), progress)))
+        for budget in sorted(set(recipe.budgets))
     ]

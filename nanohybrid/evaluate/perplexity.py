@@ -37,11 +37,15 @@ def loss_of(model: HybridLM, batches: Iterable[Batch]) -> HeldOut:
         total += chunked_cross_entropy(hidden_TE, model.head_weight, batch.targets_T).double().sum().item()
         count += batch.target_count
     if count == 0:
-        raise InputError("the held-out documents hold no target token: a loss needs documents of two tokens or more that are learnt")
+        raise InputError(
+            "the held-out documents hold no target token: a loss needs documents of two tokens or more that are learnt"
+        )
     return HeldOut(total / count, count)
 
 
-def held_out_loss(model: HybridLM, store: TokenStore, max_tokens: int = 65_536, batch_tokens: int = 4096, length: int = 4096) -> HeldOut:
+def held_out_loss(
+    model: HybridLM, store: TokenStore, max_tokens: int = 65_536, batch_tokens: int = 4096, length: int = 4096
+) -> HeldOut:
     """The loss on the first documents of a store, up to about `max_tokens` tokens; a document is cut at `length`."""
     return loss_of(model, _batches(store, max_tokens, batch_tokens, length))
 

@@ -53,8 +53,13 @@ class EvaluateRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.problems, self.max_tokens, self.decode_batch, self.decode_rounds, self.held_out_tokens) < 1:
-            raise ConfigError("problems, max_tokens, decode_batch, decode_rounds and held_out_tokens must be positive")
+        if (
+            min(self.problems, self.max_tokens, self.decode_batch, self.decode_rounds, self.held_out_tokens)
+            < 1
+        ):
+            raise ConfigError(
+                "problems, max_tokens, decode_batch, decode_rounds and held_out_tokens must be positive"
+            )
         if any(budget < 0 for budget in self.budgets) or any(context < 1 for context in self.contexts):
             raise ConfigError("budgets must not be negative, and contexts must be positive")
         if not (0 <= self.temperature < float("inf") and 0 < self.top_p <= 1 and self.grace >= 0):
@@ -62,4 +67,6 @@ class EvaluateRecipe:
 
     def mode(self, thinking: bool, budget: int | None = None) -> Mode:
         """The mode of this recipe with thinking on, off or within a budget."""
-        return Mode(thinking, budget, self.max_tokens, self.temperature, self.top_p, self.grace, self.seed * 1_000_003)
+        return Mode(
+            thinking, budget, self.max_tokens, self.temperature, self.top_p, self.grace, self.seed * 1_000_003
+        )

@@ -36,16 +36,28 @@ def _accuracy(report: Report, recipe: EvaluateRecipe, models: Mapping[str, Any])
          found[mode]["thinking_tokens"], found[mode]["answer_tokens"]]
         for name, found in models.items() for mode in ("thinking", "no_thinking")
     ]  # fmt: skip
-    report.table(["model", "thinking", "accuracy", "95 % interval", "well formed", "thinking tokens", "answer tokens"], rows)
+    report.table(
+        ["model", "thinking", "accuracy", "95 % interval", "well formed", "thinking tokens", "answer tokens"],
+        rows,
+    )
     modes = {"thinking": "thinking", "no thinking": "no_thinking"}
     heights = {label: [found[mode]["accuracy"] for found in models.values()] for label, mode in modes.items()}
     errors = {
-        label: [(found[mode]["accuracy"] - found[mode]["low"], found[mode]["high"] - found[mode]["accuracy"]) for found in models.values()]
+        label: [
+            (found[mode]["accuracy"] - found[mode]["low"], found[mode]["high"] - found[mode]["accuracy"])
+            for found in models.values()
+        ]
         for label, mode in modes.items()
     }
-    report.figure(plots.bars(list(models), heights, "accuracy", errors=errors), "Held-out accuracy of each model, thinking on and off.")
+    report.figure(
+        plots.bars(list(models), heights, "accuracy", errors=errors),
+        "Held-out accuracy of each model, thinking on and off.",
+    )
     families = list(first["thinking"]["families"])
-    bars = {name: [found["thinking"]["families"][family]["accuracy"] for family in families] for name, found in models.items()}
+    bars = {
+        name: [found["thinking"]["families"][family]["accuracy"] for family in families]
+        for name, found in models.items()
+    }
     report.figure(plots.bars(families, bars, "accuracy"), "By family, with thinking.")
 
 
@@ -57,12 +69,26 @@ def _curves(report: Report, models: Mapping[str, Any]) -> None:
         "After so many tokens the trace is ended at its next line end, and the model must answer. A model that was trained on "
         "truncated traces stays well formed, and its answers do not grow to make up for the missing thoughts."
     )
-    points = {name: [(p["budget"], p["accuracy"], p["low"], p["high"]) for p in curve] for name, curve in curves.items()}
-    report.figure(plots.intervals(points, "thinking budget, tokens", "accuracy"), "Accuracy against budget, with 95 % intervals.")
+    points = {
+        name: [(p["budget"], p["accuracy"], p["low"], p["high"]) for p in curve]
+        for name, curve in curves.items()
+    }
+    report.figure(
+        plots.intervals(points, "thinking budget, tokens", "accuracy"),
+        "Accuracy against budget, with 95 % intervals.",
+    )
     report.table(
         ["model", "budget", "accuracy", "95 % interval", "well formed", "thinking tokens", "answer tokens"],
         [
-            [name, p["budget"], p["accuracy"], _interval(p), p["well_formed"], p["thinking_tokens"], p["answer_tokens"]]
+            [
+                name,
+                p["budget"],
+                p["accuracy"],
+                _interval(p),
+                p["well_formed"],
+                p["thinking_tokens"],
+                p["answer_tokens"],
+            ]
             for name, curve in curves.items()
             for p in curve
         ],
@@ -77,14 +103,25 @@ def _decode(report: Report, recipe: EvaluateRecipe, decode: Mapping[str, Any]) -
         "step by step. Keys, values and states are filled with random numbers and not by a prefill, which changes what a step "
         "computes and not how long it takes."
     )
-    milliseconds = {name: [(row["context"], row["milliseconds"]) for row in rows] for name, rows in decode.items()}
-    report.figure(plots.lines(milliseconds, "context, tokens", "milliseconds a step", log_x=True), "Time of a decode step.")
-    kept = {name: [(row["context"], row["sequence_bytes"] / MIB) for row in rows] for name, rows in decode.items()}
+    milliseconds = {
+        name: [(row["context"], row["milliseconds"]) for row in rows] for name, rows in decode.items()
+    }
+    report.figure(
+        plots.lines(milliseconds, "context, tokens", "milliseconds a step", log_x=True),
+        "Time of a decode step.",
+    )
+    kept = {
+        name: [(row["context"], row["sequence_bytes"] / MIB) for row in rows] for name, rows in decode.items()
+    }
     report.figure(
         plots.lines(kept, "context, tokens", "MiB a sequence", log_x=True, log_y=True),
         "What one sequence keeps in memory: keys and values of its attention layers, and the states of its Mamba layers.",
     )
-    rows = [[name, r["context"], r["milliseconds"], r["quickest"], r["sequence_bytes"]] for name, found in decode.items() for r in found]
+    rows = [
+        [name, r["context"], r["milliseconds"], r["quickest"], r["sequence_bytes"]]
+        for name, found in decode.items()
+        for r in found
+    ]
     report.table(["model", "context", "ms a step", "quickest", "bytes a sequence"], rows)
 
 
@@ -96,7 +133,9 @@ def _losses(report: Report, models: Mapping[str, Any]) -> None:
         if key.startswith("loss.")
     ]
     if rows:
-        report.section("Loss on held-out documents").table(["model", "documents", "loss", "perplexity", "targets"], rows)
+        report.section("Loss on held-out documents").table(
+            ["model", "documents", "loss", "perplexity", "targets"], rows
+        )
 
 
 def _examples(report: Report, models: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from nanohybrid.checkpoint import load
 from nanohybrid.data import TokenStore
 from nanohybrid.engine import LLM
 from nanohybrid.errors import InputError
+from nanohybrid.estimate import Footprint
 from nanohybrid.evaluate.budget_curve import budget_curve
 from nanohybrid.evaluate.perplexity import held_out_loss
 from nanohybrid.evaluate.recipe import EvaluateRecipe
@@ -26,7 +27,6 @@ from nanohybrid.evaluate.suites import answer, by_difficulty, by_family, draw_pr
 from nanohybrid.evaluate.throughput import decode_times
 from nanohybrid.extras import require
 from nanohybrid.files import atomic_write
-from nanohybrid.model import Footprint
 from nanohybrid.stages import Stage, open_stage, progress
 from nanohybrid.tasks import Problem
 
@@ -34,7 +34,13 @@ SUMMARY = "summary.json"
 RUNNING = 256  # sequences at once: on a CPU a small model's step costs hardly more for many than for few
 
 
-def evaluate(recipe: EvaluateRecipe, models: Mapping[str, Path], out: Path, data: Path | None = None, device: str = "cpu") -> Path:
+def evaluate(
+    recipe: EvaluateRecipe,
+    models: Mapping[str, Path],
+    out: Path,
+    data: Path | None = None,
+    device: str = "cpu",
+) -> Path:
     """Measure the checkpoints `models` (by name) by a recipe, on a device; `data` is a directory with held-out stores (`validation*`)."""
     require("matplotlib", "eval")  # for the report at the end: an hour of work should not be what finds out
     if not models:
@@ -75,12 +81,26 @@ class Done:
 
 
 def evaluate_model(
-    recipe: EvaluateRecipe, name: str, path: Path, problems: list[Problem], data: Path | None, curve: bool, done: Done, device: str
+    recipe: EvaluateRecipe,
+    name: str,
+    path: Path,
+    problems: list[Problem],
+    data: Path | None,
+    curve: bool,
+    done: Done,
+    device: str,
 ) -> None:
     """All that concerns one model but the timing."""
     llm = LLM(path, torch.float32, device, max_running=RUNNING)
     footprint = Footprint.of(llm.model.config)
-    done(f"{name}.shape", lambda: {"parameters": footprint.parameters, "pattern": llm.model.config.pattern, **asdict(footprint)})
+    done(
+        f"{name}.shape",
+        lambda: {
+            "parameters": footprint.parameters,
+            "pattern": llm.model.config.pattern,
+            **asdict(footprint),
+        },
+    )
     for mode, thinking in (("thinking", True), ("no_thinking", False)):
         done(f"{name}.{mode}", partial(accuracy, recipe, llm, problems, thinking, f"{name} {mode}"))
     if curve and recipe.budgets:
@@ -89,7 +109,9 @@ def evaluate_model(
         done(f"{name}.loss.{store.stem}", partial(loss_on, llm, store, recipe.held_out_tokens))
 
 
-def accuracy(recipe: EvaluateRecipe, llm: LLM, problems: list[Problem], thinking: bool, label: str) -> dict[str, Any]:
+def accuracy(
+    recipe: EvaluateRecipe, llm: LLM, problems: list[Problem], thinking: bool, label: str
+) -> dict[str, Any]:
     """Scores over all problems, by family and by difficulty, and a few answers to look at."""
     with progress(label, len(problems), "problems") as bar:
         answers = answer(llm, problems, recipe.mode(thinking), bar.advance)
@@ -97,14 +119,22 @@ def accuracy(recipe: EvaluateRecipe, llm: LLM, problems: list[Problem], thinking
         **score(answers).as_dict(),
         "families": {key: value.as_dict() for key, value in by_family(answers).items()},
         "difficulties": {key: value.as_dict() for key, value in by_difficulty(answers).items()},
-        "examples": [{"prompt": item.problem.prompt, "text": item.text, "correct": item.correct} for item in answers[:: recipe.problems]],
+        "examples": [
+            {"prompt": item.problem.prompt, "text": item.text, "correct": item.correct}
+            for item in answers[:: recipe.problems]
+        ],
     }
 
 
-def curve_points(recipe: EvaluateRecipe, llm: LLM, problems: list[Problem], name: str) -> list[dict[str, Any]]:
+def curve_points(
+    recipe: EvaluateRecipe, llm: LLM, problems: list[Problem], name: str
+) -> list[dict[str, Any]]:
     """A row for each budget."""
     with progress(f"{name} budgets", len(problems) * len(set(recipe.budgets)), "problems") as bar:
-        return [{"budget": point.budget, **point.score.as_dict()} for point in budget_curve(llm, problems, recipe, bar.advance)]
+        return [
+            {"budget": point.budget, **point.score.as_dict()}
+            for point in budget_curve(llm, problems, recipe, bar.advance)
+        ]
 
 
 def loss_on(llm: LLM, store: Path, tokens: int) -> dict[str, Any]:
@@ -120,24 +150,41 @@ def held_out(data: Path | None) -> list[Path]:
     return [] if data is None else sorted(data.glob("validation*.safetensors"))
 
 
-def time_decoding(recipe: EvaluateRecipe, models: Mapping[str, Path], device: str) -> dict[str, list[dict[str, Any]]]:
+def time_decoding(
+    recipe: EvaluateRecipe, models: Mapping[str, Path], device: str
+) -> dict[str, list[dict[str, Any]]]:
     """Decode times of the models that the recipe names."""
-    loaded = {name: load(models[name], torch.float32, device) for name in recipe.decode_models or tuple(models)}
+    loaded = {
+        name: load(models[name], torch.float32, device) for name in recipe.decode_models or tuple(models)
+    }
     with progress("decode", len(recipe.contexts), "contexts") as bar:
-        times = decode_times(loaded, recipe.contexts, recipe.decode_batch, recipe.decode_rounds, recipe.seed, bar.advance)
+        times = decode_times(
+            loaded, recipe.contexts, recipe.decode_batch, recipe.decode_rounds, recipe.seed, bar.advance
+        )
     return {name: [asdict(row) for row in rows] for name, rows in times.items()}
 
 
 def summarise(recipe: EvaluateRecipe, models: list[str], results: Mapping[str, Any]) -> dict[str, Any]:
     """The results as one object: short tables first, everything under `models`."""
     return {
-        "accuracy": {name: {mode: results[f"{name}.{mode}"]["accuracy"] for mode in ("thinking", "no_thinking")} for name in models},
+        "accuracy": {
+            name: {mode: results[f"{name}.{mode}"]["accuracy"] for mode in ("thinking", "no_thinking")}
+            for name in models
+        },
         "budget_curve": {
             name: [[point["budget"], point["accuracy"]] for point in results[f"{name}.curve"]]
             for name in models
             if f"{name}.curve" in results
         },
-        "decode_ms": {name: [[row["context"], row["milliseconds"]] for row in rows] for name, rows in results.get("decode", {}).items()},
+        "decode_ms": {
+            name: [[row["context"], row["milliseconds"]] for row in rows]
+            for name, rows in results.get("decode", {}).items()
+        },
         "decode": results.get("decode", {}),
-        "models": {name: {key.partition(".")[2]: value for key, value in results.items() if key.startswith(f"{name}.")} for name in models},
+        "models": {
+            name: {
+                key.partition(".")[2]: value for key, value in results.items() if key.startswith(f"{name}.")
+            }
+            for name in models
+        },
     }

@@ -49,7 +49,10 @@ class Score:
     answer_tokens: float
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
+        return {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in asdict(self).items()
+        }
 
 
 def draw_problems(names: Sequence[str], each: int, seed: int = 0) -> list[Problem]:
@@ -73,9 +76,13 @@ def draw_problems(names: Sequence[str], each: int, seed: int = 0) -> list[Proble
     return problems
 
 
-def answer(llm: LLM, problems: Sequence[Problem], mode: Mode, progress: Callable[[int], object] | None = None) -> list[Answer]:
+def answer(
+    llm: LLM, problems: Sequence[Problem], mode: Mode, progress: Callable[[int], object] | None = None
+) -> list[Answer]:
     """Have a model answer all problems in one batch. Sampling is seeded, one seed a problem."""
-    prompts = [llm.encode_chat([{"role": "user", "content": problem.prompt}], mode.thinking) for problem in problems]
+    prompts = [
+        llm.encode_chat([{"role": "user", "content": problem.prompt}], mode.thinking) for problem in problems
+    ]
     params = [
         SamplingParams(
             max_tokens=mode.max_tokens,
@@ -87,7 +94,10 @@ def answer(llm: LLM, problems: Sequence[Problem], mode: Mode, progress: Callable
         )
         for number in range(len(problems))
     ]
-    return [judge(problem, done, mode.thinking) for problem, done in zip(problems, llm.generate(prompts, params, progress), strict=True)]
+    return [
+        judge(problem, done, mode.thinking)
+        for problem, done in zip(problems, llm.generate(prompts, params, progress), strict=True)
+    ]
 
 
 def judge(problem: Problem, completion: Completion, thinking: bool) -> Answer:
@@ -102,7 +112,9 @@ def judge(problem: Problem, completion: Completion, thinking: bool) -> Answer:
         correct=correct,
         well_formed=stopped and marks == (1 if thinking else 0),
         thinking_tokens=completion.thinking_tokens,
-        answer_tokens=max(0, len(completion.token_ids) - completion.thinking_tokens - len(completion.forced) - stopped),
+        answer_tokens=max(
+            0, len(completion.token_ids) - completion.thinking_tokens - len(completion.forced) - stopped
+        ),
     )
 
 

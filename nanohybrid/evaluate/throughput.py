@@ -17,7 +17,8 @@ from statistics import median
 import torch
 
 from nanohybrid.engine.random_weights import repeat
-from nanohybrid.model import Footprint, HybridLM, Layout, State
+from nanohybrid.estimate import Footprint
+from nanohybrid.model import HybridLM, Layout, State
 from nanohybrid.ops.sizes import PAGE
 
 WARM_UP = 2
@@ -80,7 +81,9 @@ def decode_times(
                     times[name].append(spent)
         for name, spent_each in times.items():
             kept = footprints[name].sequence_bytes(context)
-            result[name].append(DecodeTime(context, round(median(spent_each), 3), round(min(spent_each), 3), kept))
+            result[name].append(
+                DecodeTime(context, round(median(spent_each), 3), round(min(spent_each), 3), kept)
+            )
         if advance is not None:
             advance(1)
     return result

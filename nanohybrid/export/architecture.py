@@ -22,7 +22,7 @@ from typing import Literal
 from nanohybrid.checkpoint.dialects import NEMOTRON, QWEN, model_type
 from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.model.declare import parameters
+from nanohybrid.model.spec import parameters
 
 Value = int | float | list[int]
 Role = Literal["matrix", "embedding", "vector", "decay"]
@@ -65,7 +65,8 @@ def architecture(config: HybridConfig) -> str:
         _check_hybrid(config)
         return kind
     asked = {
-        f"rotary positions (rope_theta = {config.rope_theta})": ATTENTION in config.pattern and config.rope_theta is not None,
+        f"rotary positions (rope_theta = {config.rope_theta})": ATTENTION in config.pattern
+        and config.rope_theta is not None,
         "a norm of queries and keys (qk_norm)": ATTENTION in config.pattern and config.qk_norm,
         "a gated MLP (mlp_activation = swiglu)": MLP in config.pattern and config.mlp_activation == "swiglu",
     }
@@ -79,9 +80,13 @@ def architecture(config: HybridConfig) -> str:
 def _check_hybrid(config: HybridConfig) -> None:
     if MAMBA not in config.pattern or ATTENTION not in config.pattern:
         lacking = "Mamba-2" if MAMBA not in config.pattern else "attention"
-        raise InputError(f"the pattern {config.pattern[:40]} has no {lacking} layer, and llama.cpp's {NEMOTRON} aborts without one of each")
+        raise InputError(
+            f"the pattern {config.pattern[:40]} has no {lacking} layer, and llama.cpp's {NEMOTRON} aborts without one of each"
+        )
     if config.time_step_limit[0] > 0 or config.time_step_limit[1] < math.inf:
-        raise InputError(f"time_step_limit is {list(config.time_step_limit)}, and llama.cpp does not limit time steps")
+        raise InputError(
+            f"time_step_limit is {list(config.time_step_limit)}, and llama.cpp does not limit time steps"
+        )
     if config.conv_kernel < 2:
         raise InputError("conv_kernel is 1, and llama.cpp needs a conv that remembers at least one token")
 
@@ -112,7 +117,10 @@ def sizes(config: HybridConfig) -> dict[str, Value]:
 def targets(config: HybridConfig) -> dict[str, Target]:
     """Our name of every tensor -> what it becomes, in the order of the forward pass. A tied head is not stored a second time."""
     kind = architecture(config)
-    return {name: _target(name, declared.shape, declared.part, kind, config) for name, declared in parameters(config).items()}
+    return {
+        name: _target(name, declared.shape, declared.part, kind, config)
+        for name, declared in parameters(config).items()
+    }
 
 
 def _target(name: str, shape: tuple[int, ...], part: str, kind: str, config: HybridConfig) -> Target:
@@ -123,7 +131,11 @@ def _target(name: str, shape: tuple[int, ...], part: str, kind: str, config: Hyb
     block, leaf = int(index), ".".join(rest).removeprefix("mixer.")
     if ".".join(rest) == "norm.weight":
         after_attention = kind == QWEN and part == MLP
-        return Target(f"blk.{_block(block, kind)}.{'ffn_norm' if after_attention else 'attn_norm'}.weight", shape, "vector")
+        return Target(
+            f"blk.{_block(block, kind)}.{'ffn_norm' if after_attention else 'attn_norm'}.weight",
+            shape,
+            "vector",
+        )
     place = f"blk.{_block(block, kind)}.{MIXERS[leaf]}"
     if leaf in ("A_log", "D"):
         return Target(place, (*shape, 1), "decay" if leaf == "A_log" else "vector")

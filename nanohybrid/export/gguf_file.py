@@ -32,7 +32,11 @@ TYPES: dict[str, tuple[str, str, int]] = {
     "f16": ("F16", "F16", 1),
     "f32": ("F32", "F32", 0),
     "q8_0": ("Q8_0", "Q8_0", 7),
-    "q4_0": ("Q4_0", "Q8_0", 2),  # embeddings are read a row a token: their bits cost no time, and a tied head needs them
+    "q4_0": (
+        "Q4_0",
+        "Q8_0",
+        2,
+    ),  # embeddings are read a row a token: their bits cost no time, and a tied head needs them
 }
 WHERE_ROWS_ARE_NO_BLOCKS = "BF16"
 
@@ -90,7 +94,9 @@ class GgufExport:
     def write(self, out: Path, progress: Callable[[int], object] | None = None) -> None:
         """Write the file `out`, replacing one of that name; `progress` is told of bytes as they are written."""
         if out.is_dir():
-            raise InputError(f"{out} is a directory, and a GGUF is one file: name it, {out / 'model.gguf'} for instance")
+            raise InputError(
+                f"{out} is a directory, and a GGUF is one file: name it, {out / 'model.gguf'} for instance"
+            )
         self.reader.check_tied_head()
         out.parent.mkdir(parents=True, exist_ok=True)
         beside = scratch(out.resolve())
@@ -109,7 +115,9 @@ class GgufExport:
         try:
             self._add_keys(writer)
             for stored in self.tensors:
-                writer.add_tensor_info(stored.target.name, stored.target.shape, "float32", stored.bytes, stored.kind)
+                writer.add_tensor_info(
+                    stored.target.name, stored.target.shape, "float32", stored.bytes, stored.kind
+                )
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
@@ -175,7 +183,9 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_bos_token_id(vocabulary.bos)
     writer.add_eos_token_id(vocabulary.eos)
     writer.add_pad_token_id(vocabulary.pad)
-    for add, number in zip((writer.add_eot_token_id, writer.add_eom_token_id), vocabulary.more_stops, strict=False):
+    for add, number in zip(
+        (writer.add_eot_token_id, writer.add_eom_token_id), vocabulary.more_stops, strict=False
+    ):
         add(number)
     writer.add_add_bos_token(vocabulary.add_bos)
     if vocabulary.template is not None:

@@ -63,13 +63,18 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary | None:
     )  # fmt: skip
 
 
-def _tokens(tokenizer: Tokenizer, vocab: dict[str, int], added: list[dict[str, Any]], size: int) -> tuple[list[str], list[int]]:
+def _tokens(
+    tokenizer: Tokenizer, vocab: dict[str, int], added: list[dict[str, Any]], size: int
+) -> tuple[list[str], list[int]]:
     """Every id of the model has a token: those that the tokenizer lacks are padding that no text becomes."""
     tokens, types = [f"[PAD{number}]" for number in range(size)], [UNUSED] * size
     for token, number in vocab.items():
         tokens[number], types[number] = token, NORMAL
     for entry in added:
-        tokens[entry["id"]], types[entry["id"]] = entry["content"], CONTROL if entry["id"] in tokenizer.marks else USER_DEFINED
+        tokens[entry["id"]], types[entry["id"]] = (
+            entry["content"],
+            CONTROL if entry["id"] in tokenizer.marks else USER_DEFINED,
+        )
     return tokens, types
 
 
@@ -87,17 +92,27 @@ def _rule(raw: dict[str, Any], path: Path) -> str:
     for name, (pattern, takes_whole) in RULES.items():
         if _is_rule(steps, pattern) and takes_whole == whole:
             return name
-    raise CheckpointError(f"{path}: cuts texts by a rule that llama.cpp has no name for; known are {', '.join(RULES)}")
+    raise CheckpointError(
+        f"{path}: cuts texts by a rule that llama.cpp has no name for; known are {', '.join(RULES)}"
+    )
 
 
 def _is_rule(steps: list[dict[str, Any]], pattern: str | None) -> bool:
     *split, last = steps
-    if last.get("type") != "ByteLevel" or last.get("add_prefix_space") or bool(last.get("use_regex")) != (pattern is None):
+    if (
+        last.get("type") != "ByteLevel"
+        or last.get("add_prefix_space")
+        or bool(last.get("use_regex")) != (pattern is None)
+    ):
         return False
     if pattern is None:
         return not split
     wanted = {"type": "Split", "pattern": {"Regex": pattern}, "invert": False}
-    return len(split) == 1 and all(split[0].get(key) == value for key, value in wanted.items()) and split[0].get("behavior") == "Isolated"
+    return (
+        len(split) == 1
+        and all(split[0].get(key) == value for key, value in wanted.items())
+        and split[0].get("behavior") == "Isolated"
+    )
 
 
 def _adds_bos(raw: dict[str, Any], directory: Path) -> bool:

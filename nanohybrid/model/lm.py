@@ -12,20 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.model.declare import MIXERS
+from nanohybrid.executors.cpu.weights import PackedLinear
+from nanohybrid.model.cache import State
 from nanohybrid.model.initialise import initialise
-from nanohybrid.model.module import embedding, linear
+from nanohybrid.model.mixers.base import embedding, linear
 from nanohybrid.model.norms import RMSNorm
-from nanohybrid.model.packed import PackedLinear
 from nanohybrid.model.quantized import QuantizedLinear
-from nanohybrid.model.state import State
+from nanohybrid.model.spec import MIXERS
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.residual_norm import residual_norm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nanohybrid.model.compiled import CompiledForward
+    from nanohybrid.executors.cpu.forward import CompiledForward
 
 
 class Block(nn.Module):
@@ -59,10 +59,12 @@ class HybridLM(nn.Module):
     def __init__(self, config: HybridConfig, seed: int | None = None) -> None:
         super().__init__()
         self.config = config
-        self.packed = False  # whether model/packed.py laid out the linears for the CPU kernels
+        self.packed = False  # whether executors/cpu/weights.py laid out the linears for the CPU kernels
         self.backbone = Backbone(config)
         if not config.tie_word_embeddings:
-            self.lm_head: nn.Linear | QuantizedLinear | PackedLinear = linear(config.hidden_size, config.vocab_size)
+            self.lm_head: nn.Linear | QuantizedLinear | PackedLinear = linear(
+                config.hidden_size, config.vocab_size
+            )
         if seed is not None:
             self.reset_parameters(seed)
 
@@ -85,7 +87,11 @@ class HybridLM(nn.Module):
         """[V, E]: the head's weight, which the losses read chunk by chunk; of a quantised or packed head a new tensor each time."""
         if self.config.tie_word_embeddings:
             return self.backbone.embeddings.weight
-        return self.lm_head.weight if isinstance(self.lm_head, nn.Linear) else self.lm_head.dequantized(self.dtype)
+        return (
+            self.lm_head.weight
+            if isinstance(self.lm_head, nn.Linear)
+            else self.lm_head.dequantized(self.dtype)
+        )
 
     def hidden(self, tokens_T: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """Final hidden states [T, E], after the last norm. tokens: int64 ids below V.
@@ -102,7 +108,9 @@ class HybridLM(nn.Module):
             return forward.run(tokens_T, layout, state)[0]
         return self._hidden_stored(tokens_T, layout, state)
 
-    def step(self, tokens_T: Tensor, layout: Layout, state: State, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def step(
+        self, tokens_T: Tensor, layout: Layout, state: State, wanted: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         """Final hidden states [T, E] and logits in fp32 [len(wanted), V] of these rows, which ascend: `hidden` and `head`, in one call
         where the model's kernels do both."""
         if self.packed and (forward := self._compiled(state)) is not None and forward.head is not None:
@@ -111,7 +119,9 @@ class HybridLM(nn.Module):
         if not wanted:
             return hidden_TE, torch.empty(0)
         every = len(wanted) == layout.tokens
-        return hidden_TE, self.head(hidden_TE if every else hidden_TE[torch.tensor(wanted, device=hidden_TE.device)])
+        return hidden_TE, self.head(
+            hidden_TE if every else hidden_TE[torch.tensor(wanted, device=hidden_TE.device)]
+        )
 
     @torch.no_grad()
     def _hidden_stored(self, tokens_T: Tensor, layout: Layout, state: State) -> Tensor:
@@ -121,16 +131,18 @@ class HybridLM(nn.Module):
         h_TE = self.backbone.embeddings(tokens_T)
         normed_TE = norms[0](h_TE)
         for block, norm, pools in zip(blocks, norms[1:], state.layers, strict=True):
-            h_TE, normed_TE = residual_norm(h_TE, block.mixer(normed_TE, layout, pools), norm.weight, norm.eps)
+            h_TE, normed_TE = residual_norm(
+                h_TE, block.mixer(normed_TE, layout, pools), norm.weight, norm.eps
+            )
         return normed_TE
 
     def alike(self, state: State) -> bool:
         """Whether what a forward with this state computes for a token is the same bits whatever shares the batch and however its
-        sequence is cut into calls: of a packed model, by the order of its kernels' sums (ops/cpu/step.py)."""
+        sequence is cut into calls: of a packed model, by the order of its kernels' sums (executors/cpu/kernels/forward.py)."""
         return self.packed and not self.config.tie_word_embeddings and self._compiled(state) is not None
 
     def _compiled(self, state: State) -> CompiledForward | None:
-        from nanohybrid.model.compiled import compiled_forward  # here, since it needs numba
+        from nanohybrid.executors.cpu.forward import compiled_forward  # here, since it needs numba
 
         return compiled_forward(self, state)
 
@@ -139,7 +151,11 @@ class HybridLM(nn.Module):
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         if self.config.tie_word_embeddings:
             return F.linear(hidden, self.backbone.embeddings.weight).to(dtype)
-        return self.lm_head(hidden, dtype) if isinstance(self.lm_head, PackedLinear) else self.lm_head(hidden).to(dtype)
+        return (
+            self.lm_head(hidden, dtype)
+            if isinstance(self.lm_head, PackedLinear)
+            else self.lm_head(hidden).to(dtype)
+        )
 
     def forward(self, tokens: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
         """Logits of every token in fp32: [B, T] without a layout gives [B, T, V]; [T] with one gives [T, V]."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.model.declare import parameters
+from nanohybrid.model.spec import parameters
 from nanohybrid.ops import quantized
 
 HEAD = "lm_head.weight"
@@ -76,7 +76,9 @@ def check_format(format: str, *others: str) -> None:
 
 
 @torch.no_grad()
-def quantize_model(model: nn.Module, format: str, importance: Mapping[str, Tensor] | None = None) -> list[str]:
+def quantize_model(
+    model: nn.Module, format: str, importance: Mapping[str, Tensor] | None = None
+) -> list[str]:
     """Quantise a HybridLM in place, one matrix after another, each weight freed as its codes are made.
 
     importance: by checkpoint name, mean squares of what enters the columns. Returns the names of the matrices that stay, for the
@@ -89,11 +91,17 @@ def quantize_model(model: nn.Module, format: str, importance: Mapping[str, Tenso
     chosen = quantized_names(config, format)
     for name in chosen:
         weighed = None if importance is None else importance.get(name)
-        replace(model, name.removesuffix(".weight"), quantized_linear(name, model.get_parameter(name), format, weighed))
+        replace(
+            model,
+            name.removesuffix(".weight"),
+            quantized_linear(name, model.get_parameter(name), format, weighed),
+        )
     return [name for name in quantizable(config) if name not in chosen]
 
 
-def quantized_linear(name: str, weight: Tensor | quantized.Rows, format: str, importance_K: Tensor | None = None) -> QuantizedLinear:
+def quantized_linear(
+    name: str, weight: Tensor | quantized.Rows, format: str, importance_K: Tensor | None = None
+) -> QuantizedLinear:
     """The matrix `name` [out, in] quantised. Raises InputError naming it where a number of it is not finite."""
     try:
         return QuantizedLinear(*quantized.quantize(weight, format, importance_K))

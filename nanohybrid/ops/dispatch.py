@@ -55,7 +55,9 @@ class Kernel:
         import torch
 
         given = [tensor for tensor in tensors if tensor is not None]
-        return (self.gradients or not wants_gradient(*given)) and all(tensor.dtype != torch.float64 for tensor in given)
+        return (self.gradients or not wants_gradient(*given)) and all(
+            tensor.dtype != torch.float64 for tensor in given
+        )
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
@@ -66,7 +68,11 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 
 def choose(
-    *tensors: Tensor | None, reference: Function, torch: Function, numba: Kernel | None = None, triton: Kernel | None = None
+    *tensors: Tensor | None,
+    reference: Function,
+    torch: Function,
+    numba: Kernel | None = None,
+    triton: Kernel | None = None,
 ) -> Function:
     """The form to run on `tensors`, the op's floating-point inputs; the first one's device counts.
 
@@ -79,9 +85,13 @@ def choose(
         return reference if forced == "reference" else torch
     on_cuda = bool(tensors) and tensors[0] is not None and tensors[0].is_cuda
     if forced == "triton" and not on_cuda and not interpreted():
-        raise ValueError("NANOHYBRID_KERNELS is 'triton' and the tensors are on a CPU; set TRITON_INTERPRET=1 too, or use a GPU")
+        raise ValueError(
+            "NANOHYBRID_KERNELS is 'triton' and the tensors are on a CPU; set TRITON_INTERPRET=1 too, or use a GPU"
+        )
     kernel = triton if forced == "triton" or (on_cuda and not forced and _has_triton()) else None
-    on_cpu = not on_cuda and not (tensors and tensors[0] is not None and tensors[0].device.type != "cpu")  # meta tensors have no memory
+    on_cpu = not on_cuda and not (
+        tensors and tensors[0] is not None and tensors[0].device.type != "cpu"
+    )  # meta tensors have no memory
     if on_cpu and forced in ("", "numba"):
         kernel = numba
     if kernel is None or not kernel.takes(tensors):

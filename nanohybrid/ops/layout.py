@@ -31,7 +31,7 @@ class Layout:
     lengths: tokens of each sequence here. positions: absolute position of each one's first token; 0 starts a sequence,
     more continues a stored one. slots: row of the state pools for each sequence, None where nothing is stored (training).
     pages: for each sequence, the pages that hold its keys and values, enough for position + length. tentative: indices of
-    sequences whose tokens may be taken back; their states are not written until it is known how many stay (model/window.py).
+    sequences whose tokens may be taken back; their states are not written until it is known how many stay (model/mixers/draft_tokens.py).
     seeds: a number for each sequence, by which states are rounded where they are kept in fp16; None is zeros.
     Raises ValueError where these disagree.
     """
@@ -49,7 +49,9 @@ class Layout:
 
     def __post_init__(self) -> None:
         if any(length < 1 for length in self.lengths):
-            raise ValueError(f"every sequence of a layout needs at least one token, lengths are {self.lengths}")
+            raise ValueError(
+                f"every sequence of a layout needs at least one token, lengths are {self.lengths}"
+            )
         if len(self.positions) != len(self.lengths) or any(position < 0 for position in self.positions):
             raise ValueError("a layout needs one position of 0 or more for each sequence")
         if self.slots is None:
@@ -60,7 +62,9 @@ class Layout:
         if self.pages is not None:
             for owned, position, length in zip(self.pages, self.positions, self.lengths, strict=True):
                 if len(owned) * self.page_size < position + length:
-                    raise ValueError(f"{len(owned)} pages of {self.page_size} cannot hold {position + length} tokens")
+                    raise ValueError(
+                        f"{len(owned)} pages of {self.page_size} cannot hold {position + length} tokens"
+                    )
 
     @classmethod
     def packed(cls, lengths: Sequence[int]) -> Layout:
@@ -85,22 +89,40 @@ class Layout:
     ) -> Layout:
         """Sequences with a place in the pools: prefill, continuation and decode, mixed at will."""
         seeds = None if seeds is None else tuple(seeds)
-        return cls(tuple(lengths), tuple(positions), tuple(slots), tuple(map(tuple, pages)), page_size, tuple(tentative), seeds)
+        return cls(
+            tuple(lengths),
+            tuple(positions),
+            tuple(slots),
+            tuple(map(tuple, pages)),
+            page_size,
+            tuple(tentative),
+            seeds,
+        )
 
     @classmethod
     def contiguous(
-        cls, lengths: Sequence[int], positions: Sequence[int], slots: Sequence[int], context: int, page_size: int = PAGE
+        cls,
+        lengths: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        context: int,
+        page_size: int = PAGE,
     ) -> Layout:
         """`stored` for simple callers: slot s owns the pages from s * n up, n enough for `context` tokens."""
         n = -(-context // page_size)
-        return cls.stored(lengths, positions, slots, [range(slot * n, (slot + 1) * n) for slot in slots], page_size)
+        return cls.stored(
+            lengths, positions, slots, [range(slot * n, (slot + 1) * n) for slot in slots], page_size
+        )
 
     def part(self, sequences: Sequence[int]) -> Layout:
         """Some of its sequences as a layout of their own, in this order; none of them tentative."""
         slots = None if self.slots is None else tuple(self.slots[i] for i in sequences)
         pages = None if self.pages is None else tuple(self.pages[i] for i in sequences)
         seeds = None if self.seeds is None else tuple(self.seeds[i] for i in sequences)
-        lengths, positions = tuple(self.lengths[i] for i in sequences), tuple(self.positions[i] for i in sequences)
+        lengths, positions = (
+            tuple(self.lengths[i] for i in sequences),
+            tuple(self.positions[i] for i in sequences),
+        )
         return Layout(lengths, positions, slots, pages, self.page_size, seeds=seeds)
 
     @property
@@ -142,7 +164,9 @@ class Layout:
         key = (name, device)
         if key not in self._tensors:
             made = torch.from_numpy(np.ascontiguousarray(make()))
-            made = made.pin_memory() if device.type == "cuda" else made  # a copy from other memory would wait for the device
+            made = (
+                made.pin_memory() if device.type == "cuda" else made
+            )  # a copy from other memory would wait for the device
             self._tensors[key] = made.to(device, non_blocking=True)
         return self._tensors[key]
 
@@ -165,7 +189,9 @@ class Layout:
 
     def token_positions(self, device: torch.device) -> Tensor:
         """Absolute position of each token; int64 [T]."""
-        return self.tensor("positions", device, lambda: self.offsets() + np.repeat(np.asarray(self.positions), self.lengths))
+        return self.tensor(
+            "positions", device, lambda: self.offsets() + np.repeat(np.asarray(self.positions), self.lengths)
+        )
 
     def slot_index(self, device: torch.device) -> Tensor:
         """State slot of each sequence; int64 [S]. Only for stored layouts."""
@@ -188,7 +214,9 @@ class Block:
 
     sequences: tuple[int, ...]
     width: int
-    round: int  # which piece of its sequence each one is; pieces of a later round follow those of an earlier one
+    round: (
+        int  # which piece of its sequence each one is; pieces of a later round follow those of an earlier one
+    )
     last: bool  # whether no piece here has a successor
 
     @property
@@ -222,7 +250,10 @@ class Plan:
             order, padding, inverse = self._indices(x.device)
             x = _Permute.apply(x, order, padding, inverse, None)
         parts = x.split([block.rows for block in self.blocks])
-        return [part.unflatten(0, (len(block.sequences), block.width)) for part, block in zip(parts, self.blocks, strict=True)]
+        return [
+            part.unflatten(0, (len(block.sequences), block.width))
+            for part, block in zip(parts, self.blocks, strict=True)
+        ]
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """The inverse of `split`: drops the padding and restores the order of the tokens."""
@@ -238,7 +269,9 @@ class _Permute(torch.autograd.Function):
     """Gather rows by `index` and zero the rows `fill`; the gradient gathers by the inverse."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, index: Tensor, fill: Tensor | None, back: Tensor, back_fill: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any, x: Tensor, index: Tensor, fill: Tensor | None, back: Tensor, back_fill: Tensor | None
+    ) -> Tensor:
         ctx.back, ctx.back_fill = back, back_fill
         out = x.index_select(0, index)
         return out if fill is None else out.index_fill_(0, fill, 0)
@@ -246,17 +279,29 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         out = grad.index_select(0, ctx.back)
-        return (out if ctx.back_fill is None else out.index_fill_(0, ctx.back_fill, 0)), None, None, None, None
+        return (
+            (out if ctx.back_fill is None else out.index_fill_(0, ctx.back_fill, 0)),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _make_plan(layout: Layout, chunk: int | None) -> Plan:
-    pieces: dict[tuple[int, int], list[tuple[int, int, int]]] = {}  # (round, bucket) -> (sequence, first token, length)
+    pieces: dict[
+        tuple[int, int], list[tuple[int, int, int]]
+    ] = {}  # (round, bucket) -> (sequence, first token, length)
     rounds = [0] * layout.sequences
-    for sequence, (start, length, position) in enumerate(zip(layout.starts, layout.lengths, layout.positions, strict=False)):
+    for sequence, (start, length, position) in enumerate(
+        zip(layout.starts, layout.lengths, layout.positions, strict=False)
+    ):
         done, index = 0, 0
         while done < length:
             take = length - done if chunk is None else min(length - done, chunk - (position + done) % chunk)
-            bucket = max(16, 1 << (take - 1).bit_length())  # powers of two: at most half of a block is padding
+            bucket = max(
+                16, 1 << (take - 1).bit_length()
+            )  # powers of two: at most half of a block is padding
             pieces.setdefault((index, bucket), []).append((sequence, start + done, take))
             done, index = done + take, index + 1
         rounds[sequence] = index

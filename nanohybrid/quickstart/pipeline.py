@@ -34,7 +34,9 @@ def quickstart(out: Path, scale: float = 1.0, seed: int = 0, device: str = "cpu"
     announce("1/6 data: text and code of this Python, problems with worked solutions")
     data = build(recipes.data, places.data)
 
-    announce("2/6 pretrain: a hybrid in the 12B's proportions; a pair of short runs in bf16 and FP8; a Transformer on the same tokens")
+    announce(
+        "2/6 pretrain: a hybrid in the 12B's proportions; a pair of short runs in bf16 and FP8; a Transformer on the same tokens"
+    )
     base = pretrain(recipes.pretrain, data, places.base, device)
     pretrain(recipes.twin_bf16, data, places.twin_bf16, device)
     pretrain(recipes.twin_fp8, data, places.twin_fp8, device)
@@ -49,7 +51,13 @@ def quickstart(out: Path, scale: float = 1.0, seed: int = 0, device: str = "cpu"
     distilled = compress(recipes.compress, parent, chat, places.distilled, data, device)
 
     announce("5/6 evaluate: thinking on and off, against budget; time and memory against context")
-    models = {"parent": parent, "pruned": places.pruned, "distilled": distilled, "transformer": transformer, "sft": chat}
+    models = {
+        "parent": parent,
+        "pruned": places.pruned,
+        "distilled": distilled,
+        "transformer": transformer,
+        "sft": chat,
+    }
     evaluate(recipes.evaluate, models, places.evaluation, data, device)
 
     announce("6/6 report")

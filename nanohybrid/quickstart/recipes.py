@@ -41,18 +41,24 @@ class Recipes:
     def of(cls, scale: float, seed: int) -> Recipes:
         """The tiny recipes with tokens, problems and rollouts times `scale`. Raises InputError for a scale that is no scale."""
         if not 0 < scale <= 1000:
-            raise InputError(f"--scale is {scale}: give a number above 0 and at most 1000; 1 takes about a quarter of an hour")
+            raise InputError(
+                f"--scale is {scale}: give a number above 0 and at most 1000; 1 takes about a quarter of an hour"
+            )
         size = "mini" if scale >= MINI_FROM else "tiny"
         data = read(DataRecipe, "data", seed)
         data = dataclasses.replace(data, tasks=tuple(times(source, scale, "count") for source in data.tasks))
         data = times(data, scale, "code_megabytes", "prose_megabytes") if scale < 1 else data
-        pretrain = dataclasses.replace(times(read(PretrainRecipe, "pretrain", seed), scale, "tokens"), model=size)
+        pretrain = dataclasses.replace(
+            times(read(PretrainRecipe, "pretrain", seed), scale, "tokens"), model=size
+        )
         fp8 = read(PretrainRecipe, "pretrain-fp8", seed)
         twin = times(pretrain, TWIN_SHARE, "tokens")
         compress = read(CompressRecipe, "compress", None)
         distill = dataclasses.replace(times(compress.distill, scale, "tokens"), seed=seed)
         evaluate = dataclasses.replace(
-            read(EvaluateRecipe, "evaluate", seed), curve_models=("parent",), decode_models=("parent", "transformer")
+            read(EvaluateRecipe, "evaluate", seed),
+            curve_models=("parent",),
+            decode_models=("parent", "transformer"),
         )
         return cls(
             data=data,

@@ -67,7 +67,10 @@ def _data(report: Report, places: Places) -> None:
         "solution as a chain of small equations, one a line. Filters drop what reads badly, duplicates, and whatever would give "
         "away a test problem."
     )
-    rows = [(name, store["documents"], store["tokens"], sum(store["dropped"].values())) for name, store in measures["stores"].items()]
+    rows = [
+        (name, store["documents"], store["tokens"], sum(store["dropped"].values()))
+        for name, store in measures["stores"].items()
+    ]
     report.table(["store", "documents", "tokens", "dropped"], rows)
 
 
@@ -78,7 +81,10 @@ def _pretraining(report: Report, places: Places, summary: dict[str, Any]) -> Non
         "tiles of 1x128 and blocks of 128x128, emulated here with the same rounding, and ended in bf16."
     )
     names = {"hybrid": places.base, "Transformer": places.dense_base}
-    report.figure(plots.lines({k: _curve(v, "pretrain") for k, v in names.items()}, "tokens", "loss"), "Loss of the two, smoothed.")
+    report.figure(
+        plots.lines({k: _curve(v, "pretrain") for k, v in names.items()}, "tokens", "loss"),
+        "Loss of the two, smoothed.",
+    )
     twins = {"bf16": places.twin_bf16, "FP8": places.twin_fp8}
     report.figure(
         plots.lines({k: _curve(v, "pretrain") for k, v in twins.items()}, "tokens", "loss"),
@@ -107,7 +113,8 @@ def _alignment(report: Report, places: Places, summary: dict[str, Any]) -> None:
     report.figure(plots.lines(curves, "tokens", "loss on the answers"), "Fine-tuning on chats.")
     rewards = _smoothed([(row["step"], row["accuracy"]) for row in series(places.parent, "rollouts")])
     report.figure(
-        plots.lines({"sampled": rewards}, "step", "right answers"), "Right answers among the samples of a GRPO step, mean of five steps."
+        plots.lines({"sampled": rewards}, "step", "right answers"),
+        "Right answers among the samples of a GRPO step, mean of five steps.",
     )
 
 
@@ -125,10 +132,16 @@ def _compression(report: Report, places: Places, summary: dict[str, Any], evalua
     found = evaluation["models"]
     heights = {label: [found[name][mode]["accuracy"] for name in models] for label, mode in modes.items()}
     errors = {
-        label: [(found[n][m]["accuracy"] - found[n][m]["low"], found[n][m]["high"] - found[n][m]["accuracy"]) for n in models]
+        label: [
+            (found[n][m]["accuracy"] - found[n][m]["low"], found[n][m]["high"] - found[n][m]["accuracy"])
+            for n in models
+        ]
         for label, m in modes.items()
     }
-    report.figure(plots.bars(models, heights, "accuracy", errors=errors), "Held-out problems solved, with 95 % intervals.")
+    report.figure(
+        plots.bars(models, heights, "accuracy", errors=errors),
+        "Held-out problems solved, with 95 % intervals.",
+    )
     report.text(
         "The Transformer has had the same pretraining and the same chats, but no GRPO; at this size it is about as accurate as the "
         f"hybrid before its own GRPO (`sft`: {summary['accuracy']['sft']['thinking']:.0%} thinking). What sets them apart comes last."
@@ -144,36 +157,55 @@ def _thinking(report: Report, recipes: Recipes, evaluation: dict[str, Any]) -> N
     report.figure(plots.intervals(points, "thinking budget, tokens", "accuracy"), "Accuracy against budget.")
     report.table(
         ["budget", "right", "well formed", "thinking tokens", "answer tokens"],
-        [[p["budget"], p["accuracy"], p["well_formed"], p["thinking_tokens"], p["answer_tokens"]] for p in curve],
+        [
+            [p["budget"], p["accuracy"], p["well_formed"], p["thinking_tokens"], p["answer_tokens"]]
+            for p in curve
+        ],
     )
     families = list(evaluation["models"]["parent"]["thinking"]["families"])
     bars = {
         label: [evaluation["models"]["parent"][mode]["families"][family]["accuracy"] for family in families]
         for label, mode in {"thinking": "thinking", "no thinking": "no_thinking"}.items()
     }
-    report.figure(plots.bars(families, bars, "accuracy"), f"By family; {recipes.evaluate.problems} problems each.")
+    report.figure(
+        plots.bars(families, bars, "accuracy"), f"By family; {recipes.evaluate.problems} problems each."
+    )
 
 
 def _context(report: Report, recipes: Recipes, evaluation: dict[str, Any]) -> None:
-    decode = {name: evaluation["decode"][key] for name, key in {"hybrid": "parent", "Transformer": "transformer"}.items()}
+    decode = {
+        name: evaluation["decode"][key]
+        for name, key in {"hybrid": "parent", "Transformer": "transformer"}.items()
+    }
     report.section("6. What a long context costs").text(
         f"One decode step of {recipes.evaluate.decode_batch} sequences. A Mamba layer keeps a state of fixed size, an attention layer "
         "keeps every token; the hybrid has one attention layer, so that its time grows too, only more slowly."
     )
     times = {name: [(row["context"], row["milliseconds"]) for row in rows] for name, rows in decode.items()}
     report.figure(plots.lines(times, "context, tokens", "milliseconds a step", log_x=True), "Time of a step.")
-    kept = {name: [(row["context"], row["sequence_bytes"] / MIB) for row in rows] for name, rows in decode.items()}
-    report.figure(plots.lines(kept, "context, tokens", "MiB a sequence", log_x=True, log_y=True), "Memory of one sequence.")
+    kept = {
+        name: [(row["context"], row["sequence_bytes"] / MIB) for row in rows] for name, rows in decode.items()
+    }
+    report.figure(
+        plots.lines(kept, "context, tokens", "MiB a sequence", log_x=True, log_y=True),
+        "Memory of one sequence.",
+    )
 
 
 def _own_words(report: Report, evaluation: dict[str, Any]) -> None:
-    report.section("In its own words").text("One held-out problem of each family, as the distilled model answers it.")
+    report.section("In its own words").text(
+        "One held-out problem of each family, as the distilled model answers it."
+    )
     for example in evaluation["models"]["distilled"]["thinking"]["examples"]:
-        report.text(f"`{example['prompt']}`: {'right' if example['correct'] else 'wrong'}").code(example["text"])
+        report.text(f"`{example['prompt']}`: {'right' if example['correct'] else 'wrong'}").code(
+            example["text"]
+        )
 
 
 def _next(report: Report, places: Places, summary: dict[str, Any]) -> None:
-    report.section("Go on").text("Chat with the result, or look closer at any stage: each directory has its own `report.html`.")
+    report.section("Go on").text(
+        "Chat with the result, or look closer at any stage: each directory has its own `report.html`."
+    )
     report.code(chat_command(places))
     rows = [(f"`{name}`", seconds) for name, seconds in summary["stage_seconds"].items()]
     report.table(["stage", "seconds"], rows)

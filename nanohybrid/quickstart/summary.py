@@ -83,7 +83,10 @@ def read_json(path: Path) -> Any:
 
 def series(stage: Path, name: str) -> list[dict[str, Any]]:
     """The rows that a stage logged under a name."""
-    return [json.loads(line) for line in (stage / "metrics" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (stage / "metrics" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def lineage(stage: Path) -> dict[str, Any]:
@@ -101,18 +104,29 @@ def summarise(places: Places, models: Mapping[str, Path], wall: float) -> dict[s
     records = {places.name(stage): lineage(stage) for stage in places.stages}
     accuracy = evaluation["accuracy"]
     parent, pruned, distilled = (accuracy[name]["thinking"] for name in ("parent", "pruned", "distilled"))
-    losses = {name: record["measures"].get("validation_loss", 0.0) for name, record in records.items() if name.startswith("2-pretrain/")}
+    losses = {
+        name: record["measures"].get("validation_loss", 0.0)
+        for name, record in records.items()
+        if name.startswith("2-pretrain/")
+    }
     bf16, fp8 = (losses[places.name(stage)] for stage in (places.twin_bf16, places.twin_fp8))
     return {
         "seconds": max(wall, sum(record["seconds"] for record in records.values())),
         "peak_memory_gib": max(record["peak_memory_bytes"] for record in records.values()) / 2**30,
-        "tokens_trained": sum(record["tokens"] for name, record in records.items() if name != places.name(places.data)),
+        "tokens_trained": sum(
+            record["tokens"] for name, record in records.items() if name != places.name(places.data)
+        ),
         "fp8_loss_gap": fp8 / bf16 - 1,
         "accuracy": accuracy,
         "budget_curve": evaluation["budget_curve"]["parent"],
         "distillation_recovery": (distilled - pruned) / (parent - pruned) if parent > pruned else None,
-        "decode_ms": {"hybrid": evaluation["decode_ms"]["parent"], "transformer": evaluation["decode_ms"]["transformer"]},
-        "grpo": {key: lineage(places.parent)["measures"][key] for key in ("accuracy_before", "accuracy_after")},
+        "decode_ms": {
+            "hybrid": evaluation["decode_ms"]["parent"],
+            "transformer": evaluation["decode_ms"]["transformer"],
+        },
+        "grpo": {
+            key: lineage(places.parent)["measures"][key] for key in ("accuracy_before", "accuracy_after")
+        },
         "parameters": {name: evaluation["models"][name]["shape"]["parameters"] for name in models},
         "stage_seconds": {name: record["seconds"] for name, record in records.items()},
         "checkpoints": {name: places.name(path) for name, path in models.items()},

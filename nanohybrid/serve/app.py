@@ -15,11 +15,11 @@ from nanohybrid.errors import NanohybridError
 from nanohybrid.serve.chat import chat
 from nanohybrid.serve.completions import complete
 from nanohybrid.serve.errors import ApiError, unread
-from nanohybrid.serve.guard import Guard, Keys
+from nanohybrid.serve.middleware import Guard, Keys
 from nanohybrid.serve.responses import ResponseRequest, respond
 from nanohybrid.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from nanohybrid.serve.service import Service
-from nanohybrid.serve.wire import ClientGone
+from nanohybrid.serve.sse import ClientGone
 from nanohybrid.version import VERSION
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # noqa: E501
@@ -49,7 +49,14 @@ def application(service: Service) -> FastAPI:
         await service.loop.stop()
         service.close()
 
-    app = FastAPI(title="nanohybrid", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None, responses=REFUSALS)
+    app = FastAPI(
+        title="nanohybrid",
+        version=VERSION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=REFUSALS,
+    )
     app.state.service = service
     _errors(app, service)
     _generation(app, service)
@@ -57,7 +64,9 @@ def application(service: Service) -> FastAPI:
     for operations in app.openapi()["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)  # what FastAPI would answer; here it is 400
-    app.add_middleware(Guard, limits=service.limits, keys=Keys(service.settings.keys), refused=service.metrics.refuse)
+    app.add_middleware(
+        Guard, limits=service.limits, keys=Keys(service.settings.keys), refused=service.metrics.refuse
+    )
     return app
 
 
@@ -105,7 +114,10 @@ def _about(app: FastAPI, service: Service) -> None:
     @app.get("/ready", tags=["about"])
     async def ready() -> Response:
         """200 while new requests are served: not before the start, not while draining."""
-        return JSONResponse({"status": "ready"} if service.loop.ready else {"status": "not ready"}, 200 if service.loop.ready else 503)
+        return JSONResponse(
+            {"status": "ready"} if service.loop.ready else {"status": "not ready"},
+            200 if service.loop.ready else 503,
+        )
 
     @app.get("/metrics", tags=["about"])
     async def metrics() -> Response:
@@ -120,7 +132,9 @@ def _page(app: FastAPI, path: str, file: str) -> None:
 
     @app.get(path, include_in_schema=False)
     async def page() -> Response:
-        return HTMLResponse(text, headers={"content-security-policy": POLICY, "referrer-policy": "no-referrer"})
+        return HTMLResponse(
+            text, headers={"content-security-policy": POLICY, "referrer-policy": "no-referrer"}
+        )
 
 
 def _errors(app: FastAPI, service: Service) -> None:

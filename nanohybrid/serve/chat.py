@@ -11,14 +11,14 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from nanohybrid.engine import Completion
-from nanohybrid.serve import forms
-from nanohybrid.serve.answer import Answer, Part, Thought
+from nanohybrid.serve import structured_output as forms
 from nanohybrid.serve.errors import ApiError
+from nanohybrid.serve.output_parser import Answer, Part, Thought
 from nanohybrid.serve.schemas import ChatRequest, NamedTool
 from nanohybrid.serve.service import EFFORTS, Generation, Service
-from nanohybrid.serve.ticket import Update
+from nanohybrid.serve.sse import DONE, EventStream, data, unless_gone
+from nanohybrid.serve.stream import Update
 from nanohybrid.serve.tools import Arguments, CallBegins, Text
-from nanohybrid.serve.wire import DONE, EventStream, data, unless_gone
 
 LEAST = -9999.0  # the log-probability that is shown of what a grammar rules out: JSON has no infinity
 
@@ -46,7 +46,11 @@ class Chat:
         most_calls = 1 if body.parallel_tool_calls is False else float("inf")
         self.answers = [Answer(thinks, names, budgeted, most_calls) for _ in generation.tickets]
         self.completions: dict[int, Completion] = {}
-        self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.settings.name}
+        self.head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": service.settings.name,
+        }
 
     @classmethod
     async def begin(cls, service: Service, body: ChatRequest, scope: Mapping[str, Any]) -> "Chat":
@@ -61,12 +65,21 @@ class Chat:
             params = service.params(body, prompt, body.most, budget, thinks)
             params = replace(params, logprobs=body.logprobs, top_logprobs=body.top_logprobs or 0)
             places = await service.prepare(lambda: service.junctions(body.messages, tools, thinking, prompt))
-            grammar = await service.prepare(lambda: forms.grammar(body, service.grammars)) if forms.held(body) else None
+            grammar = (
+                await service.prepare(lambda: forms.grammar(body, service.grammars))
+                if forms.held(body)
+                else None
+            )
         except BaseException:
             held.give()
             raise
         salt = service.salt(scope, body.cache_salt)
-        return cls(service, body, service.generate([prompt], params, body.n, body.stream, held, grammar, places, salt), thinks)
+        return cls(
+            service,
+            body,
+            service.generate([prompt], params, body.n, body.stream, held, grammar, places, salt),
+            thinks,
+        )
 
     async def whole(self) -> dict[str, Any]:
         """The answer as one object."""
@@ -78,7 +91,13 @@ class Chat:
             choice["logprobs"] = self._logprobs(update) if self.body.logprobs else None
             choices.append(choice)
             self.completions[index] = completion
-        return {**self.head, "object": "chat.completion", "choices": choices, "usage": self.usage(), "nanohybrid": self.extra()}
+        return {
+            **self.head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": self.usage(),
+            "nanohybrid": self.extra(),
+        }
 
     async def parts(self) -> AsyncIterator[tuple[int, Update, list[Part]]]:
         """What each choice says, parted."""
@@ -101,7 +120,10 @@ class Chat:
                 yield data({**head, "choices": [_choice(index, delta, logprobs=logprobs)]})
                 logprobs = None
             if update.completion is not None:
-                last = {**head, "choices": [_choice(index, {}, _reason(update.completion, self.answers[index]))]}
+                last = {
+                    **head,
+                    "choices": [_choice(index, {}, _reason(update.completion, self.answers[index]))],
+                }
                 ended = len(self.completions) == self.body.n
                 yield data(last | ({"nanohybrid": self.extra()} if ended and not with_usage else {}))
         if with_usage:
@@ -118,7 +140,9 @@ class Chat:
         tops = update.top or [[] for _ in update.tokens]
         entries = []
         for token, logprob, top in zip(update.tokens, update.logprobs, tops, strict=True):
-            entries.append(self._entry(token, logprob) | {"top_logprobs": [self._entry(*pair) for pair in top]})
+            entries.append(
+                self._entry(token, logprob) | {"top_logprobs": [self._entry(*pair) for pair in top]}
+            )
         return {"content": entries, "refusal": None}
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
@@ -138,8 +162,12 @@ def check(service: Service, body: ChatRequest) -> None:
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
     choice = body.tool_choice
-    if isinstance(choice, NamedTool) and choice.function.name not in {tool.function.name for tool in body.tools or ()}:
-        raise ApiError(400, f"tool_choice names {choice.function.name!r}, which is not among tools", "tool_choice")
+    if isinstance(choice, NamedTool) and choice.function.name not in {
+        tool.function.name for tool in body.tools or ()
+    }:
+        raise ApiError(
+            400, f"tool_choice names {choice.function.name!r}, which is not among tools", "tool_choice"
+        )
     if choice == "required" and not body.tools:
         raise ApiError(400, "tool_choice is required and there are no tools", "tool_choice")
     forms.check(body, limits)
@@ -164,7 +192,9 @@ def usage(prompt_tokens: int, completions: list[Completion]) -> dict[str, Any]:
         "completion_tokens": written,
         "total_tokens": prompt_tokens + written,
         "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"reasoning_tokens": sum(completion.thinking_tokens for completion in completions)},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(completion.thinking_tokens for completion in completions)
+        },
     }
 
 
@@ -172,14 +202,18 @@ def extra(completions: list[Completion]) -> dict[str, Any]:
     """What is ours: how thinking ended, and why nothing of the prompt was cached."""
     ends = [completion.thinking_end for completion in completions]
     miss = completions[0].cache_miss if completions else None
-    return {"thinking_end": ends[0] if ends else "none", "cache_miss": miss} | ({"thinking_ends": ends} if len(ends) > 1 else {})
+    return {"thinking_end": ends[0] if ends else "none", "cache_miss": miss} | (
+        {"thinking_ends": ends} if len(ends) > 1 else {}
+    )
 
 
 def _reason(completion: Completion, answer: Answer) -> str:
     return "tool_calls" if answer.calls and completion.finish_reason == "stop" else completion.finish_reason
 
 
-def _choice(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+def _choice(
+    index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None
+) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
@@ -190,7 +224,12 @@ def _delta(part: Part) -> dict[str, Any]:
         case Text(text):
             return {"content": text}
         case CallBegins(index, name):
-            call = {"index": index, "id": new_call_id(), "type": "function", "function": {"name": name, "arguments": ""}}
+            call = {
+                "index": index,
+                "id": new_call_id(),
+                "type": "function",
+                "function": {"name": name, "arguments": ""},
+            }
             return {"tool_calls": [call]}
         case Arguments(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
@@ -200,10 +239,16 @@ def _message(parts: list[Part]) -> dict[str, Any]:
     thought = "".join(part.text for part in parts if isinstance(part, Thought))
     said = "".join(part.text for part in parts if isinstance(part, Text))
     calls = calls_of(parts)
-    message: dict[str, Any] = {"role": "assistant", "content": said if said or not calls else None, "refusal": None}
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": said if said or not calls else None,
+        "refusal": None,
+    }
     message["reasoning_content"] = thought or None
     if calls:
-        message["tool_calls"] = [{"id": new_call_id(), "type": "function", "function": call} for call in calls]
+        message["tool_calls"] = [
+            {"id": new_call_id(), "type": "function", "function": call} for call in calls
+        ]
     return message
 
 

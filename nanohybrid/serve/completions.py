@@ -11,13 +11,13 @@ from starlette.responses import JSONResponse, Response
 
 from nanohybrid.engine import Completion
 from nanohybrid.engine.params import Top
-from nanohybrid.serve import forms
+from nanohybrid.serve import structured_output as forms
 from nanohybrid.serve.chat import LEAST, extra, usage
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.schemas import CompletionRequest
 from nanohybrid.serve.service import Generation, Service
-from nanohybrid.serve.ticket import Update
-from nanohybrid.serve.wire import DONE, EventStream, data, unless_gone
+from nanohybrid.serve.sse import DONE, EventStream, data, unless_gone
+from nanohybrid.serve.stream import Update
 
 
 async def complete(service: Service, body: CompletionRequest, request: Request) -> Response:
@@ -27,7 +27,11 @@ async def complete(service: Service, body: CompletionRequest, request: Request) 
     count = body.n * len(texts)
     service.limits.count(count, "max_prompts", "prompt", "prompts times n")
     if count > service.loop.capacity:
-        raise ApiError(400, f"prompt: {count} prompts times n are more than run and wait here ({service.loop.capacity})", "prompt")
+        raise ApiError(
+            400,
+            f"prompt: {count} prompts times n are more than run and wait here ({service.loop.capacity})",
+            "prompt",
+        )
     held = service.loop.take_places(count, service.key(request.scope))
     try:
         prompts = await service.prepare(lambda: [_ids(service, text) for text in texts])
@@ -37,14 +41,25 @@ async def complete(service: Service, body: CompletionRequest, request: Request) 
         most = None if body.max_tokens is None else max(body.max_tokens, 1)
         params = service.params(body, longest, most, body.budget, service.llm.opens_thinking(prompts[0]))
         scored = body.logprobs if body.echo else None
-        params = replace(params, logprobs=body.logprobs is not None, top_logprobs=body.logprobs or 0, prompt_logprobs=scored)
-        grammar = await service.prepare(lambda: forms.grammar(body, service.grammars)) if forms.held(body) else None
+        params = replace(
+            params,
+            logprobs=body.logprobs is not None,
+            top_logprobs=body.logprobs or 0,
+            prompt_logprobs=scored,
+        )
+        grammar = (
+            await service.prepare(lambda: forms.grammar(body, service.grammars)) if forms.held(body) else None
+        )
     except BaseException:
         held.give()
         raise
     salt = service.salt(request.scope, body.cache_salt)
     generation = service.generate(prompts, params, body.n, body.stream, held, grammar, salt=salt)
-    echoed = [text if isinstance(text, str) else service.llm.tokenizer.decode(text, marks=True) for text in texts] if body.echo else []
+    echoed = (
+        [text if isinstance(text, str) else service.llm.tokenizer.decode(text, marks=True) for text in texts]
+        if body.echo
+        else []
+    )
     work = Completing(service, body, generation, sum(map(len, prompts)), echoed)
     if body.stream:
         return EventStream(work.events(), work.generation.close, service.limits.request_seconds)
@@ -58,9 +73,19 @@ class Completing:
     """One request that is being answered."""
 
     def __init__(
-        self, service: Service, body: CompletionRequest, generation: Generation, prompt_tokens: int, echoed: Sequence[str] = ()
+        self,
+        service: Service,
+        body: CompletionRequest,
+        generation: Generation,
+        prompt_tokens: int,
+        echoed: Sequence[str] = (),
     ) -> None:
-        self.service, self.body, self.generation, self.prompt_tokens = service, body, generation, prompt_tokens
+        self.service, self.body, self.generation, self.prompt_tokens = (
+            service,
+            body,
+            generation,
+            prompt_tokens,
+        )
         self.echoed = echoed  # the prompts' texts, where they are wanted back
         self._names: dict[int, int] = {}  # of each choice, how many characters of tokens were told
         self.head = {
@@ -71,9 +96,15 @@ class Completing:
         results = await self.generation.all()
         completions = [completion for _, completion in results]
         choices = [
-            self._choice(index, completion.text, completion.finish_reason, update) for index, (update, completion) in enumerate(results)
+            self._choice(index, completion.text, completion.finish_reason, update)
+            for index, (update, completion) in enumerate(results)
         ]
-        return {**self.head, "choices": choices, "usage": self._usage(completions), "nanohybrid": extra(completions)}
+        return {
+            **self.head,
+            "choices": choices,
+            "usage": self._usage(completions),
+            "nanohybrid": extra(completions),
+        }
 
     async def events(self) -> AsyncIterator[bytes]:
         ended: dict[int, Completion] = {}
@@ -82,13 +113,23 @@ class Completing:
             reason = None
             if update.completion is not None:
                 ended[index], reason = update.completion, update.completion.finish_reason
-            chunk: dict[str, Any] = {**self.head, "choices": [self._choice(index, update.text, reason, update)]}
+            chunk: dict[str, Any] = {
+                **self.head,
+                "choices": [self._choice(index, update.text, reason, update)],
+            }
             if len(ended) == len(self.generation.tickets) and not with_usage:
                 chunk["nanohybrid"] = extra([ended[one] for one in sorted(ended)])
             yield data(chunk)
         if with_usage:
             completions = [ended[one] for one in sorted(ended)]
-            yield data({**self.head, "choices": [], "usage": self._usage(completions), "nanohybrid": extra(completions)})
+            yield data(
+                {
+                    **self.head,
+                    "choices": [],
+                    "usage": self._usage(completions),
+                    "nanohybrid": extra(completions),
+                }
+            )
         yield DONE
 
     def _usage(self, completions: list[Completion]) -> dict[str, Any]:
@@ -105,7 +146,11 @@ class Completing:
         choice: dict[str, Any] = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
         self._names.setdefault(index, 0)
         if self.body.logprobs is not None and (update.tokens or prompt):
-            of_prompt = Scored(prompt, [None, *update.prompt_logprobs], [[], *update.prompt_top]) if prompt else Scored([], [], [])
+            of_prompt = (
+                Scored(prompt, [None, *update.prompt_logprobs], [[], *update.prompt_top])
+                if prompt
+                else Scored([], [], [])
+            )
             written = Scored(update.tokens, [*update.logprobs], update.top) if shown else Scored([], [], [])
             choice["logprobs"] = self._logprobs(index, [of_prompt, written])
         return choice

@@ -3,17 +3,33 @@
 from collections.abc import Sequence
 from typing import Any
 
-KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 
 
 class ApiError(Exception):
     """An answer that is an error: its status, its one line, the field it is about and a code for machines."""
 
     def __init__(
-        self, status: int, message: str, param: str | None = None, code: str | None = None, headers: dict[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers or {}
+        self.status, self.message, self.param, self.code, self.headers = (
+            status,
+            message,
+            param,
+            code,
+            headers or {},
+        )
 
     def body(self) -> dict[str, Any]:
         kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
@@ -29,9 +45,13 @@ def unread(errors: Sequence[Any]) -> ApiError:
     """The first complaint of pydantic, about the field as a person would write it: messages[0].content."""
     if not errors:
         return ApiError(400, "the request cannot be read")
-    first = max(errors, key=lambda error: len(error["loc"]))  # of a union's complaints the one that got furthest
+    first = max(
+        errors, key=lambda error: len(error["loc"])
+    )  # of a union's complaints the one that got furthest
     param = field(first["loc"])
-    message = {"extra_forbidden": "is not a field of this request", "missing": "is missing"}.get(first["type"])
+    message = {"extra_forbidden": "is not a field of this request", "missing": "is missing"}.get(
+        first["type"]
+    )
     message = message or str(first["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{param or 'the body'}: {message}", param or None)
 

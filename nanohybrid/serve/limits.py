@@ -28,7 +28,9 @@ class Limits:
     max_schema_bytes: int = _limit(64 << 10, "bytes of one JSON schema")
     max_schema_depth: int = _limit(32, "how deep a JSON schema may nest")
     max_regex_bytes: int = _limit(2048, "bytes of a regular expression, or of the texts to choose from")
-    max_regex_repeats: int = _limit(20_000, "product of the counts in braces of a regular expression, in a schema too")
+    max_regex_repeats: int = _limit(
+        20_000, "product of the counts in braces of a regular expression, in a schema too"
+    )
     max_stops: int = _limit(16, "stop strings of a request")
     max_stop_bytes: int = _limit(256, "bytes of one stop string")
     max_logit_bias: int = _limit(1024, "entries of logit_bias")
@@ -39,7 +41,9 @@ class Limits:
     header_seconds: float = _limit(20.0, "how long a request's headers may take to arrive")
     body_seconds: float = _limit(30.0, "how long a body may take to arrive")
     prepare_seconds: float = _limit(15.0, "how long template and tokenizer may take")
-    queue_seconds: float = _limit(120.0, "how long a request may wait for a slot before it is told to come again")
+    queue_seconds: float = _limit(
+        120.0, "how long a request may wait for a slot before it is told to come again"
+    )
     step_seconds: float = _limit(300.0, "how long a step of the engine may take before /health turns 503")
     request_seconds: float = _limit(1800.0, "how long a request may take in all")
 
@@ -47,17 +51,29 @@ class Limits:
         """Refuse `size` of something where it exceeds the field named `limit`."""
         most = getattr(self, limit)
         if size > most:
-            raise ApiError(400, f"{param} has {size:,} {thing}; at most {most:,} are allowed (--{limit.replace('_', '-')})", param)
+            raise ApiError(
+                400,
+                f"{param} has {size:,} {thing}; at most {most:,} are allowed (--{limit.replace('_', '-')})",
+                param,
+            )
 
     def schema(self, schema: Any, param: str) -> None:
         """Refuse a JSON schema that is too large, too deep, or refers to what is not in it."""
         size = 0
         for value, depth in _walk(schema):
             size += len(value.encode("utf-8", "replace")) + 3 if isinstance(value, str) else 2
-            if depth > self.max_schema_depth * 2:  # a schema's level is two of JSON: `properties`, and a name in it
-                raise ApiError(400, f"{param} nests deeper than {self.max_schema_depth} levels (--max-schema-depth)", param)
+            if (
+                depth > self.max_schema_depth * 2
+            ):  # a schema's level is two of JSON: `properties`, and a name in it
+                raise ApiError(
+                    400,
+                    f"{param} nests deeper than {self.max_schema_depth} levels (--max-schema-depth)",
+                    param,
+                )
             if size > self.max_schema_bytes:
-                raise ApiError(400, f"{param} is larger than {self.max_schema_bytes:,} bytes (--max-schema-bytes)", param)
+                raise ApiError(
+                    400, f"{param} is larger than {self.max_schema_bytes:,} bytes (--max-schema-bytes)", param
+                )
             if isinstance(value, dict) and isinstance(value.get("$ref"), str):
                 _resolve(schema, value["$ref"], param)
             if isinstance(value, dict) and isinstance(value.get("pattern"), str):
@@ -69,7 +85,10 @@ class Limits:
         self.count(len(pattern.encode("utf-8", "replace")), "max_regex_bytes", param, "bytes")
         repeats = 1
         for found in _COUNTS.finditer(pattern):
-            repeats = min(repeats * max(int(number[:9]) if number else 1 for number in found.groups()), 1 << 62) or 1
+            repeats = (
+                min(repeats * max(int(number[:9]) if number else 1 for number in found.groups()), 1 << 62)
+                or 1
+            )
         self.count(repeats, "max_regex_repeats", param, "repeats")
 
 
@@ -104,7 +123,11 @@ def _walk(value: Any) -> Iterator[tuple[Any, int]]:
 
 def _resolve(schema: Any, reference: str, param: str) -> None:
     if not reference.startswith("#"):
-        raise ApiError(400, f"{param} refers to {reference!r}; only references inside the schema (#/...) are followed", param)
+        raise ApiError(
+            400,
+            f"{param} refers to {reference!r}; only references inside the schema (#/...) are followed",
+            param,
+        )
     at = schema
     for part in reference[1:].split("/")[1:]:
         part = part.replace("~1", "/").replace("~0", "~")

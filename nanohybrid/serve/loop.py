@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 
 from nanohybrid.engine import Engine, SamplingParams
 from nanohybrid.engine.request import Request
+from nanohybrid.engine.structured_output import Guide, GuidedRunner
 from nanohybrid.errors import InputError
 from nanohybrid.serve.errors import ApiError, busy
-from nanohybrid.serve.guided import Guide, GuidedRunner
-from nanohybrid.serve.ticket import Ticket, Update
-from nanohybrid.serve.trim import Trim
+from nanohybrid.serve.malloc_trim import Trim
+from nanohybrid.serve.stream import Ticket, Update
 
 
 class Places:
@@ -87,10 +87,16 @@ class EngineLoop:
         """Hold places for `count` generations, or raise 429."""
         self.check()
         if self.most_per_key is not None and self.held_by[key] + count > self.most_per_key:
-            raise busy(f"this key has {self.held_by[key]} requests already; at most {self.most_per_key} at once are allowed", 1)
+            raise busy(
+                f"this key has {self.held_by[key]} requests already; at most {self.most_per_key} at once are allowed",
+                1,
+            )
         if self.held + count > self.capacity:
             seconds = min(max(round(self.last_seconds), 1), 60)
-            raise busy(f"the queue is full: {self.held} requests of at most {self.capacity} are running or waiting", seconds)
+            raise busy(
+                f"the queue is full: {self.held} requests of at most {self.capacity} are running or waiting",
+                seconds,
+            )
         return Places(self, count, key)
 
     def check(self) -> None:
@@ -99,7 +105,9 @@ class EngineLoop:
             raise ApiError(503, f"the engine has failed: {type(self.dead).__name__}", code="engine_dead")
         if self.engine.watchdog.stalled:
             limit = self.engine.watchdog.limit
-            raise ApiError(503, f"the engine has not come out of a step for {limit:g} seconds", code="engine_stalled")
+            raise ApiError(
+                503, f"the engine has not come out of a step for {limit:g} seconds", code="engine_stalled"
+            )
 
     def submit(
         self,
@@ -154,7 +162,9 @@ class EngineLoop:
     def _add(self, tickets: list[Ticket]) -> None:
         try:
             first = tickets[0]
-            requests = self.engine.add_choices(first.prompt, first.params, stream=True, checkpoint_at=first.checkpoint_at, salt=first.salt)
+            requests = self.engine.add_choices(
+                first.prompt, first.params, stream=True, checkpoint_at=first.checkpoint_at, salt=first.salt
+            )
         except InputError as error:
             for ticket in tickets:
                 self._call(ticket.fail, ApiError(400, str(error)))

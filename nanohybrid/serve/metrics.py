@@ -11,7 +11,7 @@ from nanohybrid.engine import Completion
 
 if TYPE_CHECKING:
     from nanohybrid.serve.loop import EngineLoop
-    from nanohybrid.serve.ticket import Ticket
+    from nanohybrid.serve.stream import Ticket
 
 FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 EACH = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -35,18 +35,38 @@ class Metrics:
         gauge("pages_total", "pages of keys and values", lambda: scheduler.pages.size)
         registry.register(_Preemptions(loop))
         self._first = Histogram(
-            "nanohybrid_time_to_first_token_seconds", "from arrival to the first token", buckets=FIRST, registry=registry
+            "nanohybrid_time_to_first_token_seconds",
+            "from arrival to the first token",
+            buckets=FIRST,
+            registry=registry,
         )
-        self._each = Histogram("nanohybrid_time_per_token_seconds", "between tokens, of each request", buckets=EACH, registry=registry)
-        self._queue = Histogram("nanohybrid_queue_seconds", "from arrival to a slot", buckets=FIRST, registry=registry)
-        self._ends = Counter("nanohybrid_requests", "requests that ended, by how", ["reason"], registry=registry)
-        self._thinking = Counter("nanohybrid_thinking_ends", "traces by how they ended", ["end"], registry=registry)
+        self._each = Histogram(
+            "nanohybrid_time_per_token_seconds",
+            "between tokens, of each request",
+            buckets=EACH,
+            registry=registry,
+        )
+        self._queue = Histogram(
+            "nanohybrid_queue_seconds", "from arrival to a slot", buckets=FIRST, registry=registry
+        )
+        self._ends = Counter(
+            "nanohybrid_requests", "requests that ended, by how", ["reason"], registry=registry
+        )
+        self._thinking = Counter(
+            "nanohybrid_thinking_ends", "traces by how they ended", ["end"], registry=registry
+        )
         self._prompt = Counter("nanohybrid_prompt_tokens", "tokens of prompts", registry=registry)
-        self._cached = Counter("nanohybrid_cached_tokens", "tokens of prompts found in the prefix cache", registry=registry)
-        self._cache = Counter("nanohybrid_prefix_cache", "requests by what the prefix cache had", ["result"], registry=registry)
+        self._cached = Counter(
+            "nanohybrid_cached_tokens", "tokens of prompts found in the prefix cache", registry=registry
+        )
+        self._cache = Counter(
+            "nanohybrid_prefix_cache", "requests by what the prefix cache had", ["result"], registry=registry
+        )
         self._said = Counter("nanohybrid_generated_tokens", "tokens written", registry=registry)
         self._thought = Counter("nanohybrid_reasoning_tokens", "tokens of traces", registry=registry)
-        self._refused = Counter("nanohybrid_refused", "requests that were refused, by status", ["status"], registry=registry)
+        self._refused = Counter(
+            "nanohybrid_refused", "requests that were refused, by status", ["status"], registry=registry
+        )
         for end in ("natural", "newline", "forced", "none"):
             self._thinking.labels(end)
 
@@ -57,7 +77,9 @@ class Metrics:
         self._thinking.labels(completion.thinking_end).inc()
         self._prompt.inc(completion.prompt_tokens)
         self._cached.inc(completion.cached_tokens)
-        self._cache.labels("hit" if completion.cached_tokens else (completion.cache_miss or "miss").partition(" at ")[0]).inc()
+        self._cache.labels(
+            "hit" if completion.cached_tokens else (completion.cache_miss or "miss").partition(" at ")[0]
+        ).inc()
         self._said.inc(count)
         self._thought.inc(completion.thinking_tokens)
         if ticket.first is not None:

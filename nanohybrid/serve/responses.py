@@ -12,13 +12,13 @@ from fastapi import Request as HttpRequest
 from pydantic import Field, ValidationError
 from starlette.responses import JSONResponse, Response
 
-from nanohybrid.serve.answer import Part, Thought
 from nanohybrid.serve.chat import Chat, new_call_id
 from nanohybrid.serve.errors import ApiError, unread
+from nanohybrid.serve.output_parser import Part, Thought
 from nanohybrid.serve.schemas import ChatRequest, Count, Effort, Ignored, Loose, TemplateArguments
 from nanohybrid.serve.service import Service
+from nanohybrid.serve.sse import EventStream, data, unless_gone
 from nanohybrid.serve.tools import CallBegins, Text
-from nanohybrid.serve.wire import EventStream, data, unless_gone
 
 
 class InputText(Loose):
@@ -71,7 +71,14 @@ class TextOptions(Loose):
     format: dict[str, Any] | None = None
 
 
-SAME = {"temperature", "top_p", "thinking_budget", "max_thinking_tokens", "thinking_grace", "chat_template_kwargs"}
+SAME = {
+    "temperature",
+    "top_p",
+    "thinking_budget",
+    "max_thinking_tokens",
+    "thinking_grace",
+    "chat_template_kwargs",
+}
 Item = InputMessage | FunctionCall | FunctionOutput | Reasoning
 
 
@@ -113,24 +120,40 @@ async def respond(service: Service, body: ResponseRequest, request: HttpRequest)
 
 def as_chat(body: ResponseRequest) -> dict[str, Any]:
     """The same request as a chat."""
-    messages: list[dict[str, Any]] = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    for item in [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input:
+    messages: list[dict[str, Any]] = (
+        [{"role": "system", "content": body.instructions}] if body.instructions else []
+    )
+    for item in (
+        [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
+    ):
         match item:
             case InputMessage():
                 messages.append({"role": item.role, "content": _plain(item.content)})
             case FunctionCall():
-                call = {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
+                call = {
+                    "id": item.call_id,
+                    "type": "function",
+                    "function": {"name": item.name, "arguments": item.arguments},
+                }
                 if not (messages and messages[-1]["role"] == "assistant"):
                     messages.append({"role": "assistant", "content": ""})
                 messages[-1].setdefault("tool_calls", []).append(call)
             case FunctionOutput():
-                messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _plain(item.output)})
+                messages.append(
+                    {"role": "tool", "tool_call_id": item.call_id, "content": _plain(item.output)}
+                )
     if not messages:
         raise ApiError(400, "input has nothing to answer", "input")
-    tools = [{"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)} for tool in body.tools or ()]
+    tools = [
+        {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
+        for tool in body.tools or ()
+    ]
     form = body.text.format if body.text else None
     if form and form.get("type") == "json_schema":
-        form = {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
+        form = {
+            "type": "json_schema",
+            "json_schema": {key: value for key, value in form.items() if key != "type"},
+        }
     chosen = body.tool_choice
     asked = {
         "model": body.model, "messages": messages, "tools": tools or None, "max_tokens": body.max_output_tokens, "stream": body.stream,
@@ -178,7 +201,13 @@ class Responding:
     def _take(self, part: Part) -> list[bytes]:
         """Add a part to the item it belongs to, beginning one where it is of another kind; returns the events of that."""
         events: list[bytes] = []
-        kind = "reasoning" if isinstance(part, Thought) else "message" if isinstance(part, Text) else "function_call"
+        kind = (
+            "reasoning"
+            if isinstance(part, Thought)
+            else "message"
+            if isinstance(part, Text)
+            else "function_call"
+        )
         if isinstance(part, CallBegins) or not self.items or self.items[-1]["type"] != kind:
             events += self._close()
             events += self._begin(kind, part.name if isinstance(part, CallBegins) else "")
@@ -192,7 +221,11 @@ class Responding:
         return [*events, self._event(f"response.{_text(kind)}.delta", **at, content_index=0, delta=part.text)]
 
     def _begin(self, kind: str, name: str) -> list[bytes]:
-        item: dict[str, Any] = {"id": f"{kind}_{uuid.uuid4().hex[:24]}", "type": kind, "status": "in_progress"}
+        item: dict[str, Any] = {
+            "id": f"{kind}_{uuid.uuid4().hex[:24]}",
+            "type": kind,
+            "status": "in_progress",
+        }
         if kind == "function_call":
             item |= {"call_id": new_call_id(), "name": name, "arguments": ""}
         else:
@@ -201,9 +234,13 @@ class Responding:
         self.items.append(item)
         events = [self._event("response.output_item.added", output_index=len(self.items) - 1, item=item)]
         if kind != "function_call":
-            part: dict[str, Any] = {"type": _text(kind), "text": ""} | ({"annotations": []} if kind == "message" else {})
+            part: dict[str, Any] = {"type": _text(kind), "text": ""} | (
+                {"annotations": []} if kind == "message" else {}
+            )
             item["content"] = [part]
-            events.append(self._event("response.content_part.added", **self._at(), content_index=0, part=part))
+            events.append(
+                self._event("response.content_part.added", **self._at(), content_index=0, part=part)
+            )
         return events
 
     def _close(self) -> list[bytes]:
@@ -214,7 +251,14 @@ class Responding:
         item["status"] = "completed"
         if item["type"] == "function_call":
             item["arguments"] = item["arguments"] or "{}"
-            done = [self._event("response.function_call_arguments.done", **at, arguments=item["arguments"], name=item["name"])]
+            done = [
+                self._event(
+                    "response.function_call_arguments.done",
+                    **at,
+                    arguments=item["arguments"],
+                    name=item["name"],
+                )
+            ]
         else:
             part = item["content"][0]
             done = [

@@ -119,7 +119,9 @@ class Message(Loose):
 
     def plain(self) -> dict[str, Any]:
         """As the chat template wants it."""
-        return self.model_dump(exclude_none=True) | {"content": (self.content and self.model_dump()["content"]) or ""}
+        return self.model_dump(exclude_none=True) | {
+            "content": (self.content and self.model_dump()["content"]) or ""
+        }
 
 
 class Function(Loose):

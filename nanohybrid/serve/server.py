@@ -51,7 +51,9 @@ def patient(seconds: float) -> type[H11Protocol]:
 
         def _too_late(self) -> None:
             if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
-                self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+                self.transport.write(
+                    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+                )
                 self.transport.close()
 
     return Patient
@@ -78,7 +80,9 @@ def made(service: Service, host: str, port: int, drain_seconds: int) -> Server:
 
     def end_soon() -> None:
         print(f"nanohybrid: the engine has failed: {service.loop.dead!r}", file=sys.stderr, flush=True)
-        asyncio.get_running_loop().call_later(1.0, lambda: setattr(server, "should_exit", True))  # those in flight hear of it
+        asyncio.get_running_loop().call_later(
+            1.0, lambda: setattr(server, "should_exit", True)
+        )  # those in flight hear of it
 
     service.loop.on_death = end_soon
     return server
@@ -89,5 +93,7 @@ def serve(service: Service, host: str, port: int, drain_seconds: int) -> int:
     try:
         made(service, host, port, drain_seconds).run()
     except SystemExit:  # the address cannot be had; uvicorn has said why
-        raise InputError(f"{host}:{port} cannot be listened on; is another server there? --port gives another") from None
+        raise InputError(
+            f"{host}:{port} cannot be listened on; is another server there? --port gives another"
+        ) from None
     return 1 if service.loop.dead is not None else 0

@@ -10,22 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanohybrid.engine import LLM, Completion, Engine, SamplingParams
-from nanohybrid.engine.plan import STEP_TOKENS
+from nanohybrid.engine.structured_output import Grammars
 from nanohybrid.errors import NanohybridError
+from nanohybrid.estimate.serving import STEP_TOKENS
 from nanohybrid.serve.errors import ApiError
-from nanohybrid.serve.guided import Grammars
 from nanohybrid.serve.limits import Limits
 from nanohybrid.serve.loop import EngineLoop, Places
 from nanohybrid.serve.metrics import Metrics
 from nanohybrid.serve.schemas import Decoding, Message, Tool
-from nanohybrid.serve.ticket import Ticket, Update
+from nanohybrid.serve.stream import Ticket, Update
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 THINKING = {"temperature": 0.6, "top_p": 0.95}  # the model card's, where a request leaves them open
 PLAIN = {"temperature": 0.0, "top_p": 1.0}
-EFFORTS = {"minimal": 128, "low": 512, "medium": 2048, "high": 8192, "xhigh": None}  # "none" switches thinking off
+EFFORTS = {
+    "minimal": 128,
+    "low": 512,
+    "medium": 2048,
+    "high": 8192,
+    "xhigh": None,
+}  # "none" switches thinking off
 Result = TypeVar("Result")
 
 
@@ -51,7 +57,13 @@ class Settings:
 class Service:
     """Made once. Raises InputError where the engine's memory cannot be had."""
 
-    def __init__(self, llm: LLM, settings: Settings, limits: Limits | None = None, on_death: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        settings: Settings,
+        limits: Limits | None = None,
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
         self.llm, self.settings, self.limits = llm, settings, limits or Limits()
         context = min(settings.max_context, llm.model.config.max_position_embeddings)
         engine = Engine(
@@ -59,11 +71,15 @@ class Service:
             overcommit=settings.overcommit, cache_bytes=settings.cache_bytes, deterministic=settings.deterministic,
             step_seconds=self.limits.step_seconds, **llm.options,
         )  # fmt: skip
-        self.loop = EngineLoop(engine, settings.max_queued, self.limits.queue_seconds, on_death, settings.max_per_key)
+        self.loop = EngineLoop(
+            engine, settings.max_queued, self.limits.queue_seconds, on_death, settings.max_per_key
+        )
         self.metrics = Metrics(self.loop)
         self.began = int(time.time())
         self._workers = ThreadPoolExecutor(2, "prepare")
-        llm.encode_chat([{"role": "user", "content": "hi"}])  # so that a template which cannot be used is found now
+        llm.encode_chat(
+            [{"role": "user", "content": "hi"}]
+        )  # so that a template which cannot be used is found now
 
     @property
     def context(self) -> int:
@@ -77,16 +93,24 @@ class Service:
         try:
             return await asyncio.wait_for(future, self.limits.prepare_seconds)
         except TimeoutError:
-            raise ApiError(400, f"template and tokenizer took longer than {self.limits.prepare_seconds:g} seconds") from None
+            raise ApiError(
+                400, f"template and tokenizer took longer than {self.limits.prepare_seconds:g} seconds"
+            ) from None
         except NanohybridError as error:
             raise ApiError(400, str(error)) from None
 
-    def conversation(self, messages: list[Message], tools: list[Tool] | None, thinking: bool | None) -> list[int]:
+    def conversation(
+        self, messages: list[Message], tools: list[Tool] | None, thinking: bool | None
+    ) -> list[int]:
         """Ids of a conversation, up to where the answer begins."""
         schemas = [tool.model_dump(exclude_none=True) for tool in tools or ()]
-        return self.llm.template.encode(self.llm.tokenizer, [message.plain() for message in messages], schemas, thinking)
+        return self.llm.template.encode(
+            self.llm.tokenizer, [message.plain() for message in messages], schemas, thinking
+        )
 
-    def junctions(self, messages: list[Message], tools: list[Tool] | None, thinking: bool | None, prompt: list[int]) -> list[int]:
+    def junctions(
+        self, messages: list[Message], tools: list[Tool] | None, thinking: bool | None, prompt: list[int]
+    ) -> list[int]:
         """Where other prompts will part from this one: after system and tools, and before the `<think>` of the answer, which the
         next turn does not show. Found by what the tokens have in common, not by looking for marks."""
         if self.loop.engine.cache is None:
@@ -110,12 +134,19 @@ class Service:
 
     def too_long(self, prompt: list[int]) -> None:
         if len(prompt) >= self.context:
-            message = f"the prompt has {len(prompt):,} tokens; the context holds {self.context:,} with the answer"
+            message = (
+                f"the prompt has {len(prompt):,} tokens; the context holds {self.context:,} with the answer"
+            )
             raise ApiError(400, message, "messages", "context_length_exceeded")
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.settings.name:
-            raise ApiError(404, f"there is no model {name!r} here; this is {self.settings.name!r}", "model", "model_not_found")
+            raise ApiError(
+                404,
+                f"there is no model {name!r} here; this is {self.settings.name!r}",
+                "model",
+                "model_not_found",
+            )
 
     def check_decoding(self, body: Decoding) -> None:
         """Sizes that every generating route shares."""
@@ -125,15 +156,24 @@ class Service:
         for stop in body.stops:
             if not stop:
                 raise ApiError(400, "stop: a stop string must not be empty", "stop")
-            self.limits.count(len(stop.encode("utf-8", "replace")), "max_stop_bytes", "stop", "bytes in one string")
+            self.limits.count(
+                len(stop.encode("utf-8", "replace")), "max_stop_bytes", "stop", "bytes in one string"
+            )
         self.limits.count(len(body.logit_bias or ()), "max_logit_bias", "logit_bias", "entries")
 
-    def params(self, body: Decoding, prompt: list[int], most: int | None, budget: int | None, thinks: bool) -> SamplingParams:
+    def params(
+        self, body: Decoding, prompt: list[int], most: int | None, budget: int | None, thinks: bool
+    ) -> SamplingParams:
         """The parameters of the first choice."""
         left = self.context - len(prompt)
         if most is not None and most > left:
             size = f"max_tokens is {most:,} and the prompt has {len(prompt):,} tokens"
-            raise ApiError(400, f"{size}: more than the context of {self.context:,}", "max_tokens", "context_length_exceeded")
+            raise ApiError(
+                400,
+                f"{size}: more than the context of {self.context:,}",
+                "max_tokens",
+                "context_length_exceeded",
+            )
         free = THINKING if thinks else PLAIN
         fields: dict[str, Any] = {
             "max_tokens": left if most is None else most,
@@ -149,7 +189,9 @@ class Service:
             "repetition_penalty": body.repetition_penalty,
             "logit_bias": self._bias(body.logit_bias or {}),
             "thinking_budget": self.settings.thinking_budget if budget is None else budget,
-            "thinking_grace": self.settings.thinking_grace if body.thinking_grace is None else body.thinking_grace,
+            "thinking_grace": self.settings.thinking_grace
+            if body.thinking_grace is None
+            else body.thinking_grace,
         }
         return SamplingParams(**fields)
 
@@ -260,7 +302,10 @@ class Generation:
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
     """How many ids two prompts have in common at their beginning."""
-    return next((index for index, (left, right) in enumerate(zip(a, b, strict=False)) if left != right), min(len(a), len(b)))
+    return next(
+        (index for index, (left, right) in enumerate(zip(a, b, strict=False)) if left != right),
+        min(len(a), len(b)),
+    )
 
 
 def model_name(path: Path | None, preset: str | None) -> str:

@@ -57,7 +57,9 @@ class ToolReader:
         events: list[Event] = []
         at = 0
         while at < len(piece):
-            if not self._raw and self._state == self._outside:  # most text has no mark: up to the next < in one go
+            if (
+                not self._raw and self._state == self._outside
+            ):  # most text has no mark: up to the next < in one go
                 end = piece.find("<", at)
                 end = len(piece) if end < 0 else end
                 if end > at:
@@ -103,7 +105,11 @@ class ToolReader:
         self._raw += character
         if not self._follow(character):
             missing_brace = character == "]" and len(self._nesting) == 1
-            yield from self._let_out(self._raw[self._start : -1] + "}", rest="]") if missing_brace else self._give_up()
+            yield from (
+                self._let_out(self._raw[self._start : -1] + "}", rest="]")
+                if missing_brace
+                else self._give_up()
+            )
         elif not self._nesting:
             yield from self._let_out(self._raw[self._start :])
         elif character == "{" and len(self._nesting) == 2 and not self._string:
@@ -183,7 +189,11 @@ def whole_call(text: str) -> tuple[str, str] | None:
         value = json.loads(text)
         arguments = value.get("arguments", value.get("parameters", {}))
         if isinstance(arguments, str):
-            return (value["name"], arguments) if isinstance(json.loads(arguments), dict) and isinstance(value["name"], str) else None
+            return (
+                (value["name"], arguments)
+                if isinstance(json.loads(arguments), dict) and isinstance(value["name"], str)
+                else None
+            )
         if not isinstance(arguments, dict) or not isinstance(value["name"], str):
             return None
         return value["name"], json.dumps(arguments, ensure_ascii=False)

@@ -79,7 +79,9 @@ def git_commit() -> str | None:
 
 def git(root: Path, *arguments: str) -> str:
     """What a git command prints."""
-    return subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True, timeout=10
+    ).stdout.strip()
 
 
 def machine_memory_bytes() -> int:

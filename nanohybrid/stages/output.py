@@ -29,7 +29,9 @@ SAVE_SECONDS = 5.0
 class Stage:
     """The work of one stage: where to write, what was done before, what to remember. Made by `open_stage`."""
 
-    def __init__(self, out: Path, directory: Path, record: dict[str, Any], *, complete: bool, resumed: bool) -> None:
+    def __init__(
+        self, out: Path, directory: Path, record: dict[str, Any], *, complete: bool, resumed: bool
+    ) -> None:
         self.out = out
         self.directory = directory
         self.complete = complete
@@ -91,7 +93,12 @@ class Stage:
 
 @contextmanager
 def open_stage(
-    out: Path, name: str, recipe: Any, inputs: Mapping[str, Path] | None = None, seed: int = 0, device: str | None = None
+    out: Path,
+    name: str,
+    recipe: Any,
+    inputs: Mapping[str, Path] | None = None,
+    seed: int = 0,
+    device: str | None = None,
 ) -> Iterator[Stage]:
     """Open the output directory `out` of the stage `name`, to be filled by the body of the `with`.
 
@@ -144,11 +151,20 @@ def begin(out: Path, partial: Path, identity: dict[str, Any], recipe: Any, devic
         record = read_record(partial)
         different = differences(record, identity)
         if different:
-            raise InputError(f"{partial} holds unfinished work of another run ({different}): give another --out, or delete it")
+            raise InputError(
+                f"{partial} holds unfinished work of another run ({different}): give another --out, or delete it"
+            )
         clear_up(partial)
         record["made_with"] = made
     else:
-        record = {**identity, "made_with": made, "seconds": 0.0, "tokens": 0, "peak_memory_bytes": 0, "measures": {}}
+        record = {
+            **identity,
+            "made_with": made,
+            "seconds": 0.0,
+            "tokens": 0,
+            "peak_memory_bytes": 0,
+            "measures": {},
+        }
     stage = Stage(out, partial, record, complete=False, resumed=resumed)
     atomic_write(partial / RECIPE, recipes.dump(recipe))
     stage.save()
@@ -167,7 +183,9 @@ def finish(stage: Stage) -> None:
     """Complete the directory and give it its name."""
     stage.save()
     if not (stage.directory / REPORT).exists():
-        series = {path.stem: stage.series(path.stem) for path in sorted((stage.directory / METRICS).glob("*.jsonl"))}
+        series = {
+            path.stem: stage.series(path.stem) for path in sorted((stage.directory / METRICS).glob("*.jsonl"))
+        }
         stage_report(stage.record, series).write(stage.directory / REPORT)
     publish(stage.directory, stage.out)
     stage.directory = stage.out
@@ -175,7 +193,10 @@ def finish(stage: Stage) -> None:
 
 def untouched(partial: Path) -> bool:
     """Whether a partial directory holds no work: only what `begin` itself writes."""
-    return {item.name for item in partial.iterdir() if not item.name.endswith(".writing")} <= {RECIPE, LINEAGE}
+    return {item.name for item in partial.iterdir() if not item.name.endswith(".writing")} <= {
+        RECIPE,
+        LINEAGE,
+    }
 
 
 def clear_up(partial: Path) -> None:
@@ -194,7 +215,9 @@ def read_record(directory: Path) -> dict[str, Any]:
     try:
         record = json.loads((directory / LINEAGE).read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{directory / LINEAGE} cannot be read ({error}): delete {directory} or give another --out") from None
+        raise InputError(
+            f"{directory / LINEAGE} cannot be read ({error}): delete {directory} or give another --out"
+        ) from None
     if not isinstance(record, dict):
         raise InputError(f"{directory / LINEAGE} is not a lineage: delete {directory} or give another --out")
     return record
@@ -228,7 +251,9 @@ def lock(directory: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise InputError(f"{directory}: another process is working on it: wait for it, or give another --out") from None
+        raise InputError(
+            f"{directory}: another process is working on it: wait for it, or give another --out"
+        ) from None
     try:
         yield
     finally:

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#2f81d6", "#d9730d", "#2a9d6f", "#b5539c", "#8a7a1f", "#7d6be0")  # each at least 3:1 on white and on #14171b
+COLOURS = (
+    "#2f81d6",
+    "#d9730d",
+    "#2a9d6f",
+    "#b5539c",
+    "#8a7a1f",
+    "#7d6be0",
+)  # each at least 3:1 on white and on #14171b
 MUTED = "#8b949e"
 LAYERS = {"M": ("#2f81d6", "Mamba-2"), "-": (MUTED, "MLP"), "*": ("#d9730d", "attention")}
 ROOM = 14  # numbers that stand side by side over the width of a figure
@@ -49,7 +56,14 @@ STYLE: dict[str, Any] = {
 
 
 def lines(
-    series: Mapping[str, Points], x: str, y: str, title: str = "", *, log_x: bool = False, log_y: bool = False, rest: Sequence[Points] = ()
+    series: Mapping[str, Points],
+    x: str,
+    y: str,
+    title: str = "",
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    rest: Sequence[Points] = (),
 ) -> "Figure":
     """Curves through points (x, y), one a name; the `rest` have none, and stand behind them in grey."""
     with style():
@@ -57,19 +71,29 @@ def lines(
         for points in rest:
             axes.plot([p[0] for p in points], [p[1] for p in points], color=MUTED, linewidth=0.7, alpha=0.6)
         for colour, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
-            axes.plot([p[0] for p in points], [p[1] for p in points], color=colour, label=name, marker="o" if len(points) <= 20 else None)
+            axes.plot(
+                [p[0] for p in points],
+                [p[1] for p in points],
+                color=colour,
+                label=name,
+                marker="o" if len(points) <= 20 else None,
+            )
         scale(axes, log_x=log_x, log_y=log_y)
         legend(figure, len(series))
     return figure
 
 
-def intervals(series: Mapping[str, Intervals], x: str, y: str, title: str = "", *, log_x: bool = False) -> "Figure":
+def intervals(
+    series: Mapping[str, Intervals], x: str, y: str, title: str = "", *, log_x: bool = False
+) -> "Figure":
     """Curves through points (x, y, low, high), each with its interval as a band."""
     with style():
         figure, axes = canvas(x, y, title)
         for colour, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
             place = [p[0] for p in points]
-            axes.fill_between(place, [p[2] for p in points], [p[3] for p in points], color=colour, alpha=0.2, linewidth=0)
+            axes.fill_between(
+                place, [p[2] for p in points], [p[3] for p in points], color=colour, alpha=0.2, linewidth=0
+            )
             axes.plot(place, [p[1] for p in points], color=colour, label=name, marker="o")
         scale(axes, log_x=log_x)
         legend(figure, len(series))
@@ -91,17 +115,34 @@ def bars(
         figure, axes = canvas("", y, title)
         scale(axes, log_y=log_y)
         width = 0.8 / max(len(series), 1)
-        for index, (colour, (name, heights)) in enumerate(zip(cycle(len(series)), series.items(), strict=True)):
+        for index, (colour, (name, heights)) in enumerate(
+            zip(cycle(len(series)), series.items(), strict=True)
+        ):
             places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(labels))]
             shown = [i for i, height in enumerate(heights) if height or not log_y]
-            axes.bar([places[i] for i in shown], [heights[i] for i in shown], width * 0.92, color=colour, label=name)
+            axes.bar(
+                [places[i] for i in shown],
+                [heights[i] for i in shown],
+                width * 0.92,
+                color=colour,
+                label=name,
+            )
             reach = errors[name] if errors is not None else [(0.0, 0.0)] * len(labels)
             for i in shown:
                 (below, above), place, height = reach[i], places[i], heights[i]
                 if errors is not None:
-                    axes.errorbar([place], [height], yerr=[[below], [above]], fmt="none", ecolor=INK, linewidth=1)
+                    axes.errorbar(
+                        [place], [height], yerr=[[below], [above]], fmt="none", ecolor=INK, linewidth=1
+                    )
                 if len(labels) * len(series) <= ROOM:
-                    axes.annotate(number(height), (place, height + above), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+                    axes.annotate(
+                        number(height),
+                        (place, height + above),
+                        (0, 2),
+                        textcoords="offset points",
+                        ha="center",
+                        fontsize=8.5,
+                    )
         axes.set_xticks(range(len(labels)), labels)
         axes.grid(axis="x", visible=False)
         axes.margins(y=0.1)
@@ -136,7 +177,14 @@ def by_layer(pattern: str, heights: Sequence[float], y: str) -> "Figure":
         axes.bar(range(len(pattern)), heights, 0.74, color=colours)
         if len(pattern) <= ROOM:
             for place, height in enumerate(heights):
-                axes.annotate(number(height), (place, height), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+                axes.annotate(
+                    number(height),
+                    (place, height),
+                    (0, 2),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8.5,
+                )
         whole_numbers(axes)
         axes.grid(axis="x", visible=False)
         axes.margins(x=0.02, y=0.1)
@@ -147,7 +195,9 @@ def by_layer(pattern: str, heights: Sequence[float], y: str) -> "Figure":
 def kinds(figure: "Figure", layers: str) -> None:
     """The colours of the kinds of layers that there are, above the axes."""
     patches = require("matplotlib.patches", "train")
-    marks = [patches.Patch(color=colour, label=name) for mark, (colour, name) in LAYERS.items() if mark in layers]
+    marks = [
+        patches.Patch(color=colour, label=name) for mark, (colour, name) in LAYERS.items() if mark in layers
+    ]
     figure.legend(handles=marks, loc="outside upper right", ncols=3, fontsize=9)
 
 

@@ -45,7 +45,10 @@ class Progress:
             parts.append(f"in {clock(elapsed)}")
         elif self.total and rate > 0:
             parts.append(f"{clock((self.total - self.done) / rate)} left")
-        parts += [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in self.values.items()]
+        parts += [
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in self.values.items()
+        ]
         return "  ".join(parts)
 
     def tell(self) -> None:
@@ -56,13 +59,19 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self.stream.isatty():
-            columns: list[str | ProgressColumn] = [TextColumn("{task.description}"), BarColumn(bar_width=24), StatusColumn()]
+            columns: list[str | ProgressColumn] = [
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                StatusColumn(),
+            ]
             self.live = RichProgress(*columns, console=Console(file=self.stream), refresh_per_second=4)
             self.live.add_task(self.name, total=self.total, completed=int(self.done), status="")
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live is not None:
             self.live.stop()
         elif time.monotonic() - self.began >= 1:
@@ -76,7 +85,9 @@ class StatusColumn(ProgressColumn):
         return Text(task.fields["status"], no_wrap=True, overflow="ellipsis")
 
 
-def progress(name: str, total: float | None = None, unit: str = "", done: float = 0, stream: TextIO | None = None) -> Progress:
+def progress(
+    name: str, total: float | None = None, unit: str = "", done: float = 0, stream: TextIO | None = None
+) -> Progress:
     """A progress line called `name`; `done` is what an earlier, interrupted run did already (it does not count in the rate)."""
     return Progress(name, total, unit, done, stream or sys.stderr)
 

@@ -24,7 +24,9 @@ def to_dict(recipe: Any) -> dict[str, Any]:
         if value is not None:
             result[field.name] = plain(value, field.name)
         elif field.default is not None:
-            raise ConfigError(f"{type(recipe).__name__}.{field.name} is None, which TOML cannot say: give it a value")
+            raise ConfigError(
+                f"{type(recipe).__name__}.{field.name} is None, which TOML cannot say: give it a value"
+            )
     return result
 
 
@@ -40,7 +42,9 @@ def plain(value: Any, name: str) -> Any:
         return os.fspath(value)
     if isinstance(value, bool | int | float | str):
         return value
-    raise ConfigError(f"{name} is a {type(value).__name__}, which a recipe cannot hold: use numbers, strings, lists, tables or dataclasses")
+    raise ConfigError(
+        f"{name} is a {type(value).__name__}, which a recipe cannot hold: use numbers, strings, lists, tables or dataclasses"
+    )
 
 
 def dump(recipe: Any) -> str:
@@ -86,8 +90,16 @@ def one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = re.sub(r"^Parser key \"([^\"]*)\":", r"\1:", text)
     text = re.sub(r"<class '([\w.]+)'>|typing\.(?=\w)", r"\1", text)
-    text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: ", _either, text)
-    text = re.sub(r"Not a valid subclass of (\w+)\. Got value: (.*?) Subclass types expect .*", r"expected a table of \1, got \2", text)
+    text = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: ",
+        _either,
+        text,
+    )
+    text = re.sub(
+        r"Not a valid subclass of (\w+)\. Got value: (.*?) Subclass types expect .*",
+        r"expected a table of \1, got \2",
+        text,
+    )
     return re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", text)
 
 

@@ -18,7 +18,10 @@ from nanohybrid.stages.recipe import to_toml
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, GRID = "#1f2328", "#d0d4da"  # what plots.py draws axes and grid in, and what is replaced here by the page's colours
+INK, GRID = (
+    "#1f2328",
+    "#d0d4da",
+)  # what plots.py draws axes and grid in, and what is replaced here by the page's colours
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --paper: #ffffff; --soft: #59636e; --grid: #d8dce2; --wash: #f5f6f8; --accent: #1a6fc9; }
@@ -71,10 +74,19 @@ class Report:
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> Self:
         """A table; columns of numbers are aligned to the right."""
         cells = [list(row) for row in rows]
-        kinds = [' class="number"' if cells and all(is_number(row[i]) for row in cells) else "" for i in range(len(headers))]
-        head = "".join(f"<th{kind}>{markup(header)}</th>" for header, kind in zip(headers, kinds, strict=True))
+        kinds = [
+            ' class="number"' if cells and all(is_number(row[i]) for row in cells) else ""
+            for i in range(len(headers))
+        ]
+        head = "".join(
+            f"<th{kind}>{markup(header)}</th>" for header, kind in zip(headers, kinds, strict=True)
+        )
         body = "".join(
-            "<tr>" + "".join(f"<td{kind}>{markup(spell(value))}</td>" for value, kind in zip(row, kinds, strict=True)) + "</tr>\n"
+            "<tr>"
+            + "".join(
+                f"<td{kind}>{markup(spell(value))}</td>" for value, kind in zip(row, kinds, strict=True)
+            )
+            + "</tr>\n"
             for row in cells
         )
         self.parts.append(f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}</table></div>')
@@ -82,7 +94,9 @@ class Report:
 
     def figure(self, figure: "Figure", caption: str) -> Self:
         """A matplotlib figure, as SVG inside the page."""
-        self.parts.append(f"<figure>{inline_svg(figure, caption)}<figcaption>{markup(caption)}</figcaption></figure>")
+        self.parts.append(
+            f"<figure>{inline_svg(figure, caption)}<figcaption>{markup(caption)}</figcaption></figure>"
+        )
         return self
 
     def html(self) -> str:
@@ -93,7 +107,9 @@ class Report:
             f"<title>{title}</title>\n<style>{STYLE}</style>"
         )
         body = "\n".join([f"<h1>{markup(self.title)}</h1>", *self.parts])
-        return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
+        return (
+            f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
+        )
 
     def write(self, path: Path) -> Path:
         """Write the page to `path`."""
@@ -113,9 +129,13 @@ def stage_report(record: Mapping[str, Any], series: Mapping[str, Sequence[Mappin
         report.section("Measures").table(["what", "value"], record["measures"].items())
     for name, rows in series.items():
         if rows:
-            report.section(name).text(f"The last of {len(rows):,} rows:").table(["what", "value"], rows[-1].items())
+            report.section(name).text(f"The last of {len(rows):,} rows:").table(
+                ["what", "value"], rows[-1].items()
+            )
     if record["inputs"]:
-        report.section("Inputs").table(["input", "hash"], [(key, f"`{value[:16]}`") for key, value in record["inputs"].items()])
+        report.section("Inputs").table(
+            ["input", "hash"], [(key, f"`{value[:16]}`") for key, value in record["inputs"].items()]
+        )
     return report.section("Recipe").code(to_toml(record["recipe"]))
 
 
@@ -135,7 +155,12 @@ def inline_svg(figure: "Figure", caption: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1), count=1)
+    svg = re.sub(
+        r'(<svg[^>]*?)\swidth="[^"]*"',
+        r"\1",
+        re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1),
+        count=1,
+    )
     svg = svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(caption)}"', 1).strip()
 

@@ -23,22 +23,30 @@ class Gym:
     def __init__(self, generator: str) -> None:
         factory = require("reasoning_gym.factory", "rl")
         if generator not in factory.DATASETS:
-            raise InputError(f"reasoning-gym has no generator {generator!r}; it has {', '.join(sorted(factory.DATASETS))}")
+            raise InputError(
+                f"reasoning-gym has no generator {generator!r}; it has {', '.join(sorted(factory.DATASETS))}"
+            )
         self.name = f"gym/{generator}"
         self.generator = generator
         self.difficulties = range(_levels(generator))
 
     def make(self, rng: random.Random, difficulty: int, split: Split = "train") -> Problem:
         if difficulty not in self.difficulties:
-            raise InputError(f"task {self.name} has difficulties 0 to {self.difficulties[-1]}, not {difficulty}")
+            raise InputError(
+                f"task {self.name} has difficulties 0 to {self.difficulties[-1]}, not {difficulty}"
+            )
         dataset = _dataset(self.generator, difficulty)
         for _ in range(MAX_DRAWS):
             entry = dataset[rng.randrange(len(dataset))]
             prompt = str(entry["question"])
             if split_of(prompt) == split:
                 answer = entry["answer"]
-                return Problem(self.name, difficulty, prompt, "", "" if answer is None else str(answer), extra=entry)
-        raise InputError(f"task {self.name} has no problem of difficulty {difficulty} in the {split} split; take another difficulty")
+                return Problem(
+                    self.name, difficulty, prompt, "", "" if answer is None else str(answer), extra=entry
+                )
+        raise InputError(
+            f"task {self.name} has no problem of difficulty {difficulty} in the {split} split; take another difficulty"
+        )
 
     def verify(self, problem: Problem, completion: str) -> float:
         dataset = _dataset(self.generator, problem.difficulty)
@@ -64,4 +72,6 @@ def _dataset(generator: str, difficulty: int) -> Any:
         curriculum.set_global_level(difficulty)
         return cls(curriculum.generate_configuration({"seed": 0, "size": SIZE}))
     except (AssertionError, ValueError) as error:  # how reasoning-gym refuses a configuration
-        raise InputError(f"reasoning-gym cannot make {generator} of difficulty {difficulty} ({error}); take another one") from error
+        raise InputError(
+            f"reasoning-gym cannot make {generator} of difficulty {difficulty} ({error}); take another one"
+        ) from error

@@ -7,7 +7,9 @@ answer stays equally likely, and no shortcut (anything times 0) gives a chain's 
 import random
 
 OPERATIONS: tuple[tuple[str, int], ...] = tuple(
-    [("+", digit) for digit in range(1, 10)] + [("-", digit) for digit in range(1, 10)] + [("*", digit) for digit in (3, 7, 9)] * 3
+    [("+", digit) for digit in range(1, 10)]
+    + [("-", digit) for digit in range(1, 10)]
+    + [("*", digit) for digit in (3, 7, 9)] * 3
 )
 
 

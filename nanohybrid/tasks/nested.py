@@ -23,9 +23,17 @@ class Nested(Family):
             sign, digit = draw_operation(rng)
             inner = f"({expression})" if depth else expression
             if rng.random() < 0.5:
-                expression, step, result = f"{inner}{sign}{digit}", f"{value}{sign}{digit}", apply(value, sign, digit)
+                expression, step, result = (
+                    f"{inner}{sign}{digit}",
+                    f"{value}{sign}{digit}",
+                    apply(value, sign, digit),
+                )
             else:
-                expression, step, result = f"{digit}{sign}{inner}", f"{digit}{sign}{value}", apply(digit, sign, value)
+                expression, step, result = (
+                    f"{digit}{sign}{inner}",
+                    f"{digit}{sign}{value}",
+                    apply(digit, sign, value),
+                )
             steps.append(f"{step}={result}")
             value = result
         return f"eval {expression}", steps, str(value)

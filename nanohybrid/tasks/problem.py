@@ -81,7 +81,9 @@ class Family(ABC):
             prompt, steps, answer = self.draw(rng, difficulty)
             if split_of(prompt) == split:
                 return Problem(self.name, difficulty, prompt, "\n".join(steps), answer)
-        raise InputError(f"task {self.name} has no problem of difficulty {difficulty} in the {split} split; take another difficulty")
+        raise InputError(
+            f"task {self.name} has no problem of difficulty {difficulty} in the {split} split; take another difficulty"
+        )
 
     def verify(self, problem: Problem, completion: str) -> float:
         return float(final_answer(completion) == problem.answer)

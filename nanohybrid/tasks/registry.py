@@ -9,7 +9,9 @@ from nanohybrid.tasks.running import Running
 from nanohybrid.tasks.sums import Sums
 from nanohybrid.tasks.swaps import Swaps
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Assignments(), Running(), Sums(), Parity(), Nested(), Swaps())}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (Assignments(), Running(), Sums(), Parity(), Nested(), Swaps())
+}
 
 # What a model of half a million parameters learns in minutes; swaps take longer.
 DEFAULT_MIX: tuple[str, ...] = ("assignments", "running", "sums", "parity", "nested")
@@ -30,4 +32,6 @@ def get(name: str) -> Task:
         from nanohybrid.tasks.gym import Gym  # reasoning-gym takes four seconds to import
 
         return Gym(name.removeprefix(GYM_PREFIX))
-    raise InputError(f"there is no task {name!r}; there are {', '.join(FAMILIES)} and {GYM_PREFIX}NAME from reasoning-gym")
+    raise InputError(
+        f"there is no task {name!r}; there are {', '.join(FAMILIES)} and {GYM_PREFIX}NAME from reasoning-gym"
+    )

@@ -29,7 +29,9 @@ class Budget:
     def pay(self, amount: int) -> None:
         self.work -= amount
         if self.work < 0:
-            raise SecurityError("it makes too much: more loop steps, list entries or characters than any chat needs")
+            raise SecurityError(
+                "it makes too much: more loop steps, list entries or characters than any chat needs"
+            )
         if time.monotonic() > self.deadline:
             raise SecurityError(f"it ran longer than {self.seconds:g} seconds")
 
@@ -103,7 +105,9 @@ def joined(values: Iterable[Any], between: str = "") -> str:
 
 
 @jinja2.pass_environment
-def join_filter(environment: jinja2.Environment, values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+def join_filter(
+    environment: jinja2.Environment, values: Iterable[Any], d: str = "", attribute: str | int | None = None
+) -> str:
     return joined(values if attribute is None else map(make_attrgetter(environment, attribute), values), d)
 
 
@@ -132,7 +136,10 @@ def indented(value: str, width: int | str = 4, first: bool = False, blank: bool 
     margin = width if isinstance(width, str) else " " * width
     lines = (str(value) + ("\n" if blank else "")).splitlines(keepends=True)
     pay(len(str(value)) + len(lines) * (len(margin) + 1))
-    return "".join(line if (not first and index == 0) or not (blank or line.strip()) else margin + line for index, line in enumerate(lines))
+    return "".join(
+        line if (not first and index == 0) or not (blank or line.strip()) else margin + line
+        for index, line in enumerate(lines)
+    )
 
 
 def to_string(value: Any) -> str:
@@ -140,11 +147,19 @@ def to_string(value: Any) -> str:
     return str(value)
 
 
-def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+def to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
     if indent is not None and not (isinstance(indent, int) and 0 <= indent <= 16):
         raise SecurityError("it indents JSON by more than 16")
     pay_as_text(value)
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def concatenated(values: Sequence[Any]) -> str:
@@ -157,6 +172,8 @@ def pay_for_product(operator: str, left: Any, right: Any) -> None:
             check_arguments([other])
             pay((len(value) if isinstance(value, str) else sum(1 for _ in leaves(value))) * max(other, 0))
     if isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length() * max(right, 0) if operator == "**" else left.bit_length() + right.bit_length()
+        bits = (
+            left.bit_length() * max(right, 0) if operator == "**" else left.bit_length() + right.bit_length()
+        )
         if bits > INTEGER_BITS:
             raise SecurityError(f"it computes a number of more than {INTEGER_BITS} bits")

@@ -54,7 +54,12 @@ def splitter(pattern: str = SPLIT_PATTERN) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def assemble(marks: Sequence[str], tokens: Iterable[str], merges: Iterable[tuple[str, str]], pattern: str = SPLIT_PATTERN) -> RawTokenizer:
+def assemble(
+    marks: Sequence[str],
+    tokens: Iterable[str],
+    merges: Iterable[tuple[str, str]],
+    pattern: str = SPLIT_PATTERN,
+) -> RawTokenizer:
     """A tokenizer whose ids are the control marks, then `tokens`, both in their order."""
     vocabulary = {token: number for number, token in enumerate([*marks, *tokens])}
     # ignore_merges: a piece that is a token is that token, even where the merges would not lead there.

@@ -33,7 +33,9 @@ Tools = Sequence[Mapping[str, Any]]
 class ChatTemplate:
     """A chat template with its name in messages. `specials` are bos_token and eos_token as the template may want them."""
 
-    def __init__(self, source: str, name: str = TEMPLATE_FILE, specials: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, source: str, name: str = TEMPLATE_FILE, specials: Mapping[str, str] | None = None
+    ) -> None:
         self.source = source
         self.name = name
         self._specials = {"bos_token": BOS, "eos_token": EOS, **(specials or {})}
@@ -61,14 +63,22 @@ class ChatTemplate:
         if source is None:
             return cls.default()
         if not isinstance(source, str):
-            raise CheckpointError(f"{settings_file}: chat_template must be a text, or a list with one named default")
+            raise CheckpointError(
+                f"{settings_file}: chat_template must be a text, or a list with one named default"
+            )
         return cls(source, str(settings_file), specials)
 
     def save(self, directory: Path | str) -> None:
         """Write the template as `chat_template.jinja`."""
         atomic_write(Path(directory) / TEMPLATE_FILE, self.source)
 
-    def render(self, messages: Sequence[Message], tools: Tools | None = None, thinking: bool | None = None, generate: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        thinking: bool | None = None,
+        generate: bool = True,
+    ) -> str:
         """The prompt as text. `thinking=None` leaves it to the messages; `generate` opens the turn of the assistant."""
         return self._flat.render(**self._values(messages, tools, thinking, generate), **self._specials)
 
@@ -91,11 +101,18 @@ class ChatTemplate:
         return ids
 
     def training_pair(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], reasoning: str | None, answer: str, tools: Tools | None = None
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        reasoning: str | None,
+        answer: str,
+        tools: Tools | None = None,
     ) -> TrainingPair:
         """A prompt and what the model should say: with `reasoning` after it has thought, with None at once."""
         thinking = reasoning is not None
-        return TrainingPair.encode(tokenizer, self.encode(tokenizer, messages, tools, thinking), reasoning, answer)
+        return TrainingPair.encode(
+            tokenizer, self.encode(tokenizer, messages, tools, thinking), reasoning, answer
+        )
 
     def _fenced(self, tokenizer: Tokenizer, fence: str) -> tuple[Sandbox, dict[str, str]]:
         """The template with code words for this tokenizer's marks. Kept for the usual fence only: the others come from attacks."""
@@ -104,16 +121,27 @@ class ChatTemplate:
             return known
 
         def coded(text: str) -> str:
-            return tokenizer.mark_pattern.sub(lambda found: f"{fence}{tokenizer.id_of(found[0])}{fence}", text.replace(fence, "\ufffd"))
+            return tokenizer.mark_pattern.sub(
+                lambda found: f"{fence}{tokenizer.id_of(found[0])}{fence}", text.replace(fence, "\ufffd")
+            )
 
-        made = Sandbox(coded(self.source), self.name), {name: coded(text) for name, text in self._specials.items()}
+        made = (
+            Sandbox(coded(self.source), self.name),
+            {name: coded(text) for name, text in self._specials.items()},
+        )
         if fence == _FENCES[0]:
             self._by_tokenizer[tokenizer] = made
         return made
 
-    def _values(self, messages: Sequence[Message], tools: Tools | None, thinking: bool | None, generate: bool) -> dict[str, Any]:
+    def _values(
+        self, messages: Sequence[Message], tools: Tools | None, thinking: bool | None, generate: bool
+    ) -> dict[str, Any]:
         ready = checked(messages)
-        values: dict[str, Any] = {"messages": ready, "tools": checked_tools(tools), "add_generation_prompt": generate}
+        values: dict[str, Any] = {
+            "messages": ready,
+            "tools": checked_tools(tools),
+            "add_generation_prompt": generate,
+        }
         if thinking is None:
             return values
         if "enable_thinking" in self._flat.inputs or _SWITCH[thinking] not in self.source:
@@ -153,7 +181,9 @@ def _free_fence(values: Any) -> str:
     text = json.dumps(values, ensure_ascii=False, default=str)
     fence = next((character for character in _FENCES if character not in text), None)
     if fence is None:
-        raise InputError("the messages use every private character of Unicode; leave some of U+E000 to U+F8FF out")
+        raise InputError(
+            "the messages use every private character of Unicode; leave some of U+E000 to U+F8FF out"
+        )
     return fence
 
 

@@ -12,7 +12,9 @@ ROLES = ("system", "user", "assistant", "tool")
 def checked(messages: Any) -> list[dict[str, Any]]:
     """Copies with string contents; raises InputError naming the message that cannot be used."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
-        raise InputError(f"messages must be a list of objects with role and content, not {type(messages).__name__}")
+        raise InputError(
+            f"messages must be a list of objects with role and content, not {type(messages).__name__}"
+        )
     return [_checked(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
@@ -24,7 +26,9 @@ def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
         raise InputError(f"tools must be a list of function schemas, not {type(tools).__name__}")
     for index, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
-            raise InputError(f"tools[{index}] must be an object (a function schema), not {type(tool).__name__}")
+            raise InputError(
+                f"tools[{index}] must be an object (a function schema), not {type(tool).__name__}"
+            )
     return [dict(tool) for tool in tools]
 
 
@@ -39,14 +43,21 @@ def _checked(message: Any, where: str) -> dict[str, Any]:
     if content is None and calls:
         content = ""
     rest = {key: value for key, value in message.items() if key != "tool_calls"}
-    return {**rest, "role": role, "content": _text(content, where), **({"tool_calls": calls} if calls else {})}
+    return {
+        **rest,
+        "role": role,
+        "content": _text(content, where),
+        **({"tool_calls": calls} if calls else {}),
+    }
 
 
 def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, (list, tuple)):
-        raise InputError(f"{where}: content must be a string or a list of text parts, not {type(content).__name__}")
+        raise InputError(
+            f"{where}: content must be a string or a list of text parts, not {type(content).__name__}"
+        )
     return "".join(_part(part, f"{where}: content[{index}]") for index, part in enumerate(content))
 
 
@@ -72,5 +83,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise InputError(f"{where} must be an object with a function name and arguments")
     if not isinstance(function.get("arguments", {}), (str, Mapping)):
-        raise InputError(f"{where}: arguments must be an object or JSON text, not {type(function['arguments']).__name__}")
+        raise InputError(
+            f"{where}: arguments must be an object or JSON text, not {type(function['arguments']).__name__}"
+        )
     return dict(call)

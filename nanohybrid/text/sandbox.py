@@ -29,9 +29,50 @@ WORK = 16_000_000
 WORK_PER_INPUT_CHARACTER = 64
 
 _FILTERS = (
-    *("abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first", "float"),
-    *("forceescape", "groupby", "int", "items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr"),
-    *("reverse", "round", "safe", "select", "selectattr", "slice", "sort", "title", "trim", "truncate", "unique", "upper"),
+    *(
+        "abs",
+        "attr",
+        "batch",
+        "capitalize",
+        "center",
+        "count",
+        "d",
+        "default",
+        "dictsort",
+        "e",
+        "escape",
+        "first",
+        "float",
+    ),
+    *(
+        "forceescape",
+        "groupby",
+        "int",
+        "items",
+        "last",
+        "length",
+        "list",
+        "lower",
+        "map",
+        "max",
+        "min",
+        "reject",
+        "rejectattr",
+    ),
+    *(
+        "reverse",
+        "round",
+        "safe",
+        "select",
+        "selectattr",
+        "slice",
+        "sort",
+        "title",
+        "trim",
+        "truncate",
+        "unique",
+        "upper",
+    ),
     *("urlencode", "wordcount"),
 )
 _JINJA_PASSES = {"_loop_vars", "_block_vars"}  # into every call, for functions that take the context
@@ -161,10 +202,15 @@ class _Environment(ImmutableSandboxedEnvironment):
         budget.pay(1)
         if isinstance(function, LoopContext):  # a recursive loop goes down: its steps pay like any others
             arguments = (budget.steps(arguments[0]), *arguments[1:])
-        owner, name = getattr(getattr(function, "__wrapped__", function), "__self__", None), getattr(function, "__name__", "")
+        owner, name = (
+            getattr(getattr(function, "__wrapped__", function), "__self__", None),
+            getattr(function, "__name__", ""),
+        )
         if isinstance(owner, str) and name in ("replace", "join"):
             guarded: Callable[..., str] = budget.replaced if name == "replace" else budget.join_method
-            return guarded(owner, *arguments, **{key: value for key, value in named.items() if key not in _JINJA_PASSES})
+            return guarded(
+                owner, *arguments, **{key: value for key, value in named.items() if key not in _JINJA_PASSES}
+            )
         if isinstance(owner, str) and name in ("format", "format_map"):
             budget.pay_for_format(owner, [*arguments, *named.values()])
         return budget.made(super().call(context, function, *arguments, **named))
@@ -182,7 +228,9 @@ class Sandbox:
 
     def __init__(self, source: str, name: str, seconds: float = SECONDS) -> None:
         if len(source) > TEMPLATE_CHARACTERS:
-            raise InputError(f"{name}: a chat template of {len(source):,} characters; the limit is {TEMPLATE_CHARACTERS:,}")
+            raise InputError(
+                f"{name}: a chat template of {len(source):,} characters; the limit is {TEMPLATE_CHARACTERS:,}"
+            )
         self.name = name
         self._seconds = seconds
         environment = _Environment()
@@ -199,7 +247,9 @@ class Sandbox:
         try:
             return self._template.render(**values)
         except TemplateRefused as error:
-            raise InputError(f"{self.name}: the chat template refuses these messages: {_line(error)}") from None
+            raise InputError(
+                f"{self.name}: the chat template refuses these messages: {_line(error)}"
+            ) from None
         except Exception as error:  # noqa: BLE001  as above
             raise InputError(f"{self.name}: the chat template was stopped: {_line(error)}") from None
         finally:

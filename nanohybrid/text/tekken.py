@@ -33,7 +33,9 @@ def tekken(path: Path | str | None = None) -> Tokenizer:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file}: not a tekken file as {FILE} is ({error!r})") from None
     if len(ranked) != size - mark_count or ranked[:256] != [bytes([value]) for value in range(256)]:
-        raise InputError(f"{file}: holds {len(ranked)} tokens, its own configuration says {size - mark_count} that begin with the bytes")
+        raise InputError(
+            f"{file}: holds {len(ranked)} tokens, its own configuration says {size - mark_count} that begin with the bytes"
+        )
     marks = [*NAMED_MARKS, *(f"<SPECIAL_{number}>" for number in range(len(NAMED_MARKS), mark_count))]
     merges = [(to_characters(left), to_characters(right)) for left, right in _merges(ranked, file)]
     return Tokenizer(assemble(marks, map(to_characters, ranked), merges, pattern))

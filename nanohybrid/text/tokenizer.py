@@ -26,7 +26,14 @@ STOP_MARKS = ("</s>", "<SPECIAL_11>", "<SPECIAL_12>")
 class Tokenizer:
     """A byte-level BPE tokenizer with control marks. Safe to share between threads."""
 
-    def __init__(self, raw: RawTokenizer, *, eos_ids: Sequence[int] = (), bos_id: int | None = None, pad_id: int | None = None) -> None:
+    def __init__(
+        self,
+        raw: RawTokenizer,
+        *,
+        eos_ids: Sequence[int] = (),
+        bos_id: int | None = None,
+        pad_id: int | None = None,
+    ) -> None:
         raw.no_padding()
         raw.no_truncation()
         self._raw = raw
@@ -54,10 +61,16 @@ class Tokenizer:
         """Read a checkpoint's tokenizer; its ids must fit `vocab_size` (by default, what config.json beside it says)."""
         directory = Path(directory)
         path = directory / TOKENIZER_FILE
-        config, generation = _settings(directory / "config.json"), _settings(directory / "generation_config.json")
+        config, generation = (
+            _settings(directory / "config.json"),
+            _settings(directory / "generation_config.json"),
+        )
         both = {**config, **{key: value for key, value in generation.items() if value is not None}}
         tokenizer = cls(
-            _read(path), eos_ids=_ids(both.get("eos_token_id")), bos_id=_id(both, "bos_token_id"), pad_id=_id(both, "pad_token_id")
+            _read(path),
+            eos_ids=_ids(both.get("eos_token_id")),
+            bos_id=_id(both, "bos_token_id"),
+            pad_id=_id(both, "pad_token_id"),
         )
         limit = vocab_size if vocab_size is not None else _id(config, "vocab_size")
         if limit is not None and tokenizer.vocab_size > limit:
@@ -73,8 +86,14 @@ class Tokenizer:
         directory.mkdir(parents=True, exist_ok=True)
         atomic_write(directory / TOKENIZER_FILE, self._raw.to_str(pretty=False))
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
-        settings: dict[str, Any] = {name: self._marks[number] for name, number in names.items() if number in self._marks}
-        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "add_bos_token": False}
+        settings: dict[str, Any] = {
+            name: self._marks[number] for name, number in names.items() if number in self._marks
+        }
+        settings |= {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "add_bos_token": False,
+        }
         atomic_write(directory / "tokenizer_config.json", json.dumps(settings, indent=1) + "\n")
 
     # Encoding
@@ -89,7 +108,10 @@ class Tokenizer:
         """`encode` of each text, on all cores."""
         raw = self._raw if marks else self._plain
         start = [self.bos_id] if bos else []
-        return [start + one.ids for one in raw.encode_batch_fast([_whole(text) for text in texts], add_special_tokens=False)]
+        return [
+            start + one.ids
+            for one in raw.encode_batch_fast([_whole(text) for text in texts], add_special_tokens=False)
+        ]
 
     @cached_property
     def _plain(self) -> RawTokenizer:
@@ -142,7 +164,9 @@ def _whole(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"the text has half a surrogate pair at character {error.start}, which no UTF-8 can hold; remove it") from None
+        raise InputError(
+            f"the text has half a surrogate pair at character {error.start}, which no UTF-8 can hold; remove it"
+        ) from None
     return text
 
 
@@ -150,7 +174,9 @@ def _read(path: Path) -> RawTokenizer:
     try:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; `nanohybrid tokenizer tekken --out {path.parent}` writes Nemotron's") from None
+        raise CheckpointError(
+            f"{path}: no such file; `nanohybrid tokenizer tekken --out {path.parent}` writes Nemotron's"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read as text ({_line(error)})") from None
     try:
@@ -160,9 +186,13 @@ def _read(path: Path) -> RawTokenizer:
     try:
         raw = RawTokenizer.from_str(source)
     except Exception as error:  # noqa: BLE001  the library raises bare Exception
-        raise CheckpointError(f"{path}: is not a tokenizer of the `tokenizers` library ({_line(error)})") from None
+        raise CheckpointError(
+            f"{path}: is not a tokenizer of the `tokenizers` library ({_line(error)})"
+        ) from None
     if '"ByteLevel"' not in json.dumps(json.loads(source).get("decoder")):
-        raise CheckpointError(f"{path}: is not a byte-level BPE; only those are supported, as Nemotron's and Qwen's are")
+        raise CheckpointError(
+            f"{path}: is not a byte-level BPE; only those are supported, as Nemotron's and Qwen's are"
+        )
     return raw
 
 

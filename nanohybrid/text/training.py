@@ -21,11 +21,17 @@ SMALLEST = len(MARKS) + 256
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learn merges from `texts` until `vocab_size` ids are there, or no pair of tokens comes twice (then it is smaller)."""
     if vocab_size < SMALLEST:
-        raise InputError(f"a vocabulary of {vocab_size} is too small; the marks and the bytes alone are {SMALLEST}")
+        raise InputError(
+            f"a vocabulary of {vocab_size} is too small; the marks and the bytes alone are {SMALLEST}"
+        )
     learner = RawTokenizer(models.BPE())
     learner.pre_tokenizer = splitter()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(MARKS), min_frequency=2, initial_alphabet=BYTE_TO_CHARACTER, special_tokens=[], show_progress=False
+        vocab_size=vocab_size - len(MARKS),
+        min_frequency=2,
+        initial_alphabet=BYTE_TO_CHARACTER,
+        special_tokens=[],
+        show_progress=False,
     )
     learner.train_from_iterator(iter(texts), trainer)
     merges = [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]

@@ -27,7 +27,9 @@ class TrainingPair:
     tail: list[int]
 
     @classmethod
-    def encode(cls, tokenizer: Tokenizer, prompt: list[int], reasoning: str | None, answer: str) -> "TrainingPair":
+    def encode(
+        cls, tokenizer: Tokenizer, prompt: list[int], reasoning: str | None, answer: str
+    ) -> "TrainingPair":
         """Each part is encoded alone. Marks typed into reasoning or answer stay plain text."""
 
         def plain(text: str) -> list[int]:

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.ops.layout import Layout
 from nanohybrid.stages import Stage, progress
-from nanohybrid.train import snapshot
+from nanohybrid.train import training_state as snapshot
 from nanohybrid.train.checkpointing import checkpointed
 from nanohybrid.train.optimizer import OptimizerConfig, adamw, clip_gradient, set_learning_rate
 from nanohybrid.train.precision import Mode, PrecisionConfig, autocast, fp8_linears
 from nanohybrid.train.schedule import ScheduleConfig, factor
-from nanohybrid.train.snapshot import Position
+from nanohybrid.train.training_state import Position
 
 LATELY = 0.9  # weight of the past in the running average of the loss
 
@@ -116,7 +116,12 @@ class Run:
         name: str,
     ) -> None:
         self.model, self.batches, self.loss, self.steps = model, batches, loss, steps
-        self.config, self.schedule, self.precision, self.loop = recipe.optimizer, recipe.schedule, recipe.precision, recipe.loop
+        self.config, self.schedule, self.precision, self.loop = (
+            recipe.optimizer,
+            recipe.schedule,
+            recipe.precision,
+            recipe.loop,
+        )
         self.stage, self.unit_steps, self.name = stage, unit_steps, name
         self.device = next(model.parameters()).device
         self.layers: nn.ModuleList = model.backbone.layers  # type: ignore[assignment,union-attr]
@@ -137,7 +142,10 @@ class Run:
                         applied.enter_context(fp8_linears(self.layers, self.precision.bf16_layers))
                     applied.enter_context(checkpointed(self.layers, self.loop.checkpoint_every))
                     forward = torch.compile(self.loss) if self.loop.compile else self.loss
-                    while self.position.step < self.steps and self.precision.mode_at(self.position.step, self.steps) == mode:
+                    while (
+                        self.position.step < self.steps
+                        and self.precision.mode_at(self.position.step, self.steps) == mode
+                    ):
                         values = self.one_step(forward, mode)
                         bar.advance(1, **values)
                         self.keep(stop=bool(stopping))
@@ -148,7 +156,9 @@ class Run:
         """Batch, loss, gradient, clip, update."""
         step = self.position.step
         batch = self.batches(step).to(self.device)
-        self.optimizer.zero_grad(set_to_none=True)  # before the forward, whose activations take the place of the last step's gradients
+        self.optimizer.zero_grad(
+            set_to_none=True
+        )  # before the forward, whose activations take the place of the last step's gradients
         with autocast(mode, self.device):
             total, count = forward(self.model, batch)
         mean = total / max(count, 1)
@@ -177,7 +187,9 @@ class Run:
         speed = round((self.position.tokens - self.logged_tokens) / max(now - self.logged_at, 1e-9))
         if self.position.step % self.loop.log_steps == 0 or self.position.step == self.steps:
             done = {"step": self.position.step, "tokens": self.position.tokens}
-            self.stage.log(self.name, **done, loss=loss, gradient_norm=norm, learning_rate=rate, tokens_per_second=speed)
+            self.stage.log(
+                self.name, **done, loss=loss, gradient_norm=norm, learning_rate=rate, tokens_per_second=speed
+            )
             self.logged_at, self.logged_tokens = now, self.position.tokens
         return speed
 

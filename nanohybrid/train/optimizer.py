@@ -28,21 +28,30 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if not (self.learning_rate >= 0 and self.weight_decay >= 0 and self.clip > 0 and self.epsilon > 0):
-            raise ConfigError("optimizer: learning_rate and weight_decay must not be negative, clip and epsilon must be positive")
+            raise ConfigError(
+                "optimizer: learning_rate and weight_decay must not be negative, clip and epsilon must be positive"
+            )
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ConfigError(f"optimizer: beta1 {self.beta1} and beta2 {self.beta2} must be from 0 to below 1")
+            raise ConfigError(
+                f"optimizer: beta1 {self.beta1} and beta2 {self.beta2} must be from 0 to below 1"
+            )
 
 
 def decayed(model: nn.Module) -> dict[str, bool]:
     """For each trainable parameter, by name: does weight decay apply to it?"""
-    return {name: parameter.ndim >= 2 for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter.ndim >= 2 for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """The optimizer of a model's trainable parameters, fused into one pass over memory."""
     named, decays = dict(model.named_parameters()), decayed(model)
     groups = [
-        {"params": [named[name] for name, decay in decays.items() if decay], "weight_decay": config.weight_decay},
+        {
+            "params": [named[name] for name, decay in decays.items() if decay],
+            "weight_decay": config.weight_decay,
+        },
         {"params": [named[name] for name, decay in decays.items() if not decay], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(

@@ -33,7 +33,9 @@ class PrecisionConfig:
         if self.mode not in ("fp32", "bf16", "fp8"):
             raise ConfigError(f"precision: mode is {self.mode!r}, the modes are fp32, bf16 and fp8")
         if self.bf16_layers < 0 or not 0 <= self.fp8_until <= 1:
-            raise ConfigError("precision: bf16_layers must not be negative, and fp8_until is a share from 0 to 1")
+            raise ConfigError(
+                "precision: bf16_layers must not be negative, and fp8_until is a share from 0 to 1"
+            )
 
     def mode_at(self, step: int, steps: int) -> Mode:
         """The mode of one step: a function of the step alone, so that a resumed run changes where the whole one does."""
@@ -69,7 +71,9 @@ def fp8_linears(layers: nn.ModuleList, bf16_layers: int) -> Iterator[int]:
     """Inside, the inner layers' linears compute in FP8; yields how many. Parameters keep their names and identity."""
     found = list(fp8_modules(layers, bf16_layers))
     if not found:
-        raise ConfigError(f"precision: with {len(layers)} layers and bf16_layers {bf16_layers} nothing is left for fp8: lower bf16_layers")
+        raise ConfigError(
+            f"precision: with {len(layers)} layers and bf16_layers {bf16_layers} nothing is left for fp8: lower bf16_layers"
+        )
     for parent, name, linear in found:
         setattr(parent, name, FP8Linear(linear))
     try:

@@ -15,13 +15,14 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.data import Loader, Mixture, Phase, TokenStore
 from nanohybrid.data.corpus import Corpus
 from nanohybrid.errors import ConfigError
+from nanohybrid.estimate.training import GIB, TrainingMemory
 from nanohybrid.model import HybridLM
+from nanohybrid.presets import preset
 from nanohybrid.stages import Stage, open_stage
 from nanohybrid.stages.lineage import machine_memory_bytes
 from nanohybrid.text import Tokenizer
-from nanohybrid.train import snapshot
+from nanohybrid.train import training_state as snapshot
 from nanohybrid.train.loop import LoopConfig, fit
-from nanohybrid.train.memory import GIB, TrainingMemory
 from nanohybrid.train.next_token import mean_loss, next_token_loss
 from nanohybrid.train.optimizer import OptimizerConfig
 from nanohybrid.train.precision import PrecisionConfig
@@ -56,7 +57,9 @@ class PretrainRecipe:
         if self.total_steps < 1 or self.batch_tokens < 1 or self.sequence_length < 1:
             raise ConfigError("tokens (or steps), batch_tokens and sequence_length must be positive")
         if self.validation_batches < 0:
-            raise ConfigError(f"validation_batches is {self.validation_batches}: it must not be negative; 0 measures nothing")
+            raise ConfigError(
+                f"validation_batches is {self.validation_batches}: it must not be negative; 0 measures nothing"
+            )
 
     @property
     def total_steps(self) -> int:
@@ -79,7 +82,14 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu")
             model = HybridLM(config)
         model.reset_parameters(recipe.seed)
         mixture = Mixture(recipe.phases) if recipe.phases else corpus.mixture
-        loader = Loader(corpus.stores, mixture, recipe.batch_tokens, recipe.sequence_length, recipe.seed, recipe.total_steps)
+        loader = Loader(
+            corpus.stores,
+            mixture,
+            recipe.batch_tokens,
+            recipe.sequence_length,
+            recipe.seed,
+            recipe.total_steps,
+        )
         position = fit(
             model,
             loader.batch,
@@ -98,10 +108,14 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu")
 
 def model_config(model: str | dict[str, Any], tokenizer: Tokenizer) -> HybridConfig:
     """The configuration that a recipe names or spells out, with the vocabulary and marks of the tokenizer."""
-    marks = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    marks = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
     vocabulary: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, **marks}
     if isinstance(model, str):
-        return HybridConfig.preset(model).replace(**vocabulary)
+        return preset(model).replace(**vocabulary)
     try:
         return HybridConfig(**{**model, **vocabulary})
     except TypeError as error:
@@ -117,13 +131,19 @@ def check_memory(config: HybridConfig, recipe: PretrainRecipe, device: str = "cp
         return
     where = "this machine" if device == "cpu" else device
     sizes = f"{fixed / GIB:,.0f} GiB for weights, gradient and moments, {needed.peak_bytes / GIB:,.0f} GiB with a step's activations, "
-    mend = "choose a smaller one" if fixed > there else "lower batch_tokens, or set loop.checkpoint_every to 1"
+    mend = (
+        "choose a smaller one" if fixed > there else "lower batch_tokens, or set loop.checkpoint_every to 1"
+    )
     raise ConfigError(f"model: training it takes {sizes}and {where} has {there / GIB:,.0f} GiB: {mend}")
 
 
 def memory_of(device: str) -> int:
     """Bytes that a device has, free or not."""
-    return torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else machine_memory_bytes()
+    return (
+        torch.cuda.get_device_properties(device).total_memory
+        if device.startswith("cuda")
+        else machine_memory_bytes()
+    )
 
 
 def measure(stage: Stage, model: HybridLM, recipe: PretrainRecipe, held_out: dict[str, TokenStore]) -> None:
@@ -135,5 +155,12 @@ def measure(stage: Stage, model: HybridLM, recipe: PretrainRecipe, held_out: dic
     )
     if held_out and recipe.validation_batches:
         weights = {name: float(store.token_count) for name, store in held_out.items()}
-        loader = Loader(held_out, [(1.0, weights)], recipe.batch_tokens, recipe.sequence_length, 0, recipe.validation_batches)
+        loader = Loader(
+            held_out,
+            [(1.0, weights)],
+            recipe.batch_tokens,
+            recipe.sequence_length,
+            0,
+            recipe.validation_batches,
+        )
         stage.measure(validation_loss=mean_loss(model, map(loader.batch, range(recipe.validation_batches))))

@@ -22,7 +22,9 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if not (0 <= self.warmup <= 1 and 0 <= self.decay <= 1 and self.warmup + self.decay <= 1):
-            raise ConfigError(f"schedule: warmup {self.warmup} and decay {self.decay} must be from 0 to 1, and together at most 1")
+            raise ConfigError(
+                f"schedule: warmup {self.warmup} and decay {self.decay} must be from 0 to 1, and together at most 1"
+            )
         if not 0 <= self.final <= 1:
             raise ConfigError(f"schedule: final is {self.final}, it is a fraction of the peak: from 0 to 1")
 

@@ -13,7 +13,13 @@ CUTS = (0, 50, 51, 130, LENGTH)
 STEPS_FROM, STEPS_TO = 124, 134  # over the border of a chunk
 TEXTS = ((0, 30), (60, 84), (100, 112))  # where in the text three sequences begin and end
 SLOTS = (3, 0, 2)
-SCHEDULE = ((20, 0, 0), (21, 11, 0), (25, 12, 5), (26, 13, 6), (30, 24, 12))  # tokens each has read after each call
+SCHEDULE = (
+    (20, 0, 0),
+    (21, 11, 0),
+    (25, 12, 5),
+    (26, 13, 6),
+    (30, 24, 12),
+)  # tokens each has read after each call
 
 
 def packed_is_unpacked(subject: Subject) -> Line:
@@ -57,7 +63,10 @@ def batch_is_alone(subject: Subject) -> Line:
 def _feed(subject: Subject, cuts: tuple[int, ...]) -> Tensor:
     """Logits of the text given piece by piece."""
     state = subject.state(1)
-    parts = [subject.read_stored([subject.text[first:last]], [first], [0], state)[0] for first, last in pairwise(cuts)]
+    parts = [
+        subject.read_stored([subject.text[first:last]], [first], [0], state)[0]
+        for first, last in pairwise(cuts)
+    ]
     return torch.cat(parts)
 
 

@@ -10,7 +10,14 @@ import torch
 from nanohybrid.data import Batch
 from nanohybrid.model import HybridLM
 from nanohybrid.stages import open_stage
-from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, next_token_loss
+from nanohybrid.train import (
+    LoopConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+    fit,
+    next_token_loss,
+)
 from nanohybrid.verify.line import Line
 from nanohybrid.verify.small import small_model
 from nanohybrid.verify.subject import Subject
@@ -40,7 +47,11 @@ class Interrupted(Exception):
 def resumed_is_uninterrupted(subject: Subject) -> Line:
     """A few training steps of a small copy of the architecture: at one go, and killed and resumed from the snapshot."""
     config = subject.model.config
-    whole, first, second = small_model(config), small_model(config), small_model(config, seed=1)  # the snapshot mends the other seed
+    whole, first, second = (
+        small_model(config),
+        small_model(config),
+        small_model(config, seed=1),
+    )  # the snapshot mends the other seed
     batches = _batches(whole.config.vocab_size)
 
     def dying(step: int) -> Batch:
@@ -54,8 +65,15 @@ def resumed_is_uninterrupted(subject: Subject) -> Line:
             _train(first, dying, Path(directory) / "killed")
         except Interrupted:
             _train(second, batches, Path(directory) / "killed")
-    differences = [(a - b).abs().max().item() for a, b in zip(whole.parameters(), second.parameters(), strict=True)]
-    return Line("resume == uninterrupted", f"a small copy: {RUN.steps} steps, killed at {KILLED_AT}", max(differences), 0.0)
+    differences = [
+        (a - b).abs().max().item() for a, b in zip(whole.parameters(), second.parameters(), strict=True)
+    ]
+    return Line(
+        "resume == uninterrupted",
+        f"a small copy: {RUN.steps} steps, killed at {KILLED_AT}",
+        max(differences),
+        0.0,
+    )
 
 
 def _train(model: HybridLM, batches: Callable[[int], Batch], out: Path) -> None:
@@ -68,7 +86,9 @@ def _batches(vocab_size: int) -> Callable[[int], Batch]:
 
     def batch(step: int) -> Batch:
         generator = torch.Generator().manual_seed(step)
-        documents = [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in DOCUMENTS]
+        documents = [
+            torch.randint(vocab_size, (length,), generator=generator).tolist() for length in DOCUMENTS
+        ]
         return Batch.of((tokens, [1] * len(tokens)) for tokens in documents)
 
     return batch

@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 from nanohybrid.checkpoint import load, save
-from nanohybrid.model import Footprint, HybridLM
-from nanohybrid.model.declare import parameters
+from nanohybrid.estimate import Footprint
+from nanohybrid.model import HybridLM
 from nanohybrid.model.quantized import format_in
+from nanohybrid.model.spec import parameters
 from nanohybrid.verify.line import Line
 from nanohybrid.verify.small import small_model
 from nanohybrid.verify.subject import Subject
 
-WHOLE = 2**30  # bytes of weights up to which the model itself is written; of a larger one, a small copy of its architecture
+WHOLE = (
+    2**30
+)  # bytes of weights up to which the model itself is written; of a larger one, a small copy of its architecture
 
 
 def saved_is_loaded(subject: Subject) -> Line:

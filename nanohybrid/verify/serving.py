@@ -43,7 +43,9 @@ def cached_says_what_was_computed(subject: Subject) -> Line:
     found = _ask(engine, _prompt(subject))
     if not found.cached_tokens:
         return Line("engine: cached == computed", "nothing was found in the cache", float("inf"), 0.0)
-    return _exact(subject, "engine: cached == computed", f"{found.cached_tokens} of {LENGTH} tokens cached", found)
+    return _exact(
+        subject, "engine: cached == computed", f"{found.cached_tokens} of {LENGTH} tokens cached", found
+    )
 
 
 def put_aside_says_what_it_would_have(subject: Subject) -> Line:
@@ -57,7 +59,9 @@ def put_aside_says_what_it_would_have(subject: Subject) -> Line:
             engine.scheduler.preempt(request)
 
     found = _finish(engine, request, disturb)
-    return _exact(subject, "engine: preempted == not", f"put aside {engine.scheduler.preemptions} times", found)
+    return _exact(
+        subject, "engine: preempted == not", f"put aside {engine.scheduler.preemptions} times", found
+    )
 
 
 def drafted_says_what_is_said_token_by_token(subject: Subject) -> Line:
@@ -82,7 +86,9 @@ def drafted_says_what_is_said_token_by_token(subject: Subject) -> Line:
 
 def _engine(subject: Subject, max_running: int = 1, deterministic: bool = True, **options: Any) -> Engine:
     tokenizer = stand_in_tokenizer(subject.model.config)
-    return Engine(subject.model, tokenizer, max_running, LENGTH + ANSWER, deterministic=deterministic, **options)
+    return Engine(
+        subject.model, tokenizer, max_running, LENGTH + ANSWER, deterministic=deterministic, **options
+    )
 
 
 def _prompt(subject: Subject) -> list[int]:
@@ -93,7 +99,9 @@ def _ask(engine: Engine, prompt: list[int], params: SamplingParams = DRAWN) -> C
     return _finish(engine, engine.add(prompt, params))
 
 
-def _finish(engine: Engine, request: Request, disturb: Callable[[int], None] = lambda step: None) -> Completion:
+def _finish(
+    engine: Engine, request: Request, disturb: Callable[[int], None] = lambda step: None
+) -> Completion:
     step = 0
     while not request.finished:
         engine.step()
@@ -105,13 +113,18 @@ def _finish(engine: Engine, request: Request, disturb: Callable[[int], None] = l
 
 def _exact(subject: Subject, what: str, on: str, found: Completion) -> Line:
     alone = subject.remembered("alone", lambda: _ask(_engine(subject), _prompt(subject)))
-    return Line(what, on, _distance(found, alone) if found.token_ids == alone.token_ids else float("inf"), 0.0)
+    return Line(
+        what, on, _distance(found, alone) if found.token_ids == alone.token_ids else float("inf"), 0.0
+    )
 
 
 def _distance(found: Completion, wanted: Completion) -> float:
     """The largest difference of a log-probability up to the first other token, relative to the largest; NaN where either broke."""
     if "error" in (found.finish_reason, wanted.finish_reason):
         return float("nan")
-    same = next((i for i, (a, b) in enumerate(zip(found.token_ids, wanted.token_ids, strict=True)) if a != b), ANSWER - 1)
+    same = next(
+        (i for i, (a, b) in enumerate(zip(found.token_ids, wanted.token_ids, strict=True)) if a != b),
+        ANSWER - 1,
+    )
     pairs = list(zip(found.logprobs or [], wanted.logprobs or [], strict=True))[: same + 1]
     return max(abs(a - b) for a, b in pairs) / max(max(abs(b) for _, b in pairs), 1.0)

@@ -15,7 +15,8 @@ def small_config(config: HybridConfig) -> HybridConfig:
         hidden_size=min(config.hidden_size, 64),
         intermediate_size=min(config.intermediate_size, 96),
         num_key_value_heads=kv_heads,
-        num_attention_heads=kv_heads * min(config.num_attention_heads // max(config.num_key_value_heads, 1), 2),
+        num_attention_heads=kv_heads
+        * min(config.num_attention_heads // max(config.num_key_value_heads, 1), 2),
         head_dim=min(config.head_dim, 16),
         n_groups=groups,
         mamba_num_heads=groups * min(config.mamba_num_heads // max(config.n_groups, 1), 2),

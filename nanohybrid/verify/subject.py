@@ -46,7 +46,9 @@ class Subject:
         return State.allocate(self.model.config, slots, slots * LENGTH // PAGE, PAGE, dtype, self.device)
 
     @torch.no_grad()
-    def read_stored(self, pieces: Sequence[Tensor], positions: Sequence[int], slots: Sequence[int], state: State) -> list[Tensor]:
+    def read_stored(
+        self, pieces: Sequence[Tensor], positions: Sequence[int], slots: Sequence[int], state: State
+    ) -> list[Tensor]:
         """Logits of one piece of each sequence, in one call that reads and writes the state."""
         lengths = [len(piece) for piece in pieces]
         layout = Layout.contiguous(lengths, positions, slots, LENGTH, PAGE)
@@ -61,7 +63,9 @@ class Subject:
 
     def difference(self, found: Tensor, expected: Tensor) -> float:
         """The largest difference relative to the largest logit; NaN where either holds one."""
-        return ((found - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)).item()
+        return (
+            (found - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+        ).item()
 
     def line(self, what: str, on: str, found: Tensor, expected: Tensor) -> Line:
         """The result of comparing logits."""

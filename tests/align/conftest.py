@@ -20,7 +20,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("data")
     tokenizer = train_bpe(TEXT, 290)
     tokenizer.save(directory)
-    TokenStore.from_documents((ids, [1] * len(ids)) for ids in map(tokenizer.encode, TEXT)).write(directory / "text.safetensors")
+    TokenStore.from_documents((ids, [1] * len(ids)) for ids in map(tokenizer.encode, TEXT)).write(
+        directory / "text.safetensors"
+    )
     write_mixture(directory, Mixture.of([(1.0, {"text": 1.0})]))
     return directory
 

@@ -21,7 +21,10 @@ def learnt(maker: ChatMaker, way: Way, seed: int = 0) -> tuple[str, str]:
     chat = maker.chat(PROBLEM, way, random.Random(seed))
     assert len(chat.tokens) == len(chat.loss)
     decode = maker.tokenizer.decode
-    marked = "".join(decode([token], marks=True) if loss else "." for token, loss in zip(chat.tokens, chat.loss, strict=True))
+    marked = "".join(
+        decode([token], marks=True) if loss else "."
+        for token, loss in zip(chat.tokens, chat.loss, strict=True)
+    )
     return decode(chat.tokens, marks=True), marked.strip(".")
 
 

@@ -21,7 +21,9 @@ def literal_advantages(rewards: list[float], group: int) -> list[float]:
     return result
 
 
-def literal_loss(new: float, old: float, advantage: float, low: float, high: float, beta: float, reference: float) -> float:
+def literal_loss(
+    new: float, old: float, advantage: float, low: float, high: float, beta: float, reference: float
+) -> float:
     ratio = math.exp(new - old)
     clipped = min(max(ratio, 1 - low), 1 + high)
     divergence = math.exp(reference - new) - (reference - new) - 1
@@ -30,13 +32,17 @@ def literal_loss(new: float, old: float, advantage: float, low: float, high: flo
 
 def samples(seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    new, old, advantage, reference = (torch.randn(200, generator=generator, dtype=torch.float64) for _ in range(4))
+    new, old, advantage, reference = (
+        torch.randn(200, generator=generator, dtype=torch.float64) for _ in range(4)
+    )
     return [new * 0.5 - 1, old * 0.5 - 1, advantage, reference * 0.5 - 1]
 
 
 def test_advantages_are_the_equation() -> None:
     rewards = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.25, 0.5, 0.0]
-    torch.testing.assert_close(advantages(torch.tensor(rewards), 3), torch.tensor(literal_advantages(rewards, 3)))
+    torch.testing.assert_close(
+        advantages(torch.tensor(rewards), 3), torch.tensor(literal_advantages(rewards, 3))
+    )
     plain = advantages(torch.tensor(rewards), 3, by_deviation=False)
     torch.testing.assert_close(plain[:3], torch.tensor([2 / 3, -1 / 3, -1 / 3]))
 
@@ -56,7 +62,8 @@ def test_the_loss_and_its_slope_are_the_equation(beta: float) -> None:
     (slope_T,) = torch.autograd.grad(loss_T.sum(), new_T)
     step = 1e-6
     differences = [
-        (literal_loss(n + step, o, a, 0.2, 0.28, beta, r) - literal_loss(n - step, o, a, 0.2, 0.28, beta, r)) / (2 * step)
+        (literal_loss(n + step, o, a, 0.2, 0.28, beta, r) - literal_loss(n - step, o, a, 0.2, 0.28, beta, r))
+        / (2 * step)
         for n, o, a, r in rows
     ]
     torch.testing.assert_close(slope_T, torch.tensor(differences, dtype=torch.float64), rtol=1e-5, atol=1e-5)
@@ -77,9 +84,15 @@ def test_trl_computes_the_same_loss_and_slope() -> None:
     mask_RT = torch.arange(shape[1]) < torch.tensor([25, 3, 10, 1, 17, 8, 25, 2])[:, None]
 
     trainer = MagicMock()  # of a trainer its loss reads only settings and the log-probabilities
-    trainer.configure_mock(beta=0.3, epsilon_low=0.2, epsilon_high=0.28, loss_type="bnpo", importance_sampling_level="token")
     trainer.configure_mock(
-        use_vllm=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, aux_loss_enabled=False, _entropy_bonus_enabled=False
+        beta=0.3, epsilon_low=0.2, epsilon_high=0.28, loss_type="bnpo", importance_sampling_level="token"
+    )
+    trainer.configure_mock(
+        use_vllm=False,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        aux_loss_enabled=False,
+        _entropy_bonus_enabled=False,
     )
     trainer.model.training = False
     trainer.args.configure_mock(use_bias_correction_kl=False, delta=None)
@@ -88,7 +101,13 @@ def test_trl_computes_the_same_loss_and_slope() -> None:
     theirs_T, ours_T = new_T.clone().requires_grad_(), new_T.clone().requires_grad_()
     trainer._get_per_token_logps_and_entropies.return_value = (theirs_T.view(shape), torch.zeros(shape), None)
     ids = torch.zeros(shape, dtype=torch.int64)
-    inputs = {"prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": mask_RT.long(), "advantages": advantages_R}
+    inputs = {
+        "prompt_ids": ids,
+        "prompt_mask": ids,
+        "completion_ids": ids,
+        "completion_mask": mask_RT.long(),
+        "advantages": advantages_R,
+    }
     inputs |= {"old_per_token_logps": old_T.view(shape), "ref_per_token_logps": reference_T.view(shape)}
     theirs = trl.GRPOTrainer._compute_loss(trainer, MagicMock(training=False), inputs)
 

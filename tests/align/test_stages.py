@@ -23,7 +23,9 @@ from nanohybrid.tasks import Problem
 from nanohybrid.text import ChatTemplate, Tokenizer
 from nanohybrid.train import LoopConfig, PrecisionConfig, mean_loss
 
-SFT = SftRecipe(tasks=("running",), tokens=1500, batch_tokens=300, sequence_length=100, precision=PrecisionConfig("fp32"))
+SFT = SftRecipe(
+    tasks=("running",), tokens=1500, batch_tokens=300, sequence_length=100, precision=PrecisionConfig("fp32")
+)
 GRPO = GrpoRecipe(
     tasks=("running", "sums"),
     difficulties=(3,),
@@ -41,7 +43,9 @@ def measures(out: Path) -> dict[str, float]:
     return result
 
 
-def test_sft_learns_the_chats_and_keeps_the_tokenizer(base: Path, data: Path, maker: ChatMaker, tmp_path: Path) -> None:
+def test_sft_learns_the_chats_and_keeps_the_tokenizer(
+    base: Path, data: Path, maker: ChatMaker, tmp_path: Path
+) -> None:
     out = sft(SFT, base, tmp_path / "sft", data)
     chat = maker.chat(Problem("running", 1, "run 1+1", "1+1=2", "2"), "thinking", random.Random(0))
     batch = Batch.of([(chat.tokens, chat.loss)])
@@ -70,11 +74,17 @@ def test_what_did_not_end_earns_nothing() -> None:
     problem = Problem("running", 1, "run 1+1", "1+1=2", "2")
     ended = Completion("1+1=2\n</think>\n\n2", [1], "stop", 0, "natural", None, 1)
     assert reward(problem, ended) == 1.0
-    assert reward(problem, replace(ended, finish_reason="length")) == 0.0 == reward(problem, replace(ended, text="3"))
+    assert (
+        reward(problem, replace(ended, finish_reason="length"))
+        == 0.0
+        == reward(problem, replace(ended, text="3"))
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_trainers_log_probabilities_are_the_engines(base: Path, maker: ChatMaker, temperature: float) -> None:
+def test_the_trainers_log_probabilities_are_the_engines(
+    base: Path, maker: ChatMaker, temperature: float
+) -> None:
     policy = load(base, dtype=torch.float32)
     sampling = Sampling(max_tokens=6, temperature=temperature)
     problems = draw(("running", "sums"), (3,), 2, random.Random(0))
@@ -82,14 +92,20 @@ def test_the_trainers_log_probabilities_are_the_engines(base: Path, maker: ChatM
     objective = Objective(replace(GRPO, sampling=sampling), None)
     sampled = batch.targets_T != IGNORED
     with torch.no_grad():
-        torch.testing.assert_close(objective.log_probs(policy, batch)[sampled], batch.old_T[sampled], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            objective.log_probs(policy, batch)[sampled], batch.old_T[sampled], rtol=1e-4, atol=1e-4
+        )
         assert objective(policy, batch)[0].item() == pytest.approx(-batch.target_count, rel=1e-4)
 
 
 @pytest.mark.parametrize("updates", [1, 2])
-def test_grpo_goes_on_bit_for_bit(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
+def test_grpo_goes_on_bit_for_bit(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
     recipe = replace(GRPO, updates=updates, beta=0.1)
-    monkeypatch.setattr("nanohybrid.align.rollouts.reward", lambda problem, completion: float(completion.token_ids[0] % 2))
+    monkeypatch.setattr(
+        "nanohybrid.align.rollouts.reward", lambda problem, completion: float(completion.token_ids[0] % 2)
+    )
     expected = load(grpo(recipe, base, tmp_path / "whole")).state_dict()
     before = load(base).state_dict()
     assert any(not torch.equal(expected[name], tensor) for name, tensor in before.items())
@@ -105,8 +121,13 @@ def test_grpo_goes_on_bit_for_bit(base: Path, tmp_path: Path, monkeypatch: pytes
         grpo(recipe, base, tmp_path / "out")
     again = load(grpo(recipe, base, tmp_path / "out")).state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics" / "rollouts.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3] and {"accuracy_before", "accuracy_after"} <= measures(tmp_path / "out").keys()
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "metrics" / "rollouts.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows] == [1, 2, 3] and {"accuracy_before", "accuracy_after"} <= measures(
+        tmp_path / "out"
+    ).keys()
 
 
 def test_grpo_recipes_that_cannot_be_are_refused() -> None:
@@ -131,12 +152,40 @@ def test_a_merge_lies_between_its_parents_and_refuses_strangers(base: Path, tmp_
         interpolate(first.state_dict(), second.state_dict(), 0.5)
 
 
-def test_the_command_line_runs_each_of_them(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_runs_each_of_them(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = tmp_path / "sft"
-    flags = ["--tokens", "300", "--batch_tokens", "300", "--sequence_length", "100", "--shares.text", "0", "--json"]
+    flags = [
+        "--tokens",
+        "300",
+        "--batch_tokens",
+        "300",
+        "--sequence_length",
+        "100",
+        "--shares.text",
+        "0",
+        "--json",
+    ]
     assert main(["align", "sft", "--model", str(base), "--out", str(directory), *flags]) == 0
     assert json.loads(capsys.readouterr().out)["out"] == str(directory)
-    assert main(["align", "merge", "--first", str(base), "--second", str(directory), "--out", str(tmp_path / "m"), "--weight", "0.5"]) == 0
+    assert (
+        main(
+            [
+                "align",
+                "merge",
+                "--first",
+                str(base),
+                "--second",
+                str(directory),
+                "--out",
+                str(tmp_path / "m"),
+                "--weight",
+                "0.5",
+            ]
+        )
+        == 0
+    )
     assert "out" in capsys.readouterr().out and Tokenizer.from_directory(tmp_path / "m").vocab_size > 256
     assert ChatTemplate.from_directory(tmp_path / "m").source
     assert main(["align", "grpo", "--model", str(base), "--out", str(tmp_path / "g"), "--group", "1"]) == 2

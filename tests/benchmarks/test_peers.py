@@ -46,7 +46,10 @@ def measured(engines, median, low, high, engine="nanohybrid", kind="bf16", **mor
 
 def test_a_figure_is_the_median_of_rounds_and_the_farthest_of_all(peers):
     engines, summary = peers
-    rows = [measured(engines, *values, decode_bandwidth_fraction=0.5) for values in ((10, 9, 30), (20, 8, 21), (12, 11, 13))]
+    rows = [
+        measured(engines, *values, decode_bandwidth_fraction=0.5)
+        for values in ((10, 9, 30), (20, 8, 21), (12, 11, 13))
+    ]
     workloads = {"decode batch 16": engines.Workload(64, 32, 16)}
     (row,) = summary.aggregate(rows, workloads)
     assert (row["measure"], row["median"], row["min"], row["max"]) == ("decode, batch 16", 12, 8, 30)
@@ -56,7 +59,8 @@ def test_a_figure_is_the_median_of_rounds_and_the_farthest_of_all(peers):
 def test_the_lead_is_over_the_best_of_the_others(peers):
     engines, summary = peers
     rows = [
-        measured(engines, speed, speed, speed, engine) for engine, speed in (("nanohybrid", 30), ("llama.cpp", 20), ("transformers", 5))
+        measured(engines, speed, speed, speed, engine)
+        for engine, speed in (("nanohybrid", 30), ("llama.cpp", 20), ("transformers", 5))
     ]
     results = summary.aggregate(rows, {"decode batch 16": engines.Workload(64, 32, 16)})
     result = {
@@ -64,7 +68,9 @@ def test_the_lead_is_over_the_best_of_the_others(peers):
         "machine": {"cpu": "x", "threads": 2, "cores": 2}, "date": "today", "rounds": 1, "command": "run",
     }  # fmt: skip
     table = summary.markdown(result)
-    assert "| decode, batch 16 | bf16 | 30.0 [30.0-30.0] | 20.0 [20.0-20.0] | 5.0 [5.0-5.0] | 1.50x |" in table
+    assert (
+        "| decode, batch 16 | bf16 | 30.0 [30.0-30.0] | 20.0 [20.0-20.0] | 5.0 [5.0-5.0] | 1.50x |" in table
+    )
     assert "- llama.cpp: version 2" in table
 
 
@@ -84,7 +90,10 @@ def test_an_engine_of_other_weights_is_refused(peers, tmp_path, monkeypatch, err
         with pytest.raises(engines.Failed, match="same weights"):
             engines.ENGINES["llama.cpp"].check(setting)
     else:
-        assert engines.ENGINES["llama.cpp"].check(setting) == {"peer": "1", "logits_differ_by": pytest.approx(error, abs=1e-3)}
+        assert engines.ENGINES["llama.cpp"].check(setting) == {
+            "peer": "1",
+            "logits_differ_by": pytest.approx(error, abs=1e-3),
+        }
 
 
 def test_files_of_another_model_are_not_taken_for_this_ones(peers, tmp_path):
@@ -106,12 +115,28 @@ def test_a_whole_run_writes_figures_table_and_picture(peers, tmp_path, monkeypat
     import run
 
     (tmp_path / "ours.py").write_text(STAND_IN)
-    (tmp_path / "python").write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'llama_cpp'\" >&2\nexit 1\n")
+    (tmp_path / "python").write_text(
+        "#!/bin/sh\necho \"ModuleNotFoundError: No module named 'llama_cpp'\" >&2\nexit 1\n"
+    )
     (tmp_path / "python").chmod(0o755)
-    flags = ["--preset", "tiny", "--rounds", "1", "--scale", "0.1", "--types", "int8", "--engines", "nanohybrid", "llama.cpp"]
+    flags = [
+        "--preset",
+        "tiny",
+        "--rounds",
+        "1",
+        "--scale",
+        "0.1",
+        "--types",
+        "int8",
+        "--engines",
+        "nanohybrid",
+        "llama.cpp",
+    ]
     ours = ["--ours", sys.executable, str(tmp_path / "ours.py"), "--llama-python", str(tmp_path / "python")]
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(tmp_path / "out"), "--threads", "1", *flags, *ours])
+    monkeypatch.setattr(
+        sys, "argv", ["run.py", "--out", str(tmp_path / "out"), "--threads", "1", *flags, *ours]
+    )
     assert run.main() == 0
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert "No module named 'llama_cpp'" in result["left_out"]["llama.cpp"]
@@ -125,7 +150,10 @@ def test_a_whole_run_writes_figures_table_and_picture(peers, tmp_path, monkeypat
 
 
 CHILDREN = {
-    "hungry": ("import time; held = bytearray(2**28); held[::4096] = b'x' * 2**16; time.sleep(60)", "out of memory at 0.125 GiB"),
+    "hungry": (
+        "import time; held = bytearray(2**28); held[::4096] = b'x' * 2**16; time.sleep(60)",
+        "out of memory at 0.125 GiB",
+    ),
     "killed": ("import os; os.kill(os.getpid(), 9)", "ended by signal 9"),
     "refused": ("import sys; sys.exit('RuntimeError: no room')", "RuntimeError: no room"),
 }
@@ -146,12 +174,30 @@ def test_one_long_prompt_is_a_row_an_engine(peers, tmp_path, monkeypatch):
 
     (tmp_path / "ours.py").write_text(STAND_IN)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    flags = ["--preset", "tiny", "--engines", "nanohybrid", "--threads", "1", "--long", "500", "--memory-gib", "1"]
-    monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(tmp_path), *flags, "--ours", sys.executable, str(tmp_path / "ours.py")])
+    flags = [
+        "--preset",
+        "tiny",
+        "--engines",
+        "nanohybrid",
+        "--threads",
+        "1",
+        "--long",
+        "500",
+        "--memory-gib",
+        "1",
+    ]
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["run.py", "--out", str(tmp_path), *flags, "--ours", sys.executable, str(tmp_path / "ours.py")],
+    )
     assert run.main() == 0
     (found,) = json.loads((tmp_path / "long.json").read_text())["results"]
     assert (found["first_token_seconds"], found["decode_tokens_per_second"]) == (5, 10)
-    assert "| nanohybrid | 5.0 s | 100 tok/s, 80% of torch's product | 10.0 tok/s |" in (tmp_path / "long.md").read_text()
+    assert (
+        "| nanohybrid | 5.0 s | 100 tok/s, 80% of torch's product | 10.0 tok/s |"
+        in (tmp_path / "long.md").read_text()
+    )
     assert not list(tmp_path.glob("*.gguf"))
 
 

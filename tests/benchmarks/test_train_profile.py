@@ -34,10 +34,10 @@ def test_an_event_belongs_to_what_called_it(profiles, names, part):
 
 
 def test_a_step_of_products_has_a_floor_for_every_part(profiles):
-    from nanohybrid.config import HybridConfig
+    import nanohybrid
     from nanohybrid.model import HybridLM
 
-    model = HybridLM(HybridConfig.preset("tiny"), seed=0)
+    model = HybridLM(nanohybrid.preset("tiny"), seed=0)
     floors = profiles.floors(model, [100, 28], stream=1e9, product=1e9)
     assert set(floors) == {*profiles.WHOLE, *profiles.NEAREST, profiles.REST}
     products = floors["projections"] + floors["loss and head"]

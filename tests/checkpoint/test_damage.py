@@ -40,14 +40,20 @@ HEADERS = {
     "whole numbers": (lambda header: header[A_LOG].update(dtype="I32"), (A_LOG, "I32")),
     "unknown type": (lambda header: header[A_LOG].update(dtype="F31"), (A_LOG, "F31")),
     "type not a word": (lambda header: header[A_LOG].update(dtype=["F32"]), (A_LOG, "type")),
-    "a name of several lines": (lambda header: header.update({"a\nb": header.pop(A_LOG)}), ("'a\\nb'", "no name")),
+    "a name of several lines": (
+        lambda header: header.update({"a\nb": header.pop(A_LOG)}),
+        ("'a\\nb'", "no name"),
+    ),
     "entry not an object": (lambda header: header.update({A_LOG: 5}), (A_LOG,)),
     "shape negative": (lambda header: header[A_LOG].update(shape=[-4]), (A_LOG, "shape")),
     "shape true": (lambda header: header[A_LOG].update(shape=[True, 4]), (A_LOG, "shape")),
     "shape beyond measure": (lambda header: header[A_LOG].update(shape=[2**62] * 16), (A_LOG, "bytes")),
     "offsets missing": (lambda header: header[A_LOG].pop("data_offsets"), (A_LOG, "data_offsets")),
     "offsets turned": (lambda header: header[A_LOG].update(data_offsets=[16, 0]), (A_LOG, "data_offsets")),
-    "offsets beyond the file": (lambda header: header[A_LOG].update(data_offsets=[10**9, 10**9 + 16]), (A_LOG, "file of")),
+    "offsets beyond the file": (
+        lambda header: header[A_LOG].update(data_offsets=[10**9, 10**9 + 16]),
+        (A_LOG, "file of"),
+    ),
     "two at one place": (
         lambda header: header[A_LOG].update(data_offsets=header["backbone.layers.0.mixer.D"]["data_offsets"]),
         ("begins",),
@@ -106,13 +112,22 @@ def other_shard(where):
 
 
 INDEXES = {
-    "outside the directory": (lambda where: where.update({UP: "../../etc/x.safetensors"}), (UP, "beside the index")),
+    "outside the directory": (
+        lambda where: where.update({UP: "../../etc/x.safetensors"}),
+        (UP, "beside the index"),
+    ),
     "absolute": (lambda where: where.update({UP: "/etc/x.safetensors"}), (UP, "beside the index")),
     "another kind of file": (lambda where: where.update({UP: "config.json"}), (UP,)),
     "a name without end": (lambda where: where.update({UP: "x" * 5000 + ".safetensors"}), (UP,)),
-    "a tensor of several lines": (lambda where: where.update({"a\nb": where[UP]}), ("'a\\nb'", "not in the file")),
+    "a tensor of several lines": (
+        lambda where: where.update({"a\nb": where[UP]}),
+        ("'a\\nb'", "not in the file"),
+    ),
     "not a name": (lambda where: where.update({UP: 7}), (UP,)),
-    "a file that is not there": (lambda where: where.update({UP: "model-9.safetensors"}), ("model-9.safetensors", "no such file")),
+    "a file that is not there": (
+        lambda where: where.update({UP: "model-9.safetensors"}),
+        ("model-9.safetensors", "no such file"),
+    ),
     "the wrong shard": (lambda where: where.update({UP: other_shard(where)}), (UP,)),
     "a tensor nobody has": (lambda where: where.update(ghost=where[UP]), ("ghost", "not in the file")),
     "a tensor unlisted": (lambda where: where.pop(A_LOG), (A_LOG, "does not list")),
@@ -146,7 +161,11 @@ def test_a_tensor_more_is_refused_by_name(good, model):
 
 def test_one_tensor_under_two_names_is_refused(good, edit_header):
     def twice(header):
-        header["model.norm_f.weight"] = {**header["backbone.norm_f.weight"], "shape": [0], "data_offsets": [0, 0]}
+        header["model.norm_f.weight"] = {
+            **header["backbone.norm_f.weight"],
+            "shape": [0],
+            "data_offsets": [0, 0],
+        }
 
     edit_header(good / WEIGHTS, twice)
     refused(good, "norm_f.weight", "which one counts")
@@ -169,7 +188,9 @@ def test_no_bytes_in_a_header_give_anything_but_an_error_or_a_sound_load(good, d
     raw = bytearray(sound.read_bytes())
     head = 8 + struct.unpack("<Q", raw[:8])[0]
     for _ in range(data.draw(st.integers(0, 3))):
-        raw[data.draw(st.one_of(st.integers(0, 7), st.integers(8, head - 1)))] = data.draw(st.integers(0, 255))
+        raw[data.draw(st.one_of(st.integers(0, 7), st.integers(8, head - 1)))] = data.draw(
+            st.integers(0, 255)
+        )
     cut = data.draw(st.one_of(st.just(len(raw)), st.integers(0, len(raw)), st.integers(0, head)))
     path.write_bytes(raw[:cut])
     try:

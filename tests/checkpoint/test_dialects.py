@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanohybrid.checkpoint import read_config
+import nanohybrid
+from nanohybrid.checkpoint import load_config
 from nanohybrid.checkpoint.dialects import config_object, model_type, parse
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, ConfigError, NanohybridError
@@ -48,12 +49,12 @@ SAME = {
 @pytest.mark.parametrize("dialect", SAME)
 def test_every_dialect_says_the_same(dialect, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SAME[dialect]))
-    config = read_config(tmp_path)
+    config = load_config(tmp_path)
     assert config == HybridConfig(
         pattern="M-*", vocab_size=64, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
         mamba_num_heads=6, mamba_head_dim=8, n_groups=3, ssm_state_size=16, eos_token_id=12,
     )  # fmt: skip
-    assert HybridConfig.from_pretrained(tmp_path) == config
+    assert load_config(tmp_path) == config
 
 
 @pytest.mark.parametrize(
@@ -66,25 +67,38 @@ def test_every_dialect_says_the_same(dialect, tmp_path):
 )
 def test_qwen3_is_pairs_of_attention_and_mlp(rope):
     config = parse({**QWEN, **rope})
-    assert (config.pattern, config.rope_theta, config.qk_norm, config.mlp_activation) == ("*-*-", 5e5, True, "swiglu")
+    assert (config.pattern, config.rope_theta, config.qk_norm, config.mlp_activation) == (
+        "*-*-",
+        5e5,
+        True,
+        "swiglu",
+    )
     assert config.tie_word_embeddings and config.eos_token_id == 3 and config.layer_norm_epsilon == 1e-6
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_survive_writing_and_reading(name):
-    config = HybridConfig.preset(name)
+    config = nanohybrid.preset(name)
     again = parse(json.loads(json.dumps(config_object(config, "bfloat16"))))
     unused = {
         "rescale_prenorm_residual",
         *(field.name for field in dataclasses.fields(config) if "mamba" in field.name or "ssm" in field.name),
     }
-    unused |= {"n_groups", "conv_kernel", "chunk_size", "time_step_min", "time_step_max", "time_step_floor", "time_step_limit"}
+    unused |= {
+        "n_groups",
+        "conv_kernel",
+        "chunk_size",
+        "time_step_min",
+        "time_step_max",
+        "time_step_floor",
+        "time_step_limit",
+    }
     keep = {} if model_type(config) != "qwen3" else {name: getattr(config, name) for name in unused}
     assert again.replace(**keep) == config
 
 
 def test_a_configuration_that_the_official_dialect_cannot_say_is_not_called_nemotron_h():
-    plain = HybridConfig.preset("tiny")
+    plain = nanohybrid.preset("tiny")
     assert model_type(plain) == "nemotron_h"
     for change in ({"rope_theta": 1e4}, {"qk_norm": True}, {"mlp_activation": "swiglu"}):
         assert model_type(plain.replace(**change)) == "nanohybrid"
@@ -135,28 +149,40 @@ REFUSED_QWEN = {
 }
 
 
-@pytest.mark.parametrize("source, name", [(OFFICIAL, name) for name in REFUSED] + [(QWEN, name) for name in REFUSED_QWEN])
+@pytest.mark.parametrize(
+    "source, name", [(OFFICIAL, name) for name in REFUSED] + [(QWEN, name) for name in REFUSED_QWEN]
+)
 def test_what_cannot_be_built_is_refused_by_name(source, name, tmp_path):
     change, named = (REFUSED if source is OFFICIAL else REFUSED_QWEN)[name]
     (tmp_path / "config.json").write_text(json.dumps({**source, **change}))
     with pytest.raises(ConfigError) as caught:
-        read_config(tmp_path)
-    assert named in str(caught.value) and str(tmp_path / "config.json") in str(caught.value) and "\n" not in str(caught.value)
+        load_config(tmp_path)
+    assert (
+        named in str(caught.value)
+        and str(tmp_path / "config.json") in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b'{"a": 1, "a": 2}', b"[" * 100_000, b"null", b"1" * 6000])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"\xff\xfe", b'{"a": 1, "a": 2}', b"[" * 100_000, b"null", b"1" * 6000]
+)
 def test_a_file_that_is_no_json_object_is_refused(text, tmp_path):
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        read_config(tmp_path)
+        load_config(tmp_path)
 
 
 def test_a_directory_that_is_none_is_refused(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    for path, says in [("nowhere", "no such directory"), ("file", "not a directory"), ("empty", "no such file")]:
+    for path, says in [
+        ("nowhere", "no such directory"),
+        ("file", "not a directory"),
+        ("empty", "no such file"),
+    ]:
         with pytest.raises(CheckpointError, match=says):
-            read_config(tmp_path / path)
+            load_config(tmp_path / path)
 
 
 VALUES = st.one_of(
@@ -166,7 +192,9 @@ VALUES = st.one_of(
 
 
 @given(
-    st.sampled_from([OFFICIAL, QWEN]).flatmap(lambda raw: st.tuples(st.just(raw), st.dictionaries(st.sampled_from(sorted(raw)), VALUES)))
+    st.sampled_from([OFFICIAL, QWEN]).flatmap(
+        lambda raw: st.tuples(st.just(raw), st.dictionaries(st.sampled_from(sorted(raw)), VALUES))
+    )
 )
 def test_no_value_of_any_key_gives_another_error(case):
     source, changes = case

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+import nanohybrid
 from nanohybrid.checkpoint import save
 from nanohybrid.cli.main import main
-from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM
 from nanohybrid.model.quantized import quantize_model
 
@@ -20,7 +20,9 @@ def inspect(capsys, *arguments):
 def test_the_9b_at_128k_fits_22_gib_and_qwen3_8b_does_not(capsys):
     hybrid = inspect(capsys, "--preset", "nano-9b-v2", "--budget-gib", 22, "--context", 131_072)
     assert hybrid["parameters"] == 8_888_227_328 and hybrid["weight_bytes"] == 2 * 8_888_227_328
-    assert hybrid["kv_bytes_per_token"] == 16_384 and hybrid["state_bytes_per_sequence"] == 27 * (128 * 80 * 128 * 4 + 3 * 12_288 * 2)
+    assert hybrid["kv_bytes_per_token"] == 16_384 and hybrid["state_bytes_per_sequence"] == 27 * (
+        128 * 80 * 128 * 4 + 3 * 12_288 * 2
+    )
     assert hybrid["fits"] is True and hybrid["max_context"] > 131_072
     dense = inspect(capsys, "--preset", "qwen3-8b", "--budget-gib", 22, "--context", 131_072)
     assert dense["fits"] is False and dense["max_batch"] == 0 and 40_000 < dense["max_context"] < 131_072
@@ -44,8 +46,16 @@ def test_a_checkpoint_is_judged_by_its_heads(good, model, capsys, edit_header):
 
 
 def test_without_attention_the_context_has_no_bound(tmp_path, capsys):
-    config = {"model_type": "nemotron_h", "hybrid_override_pattern": "MM", "vocab_size": 64, "hidden_size": 32, "mamba_num_heads": 4}
-    (tmp_path / "config.json").write_text(json.dumps({**config, "mamba_head_dim": 8, "n_groups": 1, "ssm_state_size": 8}))
+    config = {
+        "model_type": "nemotron_h",
+        "hybrid_override_pattern": "MM",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "mamba_num_heads": 4,
+    }
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "mamba_head_dim": 8, "n_groups": 1, "ssm_state_size": 8})
+    )
     assert inspect(capsys, tmp_path)["max_context"] is None
     assert main(["inspect", str(tmp_path)]) == 0
     assert "unbounded" in capsys.readouterr().out
@@ -54,7 +64,15 @@ def test_without_attention_the_context_has_no_bound(tmp_path, capsys):
 def test_people_see_the_pattern_and_the_parts(capsys):
     assert main(["inspect", "--preset", "nano-12b-v2"]) == 0
     shown = capsys.readouterr().out
-    for part in ("M-M-M-M*-M-M-M-M*-M-M-M-M*-", "62 layers", "attention", "12,310,001,152", "22.93 GiB", "no positions", "no"):
+    for part in (
+        "M-M-M-M*-M-M-M-M*-M-M-M-M*-",
+        "62 layers",
+        "attention",
+        "12,310,001,152",
+        "22.93 GiB",
+        "no positions",
+        "no",
+    ):
         assert part in shown
 
 
@@ -76,7 +94,7 @@ def test_it_is_quick(capsys):
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
 def test_a_quantised_checkpoint_weighs_what_its_file_does(tmp_path, capsys, format):
-    config = HybridConfig.preset("tiny")
+    config = nanohybrid.preset("tiny")
     quantised = HybridLM(config, seed=0).bfloat16()
     quantize_model(quantised, format)
     save(quantised, tmp_path / "q")
@@ -89,4 +107,8 @@ def test_a_quantised_checkpoint_weighs_what_its_file_does(tmp_path, capsys, form
     for source in ([str(tmp_path / "q")], ["--preset", "tiny", "--dtype", format]):
         assert main(["plan", "serve", *source, "--memory-gib", "2", "--context", "1024", "--json"]) == 0
         plans.append(json.loads(capsys.readouterr().out))
-    assert plans[0] == plans[1] and plans[0]["weight_bytes"] == found["weight_bytes"] and plans[0]["dtype"] == format
+    assert (
+        plans[0] == plans[1]
+        and plans[0]["weight_bytes"] == found["weight_bytes"]
+        and plans[0]["dtype"] == format
+    )

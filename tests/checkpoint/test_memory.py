@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from nanohybrid.config import HybridConfig
+import nanohybrid
 
 MEASURE = """
 import json, sys, torch
@@ -15,7 +15,7 @@ from pathlib import Path
 from nanohybrid.checkpoint import load, save
 from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM
-from nanohybrid.model.packed import prepare
+from nanohybrid.executors.cpu.weights import prepare
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -30,20 +30,28 @@ if not directory.exists():
 else:
     load(Path(sys.argv[3]))  # warm up what the first load imports
     load(Path(sys.argv[3]), quantize="int4")
-    prepare(HybridLM(HybridConfig.preset("tiny")).bfloat16())
+    prepare(HybridLM(nanohybrid.preset("tiny")).bfloat16())
     forget(); begin = peak(); model = load(directory, dtype=getattr(torch, sys.argv[2]), quantize=sys.argv[4] or None)
     packed = "pack" in sys.argv and prepare(model)
 weights = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
 print(json.dumps([peak() - begin, weights]))
 """
 
-RETURNED = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc gives what is freed back, so that the peak is what was held
+RETURNED = {
+    "MALLOC_MMAP_THRESHOLD_": "1000000"
+}  # glibc gives what is freed back, so that the peak is what was held
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_loading_and_saving_stream(tmp_path, good):
-    shape = dict(HybridConfig.preset("tiny").__dict__, hidden_size=1024, intermediate_size=4096, vocab_size=16_384, pattern="M-*-" * 3)
+    shape = dict(
+        nanohybrid.preset("tiny").__dict__,
+        hidden_size=1024,
+        intermediate_size=4096,
+        vocab_size=16_384,
+        pattern="M-*-" * 3,
+    )
     shape["time_step_limit"] = [0.0, 1e9]
 
     def measure(*arguments):

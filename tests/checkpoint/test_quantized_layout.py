@@ -46,7 +46,11 @@ def stored(config, format, tmp_path):
 
 
 def linears(model):
-    return {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    return {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLinear)
+    }
 
 
 def same(ours, theirs):
@@ -56,7 +60,10 @@ def same(ours, theirs):
     for name, linear in first.items():
         assert linear.format == second[name].format
         assert torch.equal(linear.codes.view(torch.uint8), second[name].codes.view(torch.uint8)), name
-        assert torch.equal(linear.scales, second[name].scales) and linear.scales.dtype == second[name].scales.dtype, name
+        assert (
+            torch.equal(linear.scales, second[name].scales)
+            and linear.scales.dtype == second[name].scales.dtype
+        ), name
     plain = dict(theirs.named_parameters())
     assert all(torch.equal(parameter, plain[name]) for name, parameter in ours.named_parameters())
 
@@ -80,22 +87,41 @@ def test_compressed_tensors_reads_exactly_our_weights(stored):
     from compressed_tensors.utils.match import is_match
 
     model, path = stored
-    said = QuantizationConfig.model_validate(json.loads((path / "config.json").read_text())["quantization_config"])
+    said = QuantizationConfig.model_validate(
+        json.loads((path / "config.json").read_text())["quantization_config"]
+    )
     assert said.quant_method == "compressed-tensors" and compressed is not None
     tensors = load_file(path / "model.safetensors")
     with CheckpointReader(path) as reader:
         disk = {name: reader._quantized[name].codes.name.rpartition(".")[0] for name in reader.formats}
-    plain = {name.removesuffix(".weight") for name in tensors if name.endswith("_proj.weight") or name == "lm_head.weight"}
+    plain = {
+        name.removesuffix(".weight")
+        for name in tensors
+        if name.endswith("_proj.weight") or name == "lm_head.weight"
+    }
     for name, linear in linears(model).items():
         owner = disk[name]
         module = torch.nn.Linear(1, 1)
-        schemes = [scheme for scheme in said.config_groups.values() if is_match(owner, module, scheme.targets, said.ignore)]
+        schemes = [
+            scheme
+            for scheme in said.config_groups.values()
+            if is_match(owner, module, scheme.targets, said.ignore)
+        ]
         assert len(schemes) == 1, owner
-        parts = {leaf.removeprefix(owner + "."): tensor for leaf, tensor in tensors.items() if leaf.startswith(owner + ".")}
-        found = BaseCompressor.get_value_from_registry(schemes[0].format).decompress(parts, schemes[0])["weight"]
+        parts = {
+            leaf.removeprefix(owner + "."): tensor
+            for leaf, tensor in tensors.items()
+            if leaf.startswith(owner + ".")
+        }
+        found = BaseCompressor.get_value_from_registry(schemes[0].format).decompress(parts, schemes[0])[
+            "weight"
+        ]
         assert torch.equal(found, linear.dequantized(found.dtype)), name
     for owner in plain - set(disk.values()):  # what stays plain must not be taken for quantised
-        assert not any(is_match(owner, torch.nn.Linear(1, 1), scheme.targets, said.ignore) for scheme in said.config_groups.values())
+        assert not any(
+            is_match(owner, torch.nn.Linear(1, 1), scheme.targets, said.ignore)
+            for scheme in said.config_groups.values()
+        )
 
 
 def rewrite(path, change, **config):
@@ -253,14 +279,18 @@ def test_a_tensor_that_is_quantised_is_not_given_out_as_if_it_were_not(of):
         assert reader.stored_bytes == (path / "model.safetensors").stat().st_size - (
             8 + int.from_bytes((path / "model.safetensors").read_bytes()[:8], "little")
         )
-        with pytest.raises(CheckpointError, match=r"is quantised \(int8\): this needs the checkpoint that it was made from"):
+        with pytest.raises(
+            CheckpointError, match=r"is quantised \(int8\): this needs the checkpoint that it was made from"
+        ):
             reader.tensor(IN_PROJ + "weight")
 
 
 def test_a_matrix_that_is_to_be_quantised_is_not_written_as_it_is(tmp_path):
     model = HybridLM(CONFIGS["hybrid"], seed=0)
     with pytest.raises(CheckpointError, match=r"in_proj.weight: is stored quantised \(int8\)"):
-        with CheckpointWriter(tmp_path / "new", model.config, torch.float32, formats={IN_PROJ + "weight": "int8"}) as writer:
+        with CheckpointWriter(
+            tmp_path / "new", model.config, torch.float32, formats={IN_PROJ + "weight": "int8"}
+        ) as writer:
             writer.write(IN_PROJ + "weight", model.get_parameter(IN_PROJ + "weight"))
 
 

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from nanohybrid.checkpoint import CheckpointReader, CheckpointWriter, load, read_config, save
-from nanohybrid.config import HybridConfig
+import nanohybrid
+from nanohybrid.checkpoint import CheckpointReader, CheckpointWriter, load, load_config, save
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.model import HybridLM
 
@@ -37,7 +37,9 @@ def test_any_model_comes_back(any_model, tmp_path, limit):
 def test_loading_casts_once_to_the_type_asked_for(model, tmp_path, stored, wanted):
     model.to(stored)
     save(model, tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "config.json").read_text())["torch_dtype"] == str(stored).removeprefix("torch.")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["torch_dtype"] == str(
+        stored
+    ).removeprefix("torch.")
     again = load(tmp_path / "saved", dtype=wanted)
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor.to(wanted or stored)), name
@@ -51,7 +53,10 @@ def test_parameters_of_several_types_keep_theirs(model, tmp_path):
     save(model, tmp_path / "saved")
     assert_same(model, load(tmp_path / "saved"))
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    assert load_file(tmp_path / "saved" / "model.safetensors")["backbone.layers.0.mixer.A_log"].dtype == torch.float32
+    assert (
+        load_file(tmp_path / "saved" / "model.safetensors")["backbone.layers.0.mixer.A_log"].dtype
+        == torch.float32
+    )
 
 
 def test_the_safetensors_library_reads_what_is_written(sharded, model):
@@ -79,7 +84,10 @@ def test_old_names_and_prefixes_are_read(good, model):
 
 
 def test_heads_for_several_tokens_are_left_aside(good, model):
-    save_file({**model.state_dict(), "mtp.layers.0.mixer.q_proj.weight": torch.zeros(2, 2)}, good / "model.safetensors")
+    save_file(
+        {**model.state_dict(), "mtp.layers.0.mixer.q_proj.weight": torch.zeros(2, 2)},
+        good / "model.safetensors",
+    )
     assert_same(model, load(good))
 
 
@@ -93,12 +101,14 @@ def test_a_type_of_whole_numbers_is_refused(good):
 
 
 def test_a_head_said_to_be_tied_must_be_the_embeddings(tmp_path):
-    config = HybridConfig.preset("tiny").replace(tie_word_embeddings=True, vocab_size=40_000, pattern="-")
+    config = nanohybrid.preset("tiny").replace(tie_word_embeddings=True, vocab_size=40_000, pattern="-")
     tied = HybridLM(config, seed=0)
     save(tied, tmp_path / "saved")
     file = tmp_path / "saved" / "model.safetensors"
     tensors = load_file(file)
-    assert torch.equal(tensors["lm_head.weight"], tensors["backbone.embeddings.weight"])  # for readers that know no tie
+    assert torch.equal(
+        tensors["lm_head.weight"], tensors["backbone.embeddings.weight"]
+    )  # for readers that know no tie
     assert_same(tied, load(tmp_path / "saved"))
     tensors["lm_head.weight"][-1, -1] += 1
     save_file(tensors, file)
@@ -111,10 +121,15 @@ def test_a_head_said_to_be_tied_must_be_the_embeddings(tmp_path):
 
 def test_saving_into_a_directory_leaves_other_files_alone(sharded, tmp_path):
     (sharded / "recipe.toml").write_text("kept")
-    other = HybridLM(HybridConfig.preset("tiny"), seed=3)
+    other = HybridLM(nanohybrid.preset("tiny"), seed=3)
     save(other, sharded)
     assert_same(other, load(sharded))
-    assert sorted(path.name for path in sharded.iterdir()) == ["config.json", "generation_config.json", "model.safetensors", "recipe.toml"]
+    assert sorted(path.name for path in sharded.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "recipe.toml",
+    ]
     save(other, sharded, max_shard_bytes=10**5)
     assert_same(other, load(sharded))
     assert not (sharded / "model.safetensors").exists() and (sharded / "recipe.toml").read_text() == "kept"
@@ -137,7 +152,10 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next(good, model, tmp_path)
         (scratch / "model.safetensors").write_bytes(b"half")
     save(model, good)
     save(model, tmp_path / "new")
-    assert not (good / ".checkpoint.writing").exists() and sorted(p.name for p in tmp_path.iterdir()) == ["good", "new"]
+    assert not (good / ".checkpoint.writing").exists() and sorted(p.name for p in tmp_path.iterdir()) == [
+        "good",
+        "new",
+    ]
 
 
 def test_between_the_renames_nothing_loads(good, model, monkeypatch):
@@ -194,7 +212,7 @@ def test_disk_to_disk_one_tensor_at_a_time(sharded, model, tmp_path):
                 if "down_proj" in name:
                     tensor = tensor[:, :10]
                 writer.write(name, tensor)
-    assert read_config(tmp_path / "narrow") == narrow
+    assert load_config(tmp_path / "narrow") == narrow
     up = "backbone.layers.1.mixer.up_proj.weight"
     assert torch.equal(load(tmp_path / "narrow").state_dict()[up], model.state_dict()[up][:10].bfloat16())
 

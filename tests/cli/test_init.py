@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
+import nanohybrid
 from nanohybrid.checkpoint import load
 from nanohybrid.cli.main import main
-from nanohybrid.config import HybridConfig
 from nanohybrid.engine import LLM, SamplingParams
 from nanohybrid.engine.random_weights import random_model
 
@@ -32,13 +32,36 @@ print(status("VmHWM") - before)
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny-dense"])
 def test_it_holds_the_weights_of_a_random_model(tmp_path, preset, capsys):
-    assert main(["init", "--preset", preset, "--out", str(tmp_path / "a"), "--dtype", "bf16", "--seed", "3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"out": str(tmp_path / "a"), "preset": preset, "dtype": "bfloat16"}
-    found, want = load(tmp_path / "a"), random_model(HybridConfig.preset(preset), torch.bfloat16, seed=3)
+    assert (
+        main(
+            [
+                "init",
+                "--preset",
+                preset,
+                "--out",
+                str(tmp_path / "a"),
+                "--dtype",
+                "bf16",
+                "--seed",
+                "3",
+                "--json",
+            ]
+        )
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out) == {
+        "out": str(tmp_path / "a"),
+        "preset": preset,
+        "dtype": "bfloat16",
+    }
+    found, want = load(tmp_path / "a"), random_model(nanohybrid.preset(preset), torch.bfloat16, seed=3)
     assert found.config.pattern == want.config.pattern
     for (name, one), (other, two) in zip(found.named_parameters(), want.named_parameters(), strict=True):
         assert name == other and torch.equal(one, two)
-    assert len(LLM(tmp_path / "a").generate(["hi"], SamplingParams(max_tokens=2, ignore_eos=True))[0].token_ids) == 2
+    assert (
+        len(LLM(tmp_path / "a").generate(["hi"], SamplingParams(max_tokens=2, ignore_eos=True))[0].token_ids)
+        == 2
+    )
 
 
 def test_what_is_there_stays(tmp_path, capsys):
@@ -51,5 +74,7 @@ def test_what_is_there_stays(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_weight_at_a_time_is_in_memory(tmp_path):
     """A 291M in bf16 is 555 MiB, its largest matrix 128, drawn anew for each."""
-    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert float(done.stdout.splitlines()[-1]) < 300

@@ -53,7 +53,9 @@ def fake(monkeypatch):
         if ran.raises is not None:
             raise ran.raises
 
-    monkeypatch.setitem(sys.modules, "fake_command", types.SimpleNamespace(SUMMARY="fake", parser=parser, run=run))
+    monkeypatch.setitem(
+        sys.modules, "fake_command", types.SimpleNamespace(SUMMARY="fake", parser=parser, run=run)
+    )
     monkeypatch.setitem(cli.COMMANDS, "fake", cli.Command("fake_command", "make nothing"))
     return ran
 
@@ -67,7 +69,10 @@ def test_help_reads_like_the_pipeline_and_comes_at_once():
     answer = python("-m", "nanohybrid", "--help")
     seconds = time.perf_counter() - begin
     assert answer.returncode == 0 and seconds < 1.5
-    places = [answer.stdout.index(f"\n  {name} ") for name in ("data", "pretrain", "align", "compress", "evaluate", "generate", "verify")]
+    places = [
+        answer.stdout.index(f"\n  {name} ")
+        for name in ("data", "pretrain", "align", "compress", "evaluate", "generate", "verify")
+    ]
     assert places == sorted(places)
 
 
@@ -86,19 +91,47 @@ def test_the_version_is_told(capsys):
 
 
 @pytest.mark.parametrize(
-    ("typed", "hint"), [("pretrian", "did you mean pretrain?"), ("evalute", "did you mean evaluate?"), ("xyzzy", "the commands are")]
+    ("typed", "hint"),
+    [
+        ("pretrian", "did you mean pretrain?"),
+        ("evalute", "did you mean evaluate?"),
+        ("xyzzy", "the commands are"),
+    ],
 )
 def test_an_unknown_command_suggests_the_nearest(typed, hint, capsys):
     assert cli.main([typed]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"nanohybrid: error: there is no command '{typed}': {hint}") and error.count("\n") == 1
+    assert (
+        error.startswith(f"nanohybrid: error: there is no command '{typed}': {hint}")
+        and error.count("\n") == 1
+    )
 
 
 def test_flags_override_the_recipe_and_the_recipe_its_defaults(fake, tmp_path):
     path = tmp_path / "r.toml"
     path.write_text('steps = 7\nprecision = "bf16"\n[optimizer]\nlearning_rate = 1e-4\n')
-    assert cli.main(["fake", "--out", "o", "--data", "d", "--recipe", str(path), "--steps", "9", "--optimizer.learning_rate=0.5"]) == 0
-    assert fake.recipe == Recipe(9, "bf16", Optimizer(0.5)) and fake.arguments.out == Path("o") and fake.arguments.data == Path("d")
+    assert (
+        cli.main(
+            [
+                "fake",
+                "--out",
+                "o",
+                "--data",
+                "d",
+                "--recipe",
+                str(path),
+                "--steps",
+                "9",
+                "--optimizer.learning_rate=0.5",
+            ]
+        )
+        == 0
+    )
+    assert (
+        fake.recipe == Recipe(9, "bf16", Optimizer(0.5))
+        and fake.arguments.out == Path("o")
+        and fake.arguments.data == Path("d")
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,17 +147,25 @@ def test_flags_override_the_recipe_and_the_recipe_its_defaults(fake, tmp_path):
 def test_a_wrong_argument_is_one_line_that_names_it(fake, flags, complaint, capsys):
     assert cli.main(["fake", "--out", "o", *flags]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("nanohybrid: error: ") and complaint in error and error.count("\n") == 1 and fake.recipe is None
+    assert (
+        error.startswith("nanohybrid: error: ")
+        and complaint in error
+        and error.count("\n") == 1
+        and fake.recipe is None
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"), [("stepz = 3", "stepz"), ("[optimizer]\nlr = 1", "lr"), ("[x", "r.toml: not a readable TOML recipe")]
+    ("text", "complaint"),
+    [("stepz = 3", "stepz"), ("[optimizer]\nlr = 1", "lr"), ("[x", "r.toml: not a readable TOML recipe")],
 )
 @pytest.mark.parametrize("joined", [True, False])
 def test_a_wrong_recipe_is_one_line_that_names_the_key(fake, tmp_path, text, complaint, joined, capsys):
     path = tmp_path / "r.toml"
     path.write_text(text)
-    assert cli.main(["fake", "--out", "o", *([f"--recipe={path}"] if joined else ["--recipe", str(path)])]) == 2
+    assert (
+        cli.main(["fake", "--out", "o", *([f"--recipe={path}"] if joined else ["--recipe", str(path)])]) == 2
+    )
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
 
@@ -168,7 +209,10 @@ def test_a_bug_keeps_its_traceback(fake):
         (PermissionError(13, "Permission denied", "runs/x"), "runs/x: Permission denied"),
         (OSError(28, "No space left on device"), "No space left on device"),
         (MemoryError(), "the memory does not hold this"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "the memory does not hold this"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            "the memory does not hold this",
+        ),
     ],
 )
 def test_what_the_machine_refuses_is_one_line_and_exit_2(fake, refusal, line, capsys):
@@ -181,7 +225,9 @@ def test_what_the_machine_refuses_is_one_line_and_exit_2(fake, refusal, line, ca
 def test_a_form_of_the_ops_that_does_not_exist_is_refused_before_any_work(fake, monkeypatch, capsys):
     monkeypatch.setenv("NANOHYBRID_KERNELS", "banana")
     assert cli.main(["fake", "--out", "o"]) == 2 and fake.recipe is None
-    assert "NANOHYBRID_KERNELS is 'banana': known are reference, torch, numba, triton" in capsys.readouterr().err
+    assert (
+        "NANOHYBRID_KERNELS is 'banana': known are reference, torch, numba, triton" in capsys.readouterr().err
+    )
 
 
 def test_triton_on_a_machine_without_a_gpu_is_refused_before_any_work(fake, monkeypatch, capsys):
@@ -194,7 +240,9 @@ def test_triton_on_a_machine_without_a_gpu_is_refused_before_any_work(fake, monk
 
 def test_bytes_that_are_no_text_and_text_that_the_terminal_lacks_are_no_traceback():
     code = "import sys; from nanohybrid.cli.main import forgive_encodings as f; f(); print(ascii(sys.stdin.read()), '\u2028')"
-    answer = subprocess.run([sys.executable, "-c", code], input=b"a\xff", capture_output=True, env={"PYTHONIOENCODING": "ascii"})
+    answer = subprocess.run(
+        [sys.executable, "-c", code], input=b"a\xff", capture_output=True, env={"PYTHONIOENCODING": "ascii"}
+    )
     assert answer.returncode == 0 and answer.stdout == b"'a\\udcff' \\u2028\n"
 
 
@@ -204,14 +252,18 @@ def test_ctrl_c_says_that_the_same_command_resumes(fake, capsys):
     assert capsys.readouterr().err == "nanohybrid: stopped; the same command resumes\n"
 
 
-@pytest.mark.parametrize(("flags", "resumes"), [(["generate"], False), (["generate", "--input", "x"], True), (["pretrain"], True)])
+@pytest.mark.parametrize(
+    ("flags", "resumes"), [(["generate"], False), (["generate", "--input", "x"], True), (["pretrain"], True)]
+)
 def test_only_what_resumes_is_said_to_resume(flags, resumes):
     assert cli.resumes(flags) == resumes
 
 
 def test_a_reader_that_goes_away_is_not_an_error():
     code = "import sys\nfrom nanohybrid.cli import main as m\nm.overview = lambda: 'x' * 10_000_000\nsys.exit(m.main(['--help']))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         process.stdout.read(10)
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait() == 141
@@ -223,7 +275,9 @@ def test_a_missing_extra_names_the_install():
 
 
 def test_json_is_one_line_of_plain_values(capsys):
-    common.print_json({"path": Path("a/b"), "recipe": Optimizer(), "set": {2, 1}, "number": numpy.float32(0.5), "text": "ä"})
+    common.print_json(
+        {"path": Path("a/b"), "recipe": Optimizer(), "set": {2, 1}, "number": numpy.float32(0.5), "text": "ä"}
+    )
     line = capsys.readouterr().out
     expected = {"path": "a/b", "recipe": {"learning_rate": 0.001}, "set": [1, 2], "number": 0.5, "text": "ä"}
     assert json.loads(line) == expected and line.count("\n") == 1
@@ -239,4 +293,6 @@ def test_a_table_shows_numbers_for_people(capsys):
 def test_every_command_exists(name):
     module = importlib.import_module(cli.COMMANDS[name].module)
     assert callable(module.run) and module.parser().prog == f"nanohybrid {name}"
-    assert name == "quickstart" or cli.COMMANDS[name].summary == module.SUMMARY  # its own help is about all the stages
+    assert (
+        name == "quickstart" or cli.COMMANDS[name].summary == module.SUMMARY
+    )  # its own help is about all the stages

@@ -17,7 +17,22 @@ def test_the_plan_is_printed_for_machines(capsys):
 def test_layers_made_again_need_less(capsys):
     peaks = []
     for every in ("0", "1"):
-        assert main(["plan", "train", "--preset", "nano-291m", "--batch-tokens", "8192", "--checkpoint-every", every, "--json"]) == 0
+        assert (
+            main(
+                [
+                    "plan",
+                    "train",
+                    "--preset",
+                    "nano-291m",
+                    "--batch-tokens",
+                    "8192",
+                    "--checkpoint-every",
+                    every,
+                    "--json",
+                ]
+            )
+            == 0
+        )
         peaks.append(json.loads(capsys.readouterr().out)["peak_bytes"])
     assert peaks[1] < 0.8 * peaks[0]
 

@@ -11,13 +11,19 @@ EVENTS = ("fsync", "replace", "rename", "link")  # what every write that is to l
 def compress_in_a_process(root: Path, out: Path, kill_at: int | None) -> int:
     """Run the stage; dies at the event number `kill_at`. Returns the exit code: 0, or minus the signal."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nanohybrid.compress.stage", "nanohybrid.stages.plots", "matplotlib.figure"])
+    context.set_forkserver_preload(
+        ["nanohybrid.compress.stage", "nanohybrid.stages.plots", "matplotlib.figure"]
+    )
     process = context.Process(target=work, args=(root, out, kill_at))
     process.start()
     process.join(300)
-    if process.exitcode is None:  # it was stopped from outside, or waits for something: it is not to be left behind
+    if (
+        process.exitcode is None
+    ):  # it was stopped from outside, or waits for something: it is not to be left behind
         process.kill()
-        raise TimeoutError(f"a compression that takes some seconds was not done after 300, in {out.with_name(out.name + '.partial')}")
+        raise TimeoutError(
+            f"a compression that takes some seconds was not done after 300, in {out.with_name(out.name + '.partial')}"
+        )
     return process.exitcode
 
 
@@ -32,7 +38,9 @@ def work(root: Path, out: Path, kill_at: int | None) -> None:
         def call(*arguments, **named):
             nonlocal count
             if function.__name__ != "fsync" and not os.fspath(arguments[0]).startswith(str(out.parent)):
-                return function(*arguments, **named)  # numba keeps a kernel that it compiled for the first time: no event of the stage
+                return function(
+                    *arguments, **named
+                )  # numba keeps a kernel that it compiled for the first time: no event of the stage
             count += 1
             if count == kill_at and count % 2:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -48,18 +56,24 @@ def work(root: Path, out: Path, kill_at: int | None) -> None:
     from nanohybrid.align import GrpoRecipe, MergeRecipe, SftRecipe
     from nanohybrid.align.chats import Shares
     from nanohybrid.align.rollouts import Sampling
-    from nanohybrid.compress.after import AfterRecipe
-    from nanohybrid.compress.race import RaceRecipe
+    from nanohybrid.compress.post_training import AfterRecipe
     from nanohybrid.compress.search import Grid
     from nanohybrid.compress.stage import CompressRecipe, compress
+    from nanohybrid.compress.successive_halving import RaceRecipe
     from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
-    from nanohybrid.compress.distill import DistillRecipe  # isort: skip
+    from nanohybrid.distill.stage import DistillRecipe  # isort: skip
 
     learning = {
         "optimizer": OptimizerConfig(learning_rate=1e-2), "precision": PrecisionConfig("fp32"),
         "loop": LoopConfig(snapshot_steps=1, log_steps=1),
     }  # fmt: skip
-    sampling = {"prompts": 2, "group": 2, "sampling": Sampling(max_tokens=4), "held_out": 2, "warmup_updates": 0}
+    sampling = {
+        "prompts": 2,
+        "group": 2,
+        "sampling": Sampling(max_tokens=4),
+        "held_out": 2,
+        "warmup_updates": 0,
+    }
     after = (
         AfterRecipe(sft=SftRecipe(("parity",), Shares(text=0.0), 200, 100, 60, **learning)),
         AfterRecipe(grpo=GrpoRecipe(("parity",), (4,), rollouts=2, beta=0.1, **sampling, **learning)),

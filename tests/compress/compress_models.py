@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 from nanohybrid.checkpoint import save
-from nanohybrid.compress.calibration import Calibration
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import TokenStore
 from nanohybrid.model import HybridLM
+from nanohybrid.prune.calibration import Calibration
 from nanohybrid.text import train_bpe
 
 SMALL = dict(
@@ -44,4 +44,6 @@ def make_calibration():
     """Four random documents."""
     rng = np.random.default_rng(0)
     lengths = [9, 30, 17, 5]
-    return Calibration(tuple((rng.integers(13, 60, n).astype(np.int32), np.ones(n, dtype=np.uint8)) for n in lengths))
+    return Calibration(
+        tuple((rng.integers(13, 60, n).astype(np.int32), np.ones(n, dtype=np.uint8)) for n in lengths)
+    )

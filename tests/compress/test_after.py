@@ -12,25 +12,45 @@ from nanohybrid.align.chats import Shares
 from nanohybrid.align.rollouts import Sampling
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
-from nanohybrid.compress.after import AfterRecipe
-from nanohybrid.compress.between import BetweenRecipe
-from nanohybrid.compress.distill import DistillRecipe, distill
+from nanohybrid.compress.post_training import AfterRecipe
 from nanohybrid.compress.search import Grid
 from nanohybrid.compress.stage import CompressRecipe
+from nanohybrid.distill.hidden_state_loss import BetweenRecipe
+from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.errors import ConfigError
 from nanohybrid.stages.lineage import fingerprint
 from nanohybrid.stages.recipe import dump
 from nanohybrid.stages.recipe import load as load_recipe
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
 
-LEARNT = {"optimizer": OptimizerConfig(learning_rate=1e-2), "precision": PrecisionConfig("fp32"), "loop": LoopConfig(log_steps=1)}
+LEARNT = {
+    "optimizer": OptimizerConfig(learning_rate=1e-2),
+    "precision": PrecisionConfig("fp32"),
+    "loop": LoopConfig(log_steps=1),
+}
 DISTILL = DistillRecipe(tokens=200, batch_tokens=100, sequence_length=40, measured_tokens=100, **LEARNT)
 SFT = SftRecipe(("parity",), Shares(text=0.0), 200, 100, 60, **LEARNT)
 GRPO = GrpoRecipe(
-    ("parity",), (4,), rollouts=1, prompts=2, group=2, sampling=Sampling(max_tokens=4), held_out=2, warmup_updates=0, beta=0.1, **LEARNT
+    ("parity",),
+    (4,),
+    rollouts=1,
+    prompts=2,
+    group=2,
+    sampling=Sampling(max_tokens=4),
+    held_out=2,
+    warmup_updates=0,
+    beta=0.1,
+    **LEARNT,
 )
-ONCE_MORE = replace(DISTILL, between=BetweenRecipe(weight=0.1), seed=1)  # which asks the student what was kept
-AFTER = (AfterRecipe(sft=SFT), AfterRecipe(grpo=GRPO), AfterRecipe(distill=ONCE_MORE), AfterRecipe(merge=MergeRecipe(0.25)))
+ONCE_MORE = replace(
+    DISTILL, between=BetweenRecipe(weight=0.1), seed=1
+)  # which asks the student what was kept
+AFTER = (
+    AfterRecipe(sft=SFT),
+    AfterRecipe(grpo=GRPO),
+    AfterRecipe(distill=ONCE_MORE),
+    AfterRecipe(merge=MergeRecipe(0.25)),
+)
 RECIPE = CompressRecipe(
     budget_share=0.52, context=64, samples=8, length=30, distill=DISTILL, quantize="int8", after=AFTER,
     grid=Grid(hidden=(1.0,), ffn=(1.0, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=1),
@@ -66,7 +86,9 @@ def test_each_stage_is_what_it_is_on_its_own(folders, out, tmp_path):
     by_hand = {
         "1-sft": lambda to: sft(SFT, out / "distilled", to),
         "2-grpo": lambda to: grpo(GRPO, folder / "1-sft", to),
-        "3-distill": lambda to: distill(ONCE_MORE, folder / "2-grpo", folders / "parent", folders / "sft", to),
+        "3-distill": lambda to: distill(
+            ONCE_MORE, folder / "2-grpo", folders / "parent", folders / "sft", to
+        ),
     }
     before = (out / "distilled" / "model.safetensors").read_bytes()
     for name, run in by_hand.items():
@@ -79,7 +101,9 @@ def test_each_stage_is_what_it_is_on_its_own(folders, out, tmp_path):
 def test_a_merge_joins_the_last_two(out):
     first, second, merged = (weights(out / "aligned" / name) for name in ("2-grpo", "3-distill", "4-merge"))
     for name, tensor in merged.items():
-        torch.testing.assert_close(tensor, (0.75 * first[name].float() + 0.25 * second[name].float()).to(tensor.dtype))
+        torch.testing.assert_close(
+            tensor, (0.75 * first[name].float() + 0.25 * second[name].float()).to(tensor.dtype)
+        )
 
 
 def test_the_last_stage_is_what_is_quantised_judged_and_told(out):
@@ -90,9 +114,15 @@ def test_the_last_stage_is_what_is_quantised_judged_and_told(out):
     stages = record["measures"]["after"]
     assert [stage["name"] for stage in stages] == NAMES
     assert (
-        stages[0]["final_loss"] > 0 and 0 <= stages[1]["accuracy_after"] <= 1 and stages[2]["kl_after"] > 0 and stages[3]["weight"] == 0.25
+        stages[0]["final_loss"] > 0
+        and 0 <= stages[1]["accuracy_after"] <= 1
+        and stages[2]["kl_after"] > 0
+        and stages[3]["weight"] == 0.25
     )
-    tokens = [json.loads((out / place / "lineage.json").read_text())["tokens"] for place in ("distilled", *(f"aligned/{n}" for n in NAMES))]
+    tokens = [
+        json.loads((out / place / "lineage.json").read_text())["tokens"]
+        for place in ("distilled", *(f"aligned/{n}" for n in NAMES))
+    ]
     assert record["tokens"] == sum(tokens) and min(tokens[:4]) > 0
     for name in NAMES:
         assert (out / "aligned" / name / "kept.json").read_bytes() == (out / "kept.json").read_bytes()
@@ -111,7 +141,9 @@ def test_what_was_not_cut_is_not_mended(folders, tmp_path, capsys):
 
 
 def test_it_is_written_in_toml_as_tables(tmp_path):
-    (tmp_path / "recipe.toml").write_text("[[after]]\n[after.grpo]\nrollouts = 3\n[[after]]\n[after.merge]\nweight = 0.4\n")
+    (tmp_path / "recipe.toml").write_text(
+        "[[after]]\n[after.grpo]\nrollouts = 3\n[[after]]\n[after.merge]\nweight = 0.4\n"
+    )
     assert load_recipe(CompressRecipe, tmp_path / "recipe.toml").after == (
         AfterRecipe(grpo=GrpoRecipe(rollouts=3)), AfterRecipe(merge=MergeRecipe(0.4)),
     )  # fmt: skip
@@ -133,7 +165,10 @@ def test_an_entry_is_one_stage():
     [
         ("[[after]]\n[after.sft]\ntokens = 100\n", "give --pretraining DIR"),
         ('[[after]]\n[after.grpo]\ntasks = ["alchemy"]\n', "alchemy"),
-        ('[[after]]\n[after.grpo]\ntasks = ["parity"]\ndifficulties = [2]\n', "parity has difficulties 4 to 12"),
+        (
+            '[[after]]\n[after.grpo]\ntasks = ["parity"]\ndifficulties = [2]\n',
+            "parity has difficulties 4 to 12",
+        ),
         ("[[after]]\n[after.distill.between]\nweight = 0.1\nlayers = [77]\n", "between.layers names 77"),
         ("[[after]]\n[after.grpo]\nrollout = 1\n", "rollout"),
         ("[[after]]\n", "after: expected a table of AfterRecipe, got {}"),

@@ -10,14 +10,14 @@ from compress_models import make_calibration, make_model
 
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
-from nanohybrid.compress.activations import measure_activations
-from nanohybrid.compress.between import Between, BetweenRecipe
-from nanohybrid.compress.distill import DistillRecipe, distill, divergence
-from nanohybrid.compress.prune import prune_checkpoint
-from nanohybrid.compress.target import Target
-from nanohybrid.compress.teacher import teaching
 from nanohybrid.data import Batch, TokenStore
+from nanohybrid.distill.hidden_state_loss import Between, BetweenRecipe
+from nanohybrid.distill.stage import DistillRecipe, distill, divergence
+from nanohybrid.distill.teacher import teaching
 from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.prune.activations import measure_activations
+from nanohybrid.prune.slicing import prune_checkpoint
+from nanohybrid.prune.target import Target
 from nanohybrid.text import train_bpe
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
 
@@ -39,7 +39,9 @@ def root(tmp_path_factory):
     scores = measure_activations(model, make_calibration())
     (root / "student").mkdir()
     prune_checkpoint(root / "parent", TARGET.kept(model.config, scores), root / "student")
-    documents = [(rng.integers(13, 60, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in rng.integers(5, 30, 30)]
+    documents = [
+        (rng.integers(13, 60, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in rng.integers(5, 30, 30)
+    ]
     (root / "data").mkdir()
     TokenStore.from_documents(documents).write(root / "data" / "chats.safetensors")
     return root
@@ -62,7 +64,9 @@ def test_the_loss_faces_what_stayed_with_what_it_was(root, kind):
     for layer in (2, 6):  # the student lost layer 1, so they are its layers 1 and 5
         s, t = mine[layer - 1], theirs[layer][:, kept["hidden"]]
         wanted_T = wanted_T + (
-            (s - t).norm(dim=1) ** 2 / t.norm(dim=1) ** 2 if kind == "mse" else 1 - (s * t).sum(1) / s.norm(dim=1) / t.norm(dim=1)
+            (s - t).norm(dim=1) ** 2 / t.norm(dim=1) ** 2
+            if kind == "mse"
+            else 1 - (s * t).sum(1) / s.norm(dim=1) / t.norm(dim=1)
         )
     targets = BATCH.targets_T != -100
     total = [divergence(teacher, 1.0, False, extra)(student, BATCH)[0].item() for extra in (between, None)]
@@ -83,8 +87,13 @@ def test_the_gradient_reaches_the_student_and_nobody_else(root, place):
     with teaching(root / "parent", place) as teacher:
         between.run(student, teacher, BATCH)[2].sum().backward()
         assert place == "offloaded" or all(parameter.grad is None for parameter in teacher.parameters())
-    reached = [block.norm.weight.grad is not None and bool(block.norm.weight.grad.any()) for block in student.backbone.layers]
-    assert reached == [True] * 5 + [False]  # the student's layer 4 is the teacher's 5; the one behind it is not asked
+    reached = [
+        block.norm.weight.grad is not None and bool(block.norm.weight.grad.any())
+        for block in student.backbone.layers
+    ]
+    assert reached == [True] * 5 + [
+        False
+    ]  # the student's layer 4 is the teacher's 5; the one behind it is not asked
 
 
 def test_a_killed_run_learns_the_same_and_comes_nearer(root, tmp_path, monkeypatch):
@@ -109,10 +118,19 @@ def test_a_killed_run_learns_the_same_and_comes_nearer(root, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("layer", "words"), [(1, "does not have it any more; nearest 0"), (9, "layers 0 to 6; nearest 6"), (-1, "nearest 0")]
+    ("layer", "words"),
+    [(1, "does not have it any more; nearest 0"), (9, "layers 0 to 6; nearest 6"), (-1, "nearest 0")],
 )
 def test_a_layer_that_is_not_there_is_one_line(root, tmp_path, capsys, layer, words):
-    command = ["distill", str(root / "student"), str(root / "parent"), "--data", str(root / "data"), "--out", str(tmp_path / "out")]
+    command = [
+        "distill",
+        str(root / "student"),
+        str(root / "parent"),
+        "--data",
+        str(root / "data"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*command, "--between.weight", "1", "--between.layers", f"[{layer}]"]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and words in error[0] and not list(tmp_path.iterdir())

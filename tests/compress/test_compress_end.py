@@ -11,14 +11,15 @@ from compress_models import make_model, write_parent
 
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
-from nanohybrid.compress import answers, latency_table
-from nanohybrid.compress.budget import STEP, Budget
-from nanohybrid.compress.distill import DistillRecipe
+from nanohybrid.compress import latency_table
 from nanohybrid.compress.search import Grid
 from nanohybrid.compress.stage import CompressRecipe, compress
+from nanohybrid.distill.stage import DistillRecipe
 from nanohybrid.engine import LLM, SamplingParams
+from nanohybrid.estimate import free_memory as room
+from nanohybrid.estimate.budget import STEP, Budget
 from nanohybrid.evaluate import EvaluateRecipe
-from nanohybrid.model import room
+from nanohybrid.evaluate import accuracy as answers
 from nanohybrid.model.quantized import QuantizedLinear, format_in
 from nanohybrid.stages.recipe import dump
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
@@ -62,22 +63,32 @@ def result(folders):
     return folders / "small", json.loads((folders / "small" / "lineage.json").read_text())["measures"], recipe
 
 
-def test_a_parent_that_has_no_room_to_answer_is_refused_before_any_work(folders, tmp_path, capsys, monkeypatch):
+def test_a_parent_that_has_no_room_to_answer_is_refused_before_any_work(
+    folders, tmp_path, capsys, monkeypatch
+):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemAvailable: 100 kB\nSwapFree: 0 kB\n")
     monkeypatch.setattr(room, "MEMINFO", meminfo)
     assert main(command(folders, RECIPE, tmp_path / "out")) == 2
     error = capsys.readouterr().err
-    assert "the weights take" in error and len(error.splitlines()) == 1 and not (tmp_path / "out.partial").exists()
+    assert (
+        "the weights take" in error
+        and len(error.splitlines()) == 1
+        and not (tmp_path / "out.partial").exists()
+    )
 
 
 def test_the_budget_is_for_the_quantised_form(folders, result, tmp_path, capsys):
     out, measures, recipe = result
     chosen = json.loads((out / "search" / "search.json").read_text())["candidates"][0]
     assert chosen["bytes"]["total"] <= recipe.budget_bytes
-    assert measures["at_work"]["result"]["weight_bytes"] == chosen["bytes"]["weights"]  # as loaded, against the plan
+    assert (
+        measures["at_work"]["result"]["weight_bytes"] == chosen["bytes"]["weights"]
+    )  # as loaded, against the plan
     assert measures["at_work"]["parent"]["weight_bytes"] == 2 * measures["parent_parameters"]
-    assert main(command(folders, replace(recipe, quantize=None), tmp_path / "bf16")) == 2  # no shape fits these bytes in bf16
+    assert (
+        main(command(folders, replace(recipe, quantize=None), tmp_path / "bf16")) == 2
+    )  # no shape fits these bytes in bf16
     assert "no shape of the grid fits" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -96,11 +107,19 @@ def test_the_report_says_what_each_step_is_worth(result):
     out, measures, _ = result
     steps = ["parent", "pruned", "distilled", "quantised"]
     assert [list(measures[name]) for name in ("losses", "agreement", "accuracy")] == [steps] * 3
-    assert measures["quantised"]["top1_agreement"] > 0.9 and abs(measures["quantised"]["perplexity_change"]) < 0.02
+    assert (
+        measures["quantised"]["top1_agreement"] > 0.9
+        and abs(measures["quantised"]["perplexity_change"]) < 0.02
+    )
     assert measures["losses"]["quantised"] == pytest.approx(measures["losses"]["distilled"], abs=0.02)
     assert {found["problems"] for found in measures["accuracy"].values()} == {6}
     page = (out / "report.html").read_text()
-    assert "In int8" in page and "Right answers" in page and "model-q8_0.gguf" in page and "the parent in bf16" in page
+    assert (
+        "In int8" in page
+        and "Right answers" in page
+        and "model-q8_0.gguf" in page
+        and "the parent in bf16" in page
+    )
 
 
 def test_the_gguf_holds_the_codes_of_the_quantised_checkpoint(result):
@@ -109,16 +128,26 @@ def test_the_gguf_holds_the_codes_of_the_quantised_checkpoint(result):
     reader = gguf.GGUFReader(out / "model-q8_0.gguf")
     stored = {tensor.name: tensor for tensor in reader.tensors}["blk.1.ffn_up.weight"]
     values = gguf.dequantize(stored.data, stored.tensor_type)
-    wanted = load(out, dtype=torch.float32).get_submodule("backbone.layers.1.mixer.up_proj").dequantized(torch.float32)
+    wanted = (
+        load(out, dtype=torch.float32)
+        .get_submodule("backbone.layers.1.mixer.up_proj")
+        .dequantized(torch.float32)
+    )
     assert stored.tensor_type.name == "Q8_0" and np.array_equal(values, wanted.numpy())
-    assert measures["gguf"]["bytes"] == (out / "model-q8_0.gguf").stat().st_size and measures["gguf"]["from"] == "quantised"
+    assert (
+        measures["gguf"]["bytes"] == (out / "model-q8_0.gguf").stat().st_size
+        and measures["gguf"]["from"] == "quantised"
+    )
 
 
 def test_what_fits_whole_is_only_quantised(folders, tmp_path):
     recipe = replace(RECIPE, quantize="int4", gguf="f16", budget_share=1.0, problems=0)
     assert main(command(folders, recipe, tmp_path / "out")) == 0
     measures = json.loads((tmp_path / "out" / "lineage.json").read_text())["measures"]
-    assert not (tmp_path / "out" / "distilled").exists() and list(measures["losses"]) == ["parent", "quantised"]
+    assert not (tmp_path / "out" / "distilled").exists() and list(measures["losses"]) == [
+        "parent",
+        "quantised",
+    ]
     assert measures["gguf"]["from"] == "pruned" and format_in(load(tmp_path / "out")) == "int4"
     page = (tmp_path / "out" / "report.html").read_text()
     assert "It fits whole, so nothing was cut" in page and "There was nothing to learn" in page
@@ -127,8 +156,12 @@ def test_what_fits_whole_is_only_quantised(folders, tmp_path):
 def test_what_fits_whole_is_the_parent_again(folders, tmp_path):
     recipe = replace(RECIPE, quantize=None, gguf=None, problems=0, budget_share=1.0)
     assert main(command(folders, recipe, tmp_path / "out")) == 0
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (folders / "parent" / "model.safetensors").read_bytes()
-    assert json.loads((tmp_path / "out" / "lineage.json").read_text())["measures"]["agreement"] == {"parent": 1.0}
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        folders / "parent" / "model.safetensors"
+    ).read_bytes()
+    assert json.loads((tmp_path / "out" / "lineage.json").read_text())["measures"]["agreement"] == {
+        "parent": 1.0
+    }
 
 
 def test_every_model_is_asked_once_even_when_the_run_is_interrupted(folders, result, tmp_path, monkeypatch):
@@ -152,7 +185,9 @@ def test_every_model_is_asked_once_even_when_the_run_is_interrupted(folders, res
     measures = json.loads((run() / "lineage.json").read_text())["measures"]
     assert asked == ["parent", "pruned", "stop", "distilled", "quantised"]
     shares = {name: found["accuracy"] for name, found in measures["accuracy"].items()}
-    assert shares["parent"] > shares["pruned"] == shares["distilled"] > shares["quantised"]  # each was its own checkpoint
+    assert (
+        shares["parent"] > shares["pruned"] == shares["distilled"] > shares["quantised"]
+    )  # each was its own checkpoint
     assert measures["gguf"]["from"] == "distilled"  # f16 holds more than int8 does
 
 
@@ -172,10 +207,24 @@ def test_what_would_stop_the_last_steps_is_said_before_the_first(folders, tmp_pa
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_a_model_that_llama_cpp_does_not_know_is_refused_a_gguf_before_the_first_step(folders, tmp_path, capsys):
+def test_a_model_that_llama_cpp_does_not_know_is_refused_a_gguf_before_the_first_step(
+    folders, tmp_path, capsys
+):
     save(make_model(vocab_size=269, rope_theta=10_000.0).float(), tmp_path / "rotary")
     assert (
-        main(["compress", str(tmp_path / "rotary"), "--gguf", "bf16", "--data", str(folders / "sft"), "--out", str(tmp_path / "out")]) == 2
+        main(
+            [
+                "compress",
+                str(tmp_path / "rotary"),
+                "--gguf",
+                "bf16",
+                "--data",
+                str(folders / "sft"),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
     )
     assert "llama.cpp has no architecture" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rotary"]
@@ -195,5 +244,7 @@ def test_layers_are_timed_in_the_form_that_will_run(monkeypatch):
     monkeypatch.setattr(latency_table, "prepare", prepare)
     config = make_model(hidden_size=64).config
     for dtype in ("int4", "bf16"):
-        assert latency_table.decode_timer(Budget(1, 64, dtype=dtype), torch.device("cpu"))({"one": config}) == {"one": 1e-3}
+        assert latency_table.decode_timer(Budget(1, 64, dtype=dtype), torch.device("cpu"))(
+            {"one": config}
+        ) == {"one": 1e-3}
     assert seen == ["int4", torch.bfloat16, None, torch.bfloat16]

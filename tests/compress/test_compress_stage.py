@@ -11,15 +11,16 @@ from compress_models import DENSE, make_model
 
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
-from nanohybrid.compress import documents, search, stage
-from nanohybrid.compress.distill import DistillRecipe, distill, divergence, mean_divergence, mixture
-from nanohybrid.compress.documents import documents_for
-from nanohybrid.compress.kept import Kept
-from nanohybrid.compress.race import RaceRecipe
+from nanohybrid.compress import default_calibration as documents
+from nanohybrid.compress import search, stage
+from nanohybrid.compress.default_calibration import documents_for
 from nanohybrid.compress.search import Grid
 from nanohybrid.compress.stage import CompressRecipe, compress
+from nanohybrid.compress.successive_halving import RaceRecipe
 from nanohybrid.data import Batch, TokenStore
+from nanohybrid.distill.stage import DistillRecipe, distill, divergence, mean_divergence, mixture
 from nanohybrid.errors import InputError
+from nanohybrid.prune.selection import Kept
 from nanohybrid.stages.recipe import dump
 from nanohybrid.text import ChatTemplate, train_bpe
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
@@ -37,7 +38,9 @@ RECIPE = CompressRecipe(
 def write_store(path, seed, count=30):
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    TokenStore.from_documents((rng.integers(13, 60, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in rng.integers(5, 30, count)).write(path)
+    TokenStore.from_documents(
+        (rng.integers(13, 60, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in rng.integers(5, 30, count)
+    ).write(path)
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +71,24 @@ def test_the_loss_is_the_divergence_from_whole_logits(model):
 
 def test_the_papers_mixture(folders):
     stores, weights = mixture(DISTILL, folders / "sft", folders / "data")
-    assert set(stores) == {"post-chats", "pre-web", "pre-code"} and weights["post-chats"] == pytest.approx(0.7)
-    assert weights["pre-web"] + weights["pre-code"] == pytest.approx(0.3) and weights["pre-code"] > weights["pre-web"]
+    assert set(stores) == {"post-chats", "pre-web", "pre-code"} and weights["post-chats"] == pytest.approx(
+        0.7
+    )
+    assert (
+        weights["pre-web"] + weights["pre-code"] == pytest.approx(0.3)
+        and weights["pre-code"] > weights["pre-web"]
+    )
     assert mixture(DISTILL, folders / "sft", None)[1] == {"post-chats": 1.0}
 
 
 def test_a_student_comes_nearer_to_its_teacher(folders, tmp_path):
-    assert main(["prune", str(folders / "parent"), "--out", str(tmp_path / "student"), "--drop-layers", "1"]) == 0
-    out = distill(DISTILL, tmp_path / "student", folders / "parent", folders / "sft", tmp_path / "out", folders / "data")
+    assert (
+        main(["prune", str(folders / "parent"), "--out", str(tmp_path / "student"), "--drop-layers", "1"])
+        == 0
+    )
+    out = distill(
+        DISTILL, tmp_path / "student", folders / "parent", folders / "sft", tmp_path / "out", folders / "data"
+    )
     measures = json.loads((out / "lineage.json").read_text())["measures"]
     assert measures["kl_after"] < 0.8 * measures["kl_before"]
     assert (out / "tokenizer.json").exists() and not (out / "snapshot.safetensors").exists()
@@ -83,10 +96,18 @@ def test_a_student_comes_nearer_to_its_teacher(folders, tmp_path):
 
 def test_the_command_distils_from_a_teacher_held_anywhere(folders, tmp_path, capsys):
     (tmp_path / "recipe.toml").write_text(dump(replace(DISTILL, tokens=200)))
-    command = ["distill", str(folders / "parent"), str(folders / "parent"), "--recipe", str(tmp_path / "recipe.toml")]
+    command = [
+        "distill",
+        str(folders / "parent"),
+        str(folders / "parent"),
+        "--recipe",
+        str(tmp_path / "recipe.toml"),
+    ]
     command += ["--teacher", "int8", "--data", str(folders / "sft"), "--out", str(tmp_path / "out"), "--json"]
     assert main(command) == 0
-    assert 0 < json.loads(capsys.readouterr().out)["kl_before"] < 0.1  # its own teacher, but for the rounding of int8
+    assert (
+        0 < json.loads(capsys.readouterr().out)["kl_before"] < 0.1
+    )  # its own teacher, but for the rounding of int8
 
 
 def test_other_vocabularies_are_refused(folders, tmp_path):
@@ -102,26 +123,50 @@ def whole(folders):
     recipe.write_text(dump(RECIPE))
     command = ["compress", str(folders / "parent"), "--recipe", str(recipe), "--data", str(folders / "sft")]
     with redirect_stdout(out):
-        assert main([*command, "--pretraining", str(folders / "data"), "--out", str(folders / "whole"), "--json"]) == 0
+        assert (
+            main(
+                [*command, "--pretraining", str(folders / "data"), "--out", str(folders / "whole"), "--json"]
+            )
+            == 0
+        )
     return json.loads(out.getvalue())
 
 
 def test_the_command_gives_a_loadable_checkpoint_within_the_budget_and_a_report(folders, whole):
     out = folders / "whole"
-    assert whole["chosen"]["bytes"]["total"] <= whole["budget_bytes"] and set(whole["losses"]) == {"parent", "pruned", "distilled"}
+    assert whole["chosen"]["bytes"]["total"] <= whole["budget_bytes"] and set(whole["losses"]) == {
+        "parent",
+        "pruned",
+        "distilled",
+    }
     model, kept = load(out), Kept.read(out)
     assert sum(p.numel() for p in model.parameters()) == whole["chosen"]["parameters"]
     assert kept.config(load(folders / "parent").config) == model.config
-    for part in ("importance/importance.json", "search/search.json", "pruned/kept.json", "distilled/model.safetensors", "tokenizer.json"):
+    for part in (
+        "importance/importance.json",
+        "search/search.json",
+        "pruned/kept.json",
+        "distilled/model.safetensors",
+        "tokenizer.json",
+    ):
         assert (out / part).exists()
-    whole_of, part_of = (json.loads((path / "lineage.json").read_text())["tokens"] for path in (out, out / "distilled"))
+    whole_of, part_of = (
+        json.loads((path / "lineage.json").read_text())["tokens"] for path in (out, out / "distilled")
+    )
     assert whole_of == part_of > 0  # tokens of the distillation count as the stage's
     page = (out / "report.html").read_text()
     assert page.count("<figure>") == 10 and "partial" not in page
 
 
 def test_a_budget_below_the_smallest_is_one_line(folders, tmp_path, capsys):
-    command = ["compress", str(folders / "parent"), "--data", str(folders / "sft"), "--out", str(tmp_path / "out")]
+    command = [
+        "compress",
+        str(folders / "parent"),
+        "--data",
+        str(folders / "sft"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*command, "--budget-gib", "0.000001"]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and "no shape of the grid fits" in error[0] and "the smallest takes" in error[0]
@@ -133,11 +178,21 @@ def test_a_budget_below_the_smallest_is_one_line(folders, tmp_path, capsys):
     [
         (["--grid.drop_layers", "[9]"], "the model has 7 layers; nearest 6"),
         (["--grid.drop_layers", "[-1]"], "each 0 or more"),
-        (["--distill.between.weight", "1", "--distill.between.layers", "[44]"], "the teacher has layers 0 to 6"),
+        (
+            ["--distill.between.weight", "1", "--distill.between.layers", "[44]"],
+            "the teacher has layers 0 to 6",
+        ),
     ],
 )
 def test_what_no_shape_can_be_is_said_before_anything_is_measured(folders, tmp_path, capsys, flags, words):
-    command = ["compress", str(folders / "parent"), "--data", str(folders / "sft"), "--out", str(tmp_path / "out")]
+    command = [
+        "compress",
+        str(folders / "parent"),
+        "--data",
+        str(folders / "sft"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*command, *flags]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and words in error[0] and not list(tmp_path.iterdir())
@@ -157,7 +212,9 @@ def test_a_resumed_search_tries_no_shape_again(folders, whole, tmp_path, monkeyp
     assert (run() / "kept.json").read_text() == (folders / "whole" / "kept.json").read_text()
 
 
-def test_without_documents_the_models_own_chats_are_read_and_else_this_pythons_prose(folders, tmp_path, monkeypatch):
+def test_without_documents_the_models_own_chats_are_read_and_else_this_pythons_prose(
+    folders, tmp_path, monkeypatch
+):
     monkeypatch.setattr(documents, "MEGABYTES", 0.02)
     assert documents_for(folders / "sft", tmp_path / "unused") == folders / "sft"
     short = ["--samples", "4", "--length", "20", "--grid.tried", "1", "--grid.multiple", "4"]
@@ -171,7 +228,17 @@ def test_without_documents_the_models_own_chats_are_read_and_else_this_pythons_p
         "--distill.measured_tokens",
         "100",
     ]
-    command = ["compress", str(folders / "parent"), "--budget-gib", "0.0011", "--context", "64", "--out", str(tmp_path / "out"), *short]
+    command = [
+        "compress",
+        str(folders / "parent"),
+        "--budget-gib",
+        "0.0011",
+        "--context",
+        "64",
+        "--out",
+        str(tmp_path / "out"),
+        *short,
+    ]
     assert main(command) == 0
     assert {path.stem for path in (tmp_path / "out" / "documents").glob("*.safetensors")} >= {"prose", "code"}
     assert load(tmp_path / "out").config.hidden_size <= load(folders / "parent").config.hidden_size
@@ -181,13 +248,30 @@ def test_a_dense_model_compresses_by_the_same_command_after_a_race(folders, tmp_
     parent = tmp_path / "dense"
     train_bpe(["some words"], 269).save(parent)
     save(make_model("*-*-", **DENSE, vocab_size=269).float(), parent)
-    recipe = replace(RECIPE, budget_share=0.9, race=RaceRecipe(3, 200), grid=replace(RECIPE.grid, attention_heads=(1.0, 0.5), tried=3))
+    recipe = replace(
+        RECIPE,
+        budget_share=0.9,
+        race=RaceRecipe(3, 200),
+        grid=replace(RECIPE.grid, attention_heads=(1.0, 0.5), tried=3),
+    )
     (tmp_path / "recipe.toml").write_text(dump(recipe))
-    command = ["compress", str(parent), "--recipe", str(tmp_path / "recipe.toml"), "--data", str(folders / "sft"), "--out"]
+    command = [
+        "compress",
+        str(parent),
+        "--recipe",
+        str(tmp_path / "recipe.toml"),
+        "--data",
+        str(folders / "sft"),
+        "--out",
+    ]
     assert main([*command, str(tmp_path / "out")]) == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_type"] == "qwen3" and config["num_hidden_layers"] == 2
     found = json.loads((tmp_path / "out" / "search" / "search.json").read_text())["candidates"]
-    assert [row["healed"] is not None for row in found[:3]] == [True] * 3 and found[0]["tokens_per_second"] > 0
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics" / "race.jsonl").read_text().splitlines()]
+    assert [row["healed"] is not None for row in found[:3]] == [True] * 3 and found[0][
+        "tokens_per_second"
+    ] > 0
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics" / "race.jsonl").read_text().splitlines()
+    ]
     assert [row["round"] for row in rows] == [0, 0, 0, 1, 1]

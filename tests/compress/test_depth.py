@@ -5,16 +5,16 @@ import json
 import pytest
 from compress_models import make_model
 
-from nanohybrid.checkpoint import read_config, save
+import nanohybrid
+from nanohybrid.checkpoint import load_config, save
 from nanohybrid.cli.main import main
-from nanohybrid.compress.depth import drops_to, layers_to_drop
-from nanohybrid.compress.kept import Kept
-from nanohybrid.compress.prune import prune_state
-from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.presets import PRESETS
+from nanohybrid.prune.depth_rule import drops_to, layers_to_drop
+from nanohybrid.prune.selection import Kept
+from nanohybrid.prune.slicing import prune_state
 
-TWELVE, NINE = HybridConfig.preset("nano-12b-v2"), HybridConfig.preset("nano-9b-v2")
+TWELVE, NINE = nanohybrid.preset("nano-12b-v2"), nanohybrid.preset("nano-9b-v2")
 
 
 def remains(pattern, layers):
@@ -25,7 +25,10 @@ def remains(pattern, layers):
 
 def test_from_the_12b_to_56_layers_is_the_official_9b():
     gone = layers_to_drop(TWELVE.pattern, 56)
-    assert sorted(TWELVE.pattern[i] for i in gone) == sorted("**---M") and remains(TWELVE.pattern, 56) == NINE.pattern
+    assert (
+        sorted(TWELVE.pattern[i] for i in gone) == sorted("**---M")
+        and remains(TWELVE.pattern, 56) == NINE.pattern
+    )
 
 
 @pytest.mark.parametrize("layers", [54, 52])
@@ -71,5 +74,22 @@ def test_dropping_layers_by_name_turns_the_12b_pattern_into_the_9bs(tmp_path, ca
     """The same command at a small width: the pattern, and every size that is not pruned, is the 9B's."""
     save(make_model(TWELVE.pattern).float(), tmp_path / "parent")
     drop = ",".join(map(str, layers_to_drop(TWELVE.pattern, 56)))
-    assert main(["prune", str(tmp_path / "parent"), "--out", str(tmp_path / "out"), "--drop-layers", drop, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["pruned"]["pattern"] == NINE.pattern == read_config(tmp_path / "out").pattern
+    assert (
+        main(
+            [
+                "prune",
+                str(tmp_path / "parent"),
+                "--out",
+                str(tmp_path / "out"),
+                "--drop-layers",
+                drop,
+                "--json",
+            ]
+        )
+        == 0
+    )
+    assert (
+        json.loads(capsys.readouterr().out)["pruned"]["pattern"]
+        == NINE.pattern
+        == load_config(tmp_path / "out").pattern
+    )

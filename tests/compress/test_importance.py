@@ -8,16 +8,16 @@ import torch
 from compress_models import make_model
 
 from nanohybrid.checkpoint import CheckpointReader, save
-from nanohybrid.compress.activations import measure_activations
-from nanohybrid.compress.calibration import Calibration
-from nanohybrid.compress.importance import Importance
-from nanohybrid.compress.layers import rank_layers
-from nanohybrid.compress.parts import Stored
-from nanohybrid.compress.stability import spearman
-from nanohybrid.compress.target import Target
 from nanohybrid.data import TokenStore
 from nanohybrid.errors import InputError
 from nanohybrid.model import Layout
+from nanohybrid.prune.activations import measure_activations
+from nanohybrid.prune.calibration import Calibration
+from nanohybrid.prune.depth_importance import rank_layers
+from nanohybrid.prune.importance import Importance
+from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.rank_stability import spearman
+from nanohybrid.prune.target import Target
 
 
 def by_hand(model, calibration):
@@ -44,12 +44,19 @@ def by_hand(model, calibration):
 
 @torch.no_grad()
 def test_scores_are_the_papers_formulas(model, calibration):
-    got, want = measure_activations(model, calibration, outgoing=False, batch_tokens=24), by_hand(model, calibration)
+    got, want = (
+        measure_activations(model, calibration, outgoing=False, batch_tokens=24),
+        by_hand(model, calibration),
+    )
     np.testing.assert_allclose(got.embedding, sum(want[f"norm{i}"] for i in range(8)), rtol=1e-5)
     np.testing.assert_allclose(got.ffn[4], want["mixer4"], rtol=1e-5)
     s_HP = {i: want[f"mixer{i}"].reshape(8, 8) for i in (0, 2, 5)}
-    np.testing.assert_allclose(got.mamba_channels(), sum(np.sqrt((s**2).sum(0)) for s in s_HP.values()), rtol=1e-5)
-    np.testing.assert_allclose(got.mamba_heads(2, [1, 4]), np.sqrt((s_HP[2][:, [1, 4]] ** 2).sum(1)), rtol=1e-5)
+    np.testing.assert_allclose(
+        got.mamba_channels(), sum(np.sqrt((s**2).sum(0)) for s in s_HP.values()), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        got.mamba_heads(2, [1, 4]), np.sqrt((s_HP[2][:, [1, 4]] ** 2).sum(1)), rtol=1e-5
+    )
 
 
 def test_the_cut_into_batches_does_not_change_the_scores(model, calibration):
@@ -62,7 +69,9 @@ def test_the_cut_into_batches_does_not_change_the_scores(model, calibration):
 
 @pytest.mark.parametrize("outgoing", [True, False])
 @pytest.mark.parametrize("tied", [False, True])
-def test_read_layer_by_layer_from_the_disk_the_scores_are_those_in_memory(calibration, tmp_path, tied, outgoing):
+def test_read_layer_by_layer_from_the_disk_the_scores_are_those_in_memory(
+    calibration, tmp_path, tied, outgoing
+):
     model = make_model(tie_word_embeddings=tied).float()
     save(model, tmp_path)
     want = measure_activations(model, calibration, outgoing, batch_tokens=24)
@@ -71,15 +80,29 @@ def test_read_layer_by_layer_from_the_disk_the_scores_are_those_in_memory(calibr
     torch.testing.assert_close(got.embedding, want.embedding)
     assert got.facts == want.facts
     for name in ("ffn", "mamba", "attention"):
-        assert all(torch.equal(got_, want_) for got_, want_ in zip(*(getattr(x, name).values() for x in (got, want)), strict=True))
+        assert all(
+            torch.equal(got_, want_)
+            for got_, want_ in zip(*(getattr(x, name).values() for x in (got, want)), strict=True)
+        )
 
 
 def test_rankings_are_stable_where_both_halves_say_the_same(model, calibration):
     twice = Calibration(tuple(sample for sample in calibration.samples for _ in range(2)))
     assert set(measure_activations(model, twice).facts["stability"].values()) == {1.0}
     stability = measure_activations(model, calibration).facts["stability"]
-    assert set(stability) == {"layers_by_cosine", "embedding", "ffn", "attention_heads", "mamba_heads", "mamba_channels"}
-    assert all(-1 <= value < 1 for name, value in stability.items() if name not in ("attention_heads", "layers_by_cosine"))
+    assert set(stability) == {
+        "layers_by_cosine",
+        "embedding",
+        "ffn",
+        "attention_heads",
+        "mamba_heads",
+        "mamba_channels",
+    }
+    assert all(
+        -1 <= value < 1
+        for name, value in stability.items()
+        if name not in ("attention_heads", "layers_by_cosine")
+    )
     assert measure_activations(model, calibration.first(1)).facts["stability"] == {}
 
 
@@ -139,7 +162,9 @@ def test_scores_survive_their_file(model, calibration, tmp_path):
     scores = measure_activations(model, calibration).with_layers(ranking.score_L, ranking.order)
     scores.save(tmp_path)
     back = Importance.load(tmp_path)
-    target = Target(layers=5, hidden_size=20, mamba_heads=4, mamba_head_dim=5, intermediate_size=30, attention_heads=2)
+    target = Target(
+        layers=5, hidden_size=20, mamba_heads=4, mamba_head_dim=5, intermediate_size=30, attention_heads=2
+    )
     assert back.order == scores.order and back.facts == scores.facts
     assert target.kept(model.config, back) == target.kept(model.config, scores)
     assert json.loads((tmp_path / "importance.json").read_text())["calibration"] == calibration.hash
@@ -197,10 +222,16 @@ def test_calibration_is_read_from_stores_and_from_text(tmp_path):
     TokenStore.from_documents(documents).write(tmp_path / "stores" / "validation.safetensors")
     found = Calibration.read(tmp_path, tmp_path, samples=10, length=8)
     assert len(found.samples) == 10 and max(len(tokens) for tokens, _ in found.samples) == 8
-    assert found.hash == Calibration.read(tmp_path / "stores" / "chats.safetensors", tmp_path, samples=10, length=8).hash
+    assert (
+        found.hash
+        == Calibration.read(tmp_path / "stores" / "chats.safetensors", tmp_path, samples=10, length=8).hash
+    )
     assert sum(batch.layout.tokens for batch in found.batches(20)) == found.tokens
     (tmp_path / "text.jsonl").write_text('{"text": "abc"}\n\n{"text": "defg"}\n')
-    assert [len(tokens) for tokens, _ in Calibration.read(tmp_path / "text.jsonl", tmp_path).samples] == [3, 4]
+    assert [len(tokens) for tokens, _ in Calibration.read(tmp_path / "text.jsonl", tmp_path).samples] == [
+        3,
+        4,
+    ]
     (tmp_path / "text.jsonl").write_text('{"txt": "abc"}\n')
     with pytest.raises(InputError, match=r"text\.jsonl:1"):
         Calibration.read(tmp_path / "text.jsonl", tmp_path)

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
+import nanohybrid
 from nanohybrid.compress import latency_table
-from nanohybrid.compress.budget import Budget
 from nanohybrid.compress.latency_table import LatencyTable, between, decode_timer, layer_bytes, spread
 from nanohybrid.compress.search import Grid, targets
-from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.ops.cpu import available
+from nanohybrid.estimate.budget import Budget
+from nanohybrid.ops.numba import available
 from nanohybrid.version import VERSION
 
 BUDGET = Budget(10**9, context=64, dtype="fp32")
@@ -19,7 +19,10 @@ CPU = torch.device("cpu")
 
 
 def shapes_of(config):
-    return [target.config(config, None) for target in targets(config, Grid(hidden=(1.0, 0.75, 0.5), ffn=(1.0, 0.75, 0.5), multiple=4))]
+    return [
+        target.config(config, None)
+        for target in targets(config, Grid(hidden=(1.0, 0.75, 0.5), ffn=(1.0, 0.75, 0.5), multiple=4))
+    ]
 
 
 def by_formula(config):
@@ -36,7 +39,7 @@ def timer(log):
     return time
 
 
-MODEL = HybridConfig.preset("tiny")
+MODEL = nanohybrid.preset("tiny")
 
 
 def test_a_step_is_the_sum_of_its_layers_whatever_surrounds_them(model, tmp_path):
@@ -45,7 +48,9 @@ def test_a_step_is_the_sum_of_its_layers_whatever_surrounds_them(model, tmp_path
     assert len(log) < len(shapes_of(model.config)) * 4  # not every shape was timed
     for config in shapes_of(model.config):
         head = (config.vocab_size - latency_table.LITTLE) * config.hidden_size * 1e-5
-        layers = sum(config.pattern.count(kind) * layer_bytes(config, kind) for kind in set(config.pattern)) * 1e-6
+        layers = (
+            sum(config.pattern.count(kind) * layer_bytes(config, kind) for kind in set(config.pattern)) * 1e-6
+        )
         assert table.seconds(config) == pytest.approx(max(head, 0) + layers, rel=1e-6)
         assert table.tokens_per_second(config) == pytest.approx(1 / table.seconds(config))
 
@@ -65,14 +70,21 @@ def test_a_table_is_measured_once_and_goes_on_after_a_kill(model, tmp_path):
     rest = []
     parts = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path / "parts")
     parts.measure(shapes_of(model.config), timer(rest))
-    assert len(rest) == len(log) - 3 and json.loads(parts.file.read_text()) == json.loads(whole.file.read_text())
+    assert len(rest) == len(log) - 3 and json.loads(parts.file.read_text()) == json.loads(
+        whole.file.read_text()
+    )
     again = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path / "whole")
     again.measure(shapes_of(model.config), lambda _: pytest.fail("it measures again"))
     assert again.times == whole.times
 
 
 def test_another_context_or_dtype_has_a_table_of_its_own(tmp_path):
-    budgets = [BUDGET, Budget(1, 128, dtype="fp32"), Budget(1, 64, dtype="bf16"), Budget(1, 64, 2, dtype="fp32")]
+    budgets = [
+        BUDGET,
+        Budget(1, 128, dtype="fp32"),
+        Budget(1, 64, dtype="bf16"),
+        Budget(1, 64, 2, dtype="fp32"),
+    ]
     assert len({LatencyTable.open(budget, CPU, MODEL, tmp_path).file for budget in budgets}) == 4
 
 
@@ -91,7 +103,9 @@ def test_an_old_table_is_measured_again_and_not_believed(model, tmp_path, monkey
     elif what == "threads":
         monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
     else:
-        monkeypatch.setattr(latency_table, {"code": "code_hash", "device": "device_name"}[what], lambda *_: "another")
+        monkeypatch.setattr(
+            latency_table, {"code": "code_hash", "device": "device_name"}[what], lambda *_: "another"
+        )
     second = LatencyTable.open(BUDGET, CPU, config, tmp_path)
     second.measure([model.config], timer(log))
     assert second.file != first.file and len(log) == 4
@@ -103,7 +117,10 @@ def test_an_old_table_is_measured_again_and_not_believed(model, tmp_path, monkey
 
 def test_what_a_grid_changes_shares_a_table_and_a_broken_one_is_named(tmp_path):
     table = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path)
-    assert LatencyTable.open(BUDGET, CPU, MODEL.replace(hidden_size=64, pattern="M-"), tmp_path).file == table.file
+    assert (
+        LatencyTable.open(BUDGET, CPU, MODEL.replace(hidden_size=64, pattern="M-"), tmp_path).file
+        == table.file
+    )
     table.file.write_text("[1]")
     with pytest.raises(InputError, match="remove it"):
         LatencyTable.open(BUDGET, CPU, MODEL, tmp_path)
@@ -116,7 +133,7 @@ def test_between_two_times_is_their_line_and_beyond_them_proportion():
 
 
 def test_layers_are_really_timed(tmp_path):
-    config = HybridConfig.preset("tiny")
+    config = nanohybrid.preset("tiny")
     table = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path)
     table.measure([config], decode_timer(BUDGET, CPU, rounds=2))
     assert set(table.times) == {"head", "M", "*", "-"}

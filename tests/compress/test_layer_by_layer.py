@@ -9,16 +9,19 @@ from compress_models import DENSE, make_calibration, make_model
 from test_compress_stage import RECIPE, folders  # noqa: F401  the same parent and documents
 
 from nanohybrid.checkpoint import CheckpointReader, save
-from nanohybrid.compress import before_after, measure, room, stage
-from nanohybrid.compress.activations import measure_activations
-from nanohybrid.compress.budget import Budget
-from nanohybrid.compress.layers import rank_layers, rank_layers_streamed
-from nanohybrid.compress.measure import importance_of
-from nanohybrid.compress.parts import Stored
-from nanohybrid.compress.prune import prune_model
-from nanohybrid.compress.quality import Judge
+from nanohybrid.compress import inference_cost as before_after
+from nanohybrid.compress import stage
+from nanohybrid.compress.candidate_quality import Judge
 from nanohybrid.compress.stage import compress
-from nanohybrid.compress.target import Target
+from nanohybrid.estimate.budget import Budget
+from nanohybrid.prune import measure
+from nanohybrid.prune import streaming as room
+from nanohybrid.prune.activations import measure_activations
+from nanohybrid.prune.depth_importance import rank_layers, rank_layers_streamed
+from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.measure import importance_of
+from nanohybrid.prune.slicing import prune_model
+from nanohybrid.prune.target import Target
 
 SHAPES = [dict(pattern="M-M*-M-"), dict(pattern="*-*-", **DENSE)]
 
@@ -32,7 +35,10 @@ def test_layers_are_ranked_iteratively_from_the_disk_as_in_memory(tmp_path, shap
     wanted, steps = rank_layers(model, calibration, rounds), []
     with CheckpointReader(tmp_path) as reader:
         found = rank_layers_streamed(Stored(reader), calibration, rounds, held_bytes, steps.append)
-    assert found.order == wanted.order and sum(steps) == rounds * calibration.tokens * model.config.num_hidden_layers
+    assert (
+        found.order == wanted.order
+        and sum(steps) == rounds * calibration.tokens * model.config.num_hidden_layers
+    )
     torch.testing.assert_close(found.score_L, wanted.score_L, rtol=1e-4, atol=0)
 
 
@@ -67,22 +73,31 @@ def test_while_a_layer_is_read_the_one_before_it_is_gone(tmp_path, monkeypatch):
 def test_a_shape_is_tried_from_the_disk_as_in_memory(tmp_path, shape, held_bytes, piece, monkeypatch):
     model, calibration = make_model(**shape).float(), make_calibration()
     save(model, tmp_path)
-    monkeypatch.setattr("nanohybrid.compress.parts.PIECE", piece * 4 * 32)
+    monkeypatch.setattr("nanohybrid.prune.layerwise.PIECE", piece * 4 * 32)
     scores = measure_activations(model, calibration)
     target = Target(drop_layers=(1,), hidden_size=24, intermediate_size=32, attention_heads=2)
     kept = target.kept(model.config, scores)
     with CheckpointReader(tmp_path) as reader:
         parts = Stored(reader)
         judges = Judge(model, calibration), Judge(parts, calibration, held_bytes)
-        pairs = [(judge.parent, judge(cut)) for judge, cut in zip(judges, (prune_model(model, kept), parts.cut(kept)), strict=True)]
+        pairs = [
+            (judge.parent, judge(cut))
+            for judge, cut in zip(judges, (prune_model(model, kept), parts.cut(kept)), strict=True)
+        ]
     for in_memory, streamed in zip(*pairs, strict=True):
-        assert streamed.loss == pytest.approx(in_memory.loss, rel=1e-6) and streamed.agreement == in_memory.agreement
+        assert (
+            streamed.loss == pytest.approx(in_memory.loss, rel=1e-6)
+            and streamed.agreement == in_memory.agreement
+        )
     assert pairs[0][1].loss != pairs[0][0].loss
 
 
 def test_the_whole_command_chooses_the_same_layer_by_layer(folders, tmp_path, monkeypatch):  # noqa: F811
     recipe = replace(
-        RECIPE, budget_share=0.6, grid=replace(RECIPE.grid, drop_layers=(0, 1, 2), tried=4), distill=replace(RECIPE.distill, tokens=100)
+        RECIPE,
+        budget_share=0.6,
+        grid=replace(RECIPE.grid, drop_layers=(0, 1, 2), tried=4),
+        distill=replace(RECIPE.distill, tokens=100),
     )
     outs = []
     for name, free in (("whole", 2**40), ("streamed", 2**20)):
@@ -105,7 +120,11 @@ def test_the_whole_command_chooses_the_same_layer_by_layer(folders, tmp_path, mo
 def test_models_without_room_beside_each_other_are_timed_alone_or_not_at_all(folders, monkeypatch):  # noqa: F811
     models, budget, seen = {"parent": folders / "parent", "result": folders / "parent"}, Budget(2**30, 64), []
     original = before_after.decode_times
-    monkeypatch.setattr(before_after, "decode_times", lambda loaded, *rest: seen.append(list(loaded)) or original(loaded, *rest))
+    monkeypatch.setattr(
+        before_after,
+        "decode_times",
+        lambda loaded, *rest: seen.append(list(loaded)) or original(loaded, *rest),
+    )
     whole = before_after.at_work(models, budget)
     weights = before_after.held_bytes(folders / "parent", budget)
     monkeypatch.setattr(before_after, "free_bytes", lambda *_: room.BESIDE + weights)
@@ -114,5 +133,13 @@ def test_models_without_room_beside_each_other_are_timed_alone_or_not_at_all(fol
     monkeypatch.setattr(before_after, "free_bytes", lambda *_: 1000)
     untimed = before_after.at_work(models, budget)
     for rows in (alone, untimed):
-        assert all(rows[name][key] == whole[name][key] for name in models for key in ("context", "weight_bytes", "state_bytes"))
-    assert "tokens_per_second" in alone["parent"] and "tokens_per_second" not in untimed["parent"] and len(seen) == 3
+        assert all(
+            rows[name][key] == whole[name][key]
+            for name in models
+            for key in ("context", "weight_bytes", "state_bytes")
+        )
+    assert (
+        "tokens_per_second" in alone["parent"]
+        and "tokens_per_second" not in untimed["parent"]
+        and len(seen) == 3
+    )

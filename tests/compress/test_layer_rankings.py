@@ -6,26 +6,32 @@ import torch
 from compress_models import make_model
 
 from nanohybrid.checkpoint import CheckpointReader, save
-from nanohybrid.compress import measure
-from nanohybrid.compress.activations import measure_activations
-from nanohybrid.compress.importance import Importance
-from nanohybrid.compress.layers import rank_layers_streamed
-from nanohybrid.compress.measure import importance_of
-from nanohybrid.compress.parts import Stored
 from nanohybrid.model import Layout
+from nanohybrid.prune import measure
+from nanohybrid.prune.activations import measure_activations
+from nanohybrid.prune.depth_importance import rank_layers_streamed
+from nanohybrid.prune.importance import Importance
+from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.measure import importance_of
 
 
 def test_cosine_is_how_far_a_layer_turns_the_hidden_state(model, calibration):
     found, turns = measure_activations(model, calibration).cosine, []
     for tokens, _ in calibration.samples:
-        h_TE, layout, row = model.backbone.embeddings(torch.from_numpy(tokens.astype("int64"))), Layout.packed([len(tokens)]), []
+        h_TE, layout, row = (
+            model.backbone.embeddings(torch.from_numpy(tokens.astype("int64"))),
+            Layout.packed([len(tokens)]),
+            [],
+        )
         for block in model.backbone.layers:
             after_TE = block(h_TE, layout, None)
             cosine_T = (h_TE * after_TE).sum(1) / (h_TE.norm(dim=1) * after_TE.norm(dim=1))
             row.append(float((1 - cosine_T.detach()).mean()))
             h_TE = after_TE
         turns.append(row)
-    torch.testing.assert_close(found.double(), torch.tensor(np.square(turns).mean(0) ** 0.5), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        found.double(), torch.tensor(np.square(turns).mean(0) ** 0.5), atol=1e-6, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("how", ["iterative", "one-shot", "cosine"])
@@ -49,7 +55,9 @@ def test_no_whole_model_is_read_unless_iteratively(calibration, tmp_path, monkey
     torch.testing.assert_close(found.layers, whole.layers)
 
 
-@pytest.mark.parametrize("held_bytes", [1, 12_000, 2**30], ids=["a document at a time", "two groups", "all at once"])
+@pytest.mark.parametrize(
+    "held_bytes", [1, 12_000, 2**30], ids=["a document at a time", "two groups", "all at once"]
+)
 @pytest.mark.parametrize("tied", [False, True])
 def test_streamed_scores_are_the_change_of_whole_logits(calibration, tmp_path, held_bytes, tied):
     model = make_model("M-*-M", tie_word_embeddings=tied).float()

@@ -6,28 +6,35 @@ import pytest
 import torch
 from compress_models import DENSE, make_model
 
+import nanohybrid
 from nanohybrid.cli.main import main
-from nanohybrid.compress.activations import measure_activations
-from nanohybrid.compress.budget import STEP, Budget, activation_bytes, matrix_bytes
-from nanohybrid.compress.devices import DEVICES, GIB, device
-from nanohybrid.compress.latency import decode_step
-from nanohybrid.compress.layers import rank_layers
 from nanohybrid.compress.plan import PAPER, grid_of, plan, prior
 from nanohybrid.compress.search import Grid
 from nanohybrid.compress.stage import CompressRecipe
-from nanohybrid.compress.target import Target
-from nanohybrid.config import HybridConfig
 from nanohybrid.errors import ConfigError, InputError
-from nanohybrid.model import Footprint
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate.budget import STEP, Budget, activation_bytes, matrix_bytes
+from nanohybrid.estimate.devices import DEVICES, GIB, device
+from nanohybrid.estimate.roofline import decode_step
+from nanohybrid.prune.activations import measure_activations
+from nanohybrid.prune.depth_importance import rank_layers
+from nanohybrid.prune.target import Target
 
-TWELVE, NINE = HybridConfig.preset("nano-12b-v2"), HybridConfig.preset("nano-9b-v2")
+TWELVE, NINE = nanohybrid.preset("nano-12b-v2"), nanohybrid.preset("nano-9b-v2")
 BUDGET = Budget(int(19.66 * GIB), 131_072, step=STEP)
 PAPERS = {  # embedding, FFN, Mamba heads at 56 layers: parameters, tok/s on an A10G at 8k/16k, batch 8 (paper, section 4)
     (4480, 17920, 112): (8_923_356_912, 161.02),
     (4480, 15680, 128): (8_888_227_328, 156.42),
     (4800, 14400, 120): (8_965_788_600, 155.86),
 }
-SMALL_GRID = Grid(drop_layers=(0, 2), hidden=(1.0, 0.75), ffn=(1.0, 0.5), mamba_heads=(1.0, 0.5), mamba_channels=(1.0,), multiple=4)
+SMALL_GRID = Grid(
+    drop_layers=(0, 2),
+    hidden=(1.0, 0.75),
+    ffn=(1.0, 0.5),
+    mamba_heads=(1.0, 0.5),
+    mamba_channels=(1.0,),
+    multiple=4,
+)
 
 
 def shape_of(hidden, ffn, heads):
@@ -37,14 +44,20 @@ def shape_of(hidden, ffn, heads):
 @pytest.fixture(scope="module")
 def papers_plan():
     few = Grid(
-        PAPER.drop_layers, PAPER.hidden[2:], (*PAPER.ffn[::2], 14400 / 20480, 15680 / 20480), PAPER.mamba_heads, PAPER.mamba_channels
+        PAPER.drop_layers,
+        PAPER.hidden[2:],
+        (*PAPER.ffn[::2], 14400 / 20480, 15680 / 20480),
+        PAPER.mamba_heads,
+        PAPER.mamba_channels,
     )
     return plan(TWELVE, BUDGET, device("a10g"), grid=few)
 
 
 def test_the_papers_budget_is_what_an_a10g_leaves():
     assert device("a10g").budget(int(1.3 * GIB)) / GIB == pytest.approx(19.66, abs=0.005)
-    assert not Budget(device("a10g").budget(), 131_072).fits(TWELVE) and Budget(device("h100").budget(), 131_072).fits(TWELVE)
+    assert not Budget(device("a10g").budget(), 131_072).fits(TWELVE) and Budget(
+        device("h100").budget(), 131_072
+    ).fits(TWELVE)
 
 
 def test_the_papers_grid_is_the_default_for_its_parent():
@@ -55,19 +68,34 @@ def test_the_papers_grid_is_the_default_for_its_parent():
 
 
 def test_the_papers_candidates_are_there_with_equal_parameters(papers_plan):
-    found = {(s.config.hidden_size, s.config.intermediate_size, s.config.mamba_num_heads): s for s in papers_plan.shapes[::-1]}
+    found = {
+        (s.config.hidden_size, s.config.intermediate_size, s.config.mamba_num_heads): s
+        for s in papers_plan.shapes[::-1]
+    }
     at_56 = {key: s for key, s in found.items() if s.config.num_hidden_layers == 56}
-    assert {key: at_56[key].parameters for key in PAPERS} == {key: count for key, (count, _) in PAPERS.items()}
+    assert {key: at_56[key].parameters for key in PAPERS} == {
+        key: count for key, (count, _) in PAPERS.items()
+    }
     assert at_56[4480, 15680, 128].config == NINE
-    assert all(s.memory.total <= BUDGET.bytes and s.config.pattern.count("*") == 4 for s in papers_plan.shapes)
-    assert [s.quality for s in papers_plan.shapes] == sorted((s.quality for s in papers_plan.shapes), reverse=True)
+    assert all(
+        s.memory.total <= BUDGET.bytes and s.config.pattern.count("*") == 4 for s in papers_plan.shapes
+    )
+    assert [s.quality for s in papers_plan.shapes] == sorted(
+        (s.quality for s in papers_plan.shapes), reverse=True
+    )
 
 
 def test_the_prior_orders_what_the_paper_measured_as_the_paper_did():
     def lost(layers, hidden, ffn, heads):
-        return prior(TWELVE, Target(layers=layers, hidden_size=hidden, intermediate_size=ffn, mamba_heads=heads))
+        return prior(
+            TWELVE, Target(layers=layers, hidden_size=hidden, intermediate_size=ffn, mamba_heads=heads)
+        )
 
-    widths = [lost(56, 4480, 15680, 128), lost(56, 4800, 14400, 120), lost(56, 4480, 17920, 112)]  # 63.02, 62.94, 59.07
+    widths = [
+        lost(56, 4480, 15680, 128),
+        lost(56, 4800, 14400, 120),
+        lost(56, 4480, 17920, 112),
+    ]  # 63.02, 62.94, 59.07
     depths = [lost(layers, 5120, 20480, 128) for layers in (56, 54, 52)]  # 51.48, 47.35, 44.92
     assert widths == sorted(widths) and depths == sorted(depths) and prior(TWELVE, Target()) == 0
 
@@ -81,7 +109,13 @@ def test_the_roofline_orders_the_papers_candidates_as_they_were_measured():
 
 @pytest.mark.parametrize(
     ("name", "batch", "context", "want"),
-    [("a10g", 1, 16_384, 35), ("a10g", 8, 16_384, 228), ("l4", 8, 16_384, 114), ("h100", 64, 16_384, 4111), ("a10g", 1, 131_072, 31.5)],
+    [
+        ("a10g", 1, 16_384, 35),
+        ("a10g", 8, 16_384, 228),
+        ("l4", 8, 16_384, 114),
+        ("h100", 64, 16_384, 4111),
+        ("a10g", 1, 131_072, 31.5),
+    ],
 )
 def test_the_roofline_by_hand(name, batch, context, want):
     weights, state = (NINE_PARAMETERS - 131_072 * 4480) * 2, 27 * (128 * 80 * 128 * 4 + 12_288 * 3 * 2)
@@ -98,7 +132,9 @@ def test_quantised_weights_leave_embeddings_norms_and_states_alone():
     assert whole.kv == eight.kv and whole.state == four.state
     kept = 131_072 * 4480 * 2
     matrices = NINE_PARAMETERS - kept / 2
-    assert eight.weights == pytest.approx(kept + matrices * (1 + 2 / 128) + 25 * 4480 * 15_680 / 64, rel=1e-3)  # down_proj: groups of 64
+    assert eight.weights == pytest.approx(
+        kept + matrices * (1 + 2 / 128) + 25 * 4480 * 15_680 / 64, rel=1e-3
+    )  # down_proj: groups of 64
     assert four.weights == pytest.approx(kept + matrices * (1 / 2 + 2 / 32), rel=1e-3)
     assert matrix_bytes((3, 64), "int4") == 3 * (32 + 4) and matrix_bytes((3, 40), "int8") == 3 * 42
     assert matrix_bytes((3, 40), "int4") == 3 * 40 * 2 and matrix_bytes((3, 64), "fp8") == 3 * (64 + 4)
@@ -134,11 +170,17 @@ def test_scores_replace_the_prior(model, calibration):
     both = plan(model.config, budget, profile, scores.with_layers(ranking.score_L, ranking.order), SMALL_GRID)
     assert len({by_prior.estimate, widths.estimate, both.estimate}) == 3
     assert len(by_prior.shapes) == len(widths.shapes) == len(both.shapes) == 16
-    assert all(p.shapes[0].quality == pytest.approx(1) and p.shapes[0].target == Target() for p in (by_prior, widths, both))
+    assert all(
+        p.shapes[0].quality == pytest.approx(1) and p.shapes[0].target == Target()
+        for p in (by_prior, widths, both)
+    )
     dropped = {s.target.drop_layers for s in both.shapes} - {()}
     assert dropped == {tuple(sorted(ranking.order[:2]))}
     for shape in both.shapes:
-        assert shape.config == shape.target.config(model.config, None) and shape.parameters == Footprint.of(shape.config).parameters
+        assert (
+            shape.config == shape.target.config(model.config, None)
+            and shape.parameters == Footprint.of(shape.config).parameters
+        )
     with pytest.raises(InputError, match="another shape"):
         plan(make_model("M-").config, budget, profile, scores, SMALL_GRID)
 
@@ -146,19 +188,64 @@ def test_scores_replace_the_prior(model, calibration):
 def test_a_parent_that_fits_comes_first_and_a_dense_one_plans_too():
     dense = make_model("*-*-*-", **DENSE).config
     found = plan(dense, Budget(10**9, 64, step=STEP), device("cpu"))
-    assert found.shapes[0].config == dense and {s.config.mamba_num_heads for s in found.shapes} == {dense.mamba_num_heads}
+    assert found.shapes[0].config == dense and {s.config.mamba_num_heads for s in found.shapes} == {
+        dense.mamba_num_heads
+    }
 
 
 def test_the_command_tells_machines_and_people(tmp_path, capsys):
-    assert main(["plan", "compress", "--preset", "mini", "--device", "l4", "--context", "512", "--batch", "2", "--json"]) == 0
+    assert (
+        main(
+            [
+                "plan",
+                "compress",
+                "--preset",
+                "mini",
+                "--device",
+                "l4",
+                "--context",
+                "512",
+                "--batch",
+                "2",
+                "--json",
+            ]
+        )
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
-    assert told["device"] == "l4" and told["budget_bytes"] == DEVICES["l4"].budget() and told["rejected_count"] == 0
+    assert (
+        told["device"] == "l4"
+        and told["budget_bytes"] == DEVICES["l4"].budget()
+        and told["rejected_count"] == 0
+    )
     first = told["candidates"][0]
-    assert first["config"]["pattern"] == HybridConfig.preset("mini").pattern and first["tokens_per_second_estimate"] > 0
+    assert (
+        first["config"]["pattern"] == nanohybrid.preset("mini").pattern
+        and first["tokens_per_second_estimate"] > 0
+    )
     for candidate in told["candidates"]:
         parts = candidate["bytes"]
-        assert parts["total"] == parts["weights"] + parts["kv"] + parts["state"] + parts["reserve"] and parts["reserve"] > 0
-    assert main(["plan", "compress", "--preset", "mini", "--budget-gib", "0.015", "--context", "512", "--show", "3"]) == 0
+        assert (
+            parts["total"] == parts["weights"] + parts["kv"] + parts["state"] + parts["reserve"]
+            and parts["reserve"] > 0
+        )
+    assert (
+        main(
+            [
+                "plan",
+                "compress",
+                "--preset",
+                "mini",
+                "--budget-gib",
+                "0.015",
+                "--context",
+                "512",
+                "--show",
+                "3",
+            ]
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     assert "shapes fit" in text and "prior" in text and "nanohybrid prune PATH" in text
 

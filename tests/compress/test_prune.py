@@ -8,10 +8,10 @@ import pytest
 import torch
 from compress_models import make_model
 
-from nanohybrid.compress.kept import Kept
-from nanohybrid.compress.prune import prune_model, prune_state
 from nanohybrid.errors import InputError
 from nanohybrid.model import Layout
+from nanohybrid.prune.selection import Kept
+from nanohybrid.prune.slicing import prune_model, prune_state
 
 LAYOUT = Layout.packed([7, 1, 15])
 TOKENS = torch.arange(LAYOUT.tokens) * 7 % 60
@@ -83,7 +83,9 @@ def mask_attention(mixer, kept, index):
 def mask_mamba(mixer, kept, index):
     config, heads, channels = mixer.config, kept.mamba_heads[index], kept.mamba_channels
     inner = [h * config.mamba_head_dim + p for h in heads for p in channels]
-    zero(mixer.in_proj.weight[: config.mamba_inner_size], 0, inner, config.mamba_inner_size)  # z: silu(0) = 0 closes the gate
+    zero(
+        mixer.in_proj.weight[: config.mamba_inner_size], 0, inner, config.mamba_inner_size
+    )  # z: silu(0) = 0 closes the gate
     share = len(inner) / config.mamba_inner_size
     mixer.norm.weight.mul_(share**0.5)
     mixer.config = config.replace(layer_norm_epsilon=config.layer_norm_epsilon * share)
@@ -109,7 +111,10 @@ def test_the_sliced_model_is_the_masked_one(model, case):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9 * want.abs().max().item())
 
 
-@pytest.mark.parametrize("case", [dict(hidden=20), dict(ffn=30), dict(queries=2), dict(layers=[0, 1, 3], hidden=24, ffn=40, queries=2)])
+@pytest.mark.parametrize(
+    "case",
+    [dict(hidden=20), dict(ffn=30), dict(queries=2), dict(layers=[0, 1, 3], hidden=24, ffn=40, queries=2)],
+)
 def test_a_dense_model_prunes_by_the_same_rule(dense, case):
     kept = kept_of(dense.config, **case)
     want, got = masked(dense, kept)(TOKENS, layout=LAYOUT), prune_model(dense, kept)(TOKENS, layout=LAYOUT)
@@ -124,12 +129,14 @@ def test_keeping_everything_is_the_parent_bit_for_bit_and_a_copy(model):
 
 
 def test_the_slices_have_the_shapes_of_the_new_configuration(model):
-    from nanohybrid.model.declare import parameters
+    from nanohybrid.model.spec import parameters
 
     kept = kept_of(model.config, **CASES["everything"])
     config, slices = prune_state(model.config, kept)
     source = model.state_dict()
-    assert {n: tuple(s.cut(source[s.source]).shape) for n, s in slices.items()} == {n: d.shape for n, d in parameters(config).items()}
+    assert {n: tuple(s.cut(source[s.source]).shape) for n, s in slices.items()} == {
+        n: d.shape for n, d in parameters(config).items()
+    }
 
 
 def test_kept_survives_its_file(model, tmp_path):

@@ -8,11 +8,22 @@ from compress_models import DENSE, make_model
 
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
-from nanohybrid.compress.kept import Kept
-from nanohybrid.compress.prune import prune_model
+from nanohybrid.prune.selection import Kept
+from nanohybrid.prune.slicing import prune_model
 from nanohybrid.text import ChatTemplate, train_bpe
 
-ALL = ["--hidden-size", "24", "--intermediate-size", "30", "--mamba-heads", "4", "--mamba-head-dim", "6", "--attention-heads", "2"]
+ALL = [
+    "--hidden-size",
+    "24",
+    "--intermediate-size",
+    "30",
+    "--mamba-heads",
+    "4",
+    "--mamba-head-dim",
+    "6",
+    "--attention-heads",
+    "2",
+]
 
 
 @pytest.fixture(scope="module", params=["hybrid", "dense"])
@@ -20,9 +31,15 @@ def parent(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parent")
     train_bpe(["some words"], 269).save(folder)
     ChatTemplate.default().save(folder)
-    model = make_model(vocab_size=269) if request.param == "hybrid" else make_model("*-*-", **DENSE, vocab_size=269)
+    model = (
+        make_model(vocab_size=269)
+        if request.param == "hybrid"
+        else make_model("*-*-", **DENSE, vocab_size=269)
+    )
     save(model.float(), folder)
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": f"line {i} of some text"}) + "\n" for i in range(5)))
+    (folder / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"line {i} of some text"}) + "\n" for i in range(5))
+    )
     return folder, request.param
 
 
@@ -30,16 +47,39 @@ def test_disk_to_disk_is_what_memory_gives(parent, tmp_path, capsys):
     folder, kind = parent
     flags = ALL if kind == "hybrid" else [*ALL[:4], "--attention-heads", "2"]
     layers = "6" if kind == "hybrid" else "3"
-    command = ["prune", str(folder), "--calibration", str(folder / "text.jsonl"), "--layers", layers, *flags, "--json"]
+    command = [
+        "prune",
+        str(folder),
+        "--calibration",
+        str(folder / "text.jsonl"),
+        "--layers",
+        layers,
+        *flags,
+        "--json",
+    ]
     assert main([*command, "--out", str(tmp_path / "a")]) == 0
     told = json.loads(capsys.readouterr().out)
     pruned, kept = load(tmp_path / "a"), Kept.read(tmp_path / "a")
     want = prune_model(load(folder), kept)
-    assert pruned.config == want.config and told["pruned"]["parameters"] == sum(p.numel() for p in pruned.parameters())
+    assert pruned.config == want.config and told["pruned"]["parameters"] == sum(
+        p.numel() for p in pruned.parameters()
+    )
     assert all(torch.equal(tensor, want.state_dict()[name]) for name, tensor in pruned.state_dict().items())
-    assert {"tokenizer.json", "chat_template.jinja", "lineage.json", "kept.json"} <= {path.name for path in (tmp_path / "a").iterdir()}
+    assert {"tokenizer.json", "chat_template.jinja", "lineage.json", "kept.json"} <= {
+        path.name for path in (tmp_path / "a").iterdir()
+    }
     scores = tmp_path / "a" / "importance" / "importance.safetensors"
-    again = ["prune", str(folder), "--importance", str(scores), "--layers", layers, *flags, "--out", str(tmp_path / "b")]
+    again = [
+        "prune",
+        str(folder),
+        "--importance",
+        str(scores),
+        "--layers",
+        layers,
+        *flags,
+        "--out",
+        str(tmp_path / "b"),
+    ]
     assert main(again) == 0 and Kept.read(tmp_path / "b") == kept
 
 

@@ -7,21 +7,28 @@ import numpy as np
 import pytest
 import torch
 
+import nanohybrid
 from nanohybrid.checkpoint import CheckpointReader, CheckpointWriter
-from nanohybrid.compress.depth import layers_to_drop
-from nanohybrid.compress.importance import Importance
-from nanohybrid.config import HybridConfig
 from nanohybrid.data import TokenStore
-from nanohybrid.model import Footprint
+from nanohybrid.estimate import Footprint
+from nanohybrid.prune.depth_rule import layers_to_drop
+from nanohybrid.prune.importance import Importance
 
-TWELVE = HybridConfig.preset("nano-12b-v2")
-SCALED = TWELVE.replace(vocab_size=16_384, hidden_size=640, intermediate_size=4096, mamba_head_dim=40, num_attention_heads=8, head_dim=64)
+TWELVE = nanohybrid.preset("nano-12b-v2")
+SCALED = TWELVE.replace(
+    vocab_size=16_384,
+    hidden_size=640,
+    intermediate_size=4096,
+    mamba_head_dim=40,
+    num_attention_heads=8,
+    head_dim=64,
+)
 MIB = 2**20
 LARGEST = SCALED.vocab_size * SCALED.hidden_size * 2
 MEASURE = """
 import sys
 from nanohybrid.cli.main import main
-import nanohybrid.compress.prune_stage, nanohybrid.stages.report, torch
+import nanohybrid.prune.stage, nanohybrid.stages.report, torch
 
 def peak():  # not getrusage, whose peak a process inherits from the one that started it
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -46,7 +53,9 @@ def parent(tmp_path_factory):
     write_parent(directory / "parent")
     write_scores(directory)
     rng = np.random.default_rng(0)
-    documents = [(rng.integers(13, 16_000, 64).astype(np.int32), np.ones(64, dtype=np.uint8)) for _ in range(4)]
+    documents = [
+        (rng.integers(13, 16_000, 64).astype(np.int32), np.ones(64, dtype=np.uint8)) for _ in range(4)
+    ]
     TokenStore.from_documents(documents).write(directory / "stores" / "documents.safetensors")
     return directory
 
@@ -57,25 +66,33 @@ def test_the_peak_of_pruning_is_far_below_the_weights(parent, tmp_path):
     peak = peak_of("prune", parent / "parent", "--out", tmp_path / "out", "--importance", parent, *sizes)
     assert peak < 4 * LARGEST + 60 * MIB < Footprint.of(SCALED).weight_bytes / 3
     with CheckpointReader(tmp_path / "out") as reader:
-        nine = HybridConfig.preset("nano-9b-v2")
-        assert (reader.config.pattern, reader.config.hidden_size, reader.config.intermediate_size) == (nine.pattern, 560, 3136)
+        nine = nanohybrid.preset("nano-9b-v2")
+        assert (reader.config.pattern, reader.config.hidden_size, reader.config.intermediate_size) == (
+            nine.pattern,
+            560,
+            3136,
+        )
 
 
 def test_the_peak_of_measuring_importance_is_too(parent, tmp_path):
-    peak = peak_of("prune", parent / "parent", "--out", tmp_path / "out", "--calibration", parent, "--hidden-size", "560")
+    peak = peak_of(
+        "prune", parent / "parent", "--out", tmp_path / "out", "--calibration", parent, "--hidden-size", "560"
+    )
     assert peak < Footprint.of(SCALED, torch.float32).weight_bytes / 4
 
 
 def peak_of(*command):
     """Bytes that a command holds at most, beyond the libraries it loads."""
-    run = subprocess.run([sys.executable, "-c", MEASURE, *map(str, command)], capture_output=True, text=True, timeout=600)
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, command)], capture_output=True, text=True, timeout=600
+    )
     assert run.returncode == 0, run.stderr
     return int(run.stdout.splitlines()[-1]) * 1024
 
 
 def write_parent(directory):
     """A parent of zeros, written as it will be read: tensor by tensor."""
-    from nanohybrid.model.declare import parameters
+    from nanohybrid.model.spec import parameters
 
     with CheckpointWriter(directory, SCALED, torch.bfloat16, max_shard_bytes=200 * MIB) as writer:
         for name, declared in parameters(SCALED).items():
@@ -91,4 +108,6 @@ def write_scores(directory):
 
     embedding = torch.rand(SCALED.hidden_size, generator=generator)
     mamba = draw("M", SCALED.mamba_num_heads, SCALED.mamba_head_dim)
-    Importance(embedding, draw("-", SCALED.intermediate_size), mamba, draw("*", SCALED.num_attention_heads)).save(directory)
+    Importance(
+        embedding, draw("-", SCALED.intermediate_size), mamba, draw("*", SCALED.num_attention_heads)
+    ).save(directory)

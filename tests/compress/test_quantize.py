@@ -10,20 +10,21 @@ from compress_models import SMALL, make_calibration
 
 from nanohybrid.checkpoint import CheckpointReader, load, save
 from nanohybrid.cli.main import main
-from nanohybrid.compress import answers
-from nanohybrid.compress import quantize_stage as stages
-from nanohybrid.compress.calibration import Calibration
-from nanohybrid.compress.carry import Carried
-from nanohybrid.compress.parts import Stored
-from nanohybrid.compress.quantize import quantize_checkpoint
-from nanohybrid.compress.quantize_stage import QuantizeRecipe, quantize_stage
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
+from nanohybrid.estimate import Footprint
 from nanohybrid.evaluate import EvaluateRecipe, evaluate
+from nanohybrid.evaluate import accuracy as answers
 from nanohybrid.evaluate.perplexity import loss_of
-from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.model import HybridLM
 from nanohybrid.model.quantized import QuantizedLinear, format_in, quantize_model
 from nanohybrid.ops.quantized import FORMATS
+from nanohybrid.prune.calibration import Calibration
+from nanohybrid.prune.layerwise import Stored
+from nanohybrid.quantize import stage as stages
+from nanohybrid.quantize.calibrate import Carried
+from nanohybrid.quantize.layerwise import quantize_checkpoint
+from nanohybrid.quantize.stage import QuantizeRecipe, quantize_stage
 from nanohybrid.text import ChatTemplate, train_bpe
 
 SIZES = {**SMALL, "hidden_size": 64, "intermediate_size": 96, "mamba_head_dim": 16, "vocab_size": 269}
@@ -36,10 +37,16 @@ def parent(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parent")
     train_bpe(["some words"], 269).save(folder)
     ChatTemplate.default().save(folder)
-    config = HybridConfig("M-*M-", **SIZES) if request.param == "hybrid" else HybridConfig("*-*-", **(SIZES | TIED))
+    config = (
+        HybridConfig("M-*M-", **SIZES)
+        if request.param == "hybrid"
+        else HybridConfig("*-*-", **(SIZES | TIED))
+    )
     save(HybridLM(config, seed=2).bfloat16(), folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 11], "temperature": 0.6}')
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": f"line {i} of some text and more"}) + "\n" for i in range(8)))
+    (folder / "text.jsonl").write_text(
+        "".join(json.dumps({"text": f"line {i} of some text and more"}) + "\n" for i in range(8))
+    )
     return folder
 
 
@@ -47,7 +54,9 @@ def same(ours, theirs):
     first, second = ours.state_dict(), theirs.state_dict()
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        assert tensor.dtype == second[name].dtype and torch.equal(tensor.view(torch.uint8), second[name].view(torch.uint8)), name
+        assert tensor.dtype == second[name].dtype and torch.equal(
+            tensor.view(torch.uint8), second[name].view(torch.uint8)
+        ), name
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -73,7 +82,17 @@ def test_without_documents_it_is_what_quantising_in_memory_gives(parent, tmp_pat
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_it_says_of_quality_is_what_the_two_checkpoints_show(parent, tmp_path, format, capsys):
-    command = ["quantize", str(parent), "--out", str(tmp_path / "a"), "--to", format, "--calibration", str(parent / "text.jsonl"), "--json"]
+    command = [
+        "quantize",
+        str(parent),
+        "--out",
+        str(tmp_path / "a"),
+        "--to",
+        format,
+        "--calibration",
+        str(parent / "text.jsonl"),
+        "--json",
+    ]
     assert main(command) == 0
     told = json.loads(capsys.readouterr().out)
     documents = Calibration.read(parent / "text.jsonl", parent)
@@ -81,13 +100,17 @@ def test_what_it_says_of_quality_is_what_the_two_checkpoints_show(parent, tmp_pa
     models = [load(path).eval() for path in (parent, tmp_path / "a")]
     losses = [loss_of(model, judged.batches()) for model in models]
     assert told["targets"] == losses[0].targets
-    assert [told["perplexity_before"], told["perplexity_after"]] == pytest.approx([loss.perplexity for loss in losses], rel=2e-3)
+    assert [told["perplexity_before"], told["perplexity_after"]] == pytest.approx(
+        [loss.perplexity for loss in losses], rel=2e-3
+    )
     logits = []
     with torch.no_grad():
         for model in models:
             found = [model(batch.tokens_T, batch.layout)[batch.targets_T >= 0] for batch in judged.batches()]
             logits.append(torch.cat(found).double().log_softmax(-1))
-    assert told["top1_agreement"] == pytest.approx((logits[0].argmax(-1) == logits[1].argmax(-1)).double().mean().item(), abs=0.011)
+    assert told["top1_agreement"] == pytest.approx(
+        (logits[0].argmax(-1) == logits[1].argmax(-1)).double().mean().item(), abs=0.011
+    )
     divergence = (logits[0].exp() * (logits[0] - logits[1])).sum(-1).mean().item()
     assert told["kl_divergence"] == pytest.approx(divergence, rel=0.05, abs=1e-6)
     page = (tmp_path / "a" / "report.html").read_text()
@@ -96,8 +119,20 @@ def test_what_it_says_of_quality_is_what_the_two_checkpoints_show(parent, tmp_pa
 
 def test_both_models_answer_where_problems_are_asked(parent, tmp_path, capsys, monkeypatch):
     """With and without documents; the answers are the stage `evaluate`'s."""
-    monkeypatch.setattr(answers, "EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))  # one that knows nothing talks to the end
-    command = ["quantize", str(parent), "--to", "int4", "--problems", "2", "--tasks", '["parity", "sums"]', "--json"]
+    monkeypatch.setattr(
+        answers, "EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6)
+    )  # one that knows nothing talks to the end
+    command = [
+        "quantize",
+        str(parent),
+        "--to",
+        "int4",
+        "--problems",
+        "2",
+        "--tasks",
+        '["parity", "sums"]',
+        "--json",
+    ]
     for name, more in (("a", []), ("b", ["--calibration", str(parent / "text.jsonl")])):
         assert main([*command, "--out", str(tmp_path / name), *more]) == 0
         told = json.loads(capsys.readouterr().out)
@@ -131,8 +166,14 @@ def test_int4_weighs_by_what_enters_each_column_and_is_judged_on_other_documents
     found, plain, weighed = load(tmp_path / "a"), load(parent), load(parent)
     quantize_model(plain, "int4")
     quantize_model(weighed, "int4", importance)
-    differ = {name for name, tensor in found.state_dict().items() if not torch.equal(tensor, weighed.state_dict()[name])}
-    assert not differ and any(not torch.equal(tensor, plain.state_dict()[name]) for name, tensor in found.state_dict().items())
+    differ = {
+        name
+        for name, tensor in found.state_dict().items()
+        if not torch.equal(tensor, weighed.state_dict()[name])
+    }
+    assert not differ and any(
+        not torch.equal(tensor, plain.state_dict()[name]) for name, tensor in found.state_dict().items()
+    )
 
 
 def test_documents_go_through_both_models_exactly(parent):
@@ -143,7 +184,9 @@ def test_documents_go_through_both_models_exactly(parent):
         for block in parts.blocks():
             carried.through(block, lambda squares: None)
         carried.normed(parts.final_norm())
-        want = [load(parent, torch.float32).hidden(batch.tokens_T, batch.layout) for batch in documents.batches()]
+        want = [
+            load(parent, torch.float32).hidden(batch.tokens_T, batch.layout) for batch in documents.batches()
+        ]
     for found in (carried.before_TE, carried.after_TE):
         torch.testing.assert_close(torch.cat(found), torch.cat(want))
     assert carried.drift == [0.0] * len(carried.drift)
@@ -168,16 +211,23 @@ def test_an_interrupted_run_begins_anew_and_ends_the_same(parent, tmp_path, monk
     assert not (tmp_path / "cut").exists()
     monkeypatch.setattr(stages, "quantize_checkpoint", real)
     quantize_stage(recipe, parent, tmp_path / "cut")
-    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
     quantize_stage(recipe, parent, tmp_path / "cut")  # done: nothing is done again
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_what_int4_has_no_form_for_is_said(tmp_path, capsys):
-    save(HybridLM(HybridConfig("M-", **{**SIZES, "intermediate_size": 112}), seed=0).bfloat16(), tmp_path / "odd")
+    save(
+        HybridLM(HybridConfig("M-", **{**SIZES, "intermediate_size": 112}), seed=0).bfloat16(),
+        tmp_path / "odd",
+    )
     assert main(["quantize", str(tmp_path / "odd"), "--out", str(tmp_path / "a"), "--to", "int4"]) == 0
     assert "stayed as they were" in (said := capsys.readouterr().out) and "1 matrices" in said
-    assert isinstance(load(tmp_path / "a").get_submodule("backbone.layers.1.mixer.down_proj"), torch.nn.Linear)
+    assert isinstance(
+        load(tmp_path / "a").get_submodule("backbone.layers.1.mixer.down_proj"), torch.nn.Linear
+    )
 
 
 @pytest.fixture(scope="module")
@@ -191,22 +241,52 @@ def quantised(tmp_path_factory):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["quantize", "{int8}", "--to", "int4", "--out", "{out}"], "is a quantised checkpoint: it can be quantised no further"),
+        (
+            ["quantize", "{int8}", "--to", "int4", "--out", "{out}"],
+            "is a quantised checkpoint: it can be quantised no further",
+        ),
         (["quantize", "{empty}", "--to", "int4", "--out", "{out}"], "config.json: no such file"),
         (["quantize", "{bare}", "--to", "int4", "--out", "{out}"], "where are the weights?"),
         (["quantize", "{plain}", "--to", "int5", "--out", "{out}"], "invalid choice: 'int5'"),
         (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--samples", "0"], "at least 1 document"),
         (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--problems", "-1"], "problems is -1"),
-        (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--problems", "1"], "tokenizer.json: no such file"),
-        (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--calibration", "{out}/none.jsonl"], "no such file or directory"),
-        (["compress", "{int8}", "--out", "{out}"], "is a quantised checkpoint: take the one that it was made from"),
-        (["prune", "{int8}", "--drop-layers", "1", "--out", "{out}"], "is a quantised checkpoint: take the one that it was made from"),
-        (["align", "sft", "--model", "{int8}", "--shares.text", "0", "--out", "{out}"], "is a quantised checkpoint: take the one"),
+        (
+            ["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--problems", "1"],
+            "tokenizer.json: no such file",
+        ),
+        (
+            ["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--calibration", "{out}/none.jsonl"],
+            "no such file or directory",
+        ),
+        (
+            ["compress", "{int8}", "--out", "{out}"],
+            "is a quantised checkpoint: take the one that it was made from",
+        ),
+        (
+            ["prune", "{int8}", "--drop-layers", "1", "--out", "{out}"],
+            "is a quantised checkpoint: take the one that it was made from",
+        ),
+        (
+            ["align", "sft", "--model", "{int8}", "--shares.text", "0", "--out", "{out}"],
+            "is a quantised checkpoint: take the one",
+        ),
         (["align", "grpo", "--model", "{int8}", "--out", "{out}"], "is a quantised checkpoint: take the one"),
-        (["align", "merge", "--first", "{plain}", "--second", "{int8}", "--out", "{out}"], "is a quantised checkpoint: take the one"),
-        (["distill", "{int8}", "{plain}", "--data", "{plain}", "--out", "{out}"], "is a quantised checkpoint: take the one"),
-        (["generate", "{int8}", "--prompt", "x", "--quantize", "bf16"], "is a quantised checkpoint: it cannot be made bf16"),
-        (["generate", "{int8}", "--prompt", "x", "--quantize", "int4"], r"is quantised already (int8), and cannot be made int4"),
+        (
+            ["align", "merge", "--first", "{plain}", "--second", "{int8}", "--out", "{out}"],
+            "is a quantised checkpoint: take the one",
+        ),
+        (
+            ["distill", "{int8}", "{plain}", "--data", "{plain}", "--out", "{out}"],
+            "is a quantised checkpoint: take the one",
+        ),
+        (
+            ["generate", "{int8}", "--prompt", "x", "--quantize", "bf16"],
+            "is a quantised checkpoint: it cannot be made bf16",
+        ),
+        (
+            ["generate", "{int8}", "--prompt", "x", "--quantize", "int4"],
+            r"is quantised already (int8), and cannot be made int4",
+        ),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )
@@ -223,7 +303,7 @@ def test_refused_in_one_line_with_nothing_written(quantised, tmp_path, capsys, c
 
 
 def test_a_quantised_model_in_memory_is_not_pruned_either(quantised):
-    from nanohybrid.compress.measure import importance_of
+    from nanohybrid.prune.measure import importance_of
 
     with pytest.raises(InputError, match=r"the model is quantised \(int8\)"):
         importance_of(load(quantised), make_calibration(), quantised / "importance", True, 1)
@@ -254,11 +334,27 @@ def test_verify_sees_a_code_that_does_not_come_back(quantised, monkeypatch):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_generate_quantises_at_load_and_says_what_the_quantised_checkpoint_says(parent, tmp_path, format, capsys):
+def test_generate_quantises_at_load_and_says_what_the_quantised_checkpoint_says(
+    parent, tmp_path, format, capsys
+):
     stored = quantize_stage(QuantizeRecipe(format), parent, tmp_path / "stored")
     answers = []
     for command in ([str(parent), "--quantize", format], [str(stored)], [str(stored), "--quantize", format]):
-        assert main(["generate", *command, "--prompt", "line 3 of", "--max-new-tokens", "8", "--ignore-eos", "--json"]) == 0
+        assert (
+            main(
+                [
+                    "generate",
+                    *command,
+                    "--prompt",
+                    "line 3 of",
+                    "--max-new-tokens",
+                    "8",
+                    "--ignore-eos",
+                    "--json",
+                ]
+            )
+            == 0
+        )
         answers.append(json.loads(capsys.readouterr().out)["token_ids"])
     assert answers[0] == answers[1] == answers[2] and len(answers[0]) == 8
 

@@ -7,7 +7,6 @@ import pytest
 
 import nanohybrid
 from nanohybrid.compress import CompressRecipe, DistillRecipe
-from nanohybrid.config import HybridConfig
 from nanohybrid.evaluate import EvaluateRecipe
 from nanohybrid.stages.recipe import load
 
@@ -25,7 +24,7 @@ def test_a_recipe_is_read(name, kind):
 
 def test_the_12b_recipe_is_the_papers():
     recipe = load(CompressRecipe, FOLDER / "nano-12b-v2" / "compress.toml")
-    parent = HybridConfig.preset("nano-12b-v2")
+    parent = nanohybrid.preset("nano-12b-v2")
     assert recipe.budget(parent).bytes / 2**30 == pytest.approx(19.66, abs=0.005)
     assert 4480 / 5120 in recipe.grid_for(parent).hidden and recipe.grid_for(parent).drop_layers == (6, 8, 10)
     ends = [0.0, *(stretch.until for stretch in recipe.distill.stretches)]

@@ -6,20 +6,38 @@ import pytest
 import torch
 from compress_models import make_model
 
-from nanohybrid.compress.activations import measure_activations
-from nanohybrid.compress.budget import Budget
-from nanohybrid.compress.layers import rank_layers
-from nanohybrid.compress.promise import Promise
-from nanohybrid.compress.prune import prune_model
-from nanohybrid.compress.quality import Judge, Quality
+import nanohybrid
+from nanohybrid.compress.candidate_quality import Judge, Quality
 from nanohybrid.compress.report import pareto
-from nanohybrid.compress.search import Grid, Search, choose, dominated, enumerate_shapes, key_of, search, targets, widths
-from nanohybrid.compress.target import Target
-from nanohybrid.config import HybridConfig
+from nanohybrid.compress.search import (
+    Grid,
+    Search,
+    choose,
+    dominated,
+    enumerate_shapes,
+    key_of,
+    search,
+    targets,
+    widths,
+)
 from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.estimate.budget import Budget
 from nanohybrid.evaluate.perplexity import loss_of
+from nanohybrid.prune.activations import measure_activations
+from nanohybrid.prune.depth_importance import rank_layers
+from nanohybrid.prune.importance_loss import Promise
+from nanohybrid.prune.slicing import prune_model
+from nanohybrid.prune.target import Target
 
-GRID = Grid(drop_layers=(0, 1), hidden=(1.0, 0.75), ffn=(1.0, 0.5), mamba_heads=(1.0, 0.5), mamba_channels=(1.0,), multiple=4, tried=4)
+GRID = Grid(
+    drop_layers=(0, 1),
+    hidden=(1.0, 0.75),
+    ffn=(1.0, 0.5),
+    mamba_heads=(1.0, 0.5),
+    mamba_channels=(1.0,),
+    multiple=4,
+    tried=4,
+)
 
 
 @pytest.fixture
@@ -31,9 +49,14 @@ def scores(model, calibration):
 def test_the_papers_budget():
     assert pytest.approx(19.66, abs=0.005) == 22.06 * 0.95 - 1.3
     paper = Budget(int(19.66 * 2**30), 131_072)
-    nine, twelve = (HybridConfig.preset(name) for name in ("nano-9b-v2", "nano-12b-v2"))
+    nine, twelve = (nanohybrid.preset(name) for name in ("nano-9b-v2", "nano-12b-v2"))
     memory = paper.memory(nine)
-    assert [round(part / 2**30, 2) for part in (memory.weights, memory.kv, memory.state, memory.total)] == [16.56, 2.0, 0.13, 18.69]
+    assert [round(part / 2**30, 2) for part in (memory.weights, memory.kv, memory.state, memory.total)] == [
+        16.56,
+        2.0,
+        0.13,
+        18.69,
+    ]
     assert paper.fits(nine) and not paper.fits(twelve)
 
 
@@ -56,7 +79,10 @@ def test_every_shape_that_fits_and_only_those(model, scores):
     assert some.rejected == 16 - len(some.candidates) > 0
     for candidate in everything.candidates:
         pruned = prune_model(model, candidate.target.kept(model.config, scores))
-        assert pruned.config == candidate.config and sum(p.numel() for p in pruned.parameters()) == candidate.parameters
+        assert (
+            pruned.config == candidate.config
+            and sum(p.numel() for p in pruned.parameters()) == candidate.parameters
+        )
     with pytest.raises(InputError, match=r"no shape of the grid fits .* the smallest takes"):
         enumerate_shapes(model.config, scores, GRID, Budget(1000))
 
@@ -81,13 +107,17 @@ def agreement_of(model, parent, calibration):
     """The share of the targets at which both find the same token likeliest, a document at a time."""
     same = []
     for tokens, _ in calibration.samples:
-        first, second = (m(torch.from_numpy(tokens.astype("int64"))[None])[0].argmax(-1)[:-1] for m in (model, parent))
+        first, second = (
+            m(torch.from_numpy(tokens.astype("int64"))[None])[0].argmax(-1)[:-1] for m in (model, parent)
+        )
         same += (first == second).tolist()
     return sum(same) / len(same)
 
 
 def test_the_fastest_of_those_that_are_as_good_is_chosen(model, scores):
-    fitting = enumerate_shapes(model.config, scores, GRID, Budget(10**9), speed=lambda config: 1e6 / config.hidden_size)
+    fitting = enumerate_shapes(
+        model.config, scores, GRID, Budget(10**9), speed=lambda config: 1e6 / config.hidden_size
+    )
     assert {c.tokens_per_second for c in fitting.candidates} == {1e6 / 32, 1e6 / 24}
     wide = [c for c in fitting.candidates if c.config.hidden_size == 32][:2]
     narrow = [c for c in fitting.candidates if c.config.hidden_size == 24][:2]
@@ -98,7 +128,9 @@ def test_the_fastest_of_those_that_are_as_good_is_chosen(model, scores):
     assert choose(found, near=0.03).chosen == tried[2]  # of two as fast, the better
     assert sorted(map(key_of, choose(found, 0.01).candidates)) == sorted(map(key_of, found.candidates))
     raced = Search((replace(tried[0], healed=0.5), replace(tried[2], healed=0.4), *tried[3:]), 0)
-    assert choose(raced, near=0.0).chosen.healed == 0.4  # what was learnt since outweighs what was lost at the cut
+    assert (
+        choose(raced, near=0.0).chosen.healed == 0.4
+    )  # what was learnt since outweighs what was lost at the cut
 
 
 def test_axes_of_mixers_that_a_model_lacks_are_left_alone(dense):
@@ -124,14 +156,18 @@ def test_the_front_holds_what_none_beats():
 
 def test_dominated_means_no_larger_anywhere(model, scores):
     shapes = {c.target: c for c in enumerate_shapes(model.config, scores, GRID, Budget(10**9)).candidates}
-    small = next(c for t, c in shapes.items() if t.hidden_size == 24 and t.intermediate_size == 24 and t.layers == 6)
+    small = next(
+        c for t, c in shapes.items() if t.hidden_size == 24 and t.intermediate_size == 24 and t.layers == 6
+    )
     assert dominated(small, shapes.values()) and isinstance(small.target, Target)
 
 
 def test_the_importance_that_a_shape_loses_is_that_of_what_it_leaves_out(model, scores):
     promise = Promise(model.config, scores)
     assert promise.lost(Target()) == pytest.approx(0.0, abs=1e-9)
-    target = Target(layers=6, hidden_size=20, intermediate_size=10, mamba_heads=4, mamba_head_dim=5, attention_heads=2)
+    target = Target(
+        layers=6, hidden_size=20, intermediate_size=10, mamba_heads=4, mamba_head_dim=5, attention_heads=2
+    )
     kept = Target(**{**vars(target), "layers": None}).kept(model.config, scores)
 
     def share(values, indices):
@@ -140,7 +176,9 @@ def test_the_importance_that_a_shape_loses_is_that_of_what_it_leaves_out(model, 
     lost = 1 - share(scores.embedding, kept.hidden)
     lost += 1 - sum(share(scores.ffn[i], kept.ffn[i]) for i in kept.ffn) / 3
     lost += 1 - share(scores.attention[3], kept.attention_heads[3])
-    inner = {i: [h * 8 + c for h in kept.mamba_heads[i] for c in kept.mamba_channels] for i in kept.mamba_heads}
+    inner = {
+        i: [h * 8 + c for h in kept.mamba_heads[i] for c in kept.mamba_channels] for i in kept.mamba_heads
+    }
     lost += 1 - sum(share(scores.mamba[i].flatten(), inner[i]) for i in inner) / 3
     lost += float(scores.layers[scores.order[0]] / scores.layers.sum())
     assert promise.lost(target) == pytest.approx(lost, rel=1e-5)

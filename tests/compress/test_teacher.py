@@ -8,10 +8,10 @@ import torch
 from compress_models import DENSE, make_model
 
 from nanohybrid.checkpoint import load, save
-from nanohybrid.compress import teacher as teachers
-from nanohybrid.compress.distill import DistillRecipe, Lessons, Stretch, distill
-from nanohybrid.compress.teacher import Answers, teaching
 from nanohybrid.data import Batch, TokenStore
+from nanohybrid.distill import teacher as teachers
+from nanohybrid.distill.stage import DistillRecipe, Lessons, Stretch, distill
+from nanohybrid.distill.teacher import Answers, teaching
 from nanohybrid.errors import ConfigError
 from nanohybrid.text import train_bpe
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
@@ -28,7 +28,9 @@ def root(tmp_path_factory):
     for name, seed in (("parent", "M-M*-M-"), ("student", "M-*-")):
         train_bpe(["some words"], 269).save(root / name)
         save(make_model(seed, vocab_size=269).float(), root / name)
-    documents = [(rng.integers(13, 60, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in rng.integers(5, 30, 30)]
+    documents = [
+        (rng.integers(13, 60, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in rng.integers(5, 30, 30)
+    ]
     (root / "data").mkdir()
     TokenStore.from_documents(documents).write(root / "data" / "chats.safetensors")
     return root
@@ -49,7 +51,9 @@ def test_a_teacher_on_the_disk_says_what_one_in_memory_says(tmp_path, changes):
     save(model, tmp_path)
     batch = Batch.of([(np.arange(20, 33), np.ones(13)), (np.arange(40, 47), np.ones(7))])
     with teaching(tmp_path, "offloaded") as teacher:
-        assert torch.equal(teacher.hidden(batch.tokens_T, batch.layout), model.hidden(batch.tokens_T, batch.layout))
+        assert torch.equal(
+            teacher.hidden(batch.tokens_T, batch.layout), model.hidden(batch.tokens_T, batch.layout)
+        )
         assert torch.equal(teacher.head_weight, model.head_weight)
 
 
@@ -130,7 +134,12 @@ def test_the_length_of_sequences_grows_along_the_stretches(root):
 
 @pytest.mark.parametrize(
     "change",
-    [dict(teacher="elsewhere"), dict(top_k=-1), dict(stretches=(Stretch(0.5, 8),)), dict(stretches=(Stretch(1.0, 8), Stretch(0.5, 8)))],
+    [
+        dict(teacher="elsewhere"),
+        dict(top_k=-1),
+        dict(stretches=(Stretch(0.5, 8),)),
+        dict(stretches=(Stretch(1.0, 8), Stretch(0.5, 8))),
+    ],
 )
 def test_what_makes_no_sense_is_refused(change):
     with pytest.raises(ConfigError):

@@ -47,8 +47,14 @@ def test_the_directory_holds_all_that_a_run_needs(corpus: Path) -> None:
 def test_no_document_asks_what_evaluation_asks(corpus: Path) -> None:
     tokenizer = Tokenizer.from_directory(corpus)
     for name in ("tasks-running", "tasks-parity"):
-        for split, store in (("train", Corpus.read(corpus).stores[name]), ("test", Corpus.read(corpus).validation[name])):
-            prompts = [tokenizer.decode(store.document(index)[0].tolist()).split("\n")[0] for index in range(len(store))]
+        for split, store in (
+            ("train", Corpus.read(corpus).stores[name]),
+            ("test", Corpus.read(corpus).validation[name]),
+        ):
+            prompts = [
+                tokenizer.decode(store.document(index)[0].tolist()).split("\n")[0]
+                for index in range(len(store))
+            ]
             assert len(set(prompts)) == len(prompts) > 0
             assert {tasks.split_of(prompt) for prompt in prompts} == {split}
 
@@ -56,20 +62,32 @@ def test_no_document_asks_what_evaluation_asks(corpus: Path) -> None:
 def test_the_account_adds_up(corpus: Path) -> None:
     stats = json.loads((corpus / "stats.json").read_text())
     parity = stats["stores"]["tasks-parity"]
-    validation = {name.removeprefix("validation-"): stats["stores"].pop(name) for name in list(stats["stores"]) if "validation" in name}
+    validation = {
+        name.removeprefix("validation-"): stats["stores"].pop(name)
+        for name in list(stats["stores"])
+        if "validation" in name
+    }
     assert parity["documents"] + sum(parity["dropped"].values()) == 200
     stores = Corpus.read(corpus).stores
     assert {name: len(store) for name, store in Corpus.read(corpus).validation.items()} == {
         name: store["documents"] for name, store in validation.items()
     }
-    assert {name: len(store) for name, store in stores.items()} == {name: store["documents"] for name, store in stats["stores"].items()}
+    assert {name: len(store) for name, store in stores.items()} == {
+        name: store["documents"] for name, store in stats["stores"].items()
+    }
     assert stats["tokens"] == sum(store.token_count for store in stores.values())
     assert "Dropped" in (corpus / "report.html").read_text()
 
 
 def test_the_same_recipe_builds_the_same_bytes_and_is_not_built_twice(corpus: Path, tmp_path: Path) -> None:
     again = build(SMALL, tmp_path / "again")
-    for name in ("tokenizer.json", "mixture.json", "stats.json", "code.safetensors", "tasks-running.safetensors"):
+    for name in (
+        "tokenizer.json",
+        "mixture.json",
+        "stats.json",
+        "code.safetensors",
+        "tasks-running.safetensors",
+    ):
         assert (corpus / name).read_bytes() == (again / name).read_bytes(), name
     before = (corpus / "lineage.json").read_bytes()
     build(SMALL, corpus)
@@ -80,9 +98,14 @@ def test_the_same_recipe_builds_the_same_bytes_and_is_not_built_twice(corpus: Pa
 
 def test_files_of_ones_own_and_a_tokenizer_of_ones_own(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
-    sentences = [f"Sentence {word} is about nothing but {word} itself, which is little.\n" for word in ("one", "two", "three")]
+    sentences = [
+        f"Sentence {word} is about nothing but {word} itself, which is little.\n"
+        for word in ("one", "two", "three")
+    ]
     (tmp_path / "texts" / "a.txt").write_text("".join(sentences))
-    (tmp_path / "prompts.txt").write_text("What is asked of the model when it is finished and can be measured by all of us?")
+    (tmp_path / "prompts.txt").write_text(
+        "What is asked of the model when it is finished and can be measured by all of us?"
+    )
     (tmp_path / "texts" / "b.txt").write_text("".join(sentences) + (tmp_path / "prompts.txt").read_text())
     recipe = DataRecipe(
         tokenizer=corpus,
@@ -96,14 +119,24 @@ def test_files_of_ones_own_and_a_tokenizer_of_ones_own(corpus: Path, tmp_path: P
     )
     stats = json.loads((build(recipe, tmp_path / "out") / "stats.json").read_text())
     assert stats["vocab_size"] == 300
-    assert stats["stores"]["files"]["documents"] == 1 and stats["stores"]["files"]["dropped"] == {"evaluation prompt": 1}
+    assert stats["stores"]["files"]["documents"] == 1 and stats["stores"]["files"]["dropped"] == {
+        "evaluation prompt": 1
+    }
 
 
 def test_the_command_builds_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "small.toml").write_text(
         recipes.dump(replace(SMALL, tasks=(TaskSource("running", 50),), phases=(Phase(1.0, {"tasks": 1}),)))
     )
-    arguments = ["data", "--recipe", str(tmp_path / "small.toml"), "--seed", "3", "--out", str(tmp_path / "out")]
+    arguments = [
+        "data",
+        "--recipe",
+        str(tmp_path / "small.toml"),
+        "--seed",
+        "3",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["out"] == str(tmp_path / "out") and result["stores"]["tasks-running"]["documents"] > 30
@@ -130,7 +163,9 @@ def test_the_tiny_recipe_is_the_default() -> None:
         ({"phases": (Phase(0.5, {"tasks": 1}),)}, "the last at 1.0"),
     ],
 )
-def test_recipes_that_cannot_be_built_say_why_and_leave_nothing(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_recipes_that_cannot_be_built_say_why_and_leave_nothing(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         build(replace(SMALL, **changes), tmp_path / "out")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

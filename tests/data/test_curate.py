@@ -55,20 +55,30 @@ def test_evaluation_prompts_are_found_as_lines_and_as_runs_of_thirteen_words() -
     long = "how many legs do three cats and two birds have in all if none is lame"
     catches = Decontaminator(["sum 12+3+4", long]).catches
     assert catches("some text\nsum 12 + 3 + 4\nmore") and catches(f"He asked: {long.upper()}?")
-    assert not catches("the sum 12+3+4 within a line") and not catches("how many legs do three cats have") and not catches("")
+    assert (
+        not catches("the sum 12+3+4 within a line")
+        and not catches("how many legs do three cats have")
+        and not catches("")
+    )
 
 
 def test_every_drop_is_counted_by_store_and_reason() -> None:
     curator = Curator(QualityLimits(), 0, Decontaminator([PROSE]))
     documents = [plain("code", CODE), plain("code", CODE), plain("code", "x"), plain("prose", PROSE)]
     assert list(curator.texts(documents)) == documents[:1]
-    assert curator.counts == {"code": {"kept": 1, "exact duplicate": 1, "too short": 1}, "prose": {"evaluation prompt": 1}}
+    assert curator.counts == {
+        "code": {"kept": 1, "exact duplicate": 1, "too short": 1},
+        "prose": {"evaluation prompt": 1},
+    }
 
 
 def test_problems_of_the_test_split_never_pass() -> None:
     prompts = [f"run {a}+{b}" for a in range(10) for b in range(10)]
     curator = Curator(QualityLimits(), 0, Decontaminator())
-    documents = [Document("tasks-running", (Piece(prompt + "\n", loss=False), Piece("1\n"))) for prompt in [*prompts, prompts[0]]]
+    documents = [
+        Document("tasks-running", (Piece(prompt + "\n", loss=False), Piece("1\n")))
+        for prompt in [*prompts, prompts[0]]
+    ]
     kept = {document.pieces[0].text.strip() for document in curator.problems(documents)}
     assert kept == {prompt for prompt in prompts if tasks.split_of(prompt) == "train"}
     assert curator.counts["tasks-running"]["test split"] + len(kept) + 1 == len(documents)

@@ -37,9 +37,17 @@ def sequences(batch: Batch) -> list[tuple[list[int], list[int]]]:
 def test_cutting_loses_no_target_and_crosses_no_document(lengths: list[int], sequence_length: int) -> None:
     store = make_store(lengths)
     pieces = cut(store, sequence_length)
-    found = [read(store, *map(int, piece)) for piece in zip(pieces.starts, pieces.lengths, pieces.document_ends, strict=True)]
+    found = [
+        read(store, *map(int, piece))
+        for piece in zip(pieces.starts, pieces.lengths, pieces.document_ends, strict=True)
+    ]
     targets = Counter(int(target) for _, target_ids in found for target in target_ids if target != IGNORED)
-    expected = Counter(int(token) for i in range(len(store)) for token, loss in list(zip(*store.document(i), strict=True))[1:] if loss)
+    expected = Counter(
+        int(token)
+        for i in range(len(store))
+        for token, loss in list(zip(*store.document(i), strict=True))[1:]
+        if loss
+    )
     assert targets == expected
     assert all(1 <= len(tokens) <= sequence_length for tokens, _ in found)
     for tokens, target_ids in found:
@@ -81,7 +89,14 @@ def test_a_batch_depends_on_seed_and_step_alone(a: list[int], b: list[int], seed
 @given(sizes, sizes, st.floats(0.2, 0.8))
 def test_weights_hold_in_every_batch_to_within_a_document(a: list[int], b: list[int], share: float) -> None:
     stores = {"a": make_store(a), "b": make_store(b, first=5000)}
-    loader = Loader(stores, [(1.0, {"a": share, "b": 1 - share})], batch_tokens=256, sequence_length=32, seed=1, total_steps=20)
+    loader = Loader(
+        stores,
+        [(1.0, {"a": share, "b": 1 - share})],
+        batch_tokens=256,
+        sequence_length=32,
+        seed=1,
+        total_steps=20,
+    )
     for step in range(20):
         tokens = loader.batch(step).tokens_T
         assert abs(int((tokens < 5000).sum()) - share * 256) <= 33
@@ -97,7 +112,9 @@ def test_documents_stand_whole_and_masked_in_a_batch() -> None:
 
 def test_a_long_document_goes_on_in_the_next_window() -> None:
     store = TokenStore.from_documents([(list(range(10)), [1] * 10)])
-    loader = Loader({"a": store}, [(1.0, {"a": 1})], batch_tokens=10, sequence_length=4, seed=0, total_steps=1)
+    loader = Loader(
+        {"a": store}, [(1.0, {"a": 1})], batch_tokens=10, sequence_length=4, seed=0, total_steps=1
+    )
     assert sorted(sequences(loader.batch(0))) == [
         ([0, 1, 2, 3], [1, 2, 3, 4]),
         ([4, 5, 6, 7], [5, 6, 7, 8]),
@@ -118,7 +135,9 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def test_phases_switch_where_they_say() -> None:
     stores = {"a": make_store([8] * 20), "b": make_store([8] * 20, first=5000)}
-    loader = Loader(stores, [(0.6, {"a": 1}), (1.0, {"b": 1})], batch_tokens=16, sequence_length=8, seed=0, total_steps=10)
+    loader = Loader(
+        stores, [(0.6, {"a": 1}), (1.0, {"b": 1})], batch_tokens=16, sequence_length=8, seed=0, total_steps=10
+    )
     kinds = ["b" if loader.batch(step).tokens_T.min() >= 5000 else "a" for step in range(12)]
     assert "".join(kinds) == "aaaaaabbbbbb"
     assert loader.epochs(10) == {"a": pytest.approx(6 * 16 / 160), "b": pytest.approx(4 * 16 / 160)}
@@ -142,16 +161,39 @@ def test_a_group_shares_its_weight_among_its_members() -> None:
         ([(1.0, {"b": 1.0})], "names b, which is not among the stores a"),
     ],
 )
-def test_mixtures_that_mean_nothing_are_refused(phases: list[tuple[float, dict[str, float]]], message: str) -> None:
+def test_mixtures_that_mean_nothing_are_refused(
+    phases: list[tuple[float, dict[str, float]]], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         Loader({"a": make_store([3])}, phases, 10, 10, 0, 1)
 
 
 def test_batches_that_could_come_out_empty_are_refused() -> None:
     with pytest.raises(ConfigError, match="some batches would be empty"):
-        Loader({"a": make_store([30])}, [(1.0, {"a": 1})], batch_tokens=20, sequence_length=64, seed=0, total_steps=5)
+        Loader(
+            {"a": make_store([30])},
+            [(1.0, {"a": 1})],
+            batch_tokens=20,
+            sequence_length=64,
+            seed=0,
+            total_steps=5,
+        )
     with pytest.raises(ConfigError, match="the store a is empty"):
-        Loader({"a": make_store([])}, [(1.0, {"a": 1})], batch_tokens=20, sequence_length=64, seed=0, total_steps=5)
+        Loader(
+            {"a": make_store([])},
+            [(1.0, {"a": 1})],
+            batch_tokens=20,
+            sequence_length=64,
+            seed=0,
+            total_steps=5,
+        )
     with pytest.raises(ConfigError, match="must be positive"):
-        Loader({"a": make_store([3])}, [(1.0, {"a": 1})], batch_tokens=20, sequence_length=0, seed=0, total_steps=5)
+        Loader(
+            {"a": make_store([3])},
+            [(1.0, {"a": 1})],
+            batch_tokens=20,
+            sequence_length=0,
+            seed=0,
+            total_steps=5,
+        )
     assert Phase(1.0, {"a": 2, "b": 0}).shares == {"a": 1.0}

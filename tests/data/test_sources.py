@@ -20,7 +20,9 @@ def tokenizer() -> Tokenizer:
 def test_every_install_has_code_and_prose() -> None:
     code = list(itertools.islice(python_install.code(0, 3000), 20))
     prose = list(itertools.islice(python_install.prose(0, 3000), 20))
-    assert {document.store for document in code} == {"code"} and {document.store for document in prose} == {"prose"}
+    assert {document.store for document in code} == {"code"} and {document.store for document in prose} == {
+        "prose"
+    }
     assert any("import " in document.text for document in code)
     assert code == list(itertools.islice(python_install.code(0, 3000), 20))
     assert code != list(itertools.islice(python_install.code(1, 3000), 20))

@@ -40,7 +40,12 @@ def test_the_file_is_what_the_safetensors_library_reads(tmp_path: Path) -> None:
 def test_a_damaged_store_is_named(tmp_path: Path, damage: str) -> None:
     path = TokenStore.from_documents(DOCUMENTS).write(tmp_path / "a.safetensors")
     data = path.read_bytes()
-    broken = {"cut": data[:-3], "not safetensors": b"hello " * 20, "empty": b"", "wrong type": data.replace(b'"I32"', b'"F32"')}
+    broken = {
+        "cut": data[:-3],
+        "not safetensors": b"hello " * 20,
+        "empty": b"",
+        "wrong type": data.replace(b'"I32"', b'"F32"'),
+    }
     broken["deep"] = (200_000).to_bytes(8, "little") + b"[" * 200_000
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     header["tokens"]["shape"] = [10**30]

@@ -24,7 +24,9 @@ SMALL: dict[str, Any] = dict(
     pattern="M-M*-", hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
     mamba_num_heads=8, mamba_head_dim=8, n_groups=2, ssm_state_size=8, initializer_range=0.2,
 )  # fmt: skip
-DENSE: dict[str, Any] = dict(pattern="*-*-", rope_theta=10_000.0, qk_norm=True, mlp_activation="swiglu", tie_word_embeddings=True)
+DENSE: dict[str, Any] = dict(
+    pattern="*-*-", rope_theta=10_000.0, qk_norm=True, mlp_activation="swiglu", tie_word_embeddings=True
+)
 
 
 @pytest.fixture(params=["pretended", pytest.param("real", marks=pytest.mark.gpu)])
@@ -48,9 +50,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for name, count in (("text", 40), ("validation-text", 4)):
         lengths = rng.integers(5, 40, count)
-        TokenStore.from_documents((rng.integers(13, 280, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in lengths).write(
-            directory / f"{name}.safetensors"
-        )
+        TokenStore.from_documents(
+            (rng.integers(13, 280, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in lengths
+        ).write(directory / f"{name}.safetensors")
     write_mixture(directory, Mixture.of([(1.0, {"text": 1.0})]))
     return directory
 

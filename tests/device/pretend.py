@@ -70,7 +70,9 @@ class _Answers(TorchFunctionMode):
         if func == Tensor.backward:
             with self:  # so that what a backward asks is answered too; torch.autograd.backward would only come here again
                 engine, gradient = torch.autograd.Variable._execution_engine, torch.ones_like(args[0])
-                return engine.run_backward((args[0],), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+                return engine.run_backward(
+                    (args[0],), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True
+                )
         kwargs.pop("pin_memory", None)
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda":
             return self.place.put(func(*args, **kwargs | {"device": CPU}))
@@ -107,7 +109,9 @@ class _Refuses(TorchDispatchMode):
             here = [tensor for tensor in tensors if tensor.ndim and not self.place.has(tensor)]
             if there and here:
                 shapes = [[list(tensor.shape) for tensor in some] for some in (there, here)]
-                raise RuntimeError(f"{func}: tensors on the pretended GPU {shapes[0]} meet tensors of the CPU {shapes[1]}")
+                raise RuntimeError(
+                    f"{func}: tensors on the pretended GPU {shapes[0]} meet tensors of the CPU {shapes[1]}"
+                )
             result = func(*args, **kwargs)
             if there:
                 for leaf in tree_leaves(result):

@@ -12,8 +12,16 @@ from nanohybrid.engine import LLM, SamplingParams
 
 PROMPTS = ["run 1+2*3", "1+2=3\n3*3=9\n1+2=3\n3*3", "System"]
 CHOSEN = {
-    "sampled": SamplingParams(8, temperature=0.8, top_p=0.9, top_k=20, min_p=0.01, seed=3, logprobs=True, top_logprobs=2),
-    "edited": SamplingParams(8, presence_penalty=0.5, frequency_penalty=0.5, repetition_penalty=1.2, logit_bias={20: 2.0, 21: -100.0}),
+    "sampled": SamplingParams(
+        8, temperature=0.8, top_p=0.9, top_k=20, min_p=0.01, seed=3, logprobs=True, top_logprobs=2
+    ),
+    "edited": SamplingParams(
+        8,
+        presence_penalty=0.5,
+        frequency_penalty=0.5,
+        repetition_penalty=1.2,
+        logit_bias={20: 2.0, 21: -100.0},
+    ),
     "thinking": SamplingParams(12, thinking_budget=3, ignore_eos=True),
 }
 
@@ -31,7 +39,9 @@ CHOSEN = {
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
-def test_it_says_what_it_says_on_the_cpu(parent: Path, kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_what_it_says_on_the_cpu(
+    parent: Path, kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
 
     def said(device: str) -> list[list[int]]:

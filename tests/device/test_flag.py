@@ -8,7 +8,7 @@ from pretend import pretended_gpu
 from test_stages_elsewhere import COMPRESS, EVALUATE, GRPO, PRETRAIN, SFT
 
 from nanohybrid.cli.main import main
-from nanohybrid.cli.source import usable_device
+from nanohybrid.cli.model_flags import usable_device
 from nanohybrid.stages.recipe import dump
 
 STAGES = ["pretrain", "sft", "grpo", "prune", "distill", "compress", "quantize", "evaluate"]
@@ -17,7 +17,14 @@ DISTILL = COMPRESS.distill
 
 def command(stage: str, parent: Path, data: Path, folder: Path) -> list[str]:
     """A stage's command line over the tiny models, without the flag."""
-    recipes = {"pretrain": PRETRAIN, "sft": SFT, "grpo": GRPO, "distill": DISTILL, "compress": COMPRESS, "evaluate": EVALUATE}
+    recipes = {
+        "pretrain": PRETRAIN,
+        "sft": SFT,
+        "grpo": GRPO,
+        "distill": DISTILL,
+        "compress": COMPRESS,
+        "evaluate": EVALUATE,
+    }
     inputs = {
         "pretrain": ["--data", data],
         "sft": ["--model", parent],
@@ -40,7 +47,9 @@ def flag(stage: str) -> str:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_takes_the_gpu_that_is_there(stage: str, parent: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_takes_the_gpu_that_is_there(
+    stage: str, parent: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
     with pretended_gpu() as count:
         assert main(command(stage, parent, data, tmp_path)) == 0
@@ -62,13 +71,23 @@ def test_a_stage_leaves_it_alone_where_it_is_told_to(
 def test_a_device_that_cannot_be_used_is_one_line(
     stage: str, name: str, parent: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["quickstart", "--out", str(tmp_path / "out")] if stage == "quickstart" else command(stage, parent, data, tmp_path)
+    words = (
+        ["quickstart", "--out", str(tmp_path / "out")]
+        if stage == "quickstart"
+        else command(stage, parent, data, tmp_path)
+    )
     assert main([*words, flag(stage), name]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and f"{flag(stage)} {name} cannot be used" in error and not (tmp_path / "out").exists()
+    assert (
+        error.count("\n") == 1
+        and f"{flag(stage)} {name} cannot be used" in error
+        and not (tmp_path / "out").exists()
+    )
 
 
-def test_compress_says_which_of_its_two_devices_is_which(parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compress_says_which_of_its_two_devices_is_which(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["compress", str(parent), "--device", "cuda", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "which is --run-on" in error
@@ -80,5 +99,9 @@ def test_auto_is_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
     with pretended_gpu():
         monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-        assert usable_device("auto") == "cuda" and usable_device("cpu") == "cpu" and usable_device("cuda:1") == "cuda:1"
+        assert (
+            usable_device("auto") == "cuda"
+            and usable_device("cpu") == "cpu"
+            and usable_device("cuda:1") == "cuda:1"
+        )
     assert chosen == [0, 1]  # kernels are launched on the current device

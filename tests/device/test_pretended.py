@@ -30,8 +30,14 @@ def test_tensors_of_both_places_do_not_meet() -> None:
     with pretended_gpu():
         here, there = torch.ones(3), torch.ones(3).to("cuda")
         assert there.device == torch.device("cuda:0") and there.is_cuda and not here.is_cuda
-        assert (there * 2 + torch.tensor(1.0)).is_cuda and there[1:].is_cuda and torch.zeros_like(there).is_cuda
-        assert torch.arange(3, device=there.device).is_cuda and not there.cpu().is_cuda and not there.to("cpu", torch.int64).is_cuda
+        assert (
+            (there * 2 + torch.tensor(1.0)).is_cuda and there[1:].is_cuda and torch.zeros_like(there).is_cuda
+        )
+        assert (
+            torch.arange(3, device=there.device).is_cuda
+            and not there.cpu().is_cuda
+            and not there.to("cpu", torch.int64).is_cuda
+        )
         assert there[torch.tensor([0, 2])].is_cuda and here.copy_(there) is here and not here.is_cuda
         for meet in (
             lambda: here + there,
@@ -67,6 +73,8 @@ def test_a_planted_mistake_is_found(parent: Path, monkeypatch: pytest.MonkeyPatc
     with pretended_gpu():
         model = load(parent, torch.float32, "cuda")
         assert model.device.type == "cuda" and mean_loss(model, [batch]) > 0
-        monkeypatch.setattr(Batch, "to", lambda self, device: Batch(self.tokens_T.to(device), self.targets_T, self.layout))
+        monkeypatch.setattr(
+            Batch, "to", lambda self, device: Batch(self.tokens_T.to(device), self.targets_T, self.layout)
+        )
         with pytest.raises(RuntimeError, match="meet tensors of the CPU"):  # targets that stayed behind
             mean_loss(model, [batch])

@@ -17,18 +17,18 @@ import torch
 from nanohybrid.align import GrpoRecipe, SftRecipe, grpo, sft
 from nanohybrid.align.chats import Shares
 from nanohybrid.align.rollouts import Sampling
-from nanohybrid.checkpoint import load, read_config
-from nanohybrid.compress.between import BetweenRecipe
-from nanohybrid.compress.distill import DistillRecipe, distill
-from nanohybrid.compress.importance import Importance
-from nanohybrid.compress.prune_stage import PruneRecipe, prune
-from nanohybrid.compress.quantize_stage import QuantizeRecipe, quantize_stage
+from nanohybrid.checkpoint import load, load_config
 from nanohybrid.compress.search import Grid
 from nanohybrid.compress.stage import CompressRecipe, compress
-from nanohybrid.compress.target import Target
+from nanohybrid.distill.hidden_state_loss import BetweenRecipe
+from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.errors import ConfigError
 from nanohybrid.evaluate import EvaluateRecipe, evaluate
 from nanohybrid.model import HybridLM
+from nanohybrid.prune.importance import Importance
+from nanohybrid.prune.stage import PruneRecipe, prune
+from nanohybrid.prune.target import Target
+from nanohybrid.quantize.stage import QuantizeRecipe, quantize_stage
 from nanohybrid.train import LoopConfig, PrecisionConfig, PretrainRecipe, pretrain
 from nanohybrid.train import loop as loops
 
@@ -38,17 +38,41 @@ PRETRAIN = PretrainRecipe(
            "mamba_num_heads": 2, "mamba_head_dim": 32, "n_groups": 1, "ssm_state_size": 16},
     steps=3, batch_tokens=100, sequence_length=40, precision=FP32, loop=OFTEN, validation_batches=1,
 )  # fmt: skip
-SFT = SftRecipe(tasks=("running",), tokens=600, batch_tokens=300, sequence_length=100, shares=Shares(text=0.0), precision=FP32)
-GRPO = GrpoRecipe(
-    tasks=("running",), difficulties=(3,), rollouts=1, prompts=2, group=2, updates=2, beta=0.1, sampling=Sampling(max_tokens=4), held_out=2
+SFT = SftRecipe(
+    tasks=("running",),
+    tokens=600,
+    batch_tokens=300,
+    sequence_length=100,
+    shares=Shares(text=0.0),
+    precision=FP32,
 )
-DISTILL = DistillRecipe(tokens=200, batch_tokens=100, sequence_length=40, precision=FP32, measured_tokens=100, loop=OFTEN)
+GRPO = GrpoRecipe(
+    tasks=("running",),
+    difficulties=(3,),
+    rollouts=1,
+    prompts=2,
+    group=2,
+    updates=2,
+    beta=0.1,
+    sampling=Sampling(max_tokens=4),
+    held_out=2,
+)
+DISTILL = DistillRecipe(
+    tokens=200, batch_tokens=100, sequence_length=40, precision=FP32, measured_tokens=100, loop=OFTEN
+)
 COMPRESS = CompressRecipe(
     budget_share=0.6, context=32, samples=4, length=30, distill=replace(DISTILL, tokens=100), quantize="int8", tasks=("running",),
     grid=Grid(drop_layers=(0, 1), hidden=(1.0, 0.75), ffn=(1.0, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=2),
 )  # fmt: skip
 EVALUATE = EvaluateRecipe(
-    tasks=("running",), problems=2, budgets=(2,), max_tokens=6, contexts=(8,), decode_batch=2, decode_rounds=1, held_out_tokens=60
+    tasks=("running",),
+    problems=2,
+    budgets=(2,),
+    max_tokens=6,
+    contexts=(8,),
+    decode_batch=2,
+    decode_rounds=1,
+    held_out_tokens=60,
 )
 
 
@@ -67,22 +91,36 @@ def same(stage: Callable[[Path, str], Path], gpu: str, folder: Path, *names: str
 
 
 def test_a_seed_gives_the_same_weights_on_every_device(gpu: str, parent: Path) -> None:
-    config = read_config(parent)
+    config = load_config(parent)
     with torch.device(gpu):
         there = HybridLM(config, seed=3)
-    for (name, wanted), found in zip(HybridLM(config, seed=3).state_dict().items(), there.state_dict().values(), strict=True):
+    for (name, wanted), found in zip(
+        HybridLM(config, seed=3).state_dict().items(), there.state_dict().values(), strict=True
+    ):
         assert found.device.type == "cuda" and torch.equal(found.cpu(), wanted), name
 
 
 def test_pretraining(gpu: str, data: Path, tmp_path: Path) -> None:
-    outs = same(lambda out, device: pretrain(PRETRAIN, data, out, device), gpu, tmp_path, "final_loss", "validation_loss", "parameters")
+    outs = same(
+        lambda out, device: pretrain(PRETRAIN, data, out, device),
+        gpu,
+        tmp_path,
+        "final_loss",
+        "validation_loss",
+        "parameters",
+    )
     assert (outs[0] / "recipe.toml").read_text() == (outs[1] / "recipe.toml").read_text()
     records = [json.loads((out / "lineage.json").read_text()) for out in outs]
     assert [record["made_with"]["device"] for record in records] == ["cpu", gpu]
-    assert "cores and cuda (" in (outs[1] / "report.html").read_text() and "and cpu" not in (outs[0] / "report.html").read_text()
+    assert (
+        "cores and cuda (" in (outs[1] / "report.html").read_text()
+        and "and cpu" not in (outs[0] / "report.html").read_text()
+    )
 
 
-def test_a_run_goes_on_on_another_device(gpu: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_on_another_device(
+    gpu: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = pretrain(PRETRAIN, data, tmp_path / "whole")
     step = loops.Run.one_step
     for stop, device in ((1, "cpu"), (2, gpu)):
@@ -99,7 +137,9 @@ def test_a_run_goes_on_on_another_device(gpu: str, data: Path, tmp_path: Path, m
     assert measures(parts)["final_loss"] == pytest.approx(measures(whole)["final_loss"], rel=1e-3)
 
 
-def test_a_model_that_a_device_cannot_hold_is_refused(gpu: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_a_device_cannot_hold_is_refused(
+    gpu: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = sys.modules["nanohybrid.train.pretrain"]  # the package has a function of this name
     monkeypatch.setattr(module, "memory_of", lambda device: 2**20 if device == gpu else 2**40)
     with pytest.raises(ConfigError, match="and cuda has 0 GiB"):
@@ -108,9 +148,15 @@ def test_a_model_that_a_device_cannot_hold_is_refused(gpu: str, data: Path, tmp_
 
 def test_alignment(gpu: str, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same(lambda out, device: sft(SFT, parent, out, device=device), gpu, tmp_path / "sft", "final_loss")
-    monkeypatch.setattr("nanohybrid.align.rollouts.reward", lambda problem, completion: float(completion.token_ids[0] % 2))
-    here, there = same(lambda out, device: grpo(GRPO, parent, out, device), gpu, tmp_path / "grpo", "accuracy_before")
-    assert (there / "metrics" / "rollouts.jsonl").read_text() == (here / "metrics" / "rollouts.jsonl").read_text()
+    monkeypatch.setattr(
+        "nanohybrid.align.rollouts.reward", lambda problem, completion: float(completion.token_ids[0] % 2)
+    )
+    here, there = same(
+        lambda out, device: grpo(GRPO, parent, out, device), gpu, tmp_path / "grpo", "accuracy_before"
+    )
+    assert (there / "metrics" / "rollouts.jsonl").read_text() == (
+        here / "metrics" / "rollouts.jsonl"
+    ).read_text()
 
 
 @pytest.mark.parametrize(
@@ -126,25 +172,39 @@ def test_distillation(gpu: str, parent: Path, data: Path, tmp_path: Path, change
     student = prune(PruneRecipe(Target(drop_layers=(1,))), parent, tmp_path / "student")
     recipe = replace(DISTILL, **changes)
     names = ["kl_before", "kl_after", *(["apart_before", "apart_after"] if "between" in changes else [])]
-    same(lambda out, device: distill(recipe, student, parent, data, out, device=device), gpu, tmp_path, *names)
+    same(
+        lambda out, device: distill(recipe, student, parent, data, out, device=device), gpu, tmp_path, *names
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_compression(gpu: str, parent: Path, data: Path, tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanohybrid.compress.answers.EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))
+def test_compression(
+    gpu: str, parent: Path, data: Path, tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanohybrid.evaluate.accuracy.EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))
     recipe = replace(COMPRESS, stream=stream, problems=1 - stream)
-    outs = same(lambda out, device: compress(recipe, parent, data, out, run_on=device), gpu, tmp_path, "losses", "agreement")
+    outs = same(
+        lambda out, device: compress(recipe, parent, data, out, run_on=device),
+        gpu,
+        tmp_path,
+        "losses",
+        "agreement",
+    )
     assert (outs[0] / "kept.json").read_text() == (outs[1] / "kept.json").read_text()
     first, second = (Importance.load(out / "importance") for out in outs)
     torch.testing.assert_close(second.embedding, first.embedding, rtol=1e-3, atol=1e-5)
-    assert load(outs[1]).device.type == "cpu" and measures(outs[1])["at_work"]["result"]["tokens_per_second"] > 0
+    assert (
+        load(outs[1]).device.type == "cpu" and measures(outs[1])["at_work"]["result"]["tokens_per_second"] > 0
+    )
 
 
 def test_speed_is_measured_where_the_stage_runs(
     gpu: str, parent: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    recipe = replace(COMPRESS, speed="measured", quantize=None, grid=replace(COMPRESS.grid, drop_layers=(0,), tried=1))
+    recipe = replace(
+        COMPRESS, speed="measured", quantize=None, grid=replace(COMPRESS.grid, drop_layers=(0,), tried=1)
+    )
     compress(recipe, parent, data, tmp_path / "out", run_on=gpu)
     tables = list((tmp_path / "cache" / "nanohybrid" / "latency").iterdir())
     assert len(tables) == 1 and "cpu" not in tables[0].name
@@ -153,7 +213,13 @@ def test_speed_is_measured_where_the_stage_runs(
 def test_a_dense_model(gpu: str, dense: Path, data: Path, tmp_path: Path) -> None:
     same(lambda out, device: sft(SFT, dense, out, device=device), gpu, tmp_path / "sft", "final_loss")
     recipe = replace(COMPRESS, quantize=None, budget_share=0.8)
-    same(lambda out, device: compress(recipe, dense, data, out, run_on=device), gpu, tmp_path / "compress", "losses", "agreement")
+    same(
+        lambda out, device: compress(recipe, dense, data, out, run_on=device),
+        gpu,
+        tmp_path / "compress",
+        "losses",
+        "agreement",
+    )
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8"])

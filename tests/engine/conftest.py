@@ -40,7 +40,7 @@ def model():
 @pytest.fixture(scope="session")
 def packed():
     """The like in bf16 on the CPU's kernels, where they can be used."""
-    from nanohybrid.model.packed import prepare
+    from nanohybrid.executors.cpu.weights import prepare
 
     model = small(torch.bfloat16, head_dim=16)
     if not prepare(model):

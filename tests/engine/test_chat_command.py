@@ -40,13 +40,24 @@ def talk(model, tokenizer):
     llm = LLM.__new__(LLM)
     llm._set(model, tokenizer, None, 1, {})
     engine = Engine(model, tokenizer, max_running=1, max_context=400)
-    return Conversation(llm, engine, SamplingParams(max_tokens=20, ignore_eos=True, thinking_grace=2), frozenset({"temperature", "top_p"}))
+    return Conversation(
+        llm,
+        engine,
+        SamplingParams(max_tokens=20, ignore_eos=True, thinking_grace=2),
+        frozenset({"temperature", "top_p"}),
+    )
 
 
 def test_a_piped_conversation_runs_to_its_end(chat):
     code, out, err = chat("hello\n\n/no_think\n/budget 5\nagain\n/clear\n/nonsense\n")
     assert code == 0 and out.startswith("<think>\n")
-    for said in ("thinking is off", "thinking ends after 5 tokens", "forgotten", "no command /nonsense", "tokens/s"):
+    for said in (
+        "thinking is off",
+        "thinking ends after 5 tokens",
+        "forgotten",
+        "no command /nonsense",
+        "tokens/s",
+    ):
         assert said in err
 
 
@@ -55,13 +66,17 @@ def test_quit_leaves_at_once(chat):
 
 
 def test_with_json_each_answer_is_a_line(chat):
-    _, out, _ = chat("hello\nagain\n", "--json", "--thinking-budget", "3", "--thinking-grace", "0", "--ignore-eos")
+    _, out, _ = chat(
+        "hello\nagain\n", "--json", "--thinking-budget", "3", "--thinking-grace", "0", "--ignore-eos"
+    )
     answers = [json.loads(line) for line in out.splitlines()]
     assert len(answers) == 2 and all(a["thinking_tokens"] <= 3 for a in answers)
 
 
 def test_commands_change_the_next_answer(talk):
-    assert command(talk, "/no_think") == "thinking is off" and not any(piece.thinking for piece in talk.ask("x"))
+    assert command(talk, "/no_think") == "thinking is off" and not any(
+        piece.thinking for piece in talk.ask("x")
+    )
     assert command(talk, "/think") == "thinking is on" and all(piece.thinking for piece in talk.ask("x"))
     assert "4 tokens" in command(talk, "/budget 4")
     list(talk.ask("x"))
@@ -105,7 +120,13 @@ def test_a_conversation_beyond_the_context_says_what_to_do(talk):
     assert not talk.turns
 
 
-@given(st.lists(st.sampled_from(["a", "\n", "<", "</", "</thi", "nk>", "</think>", "think>", "</think>\n\nb"]), max_size=12), st.randoms())
+@given(
+    st.lists(
+        st.sampled_from(["a", "\n", "<", "</", "</thi", "nk>", "</think>", "think>", "</think>\n\nb"]),
+        max_size=12,
+    ),
+    st.randoms(),
+)
 def test_the_trace_is_parted_the_same_however_the_stream_is_split(pieces, rng):
     text = "".join(pieces)
     shown = {True: "", False: ""}
@@ -126,7 +147,9 @@ def test_on_a_terminal_the_trace_is_dimmed_and_ctrl_c_and_ctrl_d_do_their_work(t
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "nanohybrid", "chat", *TINY, "--ignore-eos", "--max-new-tokens", "3000"]
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    )
     os.close(theirs)
     seen = ""
 

@@ -3,11 +3,13 @@ from dataclasses import replace
 
 import pytest
 
-from nanohybrid.engine.choices import choice_seed
 from nanohybrid.engine.engine import Engine
+from nanohybrid.engine.parallel_sampling import choice_seed
 from nanohybrid.engine.params import SamplingParams
 
-DRAWN = SamplingParams(max_tokens=14, ignore_eos=True, temperature=1.0, seed=5, logprobs=True, top_logprobs=2, n=4)
+DRAWN = SamplingParams(
+    max_tokens=14, ignore_eos=True, temperature=1.0, seed=5, logprobs=True, top_logprobs=2, n=4
+)
 
 
 def prompt(length, seed=0):
@@ -16,7 +18,11 @@ def prompt(length, seed=0):
 
 
 def drained(engine):
-    return engine.scheduler.slots.used == engine.scheduler.pages.used == 0 and not engine.busy and not engine.scheduler.moves
+    return (
+        engine.scheduler.slots.used == engine.scheduler.pages.used == 0
+        and not engine.busy
+        and not engine.scheduler.moves
+    )
 
 
 def separate(model, tokenizer, ids, params):
@@ -31,7 +37,9 @@ def separate(model, tokenizer, ids, params):
 def test_forked_choices_are_separate_requests(model, tokenizer, length, running, budget):
     engine = Engine(model, tokenizer, max_running=running, max_context=400, token_budget=budget)
     ids, other = prompt(length), prompt(200, 1)
-    out = engine.generate([other, ids, other], [replace(DRAWN, n=1), DRAWN, replace(DRAWN, n=2, temperature=0)])
+    out = engine.generate(
+        [other, ids, other], [replace(DRAWN, n=1), DRAWN, replace(DRAWN, n=2, temperature=0)]
+    )
     assert len(out) == 7 and drained(engine)
     for got, wanted in zip(out[1:5], separate(model, tokenizer, ids, DRAWN), strict=True):
         assert got.token_ids == wanted.token_ids and got.text == wanted.text
@@ -46,7 +54,10 @@ def test_the_prompt_is_computed_once(model, tokenizer):
     lengths = []
     while engine.busy:
         run = engine.runner.run
-        engine.runner.run = lambda work, run=run: (lengths.extend(length for _, _, length in work), run(work))[1]
+        engine.runner.run = lambda work, run=run: (
+            lengths.extend(length for _, _, length in work),
+            run(work),
+        )[1]
         engine.step()
         engine.runner.run = run
     assert sorted(lengths)[-2:] == [1, 300] and len(lengths) == 1 + 4 * 13
@@ -88,7 +99,15 @@ def test_a_choice_put_aside_and_cancelled_at_once_leaves_its_copy_to_the_next(mo
 def test_every_choice_keeps_its_own_thinking_budget(model, tokenizer):
     ids = tokenizer.encode("Assistant\n<think>\n")
     for budget in (0, 3):
-        params = SamplingParams(max_tokens=40, temperature=1.0, seed=1, thinking_budget=budget, thinking_grace=4, ignore_eos=True, n=3)
+        params = SamplingParams(
+            max_tokens=40,
+            temperature=1.0,
+            seed=1,
+            thinking_budget=budget,
+            thinking_grace=4,
+            ignore_eos=True,
+            n=3,
+        )
         got = Engine(model, tokenizer, max_running=3, max_context=100).generate([ids], params)
         assert got == separate(model, tokenizer, ids, params)
         assert all(c.text.count("</think>\n\n") == 1 for c in got)

@@ -5,16 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanohybrid.engine.choices import choice_seed
 from nanohybrid.engine.engine import Engine
+from nanohybrid.engine.parallel_sampling import choice_seed
 from nanohybrid.engine.params import SamplingParams
 from nanohybrid.engine.runner import pieces
 
 KINDS = [
     SamplingParams(max_tokens=12, ignore_eos=True, logprobs=True, top_logprobs=2),
-    SamplingParams(max_tokens=9, ignore_eos=True, temperature=1.0, logprobs=True, top_p=0.95, presence_penalty=0.5),
+    SamplingParams(
+        max_tokens=9, ignore_eos=True, temperature=1.0, logprobs=True, top_p=0.95, presence_penalty=0.5
+    ),
     SamplingParams(max_tokens=140, ignore_eos=True, temperature=0.8, logprobs=True, repetition_penalty=1.1),
-    SamplingParams(max_tokens=5, ignore_eos=True, temperature=1.5, logprobs=True, min_p=0.02, logit_bias={40: 2.0}),
+    SamplingParams(
+        max_tokens=5, ignore_eos=True, temperature=1.5, logprobs=True, min_p=0.02, logit_bias={40: 2.0}
+    ),
 ]
 HEADS = (0, 100, 128, 200, 256, 300)
 ALONE = {}
@@ -37,7 +41,12 @@ def alone(model, tokenizer, head, tail, kind, seed):
 
 
 asked = st.tuples(
-    st.sampled_from(HEADS), st.sampled_from([1, 2, 28, 56, 129]), st.integers(0, 3), st.integers(0, 1), st.integers(0, 5), st.integers(1, 3)
+    st.sampled_from(HEADS),
+    st.sampled_from([1, 2, 28, 56, 129]),
+    st.integers(0, 3),
+    st.integers(0, 1),
+    st.integers(0, 5),
+    st.integers(1, 3),
 )
 
 
@@ -47,18 +56,25 @@ asked = st.tuples(
     wanted=st.lists(asked, min_size=1, max_size=8), running=st.integers(1, 5), budget=st.integers(1, 500), pages=st.integers(5, 14),
     cached=st.booleans(), places=st.lists(st.integers(1, 300), max_size=2), asides=st.randoms(use_true_random=False),
 )  # fmt: skip
-def test_nothing_that_shares_the_engine_changes_a_bit(kernels, request, tokenizer, wanted, running, budget, pages, cached, places, asides):
+def test_nothing_that_shares_the_engine_changes_a_bit(
+    kernels, request, tokenizer, wanted, running, budget, pages, cached, places, asides
+):
     model = request.getfixturevalue("model" if kernels == "torch" else "packed")
     engine = Engine(
         model, tokenizer, max_running=running, max_context=600, token_budget=budget, pages=pages, overcommit=True,
         cache_bytes=2**22 * cached, checkpoint_every=128, deterministic=True,
     )  # fmt: skip
-    waiting = [(step, replace(KINDS[kind], seed=seed, n=n), (head, tail, kind, seed)) for head, tail, kind, seed, step, n in wanted]
+    waiting = [
+        (step, replace(KINDS[kind], seed=seed, n=n), (head, tail, kind, seed))
+        for head, tail, kind, seed, step, n in wanted
+    ]
     requests, step = [], 0
     while waiting or engine.busy:
         for one in [one for one in waiting if one[0] <= step]:
             choices = engine.add_choices(text(*one[2][:2]), one[1], checkpoint_at=places)
-            requests += [(choice, (*one[2][:3], choice_seed(one[2][3], i))) for i, choice in enumerate(choices)]
+            requests += [
+                (choice, (*one[2][:3], choice_seed(one[2][3], i))) for i, choice in enumerate(choices)
+            ]
             waiting.remove(one)
         if engine.scheduler.running and asides.random() < 0.1:
             engine.scheduler.preempt(asides.choice(list(engine.scheduler.running.values())))
@@ -98,7 +114,9 @@ def test_a_model_that_computes_everybody_as_if_alone_is_asked_once_a_step(packed
     for tail in range(3, 7):
         engine.add(text(0, tail), KINDS[0])
     calls = []
-    monkeypatch.setattr(packed, "step", lambda *given: calls.append(given) or type(packed).step(packed, *given))
+    monkeypatch.setattr(
+        packed, "step", lambda *given: calls.append(given) or type(packed).step(packed, *given)
+    )
     engine.step()
     engine.step()
     assert len(calls) == 2

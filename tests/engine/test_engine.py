@@ -49,7 +49,10 @@ def test_the_engine_says_what_the_whole_forward_says(model, tokenizer):
 def test_same_seed_same_text_alone_or_in_any_batch(model, tokenizer):
     texts = prompts(1)
     params = [PARAMS[i % 4] for i in range(len(texts))]
-    wanted = [Engine(model, tokenizer, max_running=1, max_context=400).generate([t], p)[0] for t, p in zip(texts, params, strict=True)]
+    wanted = [
+        Engine(model, tokenizer, max_running=1, max_context=400).generate([t], p)[0]
+        for t, p in zip(texts, params, strict=True)
+    ]
     for running, budget, order_seed in ((8, 2048, 0), (3, 140, 1), (5, 400, 2)):
         order = random.Random(order_seed).sample(range(len(texts)), len(texts))
         engine = Engine(model, tokenizer, max_running=running, max_context=400, token_budget=budget)
@@ -125,7 +128,9 @@ def test_a_stop_id_ends_the_text_before_itself(model, tokenizer):
 def test_budgets_are_kept_alone_and_in_a_batch(model, tokenizer):
     prompt = tokenizer.encode("Assistant\n<think>\n")
     params = [
-        SamplingParams(max_tokens=60, temperature=1.0, seed=s, thinking_budget=b, thinking_grace=g, ignore_eos=True)
+        SamplingParams(
+            max_tokens=60, temperature=1.0, seed=s, thinking_budget=b, thinking_grace=g, ignore_eos=True
+        )
         for s in range(4)
         for b, g in ((0, 5), (7, 0), (7, 20))
     ]
@@ -133,8 +138,14 @@ def test_budgets_are_kept_alone_and_in_a_batch(model, tokenizer):
     outs = engine.generate([prompt] * len(params), params)
     for p, out in zip(params, outs, strict=True):
         assert out.text.count("</think>\n\n") == 1 and out.thinking_end in ("newline", "forced")
-        assert p.thinking_budget <= out.thinking_tokens <= p.thinking_budget + p.thinking_grace * (p.thinking_budget > 0)
-        assert out.forced.start == out.thinking_tokens and tokenizer.decode([out.token_ids[i] for i in out.forced]).endswith("</think>\n\n")
+        assert (
+            p.thinking_budget
+            <= out.thinking_tokens
+            <= p.thinking_budget + p.thinking_grace * (p.thinking_budget > 0)
+        )
+        assert out.forced.start == out.thinking_tokens and tokenizer.decode(
+            [out.token_ids[i] for i in out.forced]
+        ).endswith("</think>\n\n")
         trace = tokenizer.decode(out.token_ids[: out.thinking_tokens])
         assert (out.thinking_end == "newline") == (trace.endswith("\n") or p.thinking_budget == 0)
         alone = engine.generate([prompt], p)[0]
@@ -151,7 +162,9 @@ def test_forced_tokens_are_what_the_answer_continues_from(model, tokenizer):
 
 def test_log_probabilities_are_the_trainers(model, tokenizer):
     prompt = prompts(6)[3]
-    params = SamplingParams(max_tokens=20, temperature=1.0, seed=9, logprobs=True, ignore_eos=True, thinking_budget=3)
+    params = SamplingParams(
+        max_tokens=20, temperature=1.0, seed=9, logprobs=True, ignore_eos=True, thinking_budget=3
+    )
     out = Engine(model, tokenizer, max_running=1, max_context=100).generate([prompt], params)[0]
     tokens = torch.tensor(prompt + out.token_ids)
     with torch.inference_mode():

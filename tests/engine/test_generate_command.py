@@ -32,7 +32,8 @@ def test_json_has_what_the_contract_names_and_the_seed_decides_the_text(run):
 def test_drafts_say_the_same_and_narrow_states_are_taken(run):
     ask = ["generate", *TINY, "--prompt", "abcabcabcabc", "--max-new-tokens", 20, "--json", "--seed", 1]
     plain, drafted, narrow = (
-        json.loads(run(*ask, *more)[1]) for more in ((), ("--speculate", 5), ("--state-dtype", "fp16", "--kv-dtype", "fp8"))
+        json.loads(run(*ask, *more)[1])
+        for more in ((), ("--speculate", 5), ("--state-dtype", "fp16", "--kv-dtype", "fp8"))
     )
     assert plain["token_ids"] == drafted["token_ids"] and plain["token_ids"][:2] == narrow["token_ids"][:2]
     assert run(*ask, "--speculate", 99)[0] == run(*ask, "--state-dtype", "bf16")[0] == 2
@@ -40,14 +41,20 @@ def test_drafts_say_the_same_and_narrow_states_are_taken(run):
 
 def test_without_json_the_text_alone_is_on_stdout(run):
     code, out, err = run("generate", *TINY, "--prompt", "hi", "--max-new-tokens", 5, "--seed", 1)
-    described = json.loads(run("generate", *TINY, "--prompt", "hi", "--max-new-tokens", 5, "--seed", 1, "--json")[1])
+    described = json.loads(
+        run("generate", *TINY, "--prompt", "hi", "--max-new-tokens", 5, "--seed", 1, "--json")[1]
+    )
     assert code == 0 and out == described["text"] + "\n" and "tokens/s" in err
 
 
 def test_a_budget_makes_the_prompt_a_chat_that_thinks(run):
     flags = ["--max-new-tokens", 40, "--thinking-budget", 4, "--thinking-grace", 2, "--ignore-eos", "--json"]
     chat = json.loads(run("generate", *TINY, "--prompt", "hi", *flags)[1])
-    assert chat["thinking_end"] in ("newline", "forced") and chat["thinking_tokens"] <= 6 and "</think>" not in chat["content"]
+    assert (
+        chat["thinking_end"] in ("newline", "forced")
+        and chat["thinking_tokens"] <= 6
+        and "</think>" not in chat["content"]
+    )
     raw = json.loads(run("generate", *TINY, "--prompt", "<think>", "--raw", *flags)[1])
     assert raw["prompt_tokens"] < chat["prompt_tokens"] and raw["thinking_end"] != "none"
 
@@ -79,7 +86,12 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(run, arguments, message
 @pytest.fixture
 def prompts(tmp_path):
     path = tmp_path / "prompts.jsonl"
-    lines = [{"prompt": "a", "id": 7}, {"messages": [{"role": "user", "content": "hi"}], "seed": 4}, {"prompt": "b" * 40}, {"prompt": "é"}]
+    lines = [
+        {"prompt": "a", "id": 7},
+        {"messages": [{"role": "user", "content": "hi"}], "seed": 4},
+        {"prompt": "b" * 40},
+        {"prompt": "é"},
+    ]
     path.write_text("\n".join(map(json.dumps, lines[:2])) + "\n\n" + "\n".join(map(json.dumps, lines[2:])))
     return path
 
@@ -87,12 +99,40 @@ def prompts(tmp_path):
 def test_a_file_of_prompts_becomes_a_file_of_answers_in_its_order(run, prompts, tmp_path):
     output = tmp_path / "new" / "out.jsonl"
     code, out, _ = run(
-        "generate", *TINY, "--input", prompts, "--output", output, "--max-new-tokens", 7, "--temperature", 1, "--seed", 2, "--json"
+        "generate",
+        *TINY,
+        "--input",
+        prompts,
+        "--output",
+        output,
+        "--max-new-tokens",
+        7,
+        "--temperature",
+        1,
+        "--seed",
+        2,
+        "--json",
     )
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     assert code == 0 and json.loads(out)["prompts"] == 4
-    assert [a.get("prompt", "chat") for a in answers] == ["a", "chat", "b" * 40, "é"] and answers[0]["id"] == 7
-    alone = json.loads(run("generate", *TINY, "--prompt", "b" * 40, "--max-new-tokens", 7, "--temperature", 1, "--seed", 2, "--json")[1])
+    assert [a.get("prompt", "chat") for a in answers] == ["a", "chat", "b" * 40, "é"] and answers[0][
+        "id"
+    ] == 7
+    alone = json.loads(
+        run(
+            "generate",
+            *TINY,
+            "--prompt",
+            "b" * 40,
+            "--max-new-tokens",
+            7,
+            "--temperature",
+            1,
+            "--seed",
+            2,
+            "--json",
+        )[1]
+    )
     assert answers[2]["token_ids"] == alone["token_ids"]
 
 
@@ -118,13 +158,19 @@ def test_a_file_of_somebody_else_is_not_shortened(run, prompts, tmp_path, conten
     output = tmp_path / "out.jsonl"
     output.write_text(content)
     code, _, err = run("generate", *TINY, "--input", prompts, "--output", output)
-    assert code == 2 and "out.jsonl:1: is not the beginning of an answer" in err and output.read_text() == content
+    assert (
+        code == 2
+        and "out.jsonl:1: is not the beginning of an answer" in err
+        and output.read_text() == content
+    )
 
 
 def test_answers_may_go_to_a_pipe(run, prompts, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    code, _, err = run("generate", *TINY, "--input", prompts, "--output", tmp_path / "pipe", "--max-new-tokens", 2)
+    code, _, err = run(
+        "generate", *TINY, "--input", prompts, "--output", tmp_path / "pipe", "--max-new-tokens", 2
+    )
     assert code == 0, err
     assert len(os.read(reader, 100_000).splitlines()) == 4
     os.close(reader)

@@ -6,9 +6,9 @@ import torch
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine import Engine, SamplingParams
-from nanohybrid.engine.graphs import DecodeGraphs, called, cuda_graph, sizes
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.engine.runner import Runner
+from nanohybrid.executors.cuda_graphs import DecodeGraphs, called, cuda_graph, sizes
 from nanohybrid.model import Layout, State
 
 CUDA = torch.cuda.is_available()
@@ -63,7 +63,9 @@ def test_a_step_is_the_eager_one_and_touches_no_other_sequence(small, rows):
             found = graphs.logits(tokens, layout)
             expected = small.head(small.hidden(torch.tensor(tokens, device=small.device), layout, truth))
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    for pool, other in zip(state.slot_pools, truth.slot_pools, strict=True):  # all but the spare slot, and the spare page
+    for pool, other in zip(
+        state.slot_pools, truth.slot_pools, strict=True
+    ):  # all but the spare slot, and the spare page
         torch.testing.assert_close(pool[:4], other[:4])
     for pool, other in zip(state.page_pools, truth.page_pools, strict=True):
         torch.testing.assert_close(pool[:8], other[:8])
@@ -83,7 +85,10 @@ def test_the_self_test_passes_and_notices_a_graph_that_keeps_old_indices(small):
 
 def test_an_engine_with_graphs_says_what_one_without_says(small, tokenizer, monkeypatch):
     prompts = [[1, 5, 9], [1], list(range(20, 40))]
-    params = [SamplingParams(max_tokens=n, temperature=t, seed=4, ignore_eos=True) for n, t in ((4, 0.0), (2, 0.9), (3, 0.0))]
+    params = [
+        SamplingParams(max_tokens=n, temperature=t, seed=4, ignore_eos=True)
+        for n, t in ((4, 0.0), (2, 0.9), (3, 0.0))
+    ]
 
     def texts(capture, look_ahead: bool = True) -> list[list[int]]:
         engine = Engine(small, tokenizer, max_running=2, max_context=64)
@@ -106,7 +111,12 @@ def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(s
         if engine.runner.decoder is not None:
             engine.runner.decoder.look_ahead = True
         some = [
-            engine.add([1, 5], SamplingParams(max_tokens=5, temperature=1.0, seed=1, repetition_penalty=1.3, ignore_eos=True)),
+            engine.add(
+                [1, 5],
+                SamplingParams(
+                    max_tokens=5, temperature=1.0, seed=1, repetition_penalty=1.3, ignore_eos=True
+                ),
+            ),
             engine.add([1, 6, 7], SamplingParams(max_tokens=2, ignore_eos=True)),
             engine.add([1, 8], SamplingParams(max_tokens=9, ignore_eos=True)),
         ]
@@ -114,7 +124,12 @@ def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(s
         for step in range(7):
             if step == 3:
                 engine.cancel(some[2])
-                some.append(engine.add([9, 9, 9], SamplingParams(max_tokens=3, temperature=0.7, top_p=0.8, seed=2, ignore_eos=True)))
+                some.append(
+                    engine.add(
+                        [9, 9, 9],
+                        SamplingParams(max_tokens=3, temperature=0.7, top_p=0.8, seed=2, ignore_eos=True),
+                    )
+                )
             engine.step()
             early.append(engine.runner.decoder is not None and engine.runner.decoder._begun is not None)
         assert not engine.busy

@@ -33,11 +33,16 @@ def rows(engine, lease, pools):
 def test_a_slot_is_zeroed_when_given_and_poisoned_when_freed(model, tokenizer, narrow):
     engine = Engine(model, tokenizer, max_running=2, max_context=300, debug=True, **narrow)
     state = engine.runner.state
-    assert all(pool.float().isnan().all() for pool in (*state.slot_pools, *state.page_pools)), "what nobody was given is not poisoned"
+    assert all(pool.float().isnan().all() for pool in (*state.slot_pools, *state.page_pools)), (
+        "what nobody was given is not poisoned"
+    )
     request, other = engine.add(prompt(200), GREEDY), engine.add(prompt(5, 1), replace(GREEDY, max_tokens=60))
     seen = []
     run = engine.runner.model.hidden
-    engine.runner.model.hidden = lambda *a: (seen.append(rows(engine, request.slot, state.slot_pools)), run(*a))[1]
+    engine.runner.model.hidden = lambda *a: (
+        seen.append(rows(engine, request.slot, state.slot_pools)),
+        run(*a),
+    )[1]
     engine.step()
     engine.runner.model.hidden = run
     assert not any(row.any() for row in seen[0]), "the prompt began in a slot that was not zero"
@@ -45,7 +50,10 @@ def test_a_slot_is_zeroed_when_given_and_poisoned_when_freed(model, tokenizer, n
     while not request.finished:
         engine.step()
     engine.step()
-    assert all(row.isnan().all() for row in rows(engine, slot, state.slot_pools) + rows(engine, pages, state.page_pools))
+    assert all(
+        row.isnan().all()
+        for row in rows(engine, slot, state.slot_pools) + rows(engine, pages, state.page_pools)
+    )
     run_out(engine)
     assert torch.tensor(other.completion().logprobs).isfinite().all()
 
@@ -81,7 +89,9 @@ def test_a_request_with_a_stale_slot_is_stopped(model, tokenizer):
     engine.step()
     assert request.slot != stale
     request.slot = stale
-    with pytest.raises(RuntimeError, match=f"request {request.id} comes with lease {stale.generation} of slot"):
+    with pytest.raises(
+        RuntimeError, match=f"request {request.id} comes with lease {stale.generation} of slot"
+    ):
         engine.step()
 
 
@@ -114,15 +124,23 @@ def test_numbers_that_broke_fail_their_own_request_and_leave_nothing_behind(mode
     broken = random_model(model.config, torch.float32, seed=5)
     with torch.no_grad():
         broken.backbone.embeddings.weight[14] = float("nan")
-    engine = Engine(broken, tokenizer, max_running=2, max_context=400, pages=6, speculate=speculate, debug=False)
+    engine = Engine(
+        broken, tokenizer, max_running=2, max_context=400, pages=6, speculate=speculate, debug=False
+    )
     fine = [[token for token in prompt(250, seed) if token != 14] for seed in (1, 2)]
     params = replace(GREEDY, logit_bias={14: -1000.0})
-    wanted = [Engine(broken, tokenizer, max_running=1, max_context=400).generate([p], params)[0] for p in (fine[0], fine[1][:3])]
+    wanted = [
+        Engine(broken, tokenizer, max_running=1, max_context=400).generate([p], params)[0]
+        for p in (fine[0], fine[1][:3])
+    ]
     bad = engine.add([14] * 300, params)
     neighbour = engine.add(fine[0], params)
     run_out(engine)
     assert bad.finish_reason == "error"
-    follower = [engine.add(fine[0], params), engine.add(fine[1][:3], params)]  # beside a longer one, a short one reads far past its end
+    follower = [
+        engine.add(fine[0], params),
+        engine.add(fine[1][:3], params),
+    ]  # beside a longer one, a short one reads far past its end
     run_out(engine)
     assert [r.tokens for r in (neighbour, *follower)] == [wanted[0].token_ids, *(w.token_ids for w in wanted)]
     assert not any(pool.isnan().any() for pool in engine.runner.state.page_pools)
@@ -147,11 +165,15 @@ def test_where_memory_gives_out_prompts_get_a_smaller_budget_and_go_on(model, to
 
     def refusing(tokens):
         if place == "before" and tokens > 300:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+            )
         reserve(tokens)
 
     engine.runner.run, engine.runner.reserve = failing, refusing
-    if place == "later":  # a state was written that the failed step may have moved on: nobody may go on from it
+    if (
+        place == "later"
+    ):  # a state was written that the failed step may have moved on: nobody may go on from it
         other = engine.add(prompt(3, 5), params)
         engine.scheduler.token_budget = 130
         engine.step()
@@ -184,7 +206,9 @@ def test_memory_that_is_never_to_be_had_is_not_tried_for_ever(model, tokenizer):
 def test_another_failure_is_not_taken_for_missing_memory(model, tokenizer):
     engine = Engine(model, tokenizer, max_running=2, max_context=400, token_budget=1000)
     engine.add(prompt(300), GREEDY)
-    engine.runner.run = lambda work: (_ for _ in ()).throw(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    engine.runner.run = lambda work: (_ for _ in ()).throw(
+        RuntimeError("CUDA error: an illegal memory access was encountered")
+    )
     with pytest.raises(RuntimeError, match="illegal"):
         engine.step()
     assert engine.scheduler.shrunk == 0

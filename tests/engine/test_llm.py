@@ -20,7 +20,9 @@ def test_a_checkpoint_says_what_its_model_says(checkpoint, model, tokenizer):
     llm, params = LLM(checkpoint), SamplingParams(max_tokens=8, ignore_eos=True)
     assert llm.model.dtype == torch.float32  # the checkpoint's own
     ids = tokenizer.encode("hi", bos=True)
-    assert llm.generate(["hi", ids], params) == Engine(model, tokenizer, max_running=2, max_context=50).generate([ids, ids], params)
+    assert llm.generate(["hi", ids], params) == Engine(
+        model, tokenizer, max_running=2, max_context=50
+    ).generate([ids, ids], params)
 
 
 def test_a_chat_thinks_unless_told_not_to(checkpoint):
@@ -39,14 +41,19 @@ def test_random_weights_have_the_scales_of_the_rules():
         wanted = drawn.get_parameter(name)
         assert parameter.shape == wanted.shape
         if parameter.numel() >= 128:  # a handful of numbers has no scale
-            assert parameter.std(correction=0) == pytest.approx(wanted.std(correction=0).item(), rel=0.25, abs=1e-3), name
+            assert parameter.std(correction=0) == pytest.approx(
+                wanted.std(correction=0).item(), rel=0.25, abs=1e-3
+            ), name
     rows = quick.head_weight
     assert len(rows.unique(dim=0)) == len(rows)
 
 
 def test_random_weights_quantised_as_they_are_made_are_those_quantised_afterwards():
     config = preset("tiny").replace(vocab_size=40_000)  # the head is large enough for repetition
-    streamed, whole = random_model(config, torch.bfloat16, seed=1, quantize="int4"), random_model(config, torch.bfloat16, seed=1)
+    streamed, whole = (
+        random_model(config, torch.bfloat16, seed=1, quantize="int4"),
+        random_model(config, torch.bfloat16, seed=1),
+    )
     quantize_model(whole, "int4")
     for name, buffer in whole.state_dict().items():
         assert torch.equal(streamed.state_dict()[name], buffer), name

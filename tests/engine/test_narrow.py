@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nanohybrid.config import HybridConfig
+import nanohybrid
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
-from nanohybrid.engine.plan import plan_slots
 from nanohybrid.errors import InputError
-from nanohybrid.model import Footprint, Layout, State
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate.serving import plan_slots
+from nanohybrid.model import Layout, State
 from nanohybrid.ops.attention import Cache, attention
 from nanohybrid.ops.attention.cache import dequantize, quantize
 
@@ -26,7 +27,7 @@ def prompts():
 
 
 def test_what_is_allotted_is_what_footprint_and_plan_say():
-    config = HybridConfig.preset("tiny")
+    config = nanohybrid.preset("tiny")
     wide, narrow = Footprint.of(config, torch.bfloat16), Footprint.of(config, torch.bfloat16, **KEPT)
     state = State.allocate(config, 3, 5, dtype=torch.bfloat16, **KEPT)
     assert state.bytes == 3 * narrow.state_bytes_per_sequence + 5 * 128 * narrow.kv_bytes_per_token
@@ -38,11 +39,15 @@ def test_what_is_allotted_is_what_footprint_and_plan_say():
 
 
 @pytest.mark.parametrize("options", [{"state_dtype": "fp16"}, {"kv_dtype": "fp8"}, NARROW])
-def test_a_request_says_the_same_bit_for_bit_in_any_slot_batch_and_order_cached_or_put_aside(model, tokenizer, options):
+def test_a_request_says_the_same_bit_for_bit_in_any_slot_batch_and_order_cached_or_put_aside(
+    model, tokenizer, options
+):
     """The rounding of a state knows neither its slot nor its neighbours."""
     more = {"max_context": 400, "deterministic": True, **options}
     alone = [Engine(model, tokenizer, max_running=1, **more).generate([p], PARAMS)[0] for p in prompts()]
-    engine = Engine(model, tokenizer, max_running=3, token_budget=200, cache_bytes=2**24, checkpoint_every=128, **more)
+    engine = Engine(
+        model, tokenizer, max_running=3, token_budget=200, cache_bytes=2**24, checkpoint_every=128, **more
+    )
     for turn in range(2):
         order = random.Random(turn).sample(range(6), 6)
         requests = {i: engine.add(prompts()[i], PARAMS) for i in order}
@@ -67,7 +72,9 @@ def test_drafts_change_nothing_where_states_are_narrow(model, tokenizer):
         rng.randrange(13, 269),
     ][: min(room, 7)]
     for got, expected in zip(engine.generate(prompts(), PARAMS), wanted, strict=True):
-        assert got.logprobs == pytest.approx(expected.logprobs, abs=0.15)  # another rounding of one product moves a state by its last bit
+        assert got.logprobs == pytest.approx(
+            expected.logprobs, abs=0.15
+        )  # another rounding of one product moves a state by its last bit
         assert got.token_ids[:3] == expected.token_ids[:3]
     assert engine.drafter.accepted > 50
 
@@ -75,13 +82,15 @@ def test_drafts_change_nothing_where_states_are_narrow(model, tokenizer):
 def test_another_seed_rounds_otherwise(model, tokenizer):
     greedy = replace(PARAMS, temperature=0.0)
     engine = Engine(model, tokenizer, max_running=1, max_context=400, state_dtype="fp16")
-    first, again, other = (engine.generate([prompts()[2]], replace(greedy, seed=seed))[0].logprobs for seed in (1, 1, 2))
+    first, again, other = (
+        engine.generate([prompts()[2]], replace(greedy, seed=seed))[0].logprobs for seed in (1, 1, 2)
+    )
     assert first == again != other and first == pytest.approx(other, abs=0.2)
 
 
 def test_stochastic_rounding_forgets_less_than_rounding_to_nearest(model):
     """A constant trickle into a state that decays slowly: to nearest it stops far from its limit."""
-    from nanohybrid.model.rounding import Rounding
+    from nanohybrid.model.mixers.stochastic_rounding import Rounding
 
     exact, nearest, drawn = torch.zeros(1, 64, dtype=torch.float64), torch.zeros(1, 64), torch.zeros(1, 64)
     for step in range(4000):
@@ -110,13 +119,17 @@ def test_attention_over_fp8_pages_is_attention_over_their_numbers(form, monkeypa
     layout = Layout.stored([1, 3, 1], [20, 9, 31], [0, 1, 2], [(3, 1), (0,), (5, 4)], page_size=16)
     pool = lambda *shape, dtype: torch.zeros(*shape, dtype=dtype)  # noqa: E731
     eight = Cache(
-        *(pool(6, 16, 2, 8, dtype=torch.float8_e4m3fn) for _ in range(2)), *(pool(6, 16, 2, dtype=torch.bfloat16) for _ in range(2))
+        *(pool(6, 16, 2, 8, dtype=torch.float8_e4m3fn) for _ in range(2)),
+        *(pool(6, 16, 2, dtype=torch.bfloat16) for _ in range(2)),
     )
     before = Layout.stored([20, 9, 31], [0, 0, 0], [0, 1, 2], layout.pages, 16)
     eight.write(torch.randn(60, 2, 8), torch.randn(60, 2, 8), before)
     q, k, v = torch.randn(5, 4, 8), torch.randn(5, 2, 8), torch.randn(5, 2, 8)
     found = attention(q, k, v, layout, eight)
-    plain = Cache(dequantize(eight.key.view(torch.uint8), eight.key_scale), dequantize(eight.value.view(torch.uint8), eight.value_scale))
+    plain = Cache(
+        dequantize(eight.key.view(torch.uint8), eight.key_scale),
+        dequantize(eight.value.view(torch.uint8), eight.value_scale),
+    )
     rounded = [dequantize(codes.view(torch.uint8), scale) for codes, scale in (quantize(k), quantize(v))]
     assert (found - attention(q, *rounded, layout, plain)).abs().max() < 1e-5
 

@@ -23,7 +23,9 @@ def plainly(row, p, prompt, tokens):
     for token in range(WIDTH):
         count, seen = tokens.count(token), token in tokens or token in prompt
         if seen:
-            out[token] = out[token] / p.repetition_penalty if out[token] > 0 else out[token] * p.repetition_penalty
+            out[token] = (
+                out[token] / p.repetition_penalty if out[token] > 0 else out[token] * p.repetition_penalty
+            )
         out[token] -= count * p.frequency_penalty + (count > 0) * p.presence_penalty
         out[token] += dict(p.logit_bias).get(token, 0)
     return torch.tensor(out)
@@ -62,13 +64,19 @@ def test_rows_without_penalties_are_left_bit_for_bit():
 
 
 def test_a_bias_beyond_the_vocabulary_is_nothing():
-    edited = Edits([SamplingParams(logit_bias={WIDTH + 3: 5.0, 2: -100.0})], [Written([], [])], "cpu").apply(logits(1))
+    edited = Edits([SamplingParams(logit_bias={WIDTH + 3: 5.0, 2: -100.0})], [Written([], [])], "cpu").apply(
+        logits(1)
+    )
     assert edited.shape == (1, WIDTH) and edited.argmin() == 2
 
 
 def test_top_log_probabilities_are_the_best_of_the_distribution():
     scores = logits(3)
-    params = [SamplingParams(logprobs=True, top_logprobs=4), SamplingParams(), SamplingParams(temperature=0.5, logprobs=True, seed=1)]
+    params = [
+        SamplingParams(logprobs=True, top_logprobs=4),
+        SamplingParams(),
+        SamplingParams(temperature=0.5, logprobs=True, seed=1),
+    ]
     out = sample(scores, Rows(params, [0, 0, 1]), [5, 5, 5])
     values, ids = scores[0].log_softmax(-1).topk(4)
     assert [token for token, _ in out.top[0]] == ids.tolist()
@@ -98,7 +106,9 @@ def test_in_the_engine_penalties_count_prompt_and_answer_alone_and_in_a_batch(mo
     texts = [[rng.randrange(13, 269) for _ in range(length)] for length in (3, 140, 20)]
     params = [
         SamplingParams(max_tokens=30, ignore_eos=True, presence_penalty=50, logprobs=True, top_logprobs=3),
-        SamplingParams(max_tokens=20, ignore_eos=True, temperature=1.0, seed=3, repetition_penalty=1e9, logprobs=True),
+        SamplingParams(
+            max_tokens=20, ignore_eos=True, temperature=1.0, seed=3, repetition_penalty=1e9, logprobs=True
+        ),
         SamplingParams(max_tokens=25, ignore_eos=True, logit_bias={77: 1000.0}),
     ]
     engine = Engine(model, tokenizer, max_running=3, max_context=200, token_budget=131)

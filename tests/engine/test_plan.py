@@ -5,27 +5,38 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import nanohybrid
 from nanohybrid.cli import plan_serve as command
-from nanohybrid.config import HybridConfig
 from nanohybrid.engine.engine import Engine
-from nanohybrid.engine.plan import GIB, plan_serve
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.errors import InputError
-from nanohybrid.model import Footprint
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate.serving import GIB, plan_serve
 
 
-@given(st.sampled_from(["nano-9b-v2", "qwen3-8b", "nano-291m", "tiny"]), st.floats(1, 90), st.integers(1, 200_000), st.integers(1, 300))
+@given(
+    st.sampled_from(["nano-9b-v2", "qwen3-8b", "nano-291m", "tiny"]),
+    st.floats(1, 90),
+    st.integers(1, 200_000),
+    st.integers(1, 300),
+)
 def test_a_plan_fits_and_one_more_would_not(preset, gib, context, most):
-    config = HybridConfig.preset(preset)
+    config = nanohybrid.preset(preset)
     footprint, budget = Footprint.of(config), int(gib * GIB)
     try:
         plan = plan_serve(config, footprint, budget, context, most)
     except InputError:
         assert footprint.total(context) + plan_minimum(config) > budget
         return
-    assert plan.total_bytes <= budget and 1 <= plan.slots <= most and plan.pages == plan.slots * -(-context // 128)
+    assert (
+        plan.total_bytes <= budget
+        and 1 <= plan.slots <= most
+        and plan.pages == plan.slots * -(-context // 128)
+    )
     if plan.slots < most:
-        with_one_more = plan.total_bytes + footprint.sequence_bytes(-(-context // 128) * 128) + 16 * config.vocab_size
+        with_one_more = (
+            plan.total_bytes + footprint.sequence_bytes(-(-context // 128) * 128) + 16 * config.vocab_size
+        )
         assert with_one_more > budget
 
 
@@ -36,7 +47,7 @@ def plan_minimum(config):
 
 
 def test_the_9b_serves_128k_in_22_gib_and_a_dense_model_does_not():
-    config, dense = HybridConfig.preset("nano-9b-v2"), HybridConfig.preset("qwen3-8b")
+    config, dense = nanohybrid.preset("nano-9b-v2"), nanohybrid.preset("qwen3-8b")
     plan = plan_serve(config, Footprint.of(config), 22 * GIB, 131_072)
     assert plan.slots == 1
     with pytest.raises(InputError, match="raise --memory-gib or shorten the context"):
@@ -44,9 +55,11 @@ def test_the_9b_serves_128k_in_22_gib_and_a_dense_model_does_not():
 
 
 def test_the_engine_allots_what_the_plan_says(tokenizer):
-    config = HybridConfig.preset("tiny")
+    config = nanohybrid.preset("tiny")
     plan = plan_serve(config, Footprint.of(config, torch.float32), GIB * 5 // 8, 1000, 40)
-    engine = Engine(random_model(config, torch.float32), tokenizer, plan.slots, plan.context, plan.step_tokens, plan.pages)
+    engine = Engine(
+        random_model(config, torch.float32), tokenizer, plan.slots, plan.context, plan.step_tokens, plan.pages
+    )
     assert engine.runner.state.bytes == plan.state_bytes + plan.kv_bytes
     assert engine.scheduler.slots.size == plan.slots and engine.scheduler.pages.size == plan.pages
 
@@ -59,17 +72,40 @@ def run(*flags):
 def test_the_command_prints_a_table_and_json(capsys):
     assert run("--preset", "nano-9b-v2", "--memory-gib", "22", "--context", "24576") == 0
     assert "requests of 24,576 tokens at once in 22.00 GiB" in capsys.readouterr().out
-    assert run("--preset", "nano-9b-v2", "--memory-gib", "22", "--context", "24576", "--json", "--max-running", "2") == 0
+    assert (
+        run(
+            "--preset",
+            "nano-9b-v2",
+            "--memory-gib",
+            "22",
+            "--context",
+            "24576",
+            "--json",
+            "--max-running",
+            "2",
+        )
+        == 0
+    )
     plan = json.loads(capsys.readouterr().out)
-    assert plan["slots"] == 2 and plan["pages"] == 384 and plan["total_bytes"] + plan["free_bytes"] == plan["budget_bytes"]
+    assert (
+        plan["slots"] == 2
+        and plan["pages"] == 384
+        and plan["total_bytes"] + plan["free_bytes"] == plan["budget_bytes"]
+    )
 
 
 def test_narrow_states_and_keys_serve_more_and_drafts_take_memory(capsys):
     def slots(*flags):
-        assert run("--preset", "nano-9b-v2", "--memory-gib", "22", "--context", "24576", "--json", *flags) == 0
+        assert (
+            run("--preset", "nano-9b-v2", "--memory-gib", "22", "--context", "24576", "--json", *flags) == 0
+        )
         return json.loads(capsys.readouterr().out)
 
-    plain, narrow, drafting = slots(), slots("--state-dtype", "fp16", "--kv-dtype", "fp8"), slots("--speculate", "15")
+    plain, narrow, drafting = (
+        slots(),
+        slots("--state-dtype", "fp16", "--kv-dtype", "fp8"),
+        slots("--speculate", "15"),
+    )
     assert narrow["slots"] >= 1.7 * plain["slots"]
     assert drafting["transient_bytes"] / drafting["slots"] > plain["transient_bytes"] / plain["slots"]
     with pytest.raises(InputError, match="--speculate"):
@@ -78,7 +114,11 @@ def test_narrow_states_and_keys_serve_more_and_drafts_take_memory(capsys):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--memory-gib", "1"], ["--preset", "tiny", "--memory-gib", "-1"], ["--preset", "tiny", "--memory-gib", "1", "--context", "0"]],
+    [
+        ["--memory-gib", "1"],
+        ["--preset", "tiny", "--memory-gib", "-1"],
+        ["--preset", "tiny", "--memory-gib", "1", "--context", "0"],
+    ],
 )
 def test_wrong_flags_are_said_in_one_line(flags):
     with pytest.raises(InputError):

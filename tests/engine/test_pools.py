@@ -3,7 +3,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from nanohybrid.engine.pools import PagePool, SlotPool
+from nanohybrid.engine.block_manager import PagePool, SlotPool
 
 SIZE = 23
 
@@ -25,7 +25,9 @@ class Pools(RuleBasedStateMachine):
         assert (lease is None) == (count > free)
         if lease is not None:
             assert len(lease.ids) == count
-            assert lease.contiguous or max(runs) < count, "a free run was long enough and the lease is in pieces"
+            assert lease.contiguous or max(runs) < count, (
+                "a free run was long enough and the lease is in pieces"
+            )
             if prefer is not None and not wanted & owned and max(wanted, default=0) < SIZE:
                 assert set(lease.ids) == wanted, "the preferred pages were free and others were given"
             self.held.append(lease)

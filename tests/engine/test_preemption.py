@@ -6,9 +6,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from nanohybrid.engine.block_manager import PagePool, SlotPool
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
-from nanohybrid.engine.pools import PagePool, SlotPool
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.scheduler import Move, Scheduler
 from nanohybrid.ops.sizes import CHUNK
@@ -28,11 +28,17 @@ class Memory(RuleBasedStateMachine):
     """
 
     @initialize(
-        slots=st.integers(1, 4), pages=st.integers(10, 24), budget=st.integers(1, 300), overcommit=st.booleans(), drafts=st.integers(0, 9)
+        slots=st.integers(1, 4),
+        pages=st.integers(10, 24),
+        budget=st.integers(1, 300),
+        overcommit=st.booleans(),
+        drafts=st.integers(0, 9),
     )
     def begin(self, slots, pages, budget, overcommit, drafts):
         pools = SlotPool(slots), PagePool(pages)
-        self.scheduler = Scheduler(*pools, page_size=PAGE, max_context=10 * PAGE, token_budget=budget, overcommit=overcommit)
+        self.scheduler = Scheduler(
+            *pools, page_size=PAGE, max_context=10 * PAGE, token_budget=budget, overcommit=overcommit
+        )
         self.scheduler.propose = (lambda _, room: [6] * min(room, drafts)) if drafts else None
         self.slots, self.pages = {}, {}
         self.alive, self.count, self.begun = [], 0, []
@@ -78,7 +84,9 @@ class Memory(RuleBasedStateMachine):
                 request.saved = self.copied(slot, pages, request.computed)
             else:
                 self.slots[slot] = request.saved[0]
-                self.pages.update({page: dict(kept) for page, kept in zip(pages, request.saved[1], strict=False)})
+                self.pages.update(
+                    {page: dict(kept) for page, kept in zip(pages, request.saved[1], strict=False)}
+                )
                 request.saved = None
         self.scheduler.moves.clear()
 
@@ -92,10 +100,14 @@ class Memory(RuleBasedStateMachine):
         assert decoding <= {r.id for r, _, _ in work}, "a decoding request was left out of a step"
         for r, start, length in work:
             drafted = len(r.draft)
-            assert start == r.computed and (start + length - drafted == r.known or (start + length) % CHUNK == 0)
+            assert start == r.computed and (
+                start + length - drafted == r.known or (start + length) % CHUNK == 0
+            )
             assert not drafted or (r.known + drafted < r.most_tokens and r.known - start == 1)
             if start:
-                assert self.slots[r.slot.ids[0]][1] == start, "the slot holds another length or another request's state"
+                assert self.slots[r.slot.ids[0]][1] == start, (
+                    "the slot holds another length or another request's state"
+                )
                 self.owned(r, start)
             stay = self.count % (drafted + 1)  # so many of the draft are what it says
             self.slots[r.slot.ids[0]] = (r.id, start + length - drafted + stay)
@@ -157,7 +169,10 @@ def test_a_request_put_aside_goes_on_bit_for_bit_in_another_place(model, tokeniz
         count += 1
         if count % 3 == 0 and not request.finished:
             engine.scheduler.preempt(request)
-            blockers = [engine.scheduler.slots.take() for _ in range(count % 2)], [engine.scheduler.pages.take(count % 5)]
+            blockers = (
+                [engine.scheduler.slots.take() for _ in range(count % 2)],
+                [engine.scheduler.pages.take(count % 5)],
+            )
             poison(engine)
             engine.step()
             places.add((request.slot.ids, request.pages.ids) if request.slot else None)
@@ -169,7 +184,9 @@ def test_a_request_put_aside_goes_on_bit_for_bit_in_another_place(model, tokeniz
 
 def poison(engine):
     """Whatever a slot or page held is garbage as soon as the copies are made: here, where a save still waits, only others'."""
-    saving = {(move.slot, move.pages) for move in engine.scheduler.moves if isinstance(move, Move) and move.to_host}
+    saving = {
+        (move.slot, move.pages) for move in engine.scheduler.moves if isinstance(move, Move) and move.to_host
+    }
     slots, pages = {slot for slot, _ in saving}, {page for _, held in saving for page in held}
     for pool in engine.runner.state.slot_pools:
         for slot in set(range(len(pool))) - slots:
@@ -187,7 +204,9 @@ def test_overcommitted_pages_put_the_youngest_aside_and_change_no_text(model, to
     got = engine.generate(texts, params)
     assert engine.scheduler.preemptions > 0
     for ours, theirs in zip(got, wanted, strict=True):
-        assert ours.token_ids == theirs.token_ids and ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+        assert ours.token_ids == theirs.token_ids and ours.logprobs == pytest.approx(
+            theirs.logprobs, abs=1e-4
+        )
     assert engine.scheduler.pages.used == engine.scheduler.slots.used == 0 and not engine.scheduler.moves
 
 

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
-from nanohybrid.engine.prefix import Checkpoint, PrefixCache
+from nanohybrid.engine.prefix_cache import Checkpoint, PrefixCache
 
 PARAMS = SamplingParams(max_tokens=6, ignore_eos=True, temperature=1.0, seed=3, logprobs=True)
 MIB = 2**20
@@ -22,7 +22,14 @@ def prompt(length, seed=0):
 
 def engine(model, tokenizer, cache=64 * MIB, running=1, budget=2048, every=1024, **more):
     return Engine(
-        model, tokenizer, max_running=running, max_context=1100, token_budget=budget, cache_bytes=cache, checkpoint_every=every, **more
+        model,
+        tokenizer,
+        max_running=running,
+        max_context=1100,
+        token_budget=budget,
+        cache_bytes=cache,
+        checkpoint_every=every,
+        **more,
     )
 
 
@@ -55,7 +62,9 @@ def test_a_hit_continues_exactly_as_a_miss(model, tokenizer, length, every):
     hit = ask(it, ids)
     assert same(hit, miss)
     assert (miss.cached_tokens, miss.cache_miss) == (0, "no checkpoint")
-    assert hit.cached_tokens == (length - 1) // 128 * 128, "of an exact multiple of 128 the last chunk is computed for its logits"
+    assert hit.cached_tokens == (length - 1) // 128 * 128, (
+        "of an exact multiple of 128 the last chunk is computed for its logits"
+    )
     assert same(miss, ask(engine(model, tokenizer, every=every, budget=257), ids))
 
 
@@ -86,7 +95,9 @@ def test_the_next_turn_of_a_chat_hits_just_before_the_thinking_mark(model, token
     it = engine(model, tokenizer)
     history, mark = prompt(210, 1), tokenizer.encode("<think>\n")
     ask(it, history + mark, checkpoint_at=[len(history)])
-    out = ask(it, history + tokenizer.encode("the answer") + prompt(30, 2) + mark, checkpoint_at=[len(history)])
+    out = ask(
+        it, history + tokenizer.encode("the answer") + prompt(30, 2) + mark, checkpoint_at=[len(history)]
+    )
     assert out.cached_tokens == len(history)
 
 
@@ -159,7 +170,16 @@ def test_cached_preempted_and_mixed_requests_say_what_fresh_ones_say(model, toke
     texts = [prompt(150, 1) + prompt(length, length) for length in (1, 50, 106, 107, 200)] * 2
     params = [replace(PARAMS, seed=i, max_tokens=180) for i in range(10)]
     wanted = Engine(model, tokenizer, max_running=10, max_context=600).generate(texts, params)
-    it = Engine(model, tokenizer, max_running=5, max_context=600, token_budget=140, pages=9, overcommit=True, cache_bytes=8 * MIB)
+    it = Engine(
+        model,
+        tokenizer,
+        max_running=5,
+        max_context=600,
+        token_budget=140,
+        pages=9,
+        overcommit=True,
+        cache_bytes=8 * MIB,
+    )
     got = it.generate(texts, params)
     assert [c.token_ids for c in got] == [c.token_ids for c in wanted]
     assert it.cache.hits and it.scheduler.preemptions and sum(c.cached_tokens for c in got)
@@ -188,11 +208,19 @@ class Cached(RuleBasedStateMachine):
     @rule(text=st.lists(st.integers(0, 1), min_size=1, max_size=6), salt=st.sampled_from("ab"))
     def find(self, text, salt):
         found = self.cache.find(text, salt)
-        wanted = max((t for s, t in self.kept if s == salt and len(t) < len(text) and t == tuple(text[: len(t)])), key=len, default=None)
+        wanted = max(
+            (t for s, t in self.kept if s == salt and len(t) < len(text) and t == tuple(text[: len(t)])),
+            key=len,
+            default=None,
+        )
         if wanted is None:
             assert isinstance(found, str)
         else:
-            assert isinstance(found, Checkpoint) and found.position == len(wanted) and found.saved is self.kept[salt, wanted]
+            assert (
+                isinstance(found, Checkpoint)
+                and found.position == len(wanted)
+                and found.saved is self.kept[salt, wanted]
+            )
             self.kept.move_to_end((salt, wanted))
 
     @invariant()

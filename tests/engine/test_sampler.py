@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from nanohybrid.engine.params import SamplingParams
-from nanohybrid.engine.sampler import Rows, keep_min_p, keep_top_k, keep_top_p, least_by_bisection, sample, uniform
+from nanohybrid.engine.sampler import (
+    Rows,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    least_by_bisection,
+    sample,
+    uniform,
+)
 from nanohybrid.errors import InputError
 
 transformers = pytest.importorskip("transformers")
@@ -56,7 +64,9 @@ def test_frequencies_are_the_probabilities():
 
 
 def test_uniform_numbers_are_uniform_and_independent_along_both_axes():
-    grid = uniform(torch.arange(-500, 500).repeat_interleave(64), torch.arange(64).repeat(1000)).view(1000, 64)
+    grid = uniform(torch.arange(-500, 500).repeat_interleave(64), torch.arange(64).repeat(1000)).view(
+        1000, 64
+    )
     assert grid.min() >= 0 and grid.max() < 1
     assert abs(grid.mean() - 0.5) < 0.005 and abs(grid.std() - 12**-0.5) < 0.005
     for a, b in ((grid[1:], grid[:-1]), (grid[:, 1:], grid[:, :-1])):
@@ -90,14 +100,26 @@ def test_a_row_chooses_the_same_alone_and_among_others():
     rng = random.Random(3)
     for _ in range(20):
         count = rng.randint(1, 9)
-        params, seeds = [random_params(rng) for _ in range(count)], [rng.getrandbits(70) for _ in range(count)]
-        positions, scores = [rng.randint(0, 10**6) for _ in range(count)], logits(count, 400, seed=rng.getrandbits(30))
+        params, seeds = (
+            [random_params(rng) for _ in range(count)],
+            [rng.getrandbits(70) for _ in range(count)],
+        )
+        positions, scores = (
+            [rng.randint(0, 10**6) for _ in range(count)],
+            logits(count, 400, seed=rng.getrandbits(30)),
+        )
         together = sample(scores, Rows(params, seeds), positions)
         for row in range(count):
-            alone = sample(scores[row : row + 1], Rows(params[row : row + 1], seeds[row : row + 1]), positions[row : row + 1])
+            alone = sample(
+                scores[row : row + 1],
+                Rows(params[row : row + 1], seeds[row : row + 1]),
+                positions[row : row + 1],
+            )
             assert alone.tokens[0] == together.tokens[row]
             if alone.logprobs:
-                assert together.logprobs is not None and alone.logprobs[0] == pytest.approx(together.logprobs[row], abs=1e-6)
+                assert together.logprobs is not None and alone.logprobs[0] == pytest.approx(
+                    together.logprobs[row], abs=1e-6
+                )
 
 
 def test_every_row_obeys_all_of_its_cuts_in_transformers_order():

@@ -3,8 +3,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from nanohybrid.engine.block_manager import PagePool, SlotPool
 from nanohybrid.engine.params import SamplingParams
-from nanohybrid.engine.pools import PagePool, SlotPool
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.scheduler import Scheduler
 from nanohybrid.errors import InputError
@@ -27,7 +27,9 @@ class Schedules(RuleBasedStateMachine):
 
     @initialize(slots=st.integers(1, 5), pages=st.integers(4, 12), budget=st.integers(1, 700))
     def begin(self, slots, pages, budget):
-        self.scheduler = Scheduler(SlotPool(slots), PagePool(pages), page_size=128, max_context=4 * 128, token_budget=budget)
+        self.scheduler = Scheduler(
+            SlotPool(slots), PagePool(pages), page_size=128, max_context=4 * 128, token_budget=budget
+        )
         self.alive, self.admitted, self.count = [], [], 0
 
     @rule(length=st.integers(1, 480), max_tokens=st.integers(1, 30))
@@ -86,7 +88,9 @@ TestSchedules = Schedules.TestCase
 
 def test_a_request_that_could_never_run_is_refused_in_one_line():
     scheduler = Scheduler(SlotPool(2), PagePool(3), page_size=128, max_context=1000, token_budget=256)
-    with pytest.raises(InputError, match="a prompt of 990 tokens and max_tokens 20 make 1010, more than the context of 1000"):
+    with pytest.raises(
+        InputError, match="a prompt of 990 tokens and max_tokens 20 make 1010, more than the context of 1000"
+    ):
         scheduler.add(request(0, 990, 20))
     with pytest.raises(InputError, match="4 KV pages, there are 3"):
         scheduler.add(request(0, 380, 20))

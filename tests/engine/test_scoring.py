@@ -19,7 +19,9 @@ def truth(model, prompt):
 @pytest.mark.parametrize("values", [1, 1000, 1 << 22])
 def test_a_prompt_is_scored_as_one_forward_scores_it(model, tokenizer, monkeypatch, values, deterministic):
     monkeypatch.setattr(scoring, "VALUES", values)
-    engine = Engine(model, tokenizer, max_running=4, max_context=512, token_budget=140, deterministic=deterministic)
+    engine = Engine(
+        model, tokenizer, max_running=4, max_context=512, token_budget=140, deterministic=deterministic
+    )
     plain = engine.generate(PROMPTS, SamplingParams(max_tokens=3, ignore_eos=True))
     scored = engine.generate(PROMPTS, SamplingParams(max_tokens=3, ignore_eos=True, prompt_logprobs=2))
     for prompt, one, without in zip(PROMPTS, scored, plain, strict=True):
@@ -42,4 +44,6 @@ def test_choices_share_the_scores_and_a_cached_prompt_is_scored_whole(model, tok
         engine.step()
     done = [request.completion() for request in first[1:]]
     assert done[0].prompt_logprobs == done[1].prompt_logprobs and len(done[0].prompt_logprobs) == 199
-    assert done[0].cached_tokens == 0 and done[0].prompt_logprobs[5] == pytest.approx(truth(model, PROMPTS[3])[5, 36].item(), abs=1e-4)
+    assert done[0].cached_tokens == 0 and done[0].prompt_logprobs[5] == pytest.approx(
+        truth(model, PROMPTS[3])[5, 36].item(), abs=1e-4
+    )

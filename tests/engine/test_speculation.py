@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.engine.draft import PAUSE, Drafter, Lookup
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
+from nanohybrid.engine.prompt_lookup import PAUSE, Drafter, Lookup
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.errors import InputError
 from nanohybrid.model import Layout, State
@@ -19,10 +19,16 @@ from nanohybrid.model import Layout, State
 GREEDY = SamplingParams(max_tokens=40, ignore_eos=True, logprobs=True)
 KINDS = [
     GREEDY,
-    SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.3, top_p=0.9, seed=7, logprobs=True, top_logprobs=3),
-    SamplingParams(max_tokens=50, ignore_eos=True, repetition_penalty=1.2, frequency_penalty=0.3, presence_penalty=0.1),
+    SamplingParams(
+        max_tokens=60, ignore_eos=True, temperature=0.3, top_p=0.9, seed=7, logprobs=True, top_logprobs=3
+    ),
+    SamplingParams(
+        max_tokens=50, ignore_eos=True, repetition_penalty=1.2, frequency_penalty=0.3, presence_penalty=0.1
+    ),
     SamplingParams(max_tokens=30, stop=("a", "<")),
-    SamplingParams(max_tokens=70, ignore_eos=True, temperature=0.5, seed=3, thinking_budget=12, thinking_grace=5),
+    SamplingParams(
+        max_tokens=70, ignore_eos=True, temperature=0.5, seed=3, thinking_budget=12, thinking_grace=5
+    ),
     SamplingParams(max_tokens=25, temperature=0.2, seed=1, logit_bias={40: 5.0, 41: 4.0}, stop_ids=(41,)),
     SamplingParams(max_tokens=33, ignore_eos=True, temperature=0.4, seed=9, n=3),
 ]
@@ -31,7 +37,9 @@ KINDS = [
 def repetitive(length, seed=0, marks=()):
     rng = random.Random(seed)
     phrase = [rng.randrange(13, 269) for _ in range(rng.randrange(2, 9))]
-    return ([rng.randrange(13, 269) for _ in range(length % 5)] + phrase * length)[: length - len(marks)] + list(marks)
+    return ([rng.randrange(13, 269) for _ in range(length % 5)] + phrase * length)[
+        : length - len(marks)
+    ] + list(marks)
 
 
 def thinks(tokenizer, length, seed):
@@ -97,7 +105,9 @@ asked = st.tuples(st.integers(0, len(KINDS) - 1), st.integers(12, 200), st.integ
     wanted=st.lists(asked, min_size=2, max_size=6), running=st.integers(1, 5), budget=st.integers(1, 400), pages=st.integers(6, 12),
     speculate=st.integers(1, 15), cached=st.booleans(), chance=st.randoms(use_true_random=False),
 )  # fmt: skip
-def test_drafts_change_nothing_whatever_else_happens(model, tokenizer, wanted, running, budget, pages, speculate, cached, chance):
+def test_drafts_change_nothing_whatever_else_happens(
+    model, tokenizer, wanted, running, budget, pages, speculate, cached, chance
+):
     engine = Engine(
         model, tokenizer, max_running=running, max_context=600, token_budget=budget, pages=pages, overcommit=True,
         cache_bytes=2**22 * cached, checkpoint_every=128, speculate=speculate,
@@ -107,7 +117,9 @@ def test_drafts_change_nothing_whatever_else_happens(model, tokenizer, wanted, r
     half_right(engine, said, speculate)
     while waiting or engine.busy:
         for kind, length, seed, arrives in [one for one in waiting if one[3] <= step]:
-            prompt = thinks(tokenizer, length, seed) if KINDS[kind].thinking_budget else repetitive(length, seed)
+            prompt = (
+                thinks(tokenizer, length, seed) if KINDS[kind].thinking_budget else repetitive(length, seed)
+            )
             key = kind, length, seed
             if key not in ALONE:
                 ALONE[key] = plain.generate([prompt], KINDS[kind])
@@ -149,7 +161,9 @@ def test_a_window_taken_back_leaves_the_state_of_the_tokens_that_stay_bit_for_bi
         if dtype == torch.bfloat16 or stay == 0:
             assert torch.equal(mine[2], theirs[2])
         else:
-            assert (mine[2] - theirs[2]).abs().max() <= 1e-5 * theirs[2].abs().max()  # products of one row sum in another order
+            assert (mine[2] - theirs[2]).abs().max() <= 1e-5 * theirs[
+                2
+            ].abs().max()  # products of one row sum in another order
         assert not mine[1].any(), "a slot that nobody held was written"
 
 
@@ -160,7 +174,9 @@ def test_a_rejected_draft_that_is_not_a_number_leaves_no_trace_in_the_state(mode
     prompt = repetitive(30)
     wanted = Engine(broken, tokenizer, max_running=1, max_context=200).generate([prompt], GREEDY)[0]
     engine = Engine(broken, tokenizer, max_running=1, max_context=200, speculate=4)
-    engine.scheduler.propose = lambda request, room: [*wanted.token_ids[len(request.tokens) :][:1], 50, 50][:room]
+    engine.scheduler.propose = lambda request, room: [*wanted.token_ids[len(request.tokens) :][:1], 50, 50][
+        :room
+    ]
     assert 50 not in wanted.token_ids
     same(engine.generate([prompt], GREEDY)[0], wanted)
 
@@ -176,7 +192,10 @@ def test_what_the_thinking_budget_inserts_is_read_in_one_step(model, tokenizer):
         engine.step()
         taken.append(len(request.tokens) - before)
     assert len(request.completion().forced) > 8 and max(taken) > 8
-    same(request.completion(), Engine(model, tokenizer, max_running=1, max_context=200).generate([prompt], params)[0])
+    same(
+        request.completion(),
+        Engine(model, tokenizer, max_running=1, max_context=200).generate([prompt], params)[0],
+    )
 
 
 def test_a_stream_gets_several_tokens_at_once_and_the_same_text(model, tokenizer):
@@ -190,9 +209,13 @@ def test_a_stream_gets_several_tokens_at_once_and_the_same_text(model, tokenizer
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_grammar_binds_drafts_as_it_binds_tokens(model, tokenizer, seed):
     pytest.importorskip("llguidance")
-    from nanohybrid.serve.guided import Grammars, GuidedRunner
+    from nanohybrid.engine.structured_output import Grammars, GuidedRunner
 
-    schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}, "minItems": 3}}, "required": ["a"]}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "array", "items": {"type": "integer"}, "minItems": 3}},
+        "required": ["a"],
+    }
     params = SamplingParams(max_tokens=60, temperature=0.5, seed=seed)
     form = Grammars(tokenizer, 269, frozenset(tokenizer.stop_ids)).schema(schema)
 
@@ -267,7 +290,9 @@ def test_a_request_whose_drafts_are_useless_drafts_ever_less():
     assert drafter.accepted == 0 and drafter.drafted == sum(length for _, length in steps)
 
 
-@pytest.mark.parametrize("bad", [{"speculate": 16}, {"speculate": -1}, {"speculate": 2, "deterministic": True}])
+@pytest.mark.parametrize(
+    "bad", [{"speculate": 16}, {"speculate": -1}, {"speculate": 2, "deterministic": True}]
+)
 def test_what_cannot_be_is_one_line(model, tokenizer, bad):
     with pytest.raises(InputError, match="speculate"):
         Engine(model, tokenizer, max_running=1, **bad)

@@ -60,7 +60,10 @@ def test_a_budget_of_nothing_ends_before_the_first_token():
     assert (watch.begin(), watch.end) == ("\n</think>\n\n", "forced")
 
 
-@pytest.mark.parametrize("spelling", [[b"</", b"think", b">"], [b"</", b"think", b">\n\n"], [b" </", b"think", b">\n"], [b"x</think>y"]])
+@pytest.mark.parametrize(
+    "spelling",
+    [[b"</", b"think", b">"], [b"</", b"think", b">\n\n"], [b" </", b"think", b">\n"], [b"x</think>y"]],
+)
 def test_a_natural_end_is_recognised_however_it_is_spelled_and_left_alone(spelling):
     watch, text, _ = think([b"a", b"\n", *spelling, b"answer"], 100, 5)
     assert watch.end == "natural" and text == b"a\n" + b"".join(spelling)
@@ -77,7 +80,12 @@ def test_a_mark_of_an_earlier_turn_does_not_end_this_one():
 
 
 @given(
-    st.lists(st.sampled_from([b"a", b" ", b"\n", b"<", b"</", b"</thi", b"nk>", b"think>", b".\n\n", b"</think>\n"]), max_size=40),
+    st.lists(
+        st.sampled_from(
+            [b"a", b" ", b"\n", b"<", b"</", b"</thi", b"nk>", b"think>", b".\n\n", b"</think>\n"]
+        ),
+        max_size=40,
+    ),
     st.integers(0, 12),
     st.integers(0, 6),
 )
@@ -93,7 +101,9 @@ def test_there_is_exactly_one_end_mark_and_the_budget_is_kept(pieces, budget, gr
 
 def test_forced_tokens_are_written_in_place_of_sampled_ones(tokenizer):
     params = SamplingParams(max_tokens=40, thinking_budget=2, thinking_grace=1)
-    request = Request(0, tokenizer.encode("<think>\n"), params, tokenizer, seed=0, stop_ids=tokenizer.stop_ids)
+    request = Request(
+        0, tokenizer.encode("<think>\n"), params, tokenizer, seed=0, stop_ids=tokenizer.stop_ids
+    )
     a = tokenizer.encode("a")[0]
     while not request.accept(request.forced[0] if request.forced else a if len(request.tokens) < 20 else 12):
         pass

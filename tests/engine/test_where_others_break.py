@@ -37,7 +37,9 @@ def truth(model):
             text, scores = list(ids), []
             with torch.inference_mode():
                 for _ in range(count):
-                    row = model.head(model.hidden(torch.tensor(text), Layout.packed([len(text)]))[-1]).log_softmax(-1)
+                    row = model.head(
+                        model.hidden(torch.tensor(text), Layout.packed([len(text)]))[-1]
+                    ).log_softmax(-1)
                     text.append(int(row.argmax()))
                     scores.append(float(row.max()))
             known[key] = text[len(ids) :], scores
@@ -134,7 +136,10 @@ def test_drafts_are_no_part_of_a_prompt_that_is_still_being_read(model, tokenize
     """Drafting, prefill in pieces, and a hit in the cache at once."""
     it = engine(model, tokenizer, token_budget=1, speculate=5, cache_bytes=2**22, checkpoint_every=128)
     longer = replace(GREEDY, max_tokens=25)
-    it.scheduler.propose = lambda request, room: [*truth(request.prompt, 25)[0][len(request.tokens) :][:2], 100][: min(room, 5)]
+    it.scheduler.propose = lambda request, room: [
+        *truth(request.prompt, 25)[0][len(request.tokens) :][:2],
+        100,
+    ][: min(room, 5)]
     for _ in range(2):
         requests = [it.add([7, 8, 9] * 60 + prompt(length, 1), longer) for length in (3, 150)]
         all_right(it, requests, truth, 25)
@@ -148,7 +153,11 @@ def test_steps_without_drafts_beside_and_after_steps_with_them(model, tokenizer,
 
     def propose(request, room):
         turn.append(request.id)
-        return truth(request.prompt, 25)[0][len(request.tokens) :][: min(room, 3)] if (len(turn) + request.id) % 3 == 0 else []
+        return (
+            truth(request.prompt, 25)[0][len(request.tokens) :][: min(room, 3)]
+            if (len(turn) + request.id) % 3 == 0
+            else []
+        )
 
     it.scheduler.propose = propose
     requests = [it.add(prompt(9 + i, i), longer) for i in range(4)]
@@ -205,9 +214,14 @@ def test_a_prompt_shorter_than_a_chunk_is_found_too(model, tokenizer, truth, len
 
 def test_answers_do_not_get_worse_run_by_run(model, tokenizer, truth):
     """The same questions again and again over a warm cache and used slots."""
-    it = engine(model, tokenizer, running=3, cache_bytes=2**20, checkpoint_every=128, pages=9, overcommit=True)
+    it = engine(
+        model, tokenizer, running=3, cache_bytes=2**20, checkpoint_every=128, pages=9, overcommit=True
+    )
     for turn in range(4):
-        requests = [it.add(prompt(length, length), GREEDY) for length in random.Random(turn).sample((5, 128, 130, 260, 300), 5)]
+        requests = [
+            it.add(prompt(length, length), GREEDY)
+            for length in random.Random(turn).sample((5, 128, 130, 260, 300), 5)
+        ]
         all_right(it, requests, truth)
 
 

@@ -32,7 +32,9 @@ def test_models_in_summary_and_report_out(checkpoint, dense_checkpoint, data, tm
     printed = json.loads(capsys.readouterr().out)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert printed["accuracy"] == summary["accuracy"] and set(summary["accuracy"]) == {"hybrid", "dense"}
-    assert [budget for budget, _ in summary["budget_curve"]["hybrid"]] == [0, 4] and "dense" not in summary["budget_curve"]
+    assert [budget for budget, _ in summary["budget_curve"]["hybrid"]] == [0, 4] and "dense" not in summary[
+        "budget_curve"
+    ]
     assert [context for context, _ in summary["decode_ms"]["dense"]] == [16, 200]
     assert summary["models"]["dense"]["loss.validation"]["targets"] == 76
     page = (tmp_path / "out" / "report.html").read_text()
@@ -51,10 +53,15 @@ def test_two_models_of_one_name_are_refused(checkpoint, tmp_path, capsys):
 def test_a_missing_extra_is_told_before_the_work(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["evaluate", *FLAGS, "--out", str(tmp_path / "out"), str(checkpoint)]) == 2
-    assert "pip install 'nanohybrid[eval]'" in capsys.readouterr().err and not (tmp_path / "out.partial").exists()
+    assert (
+        "pip install 'nanohybrid[eval]'" in capsys.readouterr().err
+        and not (tmp_path / "out.partial").exists()
+    )
 
 
 @pytest.mark.parametrize("flag", ["--temperature=-1", "--top_p=7", "--grace=-1", "--held_out_tokens=-1"])
 def test_a_setting_out_of_range_leaves_nothing_behind(checkpoint, tmp_path, flag, capsys):
     assert main(["evaluate", *FLAGS, flag, "--out", str(tmp_path / "out"), str(checkpoint)]) == 2
-    assert flag[2:].partition("=")[0] in capsys.readouterr().err and not any(path.name.startswith("out") for path in tmp_path.iterdir())
+    assert flag[2:].partition("=")[0] in capsys.readouterr().err and not any(
+        path.name.startswith("out") for path in tmp_path.iterdir()
+    )

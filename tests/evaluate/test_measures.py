@@ -7,14 +7,17 @@ import torch
 from nanohybrid.checkpoint import load
 from nanohybrid.data import TokenStore
 from nanohybrid.errors import InputError
+from nanohybrid.estimate import Footprint
 from nanohybrid.evaluate.perplexity import held_out_loss
 from nanohybrid.evaluate.throughput import DecodeStep, decode_times
-from nanohybrid.model import Footprint, Layout
+from nanohybrid.model import Layout
 
 
 def store(seed=0, count=9):
     rng = np.random.default_rng(seed)
-    return TokenStore.from_documents((rng.integers(13, 269, n), rng.integers(0, 2, n)) for n in rng.integers(2, 30, count))
+    return TokenStore.from_documents(
+        (rng.integers(13, 269, n), rng.integers(0, 2, n)) for n in rng.integers(2, 30, count)
+    )
 
 
 @torch.no_grad()
@@ -47,13 +50,19 @@ def test_a_timed_step_is_a_real_one_and_stays_at_its_context(checkpoint):
     assert step() > 0
     assert not torch.equal(before[0]["ssm"], step.state.layers[0]["ssm"])
     changed = (before[2]["key"] != step.state.layers[2]["key"]).flatten(2).any(-1)
-    assert changed.nonzero().tolist() == [[1, 2], [3, 2], [5, 2]]  # two pages a sequence; position 130 is row 2 of the second
+    assert changed.nonzero().tolist() == [
+        [1, 2],
+        [3, 2],
+        [5, 2],
+    ]  # two pages a sequence; position 130 is row 2 of the second
 
 
 def test_times_of_a_hybrid_and_a_transformer_with_the_bytes_that_they_keep(checkpoint, dense_checkpoint):
     models = {"hybrid": load(checkpoint, torch.float32), "dense": load(dense_checkpoint, torch.float32)}
     rows = decode_times(models, (8, 200), batch=2, rounds=3)
-    assert [row.context for row in rows["dense"]] == [8, 200] and all(0 < r.quickest <= r.milliseconds for f in rows.values() for r in f)
+    assert [row.context for row in rows["dense"]] == [8, 200] and all(
+        0 < r.quickest <= r.milliseconds for f in rows.values() for r in f
+    )
     for model in models.values():
         kept = sum(p.nbytes for layer in DecodeStep(model, 127, 1).state.layers for p in layer.values())
         assert kept == Footprint.of(model.config, torch.float32).sequence_bytes(128)

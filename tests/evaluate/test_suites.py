@@ -17,7 +17,11 @@ def test_problems_are_different_held_out_and_the_same_for_a_seed():
     problems = draw_problems(("sums", "parity"), 40, seed=3)
     assert {split_of(p.prompt) for p in problems} == {"test"}
     assert len({p.prompt for p in problems}) == len(problems) > 60
-    assert problems == draw_problems(("sums", "parity"), 40, seed=3) != draw_problems(("sums", "parity"), 40, seed=4)
+    assert (
+        problems
+        == draw_problems(("sums", "parity"), 40, seed=3)
+        != draw_problems(("sums", "parity"), 40, seed=4)
+    )
     levels = [p.difficulty for p in problems if p.family == "sums"]
     counts = [levels.count(difficulty) for difficulty in tasks.get("sums").difficulties]
     assert max(counts) - min(counts) <= 1
@@ -34,7 +38,13 @@ def said(text, reason="stop", tokens=20, thinking=5):
     [
         ("1+2=3\n</think>\n\n{}\n", "stop", True, 1, True),
         ("</think>\n\n{}\n", "stop", True, 1, True),
-        ("1+2\n</think>\n\n1\n</think>\n\n{}\n", "stop", True, 1, False),  # a second mark: thought on in its answer
+        (
+            "1+2\n</think>\n\n1\n</think>\n\n{}\n",
+            "stop",
+            True,
+            1,
+            False,
+        ),  # a second mark: thought on in its answer
         ("{}\n", "stop", True, 0, False),  # the trace never ended, so nothing was answered
         ("1+2=3\n</think>\n\n{}\n", "length", True, 0, False),  # did not stop
         ("{}\n", "stop", False, 1, True),
@@ -59,7 +69,9 @@ def test_scores_by_family_and_difficulty_are_parts_of_the_whole():
     problems = draw_problems(("sums", "running"), 12)
     answers = [judge(p, said(f"</think>{p.answer if i % 3 else 'x'}"), True) for i, p in enumerate(problems)]
     whole, families, levels = score(answers), by_family(answers), by_difficulty(answers)
-    assert whole.accuracy == pytest.approx(sum(s.accuracy * s.problems for s in families.values()) / whole.problems)
+    assert whole.accuracy == pytest.approx(
+        sum(s.accuracy * s.problems for s in families.values()) / whole.problems
+    )
     assert sum(s.problems for s in levels.values()) == whole.problems == 24
     assert whole.low < whole.accuracy < whole.high and set(families) == {"sums", "running"}
 

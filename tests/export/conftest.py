@@ -11,17 +11,27 @@ HYBRID = dict(
     pattern="M-M*-M", vocab_size=384, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     mamba_num_heads=4, mamba_head_dim=32, n_groups=2, ssm_state_size=16, initializer_range=0.2, max_position_embeddings=512,
 )  # fmt: skip
-DENSE = dict(HYBRID, pattern="*-*-", rope_theta=5000.0, qk_norm=True, mlp_activation="swiglu", layer_norm_epsilon=1e-6)
+DENSE = dict(
+    HYBRID, pattern="*-*-", rope_theta=5000.0, qk_norm=True, mlp_activation="swiglu", layer_norm_epsilon=1e-6
+)
 CONFIGS = {
     "hybrid": HybridConfig(**HYBRID),
     "hybrid, tied": HybridConfig(**HYBRID, tie_word_embeddings=True),
     "one group": HybridConfig(**{**HYBRID, "n_groups": 1, "ssm_state_size": 128}),
-    "a group a head, widths of the 9B": HybridConfig(**{**HYBRID, "n_groups": 4, "mamba_head_dim": 80, "ssm_state_size": 128}),
-    "attention first and last": HybridConfig(**{**HYBRID, "pattern": "*M--M*", "num_key_value_heads": 4, "head_dim": 32}),
-    "wide conv, odd sizes": HybridConfig(**{**HYBRID, "conv_kernel": 3, "mamba_head_dim": 24, "intermediate_size": 100}),
+    "a group a head, widths of the 9B": HybridConfig(
+        **{**HYBRID, "n_groups": 4, "mamba_head_dim": 80, "ssm_state_size": 128}
+    ),
+    "attention first and last": HybridConfig(
+        **{**HYBRID, "pattern": "*M--M*", "num_key_value_heads": 4, "head_dim": 32}
+    ),
+    "wide conv, odd sizes": HybridConfig(
+        **{**HYBRID, "conv_kernel": 3, "mamba_head_dim": 24, "intermediate_size": 100}
+    ),
     "no MLP": HybridConfig(**{**HYBRID, "pattern": "M*M"}),
     "dense": HybridConfig(**DENSE),
-    "dense, tied": HybridConfig(**{**DENSE, "num_key_value_heads": 1, "head_dim": 32}, tie_word_embeddings=True),
+    "dense, tied": HybridConfig(
+        **{**DENSE, "num_key_value_heads": 1, "head_dim": 32}, tie_word_embeddings=True
+    ),
 }
 SAMPLE = """The quick brown fox counts 1, 2, 3 and 12 + 30 = 42. It's the quick brown fox's, isn't it?
 def step(state, x):

@@ -38,7 +38,10 @@ def keys(reader):
 
 def tensors(reader):
     """By name: the values as the library reads them, in fp32, and the type."""
-    return {t.name: (gguf.dequantize(t.data, t.tensor_type).reshape(t.shape[::-1]), t.tensor_type.name) for t in reader.tensors}
+    return {
+        t.name: (gguf.dequantize(t.data, t.tensor_type).reshape(t.shape[::-1]), t.tensor_type.name)
+        for t in reader.tensors
+    }
 
 
 def weights(directory):
@@ -78,7 +81,11 @@ def test_every_weight_is_there_under_llama_cpps_name(checkpoint, tmp_path, name,
     for weight, tensor in ours.items():
         values, stored = found[official_name(weight, config)]
         wanted = expected(weight, tensor, config)
-        assert stored == ("BF16" if kind == "bf16" and weight.endswith(("proj.weight", "lm_head.weight", "embeddings.weight")) else "F32")
+        assert stored == (
+            "BF16"
+            if kind == "bf16" and weight.endswith(("proj.weight", "lm_head.weight", "embeddings.weight"))
+            else "F32"
+        )
         if stored == "BF16":
             wanted = wanted.bfloat16().float()
         np.testing.assert_array_equal(values, wanted.numpy(), err_msg=weight)
@@ -100,13 +107,19 @@ def test_quantised_matrices_are_within_a_step_and_vectors_exact(checkpoint, tmp_
             np.testing.assert_array_equal(values, expected(weight, tensor, config).numpy(), err_msg=weight)
 
 
-@pytest.mark.parametrize(("format", "kind"), [("int8", "q8_0"), ("int4", "q4_0"), ("int4", "q8_0"), ("fp8", "bf16")])
+@pytest.mark.parametrize(
+    ("format", "kind"), [("int8", "q8_0"), ("int4", "q4_0"), ("int4", "q8_0"), ("fp8", "bf16")]
+)
 def test_a_quantised_checkpoint_keeps_its_values(tmp_path, format, kind):
     model = random_model(CONFIGS["hybrid"]).bfloat16()
     quantize_model(model, format)
     save(model, tmp_path / "model")
     found = tensors(exported(tmp_path / "model", tmp_path / "model.gguf", kind))
-    linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    linears = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLinear)
+    }
     assert len(linears) > 8
     for weight, linear in linears.items():
         values, stored = found[official_name(weight, CONFIGS["hybrid"])]
@@ -115,7 +128,9 @@ def test_a_quantised_checkpoint_keeps_its_values(tmp_path, format, kind):
         if (format, kind) in (("int8", "q8_0"), ("int4", "q4_0")):
             np.testing.assert_array_equal(values, wanted.numpy(), err_msg=weight)
         else:
-            np.testing.assert_allclose(values, wanted.numpy(), atol=0.005 * float(wanted.abs().max()), err_msg=weight)
+            np.testing.assert_allclose(
+                values, wanted.numpy(), atol=0.005 * float(wanted.abs().max()), err_msg=weight
+            )
 
 
 def test_rows_that_are_no_whole_blocks_stay_bf16(checkpoint, tmp_path):
@@ -135,9 +150,18 @@ def test_large_tensors_are_quantised_in_pieces_of_the_same_bytes(monkeypatch):
 
 def test_keys_of_a_hybrid_say_which_layer_is_what(checkpoint, tmp_path):
     said = keys(exported(checkpoint("attention first and last"), tmp_path / "model.gguf", "q8_0"))
-    assert said["general.architecture"] == "nemotron_h" and said["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q8_0
-    own = {key.removeprefix("nemotron_h."): value for key, value in said.items() if key.startswith("nemotron_h.")}
-    assert own.pop("attention.layer_norm_rms_epsilon") == own.pop("attention.layer_norm_epsilon") == pytest.approx(1e-5)
+    assert (
+        said["general.architecture"] == "nemotron_h"
+        and said["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q8_0
+    )
+    own = {
+        key.removeprefix("nemotron_h."): value for key, value in said.items() if key.startswith("nemotron_h.")
+    }
+    assert (
+        own.pop("attention.layer_norm_rms_epsilon")
+        == own.pop("attention.layer_norm_epsilon")
+        == pytest.approx(1e-5)
+    )
     assert own == {
         "vocab_size": 384, "context_length": 512, "embedding_length": 64, "block_count": 6,
         "feed_forward_length": [0, 0, 96, 96, 0, 0], "attention.head_count": 4, "attention.head_count_kv": [4, 0, 0, 0, 0, 4],
@@ -148,7 +172,10 @@ def test_keys_of_a_hybrid_say_which_layer_is_what(checkpoint, tmp_path):
 
 def test_keys_of_a_dense_model_are_qwen3s(checkpoint, tmp_path):
     said = keys(exported(checkpoint("dense"), tmp_path / "model.gguf"))
-    assert said["general.architecture"] == "qwen3" and said["general.file_type"] == gguf.LlamaFileType.MOSTLY_BF16
+    assert (
+        said["general.architecture"] == "qwen3"
+        and said["general.file_type"] == gguf.LlamaFileType.MOSTLY_BF16
+    )
     own = {key.removeprefix("qwen3."): value for key, value in said.items() if key.startswith("qwen3.")}
     assert own.pop("attention.layer_norm_rms_epsilon") == pytest.approx(1e-6)
     assert own == {
@@ -187,7 +214,10 @@ def test_f16_is_refused_where_it_would_overflow(tmp_path):
     model = random_model(CONFIGS["dense"])
     model.backbone.layers[1].mixer.up_proj.weight.data[3, 5] = 1e5
     save(model, tmp_path / "model")
-    with GgufExport(tmp_path / "model", "f16") as export, pytest.raises(CheckpointError, match=r"layers\.1\.mixer\.up_proj.*65,504"):
+    with (
+        GgufExport(tmp_path / "model", "f16") as export,
+        pytest.raises(CheckpointError, match=r"layers\.1\.mixer\.up_proj.*65,504"),
+    ):
         export.write(tmp_path / "model.gguf")
 
 
@@ -217,7 +247,9 @@ def test_one_tensor_is_held_at_a_time(checkpoint, tmp_path, monkeypatch):
 
         result = read(self, name, *rest)
         alive.append(weakref.ref(result))
-        assert sum(reference() is not None for reference in alive) <= 2, "the one that is written, and the one that is read"
+        assert sum(reference() is not None for reference in alive) <= 2, (
+            "the one that is written, and the one that is read"
+        )
         return result
 
     monkeypatch.setattr(CheckpointReader, "tensor", tensor)
@@ -229,9 +261,25 @@ def test_one_tensor_is_held_at_a_time(checkpoint, tmp_path, monkeypatch):
 
 
 def test_the_command_says_what_it_wrote(checkpoint, tmp_path, capsys):
-    assert main(["export", "gguf", str(checkpoint("hybrid")), str(tmp_path / "model.gguf"), "--type", "q4_0", "--json"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                "gguf",
+                str(checkpoint("hybrid")),
+                str(tmp_path / "model.gguf"),
+                "--type",
+                "q4_0",
+                "--json",
+            ]
+        )
+        == 0
+    )
     said = json.loads(capsys.readouterr().out)
-    assert said["architecture"] == "nemotron_h" and said["file_bytes"] == (tmp_path / "model.gguf").stat().st_size
+    assert (
+        said["architecture"] == "nemotron_h"
+        and said["file_bytes"] == (tmp_path / "model.gguf").stat().st_size
+    )
     assert said["bytes_q4_0"] + said["bytes_q8_0"] + said["bytes_f32"] < said["file_bytes"]
     assert tuple(TYPES) == export_gguf.TYPES
 
@@ -247,7 +295,16 @@ def test_the_command_says_what_it_wrote(checkpoint, tmp_path, capsys):
 )
 def test_mistakes_are_one_line(checkpoint, tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
-    assert main(["export", "gguf", *(str(checkpoint("hybrid")) if word == "MODEL" else word for word in arguments)]) == 2
+    assert (
+        main(
+            [
+                "export",
+                "gguf",
+                *(str(checkpoint("hybrid")) if word == "MODEL" else word for word in arguments),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
 

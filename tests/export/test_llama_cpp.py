@@ -19,7 +19,9 @@ from nanohybrid.text import ChatTemplate, Tokenizer, tekken, train_bpe
 
 from .conftest import CONFIGS, HYBRID, random_model
 
-llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: a benchmark's dependency, built from source")
+llama_cpp = pytest.importorskip(
+    "llama_cpp", reason="llama-cpp-python is not installed: a benchmark's dependency, built from source"
+)
 F32 = 0  # llama.cpp's number of it, for keys and values
 MESSAGES = [
     [{"role": "user", "content": "Hi"}],
@@ -74,7 +76,9 @@ def test_logits_are_ours_in_prefill_and_in_decode(checkpoint, export, name):
 def lesson(tokenizer):
     """A conversation, and what is to be said in it."""
     template, messages = ChatTemplate.default(), [{"role": "user", "content": "quick?"}]
-    return template.training_pair(tokenizer, messages, "The fox counts 12 + 30 = 42.", "It's the quick brown fox's 東京, isn't it?")
+    return template.training_pair(
+        tokenizer, messages, "The fox counts 12 + 30 = 42.", "It's the quick brown fox's 東京, isn't it?"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +136,10 @@ def speaker(request, tmp_path_factory, small):
     make = {"small": lambda: small, "tekken": official, "bytes": lambda: train_bpe(["ab"], 269)}
     tokenizer = make[request.param]()
     directory = tmp_path_factory.mktemp("speaker") / "model"
-    save(random_model(HybridConfig(**{**HYBRID, "vocab_size": tokenizer.vocab_size, "hidden_size": 32})), directory)
+    save(
+        random_model(HybridConfig(**{**HYBRID, "vocab_size": tokenizer.vocab_size, "hidden_size": 32})),
+        directory,
+    )
     tokenizer.save(directory)
     with GgufExport(directory, "q8_0") as export:
         export.write(directory / "model.gguf")
@@ -140,7 +147,9 @@ def speaker(request, tmp_path_factory, small):
 
 
 def official():
-    pytest.importorskip("mistral_common", reason="the file that tekken is rebuilt from comes with mistral-common")
+    pytest.importorskip(
+        "mistral_common", reason="the file that tekken is rebuilt from comes with mistral-common"
+    )
     return tekken()
 
 
@@ -148,7 +157,9 @@ def official():
 def test_ids_of_hard_texts_are_ours(speaker, marks):
     ours, theirs = speaker
     for text in TEXTS:
-        assert theirs.tokenize(text.encode(), add_bos=False, special=marks) == ours.encode(text, marks=marks), text
+        assert theirs.tokenize(text.encode(), add_bos=False, special=marks) == ours.encode(
+            text, marks=marks
+        ), text
 
 
 def test_texts_that_it_cuts_differently_still_come_back_whole(speaker):

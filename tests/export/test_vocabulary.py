@@ -47,7 +47,9 @@ def test_tokens_stand_at_their_ids_and_what_is_left_is_padding(directory, small)
     for number in range(350):
         assert small.id_of(found.tokens[number]) == number
     assert {found.types[number] for number in small.marks} == {gguf.TokenType.CONTROL}
-    assert set(found.types[13:350]) == {gguf.TokenType.NORMAL} and set(found.types[350:]) == {gguf.TokenType.UNUSED}
+    assert set(found.types[13:350]) == {gguf.TokenType.NORMAL} and set(found.types[350:]) == {
+        gguf.TokenType.UNUSED
+    }
     assert (found.bos, found.eos, found.pad, found.more_stops) == (1, 12, 0, [2, 11])
 
 
@@ -58,13 +60,18 @@ def test_merges_are_in_the_order_in_which_they_were_learnt(directory, small):
 
 
 def test_words_that_were_added_are_the_users_and_no_marks(directory, edit):
-    edit(lambda raw: raw["added_tokens"].append(dict(raw["added_tokens"][0], id=350, content="<tool_call>", special=False)))
+    edit(
+        lambda raw: raw["added_tokens"].append(
+            dict(raw["added_tokens"][0], id=350, content="<tool_call>", special=False)
+        )
+    )
     found = read_vocabulary(directory, 384)
     assert (found.tokens[350], found.types[350]) == ("<tool_call>", gguf.TokenType.USER_DEFINED)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "whole", "name"), [(QWEN, False, "qwen2"), (QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|"), True, "llama-bpe")]
+    ("pattern", "whole", "name"),
+    [(QWEN, False, "qwen2"), (QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|"), True, "llama-bpe")],
 )
 def test_rules_of_other_families_are_known(directory, edit, pattern, whole, name):
     def change(raw):
@@ -77,7 +84,12 @@ def test_rules_of_other_families_are_known(directory, edit, pattern, whole, name
 
 def test_gpt2s_rule_is_byte_levels_own(directory, edit):
     def change(raw):
-        raw["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        raw["pre_tokenizer"] = {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        }
         raw["model"]["ignore_merges"] = False
 
     edit(change)
@@ -107,7 +119,9 @@ def invert(raw):
 @pytest.mark.parametrize("change", [change_pattern, change_merging, add_step, add_space, invert])
 def test_a_rule_that_is_almost_one_of_them_is_refused(directory, edit, change):
     edit(change)
-    with pytest.raises(CheckpointError, match=f"tokenizer.json: cuts texts by a rule .* known are {', '.join(RULES)}"):
+    with pytest.raises(
+        CheckpointError, match=f"tokenizer.json: cuts texts by a rule .* known are {', '.join(RULES)}"
+    ):
         read_vocabulary(directory, 350)
 
 
@@ -157,7 +171,11 @@ def test_the_file_says_all_of_it(checkpoint, tmp_path, small):
         export.write(tmp_path / "model.gguf")
         wanted = export.vocabulary
     found = gguf.GGUFReader(tmp_path / "model.gguf").fields
-    said = {key.removeprefix("tokenizer."): field.contents() for key, field in found.items() if key.startswith("tokenizer.")}
+    said = {
+        key.removeprefix("tokenizer."): field.contents()
+        for key, field in found.items()
+        if key.startswith("tokenizer.")
+    }
     assert said == {
         "ggml.model": "gpt2", "ggml.pre": "tekken", "ggml.tokens": wanted.tokens, "ggml.token_type": wanted.types,
         "ggml.merges": wanted.merges,

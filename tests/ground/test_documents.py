@@ -18,11 +18,17 @@ def test_every_link_of_a_page_leads_to_a_file(page):
 
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "index.md").read_text()
-    assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md" and f"({page.name})" not in index] == []
+    assert [
+        page.name
+        for page in (ROOT / "docs").glob("*.md")
+        if page.name != "index.md" and f"({page.name})" not in index
+    ] == []
 
 
 def test_the_floors_are_those_that_the_linter_checks():
-    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    layers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0][
+        "layers"
+    ]
     checked = [set(re.findall(r"\w+", layer)) - {"__main__"} for layer in layers]
     rows = re.findall(r"^\| \d+ \| ([^|]+) \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
     assert [set(re.findall(r"\w+", row)) for row in rows] == [floor for floor in checked if floor]

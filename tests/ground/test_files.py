@@ -35,7 +35,9 @@ def test_a_directory_is_replaced_whole(tmp_path):
             (directory / content).mkdir()
             (directory / content / "weights").write_text(content)
             assert not (target / content).exists()
-    assert [path.name for path in target.iterdir()] == ["new"] and [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    assert [path.name for path in target.iterdir()] == ["new"] and [
+        path.name for path in tmp_path.iterdir()
+    ] == ["checkpoint"]
 
 
 def test_a_failed_directory_leaves_the_old_one(tmp_path):
@@ -45,7 +47,9 @@ def test_a_failed_directory_leaves_the_old_one(tmp_path):
     with pytest.raises(RuntimeError), files.atomic_directory(target) as directory:
         (directory / "weights").write_text("half")
         raise RuntimeError
-    assert (target / "weights").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    assert (target / "weights").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == [
+        "checkpoint"
+    ]
 
 
 def test_directories_swap_names_where_the_system_cannot_do_it_in_one_step(tmp_path, monkeypatch):
@@ -54,7 +58,11 @@ def test_directories_swap_names_where_the_system_cannot_do_it_in_one_step(tmp_pa
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
     files.exchange(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "a" / "b").exists() and (tmp_path / "b" / "a").exists() and len(list(tmp_path.iterdir())) == 2
+    assert (
+        (tmp_path / "a" / "b").exists()
+        and (tmp_path / "b" / "a").exists()
+        and len(list(tmp_path.iterdir())) == 2
+    )
 
 
 def test_a_file_is_not_replaced_by_a_directory(tmp_path):

@@ -15,7 +15,11 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu/run_all.py"
 def call(out: Path, *flags: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, SCRIPT, "--toy", "--out", out, *flags], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, SCRIPT, "--toy", "--out", out, *flags],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
 
 
@@ -25,7 +29,10 @@ def test_a_part_leaves_its_rows_and_is_not_run_again(tmp_path):
     first = (tmp_path / "device.json").read_text()
     rows = {row["what"]: row["value"] for row in json.loads(first)["rows"]}
     assert rows["copy bandwidth, bytes/s"] > 1e8 and rows["bf16 product, FLOP/s"] > 1e7
-    assert "## device" in done.stdout and json.loads((tmp_path / "results.json").read_text())["device"]["complete"]
+    assert (
+        "## device" in done.stdout
+        and json.loads((tmp_path / "results.json").read_text())["device"]["complete"]
+    )
     call(tmp_path, "--only", "device", "--resume")
     assert (tmp_path / "device.json").read_text() == first
 

@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import nanohybrid
+from nanohybrid.bench import Mix, contenders, machine, measure, mixes, plan, roofline
+from nanohybrid.bench import comparison as contest
+from nanohybrid.bench.comparison import cap
+from nanohybrid.bench.measure import Timed
+from nanohybrid.bench.result import Result, Settings
+from nanohybrid.bench.roofline import prefill_flops
 from nanohybrid.cli.main import main
-from nanohybrid.compress.budget import weight_bytes
-from nanohybrid.compress.devices import device
-from nanohybrid.config import HybridConfig
 from nanohybrid.engine import Engine
-from nanohybrid.engine.plan import PROCESS
 from nanohybrid.errors import InputError
-from nanohybrid.headline import Mix, contenders, contest, machine, measure, mixes, plan, roofline
-from nanohybrid.headline.contest import cap
-from nanohybrid.headline.measure import Timed
-from nanohybrid.headline.result import Result, Settings
-from nanohybrid.headline.roofline import prefill_flops
+from nanohybrid.estimate.budget import weight_bytes
+from nanohybrid.estimate.devices import device
+from nanohybrid.estimate.serving import PROCESS
 from nanohybrid.model import HybridLM, State
 
 A10G = device("a10g")
@@ -25,7 +26,9 @@ A10G = device("a10g")
 
 def planned(scale=1, names=("8k/16k",)):
     return [
-        plan(one, mix, cap(22.0, scale), A10G, scale) for mix in mixes(list(names), scale) for one in contenders(["bf16", "int8"], scale)
+        plan(one, mix, cap(22.0, scale), A10G, scale)
+        for mix in mixes(list(names), scale)
+        for one in contenders(["bf16", "int8"], scale)
     ]
 
 
@@ -56,17 +59,21 @@ def test_the_rooflines_are_bytes_over_bandwidth():
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny-dense"])
 def test_flops_of_a_prompt_are_what_torch_counts(preset):
-    config = HybridConfig.preset(preset)
+    config = nanohybrid.preset(preset)
     with torch.device("meta"):
         model = HybridLM(config)
     linears = [
-        module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not getattr(model, "lm_head", None)
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not getattr(model, "lm_head", None)
     ]
     with FlopCounterMode(display=False) as counter:
         for linear in linears:
             linear(torch.empty(300, linear.in_features, device="meta"))
     causal = 2 * config.pattern.count("*") * config.num_attention_heads * config.head_dim * 300**2
-    assert prefill_flops(config, 300) == pytest.approx(counter.get_total_flops() + causal, rel=0.01)  # norms and convs beside
+    assert prefill_flops(config, 300) == pytest.approx(
+        counter.get_total_flops() + causal, rel=0.01
+    )  # norms and convs beside
 
 
 def test_the_small_contest_is_decided_as_the_large_one():
@@ -90,7 +97,9 @@ def small(monkeypatch):
     monkeypatch.setattr(contest, "HYBRID", "tiny")
     monkeypatch.setattr(contest, "DENSE", "tiny-dense")
     monkeypatch.setattr(contest, "PAPER", (Mix("1k/1k", 12, 5), Mix("128k/1k", 40, 3)))
-    monkeypatch.setattr(roofline, "fitting", lambda one, mix, *_: 0 if one.name == "tiny-dense" and mix.inputs == 40 else 3)
+    monkeypatch.setattr(
+        roofline, "fitting", lambda one, mix, *_: 0 if one.name == "tiny-dense" and mix.inputs == 40 else 3
+    )
     monkeypatch.setattr(machine, "STREAM_BYTES", 2**20)
     monkeypatch.setattr(machine, "EDGE", 64)
 
@@ -108,7 +117,9 @@ def test_a_run_measures_every_contender_that_fits(small, tmp_path, capsys):
     for key in rows.keys() - {("128k/1k", "tiny-dense")}:
         assert rows[key]["output_tokens_per_second"] > 0 and rows[key]["fraction"] > 0
     first, second = rows["1k/1k", "tiny-dense"], rows["1k/1k", "tiny"]
-    assert second["ratio"] == pytest.approx(second["output_tokens_per_second"] / first["output_tokens_per_second"])
+    assert second["ratio"] == pytest.approx(
+        second["output_tokens_per_second"] / first["output_tokens_per_second"]
+    )
     assert rows["128k/1k", "tiny"]["ratio"] is None
     assert (out / "result.svg").stat().st_size > 1000
     table = (out / "result.md").read_text().splitlines()
@@ -119,7 +130,10 @@ def test_what_a_row_says_is_its_timings_arithmetic(small, tmp_path):
     settings = Settings(1, 22.0, ["1k/1k"], ["bf16"], "cpu", 1)
     result = Result(settings)
     for contender, mix in settings.pairs():
-        result.keep((mix.name, contender.name, contender.dtype), Timed(prompt=0.5, step=0.25, bandwidth=1e9, flops=1e9))
+        result.keep(
+            (mix.name, contender.name, contender.dtype),
+            Timed(prompt=0.5, step=0.25, bandwidth=1e9, flops=1e9),
+        )
     entry = result.report()["rows"][1]
     assert entry["output_tokens_per_second"] == pytest.approx(3 * 5 / (3 * 0.5 + 5 * 0.25))
     assert entry["fraction"] == pytest.approx(entry["output_tokens_per_second"] / entry["roofline"])
@@ -144,7 +158,10 @@ def test_a_stopped_run_goes_on_with_the_rows_it_has(small, tmp_path, capsys, mon
     flags = [*FLAGS, "--out", str(tmp_path / "out")]
     if kill is KeyboardInterrupt:
         assert main(flags) == 130
-        assert "stopped after 2 rows" in (told := capsys.readouterr()).err and json.loads(told.out)["rows"][1]["ratio"] > 0
+        assert (
+            "stopped after 2 rows" in (told := capsys.readouterr()).err
+            and json.loads(told.out)["rows"][1]["ratio"] > 0
+        )
     else:
         with pytest.raises(Killed):
             main(flags)
@@ -189,7 +206,13 @@ def test_the_engine_holds_no_more_than_the_cap(monkeypatch):
     for one in contenders(["bf16", "int8"], 8):
         mix = mixes(["8k/16k"], 8)[0]
         row = plan(one, mix, cap(22.0, 8), A10G, 8)
-        state = State.allocate(one.config, row.sequences, row.sequences * -(-mix.context // 128), dtype=torch.bfloat16, device="meta")
+        state = State.allocate(
+            one.config,
+            row.sequences,
+            row.sequences * -(-mix.context // 128),
+            dtype=torch.bfloat16,
+            device="meta",
+        )
         assert weight_bytes(one.config, one.dtype) + state.bytes < cap(22.0, 8) - PROCESS
 
 
@@ -205,16 +228,25 @@ def test_the_table_says_what_does_not_fit(capsys):
     assert "does not fit" in table and "600.0 GB/s" in table
 
 
-def test_generation_is_measured_as_often_as_asked_and_a_long_prompt_is_warmed_up_for_by_a_short_one(small, capsys, monkeypatch):
-    from nanohybrid.headline import generate
+def test_generation_is_measured_as_often_as_asked_and_a_long_prompt_is_warmed_up_for_by_a_short_one(
+    small, capsys, monkeypatch
+):
+    from nanohybrid.bench import generate
 
     monkeypatch.setattr(generate, "WARM_TOKENS", 150)
     read, once = [], generate._once
-    monkeypatch.setattr(generate, "_once", lambda engine, prompts, count: read.append(len(prompts[0])) or once(engine, prompts, count))
+    monkeypatch.setattr(
+        generate,
+        "_once",
+        lambda engine, prompts, count: read.append(len(prompts[0])) or once(engine, prompts, count),
+    )
     flags = ["--preset", "tiny", "--random-weights", "--new-tokens", "2", "--json"]
     for prompt, repeats, lengths in ((151, 1, [128, 151]), (150, 2, [150] * 3)):
         read.clear()
-        assert main(["bench", "generate", *flags, "--prompt-tokens", str(prompt), "--repeats", str(repeats)]) == 0
+        assert (
+            main(["bench", "generate", *flags, "--prompt-tokens", str(prompt), "--repeats", str(repeats)])
+            == 0
+        )
         assert read == lengths and json.loads(capsys.readouterr().out)["repeats"] == repeats
     assert main(["bench", "generate", *flags, "--repeats", "0"]) == 2
     assert "--repeats is 0; it must be at least 1" in capsys.readouterr().err

@@ -10,11 +10,12 @@ import torch
 from hypothesis import strategies as st
 
 from nanohybrid.config import HybridConfig
+from nanohybrid.executors.cpu.forward import _Room, compiled_forward
+from nanohybrid.executors.cpu.weights import PackedLinear, pack_model, packable, prepare
 from nanohybrid.model import HybridLM, Layout, State
-from nanohybrid.model.compiled import _Room, compiled_forward
-from nanohybrid.model.packed import PackedLinear, pack_model, packable, prepare
 from nanohybrid.model.quantized import quantize_model
-from nanohybrid.ops.cpu import available, team
+from nanohybrid.ops.numba import available
+from nanohybrid.ops.numba import threads as team
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba is not installed")
 
@@ -25,11 +26,20 @@ SHAPE = {
 }  # fmt: skip
 CONFIGS = {
     "hybrid": HybridConfig(pattern="M-*-M", **SHAPE),
-    "limits": HybridConfig(pattern="MM", **SHAPE | {"n_groups": 8, "time_step_limit": (0.01, 0.05), "conv_kernel": 2}),
-    "dense": HybridConfig(
-        pattern="*-*-", rope_theta=1e4, qk_norm=True, mlp_activation="swiglu", tie_word_embeddings=True, **SHAPE | {"head_dim": 64}
+    "limits": HybridConfig(
+        pattern="MM", **SHAPE | {"n_groups": 8, "time_step_limit": (0.01, 0.05), "conv_kernel": 2}
     ),
-    "wide heads": HybridConfig(pattern="*M", **SHAPE | {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 128}),
+    "dense": HybridConfig(
+        pattern="*-*-",
+        rope_theta=1e4,
+        qk_norm=True,
+        mlp_activation="swiglu",
+        tie_word_embeddings=True,
+        **SHAPE | {"head_dim": 64},
+    ),
+    "wide heads": HybridConfig(
+        pattern="*M", **SHAPE | {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 128}
+    ),
 }
 
 
@@ -68,7 +78,9 @@ def run(model, sequences, cuts=(), slots=None, state=None):
         for begin, end in itertools.pairwise(places):
             here = [i for i, tokens in enumerate(sequences) if begin < len(tokens)]
             parts = [sequences[i][begin:end] for i in here]
-            layout = Layout.contiguous([len(part) for part in parts], [begin] * len(here), [slots[i] for i in here], CONTEXT)
+            layout = Layout.contiguous(
+                [len(part) for part in parts], [begin] * len(here), [slots[i] for i in here], CONTEXT
+            )
             hidden = model.hidden(torch.cat(parts), layout, state)
             for i, rows in zip(here, hidden.split([len(part) for part in parts]), strict=True):
                 found[i].append(rows)
@@ -99,7 +111,9 @@ def test_quantised_weights_are_multiplied_as_what_they_stand_for(format):
     close(run(packed, sequences, cuts=(6,)), run(plain, sequences, cuts=(6,)), 0.04)
 
 
-@pytest.mark.parametrize(("form", "lengths"), [("bf16", [1] * 30), ("bf16", [400, 3, 1]), ("int8", [1] * 3), ("int4", [30] * 27)])
+@pytest.mark.parametrize(
+    ("form", "lengths"), [("bf16", [1] * 30), ("bf16", [400, 3, 1]), ("int8", [1] * 3), ("int4", [30] * 27)]
+)
 def test_logits_that_come_with_the_hidden_states_are_the_heads(form, lengths):
     """A few rows and more than each thread prepares for itself; of one call of the kernel and of several."""
     _, packed = make("hybrid", form)
@@ -107,8 +121,12 @@ def test_logits_that_come_with_the_hidden_states_are_the_heads(form, lengths):
     batch = torch.cat(tokens(*lengths))
     wanted = [start + length - 1 for start, length in zip(layout.starts, lengths, strict=False)]
     with torch.inference_mode():
-        hidden, logits = packed.step(batch, layout, State.for_context(packed.config, len(lengths), CONTEXT, packed.dtype), wanted)
-        expected = packed.hidden(batch, layout, State.for_context(packed.config, len(lengths), CONTEXT, packed.dtype))
+        hidden, logits = packed.step(
+            batch, layout, State.for_context(packed.config, len(lengths), CONTEXT, packed.dtype), wanted
+        )
+        expected = packed.hidden(
+            batch, layout, State.for_context(packed.config, len(lengths), CONTEXT, packed.dtype)
+        )
         assert torch.equal(hidden, expected)
         assert torch.equal(logits, packed.head(expected[wanted]))
 
@@ -160,7 +178,9 @@ def test_tokens_that_were_taken_back_leave_no_trace(models):
     run(packed, [history, other], state=state)
     for stay in (0, 4, 6):
         begun = State.for_context(packed.config, 2, CONTEXT, torch.bfloat16)
-        for mine, theirs in zip(begun.slot_pools + begun.page_pools, state.slot_pools + state.page_pools, strict=True):
+        for mine, theirs in zip(
+            begun.slot_pools + begun.page_pools, state.slot_pools + state.page_pools, strict=True
+        ):
             mine.copy_(theirs)
         layout = Layout.stored([6, 1], [20, 9], [0, 1], [range(5), range(5, 10)], tentative=[0])
         with torch.inference_mode():

@@ -4,9 +4,10 @@ import math
 
 import pytest
 
+import nanohybrid
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import ConfigError
-from nanohybrid.model import Footprint
+from nanohybrid.estimate import Footprint
 from nanohybrid.presets import PRESETS
 
 REFUSED = [
@@ -19,7 +20,10 @@ REFUSED = [
     (dict(hidden_size=True), "hidden_size is True"),
     (dict(intermediate_size=0), "intermediate_size is 0"),
     (dict(num_key_value_heads=0), "num_key_value_heads is 0"),
-    (dict(num_key_value_heads=3), "num_attention_heads is 40: it must be a multiple of num_key_value_heads = 3"),
+    (
+        dict(num_key_value_heads=3),
+        "num_attention_heads is 40: it must be a multiple of num_key_value_heads = 3",
+    ),
     (dict(n_groups=3), "mamba_num_heads is 128: it must be a multiple of n_groups = 3"),
     (dict(head_dim=5, rope_theta=1e4), "head_dim is 5: rotary"),
     (dict(rope_theta=-1.0), "rope_theta"),
@@ -38,7 +42,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("changes, complaint", REFUSED, ids=lambda value: str(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    "changes, complaint", REFUSED, ids=lambda value: str(value) if isinstance(value, dict) else ""
+)
 def test_a_configuration_that_no_model_can_have_is_refused_in_one_line(changes, complaint):
     with pytest.raises(ConfigError) as caught:
         HybridConfig(**(dict(pattern="M*-", vocab_size=50, hidden_size=8, intermediate_size=8) | changes))
@@ -46,12 +52,21 @@ def test_a_configuration_that_no_model_can_have_is_refused_in_one_line(changes, 
 
 
 def test_only_what_the_pattern_uses_is_judged():
-    HybridConfig(pattern="M", vocab_size=50, hidden_size=8, intermediate_size=0, num_attention_heads=5, num_key_value_heads=3)
-    HybridConfig(pattern="*-", vocab_size=50, hidden_size=8, intermediate_size=8, mamba_num_heads=5, n_groups=3)
+    HybridConfig(
+        pattern="M",
+        vocab_size=50,
+        hidden_size=8,
+        intermediate_size=0,
+        num_attention_heads=5,
+        num_key_value_heads=3,
+    )
+    HybridConfig(
+        pattern="*-", vocab_size=50, hidden_size=8, intermediate_size=8, mamba_num_heads=5, n_groups=3
+    )
 
 
 def test_replace_checks_anew():
-    config = HybridConfig.preset("tiny")
+    config = nanohybrid.preset("tiny")
     assert config.replace(pattern="M").num_hidden_layers == 1
     with pytest.raises(ConfigError):
         config.replace(n_groups=3)
@@ -59,15 +74,15 @@ def test_replace_checks_anew():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_configuration(name):
-    assert HybridConfig.preset(name).num_hidden_layers == len(PRESETS[name]["pattern"])
+    assert nanohybrid.preset(name).num_hidden_layers == len(PRESETS[name]["pattern"])
 
 
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match="nearest nano-9b-v2"):
-        HybridConfig.preset("nano-9b")
+        nanohybrid.preset("nano-9b")
 
 
 @pytest.mark.parametrize("name, share", [("tiny", 0.14), ("mini", 0.01)])
 def test_a_dense_twin_is_about_as_large_as_its_hybrid(name, share):
-    hybrid, dense = (Footprint.of(HybridConfig.preset(preset)).parameters for preset in (name, f"{name}-dense"))
+    hybrid, dense = (Footprint.of(nanohybrid.preset(preset)).parameters for preset in (name, f"{name}-dense"))
     assert abs(dense / hybrid - 1) < share

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from nanohybrid.config import HybridConfig
-from nanohybrid.model import Footprint, HybridLM, State
-from nanohybrid.model.axes import Outer, Stack, axis_sizes, kept_index, names, size
-from nanohybrid.model.declare import parameters
+import nanohybrid
+from nanohybrid.estimate import Footprint
+from nanohybrid.model import HybridLM, State
+from nanohybrid.model.mixers.axes import Outer, Stack, axis_sizes, kept_index, names, size
+from nanohybrid.model.spec import parameters
 
 PUBLISHED = {"nano-12b-v2": 12_310_001_152, "nano-9b-v2": 8_888_227_328, "qwen3-8b": 8_190_735_360}
 
@@ -19,7 +20,7 @@ def test_declared_shapes_are_those_of_the_parameters(config):
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_presets_have_the_published_number_of_parameters(preset):
-    config = HybridConfig.preset(preset)
+    config = nanohybrid.preset(preset)
     with torch.device("meta"):
         model = HybridLM(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[preset]
@@ -31,7 +32,9 @@ def test_the_footprint_is_what_a_state_really_takes(config, dtype):
     footprint = Footprint.of(config, dtype)
     state = State.allocate(config, slots=3, pages=5, page_size=16, dtype=dtype)
     real = sum(pool.untyped_storage().nbytes() for layer in state.layers for pool in layer.values())
-    assert state.bytes == real == 3 * footprint.state_bytes_per_sequence + 5 * 16 * footprint.kv_bytes_per_token
+    assert (
+        state.bytes == real == 3 * footprint.state_bytes_per_sequence + 5 * 16 * footprint.kv_bytes_per_token
+    )
     assert footprint.weight_bytes == sum(p.nbytes for p in HybridLM(config).to(dtype).parameters())
     assert sum(footprint.parameters_by_part.values()) == footprint.parameters
 

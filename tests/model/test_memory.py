@@ -8,16 +8,17 @@ import pytest
 PROGRAM = """
 import sys, threading
 import torch
+import nanohybrid
 from nanohybrid.config import HybridConfig
 from nanohybrid.model import Layout, State
-from nanohybrid.model.mamba2 import Mamba2
+from nanohybrid.model.mixers.mamba2 import Mamba2
 
 def status(name):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
 length, step = int(sys.argv[1]), int(sys.argv[2])
-config = HybridConfig.preset("nano-9b-v2").replace(pattern="M")
+config = nanohybrid.preset("nano-9b-v2").replace(pattern="M")
 torch.set_default_dtype(torch.bfloat16)
 layer = Mamba2(config).requires_grad_(False)
 for name, parameter in layer.named_parameters():
@@ -38,7 +39,9 @@ print(status("VmHWM") - before)
 
 def peak(length: int, step: int) -> int:
     """Bytes at the peak beyond weights, state and input."""
-    result = subprocess.run([sys.executable, "-c", PROGRAM, str(length), str(step)], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(length), str(step)], capture_output=True, text=True, check=True
+    )
     return int(result.stdout)
 
 

@@ -39,7 +39,11 @@ def whole(model: HybridLM, tokens: Tensor) -> Tensor:
 
 
 def gradients(model: HybridLM) -> dict[str, Tensor]:
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def test_packed_documents_are_the_documents_alone_and_so_are_their_gradients(model, tokens):
@@ -76,7 +80,9 @@ def test_a_prompt_in_chunks_is_the_prompt_whole(model, tokens):
 
 def test_one_token_at_a_time_is_the_prompt_whole(model, tokens):
     tokens = tokens[:140]
-    torch.testing.assert_close(feed(model, tokens, list(range(len(tokens) + 1)), state_for(model, 1)), whole(model, tokens), **CLOSE)
+    torch.testing.assert_close(
+        feed(model, tokens, list(range(len(tokens) + 1)), state_for(model, 1)), whole(model, tokens), **CLOSE
+    )
 
 
 @pytest.mark.parametrize("slots", [[0, 1, 2], [4, 0, 2]], ids=["slots in a run", "slots scattered"])
@@ -84,13 +90,22 @@ def test_a_sequence_in_a_batch_is_the_sequence_alone(model, tokens, slots):
     """Prefill, continuation and decode mixed in one call, three calls long."""
     texts = tokens[:90].view(3, 30)
     state = state_for(model, 5)
-    schedule = [([20, 0, 0], [0, 0, 0]), ([1, 10, 0], [20, 0, 0]), ([1, 5, 7], [21, 10, 0]), ([1, 1, 1], [22, 15, 7])]
+    schedule = [
+        ([20, 0, 0], [0, 0, 0]),
+        ([1, 10, 0], [20, 0, 0]),
+        ([1, 5, 7], [21, 10, 0]),
+        ([1, 1, 1], [22, 15, 7]),
+    ]
     logits: list[list[Tensor]] = [[], [], []]
     with torch.no_grad():
         for lengths, positions in schedule:
             rows = [i for i in range(3) if lengths[i]]
-            layout = stored([lengths[i] for i in rows], [positions[i] for i in rows], [slots[i] for i in rows])
-            out = model(torch.cat([texts[i, positions[i] : positions[i] + lengths[i]] for i in rows]), layout, state)
+            layout = stored(
+                [lengths[i] for i in rows], [positions[i] for i in rows], [slots[i] for i in rows]
+            )
+            out = model(
+                torch.cat([texts[i, positions[i] : positions[i] + lengths[i]] for i in rows]), layout, state
+            )
             for i, part in zip(rows, out.split([lengths[i] for i in rows]), strict=True):
                 logits[i].append(part)
     for text, parts in zip(texts, logits, strict=True):
@@ -102,7 +117,9 @@ def test_a_slot_is_used_again_without_clearing(model, tokens):
     state = state_for(model, 1)
     feed(model, tokens[:100], [0, 70, 100], state)
     for cuts in ([0, 40], [0, 1, 2, 40]):
-        torch.testing.assert_close(feed(model, tokens[100:140], cuts, state), whole(model, tokens[100:140]), **CLOSE)
+        torch.testing.assert_close(
+            feed(model, tokens[100:140], cuts, state), whole(model, tokens[100:140]), **CLOSE
+        )
 
 
 def test_a_slot_that_holds_nan_is_used_again_without_clearing(mixed, tokens):
@@ -113,7 +130,9 @@ def test_a_slot_that_holds_nan_is_used_again_without_clearing(mixed, tokens):
         for name in layer.keys() & {"conv", "ssm"}:
             layer[name].fill_(float("nan"))
     for slot, cuts in ((0, [0, 40]), (1, [0, 1, 40])):
-        torch.testing.assert_close(feed(model, tokens[:40], cuts, state, slot), whole(model, tokens[:40]), **CLOSE)
+        torch.testing.assert_close(
+            feed(model, tokens[:40], cuts, state, slot), whole(model, tokens[:40]), **CLOSE
+        )
 
 
 def test_what_is_stored_keeps_no_graph_alive(mixed, tokens):

@@ -8,7 +8,13 @@ import torch
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.model import HybridLM, Layout, State
-from nanohybrid.model.quantized import QuantizedLinear, format_in, quantizable, quantize_model, quantized_names
+from nanohybrid.model.quantized import (
+    QuantizedLinear,
+    format_in,
+    quantizable,
+    quantize_model,
+    quantized_names,
+)
 from nanohybrid.ops import quantized
 
 CONFIG = HybridConfig(
@@ -16,7 +22,9 @@ CONFIG = HybridConfig(
     ssm_state_size=8,
 )  # fmt: skip
 TIED = CONFIG.replace(tie_word_embeddings=True)
-DENSE = CONFIG.replace(pattern="*-*-", rope_theta=1e4, qk_norm=True, mlp_activation="swiglu", intermediate_size=112)  # 112 is no 32s
+DENSE = CONFIG.replace(
+    pattern="*-*-", rope_theta=1e4, qk_norm=True, mlp_activation="swiglu", intermediate_size=112
+)  # 112 is no 32s
 
 
 def rounded(model: HybridLM, format: str) -> HybridLM:
@@ -33,7 +41,9 @@ def rounded(model: HybridLM, format: str) -> HybridLM:
 @pytest.mark.parametrize("config", [CONFIG, TIED, DENSE], ids=["hybrid", "tied", "dense"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_logits_are_those_of_the_rounded_weights(config: HybridConfig, format: str, dtype: torch.dtype) -> None:
+def test_logits_are_those_of_the_rounded_weights(
+    config: HybridConfig, format: str, dtype: torch.dtype
+) -> None:
     model = HybridLM(config, seed=1).to(dtype).eval()
     plain = rounded(model, format)
     quantize_model(model, format)
@@ -44,7 +54,9 @@ def test_logits_are_those_of_the_rounded_weights(config: HybridConfig, format: s
     states = [State.allocate(config, 1, 4, page_size=4, dtype=dtype, device="cpu") for _ in range(2)]
     for begin, length in ((0, 6), (6, 1), (7, 1)):  # prefill and decode
         layout = Layout.contiguous([length], [begin], [0], 16, 4)
-        ours, theirs = (m(tokens[begin : begin + length], layout, s) for m, s in zip((model, plain), states, strict=True))
+        ours, theirs = (
+            m(tokens[begin : begin + length], layout, s) for m, s in zip((model, plain), states, strict=True)
+        )
         assert torch.equal(ours, theirs)
 
 
@@ -55,7 +67,16 @@ def test_linears_of_mixers_and_an_own_head_are_quantised_and_nothing_else() -> N
     assert kinds == {name.removesuffix(".weight") for name in quantizable(CONFIG)}
     assert "lm_head" in kinds and len(kinds) == 1 + 2 + 2 + 2 + 4 + 2
     left = {name.rpartition("mixer.")[2].rpartition("norm")[2] for name, _ in model.named_parameters()}
-    assert left == {"backbone.embeddings.weight", ".weight", "_f.weight", "conv1d.weight", "conv1d.bias", "dt_bias", "A_log", "D"}
+    assert left == {
+        "backbone.embeddings.weight",
+        ".weight",
+        "_f.weight",
+        "conv1d.weight",
+        "conv1d.bias",
+        "dt_bias",
+        "A_log",
+        "D",
+    }
     assert format_in(model) == "int8" and format_in(HybridLM(CONFIG)) is None
     assert "lm_head.weight" not in quantizable(TIED)
 
@@ -74,7 +95,9 @@ def test_casting_the_model_leaves_codes_and_scales_alone(format: str) -> None:
     before = copy.deepcopy(model.lm_head)
     model.to(torch.bfloat16)
     assert model.dtype == torch.bfloat16
-    assert model.lm_head.codes.dtype == before.codes.dtype and model.lm_head.scales.dtype == before.scales.dtype
+    assert (
+        model.lm_head.codes.dtype == before.codes.dtype and model.lm_head.scales.dtype == before.scales.dtype
+    )
     assert torch.equal(model.lm_head.dequantized(torch.float32), before.dequantized(torch.float32))
     assert (model.lm_head.in_features, model.lm_head.out_features, model.lm_head.format) == (64, 50, format)
     assert model.to("meta").lm_head.codes.is_meta
@@ -90,5 +113,7 @@ def test_a_model_is_quantised_once_and_to_a_format_that_exists() -> None:
     broken = HybridLM(CONFIG, seed=0)
     with torch.no_grad():
         broken.lm_head.weight[3, 3] = float("inf")
-    with pytest.raises(InputError, match=r"lm_head.weight cannot be quantised: holds numbers that are not finite"):
+    with pytest.raises(
+        InputError, match=r"lm_head.weight cannot be quantised: holds numbers that are not finite"
+    ):
         quantize_model(broken, "int4")

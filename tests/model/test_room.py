@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+import nanohybrid
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
-from nanohybrid.config import HybridConfig
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.errors import InputError
-from nanohybrid.model import Footprint, HybridLM, room
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate import free_memory as room
+from nanohybrid.model import HybridLM
 
 
 @pytest.fixture
@@ -30,12 +32,14 @@ def test_the_memory_that_is_free_is_what_the_system_and_its_cgroup_leave(system)
     assert room.free_bytes() == 40_960
     (group / "memory.max").write_text("5000\n")
     assert room.free_bytes() == 4000
-    (group / "memory.stat").write_text("anon 300\ninactive_file 500\nactive_file 200\n")  # files it has read, and can forget
+    (group / "memory.stat").write_text(
+        "anon 300\ninactive_file 500\nactive_file 200\n"
+    )  # files it has read, and can forget
     assert room.free_bytes() == 4700
 
 
 def test_a_model_that_has_no_room_is_refused_before_a_weight_is_read(system, tmp_path, capsys):
-    config = HybridConfig.preset("tiny")
+    config = nanohybrid.preset("tiny")
     save(HybridLM(config, seed=0), tmp_path / "model")
     sizes = {dtype: Footprint.of(config, dtype).weight_bytes for dtype in (torch.float32, torch.bfloat16)}
     int4 = Footprint.of(config, torch.bfloat16, format="int4").weight_bytes
@@ -47,11 +51,16 @@ def test_a_model_that_has_no_room_is_refused_before_a_weight_is_read(system, tmp
     free(sizes[torch.float32])
     assert load(tmp_path / "model").dtype == torch.float32
     free(sizes[torch.bfloat16])
-    with pytest.raises(InputError, match=r"GiB, and .* GiB of memory are free; as bf16 .*, int4 .* GiB it would have room"):
+    with pytest.raises(
+        InputError, match=r"GiB, and .* GiB of memory are free; as bf16 .*, int4 .* GiB it would have room"
+    ):
         load(tmp_path / "model")
     assert load(tmp_path / "model", torch.bfloat16).dtype == torch.bfloat16
     free(int4 + 2048)
-    for make in (lambda **how: load(tmp_path / "model", torch.bfloat16, **how), lambda **how: random_model(config, torch.bfloat16, **how)):
+    for make in (
+        lambda **how: load(tmp_path / "model", torch.bfloat16, **how),
+        lambda **how: random_model(config, torch.bfloat16, **how),
+    ):
         with pytest.raises(InputError, match=r"as int4 .* GiB it would"):
             make()
         make(quantize="int4")
@@ -64,4 +73,4 @@ def test_a_model_that_has_no_room_is_refused_before_a_weight_is_read(system, tmp
 
 def test_what_can_be_swapped_to_is_room_too(system):
     (system / "meminfo").write_text("MemAvailable: 1 kB\nSwapFree: 100000 kB\n")
-    assert random_model(HybridConfig.preset("tiny"), torch.bfloat16) is not None
+    assert random_model(nanohybrid.preset("tiny"), torch.bfloat16) is not None

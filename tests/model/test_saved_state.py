@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.model.state import State
+from nanohybrid.model.cache import State
 
 CONFIG = HybridConfig(
     pattern="M-*M*", vocab_size=32, hidden_size=16, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1, head_dim=8,

@@ -5,10 +5,11 @@ import sys
 
 START = """
 import sys, torch
+import nanohybrid
 from nanohybrid import LLM, HybridConfig, HybridLM, SamplingParams, load, save
 from nanohybrid.engine.random_weights import stand_in_tokenizer
 
-config = HybridConfig.preset("tiny")
+config = nanohybrid.preset("tiny")
 with torch.device("meta"):
     HybridLM(config)
 save(HybridLM(config, seed=0).bfloat16(), sys.argv[1])
@@ -23,12 +24,16 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "matplotli
 
 def test_building_loading_and_a_first_token_import_no_compiler(tmp_path):
     """torch._dynamo alone takes a second: torch loads it to draw numbers on the meta device, as nn.Embedding does unasked."""
-    done = subprocess.run([sys.executable, "-c", START, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", START, str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 
 
 def test_the_package_itself_imports_no_torch():
-    code = "import sys, nanohybrid; print([name for name in ('torch', 'numpy', 'numba') if name in sys.modules])"
+    code = (
+        "import sys, nanohybrid; print([name for name in ('torch', 'numpy', 'numba') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

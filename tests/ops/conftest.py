@@ -36,17 +36,24 @@ def layout(request: pytest.FixtureRequest) -> Layout:
 Op = Callable[..., "Tensor | tuple[Tensor, ...]"]
 
 
-def results(op: Op, tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def results(
+    op: Op, tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Outputs of `op`, and the gradient of every input by its name, under fixed random weights on the outputs."""
     inputs = {name: tensor.to(device, dtype).detach().requires_grad_() for name, tensor in tensors.items()}
     outputs = op(**inputs)
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
     generator = torch.Generator().manual_seed(7)
     weights = [torch.randn(output.shape, dtype=torch.float64, generator=generator) for output in outputs]
-    sum((output * weight.to(output.device, output.dtype)).sum() for output, weight in zip(outputs, weights, strict=True)).backward()
+    sum(
+        (output * weight.to(output.device, output.dtype)).sum()
+        for output, weight in zip(outputs, weights, strict=True)
+    ).backward()
     found = {f"output {i}": output.detach().cpu() for i, output in enumerate(outputs)}
     for name, tensor in inputs.items():
-        found[f"gradient of {name}"] = torch.zeros_like(tensor).cpu() if tensor.grad is None else tensor.grad.cpu()
+        found[f"gradient of {name}"] = (
+            torch.zeros_like(tensor).cpu() if tensor.grad is None else tensor.grad.cpu()
+        )
     return found
 
 
@@ -55,13 +62,20 @@ def agree() -> Callable[..., None]:
     """agree(fast, reference, tensors, dtype, tolerance): equal outputs and gradients, relative to the largest entry of each."""
 
     def check(
-        fast: Op, reference: Op, tensors: dict[str, Tensor], dtype: torch.dtype, tolerance: float, device: torch.device | str = "cpu"
+        fast: Op,
+        reference: Op,
+        tensors: dict[str, Tensor],
+        dtype: torch.dtype,
+        tolerance: float,
+        device: torch.device | str = "cpu",
     ) -> None:
         truth = results(reference, tensors, torch.float64)
         for name, value in results(fast, tensors, dtype, device).items():
             assert value.isfinite().all(), name
             difference = (value.double() - truth[name]).abs().max()
-            assert difference <= tolerance * truth[name].abs().max().clamp(min=0.1), f"{name}: {difference:.3g}"
+            assert difference <= tolerance * truth[name].abs().max().clamp(min=0.1), (
+                f"{name}: {difference:.3g}"
+            )
 
     return check
 

@@ -19,17 +19,17 @@ from triton.runtime.jit import JITFunction
 
 from nanohybrid.ops.attention import Cache
 from nanohybrid.ops.attention import triton as attention
-from nanohybrid.ops.causal_conv import trained as conv
+from nanohybrid.ops.causal_conv import triton_autograd as conv
 from nanohybrid.ops.fp8 import kernels as fp8
-from nanohybrid.ops.gated_norm import trained as gated_norm
+from nanohybrid.ops.gated_norm import triton_autograd as gated_norm
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.losses import kernels as losses
 from nanohybrid.ops.mamba_step import triton as mamba_step
 from nanohybrid.ops.quantized import triton as quantized
-from nanohybrid.ops.residual_norm import trained as residual_norm
+from nanohybrid.ops.residual_norm import triton_autograd as residual_norm
 from nanohybrid.ops.rms_norm import triton as rms_norm
 from nanohybrid.ops.squared_relu import triton as squared_relu
-from nanohybrid.ops.ssd_scan import trained as ssd_scan
+from nanohybrid.ops.ssd_scan import triton_autograd as ssd_scan
 
 T, H, P, G, N, E = 200, 128, 80, 8, 128, 4480
 BF16 = torch.bfloat16
@@ -60,7 +60,16 @@ def compile_only(self, *arguments, grid, warmup, **options):
     if compiled.hash not in seen:
         seen.add(compiled.hash)
         ptx = compiled.asm["ptx"]
-        print(json.dumps({"kernel": self.__name__, "tensor_cores": "mma.sync" in ptx or "wgmma" in ptx, **resources(compiled)}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "kernel": self.__name__,
+                    "tensor_cores": "mma.sync" in ptx or "wgmma" in ptx,
+                    **resources(compiled),
+                }
+            ),
+            flush=True,
+        )
     return compiled
 
 
@@ -70,7 +79,9 @@ def resources(compiled) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
     return {"registers": registers, "spilled": stack, "shared": compiled.metadata.shared}
 
@@ -88,10 +99,16 @@ def launch() -> None:
     )  # fmt: skip
     (y.sum() + final.sum()).backward()
     channels = H * P + 2 * G * N
-    conv.conv_silu(leaf(T, channels), leaf(channels, 4), leaf(channels), layout, keep=False)[0].sum().backward()
-    gated_norm.gated_norm(leaf(T, H * P, dtype=f32), leaf(T, H * P), leaf(H * P, dtype=f32), G, 1e-5).sum().backward()
+    conv.conv_silu(leaf(T, channels), leaf(channels, 4), leaf(channels), layout, keep=False)[
+        0
+    ].sum().backward()
+    gated_norm.gated_norm(
+        leaf(T, H * P, dtype=f32), leaf(T, H * P), leaf(H * P, dtype=f32), G, 1e-5
+    ).sum().backward()
     rms_norm.rms_norm(leaf(T, E), leaf(E, dtype=f32), 1e-5).sum().backward()
-    sum(t.sum() for t in residual_norm.residual_norm(leaf(T, E), leaf(T, E), leaf(E, dtype=f32), 1e-5)).backward()
+    sum(
+        t.sum() for t in residual_norm.residual_norm(leaf(T, E), leaf(T, E), leaf(E, dtype=f32), 1e-5)
+    ).backward()
     squared_relu.squared_relu(leaf(T, E)).sum().backward()
     fp8.linear(leaf(T, E), leaf(1024, E, dtype=f32)).sum().backward()
     losses.cross_entropy(torch.randn(4, 131_072, dtype=BF16), torch.zeros(4, dtype=torch.long), True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanohybrid.ops.attention import Cache, pages, ragged, reference
+from nanohybrid.ops.attention import Cache, pages, reference
+from nanohybrid.ops.attention import torch as torch_form
 from nanohybrid.ops.layout import Layout
 
 HEADS = [(4, 2, 12), (3, 1, 5), (2, 2, 80)]  # query heads, key heads, head dimension
@@ -32,18 +33,20 @@ def test_attention_is_its_equation_in_float64(layout, heads):
     tensors = {name: t.double() for name, t in inputs(layout, H, K, P).items()}
     cache = pools(layout, K, P)
     copies = [None if cache is None else Cache(cache.key.clone(), cache.value.clone()) for _ in range(2)]
-    fast = ragged.attention(**tensors, layout=layout, cache=copies[0])
+    fast = torch_form.attention(**tensors, layout=layout, cache=copies[0])
     truth = reference.attention(**tensors, layout=layout, cache=copies[1])
     torch.testing.assert_close(fast, truth, atol=1e-10, rtol=1e-10)
     if cache is not None:
         assert torch.equal(copies[0].key, copies[1].key) and torch.equal(copies[0].value, copies[1].value)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str)
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str
+)
 @pytest.mark.parametrize("lengths", [[1], [1, 2, 3, 5, 17], [127, 128, 129], [63, 300]], ids=str)
 def test_attention_gradients_of_q_k_and_v(lengths, dtype, tolerance, agree):
     layout = Layout.packed(lengths)
-    fast, truth = (functools.partial(op, layout=layout) for op in (ragged.attention, reference.attention))
+    fast, truth = (functools.partial(op, layout=layout) for op in (torch_form.attention, reference.attention))
     agree(fast, truth, inputs(layout, *HEADS[0]), dtype, tolerance)
 
 
@@ -53,8 +56,10 @@ def test_stored_attention_in_narrow_types(layout, dtype):
     tensors = {name: t.to(dtype) for name, t in inputs(layout, H, K, P).items()}
     cache = pools(layout, K, P, dtype)
     wide = None if cache is None else Cache(cache.key.double(), cache.value.double())
-    fast = ragged.attention(**tensors, layout=layout, cache=cache)
-    truth = reference.attention(**{name: t.double() for name, t in tensors.items()}, layout=layout, cache=wide)
+    fast = torch_form.attention(**tensors, layout=layout, cache=cache)
+    truth = reference.attention(
+        **{name: t.double() for name, t in tensors.items()}, layout=layout, cache=wide
+    )
     assert fast.dtype == dtype
     torch.testing.assert_close(fast.double(), truth, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-5)
 
@@ -66,7 +71,7 @@ def test_a_document_never_sees_the_one_before_it(poison):
 
     def run(rows: dict[str, Tensor]) -> list[Tensor]:
         leaves = {name: t.clone().requires_grad_() for name, t in rows.items()}
-        out = ragged.attention(**leaves, layout=layout)[27:]
+        out = torch_form.attention(**leaves, layout=layout)[27:]
         out.sum().backward()
         return [out, *(leaf.grad[27:] for leaf in leaves.values())]
 
@@ -79,13 +84,15 @@ def test_attention_never_reads_the_pages_of_another_sequence_nor_past_its_end():
     layout = Layout.stored([1, 3], [20, 4], [0, 1], [[3, 9], [5]], 16)
     tensors = inputs(layout, 2, 1, 4)
     cache = pools(layout, 1, 4, torch.float32)
-    clean = ragged.attention(**tensors, layout=layout, cache=Cache(cache.key.clone(), cache.value.clone()))
+    clean = torch_form.attention(
+        **tensors, layout=layout, cache=Cache(cache.key.clone(), cache.value.clone())
+    )
     for pool in (cache.key, cache.value):
         others = [page for page in range(PAGES) if page not in (3, 9, 5)]
         pool[others] = float("nan")
         pool[9, 5:] = 1e9  # past the end of the first sequence: finite, and hidden
         pool[5, 7:] = 1e9
-    assert torch.equal(ragged.attention(**tensors, layout=layout, cache=cache), clean)
+    assert torch.equal(torch_form.attention(**tensors, layout=layout, cache=cache), clean)
 
 
 def test_pages_in_even_runs_are_read_without_a_copy():

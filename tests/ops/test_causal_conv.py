@@ -7,31 +7,40 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from nanohybrid.ops.causal_conv import reference, shifted
+from nanohybrid.ops.causal_conv import reference
+from nanohybrid.ops.causal_conv import torch as torch_form
 from nanohybrid.ops.layout import Layout
 
 
 def inputs(layout: Layout, C: int = 6, W: int = 4, state: bool = True) -> dict[str, Tensor]:
-    tensors = {"x_TC": torch.randn(layout.tokens, C), "weight_CW": torch.randn(C, W), "bias_C": torch.randn(C)}
+    tensors = {
+        "x_TC": torch.randn(layout.tokens, C),
+        "weight_CW": torch.randn(C, W),
+        "bias_C": torch.randn(C),
+    }
     return tensors | ({"initial_SWC": torch.randn(layout.sequences, W - 1, C)} if state else {})
 
 
 @pytest.mark.parametrize("state", [False, True], ids=["from zeros", "from a state"])
 @pytest.mark.parametrize("W", [2, 3, 4])
 def test_the_conv_is_its_equation_in_float64(layout, W, state, agree):
-    fast, truth = (functools.partial(op, layout=layout) for op in (shifted.causal_conv, reference.causal_conv))
+    fast, truth = (
+        functools.partial(op, layout=layout) for op in (torch_form.causal_conv, reference.causal_conv)
+    )
     agree(fast, truth, inputs(layout, W=W, state=state), torch.float64, 1e-12)
 
 
 def test_the_conv_in_fp32(layout, agree):
-    fast, truth = (functools.partial(op, layout=layout) for op in (shifted.causal_conv, reference.causal_conv))
+    fast, truth = (
+        functools.partial(op, layout=layout) for op in (torch_form.causal_conv, reference.causal_conv)
+    )
     agree(fast, truth, inputs(layout), torch.float32, 1e-5)
 
 
 def test_the_conv_takes_bf16_sums_in_fp32_and_keeps_inputs_as_they_came(layout):
     tensors = inputs(layout)
     tensors["x_TC"], tensors["initial_SWC"] = tensors["x_TC"].bfloat16(), tensors["initial_SWC"].bfloat16()
-    y, kept = shifted.causal_conv(**tensors, layout=layout)
+    y, kept = torch_form.causal_conv(**tensors, layout=layout)
     truth, truth_kept = reference.causal_conv(**tensors, layout=layout)
     assert y.dtype == torch.float32 and kept.dtype == torch.bfloat16
     torch.testing.assert_close(y, truth)
@@ -41,7 +50,9 @@ def test_the_conv_takes_bf16_sums_in_fp32_and_keeps_inputs_as_they_came(layout):
 def test_gradcheck_of_the_conv():
     layout = Layout.contiguous([3, 1, 5], [2, 0, 0], [0, 1, 2], 128)
     tensors = [t.double().requires_grad_() for t in inputs(layout, C=2).values()]
-    assert gradcheck(lambda x, weight, bias, initial: shifted.causal_conv(x, weight, bias, layout, initial), tensors)
+    assert gradcheck(
+        lambda x, weight, bias, initial: torch_form.causal_conv(x, weight, bias, layout, initial), tensors
+    )
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -51,7 +62,7 @@ def test_a_document_never_sees_the_one_before_it(poison):
 
     def run(x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = x_TC.clone().requires_grad_()
-        y, kept = shifted.causal_conv(**(tensors | {"x_TC": x}), layout=layout)
+        y, kept = torch_form.causal_conv(**(tensors | {"x_TC": x}), layout=layout)
         y[9:].sum().backward()
         return y[9:], kept[2], x.grad[9:]
 
@@ -65,6 +76,6 @@ def test_a_gradient_never_reaches_the_document_before():
     layout = Layout.packed([4, 6])
     tensors = inputs(layout, state=False)
     tensors["x_TC"].requires_grad_()
-    y, _ = shifted.causal_conv(**tensors, layout=layout)
+    y, _ = torch_form.causal_conv(**tensors, layout=layout)
     y[4:].sum().backward()
     assert (tensors["x_TC"].grad[:4] == 0).all()

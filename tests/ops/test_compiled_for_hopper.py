@@ -20,7 +20,9 @@ MULTIPLY = {
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, dict]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
+        "OMP_NUM_THREADS": "1"
+    }
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("hopper.py")],

@@ -7,21 +7,27 @@ import torch
 import torch.nn.functional as F
 from scan_inputs import inputs
 
-from nanohybrid.ops.causal_conv import compiled as conv
+from nanohybrid.ops.causal_conv import numba as conv
 from nanohybrid.ops.causal_conv import reference as conv_reference
-from nanohybrid.ops.gated_norm import compiled as gated
+from nanohybrid.ops.gated_norm import numba as gated
 from nanohybrid.ops.gated_norm import reference as gated_reference
 from nanohybrid.ops.layout import Layout
-from nanohybrid.ops.losses import compiled as losses
+from nanohybrid.ops.losses import numba as losses
 from nanohybrid.ops.losses.cross_entropy import chunk_loss
-from nanohybrid.ops.rms_norm import compiled as rms
+from nanohybrid.ops.rms_norm import numba as rms
 from nanohybrid.ops.rms_norm import reference as rms_reference
-from nanohybrid.ops.squared_relu import compiled as relu2
+from nanohybrid.ops.squared_relu import numba as relu2
 from nanohybrid.ops.squared_relu import reference as relu2_reference
-from nanohybrid.ops.ssd_scan import compiled as scan
+from nanohybrid.ops.ssd_scan import numba as scan
 from nanohybrid.ops.ssd_scan import reference as scan_reference
 
-SHAPES = [(4, 12, 2, 6), (2, 5, 1, 3), (3, 1, 3, 8), (2, 80, 1, 16), (2, 60, 2, 40)]  # heads, head dimension, groups, state size
+SHAPES = [
+    (4, 12, 2, 6),
+    (2, 5, 1, 3),
+    (3, 1, 3, 8),
+    (2, 80, 1, 16),
+    (2, 60, 2, 40),
+]  # heads, head dimension, groups, state size
 
 
 def over(op, layout, **options):
@@ -37,14 +43,23 @@ def test_the_scan_is_the_recurrence(layout, state, agree):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_scan_for_other_heads_and_groups_as_training_runs_it(shape, agree):
     layout = Layout.packed([5, 130, 63])
-    fast, truth = (lambda op=op, **t: op(**t, layout=layout, keep=False)[0] for op in (scan.ssd_scan, scan_reference.ssd_scan))
+    fast, truth = (
+        lambda op=op, **t: op(**t, layout=layout, keep=False)[0]
+        for op in (scan.ssd_scan, scan_reference.ssd_scan)
+    )
     agree(fast, truth, inputs(layout, *shape, state=False), torch.float32, 5e-5)
 
 
 def test_the_scans_decay_gradient_stays_exact_over_a_long_document(agree):
     """The running sum is a difference of large numbers: set anew on the way, its error does not grow with the length."""
     layout = Layout.packed([1000])
-    agree(over(scan.ssd_scan, layout), over(scan_reference.ssd_scan, layout), inputs(layout, 1, 4, 1, 4, state=False), torch.float32, 1e-4)
+    agree(
+        over(scan.ssd_scan, layout),
+        over(scan_reference.ssd_scan, layout),
+        inputs(layout, 1, 4, 1, 4, state=False),
+        torch.float32,
+        1e-4,
+    )
 
 
 def test_the_scan_with_strong_decay(agree):
@@ -62,11 +77,17 @@ def test_the_scan_takes_bf16_rows_with_gaps_and_sums_in_fp32():
     whole = torch.randn(43, H * P + 2 * G * N).bfloat16().requires_grad_()
     x, B, C = whole.split([H * P, G * N, G * N], dim=1)
     others = {name: t for name, t in inputs(layout, H, P, G, N, state=False).items() if name[0] not in "xBC"}
-    parts = {"x_THP": x.unflatten(1, (H, P)), "B_TGN": B.unflatten(1, (G, N)), "C_TGN": C.unflatten(1, (G, N))}
+    parts = {
+        "x_THP": x.unflatten(1, (H, P)),
+        "B_TGN": B.unflatten(1, (G, N)),
+        "C_TGN": C.unflatten(1, (G, N)),
+    }
     y, _ = scan.ssd_scan(**parts, **others, layout=layout)
     y.sum().backward()
     found, whole.grad = whole.grad, None
-    truth, _ = scan_reference.ssd_scan(**{name: t.double() for name, t in (parts | others).items()}, layout=layout)
+    truth, _ = scan_reference.ssd_scan(
+        **{name: t.double() for name, t in (parts | others).items()}, layout=layout
+    )
     truth.sum().backward()
     assert y.dtype == torch.float32
     assert (y - truth).abs().max() < 1e-5 * truth.abs().max()
@@ -125,7 +146,9 @@ def test_the_conv_keeps_what_the_next_call_needs_and_goes_on_from_it():
     _, kept = conv.conv_silu(**tensors, layout=layout)
     torch.testing.assert_close(kept, conv_reference.causal_conv(**tensors, layout=layout)[1])
     found, _ = conv.conv_silu(**tensors, layout=layout, initial_SWC=kept)
-    torch.testing.assert_close(found, F.silu(conv_reference.causal_conv(**tensors, layout=layout, initial_SWC=kept)[0]))
+    torch.testing.assert_close(
+        found, F.silu(conv_reference.causal_conv(**tensors, layout=layout, initial_SWC=kept)[0])
+    )
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -148,14 +171,23 @@ def test_the_conv_sees_no_other_document(poison):
 @pytest.mark.parametrize("T, D, groups", [(1, 12, 1), (5, 12, 3), (130, 160, 8), (3, 60, 60)])
 def test_the_gated_norm(T, D, groups, agree):
     tensors = {"y_TD": torch.randn(T, D), "z_TD": torch.randn(T, D) * 3, "weight_D": torch.randn(D)}
-    fast, truth = (functools.partial(op, groups=groups, eps=1e-5) for op in (gated.gated_norm, gated_reference.gated_norm))
+    fast, truth = (
+        functools.partial(op, groups=groups, eps=1e-5)
+        for op in (gated.gated_norm, gated_reference.gated_norm)
+    )
     agree(fast, truth, tensors, torch.float32, 1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 12), (130, 33), (5, 3, 16)], ids=str)
 def test_the_norm(shape, agree):
     tensors = {"x": torch.randn(shape), "weight": torch.randn(shape[-1])}
-    agree(functools.partial(rms.rms_norm, eps=1e-5), functools.partial(rms_reference.rms_norm, eps=1e-5), tensors, torch.float32, 1e-5)
+    agree(
+        functools.partial(rms.rms_norm, eps=1e-5),
+        functools.partial(rms_reference.rms_norm, eps=1e-5),
+        tensors,
+        torch.float32,
+        1e-5,
+    )
 
 
 def test_under_autocast_the_norm_is_what_its_readers_would_have_cast():
@@ -189,7 +221,10 @@ def test_in_bf16_each_is_the_equation_rounded_once():
             lambda x: conv.conv_silu(x, *taps, layout)[0],
             lambda x: F.silu(conv_reference.causal_conv(x, *taps, layout)[0]),
         ),
-        "gated": (lambda x: gated.gated_norm(x, z, weight, 3, 1e-5), lambda x: gated_reference.gated_norm(x, z.double(), weight, 3, 1e-5)),
+        "gated": (
+            lambda x: gated.gated_norm(x, z, weight, 3, 1e-5),
+            lambda x: gated_reference.gated_norm(x, z.double(), weight, 3, 1e-5),
+        ),
         "relu2": (relu2.squared_relu, relu2_reference.squared_relu),
         "norm": (lambda x: rms.rms_norm(x, weight, 1e-5), lambda x: rms_reference.rms_norm(x, weight, 1e-5)),
     }
@@ -204,7 +239,9 @@ def test_in_bf16_each_is_the_equation_rounded_once():
 
 
 @pytest.mark.parametrize("V", [1, 3, 64, 1000])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)], ids=["fp32", "bf16"]
+)
 def test_loss_and_slope_of_logits(V, dtype, tolerance):
     logits, targets = (torch.randn(7, V) * 5).to(dtype), torch.randint(V, (7,))
     loss, slope = chunk_loss(logits.double(), targets, True)

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from nanohybrid.ops.cpu import available
+from nanohybrid.ops.numba import available
 
 if not available():
     pytest.skip("numba is not installed", allow_module_level=True)
 
-from nanohybrid.ops.cpu.compiled import FASTMATH
-from nanohybrid.ops.cpu.flash import BLOCK, attend, attention_room, blocks_of
-from nanohybrid.ops.cpu.softmax import LEAST, make_softmax
-from nanohybrid.ops.cpu.tile import make_tiles
+from nanohybrid.executors.cpu.kernels.attention import BLOCK, attend, attention_room, blocks_of
+from nanohybrid.executors.cpu.kernels.gemm_tile import make_tiles
+from nanohybrid.executors.cpu.kernels.softmax import LEAST, make_softmax
+from nanohybrid.ops.numba.jit import FASTMATH
 from nanohybrid.ops.sizes import PAGE
 
 SIZES = {"groups of 4": (8, 2, 64), "a head of its own": (2, 2, 16), "groups of 5": (5, 1, 48)}
@@ -25,7 +25,22 @@ def all_blocks(count, position, projected, columns, sizes, at, pages, room, pack
     for item in range(blocks_of(count, sizes) * sizes[1]):
         block, head = item // sizes[1], item % sizes[1]
         attend(
-            block, 0, count, position, head, projected, columns, sizes, at, np.float32(1e-5), pages, 0, room, packed, 1, sizes[0] * sizes[2]
+            block,
+            0,
+            count,
+            position,
+            head,
+            projected,
+            columns,
+            sizes,
+            at,
+            np.float32(1e-5),
+            pages,
+            0,
+            room,
+            packed,
+            1,
+            sizes[0] * sizes[2],
         )
 
 
@@ -35,7 +50,9 @@ class Case:
     def __init__(self, sizes, context, key_scale=None):
         queries, kv_heads, head_dim = self.sizes = sizes
         pages = -(-context // PAGE)
-        self.q, self.k, self.v = (torch.randn(pages * PAGE, heads, head_dim).bfloat16() for heads in (queries, kv_heads, kv_heads))
+        self.q, self.k, self.v = (
+            torch.randn(pages * PAGE, heads, head_dim).bfloat16() for heads in (queries, kv_heads, kv_heads)
+        )
         if key_scale is not None:
             self.q[:], self.k = self.q[:1], (self.q[0, :1] * key_scale[:, None, None]).bfloat16() + self.k
         self.context, self.table = context, torch.randperm(pages).numpy()
@@ -57,7 +74,15 @@ class Case:
         room[-16:] = 7  # the fence
         out = torch.full((last - first, queries, head_dim), float("nan"), dtype=torch.bfloat16)
         at = np.array([self.keys.data_ptr(), self.values.data_ptr(), 0, 0])
-        where = (projected.data_ptr(), columns, sizes, at, self.table.ctypes.data, room.data_ptr(), out.data_ptr())
+        where = (
+            projected.data_ptr(),
+            columns,
+            sizes,
+            at,
+            self.table.ctypes.data,
+            room.data_ptr(),
+            out.data_ptr(),
+        )
         all_blocks(last - first, first, *where)
         assert (room[-16:] == 7).all()
         return out
@@ -66,7 +91,10 @@ class Case:
         """The same of all tokens, in float64."""
         queries, kv_heads, head_dim = self.sizes
         q = self.q[: self.context].double()
-        k, v = (of[: self.context].double().repeat_interleave(queries // kv_heads, dim=1) for of in (self.k, self.v))
+        k, v = (
+            of[: self.context].double().repeat_interleave(queries // kv_heads, dim=1)
+            for of in (self.k, self.v)
+        )
         scores = torch.einsum("thp,shp->hts", q, k) / head_dim**0.5
         scores.masked_fill_(torch.ones_like(scores[0]).triu(1).bool(), -torch.inf)
         return torch.einsum("hts,shp->thp", scores.softmax(-1), v)
@@ -117,7 +145,10 @@ def test_probabilities_of_a_row(paired, seen):
     expected = 2 ** (scores[:seen].double() * 0.5 - scores[:seen].max() * 0.5)
     assert most[0] == scores[:seen].max() * 0.5
     assert abs(weights.sum() / expected.sum() - 1) < 1e-5
-    assert torch.allclose(out[:seen].double(), expected, rtol=0.0041, atol=0) and not out[seen : -(-seen // 16) * 16].any()
+    assert (
+        torch.allclose(out[:seen].double(), expected, rtol=0.0041, atol=0)
+        and not out[seen : -(-seen // 16) * 16].any()
+    )
 
 
 def test_a_later_page_makes_up_for_its_larger_maximum():

@@ -6,15 +6,15 @@ import sys
 
 import pytest
 
-from nanohybrid.ops.cpu import available
+from nanohybrid.ops.numba import available
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba is not installed")
 
 SCRIPT = """
 import sys, torch
 from nanohybrid.ops.gated_norm import gated_norm
-from nanohybrid.ops.losses.compiled import cross_entropy
-from nanohybrid.ops.cpu import team
+from nanohybrid.ops.losses.numba import cross_entropy
+from nanohybrid.ops.numba import threads as team
 
 team.threads = lambda _: 1
 torch.manual_seed(0)
@@ -51,5 +51,12 @@ def test_scratch_lives_as_long_as_its_address_is_used(tmp_path):
 def run(cache, width, vocabulary, *order, **environment):
     script = SCRIPT.replace("WIDTH", str(width)).replace("VOCABULARY", str(vocabulary))
     environment = os.environ | {"NANOHYBRID_CACHE": str(cache), "NANOHYBRID_KERNELS": "numba"} | environment
-    done = subprocess.run([sys.executable, "-c", script, *order], capture_output=True, text=True, timeout=300, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *order],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=True,
+    )
     return done.stdout

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanohybrid.ops.cpu.crowd import LONGEST, SHORTEST, Crowd
+from nanohybrid.ops.numba.oversubscription import LONGEST, SHORTEST, Crowd
 
 
 def calls_until(crowd, most, waited, wanted, limit=3 * LONGEST):
@@ -23,7 +23,11 @@ def test_a_quiet_machine_keeps_all_threads():
 
 def test_threads_are_halved_as_long_as_they_wait_and_never_gone():
     crowd = Crowd()
-    assert [calls_until(crowd, 8, lambda size: 0.7 if size > 1 else 0.0, wanted) for wanted in (4, 2, 1)] == [2, 2, 2]
+    assert [calls_until(crowd, 8, lambda size: 0.7 if size > 1 else 0.0, wanted) for wanted in (4, 2, 1)] == [
+        2,
+        2,
+        2,
+    ]
     assert crowd.threads(1) == 1
 
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from nanohybrid.ops import quantized
-from nanohybrid.ops.cpu import available
+from nanohybrid.ops.numba import available
 
 if not available():
     pytest.skip("numba is not installed", allow_module_level=True)
 
-from nanohybrid.ops.cpu.compiled import ours
-from nanohybrid.ops.cpu.integers import OFFSET, fix_rows
-from nanohybrid.ops.cpu.packed import matmul, pack, unpack
-from nanohybrid.ops.cpu.tile import FORMS, make_tiles
+from nanohybrid.executors.cpu.kernels.gemm_int8 import OFFSET, fix_rows
+from nanohybrid.executors.cpu.kernels.gemm_tile import FORMS, make_tiles
+from nanohybrid.executors.cpu.kernels.packing import matmul, pack, unpack
+from nanohybrid.ops.numba.jit import ours
 
 
 def packed_of(form, outputs, inputs):
@@ -32,7 +32,9 @@ def test_panels_hold_the_weight(form, outputs, inputs):
     assert torch.equal(unpack(packed), weight)
 
 
-@pytest.mark.parametrize("form,inputs", [("bf16", 72), ("bf16", 33), ("int8", 384), ("int8", 40), ("int4", 96)])
+@pytest.mark.parametrize(
+    "form,inputs", [("bf16", 72), ("bf16", 33), ("int8", 384), ("int8", 40), ("int4", 96)]
+)
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 17, 25, 400])
 def test_products_are_those_of_the_weight_that_the_codes_stand_for(form, inputs, rows):
     packed, weight = packed_of(form, 100, inputs)
@@ -58,7 +60,14 @@ def test_a_processor_without_bfloat16_products_computes_the_same():
 
     x, out = torch.randn(2, 128).bfloat16(), torch.zeros(2, 64)
     rows = x.view(2, 64, 2).transpose(0, 1).contiguous()
-    run(packed.data.data_ptr(), packed.data.shape[-1], rows.data_ptr(), out.data_ptr(), packed.groups, packed.pairs)
+    run(
+        packed.data.data_ptr(),
+        packed.data.shape[-1],
+        rows.data_ptr(),
+        out.data_ptr(),
+        packed.groups,
+        packed.pairs,
+    )
     np.testing.assert_allclose(out.numpy(), (x.float() @ weight.T).numpy(), atol=1e-5)
 
 

@@ -8,12 +8,15 @@ import time
 import pytest
 import torch
 
-from nanohybrid.ops.cpu import available
+from nanohybrid.ops.numba import available
 
 if not available():
     pytest.skip("numba is not installed", allow_module_level=True)
 
-from nanohybrid.ops.cpu import linear, packed, pointwise, team
+from nanohybrid.executors.cpu.kernels import gemm as linear
+from nanohybrid.executors.cpu.kernels import packing as packed
+from nanohybrid.ops.numba import pointwise
+from nanohybrid.ops.numba import threads as team
 
 COUNT = 20_000
 
@@ -49,7 +52,11 @@ def test_callers_wait_for_each_other(threads):
     expected, wrong = packed.matmul(x, weight), []
 
     def call():
-        wrong.extend(i for i in range(50) if not (torch.equal(packed.matmul(x, weight), expected) and squares(soon=True)))
+        wrong.extend(
+            i
+            for i in range(50)
+            if not (torch.equal(packed.matmul(x, weight), expected) and squares(soon=True))
+        )
 
     callers = [threading.Thread(target=call) for _ in range(3)]
     for caller in callers:
@@ -69,7 +76,8 @@ def test_a_call_is_words():
 def test_a_process_ends_while_its_threads_wait_for_more():
     script = """
 import torch
-from nanohybrid.ops.cpu import pointwise, team
+from nanohybrid.ops.numba import pointwise
+from nanohybrid.ops.numba import threads as team
 team.threads = lambda _: 3
 team.SOON = 10**12
 x = torch.ones(9000)

@@ -6,7 +6,8 @@ import torch
 from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.gated_norm import gated_norm
 from nanohybrid.ops.layout import Layout
-from nanohybrid.ops.ssd_scan import chunked, reference, ssd_scan
+from nanohybrid.ops.ssd_scan import reference, ssd_scan
+from nanohybrid.ops.ssd_scan import torch as torch_form
 
 
 def call():
@@ -56,11 +57,13 @@ def run(*tensors, **kernels):
 
 def test_an_unknown_form_is_an_error(monkeypatch):
     monkeypatch.setenv("NANOHYBRID_KERNELS", "fast")
-    with pytest.raises(ValueError, match=r"NANOHYBRID_KERNELS is 'fast': known are reference, torch, numba, triton"):
+    with pytest.raises(
+        ValueError, match=r"NANOHYBRID_KERNELS is 'fast': known are reference, torch, numba, triton"
+    ):
         call()
 
 
-@pytest.mark.parametrize("form, module", [("reference", reference), ("torch", chunked)])
+@pytest.mark.parametrize("form, module", [("reference", reference), ("torch", torch_form)])
 def test_a_form_can_be_forced(form, module, monkeypatch):
     monkeypatch.setenv("NANOHYBRID_KERNELS", form)
     monkeypatch.setattr(module, "ssd_scan", lambda *arguments: "chosen")

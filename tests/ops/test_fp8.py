@@ -19,13 +19,20 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(("rows", "columns"), GROUPS)
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_all_groups_at_once_are_the_groups_one_by_one(height: int, width: int, rows: int, columns: int) -> None:
+def test_all_groups_at_once_are_the_groups_one_by_one(
+    height: int, width: int, rows: int, columns: int
+) -> None:
     x = normal(height, width)
     assert torch.equal(fp8.rounded(x, rows, columns), reference.rounded(x, rows, columns))
 
 
 @settings(max_examples=30, deadline=None)
-@given(height=st.integers(1, 140), width=st.integers(1, 140), exponent=st.integers(-60, 60), group=st.sampled_from(GROUPS))
+@given(
+    height=st.integers(1, 140),
+    width=st.integers(1, 140),
+    exponent=st.integers(-60, 60),
+    group=st.sampled_from(GROUPS),
+)
 def test_whatever_the_size_of_the_numbers_the_error_is_a_sixteenth_or_less(
     height: int, width: int, exponent: int, group: tuple[int, int]
 ) -> None:
@@ -66,9 +73,17 @@ def test_a_block_serves_a_weight_and_its_transpose() -> None:
     assert torch.equal(fp8.rounded(weight, 128, 128).T, fp8.rounded(weight.T, 128, 128))
 
 
-@pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(1, 1, 1), (5, 130, 7), (129, 64, 200), (256, 128, 128)])
-def test_the_linear_and_both_gradients_follow_the_recipe_and_stay_near_float64(tokens: int, inputs: int, outputs: int) -> None:
-    x, weight, dy = normal(tokens, inputs, seed=1), normal(outputs, inputs, seed=2), normal(tokens, outputs, seed=3)
+@pytest.mark.parametrize(
+    ("tokens", "inputs", "outputs"), [(1, 1, 1), (5, 130, 7), (129, 64, 200), (256, 128, 128)]
+)
+def test_the_linear_and_both_gradients_follow_the_recipe_and_stay_near_float64(
+    tokens: int, inputs: int, outputs: int
+) -> None:
+    x, weight, dy = (
+        normal(tokens, inputs, seed=1),
+        normal(outputs, inputs, seed=2),
+        normal(tokens, outputs, seed=3),
+    )
     x.requires_grad_()
     weight.requires_grad_()
     y = fp8.linear(x, weight)
@@ -80,10 +95,16 @@ def test_the_linear_and_both_gradients_follow_the_recipe_and_stay_near_float64(t
             "dx": reference.input_gradient(dy, weight),
             "dweight": reference.weight_gradient(dy, x),
         }
-        exact = {"y": x.double() @ weight.double().T, "dx": dy.double() @ weight.double(), "dweight": dy.double().T @ x.double()}
+        exact = {
+            "y": x.double() @ weight.double().T,
+            "dx": dy.double() @ weight.double(),
+            "dweight": dy.double().T @ x.double(),
+        }
     for name, value in found.items():
         assert value is not None
-        torch.testing.assert_close(value, recipe[name], rtol=1e-5, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, recipe[name], rtol=1e-5, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
         # each operand's error is at most 1/16 and in the mean square about 1/38; independent, so they add as squares
         assert (value - exact[name]).norm() / exact[name].norm() < (0.13 if tokens == 1 else 0.05), name
 

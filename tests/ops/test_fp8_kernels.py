@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from nanohybrid.ops import fp8
-from nanohybrid.ops.fp8 import emulated, kernels, products, reference
+from nanohybrid.ops.fp8 import kernels, products, reference
+from nanohybrid.ops.fp8 import torch as torch_form
 from nanohybrid.ops.fp8.quantize_kernels import Operand, blocks, tiles
 
 SIZES = [(1, 1), (3, 127), (130, 257), (5, 300)]
@@ -24,10 +25,10 @@ def test_every_form_of_a_matrix_is_the_recipes_to_the_last_bit(size, exponent, c
     x = torch.randn(size) * 2.0**exponent
     x.view(-1)[::3] *= 2.0**-14  # some in the subnormal numbers
     rows, columns = tiles(x.to(chip))
-    assert_is(rows, *emulated.quantize(x))
-    assert_is(columns, *emulated.quantize(x.T.contiguous()))
+    assert_is(rows, *torch_form.quantize(x))
+    assert_is(columns, *torch_form.quantize(x.T.contiguous()))
     weight, turned = blocks(x.to(chip))
-    q, scales = emulated.quantize(x, 128, 128)
+    q, scales = torch_form.quantize(x, 128, 128)
     assert_is(weight, q, scales)
     assert_is(turned, q.T, scales.T)
 
@@ -36,7 +37,7 @@ def test_slices_and_bf16_are_quantised_as_they_are(chip):
     x = torch.randn(6, 400).bfloat16()[:, 100:350]
     rows, none = tiles(x.to(chip), columns=False)
     assert none is None
-    assert_is(rows, *emulated.quantize(x))
+    assert_is(rows, *torch_form.quantize(x))
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
@@ -44,7 +45,7 @@ def test_what_is_not_finite_spoils_its_tile_and_no_other(value, chip):
     x = torch.randn(2, 256)
     x[1, 130] = value
     rows, _ = tiles(x.to(chip), columns=False)
-    back = emulated.dequantize(rows.q, rows.scales).cpu()
+    back = torch_form.dequantize(rows.q, rows.scales).cpu()
     assert not back[1, 128:].isfinite().any()
     assert back[0].isfinite().all() and back[1, :128].isfinite().all()
 
@@ -61,7 +62,9 @@ def test_the_linear_and_both_gradients_follow_the_recipe(tokens, inputs, outputs
         "dweight": (given[1].grad, reference.weight_gradient(dy, x)),
     }
     for name, (found, expected) in recipe.items():
-        torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found.cpu(), expected, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_dtypes_leading_axes_and_frozen_weights(chip):
@@ -71,7 +74,9 @@ def test_dtypes_leading_axes_and_frozen_weights(chip):
     y.sum().backward()
     assert y.shape == (2, 3, 6) and y.dtype == x.grad.dtype == torch.bfloat16 and x.grad.shape == x.shape
     assert weight.grad is None and bias.grad is not None
-    torch.testing.assert_close(y, fp8.emulated.linear(x.cpu(), weight.cpu(), bias.cpu()).to(chip), rtol=2**-7, atol=1e-2)
+    torch.testing.assert_close(
+        y, fp8.torch.linear(x.cpu(), weight.cpu(), bias.cpu()).to(chip), rtol=2**-7, atol=1e-2
+    )
 
 
 def test_kernels_are_chosen_where_they_are_asked_for(chip, monkeypatch):

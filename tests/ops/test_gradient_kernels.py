@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanohybrid.ops.causal_conv import reference as conv_reference
-from nanohybrid.ops.causal_conv import trained as conv_trained
+from nanohybrid.ops.causal_conv import triton_autograd as conv_trained
 from nanohybrid.ops.gated_norm import reference as gated_reference
-from nanohybrid.ops.gated_norm import trained as gated_trained
+from nanohybrid.ops.gated_norm import triton_autograd as gated_trained
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.residual_norm import reference as residual_reference
-from nanohybrid.ops.residual_norm import trained as residual_trained
-from nanohybrid.ops.rms_norm import fused as rms_fused
+from nanohybrid.ops.residual_norm import triton_autograd as residual_trained
 from nanohybrid.ops.rms_norm import reference as rms_reference
+from nanohybrid.ops.rms_norm import torch as rms_fused
 from nanohybrid.ops.rms_norm import triton as rms_triton
-from nanohybrid.ops.squared_relu import fused as relu_fused
 from nanohybrid.ops.squared_relu import reference as relu_reference
+from nanohybrid.ops.squared_relu import torch as relu_fused
 from nanohybrid.ops.squared_relu import triton as relu_triton
 
 
@@ -47,7 +47,9 @@ def test_the_convolutions_gradients(lengths, C, W, fast, equation, agree, chip):
 def test_the_convolutions_gradients_where_a_state_is_continued(fast, equation, agree, chip):
     layout = Layout.contiguous([3, 1, 5], [2, 0, 0], [0, 1, 2], 128)
     tensors = conv_inputs(layout, 5, 4) | {"initial_SWC": torch.randn(3, 3, 5)}
-    agree(*(functools.partial(op, layout=layout) for op in (fast, equation)), tensors, torch.float32, 1e-5, chip)
+    agree(
+        *(functools.partial(op, layout=layout) for op in (fast, equation)), tensors, torch.float32, 1e-5, chip
+    )
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -68,7 +70,10 @@ def test_no_gradient_crosses_from_one_document_to_another(poison, chip):
 @pytest.mark.parametrize("T, D, groups", [(1, 12, 1), (5, 12, 3), (17, 160, 8), (9, 2560, 2)])
 def test_the_gated_norms_gradients(T, D, groups, agree, chip):
     tensors = {"y_TD": torch.randn(T, D), "z_TD": torch.randn(T, D), "weight_D": torch.randn(D)}
-    over = [functools.partial(op, groups=groups, eps=1e-5) for op in (gated_trained.gated_norm, gated_reference.gated_norm)]
+    over = [
+        functools.partial(op, groups=groups, eps=1e-5)
+        for op in (gated_trained.gated_norm, gated_reference.gated_norm)
+    ]
     agree(*over, tensors, torch.float32, 1e-5, chip)
 
 
@@ -76,28 +81,48 @@ def test_the_gated_norms_gradients(T, D, groups, agree, chip):
 def test_the_norms_gradients(shape, agree, chip):
     tensors = {"x": torch.randn(shape), "weight": torch.randn(shape[-1])}
     for form, device in ((rms_triton, chip), (rms_fused, "cpu")):
-        agree(*(functools.partial(module.rms_norm, eps=1e-5) for module in (form, rms_reference)), tensors, torch.float32, 1e-5, device)
+        agree(
+            *(functools.partial(module.rms_norm, eps=1e-5) for module in (form, rms_reference)),
+            tensors,
+            torch.float32,
+            1e-5,
+            device,
+        )
 
 
 @pytest.mark.parametrize("T, E", [(1, 8), (9, 300)])
 def test_the_residual_norms_gradients_add_up_over_stream_and_norm(T, E, agree, chip):
     tensors = {"h_TE": torch.randn(T, E), "update_TE": torch.randn(T, E), "weight_E": torch.randn(E)}
-    over = [functools.partial(op, eps=1e-5) for op in (residual_trained.residual_norm, residual_reference.residual_norm)]
+    over = [
+        functools.partial(op, eps=1e-5)
+        for op in (residual_trained.residual_norm, residual_reference.residual_norm)
+    ]
     agree(*over, tensors, torch.float32, 1e-5, chip)
 
 
 def test_a_stream_that_nobody_reads_on_has_no_share_in_the_gradient(chip):
-    h, update, weight = (torch.randn(*shape, device=chip, requires_grad=True) for shape in ((4, 10), (4, 10), (10,)))
+    h, update, weight = (
+        torch.randn(*shape, device=chip, requires_grad=True) for shape in ((4, 10), (4, 10), (10,))
+    )
     residual_trained.residual_norm(h, update, weight, 1e-5)[1].square().sum().backward()
     truth = h.detach().double().requires_grad_()
-    rms_reference.rms_norm(truth + update.detach().double(), weight.detach().double(), 1e-5).square().sum().backward()
+    rms_reference.rms_norm(
+        truth + update.detach().double(), weight.detach().double(), 1e-5
+    ).square().sum().backward()
     torch.testing.assert_close(h.grad.double(), truth.grad, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 700), (2, 3, 401)], ids=str)
 def test_the_squared_relus_gradient(shape, agree, chip):
     for form, device in ((relu_triton, chip), (relu_fused, "cpu")):
-        agree(form.squared_relu, relu_reference.squared_relu, {"x": torch.randn(shape)}, torch.float32, 1e-6, device)
+        agree(
+            form.squared_relu,
+            relu_reference.squared_relu,
+            {"x": torch.randn(shape)},
+            torch.float32,
+            1e-6,
+            device,
+        )
 
 
 def test_the_squared_relu_hides_no_nan(chip):
@@ -112,7 +137,11 @@ def test_bf16_goes_in_and_comes_out_with_its_sums_in_fp32(chip, close):
     given = [t.to(chip).clone().requires_grad_() for t in (x, weight, bias)]
     conv_trained.conv_silu(*given, layout=layout, keep=False)[0].backward(dy.to(chip))
     truth = [t.double().requires_grad_() for t in (x, weight, bias)]
-    conv_silu_equation(**dict(zip(("x_TC", "weight_CW", "bias_C"), truth, strict=True)), layout=layout)[0].backward(dy.double())
-    for name, found, expected, tolerance in zip(("x", "weight", "bias"), given, truth, (2e-2, 1e-5, 1e-5), strict=True):
+    conv_silu_equation(**dict(zip(("x_TC", "weight_CW", "bias_C"), truth, strict=True)), layout=layout)[
+        0
+    ].backward(dy.double())
+    for name, found, expected, tolerance in zip(
+        ("x", "weight", "bias"), given, truth, (2e-2, 1e-5, 1e-5), strict=True
+    ):
         assert found.grad.dtype == found.dtype, name
         close(found.grad, expected.grad, tolerance)

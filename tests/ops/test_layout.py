@@ -25,7 +25,9 @@ def test_each_token_stands_in_exactly_one_row_and_padding_is_zero(layout, chunk)
     rows = np.ones(len(plan.order), dtype=bool)
     rows[plan.padding] = False
     assert sorted(plan.order[rows]) == list(range(layout.tokens))
-    flat = torch.cat([part.flatten(0, 1) for part in plan.split(torch.arange(1.0, layout.tokens + 1)[:, None])])
+    flat = torch.cat(
+        [part.flatten(0, 1) for part in plan.split(torch.arange(1.0, layout.tokens + 1)[:, None])]
+    )
     assert (flat[plan.padding] == 0).all()
     assert torch.equal(flat[plan.inverse, 0], torch.arange(1.0, layout.tokens + 1))
 
@@ -85,7 +87,10 @@ def test_the_facts_of_a_layout():
         (dict(lengths=(3,), positions=(-1,), slots=(0,)), "one position"),
         (dict(lengths=(3,), positions=(4,)), "needs a slot"),
         (dict(lengths=(3, 1), positions=(0, 0), slots=(1, 1)), "slot of its own"),
-        (dict(lengths=(3,), positions=(6,), slots=(0,), pages=((0, 1),), page_size=4), "cannot hold 9 tokens"),
+        (
+            dict(lengths=(3,), positions=(6,), slots=(0,), pages=((0, 1),), page_size=4),
+            "cannot hold 9 tokens",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanohybrid.ops.losses import chunked_cross_entropy, chunked_forward_kl, kernels, reference, summed_cross_entropy, summed_forward_kl
+from nanohybrid.ops.losses import (
+    chunked_cross_entropy,
+    chunked_forward_kl,
+    kernels,
+    reference,
+    summed_cross_entropy,
+    summed_forward_kl,
+)
 
 SHAPES = [(1, 4, 3), (7, 5, 100), (30, 16, 37)]  # tokens, width, vocabulary
 
@@ -21,26 +28,47 @@ def by_kernels(monkeypatch):
 def head(tokens: int, width: int, vocabulary: int, chip: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     targets_T = torch.randint(vocabulary, (tokens,))
     targets_T[2::3] = -100
-    return torch.randn(tokens, width, device=chip), torch.randn(vocabulary, width, device=chip) * 3, targets_T.to(chip)
+    return (
+        torch.randn(tokens, width, device=chip),
+        torch.randn(vocabulary, width, device=chip) * 3,
+        targets_T.to(chip),
+    )
 
 
-def check(fast: Callable[..., Tensor], equation: Callable[..., Tensor], hidden: Tensor, weight: Tensor) -> None:
-    leaves, wide = [[t.detach().to(dtype).requires_grad_() for t in (hidden, weight)] for dtype in (torch.float32, torch.float64)]
+def check(
+    fast: Callable[..., Tensor], equation: Callable[..., Tensor], hidden: Tensor, weight: Tensor
+) -> None:
+    leaves, wide = [
+        [t.detach().to(dtype).requires_grad_() for t in (hidden, weight)]
+        for dtype in (torch.float32, torch.float64)
+    ]
     found, expected = fast(*leaves), equation(*wide)
     if found.ndim == 0:
         expected = expected.sum()
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
-    upstream = torch.linspace(-1.0, 2.0, found.numel(), dtype=torch.float64, device=found.device).view(found.shape)
-    got, truth = torch.autograd.grad((found * upstream).sum(), leaves), torch.autograd.grad((expected * upstream).sum(), wide)
+    upstream = torch.linspace(-1.0, 2.0, found.numel(), dtype=torch.float64, device=found.device).view(
+        found.shape
+    )
+    got, truth = (
+        torch.autograd.grad((found * upstream).sum(), leaves),
+        torch.autograd.grad((expected * upstream).sum(), wide),
+    )
     for name, gradient, exact in zip(("hidden", "weight"), got, truth, strict=True):
-        torch.testing.assert_close(gradient.double(), exact, atol=2e-5, rtol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradient.double(), exact, atol=2e-5, rtol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("fast", [chunked_cross_entropy, summed_cross_entropy])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_cross_entropy_and_its_gradients(shape, fast, chip):
     hidden, weight, targets = head(*shape, chip)
-    check(lambda h, w: fast(h, w, targets, chunk=8), lambda h, w: reference.cross_entropy(h, w, targets), hidden, weight)
+    check(
+        lambda h, w: fast(h, w, targets, chunk=8),
+        lambda h, w: reference.cross_entropy(h, w, targets),
+        hidden,
+        weight,
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -48,7 +76,10 @@ def test_cross_entropy_and_its_gradients(shape, fast, chip):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_forward_kl_and_its_gradients(shape, fast, temperature, chip):
     hidden, weight, targets = head(*shape, chip)
-    teacher = torch.randn(shape[0], shape[1] + 3, device=chip), torch.randn(shape[2], shape[1] + 3, device=chip)
+    teacher = (
+        torch.randn(shape[0], shape[1] + 3, device=chip),
+        torch.randn(shape[2], shape[1] + 3, device=chip),
+    )
     check(
         lambda h, w: fast(h, w, *teacher, temperature, targets != -100, chunk=8),
         lambda h, w: reference.forward_kl(h, w, *(t.double() for t in teacher), temperature, targets != -100),
@@ -61,7 +92,11 @@ def test_the_slope_takes_the_place_of_the_logits_and_their_dtype(chip):
     logits, targets = torch.randn(3, 40, device=chip).bfloat16(), torch.tensor([0, 39, 17], device=chip)
     truth = torch.softmax(logits.double(), -1) - torch.nn.functional.one_hot(targets, 40)
     loss, slope = kernels.cross_entropy(logits, targets, True)
-    assert slope.data_ptr() == logits.data_ptr() and slope.dtype == torch.bfloat16 and loss.dtype == torch.float32
+    assert (
+        slope.data_ptr() == logits.data_ptr()
+        and slope.dtype == torch.bfloat16
+        and loss.dtype == torch.float32
+    )
     torch.testing.assert_close(slope.double(), truth, atol=1e-6, rtol=2**-7)
 
 

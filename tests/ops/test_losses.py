@@ -24,10 +24,16 @@ SHAPES = [  # tokens, width, vocabulary, chunk
 ]
 
 
-def head(tokens: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def head(
+    tokens: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    hidden_TE = torch.randn(tokens, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-    weight_VE = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    hidden_TE = (
+        torch.randn(tokens, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    )
+    weight_VE = (
+        torch.randn(vocabulary, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    )
     targets_T = torch.randint(vocabulary, (tokens,), generator=generator)
     targets_T[::3] = -100
     if tokens > 1:
@@ -41,7 +47,13 @@ def gradients(loss: Tensor, **named: Tensor) -> dict[str, Tensor]:
 
 def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
     for name, value in expected.items():
-        torch.testing.assert_close(got[name].to(value.dtype), value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            got[name].to(value.dtype),
+            value,
+            rtol=tolerance,
+            atol=tolerance,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
 
 
 @pytest.mark.parametrize(("tokens", "width", "vocabulary", "chunk"), SHAPES)
@@ -54,16 +66,26 @@ def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: 
     ],
 )
 def test_head_losses_and_their_gradients_are_the_equations(
-    fast: Callable[..., Tensor], equation: Callable[..., Tensor], tokens: int, width: int, vocabulary: int, chunk: int
+    fast: Callable[..., Tensor],
+    equation: Callable[..., Tensor],
+    tokens: int,
+    width: int,
+    vocabulary: int,
+    chunk: int,
 ) -> None:
     hidden_TE, weight_VE, targets_T = head(tokens, width, vocabulary)
-    got, expected = fast(hidden_TE, weight_VE, targets_T, chunk=chunk), equation(hidden_TE, weight_VE, targets_T)
+    got, expected = (
+        fast(hidden_TE, weight_VE, targets_T, chunk=chunk),
+        equation(hidden_TE, weight_VE, targets_T),
+    )
     upstream = torch.linspace(-1.0, 2.0, tokens, dtype=torch.float64)
     if got.ndim == 0:
         expected, upstream = expected.sum(), torch.tensor(0.7, dtype=torch.float64)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     names = {"hidden": hidden_TE, "weight": weight_VE}
-    assert_same(gradients((got * upstream).sum(), **names), gradients((expected * upstream).sum(), **names), 1e-12)
+    assert_same(
+        gradients((got * upstream).sum(), **names), gradients((expected * upstream).sum(), **names), 1e-12
+    )
 
 
 @pytest.mark.parametrize(("tokens", "width", "vocabulary", "chunk"), SHAPES)
@@ -71,19 +93,30 @@ def test_head_losses_and_their_gradients_are_the_equations(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("fast", [chunked_forward_kl, summed_forward_kl])
 def test_forward_kl_and_its_gradients_are_the_equation(
-    fast: Callable[..., Tensor], masked: bool, temperature: float, tokens: int, width: int, vocabulary: int, chunk: int
+    fast: Callable[..., Tensor],
+    masked: bool,
+    temperature: float,
+    tokens: int,
+    width: int,
+    vocabulary: int,
+    chunk: int,
 ) -> None:
     student_TE, student_VE, targets_T = head(tokens, width, vocabulary)
     teacher_TE, teacher_VE, _ = head(tokens, width + 3, vocabulary, seed=1)
     heads = student_TE, student_VE, teacher_TE, teacher_VE
     mask_T = targets_T != -100 if masked else None
-    got, expected = fast(*heads, temperature, mask_T, chunk=chunk), reference.forward_kl(*heads, temperature, mask_T)
+    got, expected = (
+        fast(*heads, temperature, mask_T, chunk=chunk),
+        reference.forward_kl(*heads, temperature, mask_T),
+    )
     upstream = torch.linspace(-1.0, 2.0, tokens, dtype=torch.float64)
     if got.ndim == 0:
         expected, upstream = expected.sum(), torch.tensor(0.7, dtype=torch.float64)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
     names = {"student_hidden": student_TE, "student_weight": student_VE}
-    assert_same(gradients((got * upstream).sum(), **names), gradients((expected * upstream).sum(), **names), 1e-11)
+    assert_same(
+        gradients((got * upstream).sum(), **names), gradients((expected * upstream).sum(), **names), 1e-11
+    )
 
 
 def test_gradcheck_of_every_loss() -> None:
@@ -137,9 +170,9 @@ def test_autocast_runs_the_products_in_bf16_and_keeps_fp32_gradients() -> None:
         under_autocast = summed_cross_entropy(hidden_TE, weight_VE, targets_T)
     by_hand = summed_cross_entropy(hidden_TE.detach().bfloat16(), weight_VE.detach().bfloat16(), targets_T)
     assert under_autocast.dtype == torch.float32 and torch.equal(under_autocast, by_hand)
-    assert {name: g.dtype for name, g in gradients(under_autocast, h=hidden_TE, w=weight_VE).items()} == dict.fromkeys(
-        ("h", "w"), torch.float32
-    )
+    assert {
+        name: g.dtype for name, g in gradients(under_autocast, h=hidden_TE, w=weight_VE).items()
+    } == dict.fromkeys(("h", "w"), torch.float32)
 
 
 def test_no_tensor_of_tokens_by_vocabulary_is_ever_made() -> None:

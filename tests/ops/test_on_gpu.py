@@ -27,5 +27,9 @@ def test_kernels_and_gradients(family):
         for case in getattr(module, family)(toy=False):
             for dtype, allowed in case.tolerance.items():
                 found = module.errors(case, dtype)
-                wrong += [f"{case.name}, {dtype}, {name}: {error:.3g}" for name, error in found.items() if not error <= allowed]
+                wrong += [
+                    f"{case.name}, {dtype}, {name}: {error:.3g}"
+                    for name, error in found.items()
+                    if not error <= allowed
+                ]
     assert not wrong, "\n".join(wrong)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanohybrid.ops import quantized
-from nanohybrid.ops.quantized import blocks, formats, reference, search
+from nanohybrid.ops.quantized import formats, reference, search
+from nanohybrid.ops.quantized import torch as torch_form
 
 SHAPES = [(1, 32), (3, 96), (17, 128), (5, 448), (130, 160), (64, 1024)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -43,14 +44,20 @@ def test_a_weight_is_its_code_times_the_scale_of_its_group(shape: tuple[int, int
 @pytest.mark.parametrize("format", quantized.FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_blocks_of_rows_are_the_equation(shape: tuple[int, int], format: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_rows_are_the_equation(
+    shape: tuple[int, int], format: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     codes, scales = quantized.quantize(normal(*shape).to(dtype), format)
-    monkeypatch.setattr(blocks, "BLOCK", 3 * shape[1])  # so that there are several, and a last one that is not full
+    monkeypatch.setattr(
+        torch_form, "BLOCK", 3 * shape[1]
+    )  # so that there are several, and a last one that is not full
     again = quantized.quantize(normal(*shape).to(dtype), format)
     assert torch.equal(codes.view(torch.uint8), again[0].view(torch.uint8)) and torch.equal(scales, again[1])
     exact = reference.dequantize(codes, scales)
     found = quantized.dequantize(codes, scales, dtype)
-    wide = exact if dtype == torch.float64 else exact.float()  # a product of code and scale, rounded once to fp32
+    wide = (
+        exact if dtype == torch.float64 else exact.float()
+    )  # a product of code and scale, rounded once to fp32
     assert found.dtype == dtype and torch.equal(found, wide.to(dtype))
     x = normal(2, 3, shape[1], seed=1).to(dtype)
     y, truth = quantized.linear(x, codes, scales), x.double() @ found.double().T
@@ -87,7 +94,9 @@ def test_whatever_the_size_of_the_weights_the_error_is_half_a_step_or_a_clipped_
     if format == "fp8":
         assert (error <= torch.maximum(weight.double().abs() / 16, step * 2.0**-10) * (1 + 1e-6)).all()
     elif format == "int8":
-        assert (error <= step * 0.76).all()  # half, and a quarter where bf16 rounded the scale below largest / 127
+        assert (
+            error <= step * 0.76
+        ).all()  # half, and a quarter where bf16 rounded the scale below largest / 127
     else:
         inside = weight.double().abs() <= 7.5 * step
         assert (error[inside] <= 0.5001 * step[inside]).all()
@@ -108,7 +117,12 @@ def test_the_search_leaves_less_error_than_the_largest_weight_s_scale_and_hardly
     weight = normal(64, 1024)
 
     def error() -> float:
-        return (quantized.dequantize(*quantized.quantize(weight, "int4"), torch.float32) - weight).square().sum().item()
+        return (
+            (quantized.dequantize(*quantized.quantize(weight, "int4"), torch.float32) - weight)
+            .square()
+            .sum()
+            .item()
+        )
 
     found = error()
     groups = weight.unflatten(1, (-1, 32))
@@ -145,8 +159,21 @@ def test_a_weight_that_is_not_finite_is_refused(format: str) -> None:
 
 
 def test_groups_are_as_the_format_says() -> None:
-    assert [quantized.group_of("int8", k) for k in (128, 4480, 448, 96, 160, 100, 112)] == [128, 128, 64, 32, 32, 100, 112]
-    assert quantized.holds("int4", 96) and not quantized.holds("int4", 112) and quantized.holds("int8", 7) and quantized.holds("fp8", 7)
+    assert [quantized.group_of("int8", k) for k in (128, 4480, 448, 96, 160, 100, 112)] == [
+        128,
+        128,
+        64,
+        32,
+        32,
+        100,
+        112,
+    ]
+    assert (
+        quantized.holds("int4", 96)
+        and not quantized.holds("int4", 112)
+        and quantized.holds("int8", 7)
+        and quantized.holds("fp8", 7)
+    )
     with pytest.raises(ValueError, match="rows of 112 have no int4 form"):
         quantized.quantize(normal(2, 112), "int4")
     with pytest.raises(ValueError, match="known are int8, int4, fp8"):
@@ -158,4 +185,6 @@ def test_the_input_has_its_gradient(format: str) -> None:
     codes, scales = quantized.quantize(normal(6, 64), format)
     x = normal(5, 64, seed=3).requires_grad_()
     quantized.linear(x, codes, scales).sum().backward()
-    torch.testing.assert_close(x.grad, quantized.dequantize(codes, scales, torch.float32).sum(0).expand(5, 64))
+    torch.testing.assert_close(
+        x.grad, quantized.dequantize(codes, scales, torch.float32).sum(0).expand(5, 64)
+    )

@@ -8,7 +8,8 @@ from scan_inputs import inputs
 from torch import Tensor
 
 from nanohybrid.ops.layout import Layout
-from nanohybrid.ops.ssd_scan import reference, trained
+from nanohybrid.ops.ssd_scan import reference
+from nanohybrid.ops.ssd_scan import triton_autograd as trained
 
 STORED = Layout.stored([5, 130, 3], [125, 200, 2], [3, 0, 2], [range(5), [30, 12, *range(14, 23)], [9]], 32)
 CASES = {  # layout; heads, head dimension, groups, state size; whether sequences begin from states
@@ -44,7 +45,13 @@ def test_strong_decay_neither_overflows_nor_loses_its_gradients(agree, chip):
     tensors = inputs(layout, 2, 3, 1, 4, False)
     tensors["dt_TH"] *= 20
     tensors["A_H"] = torch.tensor([-16.0, -1e-4])
-    agree(*(functools.partial(op, layout=layout) for op in (trained.ssd_scan, reference.ssd_scan)), tensors, torch.float32, 2e-4, chip)
+    agree(
+        *(functools.partial(op, layout=layout) for op in (trained.ssd_scan, reference.ssd_scan)),
+        tensors,
+        torch.float32,
+        2e-4,
+        chip,
+    )
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -58,7 +65,10 @@ def test_no_gradient_crosses_from_one_document_to_another(poison, chip):
         return {name: leaf.grad[30:] for name, leaf in leaves.items() if "_T" in name}
 
     first = torch.arange(30, device=chip)
-    dirty = {name: t.index_fill(0, first, poison) if name in ("x_THP", "B_TGN", "C_TGN") else t for name, t in clean.items()}
+    dirty = {
+        name: t.index_fill(0, first, poison) if name in ("x_THP", "B_TGN", "C_TGN") else t
+        for name, t in clean.items()
+    }
     truth = gradients(clean)
     for name, gradient in gradients(dirty).items():
         assert torch.equal(gradient, truth[name]), name
@@ -73,7 +83,16 @@ def test_slices_of_one_projection_are_read_in_place_and_bf16_comes_back_as_bf16(
         leaves = [values.detach().requires_grad_(), *(t.detach().requires_grad_() for t in others.values())]
         x, B, C = leaves[0].split([24, 6, 6], dim=1)
         dt, A, D = leaves[1:]
-        y, _ = op(x.unflatten(1, (2, 12)), dt, A, B.unflatten(1, (1, 6)), C.unflatten(1, (1, 6)), D, layout, keep=False)
+        y, _ = op(
+            x.unflatten(1, (2, 12)),
+            dt,
+            A,
+            B.unflatten(1, (1, 6)),
+            C.unflatten(1, (1, 6)),
+            D,
+            layout,
+            keep=False,
+        )
         y.square().sum().backward()
         return [leaf.grad for leaf in leaves]
 

@@ -2,13 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from nanohybrid.ops.stochastic import compiled, keys, rounding
+from nanohybrid.ops.stochastic import keys
+from nanohybrid.ops.stochastic import numba as numba_form
+from nanohybrid.ops.stochastic import torch as torch_form
 
-FORMS = [rounding.to_half, compiled.to_half]
+FORMS = [torch_form.to_half, numba_form.to_half]
 
 
 def many(count, position=7):
-    return torch.from_numpy(keys(np.arange(count, dtype=np.uint64), np.full(count, position, dtype=np.uint64)))
+    return torch.from_numpy(
+        keys(np.arange(count, dtype=np.uint64), np.full(count, position, dtype=np.uint64))
+    )
 
 
 def spread(count=3000):
@@ -37,9 +41,26 @@ def test_a_number_goes_to_a_neighbour_with_the_probability_that_keeps_the_mean(f
 
 
 def test_both_forms_give_the_same_bits():
-    edges = [0.0, -0.0, 65504.0, 65519.9, 1e30, -1e30, 2.0**-14, 2.0**-24, 2.0**-25, 2.0**-38, 2.0**-39, 1e-40]
+    edges = [
+        0.0,
+        -0.0,
+        65504.0,
+        65519.9,
+        1e30,
+        -1e30,
+        2.0**-14,
+        2.0**-24,
+        2.0**-25,
+        2.0**-38,
+        2.0**-39,
+        1e-40,
+    ]
     x = torch.cat([spread(), torch.tensor(edges)])
-    x = torch.cat([x, 2.0**-14 - torch.arange(64) * 2.0**-38, torch.tensor([float("nan")])]).expand(20, -1).contiguous()
+    x = (
+        torch.cat([x, 2.0**-14 - torch.arange(64) * 2.0**-38, torch.tensor([float("nan")])])
+        .expand(20, -1)
+        .contiguous()
+    )
     for position in (0, 1, 2**40):
         first, second = (form(x, many(20, position), 5) for form in FORMS)
         assert torch.equal(first[:, :-1].view(torch.int16), second[:, :-1].view(torch.int16))
@@ -55,7 +76,10 @@ def test_what_fp16_can_hold_stays_as_it_is():
 
 def test_bits_depend_on_seed_position_and_layer_and_on_nothing_else():
     x = torch.full((4, 5000), 1 + 2.0**-11)
-    draw = lambda seeds, positions, layer: rounding.to_half(x, torch.from_numpy(keys(seeds, positions)), layer)  # noqa: E731
+
+    def draw(seeds, positions, layer):
+        return torch_form.to_half(x, torch.from_numpy(keys(seeds, positions)), layer)
+
     seeds, positions = np.array([1, 2, 1, 2], dtype=np.uint64), np.array([5, 5, 6, 5], dtype=np.uint64)
     bits = draw(seeds, positions, 1)
     assert torch.equal(bits[1], bits[3])
@@ -74,4 +98,7 @@ def test_keys_are_splitmix64s():
     golden = 0x9E3779B97F4A7C15
     for seed, position in ((0, 0), (2**64 - 1, 3), (12345, 2**33)):
         wanted = mix((mix((seed + golden) % 2**64) + position * golden) % 2**64) >> 32
-        assert int(keys(np.array([seed], np.uint64), np.array([position], np.uint64)).view(np.uint32)[0]) == wanted
+        assert (
+            int(keys(np.array([seed], np.uint64), np.array([position], np.uint64)).view(np.uint32)[0])
+            == wanted
+        )

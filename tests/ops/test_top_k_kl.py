@@ -11,7 +11,10 @@ T, E, V, TAU = 7, 5, 11, 1.7
 @pytest.fixture
 def parts():
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((T, E), (V, E), (T, 4), (V, 4))]
+    return [
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((T, E), (V, E), (T, 4), (V, 4))
+    ]
 
 
 def rows_and_teacher(teacher_TE, teacher_VE, k):
@@ -24,7 +27,9 @@ def test_with_the_whole_vocabulary_it_is_the_whole_divergence(parts):
     rows_R, teacher = rows_and_teacher(teacher_TE, teacher_VE, V)
     full_T = chunked_forward_kl(student_TE, student_VE, teacher_TE, teacher_VE, TAU)
     assert torch.isneginf(teacher.log_rest_R).all()
-    assert summed_top_k_kl(student_TE, student_VE, rows_R, teacher, TAU).item() == pytest.approx(full_T[rows_R].sum().item(), rel=1e-5)
+    assert summed_top_k_kl(student_TE, student_VE, rows_R, teacher, TAU).item() == pytest.approx(
+        full_T[rows_R].sum().item(), rel=1e-5
+    )
 
 
 def test_what_is_not_known_only_lowers_it(parts):

@@ -11,14 +11,18 @@ from nanohybrid.ops.layout import Layout
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 PAGES = 40
 STORED = {
-    "decode": Layout.stored([1, 1, 1], [5, 127, 300], [0, 1, 2], [[33], range(10, 18), [*range(9, -1, -1), *range(18, 28)]], 16),
+    "decode": Layout.stored(
+        [1, 1, 1], [5, 127, 300], [0, 1, 2], [[33], range(10, 18), [*range(9, -1, -1), *range(18, 28)]], 16
+    ),
     "decode that begins": Layout.stored([1, 1], [0, 63], [1, 0], [[7], [4, 2, 9, 8]], 16),
     "continuations": Layout.stored([5, 70, 1], [12, 66, 9], [3, 0, 2], [[5, 3], range(10, 20), [30]], 16),
     "mixed, page 32": Layout.stored([17, 1, 40], [0, 77, 1], [4, 0, 2], [[0], range(10, 13), [20, 22]], 32),
 }
 
 
-def inputs(layout: Layout, H: int, K: int, P: int, pages: int, dtype: torch.dtype) -> tuple[list[Tensor], Cache]:
+def inputs(
+    layout: Layout, H: int, K: int, P: int, pages: int, dtype: torch.dtype
+) -> tuple[list[Tensor], Cache]:
     """q, k and v, and pools that hold garbage: NaN wherever no sequence of the layout has a token before this batch."""
     rows = [torch.randn(layout.tokens, heads, P).to(dtype) for heads in (H, K, K)]
     pools = torch.full((2, pages, layout.page_size, K, P), float("nan"))
@@ -29,10 +33,16 @@ def inputs(layout: Layout, H: int, K: int, P: int, pages: int, dtype: torch.dtyp
     return rows, Cache(key, value)
 
 
-def check(layout: Layout, H: int, K: int, P: int, dtype: torch.dtype, chip: torch.device, close, pages: int = PAGES) -> None:
+def check(
+    layout: Layout, H: int, K: int, P: int, dtype: torch.dtype, chip: torch.device, close, pages: int = PAGES
+) -> None:
     rows, cache = inputs(layout, H, K, P, pages, dtype)
-    truth = reference.attention(*(row.double() for row in rows), layout, Cache(cache.key.double(), cache.value.double()))
-    found = attention(*(row.to(chip) for row in rows), layout, Cache(cache.key.to(chip), cache.value.to(chip)))
+    truth = reference.attention(
+        *(row.double() for row in rows), layout, Cache(cache.key.double(), cache.value.double())
+    )
+    found = attention(
+        *(row.to(chip) for row in rows), layout, Cache(cache.key.to(chip), cache.value.to(chip))
+    )
     assert found.dtype == dtype
     close(found, truth, TOLERANCE[dtype])
 
@@ -60,11 +70,24 @@ def test_a_sequence_decodes_to_the_same_bits_alone_and_among_others(chip):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("heads", [(40, 8, 128), (32, 8, 64), (16, 16, 80), (8, 1, 256), (20, 4, 96)], ids=str)
+@pytest.mark.parametrize(
+    "heads", [(40, 8, 128), (32, 8, 64), (16, 16, 80), (8, 1, 256), (20, 4, 96)], ids=str
+)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("page_size", [16, 128])
 def test_paged_attention_on_a_gpu(page_size, dtype, heads, chip, close):
     n = 4096 // page_size
     own = [range(i * n, (i + 1) * n) for i in range(4)]
-    for lengths, positions in (((1,) * 4, (0, 63, 1024, 4095)), ((1, 150, 64, 130), (4000, 0, 100, 2000)), ((300,), (1500,))):
-        check(Layout.stored(lengths, positions, range(len(lengths)), own[: len(lengths)], page_size), *heads, dtype, chip, close, 4 * n)
+    for lengths, positions in (
+        ((1,) * 4, (0, 63, 1024, 4095)),
+        ((1, 150, 64, 130), (4000, 0, 100, 2000)),
+        ((300,), (1500,)),
+    ):
+        check(
+            Layout.stored(lengths, positions, range(len(lengths)), own[: len(lengths)], page_size),
+            *heads,
+            dtype,
+            chip,
+            close,
+            4 * n,
+        )

@@ -13,19 +13,27 @@ from nanohybrid.ops.gated_norm import reference as norm_reference
 from nanohybrid.ops.gated_norm import triton as norm_triton
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.mamba_step import triton as step_triton
-from nanohybrid.ops.residual_norm import fused as residual_fused
 from nanohybrid.ops.residual_norm import reference as residual_reference
+from nanohybrid.ops.residual_norm import torch as residual_fused
 from nanohybrid.ops.residual_norm import triton as residual_triton
 from nanohybrid.ops.ssd_step import reference as step_reference
 
 RAGGED = {
     "short documents": Layout.packed([1, 2, 3, 5, 17]),
-    "continuations": Layout.stored([5, 30, 1, 2], [125, 200, 2, 0], [3, 0, 2, 1], [range(5), range(5, 15), [20], [21]], 32),
+    "continuations": Layout.stored(
+        [5, 30, 1, 2], [125, 200, 2, 0], [3, 0, 2, 1], [range(5), range(5, 15), [20], [21]], 32
+    ),
 }
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # the interpreter cuts to bf16, a GPU rounds to it
+TOLERANCE = {
+    torch.float32: 1e-5,
+    torch.float16: 2e-3,
+    torch.bfloat16: 2e-2,
+}  # the interpreter cuts to bf16, a GPU rounds to it
 
 
-def conv_inputs(layout: Layout, C: int, W: int, dtype: torch.dtype, chip: torch.device) -> dict[str, Tensor | None]:
+def conv_inputs(
+    layout: Layout, C: int, W: int, dtype: torch.dtype, chip: torch.device
+) -> dict[str, Tensor | None]:
     stored = torch.randn(layout.sequences, W - 1, C) if layout.continues else None
     wide = torch.randn(layout.tokens, C + 7)  # as in the mixer, a slice of wider rows
     tensors = {"x_TC": wide, "weight_CW": torch.randn(C, W), "bias_C": torch.randn(C), "initial_SWC": stored}
@@ -76,10 +84,23 @@ def test_the_conv_on_a_gpu(lengths, C, W, dtype, chip, close):
 STEPS = [(3, 80, 1, 16), (4, 12, 2, 6), (2, 16, 1, 128)]  # heads, head dimension, groups, state size
 
 
-def check_step(S: int, H: int, P: int, G: int, N: int, dtype: torch.dtype, kept: torch.dtype, limit, chip: torch.device, close) -> None:
+def check_step(
+    S: int,
+    H: int,
+    P: int,
+    G: int,
+    N: int,
+    dtype: torch.dtype,
+    kept: torch.dtype,
+    limit,
+    chip: torch.device,
+    close,
+) -> None:
     """One token of S sequences in scattered slots, the second of which begins here on a slot full of NaN."""
     C, W, slots = H * P + 2 * G * N, 4, torch.randperm(S + 3)[:S]
-    layout = Layout.stored([1] * S, [0 if i == 1 else 5 + i for i in range(S)], slots.tolist(), [[i] for i in range(S)], 256)
+    layout = Layout.stored(
+        [1] * S, [0 if i == 1 else 5 + i for i in range(S)], slots.tolist(), [[i] for i in range(S)], 256
+    )
     x, dt = torch.randn(S, C + 5).to(dtype)[:, 2 : 2 + C], (torch.randn(S, H) * 4).to(dtype)
     weight, bias = torch.randn(C, W).to(dtype), torch.randn(C).to(dtype)
     dt_bias, A_log, D = torch.randn(H).to(dtype), torch.randn(H).to(dtype), torch.randn(H).to(dtype)
@@ -94,14 +115,24 @@ def check_step(S: int, H: int, P: int, G: int, N: int, dtype: torch.dtype, kept:
     fresh = torch.tensor([position == 0 for position in layout.positions])
     conv_rows, ssm_rows = (pool[slots].clone() for pool in before)
     conv_rows[fresh], ssm_rows[fresh] = 0, 0
-    y, conv_rows = conv_reference.causal_conv(x.double(), weight.double(), bias.double(), Layout.packed([1] * S), conv_rows)
-    x_SD, B_SM, C_SM = F.silu(y).to(dtype).double().split([H * P, G * N, G * N], dim=-1)  # rounded as the op says
+    y, conv_rows = conv_reference.causal_conv(
+        x.double(), weight.double(), bias.double(), Layout.packed([1] * S), conv_rows
+    )
+    x_SD, B_SM, C_SM = (
+        F.silu(y).to(dtype).double().split([H * P, G * N, G * N], dim=-1)
+    )  # rounded as the op says
     step_SH = F.softplus(dt.double() + dt_bias.double()).clamp(*limit)
     group = B_SM.unflatten(-1, (G, N)), C_SM.unflatten(-1, (G, N))
-    truth, ssm_rows = step_reference.ssd_step(x_SD.unflatten(-1, (H, P)), step_SH, -A_log.double().exp(), *group, D.double(), ssm_rows)
+    truth, ssm_rows = step_reference.ssd_step(
+        x_SD.unflatten(-1, (H, P)), step_SH, -A_log.double().exp(), *group, D.double(), ssm_rows
+    )
     assert found.dtype == torch.float32
     close(found, truth, 1e-5 if dtype == torch.float32 else TOLERANCE[dtype])
-    close(on_chip[8][slots.to(chip)], ssm_rows, max(1e-5 if dtype == torch.float32 else TOLERANCE[dtype], TOLERANCE[kept]))
+    close(
+        on_chip[8][slots.to(chip)],
+        ssm_rows,
+        max(1e-5 if dtype == torch.float32 else TOLERANCE[dtype], TOLERANCE[kept]),
+    )
     assert torch.equal(on_chip[7][slots.to(chip)].double().cpu(), conv_rows)
     others = [slot for slot in range(S + 3) if slot not in slots.tolist()]
     assert torch.equal(on_chip[8][others].double().cpu(), before[1][others])
@@ -109,7 +140,9 @@ def check_step(S: int, H: int, P: int, G: int, N: int, dtype: torch.dtype, kept:
 
 
 @pytest.mark.parametrize(
-    "dtype, kept", [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.float16)], ids=str
+    "dtype, kept",
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.float16)],
+    ids=str,
 )
 @pytest.mark.parametrize("shape", STEPS, ids=str)
 def test_the_decode_step_is_its_equation_and_leaves_other_slots_alone(shape, dtype, kept, chip, close):
@@ -122,7 +155,9 @@ def test_the_decode_step_holds_dt_within_its_limits(chip, close):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("S", [1, 2, 8, 33, 128])
-@pytest.mark.parametrize("shape", [(128, 80, 8, 128), (32, 64, 8, 128), (128, 64, 1, 256), (5, 40, 5, 16)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(128, 80, 8, 128), (32, 64, 8, 128), (128, 64, 1, 256), (5, 40, 5, 16)], ids=str
+)
 @pytest.mark.parametrize("kept", [torch.float32, torch.float16], ids=str)
 def test_the_decode_step_on_a_gpu(S, shape, kept, chip, close):
     check_step(S, *shape, torch.bfloat16, kept, (0.0, math.inf), chip, close)
@@ -132,14 +167,20 @@ def check_norms(T: int, D: int, groups: int, dtype: torch.dtype, chip: torch.dev
     z, weight, y = torch.randn(T, 3 * D).to(dtype)[:, D : 2 * D], torch.randn(D).to(dtype), torch.randn(T, D)
     found = norm_triton.gated_norm(y.to(chip), z.to(chip), weight.to(chip), groups, 1e-5)
     assert found.dtype == dtype
-    close(found, norm_reference.gated_norm(y.double(), z.double(), weight.double(), groups, 1e-5), TOLERANCE[dtype])
+    close(
+        found,
+        norm_reference.gated_norm(y.double(), z.double(), weight.double(), groups, 1e-5),
+        TOLERANCE[dtype],
+    )
     h, update = torch.randn(T, D).to(dtype), torch.randn(T, D).to(dtype)
     stream, normed = residual_triton.residual_norm(h.to(chip), update.to(chip), weight.to(chip), 1e-5)
     assert stream.dtype == normed.dtype == dtype
     close(stream, h.double() + update.double(), TOLERANCE[dtype])
     close(
         normed,
-        residual_reference.residual_norm((h + update).double(), torch.zeros(T, D).double(), weight.double(), 1e-5)[1],
+        residual_reference.residual_norm(
+            (h + update).double(), torch.zeros(T, D).double(), weight.double(), 1e-5
+        )[1],
         TOLERANCE[dtype],
     )
 
@@ -151,7 +192,9 @@ def test_both_norms_are_their_equations(T, D, groups, dtype, chip, close):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("T, D, groups", [(1, 10240, 8), (2048, 10240, 8), (7, 4480, 1), (1000, 5120, 1), (64, 2048, 8)])
+@pytest.mark.parametrize(
+    "T, D, groups", [(1, 10240, 8), (2048, 10240, 8), (7, 4480, 1), (1000, 5120, 1), (64, 2048, 8)]
+)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_both_norms_on_a_gpu(T, D, groups, dtype, chip, close):
     check_norms(T, D, groups, dtype, chip, close)

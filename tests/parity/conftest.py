@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers", reason="the oracle of this room: pip install 'nanohybrid[dev]'")
+transformers = pytest.importorskip(
+    "transformers", reason="the oracle of this room: pip install 'nanohybrid[dev]'"
+)
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
@@ -42,7 +44,11 @@ def nemotron():
 
     def make(pattern, **sizes):
         config = transformers.NemotronHConfig(
-            vocab_size=VOCAB, layers_block_type=[KINDS[kind] for kind in pattern], conv_kernel=4, mlp_hidden_act="relu2", **sizes
+            vocab_size=VOCAB,
+            layers_block_type=[KINDS[kind] for kind in pattern],
+            conv_kernel=4,
+            mlp_hidden_act="relu2",
+            **sizes,
         )
         return free_steps(randomise(transformers.NemotronHForCausalLM(config)))
 
@@ -64,7 +70,9 @@ def reopened():
     """Open a directory with transformers, as someone who does not know us would; nothing may be missing or over."""
 
     def reopen(directory):
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, output_loading_info=True
+        )
         assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
         return free_steps(model.eval()) if model.config.model_type == "nemotron_h" else model.eval()
 

@@ -8,14 +8,18 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM
 from nanohybrid.model.quantized import quantize_model
 
-pytest.importorskip("compressed_tensors", reason="how transformers reads quantised checkpoints: pip install 'nanohybrid[dev]'")
+pytest.importorskip(
+    "compressed_tensors", reason="how transformers reads quantised checkpoints: pip install 'nanohybrid[dev]'"
+)
 SIZES = dict(
     vocab_size=96, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16, mamba_num_heads=4,
     mamba_head_dim=16, n_groups=2, ssm_state_size=8, initializer_range=0.1,
 )  # fmt: skip
 MODELS = {
     "nemotron_h": HybridConfig("M-*-", **SIZES),
-    "qwen3": HybridConfig("*-*-", **SIZES, rope_theta=1e4, qk_norm=True, mlp_activation="swiglu", layer_norm_epsilon=1e-6),
+    "qwen3": HybridConfig(
+        "*-*-", **SIZES, rope_theta=1e4, qk_norm=True, mlp_activation="swiglu", layer_norm_epsilon=1e-6
+    ),
 }
 
 

@@ -6,8 +6,8 @@ In fp32, to 1e-4 of the largest logit. The oracle's sequence is always computed 
 import pytest
 import torch
 
+import nanohybrid
 from nanohybrid.checkpoint import load, save
-from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM, Layout, State
 
 TOLERANCE = 1e-4
@@ -69,7 +69,11 @@ def in_pieces(model, tokens_BT, lengths):
     logits, at = [], 0
     for length in lengths:
         layout = Layout.contiguous([length] * batch, [at] * batch, slots, context=total)
-        logits.append(model(tokens_BT[:, at : at + length].flatten(), layout=layout, state=state).unflatten(0, (batch, length)))
+        logits.append(
+            model(tokens_BT[:, at : at + length].flatten(), layout=layout, state=state).unflatten(
+                0, (batch, length)
+            )
+        )
         at += length
     return torch.cat(logits, dim=1)
 
@@ -121,7 +125,9 @@ def test_a_tied_hybrid_of_ours_loads_there_with_its_head(nemotron, tmp_path, reo
     nemotron("M*-", **sizes(48, 56, 4, 2, 8, 4, 8, 2, 8, 16)).save_pretrained(tmp_path / "theirs")
     untied = load(tmp_path / "theirs")
     model = HybridLM(untied.config.replace(tie_word_embeddings=True))
-    model.load_state_dict({name: tensor for name, tensor in untied.state_dict().items() if name != "lm_head.weight"})
+    model.load_state_dict(
+        {name: tensor for name, tensor in untied.state_dict().items() if name != "lm_head.weight"}
+    )
     save(model, tmp_path / "ours")
     tokens_BT = torch.randint(0, 96, (1, 9))
     assert_equal(reopened(tmp_path / "ours")(tokens_BT, use_cache=False).logits, model(tokens_BT))
@@ -142,6 +148,6 @@ def test_shards_of_either_are_read_by_the_other(nemotron, tmp_path, reopened):
 
 
 def test_a_model_that_only_we_can_run_is_refused_there(tmp_path, reopened):
-    save(HybridLM(HybridConfig.preset("tiny").replace(rope_theta=1e4), seed=0), tmp_path)
+    save(HybridLM(nanohybrid.preset("tiny").replace(rope_theta=1e4), seed=0), tmp_path)
     with pytest.raises(ValueError, match="nanohybrid"):
         reopened(tmp_path)

@@ -38,11 +38,15 @@ class Running:
         service.loop.engine.step = gated
 
     def chat(self, text="hi", **more):
-        return self.http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": text}], **more})
+        return self.http.post(
+            "/v1/chat/completions", json={"messages": [{"role": "user", "content": text}], **more}
+        )
 
     def metric(self, name):
         lines = self.http.get("/metrics").text.splitlines()
-        return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"nanohybrid_{name}")), 0.0)
+        return next(
+            (float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"nanohybrid_{name}")), 0.0
+        )
 
     def until(self, holds, seconds=10):
         """Wait for something that another thread does."""
@@ -54,13 +58,21 @@ class Running:
     def idle(self):
         """Whether the engine holds nothing for anybody."""
         scheduler, loop = self.service.loop.engine.scheduler, self.service.loop
-        return not (scheduler.running or scheduler.waiting or scheduler.slots.used or scheduler.pages.used or loop.held)
+        return not (
+            scheduler.running
+            or scheduler.waiting
+            or scheduler.slots.used
+            or scheduler.pages.used
+            or loop.held
+        )
 
 
 @contextlib.contextmanager
 def started(settings=None, limits=None, max_running=4, before=lambda service: None):
     llm = LLM.random(CONFIG, torch.float32, seed=5, max_running=max_running)
-    service = Service(llm, settings or Settings(name="tiny", max_context=1024, max_queued=8), limits or Limits())
+    service = Service(
+        llm, settings or Settings(name="tiny", max_context=1024, max_queued=8), limits or Limits()
+    )
     before(service)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))

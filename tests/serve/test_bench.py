@@ -9,10 +9,10 @@ import time
 import pytest
 from serving import started
 
+from nanohybrid.bench.serve_load import Lengths, Point, Seen
+from nanohybrid.bench.serve_report import percentile, summary
 from nanohybrid.cli.main import main
 from nanohybrid.errors import InputError
-from nanohybrid.serve.load import Lengths, Point, Seen
-from nanohybrid.serve.load_report import percentile, summary
 from nanohybrid.serve.service import Settings
 
 
@@ -23,15 +23,37 @@ def bench(capsys, serve, *flags):
 
 def test_every_level_is_measured_and_counts_what_the_server_counts(serve, capsys, tmp_path):
     before = serve.metric("generated_tokens_total")
-    flags = ["--rates", "200,50", "--concurrency", "2", "--requests", "6", "--prompt-tokens", "5:40", "--output-tokens", "4:9"]
-    code, report = bench(capsys, serve, *flags, "--out", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.svg"))
+    flags = [
+        "--rates",
+        "200,50",
+        "--concurrency",
+        "2",
+        "--requests",
+        "6",
+        "--prompt-tokens",
+        "5:40",
+        "--output-tokens",
+        "4:9",
+    ]
+    code, report = bench(
+        capsys, serve, *flags, "--out", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.svg")
+    )
     levels = report["levels"]
-    assert code == 0 and [(level["rate"], level["clients"]) for level in levels] == [(200, None), (50, None), (None, 2)]
+    assert code == 0 and [(level["rate"], level["clients"]) for level in levels] == [
+        (200, None),
+        (50, None),
+        (None, 2),
+    ]
     written = sum(level["output_tokens_per_second"] * level["seconds"] for level in levels)
-    assert written + 2 == pytest.approx(serve.metric("generated_tokens_total") - before)  # 2: the warming request
+    assert written + 2 == pytest.approx(
+        serve.metric("generated_tokens_total") - before
+    )  # 2: the warming request
     for level in levels:
         assert level["completed"] == level["requests"] == 6 and level["errors"] == {}
-        assert 0 < level["ttft"]["p50"] <= level["ttft"]["p99"] <= level["latency"]["p99"] and level["tpot"]["p50"] > 0
+        assert (
+            0 < level["ttft"]["p50"] <= level["ttft"]["p99"] <= level["latency"]["p99"]
+            and level["tpot"]["p50"] > 0
+        )
     assert json.loads((tmp_path / "b.json").read_text()) == report
     assert "<svg" in (tmp_path / "b.svg").read_text()
     serve.until(serve.idle)
@@ -40,26 +62,65 @@ def test_every_level_is_measured_and_counts_what_the_server_counts(serve, capsys
 def test_an_open_loop_sends_whether_or_not_the_server_answers():
     with started(Settings(name="tiny", max_context=256, max_queued=4), max_running=2) as serve:
         serve.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2})
-        command = [sys.executable, "-m", "nanohybrid", "bench", "serve", serve.url, "--json", "--rates", "100", "--requests", "20"]
-        process = subprocess.Popen([*command, "--prompt-tokens", "4", "--output-tokens", "3"], stdout=subprocess.PIPE, text=True)
-        serve.until(lambda: serve.service.loop.held == 1 or process.poll() is not None, 20)  # the warming request
-        step, serve.service.loop.engine.step = serve.service.loop.engine.step, lambda: (time.sleep(0.2), step())[1]
+        command = [
+            sys.executable,
+            "-m",
+            "nanohybrid",
+            "bench",
+            "serve",
+            serve.url,
+            "--json",
+            "--rates",
+            "100",
+            "--requests",
+            "20",
+        ]
+        process = subprocess.Popen(
+            [*command, "--prompt-tokens", "4", "--output-tokens", "3"], stdout=subprocess.PIPE, text=True
+        )
+        serve.until(
+            lambda: serve.service.loop.held == 1 or process.poll() is not None, 20
+        )  # the warming request
+        step, serve.service.loop.engine.step = (
+            serve.service.loop.engine.step,
+            lambda: (time.sleep(0.2), step())[1],
+        )
         report = json.loads(process.communicate(timeout=60)[0])
     level = report["levels"][0]
-    assert process.returncode == 0 and level["errors"].get("429", 0) >= 8  # six places, and nobody waited to be let in
+    assert (
+        process.returncode == 0 and level["errors"].get("429", 0) >= 8
+    )  # six places, and nobody waited to be let in
     assert level["completed"] + sum(level["errors"].values()) == 20
 
 
 def test_ctrl_c_keeps_what_was_measured(serve, tmp_path):
-    command = [sys.executable, "-m", "nanohybrid", "bench", "serve", serve.url, "--json", "--concurrency", "1", "--requests", "100000"]
+    command = [
+        sys.executable,
+        "-m",
+        "nanohybrid",
+        "bench",
+        "serve",
+        serve.url,
+        "--json",
+        "--concurrency",
+        "1",
+        "--requests",
+        "100000",
+    ]
     out = tmp_path / "b.json"
-    process = subprocess.Popen([*command, "--prompt-tokens", "4", "--output-tokens", "3", "--out", str(out)], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, "--prompt-tokens", "4", "--output-tokens", "3", "--out", str(out)], stdout=subprocess.PIPE
+    )
     before = serve.metric("generated_tokens_total")
-    serve.until(lambda: serve.metric("generated_tokens_total") > before + 30 or process.poll() is not None, 20)
+    serve.until(
+        lambda: serve.metric("generated_tokens_total") > before + 30 or process.poll() is not None, 20
+    )
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     report = json.loads(out.read_text())
-    assert process.returncode == 130 and report["interrupted"] and 5 < report["levels"][0]["completed"] < 100000
+    assert (
+        process.returncode == 130 and report["interrupted"] and 5 < report["levels"][0]["completed"] < 100000
+    )
     serve.until(serve.idle)
 
 
@@ -90,14 +151,20 @@ def test_a_failed_request_counts_as_an_error_and_not_as_speed():
     seen = [Seen(0.0, 1.0, 3.0, 10, 5), Seen(0.0, 0.5, 0.6, 10, 2, error="deadline"), Seen(0.0, error="429")]
     level = summary(Point(1.0, None, 0.0, 4.0, seen))
     assert (level["requests"], level["completed"], level["errors"]) == (3, 1, {"deadline": 1, "429": 1})
-    assert level["output_tokens_per_second"] == 5 / 4 and level["ttft"]["p50"] == 1.0 and level["tpot"]["p99"] == 0.5
+    assert (
+        level["output_tokens_per_second"] == 5 / 4
+        and level["ttft"]["p50"] == 1.0
+        and level["tpot"]["p99"] == 0.5
+    )
 
 
 def test_lengths_are_drawn_as_they_are_described():
     rng = random.Random(0)
     drawn = [Lengths.parse("~256").draw(rng) for _ in range(2000)]
     assert 240 < statistics.median(drawn) < 272 and max(drawn) <= 2048 and len(set(drawn)) > 300
-    assert {Lengths.parse("3:5").draw(rng) for _ in range(100)} == {3, 4, 5} and Lengths.parse("7").draw(rng) == 7
+    assert {Lengths.parse("3:5").draw(rng) for _ in range(100)} == {3, 4, 5} and Lengths.parse("7").draw(
+        rng
+    ) == 7
     for bad in ("", "0", "a", "~", "5:2", "-3"):
         with pytest.raises(InputError):
             Lengths.parse(bad)

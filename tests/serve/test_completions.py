@@ -22,7 +22,12 @@ def test_an_echoed_prompt_has_the_log_probabilities_of_a_plain_forward(serve, ma
     answer = complete(serve, prompt=text, echo=True, logprobs=2, max_tokens=max_tokens)
     choice, given = answer["choices"][0], answer["choices"][0]["logprobs"]
     assert choice["text"].startswith(text) and answer["usage"]["completion_tokens"] == max_tokens
-    assert len(given["tokens"]) == len(given["token_logprobs"]) == len(given["top_logprobs"]) == len(ids) + max_tokens
+    assert (
+        len(given["tokens"])
+        == len(given["token_logprobs"])
+        == len(given["top_logprobs"])
+        == len(ids) + max_tokens
+    )
     assert given["token_logprobs"][0] is None and given["top_logprobs"][0] is None
     for at in range(1, len(ids)):
         assert given["token_logprobs"][at] == pytest.approx(wanted[at - 1, ids[at]].item(), abs=1e-4)
@@ -57,17 +62,23 @@ def test_a_batch_of_prompts_is_each_prompt_alone(serve):
         for choice in (0, 1):
             one, other = together["choices"][2 * at + choice], alone["choices"][choice]
             assert one["text"] == other["text"] and one["logprobs"]["tokens"] == other["logprobs"]["tokens"]
-            assert one["logprobs"]["token_logprobs"][1:] == pytest.approx(other["logprobs"]["token_logprobs"][1:], abs=1e-4)
+            assert one["logprobs"]["token_logprobs"][1:] == pytest.approx(
+                other["logprobs"]["token_logprobs"][1:], abs=1e-4
+            )
     assert together["usage"]["prompt_tokens"] == sum(map(len, prompts))
 
 
 def test_a_streamed_echo_adds_up_to_the_whole(serve):
     ask = {"prompt": "grüße", "echo": True, "logprobs": 1, "max_tokens": 6}
     whole = complete(serve, **ask)["choices"][0]
-    chunks = [c["choices"][0] for c in sse(serve.http.post("/v1/completions", json={**ASK, **ask, "stream": True}))]
+    chunks = [
+        c["choices"][0] for c in sse(serve.http.post("/v1/completions", json={**ASK, **ask, "stream": True}))
+    ]
     assert "".join(chunk["text"] for chunk in chunks) == whole["text"]
     for key in ("tokens", "text_offset"):
-        assert [value for chunk in chunks if chunk["logprobs"] for value in chunk["logprobs"][key]] == whole["logprobs"][key]
+        assert [value for chunk in chunks if chunk["logprobs"] for value in chunk["logprobs"][key]] == whole[
+            "logprobs"
+        ][key]
 
 
 def test_more_prompts_than_can_ever_wait_are_refused(serve):

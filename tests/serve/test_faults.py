@@ -11,7 +11,12 @@ from serving import httpx, started
 from nanohybrid.serve.limits import Limits
 from nanohybrid.serve.service import Settings
 
-LONG = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 900, "ignore_eos": True, "stream": True}
+LONG = {
+    "messages": [{"role": "user", "content": "hi"}],
+    "max_tokens": 900,
+    "ignore_eos": True,
+    "stream": True,
+}
 
 
 def leave_after(serve, lines, body=LONG):
@@ -59,13 +64,19 @@ def test_a_full_queue_says_when_to_come_again(serve):
     serve.gate.clear()
     short = {**LONG, "stream": False, "max_tokens": 3}
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
-        asked = [pool.submit(httpx.post, f"{serve.url}/v1/chat/completions", json=short, timeout=30) for _ in range(20)]
+        asked = [
+            pool.submit(httpx.post, f"{serve.url}/v1/chat/completions", json=short, timeout=30)
+            for _ in range(20)
+        ]
         serve.until(lambda: sum(one.done() for one in asked) == 8)  # 4 running and 8 queued have places
         serve.gate.set()
         answers = [one.result() for one in asked]
     refused = [answer for answer in answers if answer.status_code == 429]
     assert sorted(answer.status_code for answer in answers) == [200] * 12 + [429] * 8
-    assert all(int(answer.headers["retry-after"]) >= 1 and answer.json()["error"]["type"] == "rate_limit_error" for answer in refused)
+    assert all(
+        int(answer.headers["retry-after"]) >= 1 and answer.json()["error"]["type"] == "rate_limit_error"
+        for answer in refused
+    )
     serve.until(serve.idle)
 
 
@@ -122,7 +133,10 @@ def test_a_dead_engine_fails_its_requests_and_health_and_ends_the_server(capfd):
     with started() as serve:
         serve.gate.clear()
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
-            whole, stream = pool.submit(serve.chat, max_tokens=50), pool.submit(serve.chat, max_tokens=50, stream=True)
+            whole, stream = (
+                pool.submit(serve.chat, max_tokens=50),
+                pool.submit(serve.chat, max_tokens=50, stream=True),
+            )
             serve.until(lambda: serve.service.loop.held == 2)
 
             def die():
@@ -157,7 +171,10 @@ def test_200_requests_on_a_queue_of_32_are_served_or_told_to_come_again():
     body = json.dumps({"messages": LONG["messages"], "max_tokens": 2}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
     asked = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-    with started(Settings(name="tiny", max_context=256, max_queued=32), max_running=8) as serve, contextlib.ExitStack() as opened:
+    with (
+        started(Settings(name="tiny", max_context=256, max_queued=32), max_running=8) as serve,
+        contextlib.ExitStack() as opened,
+    ):
         serve.gate.clear()
         address = ("127.0.0.1", int(serve.url.rpartition(":")[2]))
         clients = [opened.enter_context(socket.create_connection(address, timeout=60)) for _ in range(200)]
@@ -173,7 +190,11 @@ def test_200_requests_on_a_queue_of_32_are_served_or_told_to_come_again():
 
 def test_a_client_gone_in_mid_call_frees_what_it_held(serve):
     pytest.importorskip("llguidance")
-    parameters = {"type": "object", "properties": {"text": {"type": "string", "minLength": 500}}, "required": ["text"]}
+    parameters = {
+        "type": "object",
+        "properties": {"text": {"type": "string", "minLength": 500}},
+        "required": ["text"],
+    }
     tool = {"type": "function", "function": {"name": "write", "parameters": parameters}}
     body = {**LONG, "ignore_eos": False, "max_tokens": 400, "tools": [tool], "tool_choice": "required"}
     body["chat_template_kwargs"] = {"enable_thinking": False}
@@ -204,8 +225,13 @@ def test_a_client_that_reads_nothing_is_let_go_at_the_deadline():
 
 def test_headers_that_come_drop_by_drop_are_not_waited_for():
     with started(limits=Limits(header_seconds=0.4)) as serve:
-        for first in (b"", b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n"):  # a new connection, and one that was used
-            with socket.create_connection(("127.0.0.1", int(serve.url.rpartition(":")[2])), timeout=5) as drip:
+        for first in (
+            b"",
+            b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n",
+        ):  # a new connection, and one that was used
+            with socket.create_connection(
+                ("127.0.0.1", int(serve.url.rpartition(":")[2])), timeout=5
+            ) as drip:
                 if first:
                     drip.sendall(first)
                     assert b"200 OK" in drip.recv(4096)

@@ -28,7 +28,9 @@ def test_no_request_of_the_document_or_against_it_is_a_server_error(serve, docum
     @given(cases, st.randoms(use_true_random=False), st.integers(0, 5))
     def check(case, rng, fields):
         body = case.body
-        if isinstance(body, dict) and mode == "positive":  # few fields at a time, and few tokens: or all is refused, or slow
+        if (
+            isinstance(body, dict) and mode == "positive"
+        ):  # few fields at a time, and few tokens: or all is refused, or slow
             others = sorted(body.keys() - ALWAYS - {"model"})
             rng.shuffle(others)
             body = {name: value for name, value in body.items() if name in ALWAYS or name in others[:fields]}

@@ -21,7 +21,13 @@ ADD = {
         },
     },
 }
-NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}}
+NOW = {
+    "type": "function",
+    "function": {
+        "name": "now",
+        "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
+    },
+}
 RATE = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 6}, "score": {"enum": [1, 2, 3]}},
@@ -38,7 +44,9 @@ def schema(value):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("thinking", [True, False])
 def test_an_answer_holds_to_its_schema_and_thinking_is_free(serve, seed, thinking):
-    answer = serve.chat(**ASK, seed=seed, response_format=schema(RATE), chat_template_kwargs={"enable_thinking": thinking}).json()
+    answer = serve.chat(
+        **ASK, seed=seed, response_format=schema(RATE), chat_template_kwargs={"enable_thinking": thinking}
+    ).json()
     value = json.loads(answer["choices"][0]["message"]["content"])
     assert set(value) == {"city", "score"} and value["score"] in (1, 2, 3) and len(value["city"]) <= 6
     assert answer["choices"][0]["finish_reason"] == "stop"
@@ -69,37 +77,62 @@ def test_a_required_call_is_made_and_streams(serve):
     assert choice["finish_reason"] == "tool_calls" and call["name"] in ("add", "now")
     named = {"type": "function", "function": {"name": "add"}}
     chunks = sse(serve.chat(**ASK, seed=3, tools=[ADD, NOW], tool_choice=named, stream=True))
-    pieces = [call["function"] for chunk in chunks for c in chunk["choices"] for call in c["delta"].get("tool_calls", [])]
+    pieces = [
+        call["function"]
+        for chunk in chunks
+        for c in chunk["choices"]
+        for call in c["delta"].get("tool_calls", [])
+    ]
     arguments = json.loads("".join(piece["arguments"] for piece in pieces))
-    assert pieces[0]["name"] == "add" and set(arguments) == {"a", "b"} and all(0 <= value <= 99 for value in arguments.values())
+    assert (
+        pieces[0]["name"] == "add"
+        and set(arguments) == {"a", "b"}
+        and all(0 <= value <= 99 for value in arguments.values())
+    )
 
 
 def test_log_probabilities_of_a_held_answer_are_json(serve):
     answer = serve.chat(**ASK, response_format=schema(RATE), logprobs=True, top_logprobs=4)
-    assert answer.status_code == 200 and min(t["logprob"] for t in answer.json()["choices"][0]["logprobs"]["content"]) > -9999
+    assert (
+        answer.status_code == 200
+        and min(t["logprob"] for t in answer.json()["choices"][0]["logprobs"]["content"]) > -9999
+    )
 
 
 @pytest.mark.parametrize("thinking", [True, False])
 def test_an_answer_matches_a_regular_expression_as_a_whole(serve, thinking):
     pattern = r"(19|20)[0-9]{2}-[a-f]{2,4}(é|ß)?"
     for form in ({"structured_outputs": {"regex": pattern}}, {"guided_regex": pattern}):
-        answers = [serve.chat(**ASK, seed=seed, chat_template_kwargs={"enable_thinking": thinking}, **form).json() for seed in range(3)]
+        answers = [
+            serve.chat(**ASK, seed=seed, chat_template_kwargs={"enable_thinking": thinking}, **form).json()
+            for seed in range(3)
+        ]
         assert all(re.fullmatch(pattern, answer["choices"][0]["message"]["content"]) for answer in answers)
-    text = serve.http.post("/v1/completions", json={**ASK, "prompt": "a", "structured_outputs": {"regex": pattern}}).json()
+    text = serve.http.post(
+        "/v1/completions", json={**ASK, "prompt": "a", "structured_outputs": {"regex": pattern}}
+    ).json()
     assert re.fullmatch(pattern, text["choices"][0]["text"])
 
 
 def test_an_answer_is_one_of_the_texts(serve):
     texts = ["yes", 'no "maybe"', "über\n"]
     form = {"structured_outputs": {"choice": texts}, "chat_template_kwargs": {"enable_thinking": False}}
-    said = {serve.chat(**ASK, seed=seed, **form).json()["choices"][0]["message"]["content"] for seed in range(12)}
+    said = {
+        serve.chat(**ASK, seed=seed, **form).json()["choices"][0]["message"]["content"] for seed in range(12)
+    }
     assert said <= {text.strip() for text in texts} and len(said) > 1
-    answer = serve.chat(**ASK, seed=1, structured_outputs={"json": RATE}).json()["choices"][0]["message"]["content"]
+    answer = serve.chat(**ASK, seed=1, structured_outputs={"json": RATE}).json()["choices"][0]["message"][
+        "content"
+    ]
     assert set(json.loads(answer)) == {"city", "score"}
 
 
 def test_a_form_that_outgrows_its_bounds_fails_its_own_request_only():
-    ask = {**ASK, "chat_template_kwargs": {"enable_thinking": False}, "structured_outputs": {"regex": "(a{1000}){1000}"}}
+    ask = {
+        **ASK,
+        "chat_template_kwargs": {"enable_thinking": False},
+        "structured_outputs": {"regex": "(a{1000}){1000}"},
+    }
     with started(limits=Limits(max_regex_repeats=1 << 20)) as serve:
         answer = serve.chat(**ask, stream=True)
         assert json.loads(answer.text.split("data: ")[-1])["error"]["code"] == "form_too_complex"
@@ -125,7 +158,14 @@ def test_a_form_that_cannot_be_kept_is_refused(serve, bad):
 
 
 VALUES = st.recursive(
-    st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"enum": ["é", 3]}, {"type": "integer", "minimum": 0, "maximum": 9}]),
+    st.sampled_from(
+        [
+            {"type": "boolean"},
+            {"type": "null"},
+            {"enum": ["é", 3]},
+            {"type": "integer", "minimum": 0, "maximum": 9},
+        ]
+    ),
     lambda inner: st.one_of(
         st.dictionaries(
             st.sampled_from(
@@ -133,7 +173,14 @@ VALUES = st.recursive(
             ),
             inner,
             min_size=1,
-        ).map(lambda p: {"type": "object", "properties": p, "required": sorted(p), "additionalProperties": False}),
+        ).map(
+            lambda p: {
+                "type": "object",
+                "properties": p,
+                "required": sorted(p),
+                "additionalProperties": False,
+            }
+        ),
         inner.map(lambda i: {"type": "array", "items": i, "maxItems": 2}),
     ),
     max_leaves=4,
@@ -145,6 +192,11 @@ VALUES = st.recursive(
 def test_whatever_the_schema_the_answer_can_be_parsed(serve, value):
     import jsonschema
 
-    ask = {"max_tokens": 400, "temperature": 1.0, "seed": 1, "chat_template_kwargs": {"enable_thinking": False}}
+    ask = {
+        "max_tokens": 400,
+        "temperature": 1.0,
+        "seed": 1,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
     content = serve.chat(**ask, response_format=schema(value)).json()["choices"][0]["message"]["content"]
     jsonschema.validate(json.loads(content), value)

@@ -20,10 +20,20 @@ def locked():
 
 
 def test_every_route_but_health_and_ready_wants_a_key(locked):
-    routes = [(method, route.path) for route in locked.server.config.app.routes for method in route.methods or ()]
-    routes += [("GET", "/nothing"), ("POST", "//v1/models"), ("GET", "/health/"), ("GET", "/Health"), ("GET", "/health/../v1/models")]
+    routes = [
+        (method, route.path) for route in locked.server.config.app.routes for method in route.methods or ()
+    ]
+    routes += [
+        ("GET", "/nothing"),
+        ("POST", "//v1/models"),
+        ("GET", "/health/"),
+        ("GET", "/Health"),
+        ("GET", "/health/../v1/models"),
+    ]
     statuses = {(method, path): locked.http.request(method, path).status_code for method, path in routes}
-    assert len(routes) > 12 and {("GET", "/"), ("GET", "/openapi.json"), ("GET", "/metrics")} <= statuses.keys()
+    assert (
+        len(routes) > 12 and {("GET", "/"), ("GET", "/openapi.json"), ("GET", "/metrics")} <= statuses.keys()
+    )
     for (_, path), status in statuses.items():
         assert (status == 401) == (path not in ("/health", "/ready")), (path, status)
 
@@ -84,9 +94,16 @@ def test_keys_do_not_share_what_was_computed_unless_there_is_one():
         with started(Settings(name="tiny", max_context=1024, keys=keys, cache_bytes=1 << 26)) as serve:
 
             def ask(key, serve=serve):
-                body = {"messages": [{"role": "system", "content": "be brief " * 30}, *MESSAGES], "max_tokens": 2}
-                answer = serve.http.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}).json()
-                return answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["nanohybrid"]["cache_miss"]
+                body = {
+                    "messages": [{"role": "system", "content": "be brief " * 30}, *MESSAGES],
+                    "max_tokens": 2,
+                }
+                answer = serve.http.post(
+                    "/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}
+                ).json()
+                return answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["nanohybrid"][
+                    "cache_miss"
+                ]
 
             assert ask("one") == (0, "no checkpoint")
             assert (ask(keys[-1])[0] > 0) == shared

@@ -97,7 +97,9 @@ def answer_schema(schema):
 )
 def test_what_is_refused_is_named(serve, more, param):
     body = json.dumps({**HI, **more}).replace("Infinity", "1e999")
-    answer = serve.http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    answer = serve.http.post(
+        "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+    )
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["type"] == "invalid_request_error" and error["message"]
     assert (error["param"] or "").startswith(param or ""), error
@@ -115,7 +117,10 @@ def test_what_is_refused_is_named(serve, more, param):
         ({"prompt": "a", "structured_outputs": {"regex": "a" * 60}}, "structured_outputs.regex"),
         ({"prompt": "a", "guided_regex": "("}, None),
         ({"prompt": "a", "guided_regex": "(a{11}){0,10}"}, "guided_regex"),
-        ({"prompt": "a", "structured_outputs": {"json": {"pattern": "(a{2,9}){99999999999999}"}}}, "structured_outputs.json"),
+        (
+            {"prompt": "a", "structured_outputs": {"json": {"pattern": "(a{2,9}){99999999999999}"}}},
+            "structured_outputs.json",
+        ),
         ({"prompt": "a", "structured_outputs": {"choice": ["a" * 60]}}, "structured_outputs.choice"),
         ({"prompt": "a", "structured_outputs": {"json": nested(6)}}, "structured_outputs.json"),
         ({"prompt": "a", "structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
@@ -129,7 +134,9 @@ def test_what_is_refused_is_named(serve, more, param):
 )
 def test_completions_refuse_as_chats_do(serve, more, param):
     answer = serve.http.post("/v1/completions", json={"max_tokens": 2, **more})
-    assert answer.status_code == 400 and (answer.json()["error"]["param"] or "").startswith(param or ""), answer.text
+    assert answer.status_code == 400 and (answer.json()["error"]["param"] or "").startswith(param or ""), (
+        answer.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,13 +159,17 @@ def test_completions_refuse_as_chats_do(serve, more, param):
     ],
 )
 def test_a_body_that_is_no_good_is_refused_before_it_is_parsed(serve, content, status):
-    answer = serve.http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
+    answer = serve.http.post(
+        "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
+    )
     assert answer.status_code == status and (status == 200 or answer.json()["error"]["message"]), answer.text
 
 
 def test_a_body_of_unknown_length_is_cut_off_too(serve):
     chunks = (b"x" * 5000 for _ in range(10))
-    answer = serve.http.post("/v1/chat/completions", content=chunks, headers={"content-type": "application/json"})
+    answer = serve.http.post(
+        "/v1/chat/completions", content=chunks, headers={"content-type": "application/json"}
+    )
     assert answer.status_code == 413
 
 
@@ -175,13 +186,25 @@ def test_a_body_that_never_ends_is_not_waited_for(serve):
 def test_headers_have_limits_and_only_json_is_read(serve):
     assert serve.http.get("/v1/models", headers={f"x-{i}": "y" for i in range(30)}).status_code == 431
     assert serve.http.get("/v1/models", headers={"x": "y" * 3000}).status_code == 431
-    with contextlib.suppress(httpx.ReadError, httpx.WriteError):  # h11 answers 400 and closes, perhaps before all was sent
+    with contextlib.suppress(
+        httpx.ReadError, httpx.WriteError
+    ):  # h11 answers 400 and closes, perhaps before all was sent
         assert serve.http.get("/v1/models", headers={"x": "y" * 200_000}).status_code in (400, 431)
-    assert serve.http.post("/v1/chat/completions", content=json.dumps(HI), headers={"content-type": "text/plain"}).status_code == 415
+    assert (
+        serve.http.post(
+            "/v1/chat/completions", content=json.dumps(HI), headers={"content-type": "text/plain"}
+        ).status_code
+        == 415
+    )
 
 
 def test_a_page_of_another_site_may_not_use_the_server(serve):
-    assert serve.http.post("/v1/chat/completions", json=HI, headers={"origin": "https://example.com"}).status_code == 403
+    assert (
+        serve.http.post(
+            "/v1/chat/completions", json=HI, headers={"origin": "https://example.com"}
+        ).status_code
+        == 403
+    )
     assert serve.http.post("/v1/chat/completions", json=HI, headers={"origin": serve.url}).status_code == 200
 
 
@@ -194,7 +217,9 @@ def test_the_server_still_answers(serve):
     assert serve.http.post("/v1/chat/completions", json=HI).status_code == 200 and serve.idle()
 
 
-@pytest.mark.parametrize("body", [b'{"a": "[[[["}', rb'{"a": "\"[[[["}', b'{"a": ["\\\\", []]}', b"{}", b'"[[[[', b"]]]]"])
+@pytest.mark.parametrize(
+    "body", [b'{"a": "[[[["}', rb'{"a": "\"[[[["}', b'{"a": ["\\\\", []]}', b"{}", b'"[[[[', b"]]]]"]
+)
 def test_only_brackets_outside_strings_count(body):
     assert json_depth(body, 3)
 

@@ -5,7 +5,10 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("lm_eval.models.openai_completions", reason="lm-eval is not installed; CONTRIBUTING.md says how to run this")
+pytest.importorskip(
+    "lm_eval.models.openai_completions",
+    reason="lm-eval is not installed; CONTRIBUTING.md says how to run this",
+)
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.api_models import JsonChatStr
@@ -23,14 +26,22 @@ def completions(serve, tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokenizer")
     serve.service.llm.tokenizer.save(directory)
     return LocalCompletionsAPI(
-        base_url=f"{serve.url}/v1/completions", model="tiny", tokenizer=str(directory), batch_size=2, max_length=512, max_retries=1
+        base_url=f"{serve.url}/v1/completions",
+        model="tiny",
+        tokenizer=str(directory),
+        batch_size=2,
+        max_length=512,
+        max_retries=1,
     )
 
 
 def test_log_likelihoods_are_those_of_the_model(serve, completions):
     found = completions.loglikelihood(asked("loglikelihood", *TEXTS))
     for (context, said), (logprob, greedy) in zip(TEXTS, found, strict=True):
-        ids, whole = completions.tok_encode(context) or [completions.prefix_token_id], completions.tok_encode(context + said)
+        ids, whole = (
+            completions.tok_encode(context) or [completions.prefix_token_id],
+            completions.tok_encode(context + said),
+        )
         ids, rest = (ids, whole[len(ids) :]) if context else (ids, whole)
         with torch.no_grad():
             logits_TV = serve.service.llm.model(torch.tensor([ids + rest]))[0, len(ids) - 1 : -1].double()
@@ -48,8 +59,12 @@ def test_what_is_generated_is_what_the_model_says(serve, completions):
 
 
 def test_a_chat_is_answered(serve):
-    chat = LocalChatCompletion(base_url=f"{serve.url}/v1/chat/completions", model="tiny", tokenizer_backend=None, max_length=512)
+    chat = LocalChatCompletion(
+        base_url=f"{serve.url}/v1/chat/completions", model="tiny", tokenizer_backend=None, max_length=512
+    )
     messages = JsonChatStr(json.dumps([{"role": "user", "content": "hi /no_think"}]))
-    said = chat.generate_until(asked("generate_until", (messages, {"until": ["zzzz"], "max_gen_toks": 9, "temperature": 0.0})))
+    said = chat.generate_until(
+        asked("generate_until", (messages, {"until": ["zzzz"], "max_gen_toks": 9, "temperature": 0.0}))
+    )
     wanted = serve.chat("hi /no_think", max_tokens=9, temperature=0, stop=["zzzz"]).json()
     assert said == [wanted["choices"][0]["message"]["content"]]

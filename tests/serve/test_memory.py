@@ -7,10 +7,10 @@ import pytest
 from serving import started
 from test_guided import ASK, RATE, schema
 
+import nanohybrid
 from nanohybrid.cli import serve as command
-from nanohybrid.config import HybridConfig
-from nanohybrid.engine.plan import plan_overcommitted, plan_slots
-from nanohybrid.model import Footprint
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate.serving import plan_overcommitted, plan_slots
 from nanohybrid.serve.service import Settings
 
 TINY = ["--preset", "tiny", "--random-weights"]
@@ -33,14 +33,19 @@ def test_a_budget_becomes_slots_and_pages_and_is_printed():
 def test_a_budget_that_is_too_small_is_one_line(capsys):
     from nanohybrid.cli.main import main
 
-    for flags in (["--memory-gib", "1"], ["--memory-gib", "1", "--overcommit"], ["--overcommit"], ["--memory-gib", "-1"]):
+    for flags in (
+        ["--memory-gib", "1"],
+        ["--memory-gib", "1", "--overcommit"],
+        ["--overcommit"],
+        ["--memory-gib", "-1"],
+    ):
         assert main(["serve", *TINY, *flags]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "--memory-gib" in error
 
 
 def test_overcommitted_pages_are_what_the_memory_has_left():
-    config = HybridConfig.preset("nano-291m")
+    config = nanohybrid.preset("nano-291m")
     footprint = Footprint.of(config)
     full = plan_slots(config, footprint, 16, 4096)
     plan = plan_overcommitted(config, footprint, full.total_bytes - full.kv_bytes // 2, 4096, 16)
@@ -49,8 +54,15 @@ def test_overcommitted_pages_are_what_the_memory_has_left():
 
 
 def test_when_the_pages_run_out_the_youngest_waits_and_says_the_same():
-    ask = {"max_tokens": 600, "temperature": 0, "ignore_eos": True, "chat_template_kwargs": {"enable_thinking": False}}
-    settings = Settings(name="tiny", max_context=1024, max_queued=8, pages=9, overcommit=True, deterministic=True)
+    ask = {
+        "max_tokens": 600,
+        "temperature": 0,
+        "ignore_eos": True,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    settings = Settings(
+        name="tiny", max_context=1024, max_queued=8, pages=9, overcommit=True, deterministic=True
+    )
     with started(settings) as serve:
         alone = serve.chat("two", **ask).json()["choices"][0]
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
@@ -67,6 +79,8 @@ def test_a_grammar_holds_where_each_request_is_computed_alone():
         assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"city", "score"}
 
 
-@pytest.mark.parametrize("name", ["preemptions_total", "slots_free", "pages_free", "requests_waiting", "queue_seconds_count"])
+@pytest.mark.parametrize(
+    "name", ["preemptions_total", "slots_free", "pages_free", "requests_waiting", "queue_seconds_count"]
+)
 def test_a_measure_is_there_before_anything_happened(serve, name):
     assert f"nanohybrid_{name}" in serve.http.get("/metrics").text

@@ -14,7 +14,9 @@ from serving import started
 from nanohybrid.serve.service import Settings
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+)
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver")
 
@@ -114,7 +116,9 @@ class Page:
             self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
 
     def widest(self):
-        return self.driver.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        return self.driver.execute_script(
+            "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
 
 
 @pytest.mark.parametrize(("dark", "width"), [(False, 1000), (True, 1000), (False, 390), (True, 390)])
@@ -135,8 +139,21 @@ def test_a_conversation_is_shown_with_its_thoughts_folded(page, dark, width):
         tag: len(first.find_elements("css selector", tag))
         for tag in ("h2", "strong", "li", "li li", "ol li", "td", "th", "blockquote", "pre", "script")
     }
-    assert found == {"h2": 1, "strong": 1, "li": 5, "li li": 1, "ol li": 2, "td": 2, "th": 2, "blockquote": 1, "pre": 1, "script": 0}
-    assert page.driver.title == "tiny" and "<b>x</b>" in first.text  # nothing that a model says becomes markup
+    assert found == {
+        "h2": 1,
+        "strong": 1,
+        "li": 5,
+        "li li": 1,
+        "ol li": 2,
+        "td": 2,
+        "th": 2,
+        "blockquote": 1,
+        "pre": 1,
+        "script": 0,
+    }
+    assert (
+        page.driver.title == "tiny" and "<b>x</b>" in first.text
+    )  # nothing that a model says becomes markup
     assert page.widest() <= 0
     page.driver.execute_script("document.getElementById('scroll').scrollTop = 0")
     page.picture(f"talk-{'dark' if dark else 'light'}-{width}")
@@ -185,7 +202,10 @@ def test_a_call_is_shown_and_its_result_goes_on(page, width):
     page.find("#schemas").send_keys(TOOLS)
     page.picture(f"tools-{width}")
     page.find("#tools").click()
-    page.say("Add 2 and 3.", 'a tool</think>\n\n<TOOLCALL>[{"name": "add", "arguments": {"a": 2, "b": 3}}]</TOOLCALL>')
+    page.say(
+        "Add 2 and 3.",
+        'a tool</think>\n\n<TOOLCALL>[{"name": "add", "arguments": {"a": 2, "b": 3}}]</TOOLCALL>',
+    )
     page.answered(1)
     assert page.find(".call strong").text == "calls add" and page.find(".call pre").text == '{"a": 2, "b": 3}'
     page.picture(f"call-{width}")
@@ -200,7 +220,9 @@ def test_a_call_is_shown_and_its_result_goes_on(page, width):
         page.answered(2)
     finally:
         page.serve.service.llm.template.encode = encode
-    assert [turn["role"] for turn in asked[0]] == ["user", "assistant", "tool"] and asked[0][2]["content"] == "5"
+    assert [turn["role"] for turn in asked[0]] == ["user", "assistant", "tool"] and asked[0][2][
+        "content"
+    ] == "5"
     assert "It is 5." in page.all(".answer")[1].text and page.widest() <= 0
 
 
@@ -209,12 +231,20 @@ def test_what_goes_wrong_is_told(page):
     page.find("#tools").click()
     page.find("#schemas").send_keys("[oops")
     page.find("#text").send_keys("hi\n")
-    assert "JSON" in page.find("#wrong").text and page.find("#text").get_attribute("value") == "hi" and not page.all(".user")
+    assert (
+        "JSON" in page.find("#wrong").text
+        and page.find("#text").get_attribute("value") == "hi"
+        and not page.all(".user")
+    )
     page.find("#schemas").clear()
     page.find("#text").clear()
     page.find("#tools").click()
     page.say("x" * 3000)
     page.until(lambda: page.all(".answer .error") and "context" in page.find("#talk").text)
     page.picture("error")
-    errors = [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE" and "400" not in entry["message"]]
+    errors = [
+        entry
+        for entry in page.driver.get_log("browser")
+        if entry["level"] == "SEVERE" and "400" not in entry["message"]
+    ]
     assert errors == []

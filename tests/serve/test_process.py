@@ -11,7 +11,12 @@ import time
 import pytest
 from serving import httpx, sse
 
-LONG = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 400, "ignore_eos": True, "stream": True}
+LONG = {
+    "messages": [{"role": "user", "content": "hi"}],
+    "max_tokens": 400,
+    "ignore_eos": True,
+    "stream": True,
+}
 DIES = """
 import nanohybrid.engine.engine as engine, nanohybrid.cli.main as main, sys
 step, count = engine.Engine.step, []
@@ -30,12 +35,30 @@ def processes():
     """Three servers that are ready, as (process, url), by what shall end them; starting takes seconds, so they start together."""
     servers = {}
     try:
-        for name, program in {"term": ("-m", "nanohybrid"), "kill": ("-m", "nanohybrid"), "death": ("-c", DIES)}.items():
+        for name, program in {
+            "term": ("-m", "nanohybrid"),
+            "kill": ("-m", "nanohybrid"),
+            "death": ("-c", DIES),
+        }.items():
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = str(probe.getsockname()[1])
-            command = [sys.executable, *program, "serve", "--preset", "tiny", "--random-weights", "--max-running", "2", "--port", port]
-            servers[name] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True), f"http://127.0.0.1:{port}"
+            command = [
+                sys.executable,
+                *program,
+                "serve",
+                "--preset",
+                "tiny",
+                "--random-weights",
+                "--max-running",
+                "2",
+                "--port",
+                port,
+            ]
+            servers[name] = (
+                subprocess.Popen(command, stderr=subprocess.PIPE, text=True),
+                f"http://127.0.0.1:{port}",
+            )
         for server, url in servers.values():
             until_ready(server, url)
         yield servers

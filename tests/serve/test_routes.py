@@ -13,7 +13,11 @@ def test_a_stream_adds_up_to_the_whole_answer(serve):
     assert "".join(d.get("content") or "" for d in deltas) == message["content"]
     assert "".join(d.get("reasoning_content") or "" for d in deltas) == (message["reasoning_content"] or "")
     assert chunks[-1]["usage"] == whole["usage"] and chunks[-1]["nanohybrid"] == whole["nanohybrid"]
-    assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]][-1] == whole["choices"][0]["finish_reason"] == "length"
+    assert (
+        [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]][-1]
+        == whole["choices"][0]["finish_reason"]
+        == "length"
+    )
     assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 8
     assert whole["nanohybrid"]["thinking_end"] in ("natural", "newline", "forced")
 
@@ -34,7 +38,10 @@ def test_without_usage_the_last_chunk_says_how_thinking_ended(serve):
 def test_thinking_can_be_switched_off(serve, switch):
     answer = serve.chat(**{**ASK, **switch}).json()
     assert answer["choices"][0]["message"]["reasoning_content"] is None
-    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0 and answer["nanohybrid"]["thinking_end"] == "none"
+    assert (
+        answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
+        and answer["nanohybrid"]["thinking_end"] == "none"
+    )
 
 
 def test_an_effort_is_a_budget_and_a_number_wins_over_it(serve):
@@ -61,8 +68,12 @@ def test_a_chat_gives_the_log_probability_of_every_token(serve):
     answer = serve.chat(**ASK, logprobs=True).json()["choices"][0]["logprobs"]["content"]
     streamed = sse(serve.chat(**ASK, logprobs=True, stream=True))
     parts = [c["logprobs"]["content"] for chunk in streamed for c in chunk["choices"] if c["logprobs"]]
-    assert len(answer) == 24 and [round(t["logprob"], 3) for t in answer] == [round(t["logprob"], 3) for part in parts for t in part]
-    assert all(bytes(t["bytes"]).decode("utf-8", "replace") == t["token"] and t["logprob"] <= 0 for t in answer)
+    assert len(answer) == 24 and [round(t["logprob"], 3) for t in answer] == [
+        round(t["logprob"], 3) for part in parts for t in part
+    ]
+    assert all(
+        bytes(t["bytes"]).decode("utf-8", "replace") == t["token"] and t["logprob"] <= 0 for t in answer
+    )
 
 
 def test_completions_take_texts_and_ids_and_several_at_once(serve):
@@ -84,7 +95,9 @@ def test_tokens_come_back_as_the_text(serve):
     answer = serve.http.post("/tokenize", json={"prompt": "grüß", "add_special_tokens": False}).json()
     assert answer["count"] == len(answer["tokens"]) == 6
     assert serve.http.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"prompt": "grüß"}
-    chat = serve.http.post("/tokenize", json={"messages": [{"role": "user", "content": "hi"}]}).json()["tokens"]
+    chat = serve.http.post("/tokenize", json={"messages": [{"role": "user", "content": "hi"}]}).json()[
+        "tokens"
+    ]
     shown = serve.http.post("/detokenize", json={"tokens": chat}).json()["prompt"]
     assert shown == "<SPECIAL_10>System\n\n<SPECIAL_11>User\nhi\n<SPECIAL_11>Assistant\n<think>\n"
 
@@ -92,7 +105,8 @@ def test_tokens_come_back_as_the_text(serve):
 def test_tools_are_shown_to_the_model_and_hidden_where_none_may_be_called(serve):
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     sizes = {
-        choice: serve.chat(max_tokens=1, tools=[tool], tool_choice=choice).json()["usage"]["prompt_tokens"] for choice in ("auto", "none")
+        choice: serve.chat(max_tokens=1, tools=[tool], tool_choice=choice).json()["usage"]["prompt_tokens"]
+        for choice in ("auto", "none")
     }
     assert sizes["auto"] > sizes["none"] + 20
 
@@ -124,16 +138,25 @@ def test_a_call_that_the_model_writes_is_a_call_of_the_answer(serve, monkeypatch
 def test_metrics_tell_what_happened(serve):
     before = serve.metric('thinking_ends_total{end="forced"}')
     serve.chat(max_tokens=30, thinking_budget=0)
-    assert serve.metric('thinking_ends_total{end="forced"}') + serve.metric('thinking_ends_total{end="newline"}') > before
+    assert (
+        serve.metric('thinking_ends_total{end="forced"}') + serve.metric('thinking_ends_total{end="newline"}')
+        > before
+    )
     assert serve.metric("requests_running") == serve.metric("requests_waiting") == 0
     assert serve.metric("slots_free") == 4 and serve.metric("pages_free") == serve.metric("pages_total") == 32
-    assert serve.metric("time_to_first_token_seconds_count") > 0 and serve.metric("time_per_token_seconds_count") > 0
+    assert (
+        serve.metric("time_to_first_token_seconds_count") > 0
+        and serve.metric("time_per_token_seconds_count") > 0
+    )
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
 def test_a_page_points_to_nothing_outside(serve, path):
     page = serve.http.get(path)
-    assert page.headers["content-type"].startswith("text/html") and "default-src 'none'" in page.headers["content-security-policy"]
+    assert (
+        page.headers["content-type"].startswith("text/html")
+        and "default-src 'none'" in page.headers["content-security-policy"]
+    )
     assert "http://" not in page.text and "https://" not in page.text and "src=" not in page.text
 
 
@@ -162,15 +185,21 @@ def test_the_official_client_is_content(serve):
 def test_alternatives_penalties_and_bias_reach_the_engine(serve):
     top = serve.chat(**ASK, logprobs=True, top_logprobs=3).json()["choices"][0]["logprobs"]["content"]
     assert all(len(t["top_logprobs"]) == 3 and t["top_logprobs"][0]["logprob"] >= t["logprob"] for t in top)
-    text = serve.http.post("/v1/completions", json={**ASK, "prompt": "a", "logit_bias": {"100": 100}}).json()["choices"][0]["text"]
+    text = serve.http.post("/v1/completions", json={**ASK, "prompt": "a", "logit_bias": {"100": 100}}).json()[
+        "choices"
+    ][0]["text"]
     assert len(set(text)) == 1
-    one, two = (serve.http.post("/v1/completions", json={**ASK, "prompt": "a", "frequency_penalty": p}).json() for p in (0, 2))
+    one, two = (
+        serve.http.post("/v1/completions", json={**ASK, "prompt": "a", "frequency_penalty": p}).json()
+        for p in (0, 2)
+    )
     assert one["choices"][0]["text"] != two["choices"][0]["text"]
 
 
 def respond(serve, **more):
     return serve.http.post(
-        "/v1/responses", json={"max_output_tokens": 40, "temperature": 0, "thinking_budget": 6, "thinking_grace": 0, **more}
+        "/v1/responses",
+        json={"max_output_tokens": 40, "temperature": 0, "thinking_budget": 6, "thinking_grace": 0, **more},
     )
 
 
@@ -187,7 +216,10 @@ def test_a_response_is_the_chat_in_another_form(serve):
     cut = respond(serve, input="hi", max_output_tokens=4).json()
     assert cut["status"] == "incomplete" and cut["incomplete_details"] == {"reason": "max_output_tokens"}
     assert respond(serve, input=[]).status_code == 400 and respond(serve).json()["error"]["param"] == "input"
-    assert respond(serve, input="hi", previous_response_id="resp_1").json()["error"]["param"] == "previous_response_id"
+    assert (
+        respond(serve, input="hi", previous_response_id="resp_1").json()["error"]["param"]
+        == "previous_response_id"
+    )
 
 
 def test_the_official_client_reads_a_streamed_response_with_a_call(serve, monkeypatch):
@@ -209,12 +241,19 @@ def test_the_official_client_reads_a_streamed_response_with_a_call(serve, monkey
         {"type": "function_call_output", "call_id": "c", "output": "0"},
     ]
     tool = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": False}
-    stream = client.responses.create(model="tiny", input=history, tools=[tool], max_output_tokens=200, stream=True)
+    stream = client.responses.create(
+        model="tiny", input=history, tools=[tool], max_output_tokens=200, stream=True
+    )
     events = list(stream)
     final = events[-1].response
-    assert events[-1].type == "response.completed" and [e.sequence_number for e in events] == list(range(len(events)))
+    assert events[-1].type == "response.completed" and [e.sequence_number for e in events] == list(
+        range(len(events))
+    )
     assert [item.type for item in final.output] == ["reasoning", "message", "function_call"]
-    assert final.output_text == "so" and (final.output[2].name, final.output[2].arguments) == ("add", '{"a": 2}')
+    assert final.output_text == "so" and (final.output[2].name, final.output[2].arguments) == (
+        "add",
+        '{"a": 2}',
+    )
     deltas = "".join(e.delta for e in events if e.type == "response.function_call_arguments.delta")
     assert deltas == '{"a": 2}'
 
@@ -229,7 +268,9 @@ def test_the_next_turn_and_another_question_find_what_was_computed():
         def ask(*turns, **more):
             roles = ["system", "user", "assistant", "user"]
             messages = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
-            answer = serve.chat(**{"max_tokens": 8, "temperature": 0, "ignore_eos": True, **more}, messages=messages).json()
+            answer = serve.chat(
+                **{"max_tokens": 8, "temperature": 0, "ignore_eos": True, **more}, messages=messages
+            ).json()
             return (
                 answer["usage"]["prompt_tokens_details"]["cached_tokens"],
                 answer["nanohybrid"]["cache_miss"],

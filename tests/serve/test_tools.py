@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanohybrid.serve.answer import Answer, Thought
+from nanohybrid.serve.output_parser import Answer, Thought
 from nanohybrid.serve.tools import Arguments, CallBegins, Text, ToolReader, merged
 
 NAMES = frozenset({"add", "now"})
@@ -43,17 +43,33 @@ WANTED = ("add", {"a": 1, "b": [2, {"c": "}"}]})
     ("text", "said", "found"),
     [
         (block(ADD), "", [WANTED]),
-        ("Let me see.\n" + block(ADD, '{"name": "now", "arguments": {}}') + " done", "Let me see.\n done", [WANTED, ("now", {})]),
+        (
+            "Let me see.\n" + block(ADD, '{"name": "now", "arguments": {}}') + " done",
+            "Let me see.\n done",
+            [WANTED, ("now", {})],
+        ),
         (block(ADD) + block(ADD), "", [WANTED, WANTED]),
         (f"<TOOLCALL>{ADD}</TOOLCALL>", "", [WANTED]),  # missing brackets
         (f"<TOOLCALL>[{ADD}", "", [WANTED]),  # missing ends
         (f"<TOOLCALL>[{ADD[:-1]}]</TOOLCALL>!", "!", [WANTED]),  # a missing brace
         (block('{"arguments": {"a": 1}, "name": "add"}'), "", [("add", {"a": 1})]),  # another order
-        (block('{"name": "add", "id": 7, "parameters": {"a": 1}}'), "", [("add", {"a": 1})]),  # more members, another name
-        (block('{"name": "add", "arguments": "{\\"a\\": 1}"}'), "", [("add", {"a": 1})]),  # arguments as a text
+        (
+            block('{"name": "add", "id": 7, "parameters": {"a": 1}}'),
+            "",
+            [("add", {"a": 1})],
+        ),  # more members, another name
+        (
+            block('{"name": "add", "arguments": "{\\"a\\": 1}"}'),
+            "",
+            [("add", {"a": 1})],
+        ),  # arguments as a text
         (block('{"name": "now"}'), "", [("now", {})]),
         (block('{"name": "add", "arguments": {"a": 1}, "id": "x]"}'), "", [("add", {"a": 1})]),
-        (block('{"name": "add", "arguments": {"mark": "</TOOLCALL>"}}'), "", [("add", {"mark": "</TOOLCALL>"})]),
+        (
+            block('{"name": "add", "arguments": {"mark": "</TOOLCALL>"}}'),
+            "",
+            [("add", {"mark": "</TOOLCALL>"})],
+        ),
     ],
 )
 def test_calls_are_found_and_repaired_where_there_is_one_meaning(text, said, found):
@@ -83,7 +99,10 @@ def test_what_is_no_call_is_content_as_it_was_written(text):
 
 def test_arguments_come_while_they_are_written():
     reader = ToolReader(NAMES)
-    assert reader.push('<TOOLCALL>[{"name": "add", "arguments": {"a') == [CallBegins(0, "add"), Arguments(0, '{"a')]
+    assert reader.push('<TOOLCALL>[{"name": "add", "arguments": {"a') == [
+        CallBegins(0, "add"),
+        Arguments(0, '{"a'),
+    ]
     assert reader.push('": 1') == [Arguments(0, '": 1')]
     assert reader.push("}}]</TOOLCALL>") == [Arguments(0, "}")]
     assert reader.end() == []
@@ -155,7 +174,11 @@ def test_a_mark_that_comes_after_the_budget_ended_the_trace_is_dropped():
 
 def test_a_call_inside_the_trace_is_thought():
     thought, said, found = part(f"{block(ADD)}</think>{block(ADD)}", [], thinking=True, tools=NAMES)
-    assert thought == block(ADD) and said == "" and [e.name for e in found if isinstance(e, CallBegins)] == ["add"]
+    assert (
+        thought == block(ADD)
+        and said == ""
+        and [e.name for e in found if isinstance(e, CallBegins)] == ["add"]
+    )
 
 
 def test_where_calls_may_not_be_parallel_only_the_first_is_made():

@@ -122,7 +122,11 @@ def test_a_mistake_before_any_work_leaves_nothing_behind(tmp_path):
 
 
 def test_two_processes_do_not_work_on_one_directory(tmp_path):
-    with open_stage(tmp_path / "out", "demo", Recipe()) as stage, pytest.raises(InputError, match="another process"), lock(stage.directory):
+    with (
+        open_stage(tmp_path / "out", "demo", Recipe()) as stage,
+        pytest.raises(InputError, match="another process"),
+        lock(stage.directory),
+    ):
         pass
 
 
@@ -216,6 +220,9 @@ def test_relative_paths_stay_valid_when_the_body_changes_directory(tmp_path, mon
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
 def test_a_seed_that_no_generator_takes_is_refused_before_any_work(tmp_path, seed):
-    with pytest.raises(InputError, match="the seed is"), open_stage(tmp_path / "out", "demo", Recipe(), seed=seed):
+    with (
+        pytest.raises(InputError, match="the seed is"),
+        open_stage(tmp_path / "out", "demo", Recipe(), seed=seed),
+    ):
         pass
     assert not any(tmp_path.iterdir())

@@ -68,7 +68,8 @@ def test_on_a_terminal_the_line_lives():
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(0, "0"), (950, "950"), (999.9, "1k"), (12_345, "12.3k"), (999_900, "1M"), (4.5e6, "4.5M"), (2e9, "2G")]
+    ("number", "text"),
+    [(0, "0"), (950, "950"), (999.9, "1k"), (12_345, "12.3k"), (999_900, "1M"), (4.5e6, "4.5M"), (2e9, "2G")],
 )
 def test_numbers_are_short(number, text):
     assert count(number) == text

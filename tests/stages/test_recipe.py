@@ -43,8 +43,13 @@ names = st.text(string.printable, max_size=12)
         steps=st.integers(-(2**40), 2**40),
         precision=st.sampled_from(["fp32", "bf16"]),
         optimizer=st.builds(Optimizer, numbers, st.tuples(numbers, numbers)),
-        mixture=st.lists(st.tuples(numbers, st.dictionaries(names, numbers, max_size=3)), max_size=3).map(tuple),
-        teacher=st.none() | st.text(string.ascii_letters + " äß'\"\\/-_", min_size=1).filter(lambda text: text not in ("null", "None")),
+        mixture=st.lists(st.tuples(numbers, st.dictionaries(names, numbers, max_size=3)), max_size=3).map(
+            tuple
+        ),
+        teacher=st.none()
+        | st.text(string.ascii_letters + " äß'\"\\/-_", min_size=1).filter(
+            lambda text: text not in ("null", "None")
+        ),
         families=st.lists(st.text(string.ascii_letters + " #=[]", min_size=1), max_size=3).map(tuple),
         shuffle=st.booleans(),
     )

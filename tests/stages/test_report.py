@@ -9,9 +9,18 @@ from nanohybrid.stages import Report, plots
 from nanohybrid.stages.report import GRID, INK, spell
 
 FIGURES = {
-    "lines": lambda: plots.lines({"bf16": [(1, 2.0), (10, 1.0)], "fp8": [(1, 2.1), (10, 1.1)]}, "step", "loss", log_x=True),
-    "intervals": lambda: plots.intervals({"parent": [(0, 0.2, 0.1, 0.3), (48, 0.8, 0.7, 0.9)]}, "budget", "accuracy"),
-    "bars": lambda: plots.bars(["parent", "pruned"], {"thinking": [0.8, 0.3]}, "accuracy", errors={"thinking": [(0.1, 0.1), (0.05, 0.1)]}),
+    "lines": lambda: plots.lines(
+        {"bf16": [(1, 2.0), (10, 1.0)], "fp8": [(1, 2.1), (10, 1.1)]}, "step", "loss", log_x=True
+    ),
+    "intervals": lambda: plots.intervals(
+        {"parent": [(0, 0.2, 0.1, 0.3), (48, 0.8, 0.7, 0.9)]}, "budget", "accuracy"
+    ),
+    "bars": lambda: plots.bars(
+        ["parent", "pruned"],
+        {"thinking": [0.8, 0.3]},
+        "accuracy",
+        errors={"thinking": [(0.1, 0.1), (0.05, 0.1)]},
+    ),
     "strip": lambda: plots.strip({"hybrid": "M-M*-M-", "transformer": "*-*-*-"}),
     "by_layer": lambda: plots.by_layer("M-M*-", [4.0, 1.0, 0.3, 0.5, 0.2], "change of the logits"),
 }
@@ -66,7 +75,9 @@ def test_two_figures_of_a_page_do_not_share_clip_paths():
 
 
 def test_the_same_report_is_the_same_bytes():
-    assert Report("a").figure(FIGURES["bars"](), "b").html() == Report("a").figure(FIGURES["bars"](), "b").html()
+    assert (
+        Report("a").figure(FIGURES["bars"](), "b").html() == Report("a").figure(FIGURES["bars"](), "b").html()
+    )
 
 
 @pytest.mark.parametrize("layers, written", [(14, True), (62, False)])
@@ -79,8 +90,13 @@ def test_heights_are_written_out_only_where_they_have_room(layers, written):
 
 
 def test_marks_of_a_logarithmic_axis_are_plain_numbers():
-    axes = plots.lines({"a": [(10_000, 0.03), (60_000, 0.2)], "b": [(20_000, 0.1)]}, "tokens", "nats", log_y=True).axes[0]
-    assert axes.yaxis.get_major_formatter()(0.06, 0) == "0.06" and axes.xaxis.get_major_formatter()(10_000.0, 0) == "10,000"
+    axes = plots.lines(
+        {"a": [(10_000, 0.03), (60_000, 0.2)], "b": [(20_000, 0.1)]}, "tokens", "nats", log_y=True
+    ).axes[0]
+    assert (
+        axes.yaxis.get_major_formatter()(0.06, 0) == "0.06"
+        and axes.xaxis.get_major_formatter()(10_000.0, 0) == "10,000"
+    )
     assert {0.04, 0.06, 0.1} <= {round(float(mark), 3) for mark in axes.get_yticks()}
 
 
@@ -91,21 +107,40 @@ def test_layers_are_numbered_from_0_as_everywhere_else():
 
 def test_text_is_text():
     report = Report("<script>alert(1)</script>")
-    report.section("a & b").text("one **bold** `x<y`\n\ntwo").table(["<th>"], [["<td>"], [1.23456]]).code("<pre>")
+    report.section("a & b").text("one **bold** `x<y`\n\ntwo").table(["<th>"], [["<td>"], [1.23456]]).code(
+        "<pre>"
+    )
     page = report.html()
     body = page[page.index("<body") :]
-    assert "<script" not in page and "<th>&lt;th&gt;</th>" in body and "&lt;td&gt;" in body and "&lt;pre&gt;" in body
+    assert (
+        "<script" not in page
+        and "<th>&lt;th&gt;</th>" in body
+        and "&lt;td&gt;" in body
+        and "&lt;pre&gt;" in body
+    )
     assert "<strong>bold</strong>" in body and "<code>x&lt;y</code>" in body and body.count("<p>") == 2
 
 
 def test_columns_of_numbers_stand_right(tmp_path):
-    path = Report("numbers").table(["what", "tokens"], [("a", 12345), ("b", 0.123456)]).write(tmp_path / "r.html")
+    path = (
+        Report("numbers")
+        .table(["what", "tokens"], [("a", 12345), ("b", 0.123456)])
+        .write(tmp_path / "r.html")
+    )
     page = path.read_text()
     assert '<th class="number">tokens</th>' in page and "12,345" in page and "0.1235" in page
     assert "prefers-color-scheme: dark" in page and "width=device-width" in page
 
 
 def test_numbers_are_spelled_for_people():
-    spelled = {10_123.4: "10,123", 8929.4: "8,929", -123_456.0: "-123,456", 0.04412: "0.04412", 1e-9: "1e-09", 1e20: "1e+20", 12: "12"}
+    spelled = {
+        10_123.4: "10,123",
+        8929.4: "8,929",
+        -123_456.0: "-123,456",
+        0.04412: "0.04412",
+        1e-9: "1e-09",
+        1e20: "1e+20",
+        12: "12",
+    }
     assert {value: spell(value) for value in spelled} == spelled
     assert (spell(True), spell(float("inf")), spell("x")) == ("yes", "inf", "x")

@@ -102,7 +102,9 @@ def test_the_same_rng_makes_the_same_problem() -> None:
 @pytest.mark.parametrize("name", [name for name in tasks.names() if name != "parity"])
 def test_the_commonest_answer_is_no_way_to_pass(name: str) -> None:
     difficulties = tasks.get(name).difficulties
-    answers = Counter(problem.answer for difficulty in difficulties for problem in draw(name, difficulty, 400, "train"))
+    answers = Counter(
+        problem.answer for difficulty in difficulties for problem in draw(name, difficulty, 400, "train")
+    )
     assert answers.most_common(1)[0][1] / answers.total() < 0.15
 
 

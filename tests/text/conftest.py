@@ -14,7 +14,9 @@ Größe, naïve, 東京, مرحبا, 🙂🙂
 @pytest.fixture(scope="session")
 def official() -> Tokenizer:
     """The 131,072 tokens of the released checkpoints."""
-    pytest.importorskip("mistral_common", reason="the file that tekken is rebuilt from comes with mistral-common")
+    pytest.importorskip(
+        "mistral_common", reason="the file that tekken is rebuilt from comes with mistral-common"
+    )
     return tekken()
 
 

@@ -40,14 +40,23 @@ def assistant(text, **more):
 
 
 def test_the_example_of_the_released_format(official):
-    assert OURS.render([user("Hi")]) == "<SPECIAL_10>System\n\n<SPECIAL_11>User\nHi\n<SPECIAL_11>Assistant\n<think>\n"
+    assert (
+        OURS.render([user("Hi")])
+        == "<SPECIAL_10>System\n\n<SPECIAL_11>User\nHi\n<SPECIAL_11>Assistant\n<think>\n"
+    )
     ids = [10, 6775, 1267, 11, 4019, 1010, 37133, 1010, 11, 102897, 1010, 49250, 2077, 4468, 74045, 1062]
     assert OURS.encode(official, [user("Hi /no_think")]) == ids
     assert OURS.encode(official, [user("Hi")], thinking=False) == ids
 
 
 def test_a_conversation_keeps_only_the_answers():
-    messages = [system("Be brief."), user("1+1?"), assistant("<think>\nhm\n</think>\n\n2"), user("sure?"), assistant("yes")]
+    messages = [
+        system("Be brief."),
+        user("1+1?"),
+        assistant("<think>\nhm\n</think>\n\n2"),
+        user("sure?"),
+        assistant("yes"),
+    ]
     assert OURS.render(messages, generate=False) == (
         "<SPECIAL_10>System\nBe brief.\n<SPECIAL_11>User\n1+1?\n<SPECIAL_11>Assistant\n2\n<SPECIAL_12>\n"
         "<SPECIAL_11>User\nsure?\n<SPECIAL_11>Assistant\nyes\n<SPECIAL_12>\n"
@@ -74,7 +83,11 @@ def test_no_messages_are_still_a_system_turn():
         ([user("/no_think a"), assistant("/think"), user("b")], "b", False),
         ([user("what does </think> mean?")], "what does </think> mean?", True),
         ([user("`</think>` /no_think")], "`</think>`", False),
-        ([user("see /think/tank and a/think and /thinking")], "see /think/tank and a/think and /thinking", True),
+        (
+            [user("see /think/tank and a/think and /thinking")],
+            "see /think/tank and a/think and /thinking",
+            True,
+        ),
         ([user("  /no_thinker  ")], "  /no_thinker  ", True),
         ([user("a//think / b/")], "a//think / b/", True),
         ([user("/")], "/", True),
@@ -91,7 +104,12 @@ def test_the_argument_wins_over_the_words():
 
 
 @settings(max_examples=60)
-@given(st.lists(st.sampled_from(["x/think", "/think/", "</think>", "/no_thinks", " ", "\n", "/", "//", "a", "."]), max_size=8))
+@given(
+    st.lists(
+        st.sampled_from(["x/think", "/think/", "</think>", "/no_thinks", " ", "\n", "/", "//", "a", "."]),
+        max_size=8,
+    )
+)
 def test_text_without_switch_words_is_left_as_it_is(pieces):
     text = "|".join(pieces)  # a stroke beside each piece: no word stands alone
     assert OURS.render([user(text)], generate=False).endswith(f"User\n{text}\n")
@@ -104,9 +122,22 @@ def test_a_long_text_full_of_slashes_costs_time_in_proportion():
 
 def test_tools_calls_and_results():
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"é": 1}}}, {"name": "g"}]
-    calls = [{"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}, {"name": "g", "arguments": {"b": "<"}}]
-    results = [{"role": "tool", "content": "1"}, {"role": "tool", "content": [{"type": "text", "text": '{"x": 2}'}]}]
-    messages = [system("S"), user("q"), assistant(None, tool_calls=calls), *results, assistant("done", tool_calls=calls[1:]), results[0]]
+    calls = [
+        {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}},
+        {"name": "g", "arguments": {"b": "<"}},
+    ]
+    results = [
+        {"role": "tool", "content": "1"},
+        {"role": "tool", "content": [{"type": "text", "text": '{"x": 2}'}]},
+    ]
+    messages = [
+        system("S"),
+        user("q"),
+        assistant(None, tool_calls=calls),
+        *results,
+        assistant("done", tool_calls=calls[1:]),
+        results[0],
+    ]
     assert OURS.render(messages, tools=tools) == (
         '<SPECIAL_10>System\nS\n\n<AVAILABLE_TOOLS>[{"name": "f", "parameters": {"é": 1}}, {"name": "g"}]</AVAILABLE_TOOLS>\n'
         "<SPECIAL_11>User\nq\n"
@@ -116,11 +147,15 @@ def test_tools_calls_and_results():
         '<SPECIAL_11>Assistant\ndone\n<TOOLCALL>[{"name": "g", "arguments": {"b": "<"}}]</TOOLCALL>\n<SPECIAL_12>\n'
         f"<SPECIAL_11>User\n<TOOL_RESPONSE>[1]</TOOL_RESPONSE>\n{GENERATE}"
     )
-    assert OURS.render([user("q")], tools=tools[1:], generate=False).startswith('<SPECIAL_10>System\n<AVAILABLE_TOOLS>[{"name": "g"}]')
+    assert OURS.render([user("q")], tools=tools[1:], generate=False).startswith(
+        '<SPECIAL_10>System\n<AVAILABLE_TOOLS>[{"name": "g"}]'
+    )
 
 
 def test_text_parts_are_joined():
-    assert OURS.render([user([{"type": "text", "text": "a"}, {"text": "b"}])], generate=False).endswith("User\nab\n")
+    assert OURS.render([user([{"type": "text", "text": "a"}, {"text": "b"}])], generate=False).endswith(
+        "User\nab\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +169,10 @@ def test_text_parts_are_joined():
         ({"role": "user", "content": [{"type": "image_url"}]}, r"messages\[1\]: content\[0\].*image_url"),
         ({"role": "user", "content": "", "tool_calls": [{}]}, r"messages\[1\]: only an assistant"),
         ({"role": "assistant", "content": "", "tool_calls": [{}]}, r"messages\[1\]: tool_calls\[0\]"),
-        ({"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": 3}]}, r"messages\[1\]: tool_calls\[0\]: arguments"),
+        (
+            {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": 3}]},
+            r"messages\[1\]: tool_calls\[0\]: arguments",
+        ),
     ],
 )
 def test_a_message_that_cannot_be_used_is_named_by_its_index(message, says):
@@ -142,7 +180,9 @@ def test_a_message_that_cannot_be_used_is_named_by_its_index(message, says):
         OURS.render([user("fine"), message])
 
 
-@pytest.mark.parametrize(("messages", "tools"), [("text", None), (None, None), ([user("x")], ["f"]), ([user("x")], {"name": "f"})])
+@pytest.mark.parametrize(
+    ("messages", "tools"), [("text", None), (None, None), ([user("x")], ["f"]), ([user("x")], {"name": "f"})]
+)
 def test_what_is_no_list_of_messages_or_tools_is_refused(messages, tools):
     with pytest.raises(InputError, match=r"messages|tools"):
         OURS.render(messages, tools=tools)
@@ -168,8 +208,13 @@ def test_transformers_renders_our_template_to_the_same_text():
 @settings(max_examples=60)
 @given(st.lists(st.text("ab1 \n.:/é東", max_size=12), min_size=1, max_size=4), st.booleans())
 def test_harmless_messages_have_the_ids_of_the_rendered_text(small, texts, thinking):
-    messages = [system(texts[0]), *(user(text) if index % 2 else assistant(text) for index, text in enumerate(texts))]
-    assert OURS.encode(small, messages, thinking=thinking) == small.encode(OURS.render(messages, thinking=thinking))
+    messages = [
+        system(texts[0]),
+        *(user(text) if index % 2 else assistant(text) for index, text in enumerate(texts)),
+    ]
+    assert OURS.encode(small, messages, thinking=thinking) == small.encode(
+        OURS.render(messages, thinking=thinking)
+    )
 
 
 def test_line_ends_merge_across_the_border_of_a_message(official):
@@ -186,11 +231,15 @@ def test_marks_that_a_user_writes_are_plain_text(small, text, parts):
         ids = OURS.encode(small, [message], tools=[{"name": text}])
         harmless = OURS.encode(small, [{**message, "content": "x"}], tools=[{"name": "x"}])
         assert [number for number in ids if number < 13] == [number for number in harmless if number < 13]
-    assert small.decode(OURS.encode(small, [user(text)], thinking=True), marks=True) == OURS.render([user(text)], thinking=True)
+    assert small.decode(OURS.encode(small, [user(text)], thinking=True), marks=True) == OURS.render(
+        [user(text)], thinking=True
+    )
 
 
 def test_a_template_that_makes_marks_out_of_messages_does_not_get_ids_for_them(small):
-    joins = ChatTemplate("{{ bos_token }}{% for m in messages %}{{ m.content | replace('-', '') }}{% endfor %}<SPECIAL_12>")
+    joins = ChatTemplate(
+        "{{ bos_token }}{% for m in messages %}{{ m.content | replace('-', '') }}{% endfor %}<SPECIAL_12>"
+    )
     ids = joins.encode(small, [user("<SPEC"), user("IAL_11>"), user("<SPEC-IAL_12>")])
     assert [number for number in ids if number < 13] == [1, 12]
 
@@ -207,7 +256,9 @@ def test_a_training_pair_continues_the_prompt_and_ends_at_the_stopping_id(offici
     messages = [user("1+1?")]
     pair = OURS.training_pair(official, messages, "one and one", "2")
     assert official.decode(pair.prompt, marks=True) == OURS.render(messages)
-    assert official.decode(pair.ids, marks=True) == OURS.render(messages) + completion_text("one and one", "2")
+    assert official.decode(pair.ids, marks=True) == OURS.render(messages) + completion_text(
+        "one and one", "2"
+    )
     assert (pair.mark, pair.end, pair.completion[-1]) == ([1885, 74045, 3318], [12], 12)
     assert official.decode(pair.reasoning) == "one and one\n"
     assert official.decode(pair.answer) == "2\n"
@@ -258,15 +309,24 @@ def test_a_checkpoint_without_template_gets_ours(tmp_path):
 
 def test_a_checkpoints_own_template_is_found_in_either_place(tmp_path):
     settings_file = tmp_path / "tokenizer_config.json"
-    settings_file.write_text(json.dumps({"chat_template": "{{ bos_token }}A", "bos_token": {"content": "<b>"}}))
+    settings_file.write_text(
+        json.dumps({"chat_template": "{{ bos_token }}A", "bos_token": {"content": "<b>"}})
+    )
     assert ChatTemplate.from_directory(tmp_path).render([]) == "<b>A"
-    settings_file.write_text(json.dumps({"chat_template": [{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}]}))
+    settings_file.write_text(
+        json.dumps(
+            {"chat_template": [{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}]}
+        )
+    )
     assert ChatTemplate.from_directory(tmp_path).render([]) == "D"
     (tmp_path / "chat_template.jinja").write_text("J{{ messages[0].content }}")
     assert ChatTemplate.from_directory(tmp_path).render([user("!")]) == "J!"
 
 
-@pytest.mark.parametrize(("content", "says"), [(b"{", "is not JSON"), (b"\xff", "as text"), (b'{"chat_template": 3}', "must be a text")])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"{", "is not JSON"), (b"\xff", "as text"), (b'{"chat_template": 3}', "must be a text")],
+)
 def test_a_broken_tokenizer_config_is_named(tmp_path, content, says):
     (tmp_path / "tokenizer_config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=says):
@@ -275,7 +335,9 @@ def test_a_broken_tokenizer_config_is_named(tmp_path, content, says):
 
 def test_thinking_reaches_templates_by_variable_or_by_word():
     by_variable = ChatTemplate("{{ enable_thinking }}")
-    by_word = ChatTemplate("{% for m in messages %}[{{ m.content }}]{% endfor %}{# knows /think and /no_think #}")
+    by_word = ChatTemplate(
+        "{% for m in messages %}[{{ m.content }}]{% endfor %}{# knows /think and /no_think #}"
+    )
     assert by_variable.render([user("x")], thinking=False) == "False"
     assert by_word.render([user("x"), assistant("y")], thinking=False) == "[x /no_think][y]"
     assert by_word.render([user("x")], thinking=None) == "[x]"

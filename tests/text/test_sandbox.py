@@ -96,7 +96,11 @@ def test_the_time_limit_holds_outside_the_main_thread():
 
     def render() -> None:
         try:
-            Sandbox("{% for i in range(9999) %}{% for j in range(99) %}{% endfor %}{% endfor %}", "t", seconds=0.05).render()
+            Sandbox(
+                "{% for i in range(9999) %}{% for j in range(99) %}{% endfor %}{% endfor %}",
+                "t",
+                seconds=0.05,
+            ).render()
         except InputError as error:
             caught.append(str(error))
 
@@ -109,7 +113,12 @@ def test_the_time_limit_holds_outside_the_main_thread():
 def test_a_template_that_is_too_long_or_broken_is_refused():
     with pytest.raises(InputError, match="limit is 262,144"):
         Sandbox("x" * (TEMPLATE_CHARACTERS + 1), "t")
-    for source in ("{% if %}", "{{ 1 + }}", "{{ x | shell }}", "{{ " + "(" * 5_000 + "1" + ")" * 5_000 + " }}"):
+    for source in (
+        "{% if %}",
+        "{{ 1 + }}",
+        "{{ x | shell }}",
+        "{{ " + "(" * 5_000 + "1" + ")" * 5_000 + " }}",
+    ):
         with pytest.raises(InputError, match=r"^t: the chat template does not compile"):
             Sandbox(source, "t")
 
@@ -132,9 +141,14 @@ def test_what_real_templates_use_works_as_in_jinja():
 {{- (messages | length) * 2 + 1 }}{{ 'ab' * 2 }}{{ 'a\\nb' | indent(2) }}{{ strftime_now('%Y') | length }}{{ [1] + [2] }}
 {%- macro m(x) %}<{{ x }}{{ caller() }}>{% endmacro %}{% call m('q') %}w{% endcall %}{{ 'x' in 'xyz' }}{{ x is defined }}
 {%- for key, value in {'k': 'v'}.items() %}{{ key }}={{ value }}{% endfor %}"""
-    messages = [{"role": "user", "content": " a|b "}, {"role": "tool", "content": "t"}, {"role": "user", "content": "c"}]
+    messages = [
+        {"role": "user", "content": " a|b "},
+        {"role": "tool", "content": "t"},
+        {"role": "user", "content": "c"},
+    ]
     assert Sandbox(source, "t").render(messages=messages) == (
-        '1:bc[é,3]1-2{"a": [1, "é"]}{\n  "a": 1\n} a|b , cc7aba\n  b'.replace("7aba", "7ababa") + "4[1, 2]<qw>TrueFalsek=v"
+        '1:bc[é,3]1-2{"a": [1, "é"]}{\n  "a": 1\n} a|b , cc7aba\n  b'.replace("7aba", "7ababa")
+        + "4[1, 2]<qw>TrueFalsek=v"
     )
 
 

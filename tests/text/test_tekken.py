@@ -40,12 +40,22 @@ def theirs():
 
 def code() -> list[str]:
     library = Path(sysconfig.get_paths()["stdlib"])
-    return [(library / name).read_text(encoding="utf-8") for name in ("textwrap.py", "bisect.py", "keyword.py", "this.py")]
+    return [
+        (library / name).read_text(encoding="utf-8")
+        for name in ("textwrap.py", "bisect.py", "keyword.py", "this.py")
+    ]
 
 
 def random_unicode(count: int, length: int) -> list[str]:
     draw = random.Random(7)
-    blocks = [(0x20, 0x7F), (0x80, 0x600), (0x600, 0xD800), (0xE000, 0x11000), (0x1F000, 0x1FB00), (0x20000, 0x110000)]
+    blocks = [
+        (0x20, 0x7F),
+        (0x80, 0x600),
+        (0x600, 0xD800),
+        (0xE000, 0x11000),
+        (0x1F000, 0x1FB00),
+        (0x20000, 0x110000),
+    ]
     return ["".join(chr(draw.randrange(*draw.choice(blocks))) for _ in range(length)) for _ in range(count)]
 
 
@@ -61,7 +71,9 @@ def test_no_text_is_cut_differently_than_by_mistral_common(official, theirs):
 
 def test_every_token_has_the_bytes_it_has_at_mistral_common(official, theirs):
     assert official.vocab_size == theirs.n_words == 131_072
-    assert all(official.token_bytes(number) == theirs.id_to_byte_piece(number) for number in range(1000, 131_072, 7))
+    assert all(
+        official.token_bytes(number) == theirs.id_to_byte_piece(number) for number in range(1000, 131_072, 7)
+    )
 
 
 @pytest.mark.parametrize("text", KNOWN)
@@ -70,7 +82,9 @@ def test_ids_known_of_the_released_tokenizer(official, text):
 
 
 def test_marks_have_the_released_names_and_ids(official):
-    assert [official.id_of(mark) for mark in ("<unk>", "<s>", "</s>", "[INST]", "<SPECIAL_10>", "<SPECIAL_999>")] == [0, 1, 2, 3, 10, 999]
+    assert [
+        official.id_of(mark) for mark in ("<unk>", "<s>", "</s>", "[INST]", "<SPECIAL_10>", "<SPECIAL_999>")
+    ] == [0, 1, 2, 3, 10, 999]
     assert (official.bos_id, official.eos_id, official.pad_id, official.stop_ids) == (1, 12, 0, {2, 11, 12})
 
 
@@ -84,7 +98,12 @@ def test_saved_and_read_again_it_gives_the_same_ids(official, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "no such file"), ("{", "not a tekken file"), ("{}", "not a tekken file"), ('{"config": {}, "vocab": []}', "not a tekken file")],
+    [
+        (None, "no such file"),
+        ("{", "not a tekken file"),
+        ("{}", "not a tekken file"),
+        ('{"config": {}, "vocab": []}', "not a tekken file"),
+    ],
 )
 def test_a_file_that_is_not_tekken_is_named_in_one_line(tmp_path, content, says):
     file = tmp_path / "tekken.json"

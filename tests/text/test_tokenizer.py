@@ -14,7 +14,13 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
 def test_ids_are_marks_then_bytes_then_merges(small):
-    assert [small.id_of(name) for name in ("<unk>", "<s>", "</s>", "<SPECIAL_3>", "<SPECIAL_12>")] == [0, 1, 2, 3, 12]
+    assert [small.id_of(name) for name in ("<unk>", "<s>", "</s>", "<SPECIAL_3>", "<SPECIAL_12>")] == [
+        0,
+        1,
+        2,
+        3,
+        12,
+    ]
     assert [small.token_bytes(13 + value) for value in range(256)] == [bytes([value]) for value in range(256)]
     assert small.vocab_size == 350
     assert len(small.token_bytes(349)) > 1
@@ -27,7 +33,9 @@ def test_digits_stay_single(small):
 def test_training_twice_gives_the_same_tokenizer():
     texts = ["a rose is a rose is a rose", "rosa rosae rosam"] * 3
     first, second = train_bpe(texts, 290), train_bpe(iter(texts), 290)
-    assert [first.token_bytes(number) for number in range(290)] == [second.token_bytes(number) for number in range(290)]
+    assert [first.token_bytes(number) for number in range(290)] == [
+        second.token_bytes(number) for number in range(290)
+    ]
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused():
@@ -47,7 +55,10 @@ def test_what_is_encoded_decodes_to_itself(small, text):
 
 def test_bos_only_where_asked_for(small):
     assert small.encode("a", bos=True) == [1, *small.encode("a")]
-    assert small.encode_batch(["a", "b"], bos=True) == [small.encode("a", bos=True), small.encode("b", bos=True)]
+    assert small.encode_batch(["a", "b"], bos=True) == [
+        small.encode("a", bos=True),
+        small.encode("b", bos=True),
+    ]
 
 
 def test_marks_are_read_only_where_asked_for(small):
@@ -99,7 +110,12 @@ def test_the_library_agrees_about_decoding(small, tmp_path):
 
     small.save(tmp_path)
     raw = Raw.from_file(str(tmp_path / "tokenizer.json"))
-    for ids in ([13 + 0xE6, 13 + 0x9D], [13 + 0xF0, 13 + 0x9F, 65], [13 + 0xC3, 12, 13 + 0xA9], [13 + 0xED, 13 + 0xA0, 13 + 0x80]):
+    for ids in (
+        [13 + 0xE6, 13 + 0x9D],
+        [13 + 0xF0, 13 + 0x9F, 65],
+        [13 + 0xC3, 12, 13 + 0xA9],
+        [13 + 0xED, 13 + 0xA0, 13 + 0x80],
+    ):
         assert small.decode(ids) == raw.decode(ids, skip_special_tokens=True)
 
 

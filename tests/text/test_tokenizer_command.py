@@ -46,12 +46,17 @@ def test_encode_and_decode_print_ids_and_text(trained, capsys, monkeypatch):
     assert result["ids"] == tokenizer.encode("té\n", bos=True)
     assert result["count"] == len(result["tokens"]) == len(result["ids"])
     call("decode", trained, "--ids", *tokenizer.encode("tea"), 12, "--json")
-    assert json.loads(capsys.readouterr().out) == {"text": "tea<SPECIAL_12>", "count": len(tokenizer.encode("tea")) + 1}
+    assert json.loads(capsys.readouterr().out) == {
+        "text": "tea<SPECIAL_12>",
+        "count": len(tokenizer.encode("tea")) + 1,
+    }
     call("decode", trained, "--ids", 12, *tokenizer.encode("two"), "--plain")
     assert capsys.readouterr().out == "two\n"
 
 
-@pytest.mark.parametrize(("name", "content", "says"), [("none.txt", None, "no such file"), ("bad.txt", b"\xff\xfe\x00", "UTF-8")])
+@pytest.mark.parametrize(
+    ("name", "content", "says"), [("none.txt", None, "no such file"), ("bad.txt", b"\xff\xfe\x00", "UTF-8")]
+)
 def test_an_input_that_cannot_be_read_is_named(tmp_path, name, content, says):
     if content is not None:
         (tmp_path / name).write_bytes(content)

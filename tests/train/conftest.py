@@ -39,7 +39,10 @@ def batches() -> Callable[[int], Batch]:
 
     def batch(step: int) -> Batch:
         starts = torch.randint(64, (4,), generator=torch.Generator().manual_seed(step)).tolist()
-        counting = [[(start + i) % 64 for i in range(length)] for start, length in zip(starts, (17, 5, 30, 12), strict=True)]
+        counting = [
+            [(start + i) % 64 for i in range(length)]
+            for start, length in zip(starts, (17, 5, 30, 12), strict=True)
+        ]
         return Batch.of((tokens, [1] * len(tokens)) for tokens in counting)
 
     return batch
@@ -54,7 +57,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(directory)
     for name, part in (("sums", lines[:120]), ("more", lines[120:180]), ("validation-sums", lines[180:])):
         documents = [tokenizer.encode(line) for line in part]
-        TokenStore.from_documents((ids, [1] * len(ids)) for ids in documents).write(directory / f"{name}.safetensors")
+        TokenStore.from_documents((ids, [1] * len(ids)) for ids in documents).write(
+            directory / f"{name}.safetensors"
+        )
     write_mixture(directory, Mixture.of([(1.0, {"sums": 1.0})]))
     return directory
 

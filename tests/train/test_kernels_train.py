@@ -27,7 +27,9 @@ def trained(monkeypatch) -> Callable[..., dict[str, Tensor]]:
         monkeypatch.setenv("NANOHYBRID_KERNELS", form)
         with torch.device(device):
             model = HybridLM(SMALL, seed=0)
-        batch = Batch.of([([i * k % 40 for i in range(length)], [1] * length) for length, k in ((9, 3), (30, 7))]).to(device)
+        batch = Batch.of(
+            [([i * k % 40 for i in range(length)], [1] * length) for length, k in ((9, 3), (30, 7))]
+        ).to(device)
         if fp8:
             with fp8_linears(model.backbone.layers, 0):
                 loss, _ = next_token_loss(model, batch)
@@ -35,7 +37,9 @@ def trained(monkeypatch) -> Callable[..., dict[str, Tensor]]:
         else:
             loss, _ = next_token_loss(model, batch)
             loss.backward()
-        found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        found = {
+            name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+        }
         return {"loss": loss.detach(), **found}
 
     return run

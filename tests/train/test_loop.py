@@ -16,8 +16,16 @@ from nanohybrid.data import Batch
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.model import HybridLM
 from nanohybrid.stages import Stage, open_stage
-from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, mean_loss, next_token_loss
-from nanohybrid.train.snapshot import NAME, Position
+from nanohybrid.train import (
+    LoopConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+    fit,
+    mean_loss,
+    next_token_loss,
+)
+from nanohybrid.train.training_state import NAME, Position
 
 Batches = Callable[[int], Batch]
 
@@ -31,8 +39,17 @@ class Recipe:
 
 
 def train(model: HybridLM, batches: Batches, stage: Stage, steps: int = 8, **changes: Any) -> Position:
-    settings = {name: changes.pop(name) for name in ("optimizer", "schedule", "precision", "loop") if name in changes}
-    return fit(model, batches, recipe=Recipe(**settings), steps=steps, stage=stage, **({"loss": next_token_loss} | changes))
+    settings = {
+        name: changes.pop(name) for name in ("optimizer", "schedule", "precision", "loop") if name in changes
+    }
+    return fit(
+        model,
+        batches,
+        recipe=Recipe(**settings),
+        steps=steps,
+        stage=stage,
+        **({"loss": next_token_loss} | changes),
+    )
 
 
 def uninterrupted(config: HybridConfig, batches: Batches, out: Path, **changes: Any) -> dict[str, Tensor]:
@@ -49,11 +66,15 @@ def test_it_learns_and_logs(config: HybridConfig, batches: Batches, tmp_path: Pa
         position = train(model, batches, stage, steps=40, precision=PrecisionConfig("bf16"))
         rows = stage.series("train")
     assert mean_loss(model, [batches(1000)]) < before - 0.5
-    assert [row["step"] for row in rows] == list(range(2, 41, 2)) and position == Position(40, 40 * 64, position.loss)
+    assert [row["step"] for row in rows] == list(range(2, 41, 2)) and position == Position(
+        40, 40 * 64, position.loss
+    )
     assert rows[-1]["tokens"] == 40 * 64 and rows[-1]["learning_rate"] == pytest.approx(1e-4)
 
 
-@pytest.mark.parametrize("precision", [PrecisionConfig("fp32"), PrecisionConfig("fp8", bf16_layers=1, fp8_until=0.5)])
+@pytest.mark.parametrize(
+    "precision", [PrecisionConfig("fp32"), PrecisionConfig("fp8", bf16_layers=1, fp8_until=0.5)]
+)
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     config: HybridConfig, batches: Batches, tmp_path: Path, precision: PrecisionConfig
 ) -> None:
@@ -76,7 +97,9 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
 
 
-def test_steps_after_the_last_snapshot_are_done_and_logged_again(config: HybridConfig, batches: Batches, tmp_path: Path) -> None:
+def test_steps_after_the_last_snapshot_are_done_and_logged_again(
+    config: HybridConfig, batches: Batches, tmp_path: Path
+) -> None:
     expected = uninterrupted(config, batches, tmp_path / "whole")
 
     def failing(step: int) -> Batch:
@@ -96,7 +119,9 @@ def test_steps_after_the_last_snapshot_are_done_and_logged_again(config: HybridC
     assert [row["step"] for row in rows] == list(range(1, 9))
 
 
-def test_a_loss_that_is_not_a_number_stops_before_it_reaches_the_weights(config: HybridConfig, batches: Batches, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_before_it_reaches_the_weights(
+    config: HybridConfig, batches: Batches, tmp_path: Path
+) -> None:
     model = HybridLM(config, seed=0)
     seen = []
 
@@ -106,12 +131,17 @@ def test_a_loss_that_is_not_a_number_stops_before_it_reaches_the_weights(config:
         return (total * float("nan") if len(seen) == 3 else total), count
 
     message = "loss is nan at step 2; use a lower learning_rate"
-    with pytest.raises(InputError, match=message), open_stage(tmp_path / "out", "test", LoopConfig()) as stage:
+    with (
+        pytest.raises(InputError, match=message),
+        open_stage(tmp_path / "out", "test", LoopConfig()) as stage,
+    ):
         train(model, batches, stage, loss=loss)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_a_snapshot_of_another_model_is_refused(config: HybridConfig, batches: Batches, tmp_path: Path) -> None:
+def test_a_snapshot_of_another_model_is_refused(
+    config: HybridConfig, batches: Batches, tmp_path: Path
+) -> None:
     with open_stage(tmp_path / "out", "test", LoopConfig()) as stage:
         train(HybridLM(config, seed=0), batches, stage, steps=1)
         with pytest.raises(CheckpointError, match="does not fit this run"):

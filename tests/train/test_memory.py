@@ -9,12 +9,13 @@ import sys
 import pytest
 import torch
 
+import nanohybrid
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import Batch
 from nanohybrid.errors import ConfigError
+from nanohybrid.estimate.training import TrainingMemory
 from nanohybrid.model import HybridLM
 from nanohybrid.train.checkpointing import checkpointed
-from nanohybrid.train.memory import TrainingMemory
 from nanohybrid.train.precision import autocast
 
 STEP = """
@@ -30,7 +31,7 @@ from nanohybrid.train.precision import autocast
 
 tokens, mode, every, fields = json.loads(sys.argv[1])
 torch.set_num_threads(1)
-model = HybridLM(HybridConfig.preset("mini").replace(**fields), seed=0)
+model = HybridLM(nanohybrid.preset("mini").replace(**fields), seed=0)
 optimizer, rng = adamw(model, OptimizerConfig()), random.Random(0)
 for _ in range(2):
     lengths = [128] * (tokens // 128)
@@ -69,36 +70,47 @@ def kept_by_autograd(config: HybridConfig, mode: str, every: int, lengths: list[
 @pytest.mark.parametrize("preset", ["tiny", "tiny-dense", "mini"])
 def test_what_the_forward_keeps_is_what_was_said(preset, mode):
     lengths = [100, 120, 80, 100]
-    config = HybridConfig.preset(preset)
+    config = nanohybrid.preset(preset)
     memory = TrainingMemory.of(config, sum(lengths), mode)
     found = kept_by_autograd(config, mode, 0, lengths)
     assert found == pytest.approx(memory.kept_bytes + memory.cast_bytes, rel=0.05)
 
 
 def test_layers_that_are_made_again_keep_the_stream_alone():
-    config = HybridConfig.preset("tiny")
+    config = nanohybrid.preset("tiny")
     found = kept_by_autograd(config, "fp32", 1, [200, 200])
     assert found == pytest.approx(TrainingMemory.of(config, 400, "fp32", 1).kept_bytes, rel=0.15)
     assert found < 0.2 * TrainingMemory.of(config, 400, "fp32").kept_bytes
 
 
 def test_activations_grow_with_tokens_and_the_loss_does_not_grow_with_them():
-    config = HybridConfig.preset("nano-291m")
+    config = nanohybrid.preset("nano-291m")
     one, two = (TrainingMemory.of(config, tokens) for tokens in (4096, 8192))
     assert two.kept_bytes == 2 * one.kept_bytes
     assert two.loss_bytes == one.loss_bytes
 
 
 def test_a_chunk_of_logits_is_bounded_in_the_vocabulary():
-    small, large = (HybridConfig.preset("nano-291m").replace(vocab_size=size) for size in (65_536, 131_072))
-    logits = [TrainingMemory.of(one, 4096).loss_bytes - 8 * one.vocab_size * one.hidden_size for one in (small, large)]
+    small, large = (nanohybrid.preset("nano-291m").replace(vocab_size=size) for size in (65_536, 131_072))
+    logits = [
+        TrainingMemory.of(one, 4096).loss_bytes - 8 * one.vocab_size * one.hidden_size
+        for one in (small, large)
+    ]
     assert logits[0] == logits[1] == 2 * 2**25
 
 
-CASES = [(16_384, "bf16", 0, {}), (16_384, "bf16", 1, {}), (8192, "fp32", 0, {}), (2048, "bf16", 0, {"vocab_size": 65_536})]
+CASES = [
+    (16_384, "bf16", 0, {}),
+    (16_384, "bf16", 1, {}),
+    (8192, "fp32", 0, {}),
+    (2048, "bf16", 0, {"vocab_size": 65_536}),
+]
 
 
-@pytest.mark.parametrize("tokens, mode, every, fields", [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])])
+@pytest.mark.parametrize(
+    "tokens, mode, every, fields",
+    [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])],
+)
 def test_a_process_holds_what_was_said(tokens, mode, every, fields):
     """Within a tenth of the peak, of which about 0.4 GiB are torch and numba themselves.
 
@@ -107,11 +119,11 @@ def test_a_process_holds_what_was_said(tokens, mode, every, fields):
     command = [sys.executable, "-c", STEP, json.dumps([tokens, mode, every, fields])]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    said = TrainingMemory.of(HybridConfig.preset("mini").replace(**fields), tokens, mode, every).peak_bytes
+    said = TrainingMemory.of(nanohybrid.preset("mini").replace(**fields), tokens, mode, every).peak_bytes
     assert int(done.stdout) == pytest.approx(said, rel=0.1)
 
 
 @pytest.mark.parametrize("tokens, mode, every", [(0, "bf16", 0), (8, "fp8", 0), (8, "bf16", -1)])
 def test_sizes_that_are_none_are_refused(tokens, mode, every):
     with pytest.raises(ConfigError, match="modes are fp32 and bf16, sizes positive"):
-        TrainingMemory.of(HybridConfig.preset("tiny"), tokens, mode, every)
+        TrainingMemory.of(nanohybrid.preset("tiny"), tokens, mode, every)

@@ -21,7 +21,11 @@ def gradients(model: HybridLM, batch: Batch) -> dict[str, Tensor]:
     model.zero_grad()
     loss, _ = next_token_loss(model, batch)
     loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def test_fp8_takes_the_inner_linears_and_leaves_the_ends_the_head_and_all_names(config: HybridConfig) -> None:
@@ -60,10 +64,15 @@ def test_a_run_may_end_in_bf16() -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_recomputed_activations_give_the_same_gradients(config: HybridConfig, batches: Callable[[int], Batch], every: int) -> None:
+def test_recomputed_activations_give_the_same_gradients(
+    config: HybridConfig, batches: Callable[[int], Batch], every: int
+) -> None:
     model = HybridLM(config, seed=0)
     plain = gradients(model, batches(0))
     with checkpointed(model.backbone.layers, every):
         again = gradients(model, batches(0))
-    assert all(torch.equal(again[name], expected) for name, expected in plain.items()) and plain.keys() == again.keys()
+    assert (
+        all(torch.equal(again[name], expected) for name, expected in plain.items())
+        and plain.keys() == again.keys()
+    )
     assert all("forward" not in vars(layer) for layer in model.backbone.layers)

@@ -17,20 +17,24 @@ from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.stages.recipe import dump
 from nanohybrid.text import Tokenizer
 from nanohybrid.train import LoopConfig, OptimizerConfig, PretrainRecipe, pretrain
-from nanohybrid.train.snapshot import NAME
+from nanohybrid.train.training_state import NAME
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load(directory).state_dict()
 
 
-def test_the_output_is_a_checkpoint_with_its_tokenizer_recipe_and_measures(recipe: PretrainRecipe, data: Path, tmp_path: Path) -> None:
+def test_the_output_is_a_checkpoint_with_its_tokenizer_recipe_and_measures(
+    recipe: PretrainRecipe, data: Path, tmp_path: Path
+) -> None:
     out = pretrain(recipe, data, tmp_path / "base")
     model, tokenizer = load(out), Tokenizer.from_directory(out)
     assert model.config.vocab_size == tokenizer.vocab_size and model.config.eos_token_id == tokenizer.eos_id
     measures = json.loads((out / "lineage.json").read_text())["measures"]
     assert measures["parameters"] == sum(p.numel() for p in model.parameters())
-    assert 0 < measures["validation_loss"] < 10 and (out / "recipe.toml").exists() and not (out / NAME).exists()
+    assert (
+        0 < measures["validation_loss"] < 10 and (out / "recipe.toml").exists() and not (out / NAME).exists()
+    )
     pretrain(replace(recipe, phases=(), steps=1), data, tmp_path / "by the data's own mixture")
     assert pretrain(recipe, data, tmp_path / "base") == out  # done already: nothing is redone
 
@@ -40,7 +44,18 @@ def test_killed_and_resumed_is_uninterrupted(recipe: PretrainRecipe, data: Path,
     expected = weights(pretrain(longer, data, tmp_path / "whole"))
     out = tmp_path / "killed"
     (tmp_path / "recipe.toml").write_text(dump(longer))
-    command = [sys.executable, "-m", "nanohybrid", "pretrain", "--recipe", tmp_path / "recipe.toml", "--data", data, "--out", out]
+    command = [
+        sys.executable,
+        "-m",
+        "nanohybrid",
+        "pretrain",
+        "--recipe",
+        tmp_path / "recipe.toml",
+        "--data",
+        data,
+        "--out",
+        out,
+    ]
     process = subprocess.Popen(list(map(str, command)))
     log = tmp_path / "killed.partial" / "metrics" / "pretrain.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
@@ -51,7 +66,9 @@ def test_killed_and_resumed_is_uninterrupted(recipe: PretrainRecipe, data: Path,
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
 
 
-def test_recipes_and_data_that_cannot_be_are_told_in_one_line(recipe: PretrainRecipe, data: Path, tmp_path: Path) -> None:
+def test_recipes_and_data_that_cannot_be_are_told_in_one_line(
+    recipe: PretrainRecipe, data: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="must be positive"):
         PretrainRecipe(steps=0)
     with pytest.raises(ConfigError, match="its keys are the fields"):
@@ -75,7 +92,9 @@ def test_a_setting_that_would_fail_later_is_refused_at_once(kind: type, values: 
         kind(**values)
 
 
-def test_no_validation_is_measured_where_none_is_wanted(recipe: PretrainRecipe, data: Path, tmp_path: Path) -> None:
+def test_no_validation_is_measured_where_none_is_wanted(
+    recipe: PretrainRecipe, data: Path, tmp_path: Path
+) -> None:
     out = pretrain(replace(recipe, steps=1, validation_batches=0), data, tmp_path / "base")
     assert "validation_loss" not in json.loads((out / "lineage.json").read_text())["measures"]
 
@@ -84,6 +103,8 @@ def test_a_model_that_the_machine_cannot_train_is_refused_before_it_is_made(
     recipe: PretrainRecipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules["nanohybrid.train.pretrain"], "machine_memory_bytes", lambda: 24 * 2**30)
-    with pytest.raises(ConfigError, match=r"GiB for weights, gradient and moments, .* and this machine has 24 GiB"):
+    with pytest.raises(
+        ConfigError, match=r"GiB for weights, gradient and moments, .* and this machine has 24 GiB"
+    ):
         pretrain(replace(recipe, model="nano-12b-v2"), data, tmp_path / "base")
     assert not any(tmp_path.iterdir())

@@ -13,7 +13,9 @@ from nanohybrid.train.schedule import factor
 
 
 @given(steps=st.integers(1, 400), warmup=st.floats(0, 0.5), decay=st.floats(0, 0.5), final=st.floats(0, 1))
-def test_the_rate_rises_stays_and_falls_and_never_leaves_its_bounds(steps: int, warmup: float, decay: float, final: float) -> None:
+def test_the_rate_rises_stays_and_falls_and_never_leaves_its_bounds(
+    steps: int, warmup: float, decay: float, final: float
+) -> None:
     schedule = ScheduleConfig(warmup, decay, final)
     rates = [factor(schedule, step, steps) for step in range(steps)]
     assert all(0 < rate <= 1 or (rate == final == 0) for rate in rates)
@@ -26,7 +28,9 @@ def test_the_papers_schedule_ends_at_a_hundredth_of_its_peak() -> None:
     paper = ScheduleConfig(warmup=8e9 / 20e12, decay=3.6 / 20, final=0.01)
     steps = 3_317_000
     assert 4.5e-4 * factor(paper, steps - 1, steps) == pytest.approx(4.5e-6)
-    assert factor(paper, int(0.81 * steps), steps) == 1 and factor(paper, int(0.91 * steps), steps) == pytest.approx(0.505, abs=1e-3)
+    assert factor(paper, int(0.81 * steps), steps) == 1 and factor(
+        paper, int(0.91 * steps), steps
+    ) == pytest.approx(0.505, abs=1e-3)
 
 
 def test_parts_that_do_not_fit_a_run_are_refused() -> None:

@@ -6,22 +6,31 @@ import json
 import pytest
 import torch
 
+import nanohybrid
 from nanohybrid.cli.main import main
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine import scheduler
 from nanohybrid.engine.runner import Runner
-from nanohybrid.model import HybridLM, Layout, State, mamba2
+from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model.mixers import mamba2
 from nanohybrid.ops.attention import pages
-from nanohybrid.ops.causal_conv import shifted
+from nanohybrid.ops.causal_conv import torch as torch_form
 from nanohybrid.presets import PRESETS
-from nanohybrid.train import snapshot
+from nanohybrid.train import training_state as snapshot
 from nanohybrid.verify import saving, verify
 from nanohybrid.verify.line import TOLERANCE, Line
 from nanohybrid.verify.small import small_config
 
-CONFIG = small_config(HybridConfig.preset("nano-9b-v2")).replace(initializer_range=0.2)
+CONFIG = small_config(nanohybrid.preset("nano-9b-v2")).replace(initializer_range=0.2)
 ENGINE = {
-    f"engine: {name}" for name in ("chunked == whole", "batched == alone", "cached == computed", "preempted == not", "drafted == plain")
+    f"engine: {name}"
+    for name in (
+        "chunked == whole",
+        "batched == alone",
+        "cached == computed",
+        "preempted == not",
+        "drafted == plain",
+    )
 }
 ALL = {
     "packed == unpacked",
@@ -47,12 +56,12 @@ def test_a_sound_model_passes_in_every_number_format(dtype):
 
 @pytest.mark.parametrize("preset", ["qwen3-8b", "tiny", "tiny-dense"])
 def test_other_architectures_pass(preset):
-    assert failures(small_config(HybridConfig.preset(preset))) == set()
+    assert failures(small_config(nanohybrid.preset(preset))) == set()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_small_copy_has_every_kind_of_layer(preset):
-    config = HybridConfig.preset(preset)
+    config = nanohybrid.preset(preset)
     small = small_config(config)
     assert set(small.pattern) == set(config.pattern) and len(small.pattern) <= 8
     assert small.mlp_activation == config.mlp_activation and small.rope_theta == config.rope_theta
@@ -65,7 +74,11 @@ def test_states_that_are_not_carried_are_found(monkeypatch):
 
 def test_drafts_that_are_not_taken_back_are_found(monkeypatch):
     settle = State.settle
-    monkeypatch.setattr(State, "settle", lambda self, rows, counts: settle(self, rows, [min(count + 1, 2) for count in counts]))
+    monkeypatch.setattr(
+        State,
+        "settle",
+        lambda self, rows, counts: settle(self, rows, [min(count + 1, 2) for count in counts]),
+    )
     assert failures() == {"engine: drafted == plain"}
 
 
@@ -98,7 +111,7 @@ def test_a_prompt_cut_where_no_chunk_ends_is_found(monkeypatch):
 
 def test_a_conv_that_reaches_into_the_document_before_is_found(monkeypatch):
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")  # whose conv is broken here
-    monkeypatch.setattr(shifted, "_rows_within", lambda layout, k, device: torch.arange(k))
+    monkeypatch.setattr(torch_form, "_rows_within", lambda layout, k, device: torch.arange(k))
     assert "packed == unpacked" in failures()
 
 
@@ -113,7 +126,11 @@ def test_keys_written_one_row_too_far_are_found(monkeypatch):
 
 
 def test_sequences_that_share_a_slot_are_found(monkeypatch):
-    monkeypatch.setattr(Layout, "slot_index", lambda self, device: torch.zeros(self.sequences, dtype=torch.int64, device=device))
+    monkeypatch.setattr(
+        Layout,
+        "slot_index",
+        lambda self, device: torch.zeros(self.sequences, dtype=torch.int64, device=device),
+    )
     assert failures() == {"batch == alone"}
 
 
@@ -131,7 +148,10 @@ def test_a_checkpoint_that_comes_back_changed_is_found(monkeypatch):
 
 def test_a_snapshot_that_loses_the_optimizers_moments_is_found(monkeypatch):
     tensors = snapshot.tensors
-    only_weights = lambda *arguments: {name: t for name, t in tensors(*arguments).items() if name.startswith("model.")}  # noqa: E731
+
+    def only_weights(*arguments):
+        return {name: t for name, t in tensors(*arguments).items() if name.startswith("model.")}
+
     monkeypatch.setattr(snapshot, "tensors", only_weights)
     assert failures() == {"resume == uninterrupted"}
 
@@ -144,7 +164,9 @@ def test_nan_never_passes():
 
 
 def test_a_line_says_when_it_could_not_have_failed():
-    assert Line("", "", 0.0, 1e-4, forgetful=1.0).telling and not Line("", "", 0.0, 1e-4, forgetful=1e-5).telling
+    assert (
+        Line("", "", 0.0, 1e-4, forgetful=1.0).telling and not Line("", "", 0.0, 1e-4, forgetful=1e-5).telling
+    )
 
 
 def test_the_command_exits_0_1_or_2(monkeypatch, capsys):

@@ -9,31 +9,45 @@ from collections.abc import Callable
 import torch
 from bench import Bench, milliseconds
 
-from nanohybrid.config import HybridConfig
-from nanohybrid.engine.graphs import cuda_graph
 from nanohybrid.engine.random_weights import random_model
+from nanohybrid.estimate import Footprint
 from nanohybrid.evaluate.throughput import DecodeStep
-from nanohybrid.model import Footprint
+from nanohybrid.executors.cuda_graphs import cuda_graph
+from nanohybrid.presets import preset
 
 TITLE = "Milliseconds of a decode step and tokens per second, logits included, sampling not."
 BATCHES, CONTEXT = (1, 2, 4, 8, 16, 32, 64), 8192
 
 
 def run(bench: Bench, emit: Callable[[dict], None]) -> None:
-    config = HybridConfig.preset("tiny" if bench.toy else "nano-9b-v2")
+    config = preset("tiny" if bench.toy else "nano-9b-v2")
     dtype = torch.float32 if bench.toy else torch.bfloat16
     model = random_model(config, dtype, device=str(bench.device))
     footprint = Footprint.of(config, dtype)
     context = 40 if bench.toy else CONTEXT
     for batch in BATCHES[:2] if bench.toy else BATCHES:
-        weights = footprint.weight_bytes - (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * dtype.itemsize)
-        moved = weights + batch * (2 * footprint.state_bytes_per_sequence + context * footprint.kv_bytes_per_token)
+        weights = footprint.weight_bytes - (
+            0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * dtype.itemsize
+        )
+        moved = weights + batch * (
+            2 * footprint.state_bytes_per_sequence + context * footprint.kv_bytes_per_token
+        )
         floor, _ = bench.floor(moved)
         step = DecodeStep(model, context, batch)
-        forms = {"launched": lambda step=step: step()} | ({"graph": recorded(step)} if bench.device.type == "cuda" else {})
+        forms = {"launched": lambda step=step: step()} | (
+            {"graph": recorded(step)} if bench.device.type == "cuda" else {}
+        )
         for form, call in forms.items():
             median, least, most = milliseconds([call], bench.device)
-            row = {"batch": batch, "context": context, "form": form, "ms": median, "least": least, "most": most, "floor_ms": floor}
+            row = {
+                "batch": batch,
+                "context": context,
+                "form": form,
+                "ms": median,
+                "least": least,
+                "most": most,
+                "floor_ms": floor,
+            }
             emit(row | {"fraction": floor / median, "tokens/s": 1e3 * batch / median})
         del step, forms
 

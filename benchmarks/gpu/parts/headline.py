@@ -18,10 +18,12 @@ from bench import Bench, wait
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine import Engine, SamplingParams
-from nanohybrid.engine.plan import GIB, PROCESS, ServePlan, plan_serve
 from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
 from nanohybrid.errors import InputError
-from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.estimate import Footprint
+from nanohybrid.estimate.serving import GIB, PROCESS, ServePlan, plan_serve
+from nanohybrid.model import HybridLM
+from nanohybrid.presets import preset
 from nanohybrid.text import Tokenizer
 
 TITLE = "Output tokens per second in 22 GiB, and the fraction of what the bytes of a step allow."
@@ -33,9 +35,11 @@ CAP, STEPS = 22 * GIB, 24
 def run(bench: Bench, emit: Callable[[dict], None]) -> None:
     dtype = torch.float32 if bench.toy else torch.bfloat16
     if bench.device.type == "cuda":  # the allocator refuses more; CUDA's own context is the rest of the cap
-        torch.cuda.set_per_process_memory_fraction((CAP - PROCESS) / torch.cuda.get_device_properties(bench.device).total_memory)
+        torch.cuda.set_per_process_memory_fraction(
+            (CAP - PROCESS) / torch.cuda.get_device_properties(bench.device).total_memory
+        )
     for name in ("tiny", "tiny-dense") if bench.toy else MODELS:
-        config = HybridConfig.preset(name)
+        config = preset(name)
         model = random_model(config, dtype, device=str(bench.device))
         tokenizer = stand_in_tokenizer(config)
         for taken, made in ((30, 10),) if bench.toy else MIXES:
@@ -43,7 +47,13 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
             try:
                 emit(row | measured(bench, model, tokenizer, taken, made))
             except (InputError, torch.OutOfMemoryError) as error:
-                emit(row | {"batch": 0, "problem": "does not fit" if isinstance(error, InputError) else "out of memory"})
+                emit(
+                    row
+                    | {
+                        "batch": 0,
+                        "problem": "does not fit" if isinstance(error, InputError) else "out of memory",
+                    }
+                )
             if bench.device.type == "cuda":
                 torch.cuda.empty_cache()
         del model
@@ -52,8 +62,17 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
 def measured(bench: Bench, model: HybridLM, tokenizer: Tokenizer, taken: int, made: int) -> dict:
     """One mix on one model. Raises InputError where not even one sequence fits."""
     config, dtype, mean = model.config, model.dtype, taken + made // 2
-    plan = plan_serve(config, Footprint.of(config, dtype), CAP, taken + made, max_running=2 if bench.toy else None)
-    engine = Engine(model, tokenizer, max_running=plan.slots, max_context=plan.context, token_budget=plan.step_tokens, pages=plan.pages)
+    plan = plan_serve(
+        config, Footprint.of(config, dtype), CAP, taken + made, max_running=2 if bench.toy else None
+    )
+    engine = Engine(
+        model,
+        tokenizer,
+        max_running=plan.slots,
+        max_context=plan.context,
+        token_budget=plan.step_tokens,
+        pages=plan.pages,
+    )
     prompts, step = timed(engine, plan.slots, mean, 3 if bench.toy else STEPS, bench.device)
     whole = prompts * taken / mean + made * step
     floor, _ = bench.floor(step_bytes(config, plan, mean, dtype))
@@ -64,7 +83,9 @@ def measured(bench: Bench, model: HybridLM, tokenizer: Tokenizer, taken: int, ma
 def timed(engine: Engine, batch: int, context: int, steps: int, device: torch.device) -> tuple[float, float]:
     """Seconds for all prompts of `context` tokens, and of a decoding step of all of them."""
     rng = random.Random(0)
-    params = SamplingParams(max_tokens=engine.scheduler.max_context - context, ignore_eos=True)  # the first decode while others begin
+    params = SamplingParams(
+        max_tokens=engine.scheduler.max_context - context, ignore_eos=True
+    )  # the first decode while others begin
     vocabulary = engine.model.config.vocab_size
     requests = [engine.add([rng.randrange(vocabulary) for _ in range(context)], params) for _ in range(batch)]
     began = time.perf_counter()

@@ -23,7 +23,7 @@ from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.losses import kernels as losses
 from nanohybrid.ops.residual_norm import triton as residual
 from nanohybrid.ops.squared_relu import triton as relu
-from nanohybrid.ops.ssd_scan import chunked
+from nanohybrid.ops.ssd_scan import torch as torch_form
 from nanohybrid.ops.ssd_scan import triton as scan
 from nanohybrid.ops.ssd_scan.backward import ssd_scan_backward
 
@@ -67,17 +67,39 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
             try:
                 found = milliseconds([work.call() for _ in range(SETS)], bench.device)
             except Exception as error:  # noqa: BLE001  torch may lack a product; the others are to be measured all the same
-                emit({"kernel": work.name, "problem": f"{type(error).__name__}: {str(error)[:120]}".replace("\n", " ")})
+                emit(
+                    {
+                        "kernel": work.name,
+                        "problem": f"{type(error).__name__}: {str(error)[:120]}".replace("\n", " "),
+                    }
+                )
                 continue
         floor, bound = bench.floor(work.bytes, work.operations, work.fp8)
-        row = {"kernel": work.name, "ms": found[0], "least": found[1], "most": found[2], "floor_ms": floor, "bound": bound}
-        emit(row | {"fraction": floor / found[0], "GB/s": work.bytes / found[0] / 1e6, "TFLOP/s": work.operations / found[0] / 1e9})
+        row = {
+            "kernel": work.name,
+            "ms": found[0],
+            "least": found[1],
+            "most": found[2],
+            "floor_ms": floor,
+            "bound": bound,
+        }
+        emit(
+            row
+            | {
+                "fraction": floor / found[0],
+                "GB/s": work.bytes / found[0] / 1e6,
+                "TFLOP/s": work.operations / found[0] / 1e9,
+            }
+        )
 
 
 def _scans(s: Sizes) -> Iterator[Work]:
     layout = Layout.packed([s.T // 2, s.T - s.T // 2])
     narrow, wide = 2 * s.T * (s.H * s.P + 2 * s.G * s.N), 4 * s.T * (s.H * s.P + s.H)
-    inside, state = s.T * s.Q * s.H * s.P, 2 * s.T * s.H * s.P * s.N  # half of a Q x Q product a head, counted as 2 operations a pair
+    inside, state = (
+        s.T * s.Q * s.H * s.P,
+        2 * s.T * s.H * s.P * s.N,
+    )  # half of a Q x Q product a head, counted as 2 operations a pair
     scores = s.T * s.Q * s.G * s.N
 
     def inputs() -> list[torch.Tensor]:
@@ -92,8 +114,15 @@ def _scans(s: Sizes) -> Iterator[Work]:
         return partial(ssd_scan_backward, torch.randn(s.T, s.H, s.P), None, *inputs(), layout)
 
     yield Work("SSD scan", partial(forward, scan.ssd_scan), narrow + wide, scores + inside + 2 * state)
-    yield Work("SSD scan in torch", partial(forward, chunked.ssd_scan), narrow + wide, scores + inside + 2 * state)
-    yield Work("SSD scan's gradient", backward, 2 * narrow + wide + 4 * s.T * s.H, 4 * scores + 2 * inside + 6 * state)
+    yield Work(
+        "SSD scan in torch", partial(forward, torch_form.ssd_scan), narrow + wide, scores + inside + 2 * state
+    )
+    yield Work(
+        "SSD scan's gradient",
+        backward,
+        2 * narrow + wide + 4 * s.T * s.H,
+        4 * scores + 2 * inside + 6 * state,
+    )
 
 
 def _mixers(s: Sizes) -> Iterator[Work]:
@@ -106,19 +135,37 @@ def _mixers(s: Sizes) -> Iterator[Work]:
         return partial(conv.conv_silu, random(s.T, C), torch.randn(C, 4), torch.randn(C), layout, None, False)
 
     def convolved_back() -> Callable[[], object]:
-        return partial(causal_conv_backward, random(s.T, C), random(s.T, C), torch.randn(C, 4), torch.randn(C), layout, True)
+        return partial(
+            causal_conv_backward,
+            random(s.T, C),
+            random(s.T, C),
+            torch.randn(C, 4),
+            torch.randn(C),
+            layout,
+            True,
+        )
 
     def normed() -> Callable[[], object]:
         return partial(gated.gated_norm, torch.randn(s.T, D), random(s.T, D), torch.randn(D), s.G, 1e-5)
 
     def normed_back() -> Callable[[], object]:
-        return partial(gated_norm_backward, random(s.T, D), torch.randn(s.T, D), random(s.T, D), torch.randn(D), s.G, 1e-5)
+        return partial(
+            gated_norm_backward,
+            random(s.T, D),
+            torch.randn(s.T, D),
+            random(s.T, D),
+            torch.randn(D),
+            s.G,
+            1e-5,
+        )
 
     def added() -> Callable[[], object]:
         return partial(residual.residual_norm, random(s.T, s.E), random(s.T, s.E), torch.randn(s.E), 1e-5)
 
     def added_back() -> Callable[[], object]:
-        return partial(rms_norm_backward, random(s.T, s.E), random(s.T, s.E), torch.randn(s.E), 1e-5, random(s.T, s.E))
+        return partial(
+            rms_norm_backward, random(s.T, s.E), random(s.T, s.E), torch.randn(s.E), 1e-5, random(s.T, s.E)
+        )
 
     def squared() -> Callable[[], object]:
         return partial(torch.no_grad()(relu.squared_relu), random(s.T, s.F))
@@ -160,10 +207,24 @@ def _products(s: Sizes) -> Iterator[Work]:
     yield Work("FP8 tiles along both axes", quantised, 4 * s.T * s.E)
     yield Work("FP8 blocks of a weight and its transpose", weight, 6 * s.F * s.E)
     moved, operations = s.T * s.E + s.F * s.E + 2 * s.T * s.F, 2 * s.T * s.E * s.F
-    yield Work("FP8 product, tiles by blocks", partial(product, product_kernel.product, True), moved, operations, True)
+    yield Work(
+        "FP8 product, tiles by blocks",
+        partial(product, product_kernel.product, True),
+        moved,
+        operations,
+        True,
+    )
     yield Work("the same by torch", partial(product, products.torchs, True), moved, operations, True)
-    yield Work("FP8 product, tiles by tiles", partial(product, product_kernel.product, False), moved, operations, True)
-    yield Work("the same by torch, tiles by tiles", partial(product, products.torchs, False), moved, operations, True)
+    yield Work(
+        "FP8 product, tiles by tiles",
+        partial(product, product_kernel.product, False),
+        moved,
+        operations,
+        True,
+    )
+    yield Work(
+        "the same by torch, tiles by tiles", partial(product, products.torchs, False), moved, operations, True
+    )
 
 
 def _decode(s: Sizes) -> Iterator[Work]:
@@ -171,7 +232,11 @@ def _decode(s: Sizes) -> Iterator[Work]:
     layout = Layout.contiguous([1] * s.batch, [s.context - 1] * s.batch, range(s.batch), s.context)
 
     def attend() -> Callable[[], object]:
-        pools = torch.randn(2, s.batch * -(-s.context // layout.page_size), layout.page_size, keys, P).to(BF16)
+        pools = torch.randn(2, s.batch * -(-s.context // layout.page_size), layout.page_size, keys, P).to(
+            BF16
+        )
         return partial(decode_attention, torch.randn(s.batch, heads, P).to(BF16), layout, Cache(*pools))
 
-    yield Work(f"decode attention, {s.batch} sequences of {s.context}", attend, 4 * s.batch * s.context * keys * P)
+    yield Work(
+        f"decode attention, {s.batch} sequences of {s.context}", attend, 4 * s.batch * s.context * keys * P
+    )

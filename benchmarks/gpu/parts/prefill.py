@@ -11,15 +11,19 @@ from bench import Bench, milliseconds
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine.random_weights import random_model
-from nanohybrid.model import Footprint, HybridLM, Layout, State
+from nanohybrid.estimate import Footprint
+from nanohybrid.model import HybridLM, Layout, State
 from nanohybrid.ops.ssd_scan import ssd_scan
+from nanohybrid.presets import preset
 
-TITLE = "A prompt through the 9B, in pieces of at most 8,192 tokens; the scan alone at the last piece's length."
+TITLE = (
+    "A prompt through the 9B, in pieces of at most 8,192 tokens; the scan alone at the last piece's length."
+)
 LENGTHS, PIECE = (512, 2048, 8192, 32_768), 8192
 
 
 def run(bench: Bench, emit: Callable[[dict], None]) -> None:
-    config = HybridConfig.preset("tiny" if bench.toy else "nano-9b-v2")
+    config = preset("tiny" if bench.toy else "nano-9b-v2")
     dtype = torch.float32 if bench.toy else torch.bfloat16
     model = random_model(config, dtype, device=str(bench.device))
     for length in (40, 130) if bench.toy else LENGTHS:
@@ -29,7 +33,14 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
         scan, *_ = milliseconds([scan_of(config, min(length, PIECE), dtype, bench.device)], bench.device)
         layers = config.pattern.count("M") * length / min(length, PIECE)
         floor, bound = bench.floor(0, operations(config, length))
-        row = {"tokens": length, "ms": median, "least": least, "most": most, "floor_ms": floor, "fraction": floor / median}
+        row = {
+            "tokens": length,
+            "ms": median,
+            "least": least,
+            "most": most,
+            "floor_ms": floor,
+            "fraction": floor / median,
+        }
         emit(row | {"tokens/s": 1e3 * length / median, "scan_share": scan * layers / median, "bound": bound})
 
 
@@ -39,7 +50,9 @@ def prefill(model: HybridLM, tokens: torch.Tensor, state: State) -> torch.Tensor
     hidden = None
     for begin in range(0, length, PIECE):
         end = min(begin + PIECE, length)
-        hidden = model.hidden(tokens[begin:end], Layout.contiguous([end - begin], [begin], [0], length), state)
+        hidden = model.hidden(
+            tokens[begin:end], Layout.contiguous([end - begin], [begin], [0], length), state
+        )
     assert hidden is not None
     return model.head(hidden[-1:])
 
@@ -48,7 +61,11 @@ def scan_of(config: HybridConfig, T: int, dtype: torch.dtype, device: torch.devi
     """The scan of one layer."""
     H, P, G, N = config.mamba_num_heads, config.mamba_head_dim, config.n_groups, config.ssm_state_size
     x, B, C = (torch.randn(T, *shape, device=device).to(dtype) for shape in ((H, P), (G, N), (G, N)))
-    dt, A, D = torch.rand(T, H, device=device) * 0.1, -torch.rand(H, device=device) * 8, torch.randn(H, device=device)
+    dt, A, D = (
+        torch.rand(T, H, device=device) * 0.1,
+        -torch.rand(H, device=device) * 8,
+        torch.randn(H, device=device),
+    )
     return partial(torch.no_grad()(ssd_scan), x, dt, A, B, C, D, Layout.contiguous([T], [0], [0], T))
 
 
@@ -56,6 +73,10 @@ def operations(config: HybridConfig, length: int) -> float:
     parts = Footprint.of(config).parameters_by_part
     weights = sum(count for part, count in parts.items() if part not in ("embedding", "head"))
     inner, Q = config.mamba_inner_size, 128
-    scan = length * (4 * inner * config.ssm_state_size + Q * inner + Q * config.n_groups * config.ssm_state_size)
-    attention = 2 * length**2 * config.num_attention_heads * config.head_dim  # half of the square, two products
+    scan = length * (
+        4 * inner * config.ssm_state_size + Q * inner + Q * config.n_groups * config.ssm_state_size
+    )
+    attention = (
+        2 * length**2 * config.num_attention_heads * config.head_dim
+    )  # half of the square, two products
     return 2.0 * weights * length + config.pattern.count("M") * scan + config.pattern.count("*") * attention

@@ -15,7 +15,9 @@ from bench import Bench, wait
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import Batch
-from nanohybrid.model import Footprint, HybridLM
+from nanohybrid.estimate import Footprint
+from nanohybrid.model import HybridLM
+from nanohybrid.presets import preset
 from nanohybrid.train.next_token import next_token_loss
 from nanohybrid.train.optimizer import OptimizerConfig, adamw, clip_gradient
 from nanohybrid.train.precision import autocast, fp8_linears
@@ -29,7 +31,7 @@ WARM_UP = 2
 
 
 def run(bench: Bench, emit: Callable[[dict], None]) -> None:
-    config = HybridConfig.preset("tiny") if bench.toy else HybridConfig(**BILLION)
+    config = preset("tiny") if bench.toy else HybridConfig(**BILLION)
     tokens, length, steps = (64, 30, 2) if bench.toy else (16_384, 4096, 10)
     trainers = {mode: Trainer(config, mode, bench.device) for mode in ("bf16", "fp8")}
     rng = random.Random(0)
@@ -41,8 +43,18 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
     plain = median(trainers["bf16"].times)
     for mode, trainer in trainers.items():
         ms = median(trainer.times)
-        row = {"mode": mode, "ms": ms, "least": min(trainer.times), "most": max(trainer.times), "tokens/s": 1e3 * tokens / ms}
-        row |= {"MFU": 6e3 * weights * tokens / ms / bench.bf16, "over_bf16": plain / ms, "last_loss": trainer.losses[-1]}
+        row = {
+            "mode": mode,
+            "ms": ms,
+            "least": min(trainer.times),
+            "most": max(trainer.times),
+            "tokens/s": 1e3 * tokens / ms,
+        }
+        row |= {
+            "MFU": 6e3 * weights * tokens / ms / bench.bf16,
+            "over_bf16": plain / ms,
+            "last_loss": trainer.losses[-1],
+        }
         peak = torch.cuda.max_memory_allocated() / 2**30 if bench.device.type == "cuda" else None
         emit(row | {"peak_GiB_of_both": peak})
 
@@ -63,7 +75,10 @@ class Trainer:
         layers = self.model.backbone.layers
         wait(self.device)
         began = time.perf_counter()
-        with autocast("bf16", self.device), fp8_linears(layers, self.outer) if self.mode == "fp8" else nullcontext():
+        with (
+            autocast("bf16", self.device),
+            fp8_linears(layers, self.outer) if self.mode == "fp8" else nullcontext(),
+        ):
             total, count = next_token_loss(self.model, data)
             (total / count).backward()
         clip_gradient(self.model, 1.0)

@@ -33,7 +33,9 @@ class Curator:
         for document in documents:
             prompt = document.pieces[0].text
             test = self.decontaminator.catches_prompt(prompt.rstrip("\n"))
-            if self._count(document, "test split" if test else "exact duplicate" if self.exact.add(prompt) else None):
+            if self._count(
+                document, "test split" if test else "exact duplicate" if self.exact.add(prompt) else None
+            ):
                 yield document
 
     def _text_fault(self, text: str) -> str | None:

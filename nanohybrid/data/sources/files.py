@@ -15,7 +15,11 @@ def texts(path: Path) -> Iterator[str]:
     """The text of every document under `path` (or of this one file), in the order of the files' names."""
     if not path.exists():
         raise InputError(f"{path}: there is no such file or directory of documents")
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in (*PLAIN, LINES) and file.is_file())
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(file for file in path.rglob("*") if file.suffix in (*PLAIN, LINES) and file.is_file())
+    )
     if not files:
         raise InputError(f"{path}: holds no {', '.join(PLAIN)} or {LINES} files")
     for file in files:

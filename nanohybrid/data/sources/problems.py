@@ -8,7 +8,9 @@ from nanohybrid.data.documents import Document, Piece
 from nanohybrid.tasks import Problem
 
 
-def problems(name: str, difficulties: Sequence[int], count: int, seed: int, split: tasks.Split = "train") -> Iterator[Problem]:
+def problems(
+    name: str, difficulties: Sequence[int], count: int, seed: int, split: tasks.Split = "train"
+) -> Iterator[Problem]:
     """`count` problems of a task, its difficulties in turn."""
     task = tasks.get(name)
     rng = random.Random(f"{seed} {name} {split}")

@@ -14,7 +14,18 @@ from nanohybrid.data.documents import Document, sections
 
 # Not the language as people write it: tests, generated tables, other people's packages.
 SKIPPED = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "encodings", "ensurepip", "pydoc_data", "__pycache__"}
+    {
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "lib2to3",
+        "encodings",
+        "ensurepip",
+        "pydoc_data",
+        "__pycache__",
+    }
 )
 
 

@@ -35,7 +35,10 @@ class Cache:
 
     def write(self, k_TKP: Tensor, v_TKP: Tensor, layout: Layout) -> None:
         """Store each token's key and value in its sequence's pages."""
-        for pool, scale, rows_TKP in ((self.key, self.key_scale, k_TKP), (self.value, self.value_scale, v_TKP)):
+        for pool, scale, rows_TKP in (
+            (self.key, self.key_scale, k_TKP),
+            (self.value, self.value_scale, v_TKP),
+        ):
             if scale is None:
                 pages.write(pool, rows_TKP, layout)
             else:
@@ -48,7 +51,10 @@ class Cache:
         k_ZCKP, v_ZCKP = (
             pages.read(pool, layout, sequences, context)
             if scale is None
-            else dequantize(pages.read(pool.view(torch.uint8), layout, sequences, context), pages.read(scale, layout, sequences, context))
+            else dequantize(
+                pages.read(pool.view(torch.uint8), layout, sequences, context),
+                pages.read(scale, layout, sequences, context),
+            )
             for pool, scale in ((self.key, self.key_scale), (self.value, self.value_scale))
         )
         return k_ZCKP, v_ZCKP
@@ -58,7 +64,9 @@ def quantize(rows_TKP: Tensor) -> tuple[Tensor, Tensor]:
     """Codes in e4m3 and a bf16 scale for each row. A NaN stays one."""
     rows_TKP = rows_TKP.float()
     scale_TK = (rows_TKP.abs().amax(-1) / LARGEST).clamp(min=SMALLEST).bfloat16()
-    codes_TKP = (rows_TKP / scale_TK.float()[..., None]).clamp(-LARGEST, LARGEST)  # the scale may have been rounded down
+    codes_TKP = (rows_TKP / scale_TK.float()[..., None]).clamp(
+        -LARGEST, LARGEST
+    )  # the scale may have been rounded down
     return codes_TKP.to(torch.float8_e4m3fn), scale_TK
 
 

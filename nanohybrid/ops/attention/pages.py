@@ -29,10 +29,14 @@ def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int)
     if stride is not None:
         page, row, *rest = pool.stride()
         first = pool[owned[0][0]]
-        return first.as_strided((len(owned), context, *pool.shape[2:]), (stride * page, row, *rest), first.storage_offset())
+        return first.as_strided(
+            (len(owned), context, *pool.shape[2:]), (stride * page, row, *rest), first.storage_offset()
+        )
 
     def table() -> np.ndarray:
-        return np.asarray([[*o, *([o[0]] * (need - len(o)))] for o in owned])  # a short one repeats its own first page
+        return np.asarray(
+            [[*o, *([o[0]] * (need - len(o)))] for o in owned]
+        )  # a short one repeats its own first page
 
     index = layout.tensor(f"page_table{sequences}{need}", pool.device, table)
     return pool[index].flatten(1, 2)[:, :context]
@@ -43,10 +47,16 @@ def _runs(layout: Layout, sequences: tuple[int, ...], need: int) -> tuple[list[t
 
     Every layer and both pools ask the same of a layout, so the answer is kept with it.
     """
-    return layout.remember(f"runs{sequences}{need}", lambda: _find_runs([layout.pages[i][:need] for i in sequences], need))  # type: ignore[index]
+    owned = layout.pages or ()
+    return layout.remember(
+        f"runs{sequences}{need}", lambda: _find_runs([owned[i][:need] for i in sequences], need)
+    )
 
 
 def _find_runs(owned: list[tuple[int, ...]], need: int) -> tuple[list[tuple[int, ...]], int | None]:
     stride = owned[1][0] - owned[0][0] if len(owned) > 1 else need
-    even = all(pages == tuple(range(owned[0][0] + n * stride, owned[0][0] + n * stride + need)) for n, pages in enumerate(owned))
+    even = all(
+        pages == tuple(range(owned[0][0] + n * stride, owned[0][0] + n * stride + need))
+        for n, pages in enumerate(owned)
+    )
     return owned, stride if even and stride > 0 else None

@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from nanohybrid.ops.attention.cache import Cache
 
 
-def attention(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
+def attention(
+    q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: Cache | None = None
+) -> Tensor:
     """o_THP in q's dtype; sums in fp32 (float64 for float64)."""
     dtype = torch.promote_types(q_THP.dtype, torch.float32)
     queries_per_key = q_THP.shape[1] // k_TKP.shape[1]
     if cache is not None:
         cache.write(k_TKP, v_TKP, layout)
     outputs = []
-    for i, (start, length, position) in enumerate(zip(layout.starts, layout.lengths, layout.positions, strict=False)):
+    for i, (start, length, position) in enumerate(
+        zip(layout.starts, layout.lengths, layout.positions, strict=False)
+    ):
         if cache is None:
             k_CKP, v_CKP = k_TKP[start : start + length], v_TKP[start : start + length]
         else:
@@ -32,6 +36,9 @@ def attention(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache
         v_CHP = v_CKP.to(dtype).repeat_interleave(queries_per_key, dim=1)
         for t in range(length):
             visible = position + t + 1
-            scores_HC = torch.einsum("HP,CHP->HC", q_THP[start + t].to(dtype), k_CHP[:visible]) * q_THP.shape[2] ** -0.5
+            scores_HC = (
+                torch.einsum("HP,CHP->HC", q_THP[start + t].to(dtype), k_CHP[:visible])
+                * q_THP.shape[2] ** -0.5
+            )
             outputs.append(torch.einsum("HC,CHP->HP", scores_HC.softmax(-1), v_CHP[:visible]))
     return torch.stack(outputs).to(q_THP.dtype)

@@ -18,7 +18,10 @@ from torch import Tensor
 from nanohybrid.ops.launch import blocks, rows_in_place
 from nanohybrid.ops.layout import Layout
 
-TOKENS, CHANNELS = 32, 128  # of a tile: the sums for W weights and a bias are then a sixth of a bf16 x and an fp32 dy
+TOKENS, CHANNELS = (
+    32,
+    128,
+)  # of a tile: the sums for W weights and a bias are then a sixth of a bf16 x and an fp32 dy
 
 
 @triton.jit
@@ -26,8 +29,15 @@ def _before_silu(x, weight, bias, at, c, earlier, inside, stride_x, C, SHIFT: tl
     """The convolution's result for the token SHIFT places on from each row of the tile."""
     total = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     for k in tl.static_range(W):
-        seen = tl.load(x + (at + SHIFT - k) * stride_x + c[None, :], mask=inside & (earlier + SHIFT >= k)[:, None], other=0.0)
-        total += seen.to(tl.float32) * tl.load(weight + c * W + (W - 1 - k), mask=c < C, other=0.0).to(tl.float32)[None, :]
+        seen = tl.load(
+            x + (at + SHIFT - k) * stride_x + c[None, :],
+            mask=inside & (earlier + SHIFT >= k)[:, None],
+            other=0.0,
+        )
+        total += (
+            seen.to(tl.float32)
+            * tl.load(weight + c * W + (W - 1 - k), mask=c < C, other=0.0).to(tl.float32)[None, :]
+        )
     return total
 
 
@@ -52,8 +62,12 @@ def conv_gradients(
             slope *= opened * (1.0 + p * (1.0 - opened))
         if k == 0:
             slope_here = slope
-        total += slope * tl.load(weight + c * W + (W - 1 - k), mask=is_channel, other=0.0).to(tl.float32)[None, :]
-    tl.store(dx + at * C + columns, total.to(dx.dtype.element_ty), mask=is_token[:, None] & is_channel[None, :])
+        total += (
+            slope * tl.load(weight + c * W + (W - 1 - k), mask=is_channel, other=0.0).to(tl.float32)[None, :]
+        )
+    tl.store(
+        dx + at * C + columns, total.to(dx.dtype.element_ty), mask=is_token[:, None] & is_channel[None, :]
+    )
     out = sums + tile.to(tl.int64) * (W + 1) * C + c
     for k in tl.static_range(W):
         there = (is_token & (earlier >= k))[:, None] & is_channel[None, :]
@@ -72,9 +86,28 @@ def causal_conv_backward(
     dx = torch.empty((T, C), dtype=x.dtype, device=x.device)
     sums = torch.empty((tiles, W + 1, C), dtype=torch.float32, device=x.device)
     before = layout.tensor("before", x.device, layout.offsets)
-    after = layout.tensor("after", x.device, lambda: np.repeat(np.asarray(layout.lengths), layout.lengths) - 1 - layout.offsets())
+    after = layout.tensor(
+        "after",
+        x.device,
+        lambda: np.repeat(np.asarray(layout.lengths), layout.lengths) - 1 - layout.offsets(),
+    )
     conv_gradients[tiles, blocks(C, CHANNELS)](
-        dy, x, weight, bias_C, before, after, dx, sums, x.stride(0), T, C, W=W, SILU=silu, TOKENS=TOKENS, CHANNELS=CHANNELS, num_warps=8
+        dy,
+        x,
+        weight,
+        bias_C,
+        before,
+        after,
+        dx,
+        sums,
+        x.stride(0),
+        T,
+        C,
+        W=W,
+        SILU=silu,
+        TOKENS=TOKENS,
+        CHANNELS=CHANNELS,
+        num_warps=8,
     )
     total = sums.sum(0)
     return dx, total[:W].flip(0).T.to(weight_CW.dtype), total[W].to(bias_C.dtype)

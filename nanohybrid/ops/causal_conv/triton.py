@@ -18,21 +18,37 @@ TOKENS, CHANNELS = 16, 256  # of a tile
 
 
 def causal_conv(
-    x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None = None, keep: bool = True
+    x_TC: Tensor,
+    weight_CW: Tensor,
+    bias_C: Tensor,
+    layout: Layout,
+    initial_SWC: Tensor | None = None,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """y_TC in fp32 and the last W - 1 inputs of each sequence (None unless `keep`)."""
     return _run(x_TC, weight_CW, bias_C, layout, initial_SWC, keep, silu=False)
 
 
 def conv_silu(
-    x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None = None, keep: bool = True
+    x_TC: Tensor,
+    weight_CW: Tensor,
+    bias_C: Tensor,
+    layout: Layout,
+    initial_SWC: Tensor | None = None,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """silu(y_TC) in the dtype of x, and the same."""
     return _run(x_TC, weight_CW, bias_C, layout, initial_SWC, keep, silu=True)
 
 
 def _run(
-    x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None, keep: bool, silu: bool
+    x_TC: Tensor,
+    weight_CW: Tensor,
+    bias_C: Tensor,
+    layout: Layout,
+    initial_SWC: Tensor | None,
+    keep: bool,
+    silu: bool,
 ) -> tuple[Tensor, Tensor | None]:
     (T, C), W, S = x_TC.shape, weight_CW.shape[1], layout.sequences
     x_TC = x_TC if x_TC.stride(1) == 1 else x_TC.contiguous()
@@ -43,7 +59,21 @@ def _run(
     before_T, sequence_T = _places(layout, x_TC.device)
     grid = (blocks(T, TOKENS), blocks(C, width))
     shared = {"W": W, "STORED": stored is not None, "CHANNELS": width}
-    _conv[grid](x_TC, weight_CW, bias_C, stored, y_TC, before_T, sequence_T, T, C, x_TC.stride(0), SILU=silu, TOKENS=TOKENS, **shared)
+    _conv[grid](
+        x_TC,
+        weight_CW,
+        bias_C,
+        stored,
+        y_TC,
+        before_T,
+        sequence_T,
+        T,
+        C,
+        x_TC.stride(0),
+        SILU=silu,
+        TOKENS=TOKENS,
+        **shared,
+    )
     if not keep:
         return y_TC, None
     last_SWC = x_TC.new_empty(S, W - 1, C)
@@ -55,10 +85,14 @@ def _run(
 def _places(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each token, how many tokens of its sequence precede it here, and which sequence that is; int64 [T] each."""
     before_T = layout.tensor("before", device, layout.offsets)
-    return before_T, layout.tensor("sequence", device, lambda: np.repeat(np.arange(layout.sequences), layout.lengths))
+    return before_T, layout.tensor(
+        "sequence", device, lambda: np.repeat(np.arange(layout.sequences), layout.lengths)
+    )
 
 
-def conv_silu_step(x_SC: Tensor, weight_CW: Tensor, bias_C: Tensor, pool: Tensor, slots_S: Tensor, positions_S: Tensor) -> Tensor:
+def conv_silu_step(
+    x_SC: Tensor, weight_CW: Tensor, bias_C: Tensor, pool: Tensor, slots_S: Tensor, positions_S: Tensor
+) -> Tensor:
     """silu(y_SC) for one token of each sequence, in the dtype of x; the rows `slots_S` of pool [slots, W - 1, C] move on by it.
 
     A sequence at position 0 reads zeros, whatever its slot holds.
@@ -68,7 +102,17 @@ def conv_silu_step(x_SC: Tensor, weight_CW: Tensor, bias_C: Tensor, pool: Tensor
     width = min(CHANNELS, power(C))
     W = weight_CW.shape[1]
     _step[(S, blocks(C, width))](
-        x_SC, weight_CW.contiguous(), bias_C, pool, y_SC, slots_S, positions_S, C, x_SC.stride(0), W=W, CHANNELS=width
+        x_SC,
+        weight_CW.contiguous(),
+        bias_C,
+        pool,
+        y_SC,
+        slots_S,
+        positions_S,
+        C,
+        x_SC.stride(0),
+        W=W,
+        CHANNELS=width,
     )
     return y_SC
 
@@ -83,23 +127,38 @@ def _conv(
     is_token, is_channel = t < T, c < C
     before = tl.load(before_T + t, mask=is_token, other=0)
     sequence = tl.load(sequence_T + t, mask=is_token, other=0)
-    total = tl.zeros([TOKENS, CHANNELS], tl.float32) + tl.load(bias + c, mask=is_channel, other=0).to(tl.float32)[None, :]
+    total = (
+        tl.zeros([TOKENS, CHANNELS], tl.float32)
+        + tl.load(bias + c, mask=is_channel, other=0).to(tl.float32)[None, :]
+    )
     for k in tl.static_range(W):  # the distance back
         here = is_token & (before >= k)
-        value = tl.load(x + (t - k).to(tl.int64)[:, None] * stride + c[None, :], mask=here[:, None] & is_channel[None, :], other=0)
+        value = tl.load(
+            x + (t - k).to(tl.int64)[:, None] * stride + c[None, :],
+            mask=here[:, None] & is_channel[None, :],
+            other=0,
+        )
         value = value.to(tl.float32)
         if STORED and k > 0:
             row = sequence * (W - 1) + (W - 1 + before - k)
             earlier = (is_token & (before < k))[:, None] & is_channel[None, :]
             value += tl.load(stored + row[:, None] * C + c[None, :], mask=earlier, other=0).to(tl.float32)
-        total += value * tl.load(weight + c * W + (W - 1 - k), mask=is_channel, other=0).to(tl.float32)[None, :]
+        total += (
+            value * tl.load(weight + c * W + (W - 1 - k), mask=is_channel, other=0).to(tl.float32)[None, :]
+        )
     if SILU:
         total = total / (1 + tl.exp(-total))
-    tl.store(y + t.to(tl.int64)[:, None] * C + c[None, :], total.to(y.dtype.element_ty), mask=is_token[:, None] & is_channel[None, :])
+    tl.store(
+        y + t.to(tl.int64)[:, None] * C + c[None, :],
+        total.to(y.dtype.element_ty),
+        mask=is_token[:, None] & is_channel[None, :],
+    )
 
 
 @triton.jit
-def _last_inputs(x, stored, last, starts, C, stride, W: tl.constexpr, STORED: tl.constexpr, CHANNELS: tl.constexpr):
+def _last_inputs(
+    x, stored, last, starts, C, stride, W: tl.constexpr, STORED: tl.constexpr, CHANNELS: tl.constexpr
+):
     """The last W - 1 inputs of a sequence, reaching back into the stored ones where it is shorter than that."""
     sequence = tl.program_id(0)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -123,10 +182,16 @@ def _step(x, weight, bias, pool, y, slots_S, positions_S, C, stride, W: tl.const
     new = tl.load(x + sequence.to(tl.int64) * stride + c, mask=is_channel, other=0)
     total = tl.load(bias + c, mask=is_channel, other=0).to(tl.float32)
     total += new.to(tl.float32) * tl.load(weight + c * W + (W - 1), mask=is_channel, other=0).to(tl.float32)
-    for i in tl.static_range(W - 1):  # a thread reads and writes its own channels only, each row before it is overwritten
+    for i in tl.static_range(
+        W - 1
+    ):  # a thread reads and writes its own channels only, each row before it is overwritten
         value = tl.load(slot + i * C, mask=is_channel & (not fresh), other=0)
         total += value.to(tl.float32) * tl.load(weight + c * W + i, mask=is_channel, other=0).to(tl.float32)
         if i > 0:
             tl.store(slot + (i - 1) * C, value, mask=is_channel)
     tl.store(slot + (W - 2) * C, new.to(pool.dtype.element_ty), mask=is_channel)
-    tl.store(y + sequence.to(tl.int64) * C + c, (total / (1 + tl.exp(-total))).to(y.dtype.element_ty), mask=is_channel)
+    tl.store(
+        y + sequence.to(tl.int64) * C + c,
+        (total / (1 + tl.exp(-total))).to(y.dtype.element_ty),
+        mask=is_channel,
+    )

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from nanohybrid.ops.dispatch import Kernel, choose
-from nanohybrid.ops.fp8 import emulated
-from nanohybrid.ops.fp8.emulated import dequantize, quantize, rounded
+from nanohybrid.ops.fp8 import torch as torch_form
 from nanohybrid.ops.fp8.reference import E4M3, GROUP, LARGEST
+from nanohybrid.ops.fp8.torch import dequantize, quantize, rounded
 
 __all__ = ["E4M3", "GROUP", "LARGEST", "dequantize", "linear", "quantize", "rounded"]
 
@@ -14,6 +14,6 @@ KERNELS = Kernel("nanohybrid.ops.fp8.kernels:linear", gradients=True)
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x [..., I] W^T (+ bias), forward and both gradients with FP8 operands; the result and gradients in their operands' dtypes."""
-    form = choose(x, weight_OI, reference=emulated.linear, torch=emulated.linear, triton=KERNELS)
+    form = choose(x, weight_OI, reference=torch_form.linear, torch=torch_form.linear, triton=KERNELS)
     y: Tensor = form(x, weight_OI, bias_O)
     return y

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanohybrid.ops.fp8.emulated import affine
 from nanohybrid.ops.fp8.products import product
 from nanohybrid.ops.fp8.quantize_kernels import Operand, blocks, tiles
+from nanohybrid.ops.fp8.torch import affine
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

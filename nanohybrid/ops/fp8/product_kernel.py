@@ -33,8 +33,12 @@ def product_kernel(
     k = tl.arange(0, GROUP)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for group in range(groups):
-        a_MK = tl.load(a + m[:, None] * stride_a + (group * GROUP + k)[None, :], mask=(m < M)[:, None], other=0.0)
-        b_KN = tl.load(b + n[None, :] * stride_b + (group * GROUP + k)[:, None], mask=(n < N)[None, :], other=0.0)
+        a_MK = tl.load(
+            a + m[:, None] * stride_a + (group * GROUP + k)[None, :], mask=(m < M)[:, None], other=0.0
+        )
+        b_KN = tl.load(
+            b + n[None, :] * stride_b + (group * GROUP + k)[:, None], mask=(n < N)[None, :], other=0.0
+        )
         if UPCAST:
             found = tl.dot(a_MK.to(tl.float32), b_KN.to(tl.float32), input_precision="ieee")
         else:
@@ -42,7 +46,11 @@ def product_kernel(
         by_row = tl.load(scale_a + m * groups + group, mask=m < M, other=0.0)
         by_column = tl.load(scale_b + (n // GROUP if BLOCKS else n) * groups + group, mask=n < N, other=0.0)
         total += found * by_row[:, None] * by_column[None, :]
-    tl.store(out + m[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+    tl.store(
+        out + m[:, None] * N + n[None, :],
+        total.to(out.dtype.element_ty),
+        mask=(m < M)[:, None] & (n < N)[None, :],
+    )
 
 
 def product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:

@@ -38,7 +38,12 @@ def fastest(a: Operand, b: Operand, dtype: torch.dtype) -> Product:
     expected = own(a, b, dtype).double()
     try:
         found = torchs(a, b, dtype).double()
-    except (RuntimeError, ValueError, TypeError, AttributeError) as refusal:  # without block scales, or not for this shape, dtype or GPU
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as refusal:  # without block scales, or not for this shape, dtype or GPU
         reason = str(refusal).partition("\n")[0]
         warnings.warn(f"torch's block-scaled product is passed over for our own: {reason}", stacklevel=2)
         return own

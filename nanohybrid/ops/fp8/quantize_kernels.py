@@ -58,12 +58,18 @@ def tile_kernel(
     """A 128 x 128 square. ROWS: q [M, K] with scales [M, K / 128]. COLUMNS: q_t [K, M] with scales_t [K, M / 128]."""
     m_block, k_block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     m, k = m_block * GROUP + tl.arange(0, GROUP), k_block * GROUP + tl.arange(0, GROUP)
-    x_MK = tl.load(x + m[:, None] * stride_x + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0).to(tl.float32)
+    x_MK = tl.load(
+        x + m[:, None] * stride_x + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0
+    ).to(tl.float32)
     size = _magnitude(x_MK)
     if ROWS:
         scale_M = _scale(tl.max(size, 1), SMALLEST, LARGEST)
         tl.store(scales + m * groups_k + k_block, scale_M, mask=m < M)
-        tl.store(q + m[:, None] * stride_q + k[None, :], _e4m3(tl.math.div_rn(x_MK, scale_M[:, None]), EMULATE), mask=(m < M)[:, None])
+        tl.store(
+            q + m[:, None] * stride_q + k[None, :],
+            _e4m3(tl.math.div_rn(x_MK, scale_M[:, None]), EMULATE),
+            mask=(m < M)[:, None],
+        )
     if COLUMNS:
         scale_K = _scale(tl.max(size, 0), SMALLEST, LARGEST)
         tl.store(scales_t + k.to(tl.int64) * groups_m + m_block, scale_K, mask=k < K)
@@ -79,7 +85,9 @@ def block_kernel(
     """A 128 x 128 square under one scale: q [M, K] and q_t [K, M], scales [M / 128, K / 128] and their transpose."""
     m_block, k_block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     m, k = m_block * GROUP + tl.arange(0, GROUP), k_block * GROUP + tl.arange(0, GROUP)
-    x_MK = tl.load(x + m[:, None] * stride_x + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0).to(tl.float32)
+    x_MK = tl.load(
+        x + m[:, None] * stride_x + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0
+    ).to(tl.float32)
     scale = _scale(tl.max(tl.max(_magnitude(x_MK), 1), 0), SMALLEST, LARGEST)
     q_MK = _e4m3(tl.math.div_rn(x_MK, scale), EMULATE)
     tl.store(scales + m_block * groups_k + k_block, scale)
@@ -97,7 +105,21 @@ def tiles(x_MK: Tensor, rows: bool = True, columns: bool = True) -> tuple[Operan
     q, scales = plain or (x, x)  # a form that is not wanted is not written: any pointer will do
     q_t, scales_t = turned or (x, x)
     tile_kernel[down, across](
-        x, q, scales, q_t, scales_t, M, K, x.stride(0), q.stride(0), q_t.stride(0), down, across, ROWS=rows, COLUMNS=columns, **_numbers()
+        x,
+        q,
+        scales,
+        q_t,
+        scales_t,
+        M,
+        K,
+        x.stride(0),
+        q.stride(0),
+        q_t.stride(0),
+        down,
+        across,
+        ROWS=rows,
+        COLUMNS=columns,
+        **_numbers(),
     )
     return plain, turned
 
@@ -131,7 +153,9 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int]:
 
 
 def _operand(rows: int, total: int, scales: tuple[int, int], like: Tensor) -> Operand:
-    q = torch.empty((rows, triton.cdiv(total, GROUP) * GROUP), dtype=torch.uint8, device=like.device).view(E4M3)
+    q = torch.empty((rows, triton.cdiv(total, GROUP) * GROUP), dtype=torch.uint8, device=like.device).view(
+        E4M3
+    )
     return Operand(q, torch.empty(scales, dtype=torch.float32, device=like.device))
 
 

@@ -34,7 +34,9 @@ from torch import Tensor
 GROUP = 128
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
-SMALLEST_AMAX = 1e-30  # of a group of zeros: far below any gradient, and its scale is still a normal fp32 number
+SMALLEST_AMAX = (
+    1e-30  # of a group of zeros: far below any gradient, and its scale is still a normal fp32 number
+)
 
 
 def quantize(group: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,14 +3,23 @@
 from torch import Tensor
 
 from nanohybrid.ops.dispatch import Kernel, choose
-from nanohybrid.ops.gated_norm import fused, reference
+from nanohybrid.ops.gated_norm import reference
+from nanohybrid.ops.gated_norm import torch as torch_form
 
-NUMBA = Kernel("nanohybrid.ops.gated_norm.compiled:gated_norm", gradients=True)
-TRITON = Kernel("nanohybrid.ops.gated_norm.trained:gated_norm", gradients=True)
+NUMBA = Kernel("nanohybrid.ops.gated_norm.numba:gated_norm", gradients=True)
+TRITON = Kernel("nanohybrid.ops.gated_norm.triton_autograd:gated_norm", gradients=True)
 
 
 def gated_norm(y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: float) -> Tensor:
     """RMSNorm within each of `groups` groups of channels of y silu(z), times weight; fp32 sums, cast once to z's dtype."""
-    form = choose(y_TD, z_TD, weight_D, reference=reference.gated_norm, torch=fused.gated_norm, numba=NUMBA, triton=TRITON)
+    form = choose(
+        y_TD,
+        z_TD,
+        weight_D,
+        reference=reference.gated_norm,
+        torch=torch_form.gated_norm,
+        numba=NUMBA,
+        triton=TRITON,
+    )
     normed_TD: Tensor = form(y_TD, z_TD, weight_D, groups, eps)
     return normed_TD

@@ -19,7 +19,10 @@ from torch import Tensor
 
 from nanohybrid.ops.launch import blocks, power, rows_in_place
 
-TOKENS, CHANNELS = 8, 256  # of a block; dweight's sums, one row a tile, are then a twentieth of what is read and written
+TOKENS, CHANNELS = (
+    8,
+    256,
+)  # of a block; dweight's sums, one row a tile, are then a twentieth of what is read and written
 
 
 @triton.jit
@@ -57,10 +60,16 @@ def norm_gradients(
             opened = tl.sigmoid(gate)
             gated = y_TD * gate * opened
         du = r[:, None] * (do_TD * weight_D - gated * pull[:, None])
-        tl.store(sums + tile.to(tl.int64) * D + begin + e, tl.sum(do_TD * gated * r[:, None], 0), mask=e < WIDTH)
+        tl.store(
+            sums + tile.to(tl.int64) * D + begin + e, tl.sum(do_TD * gated * r[:, None], 0), mask=e < WIDTH
+        )
         at = rows * D + (begin + e)[None, :]
         if GATED:
-            tl.store(dz + at, (du * y_TD * opened * (1.0 + gate * (1.0 - opened))).to(dz.dtype.element_ty), mask=there)
+            tl.store(
+                dz + at,
+                (du * y_TD * opened * (1.0 + gate * (1.0 - opened))).to(dz.dtype.element_ty),
+                mask=there,
+            )
             du *= gate * opened
         if PASSED:
             du += tl.load(passed + at, mask=there, other=0.0).to(tl.float32)
@@ -76,13 +85,22 @@ def gated_norm_backward(
     return dy_TD, dz_TD, dweight_D
 
 
-def rms_norm_backward(do_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, passed_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def rms_norm_backward(
+    do_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, passed_TD: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """dx and dweight, each in the dtype of what it belongs to. passed_TD: x's gradient from elsewhere, added to dx."""
     return _launch(do_TD, x_TD, None, None, weight_D, passed_TD, 1, eps)
 
 
 def _launch(
-    do: Tensor, y: Tensor, z: Tensor | None, dz: Tensor | None, weight: Tensor, passed: Tensor | None, groups: int, eps: float
+    do: Tensor,
+    y: Tensor,
+    z: Tensor | None,
+    dz: Tensor | None,
+    weight: Tensor,
+    passed: Tensor | None,
+    groups: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     do, y, passed = rows_in_place(do), rows_in_place(y), None if passed is None else passed.contiguous()
     T, D = y.shape

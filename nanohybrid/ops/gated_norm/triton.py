@@ -16,7 +16,9 @@ def gated_norm(y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: f
     y_TD, z_TD = (x if x.stride(1) == 1 else x.contiguous() for x in (y_TD, z_TD))
     out_TD = z_TD.new_empty(T, D)
     d = D // groups
-    _gated_norm[(T, groups)](y_TD, z_TD, weight_D, out_TD, d, D, y_TD.stride(0), z_TD.stride(0), eps, WIDTH=power(d))
+    _gated_norm[(T, groups)](
+        y_TD, z_TD, weight_D, out_TD, d, D, y_TD.stride(0), z_TD.stride(0), eps, WIDTH=power(d)
+    )
     return out_TD
 
 

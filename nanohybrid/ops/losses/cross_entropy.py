@@ -12,21 +12,27 @@ from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.losses.reference import IGNORED
 from nanohybrid.ops.losses.stream import streamed, wide
 
-NUMBA = Kernel("nanohybrid.ops.losses.compiled:cross_entropy")
+NUMBA = Kernel("nanohybrid.ops.losses.numba:cross_entropy")
 TRITON = Kernel("nanohybrid.ops.losses.kernels:cross_entropy")
 
 
-def chunked_cross_entropy(hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, chunk: int | None = None) -> Tensor:
+def chunked_cross_entropy(
+    hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, chunk: int | None = None
+) -> Tensor:
     """Loss of each token in fp32, 0 where the target is -100. Backward makes the logits a second time, chunk by chunk."""
     return streamed(hidden_TE, weight_VE, _rows(targets_T), _CrossEntropy(targets_T), chunk, summed=False)
 
 
-def summed_cross_entropy(hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, chunk: int | None = None) -> Tensor:
+def summed_cross_entropy(
+    hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, chunk: int | None = None
+) -> Tensor:
     """Sum of the tokens' losses. Forward makes the gradients too, so that each logit is computed once: for training."""
     return streamed(hidden_TE, weight_VE, _rows(targets_T), _CrossEntropy(targets_T), chunk, summed=True)
 
 
-def chunked_log_probs(hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, chunk: int | None = None) -> Tensor:
+def chunked_log_probs(
+    hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, chunk: int | None = None
+) -> Tensor:
     """Log-probability of each token's target in fp32, differentiable; 0 where the target is -100."""
     return -chunked_cross_entropy(hidden_TE, weight_VE, targets_T, chunk)
 

@@ -32,7 +32,9 @@ def cross_entropy_rows(logits, targets, loss, stride, V, SLOPE: tl.constexpr, BL
     largest, total = float("-inf"), 0.0
     for first in range(0, V, BLOCK):
         v = first + tl.arange(0, BLOCK)
-        largest, total = _meet(largest, total, tl.load(at + v, mask=v < V, other=float("-inf")).to(tl.float32))
+        largest, total = _meet(
+            largest, total, tl.load(at + v, mask=v < V, other=float("-inf")).to(tl.float32)
+        )
     log_sum = largest + tl.log(total)
     tl.store(loss + row, log_sum - picked)
     if SLOPE:
@@ -43,13 +45,17 @@ def cross_entropy_rows(logits, targets, loss, stride, V, SLOPE: tl.constexpr, BL
 
 
 @triton.jit
-def forward_kl_rows(student, teacher, loss, stride, teacher_stride, V, tau, SLOPE: tl.constexpr, BLOCK: tl.constexpr):
+def forward_kl_rows(
+    student, teacher, loss, stride, teacher_stride, V, tau, SLOPE: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0)
     at, teacher_at = student + row.to(tl.int64) * stride, teacher + row.to(tl.int64) * teacher_stride
     largest, total, teacher_largest, teacher_total = float("-inf"), 0.0, float("-inf"), 0.0
     for first in range(0, V, BLOCK):
         v = first + tl.arange(0, BLOCK)
-        largest, total = _meet(largest, total, tl.load(at + v, mask=v < V, other=float("-inf")).to(tl.float32) / tau)
+        largest, total = _meet(
+            largest, total, tl.load(at + v, mask=v < V, other=float("-inf")).to(tl.float32) / tau
+        )
         teacher_v = tl.load(teacher_at + v, mask=v < V, other=float("-inf")).to(tl.float32) / tau
         teacher_largest, teacher_total = _meet(teacher_largest, teacher_total, teacher_v)
     log_sum, teacher_log_sum = largest + tl.log(total), teacher_largest + tl.log(teacher_total)
@@ -69,11 +75,15 @@ def cross_entropy(logits_QV: Tensor, targets_Q: Tensor, slope: bool) -> tuple[Te
     """Loss of each token in fp32, and where it is wanted its slope, in the logits' memory and dtype."""
     Q, V = logits_QV.shape
     loss_Q = torch.empty(Q, dtype=torch.float32, device=logits_QV.device)
-    cross_entropy_rows[Q,](logits_QV, targets_Q, loss_Q, logits_QV.stride(0), V, SLOPE=slope, BLOCK=_block(V), num_warps=8)
+    cross_entropy_rows[Q,](
+        logits_QV, targets_Q, loss_Q, logits_QV.stride(0), V, SLOPE=slope, BLOCK=_block(V), num_warps=8
+    )
     return loss_Q, logits_QV if slope else None
 
 
-def forward_kl(logits_QV: Tensor, teacher_QV: Tensor, temperature: float, slope: bool) -> tuple[Tensor, Tensor | None]:
+def forward_kl(
+    logits_QV: Tensor, teacher_QV: Tensor, temperature: float, slope: bool
+) -> tuple[Tensor, Tensor | None]:
     """KL(teacher || student) of each token in fp32, and where it is wanted its slope, in the student's logits' memory and dtype."""
     Q, V = logits_QV.shape
     loss_Q = torch.empty(Q, dtype=torch.float32, device=logits_QV.device)

@@ -49,7 +49,9 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def streamed(hidden_TE: Tensor, weight_VE: Tensor, rows_R: Tensor, rule: Rule, chunk: int | None, summed: bool) -> Tensor:
+def streamed(
+    hidden_TE: Tensor, weight_VE: Tensor, rows_R: Tensor, rule: Rule, chunk: int | None, summed: bool
+) -> Tensor:
     """Loss of the rows: [T] with 0 elsewhere, or their sum."""
     size = default_chunk(weight_VE.shape[0]) if chunk is None else chunk
     if size < 1:
@@ -64,7 +66,9 @@ def streamed(hidden_TE: Tensor, weight_VE: Tensor, rows_R: Tensor, rule: Rule, c
 class _Gradients:
     """Gradients of hidden states and weight, added to chunk by chunk."""
 
-    def __init__(self, hidden_TE: Tensor, weight_VE: Tensor, wanted: tuple[bool, bool], dtype: torch.dtype) -> None:
+    def __init__(
+        self, hidden_TE: Tensor, weight_VE: Tensor, wanted: tuple[bool, bool], dtype: torch.dtype
+    ) -> None:
         self.hidden_TE = torch.zeros_like(hidden_TE) if wanted[0] else None
         self.weight_VE = torch.zeros_like(weight_VE, dtype=wide(dtype)) if wanted[1] else None
 
@@ -82,7 +86,15 @@ class _Gradients:
 
 class _PerToken(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_TE: Tensor, weight_VE: Tensor, rows_R: Tensor, rule: Rule, chunk: int, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_TE: Tensor,
+        weight_VE: Tensor,
+        rows_R: Tensor,
+        rule: Rule,
+        chunk: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
         loss_T = hidden_TE.new_zeros(hidden_TE.shape[0], dtype=wide(dtype))
         cast_VE = weight_VE.to(dtype)
         for rows_Q in rows_R.split(chunk):
@@ -106,7 +118,15 @@ class _PerToken(torch.autograd.Function):
 
 class _Summed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_TE: Tensor, weight_VE: Tensor, rows_R: Tensor, rule: Rule, chunk: int, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_TE: Tensor,
+        weight_VE: Tensor,
+        rows_R: Tensor,
+        rule: Rule,
+        chunk: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
         total = hidden_TE.new_zeros((), dtype=wide(dtype))
         wanted = ctx.needs_input_grad[:2]
         gradients = _Gradients(hidden_TE, weight_VE, wanted, dtype)

@@ -42,7 +42,9 @@ def rest(log_p_RV: Tensor, ids_RK: Tensor) -> Tensor:
     return log_p_RV.scatter(1, ids_RK, float("-inf")).logsumexp(dim=-1)
 
 
-def summed_top_k_kl(student_TE: Tensor, student_VE: Tensor, rows_R: Tensor, teacher: TopK, temperature: float = 1.0) -> Tensor:
+def summed_top_k_kl(
+    student_TE: Tensor, student_VE: Tensor, rows_R: Tensor, teacher: TopK, temperature: float = 1.0
+) -> Tensor:
     """Sum over the rows, in which order the teacher's stand too; for training, as `summed_forward_kl`."""
     place_T = torch.zeros(student_TE.shape[0], dtype=torch.int64, device=rows_R.device)
     place_T[rows_R] = torch.arange(len(rows_R), device=rows_R.device)

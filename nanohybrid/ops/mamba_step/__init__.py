@@ -20,7 +20,18 @@ def mamba_step(
     """
     step = choose(xBC_SC, dt_SH, A_log_H, ssm_pool, reference=_composed, torch=_composed, triton=TRITON)
     y_SHP: Tensor | None = step(
-        xBC_SC, dt_SH, conv_weight_CW, conv_bias_C, dt_bias_H, A_log_H, D_H, conv_pool, ssm_pool, layout, groups, limit
+        xBC_SC,
+        dt_SH,
+        conv_weight_CW,
+        conv_bias_C,
+        dt_bias_H,
+        A_log_H,
+        D_H,
+        conv_pool,
+        ssm_pool,
+        layout,
+        groups,
+        limit,
     )
     return y_SHP
 

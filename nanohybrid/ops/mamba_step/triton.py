@@ -59,7 +59,9 @@ def _update(
     # 1. the step and the decay of this head
     dt = tl.load(dt_SH + sequence * dt_stride + h).to(tl.float32) + tl.load(dt_bias + h).to(tl.float32)
     grown = tl.exp(tl.minimum(dt, 20.0))
-    softplus = tl.log(1 + grown) * tl.where(1 + grown == 1, 1, grown / (1 + grown - 1))  # log1p without its cancellation
+    softplus = tl.log(1 + grown) * tl.where(
+        1 + grown == 1, 1, grown / (1 + grown - 1)
+    )  # log1p without its cancellation
     dt = tl.where(dt > 20, dt, tl.where(1 + grown == 1, grown, softplus))
     dt = tl.minimum(tl.maximum(dt, low), high)
     decay = tl.exp(-dt * tl.exp(tl.load(A_log + h).to(tl.float32)))

@@ -48,12 +48,17 @@ def format_of(codes: Tensor) -> str:
     for name, dtype in CODES.items():
         if codes.dtype == dtype:
             return name
-    raise ValueError(f"codes are {codes.dtype}: known are {', '.join(f'{dtype} ({name})' for name, dtype in CODES.items())}")
+    raise ValueError(
+        f"codes are {codes.dtype}: known are {', '.join(f'{dtype} ({name})' for name, dtype in CODES.items())}"
+    )
 
 
 def shapes(format: str, outputs: int, inputs: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """The shapes of codes and scales."""
-    return (outputs, inputs // 2 if format == "int4" else inputs), (outputs, inputs // group_of(format, inputs))
+    return (outputs, inputs // 2 if format == "int4" else inputs), (
+        outputs,
+        inputs // group_of(format, inputs),
+    )
 
 
 def stored_bytes(format: str, outputs: int, inputs: int) -> int:
@@ -65,5 +70,7 @@ def stored_bytes(format: str, outputs: int, inputs: int) -> int:
 def spread(scales: Tensor, format: str, outputs: int, inputs: int) -> Tensor:
     """Scales of a whole matrix, of rows, or of larger groups than the format's, as the format's own, [N, G]."""
     _, (_, groups) = shapes(format, outputs, inputs)
-    scales_NG = scales.to(SCALES[format]).reshape(-1, 1 if scales.ndim < 2 else scales.shape[1]).expand(outputs, -1)
+    scales_NG = (
+        scales.to(SCALES[format]).reshape(-1, 1 if scales.ndim < 2 else scales.shape[1]).expand(outputs, -1)
+    )
     return scales_NG.repeat_interleave(groups // scales_NG.shape[1], dim=1).contiguous()

@@ -26,19 +26,52 @@ def linear(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
     x_MK = x_MK if x_MK.stride(1) == 1 else x_MK.contiguous()
     (M, K), (N, G) = x_MK.shape, scales_NG.shape
     if M > MOST_ROWS:
-        from nanohybrid.ops.quantized.blocks import by_blocks  # here, since it names this module
+        from nanohybrid.ops.quantized.torch import by_blocks  # here, since it names this module
 
         return by_blocks(x, codes, scales_NG)
     y_MN = x.new_empty(M, N)
     outputs = next((size for size in (128, 64, 32) if blocks(N, size) >= PROGRAMS), LEAST_DOT)
-    shared = {"TYPE": operand(x.dtype), "ROWS": power(M, LEAST_DOT), "OUTPUTS": outputs, "num_warps": 4, "num_stages": 4}
+    shared = {
+        "TYPE": operand(x.dtype),
+        "ROWS": power(M, LEAST_DOT),
+        "OUTPUTS": outputs,
+        "num_warps": 4,
+        "num_stages": 4,
+    }
     grid, format = (blocks(N, outputs),), format_of(codes)
     if format == "int4":
-        _nibbles[grid](x_MK, codes, scales_NG, y_MN, M, N, K, G, x_MK.stride(0), STEP=STEP // 2, GROUP=K // G // 2, **shared)
+        _nibbles[grid](
+            x_MK,
+            codes,
+            scales_NG,
+            y_MN,
+            M,
+            N,
+            K,
+            G,
+            x_MK.stride(0),
+            STEP=STEP // 2,
+            GROUP=K // G // 2,
+            **shared,
+        )
     else:
         step = STEP if G == 1 else K // G
         codes = codes.view(torch.uint8) if format == "fp8" else codes
-        _bytes[grid](x_MK, codes, scales_NG, y_MN, M, N, K, G, x_MK.stride(0), STEP=step, GROUPED=G > 1, FP8=format == "fp8", **shared)
+        _bytes[grid](
+            x_MK,
+            codes,
+            scales_NG,
+            y_MN,
+            M,
+            N,
+            K,
+            G,
+            x_MK.stride(0),
+            STEP=step,
+            GROUPED=G > 1,
+            FP8=format == "fp8",
+            **shared,
+        )
     return y_MN.view(*x.shape[:-1], N)
 
 
@@ -54,7 +87,9 @@ def _bytes(
     for first in range(0, K, STEP):
         k = first + step
         is_k = k < K
-        x_tile = tl.load(x + m[:, None] * stride + k[None, :], mask=is_m[:, None] & is_k[None, :], other=0).to(TYPE)
+        x_tile = tl.load(
+            x + m[:, None] * stride + k[None, :], mask=is_m[:, None] & is_k[None, :], other=0
+        ).to(TYPE)
         w_tile = tl.load(row + k[:, None], mask=is_k[:, None] & is_n[None, :], other=0)
         if FP8:
             w_tile = _fp8(w_tile)
@@ -66,7 +101,9 @@ def _bytes(
         total *= tl.load(scales + n, mask=is_n, other=0).to(tl.float32)[None, :]
     if FP8:
         total *= 256
-    tl.store(y + m[:, None] * N + n[None, :], total.to(y.dtype.element_ty), mask=is_m[:, None] & is_n[None, :])
+    tl.store(
+        y + m[:, None] * N + n[None, :], total.to(y.dtype.element_ty), mask=is_m[:, None] & is_n[None, :]
+    )
 
 
 @triton.jit
@@ -95,7 +132,16 @@ def _nibbles(
         scale = tl.load(scales + row * G + b[:, None] // GROUP, mask=inside, other=0).to(tl.float32)
         even_at = x + m[:, None] * stride + 2 * b[None, :]
         own = is_m[:, None] & is_b[None, :]
-        even, odd = tl.load(even_at, mask=own, other=0).to(TYPE), tl.load(even_at + 1, mask=own, other=0).to(TYPE)
-        total = tl.dot(even, (((code & 15) - 8).to(tl.float32) * scale).to(TYPE), total, input_precision="ieee")
-        total = tl.dot(odd, (((code >> 4) - 8).to(tl.float32) * scale).to(TYPE), total, input_precision="ieee")
-    tl.store(y + m[:, None] * N + n[None, :], total.to(y.dtype.element_ty), mask=is_m[:, None] & is_n[None, :])
+        even, odd = (
+            tl.load(even_at, mask=own, other=0).to(TYPE),
+            tl.load(even_at + 1, mask=own, other=0).to(TYPE),
+        )
+        total = tl.dot(
+            even, (((code & 15) - 8).to(tl.float32) * scale).to(TYPE), total, input_precision="ieee"
+        )
+        total = tl.dot(
+            odd, (((code >> 4) - 8).to(tl.float32) * scale).to(TYPE), total, input_precision="ieee"
+        )
+    tl.store(
+        y + m[:, None] * N + n[None, :], total.to(y.dtype.element_ty), mask=is_m[:, None] & is_n[None, :]
+    )

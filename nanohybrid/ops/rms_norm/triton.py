@@ -31,7 +31,16 @@ class _RMSNorm(Function):
         rows = max(1, ELEMENTS // width)
         normed_TD = x_TD.new_empty(T, D)
         _rms_norm[(blocks(T, rows),)](
-            x_TD, weight_D, normed_TD, x_TD.stride(0), T, D, eps, ROWS=rows, WIDTH=width, num_warps=8 if width > 2048 else 4
+            x_TD,
+            weight_D,
+            normed_TD,
+            x_TD.stride(0),
+            T,
+            D,
+            eps,
+            ROWS=rows,
+            WIDTH=width,
+            num_warps=8 if width > 2048 else 4,
         )
         return normed_TD
 

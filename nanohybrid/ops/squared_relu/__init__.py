@@ -3,13 +3,16 @@
 from torch import Tensor
 
 from nanohybrid.ops.dispatch import Kernel, choose
-from nanohybrid.ops.squared_relu import fused, reference
+from nanohybrid.ops.squared_relu import reference
+from nanohybrid.ops.squared_relu import torch as torch_form
 
-NUMBA = Kernel("nanohybrid.ops.squared_relu.compiled:squared_relu", gradients=True)
+NUMBA = Kernel("nanohybrid.ops.squared_relu.numba:squared_relu", gradients=True)
 TRITON = Kernel("nanohybrid.ops.squared_relu.triton:squared_relu", gradients=True)
 
 
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2 of a tensor of any shape, in its dtype."""
-    y: Tensor = choose(x, reference=reference.squared_relu, torch=fused.squared_relu, numba=NUMBA, triton=TRITON)(x)
+    y: Tensor = choose(
+        x, reference=reference.squared_relu, torch=torch_form.squared_relu, numba=NUMBA, triton=TRITON
+    )(x)
     return y

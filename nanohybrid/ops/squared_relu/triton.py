@@ -24,7 +24,9 @@ def backward_kernel(x, dy, dx, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)
     slope = tl.load(dy + at, mask=at < size, other=0.0).to(tl.float32)
-    tl.store(dx + at, (2.0 * tl.where(value < 0.0, 0.0, value) * slope).to(dx.dtype.element_ty), mask=at < size)
+    tl.store(
+        dx + at, (2.0 * tl.where(value < 0.0, 0.0, value) * slope).to(dx.dtype.element_ty), mask=at < size
+    )
 
 
 def squared_relu(x: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ from torch import Tensor
 
 from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.layout import Layout
-from nanohybrid.ops.ssd_scan import chunked, reference
+from nanohybrid.ops.ssd_scan import reference
+from nanohybrid.ops.ssd_scan import torch as torch_form
 
-NUMBA = Kernel("nanohybrid.ops.ssd_scan.compiled:ssd_scan", gradients=True)
-TRITON = Kernel("nanohybrid.ops.ssd_scan.trained:ssd_scan", gradients=True)
+NUMBA = Kernel("nanohybrid.ops.ssd_scan.numba:ssd_scan", gradients=True)
+TRITON = Kernel("nanohybrid.ops.ssd_scan.triton_autograd:ssd_scan", gradients=True)
 
 
 def ssd_scan(
@@ -28,5 +29,5 @@ def ssd_scan(
     Returns y_THP in fp32 (float64) and, where `keep`, the final states [S, H, P, N]; training keeps none.
     """
     given = x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN
-    scan = choose(*given, reference=reference.ssd_scan, torch=chunked.ssd_scan, numba=NUMBA, triton=TRITON)
+    scan = choose(*given, reference=reference.ssd_scan, torch=torch_form.ssd_scan, numba=NUMBA, triton=TRITON)
     return scan(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, initial_SHPN, keep)

@@ -29,4 +29,10 @@ class Scan(Function):
     def backward(ctx: Any, dy_THP: Tensor | None, dfinal_SHPN: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, initial_SHPN = ctx.saved_tensors
         dy_THP = inputs[1].new_zeros(inputs[0].shape) if dy_THP is None else dy_THP  # in the steps' dtype
-        return *ctx.backward_of(dy_THP, dfinal_SHPN, *inputs, ctx.layout, initial_SHPN), None, None, None, None
+        return (
+            *ctx.backward_of(dy_THP, dfinal_SHPN, *inputs, ctx.layout, initial_SHPN),
+            None,
+            None,
+            None,
+            None,
+        )

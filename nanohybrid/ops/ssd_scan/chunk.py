@@ -28,7 +28,17 @@ class Chunk(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dt: Tensor, A_H: Tensor, B: Tensor, C: Tensor, D_H: Tensor, state: Tensor | None, leaves: bool):  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        A_H: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D_H: Tensor,
+        state: Tensor | None,
+        leaves: bool,
+    ) -> Any:
         (Z, Q, H, P), (G, N) = x.shape, B.shape[2:]
         # 1. decay from every token j to every later token i; masked before exp, so that nothing overflows
         c_ZHQ = (dt * A_H).transpose(1, 2).cumsum(-1)
@@ -50,14 +60,20 @@ class Chunk(torch.autograd.Function):
             y_ZHQP.addcmul_(c_ZHQ.exp()[..., None], _ungrouped(read_ZGQM, H))
             if next_ZHPN is not None:
                 next_ZHPN.addcmul_(c_ZHQ[..., -1, None, None].exp(), state)
-        ctx.set_materialize_grads(False)  # a state that nobody used gets no gradient, and no products with zeros
-        ctx.save_for_backward(x, dt, A_H, D_H, B_ZGQN, C_ZGQN, state, c_ZHQ, decay_ZHQQ, scores_ZGQQ, y_ZHQP, next_ZHPN)
+        ctx.set_materialize_grads(
+            False
+        )  # a state that nobody used gets no gradient, and no products with zeros
+        ctx.save_for_backward(
+            x, dt, A_H, D_H, B_ZGQN, C_ZGQN, state, c_ZHQ, decay_ZHQQ, scores_ZGQQ, y_ZHQP, next_ZHPN
+        )
         return (x * D_H[:, None]).add_(y_ZHQP.transpose(1, 2)), next_ZHPN
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dnext_ZHPN: Tensor | None):  # type: ignore[no-untyped-def]
-        x, dt, A_H, D_H, B_ZGQN, C_ZGQN, state, c_ZHQ, decay_ZHQQ, scores_ZGQQ, y_ZHQP, next_ZHPN = ctx.saved_tensors
+        x, dt, A_H, D_H, B_ZGQN, C_ZGQN, state, c_ZHQ, decay_ZHQQ, scores_ZGQQ, y_ZHQP, next_ZHPN = (
+            ctx.saved_tensors
+        )
         (Z, Q, H, P), (G, N) = x.shape, B_ZGQN.shape[1::2]
         dy = torch.zeros_like(x) if dy is None else dy
         dy_ZHQP, fed_ZHQP = _heads_first(dy), _heads_first(x, dt[..., None])
@@ -89,7 +105,16 @@ class Chunk(torch.autograd.Function):
         ddt_ZHQ = torch.addcmul(fed_by_ZHQ, dlog_ZHQ, A_H[:, None])
         dA_H, dD_H = (dlog_ZHQ * dt_ZHQ).sum((0, 2)), (dy * x).sum((0, 1, 3))
         dx = torch.addcmul(dy * D_H[:, None], dfed_ZHQP.transpose(1, 2), dt[..., None])
-        return dx, ddt_ZHQ.transpose(1, 2), dA_H, dB_ZGQN.transpose(1, 2), dC_ZGQN.transpose(1, 2), dD_H, dstate, None
+        return (
+            dx,
+            ddt_ZHQ.transpose(1, 2),
+            dA_H,
+            dB_ZGQN.transpose(1, 2),
+            dC_ZGQN.transpose(1, 2),
+            dD_H,
+            dstate,
+            None,
+        )
 
 
 def _later(Q: int, device: torch.device) -> Tensor:

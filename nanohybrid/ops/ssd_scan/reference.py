@@ -35,7 +35,11 @@ def ssd_scan(
             state_HPN = initial_SHPN[sequence].to(dt_TH.dtype)
         for t in range(layout.starts[sequence], layout.starts[sequence + 1]):
             decay_H = torch.exp(dt_TH[t] * A_H)
-            state_HPN = torch.einsum("H,HPN->HPN", decay_H, state_HPN) + torch.einsum("H,HP,HN->HPN", dt_TH[t], x_THP[t], B_THN[t])
-            ys.append(torch.einsum("HPN,HN->HP", state_HPN, C_THN[t]) + torch.einsum("H,HP->HP", D_H, x_THP[t]))
+            state_HPN = torch.einsum("H,HPN->HPN", decay_H, state_HPN) + torch.einsum(
+                "H,HP,HN->HPN", dt_TH[t], x_THP[t], B_THN[t]
+            )
+            ys.append(
+                torch.einsum("HPN,HN->HP", state_HPN, C_THN[t]) + torch.einsum("H,HP->HP", D_H, x_THP[t])
+            )
         finals.append(state_HPN)
     return torch.stack(ys), torch.stack(finals) if keep else None

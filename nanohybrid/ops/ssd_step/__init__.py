@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from nanohybrid.ops.dispatch import choose
-from nanohybrid.ops.ssd_step import batched, reference
+from nanohybrid.ops.ssd_step import reference
+from nanohybrid.ops.ssd_step import torch as torch_form
 
 
 def ssd_step(
@@ -13,5 +14,15 @@ def ssd_step(
 
     dtypes as in ssd_scan.
     """
-    step = choose(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN, reference=reference.ssd_step, torch=batched.ssd_step)
+    step = choose(
+        x_SHP,
+        dt_SH,
+        A_H,
+        B_SGN,
+        C_SGN,
+        D_H,
+        state_SHPN,
+        reference=reference.ssd_step,
+        torch=torch_form.ssd_step,
+    )
     return step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN)

@@ -14,4 +14,6 @@ def ssd_step(
     C_SHN = C_SGN.to(dt_SH.dtype).repeat_interleave(heads_per_group, dim=1)
     decayed = torch.einsum("SH,SHPN->SHPN", torch.exp(dt_SH * A_H), state_SHPN)
     state_SHPN = decayed + torch.einsum("SH,SHP,SHN->SHPN", dt_SH, x_SHP, B_SHN)
-    return torch.einsum("SHPN,SHN->SHP", state_SHPN, C_SHN) + torch.einsum("H,SHP->SHP", D_H, x_SHP), state_SHPN
+    return torch.einsum("SHPN,SHN->SHP", state_SHPN, C_SHN) + torch.einsum(
+        "H,SHP->SHP", D_H, x_SHP
+    ), state_SHPN

@@ -29,7 +29,9 @@ def ssd_steps(
     """
     ys = []
     for token in range(x_SLHP.shape[1]):
-        y_SHP, state_SHPN = ssd_step(x_SLHP[:, token], dt_SLH[:, token], A_H, B_SLGN[:, token], C_SLGN[:, token], D_H, state_SHPN)
+        y_SHP, state_SHPN = ssd_step(
+            x_SLHP[:, token], dt_SLH[:, token], A_H, B_SLGN[:, token], C_SLGN[:, token], D_H, state_SHPN
+        )
         state_SHPN = rounded(state_SHPN, token)
         ys.append(y_SHP)
     return torch.stack(ys, dim=1), state_SHPN

@@ -3,11 +3,11 @@
 from torch import Tensor
 
 from nanohybrid.ops.dispatch import Kernel, choose
-from nanohybrid.ops.stochastic import rounding
-from nanohybrid.ops.stochastic.rounding import keys
+from nanohybrid.ops.stochastic import torch as torch_form
+from nanohybrid.ops.stochastic.torch import keys
 
 __all__ = ["keys", "to_half"]
-NUMBA = Kernel("nanohybrid.ops.stochastic.compiled:to_half")
+NUMBA = Kernel("nanohybrid.ops.stochastic.numba:to_half")
 
 
 def to_half(x: Tensor, key_S: Tensor, layer: int) -> Tensor:
@@ -15,6 +15,6 @@ def to_half(x: Tensor, key_S: Tensor, layer: int) -> Tensor:
 
     What fp16 can hold stays as it is, what exceeds it is cut to its largest number. All forms give the same bits.
     """
-    form = choose(x, reference=rounding.to_half, torch=rounding.to_half, numba=NUMBA)
+    form = choose(x, reference=torch_form.to_half, torch=torch_form.to_half, numba=NUMBA)
     half: Tensor = form(x, key_S, layer)
     return half

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nanohybrid.ops.attention import pages, ragged
+from nanohybrid.ops.attention import pages
+from nanohybrid.ops.attention import torch as torch_form
 from nanohybrid.ops.attention.triton import decode, prefill
 from nanohybrid.ops.attention.triton.tables import page_table, tiles
 from nanohybrid.ops.launch import LEAST_DOT, operand, power
@@ -26,10 +27,12 @@ KEYS = 64  # a step of either loop
 QUERIES = 64  # of one head, in a program of prefill
 
 
-def attention(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
+def attention(
+    q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: Cache | None = None
+) -> Tensor:
     """o_THP in q's dtype; products take operands in it, sums and softmax are fp32."""
     if cache is None or not (layout.continues or layout.is_decode):
-        return ragged.attention(q_THP, k_TKP, v_TKP, layout, cache)
+        return torch_form.attention(q_THP, k_TKP, v_TKP, layout, cache)
     pages.write(cache.key, k_TKP, layout)
     pages.write(cache.value, v_TKP, layout)
     return (decode_attention if layout.is_decode else prefill_attention)(q_THP, layout, cache)

@@ -64,5 +64,7 @@ def combine(o, weight, out, positions_S, H, P, WIDTH: tl.constexpr, KEYS: tl.con
     log_weight = tl.load(weight + row * COUNT + x, mask=used, other=float("-inf"))
     share = tl.exp2(log_weight - tl.max(log_weight, 0))
     share = share / tl.sum(share, 0)
-    means = tl.load(o + (row * COUNT + x)[:, None] * P + p[None, :], mask=used[:, None] & (p < P)[None, :], other=0)
+    means = tl.load(
+        o + (row * COUNT + x)[:, None] * P + p[None, :], mask=used[:, None] & (p < P)[None, :], other=0
+    )
     tl.store(out + row * P + p, tl.sum(means * share[:, None], 0).to(out.dtype.element_ty), mask=p < P)

@@ -28,8 +28,13 @@ def tiles(layout: Layout, size: int, device: torch.device) -> Tensor:
 
     def table() -> np.ndarray:
         found = []
-        for i, (start, length, position) in enumerate(zip(layout.starts, layout.lengths, layout.positions, strict=False)):
-            found += [(start + done, min(size, length - done), position + done, i) for done in range(0, length, size)]
+        for i, (start, length, position) in enumerate(
+            zip(layout.starts, layout.lengths, layout.positions, strict=False)
+        ):
+            found += [
+                (start + done, min(size, length - done), position + done, i)
+                for done in range(0, length, size)
+            ]
         return np.asarray(sorted(found, key=lambda tile: -tile[2]), dtype=np.int64).reshape(-1, 4)
 
     return layout.tensor(f"query_tiles{size}", device, table)

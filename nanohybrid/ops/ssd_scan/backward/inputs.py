@@ -26,7 +26,9 @@ def _finish(
     p, n = FROM + tl.arange(0, WIDTH), tl.arange(0, BLOCK_N)
     there = inside[:, None] & (p < P)[None, :]
     dy_QP = tl.load(dy + (token[:, None] * H + head) * P + p[None, :], mask=there, other=0.0).to(tl.float32)
-    x_QP = tl.load(x + token[:, None] * stride_x + head * P + p[None, :], mask=there, other=0.0).to(tl.float32)
+    x_QP = tl.load(x + token[:, None] * stride_x + head * P + p[None, :], mask=there, other=0.0).to(
+        tl.float32
+    )
     state_at, in_state = p[None, :] * N + n[:, None], (p < P)[None, :] & (n < N)[:, None]
     entering_NP = tl.load(entering + state_at, mask=in_state & has_entering, other=0.0)
     leaving_NP = tl.load(leaving + state_at, mask=in_state & has_leaving, other=0.0)
@@ -38,7 +40,11 @@ def _finish(
         left = tl.dot(B_QN, leaving_NP.to(OPERAND), input_precision="ieee") * tl.exp(c_last - c_j)[:, None]
         left_by = dt_j * tl.sum(left * x_QP, 1)
         fed += left
-    tl.store(dx + (token[:, None] * H + head) * P + p[None, :], (dy_QP * D_h + fed * dt_j[:, None]).to(dx.dtype.element_ty), mask=there)
+    tl.store(
+        dx + (token[:, None] * H + head) * P + p[None, :],
+        (dy_QP * D_h + fed * dt_j[:, None]).to(dx.dtype.element_ty),
+        mask=there,
+    )
     return tl.sum(fed * x_QP, 1), read_by, left_by, tl.sum(dy_QP * x_QP), tl.sum(entering_NP * leaving_NP)
 
 

@@ -56,7 +56,9 @@ def ssd_scan_backward(
     split = columns(P)
     size = dict(P=P, N=N, OPERAND=operand(x_THP.dtype), BLOCK_N=power(N, LEAST_DOT))
     tile = dict(CHUNK=CHUNK, BLOCK=BLOCK)
-    busy = dict(num_warps=8, num_stages=2)  # with 4 warps the compiler for sm_90 runs out of registers and spills
+    busy = dict(
+        num_warps=8, num_stages=2
+    )  # with 4 warps the compiler for sm_90 runs out of registers and spills
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -74,7 +76,11 @@ def ssd_scan_backward(
         HAS_FINAL=dfinal is not None, HAS_INITIAL=dinitial is not None, BLOCK=ELEMENTS,
     )  # fmt: skip
     # 3. B and C
-    dscores_ZGQQ, by_row, by_column = new(Z, G, CHUNK, CHUNK), new(CHUNK // BLOCK, T, H), new(CHUNK // BLOCK, T, H)
+    dscores_ZGQQ, by_row, by_column = (
+        new(Z, G, CHUNK, CHUNK),
+        new(CHUNK // BLOCK, T, H),
+        new(CHUNK // BLOCK, T, H),
+    )
     scores.score_gradients[Z, G, (CHUNK // BLOCK) ** 2](
         x, dt, c_TH, dy, scores_ZGQQ, dscores_ZGQQ, by_row, by_column, table, x.stride(0), T, Z, H, G,
         P=P, OPERAND=size["OPERAND"], **tile, **split, **busy,
@@ -82,10 +88,40 @@ def ssd_scan_backward(
     dB, dC = new(T, G, N, dtype=B.dtype), new(T, G, N, dtype=C.dtype)
     shared = dict(BLOCK_R=BLOCK, **tile, **size, **busy)
     scores.group_gradients[Z, G, CHUNK // BLOCK](
-        dscores_ZGQQ, B, dy, dt, c_TH, entering, dC, table, table[2], B.stride(0), H * P, Z, H, G, OF_C=True, **shared
+        dscores_ZGQQ,
+        B,
+        dy,
+        dt,
+        c_TH,
+        entering,
+        dC,
+        table,
+        table[2],
+        B.stride(0),
+        H * P,
+        Z,
+        H,
+        G,
+        OF_C=True,
+        **shared,
     )
     scores.group_gradients[Z, G, CHUNK // BLOCK](
-        dscores_ZGQQ, C, x, dt, c_TH, leaving, dB, table, table[3], C.stride(0), x.stride(0), Z, H, G, OF_C=False, **shared
+        dscores_ZGQQ,
+        C,
+        x,
+        dt,
+        c_TH,
+        leaving,
+        dB,
+        table,
+        table[3],
+        C.stride(0),
+        x.stride(0),
+        Z,
+        H,
+        G,
+        OF_C=False,
+        **shared,
     )
     # 4. x, then dt and A
     dx = new(T, H, P, dtype=x_THP.dtype)
@@ -97,6 +133,22 @@ def ssd_scan_backward(
     )  # fmt: skip
     ddt, dA, heads = new(T, H), new(Z, H), power(min(H, 16))
     inputs.decay_gradients[Z, blocks(H, heads)](
-        dt, A, c_TH, by_row, by_column, fed_by, read_by, left_by, carried, ddt, dA, table, T, Z, H, BLOCK_H=heads, **tile
+        dt,
+        A,
+        c_TH,
+        by_row,
+        by_column,
+        fed_by,
+        read_by,
+        left_by,
+        carried,
+        ddt,
+        dA,
+        table,
+        T,
+        Z,
+        H,
+        BLOCK_H=heads,
+        **tile,
     )
     return Gradients(dx, ddt, dA.sum(0), dB, dC, skipped.sum((0, 1)), dinitial)

@@ -37,7 +37,10 @@ def score_gradients(
     for head in range(group * (H // G), (group + 1) * (H // G)):
         # 1. dy_i . x_j in two widths, 64 + 16 for heads of 80
         p = tl.arange(0, FIRST)
-        dy_at, x_at = dy + ((start + i)[:, None] * H + head) * P, x + (start + j)[None, :] * stride_x + head * P
+        dy_at, x_at = (
+            dy + ((start + i)[:, None] * H + head) * P,
+            x + (start + j)[None, :] * stride_x + head * P,
+        )
         dy_QF = tl.load(dy_at + p[None, :], mask=i_inside[:, None] & (p < P)[None, :], other=0.0)
         x_FQ = tl.load(x_at + p[:, None], mask=(p < P)[:, None] & j_inside[None, :], other=0.0)
         met = tl.dot(dy_QF.to(OPERAND), x_FQ.to(OPERAND), input_precision="ieee")
@@ -56,7 +59,9 @@ def score_gradients(
         # 3. what the decay between i and j carried
         strict = tl.where(i[:, None] > j[None, :], weighed * scores_QQ, 0.0)
         tl.store(by_row + (j_block.to(tl.int64) * T + start + i) * H + head, tl.sum(strict, 1), mask=i_inside)
-        tl.store(by_column + (i_block.to(tl.int64) * T + start + j) * H + head, tl.sum(strict, 0), mask=j_inside)
+        tl.store(
+            by_column + (i_block.to(tl.int64) * T + start + j) * H + head, tl.sum(strict, 0), mask=j_inside
+        )
     tl.store(dscores + matrix, total)
 
 
@@ -85,7 +90,9 @@ def group_gradients(
         else:
             slopes = tl.load(matrix + k[None, :] * CHUNK + row[:, None])
         there = (k < length)[:, None] & (n < N)[None, :]
-        other_QN = tl.load(other + (start + k)[:, None] * stride_other + group * N + n[None, :], mask=there, other=0.0)
+        other_QN = tl.load(
+            other + (start + k)[:, None] * stride_other + group * N + n[None, :], mask=there, other=0.0
+        )
         total = tl.dot(slopes.to(OPERAND), other_QN.to(OPERAND), total, input_precision="ieee")
     # 2. through the state
     if tl.load(flags + piece) != 0:
@@ -97,13 +104,24 @@ def group_gradients(
             at = (start + row)[:, None] * H + head[None, :]
             factor = tl.load(c + at, mask=inside, other=0.0)
             if not OF_C:
-                factor = tl.load(c + (start + length - 1) * H + head, mask=r < rows, other=0.0)[None, :] - factor
+                factor = (
+                    tl.load(c + (start + length - 1) * H + head, mask=r < rows, other=0.0)[None, :] - factor
+                )
             factor = tl.exp(factor)
             if not OF_C:
                 factor *= tl.load(dt + at, mask=inside, other=0.0)
-            part = tl.load(source + (start + row)[:, None] * stride_source + group * rows + r[None, :], mask=inside, other=0.0)
+            part = tl.load(
+                source + (start + row)[:, None] * stride_source + group * rows + r[None, :],
+                mask=inside,
+                other=0.0,
+            )
             state_at = (piece.to(tl.int64) * G + group) * rows * N + r[:, None] * N + n[None, :]
             state_RN = tl.load(states + state_at, mask=(r < rows)[:, None] & (n < N)[None, :], other=0.0)
-            total = tl.dot((part.to(tl.float32) * factor).to(OPERAND), state_RN.to(OPERAND), total, input_precision="ieee")
+            total = tl.dot(
+                (part.to(tl.float32) * factor).to(OPERAND),
+                state_RN.to(OPERAND),
+                total,
+                input_precision="ieee",
+            )
     at = ((start + row)[:, None] * G + group) * N + n[None, :]
     tl.store(out + at, total, mask=(row < length)[:, None] & (n < N)[None, :])

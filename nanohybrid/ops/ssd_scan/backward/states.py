@@ -31,8 +31,14 @@ def read_states(
         token = start + i
         inside = (r < rows)[:, None] & (i < length)[None, :]
         factor = tl.exp(tl.load(c + token[None, :] * H + head[:, None], mask=inside, other=0.0))
-        dy_RQ = tl.load(dy + token[None, :] * H * P + (group * rows + r)[:, None], mask=inside, other=0.0).to(tl.float32)
-        C_QN = tl.load(C + token[:, None] * stride_C + group * N + n[None, :], mask=(i < length)[:, None] & (n < N)[None, :], other=0.0)
+        dy_RQ = tl.load(dy + token[None, :] * H * P + (group * rows + r)[:, None], mask=inside, other=0.0).to(
+            tl.float32
+        )
+        C_QN = tl.load(
+            C + token[:, None] * stride_C + group * N + n[None, :],
+            mask=(i < length)[:, None] & (n < N)[None, :],
+            other=0.0,
+        )
         total = tl.dot((dy_RQ * factor).to(OPERAND), C_QN.to(OPERAND), total, input_precision="ieee")
     at = (piece.to(tl.int64) * G + group) * rows * N + r[:, None] * N + n[None, :]
     tl.store(out + at, total, mask=(r < rows)[:, None] & (n < N)[None, :])

@@ -43,7 +43,9 @@ def ssd_scan(
     x_THP, C_TGN = rows_in_place(x_THP), rows_in_place(C_TGN)
     dt_TH, A_H, D_H = (m.float().contiguous() for m in (dt_TH, A_H, D_H))
     starts_Z, lengths_Z, _ = pieces(layout, x_THP.device)
-    c_TH, given_ZHPN, scores_ZGQQ, final_SHPN = between(x_THP, dt_TH, A_H, B_TGN, C_TGN, layout, initial_SHPN, keep)
+    c_TH, given_ZHPN, scores_ZGQQ, final_SHPN = between(
+        x_THP, dt_TH, A_H, B_TGN, C_TGN, layout, initial_SHPN, keep
+    )
     y_THP = dt_TH.new_empty(T, H, P)
     outputs.outputs[(blocks(CHUNK, TOKENS), H, len(starts_Z))](
         x_THP, dt_TH, c_TH, C_TGN, D_H, given_ZHPN, scores_ZGQQ, y_THP, starts_Z, lengths_Z,

@@ -14,10 +14,22 @@ def scores(
     group, piece = tl.program_id(1), tl.program_id(2).to(tl.int64)
     start, length = tl.load(starts_Z + piece), tl.load(lengths_Z + piece)
     if (j_tile <= i_tile) & (i_tile * TOKENS < length):
-        i, j, n = i_tile * TOKENS + tl.arange(0, TOKENS), j_tile * TOKENS + tl.arange(0, TOKENS), tl.arange(0, STATE)
+        i, j, n = (
+            i_tile * TOKENS + tl.arange(0, TOKENS),
+            j_tile * TOKENS + tl.arange(0, TOKENS),
+            tl.arange(0, STATE),
+        )
         is_n = n < N
-        C_tile = tl.load(C + (start + i)[:, None] * C_stride + group * N + n[None, :], mask=(i < length)[:, None] & is_n[None, :], other=0)
-        B_tile = tl.load(B + (start + j)[None, :] * B_stride + group * N + n[:, None], mask=(j < length)[None, :] & is_n[:, None], other=0)
+        C_tile = tl.load(
+            C + (start + i)[:, None] * C_stride + group * N + n[None, :],
+            mask=(i < length)[:, None] & is_n[None, :],
+            other=0,
+        )
+        B_tile = tl.load(
+            B + (start + j)[None, :] * B_stride + group * N + n[:, None],
+            mask=(j < length)[None, :] & is_n[:, None],
+            other=0,
+        )
         tile = tl.dot(C_tile.to(TYPE), B_tile.to(TYPE), input_precision="ieee")
         tl.store(out + ((piece * G + group) * Q + i)[:, None] * Q + j[None, :], tile)
 
@@ -36,7 +48,11 @@ def outputs(
         c_i = tl.load(c + (start + i) * H + head, mask=is_i, other=0)
         # 1. of the state given
         n, p = tl.arange(0, STATE), tl.arange(0, FIRST)
-        C_tile = tl.load(C + (start + i)[:, None] * C_stride + group * N + n[None, :], mask=is_i[:, None] & (n < N)[None, :], other=0)
+        C_tile = tl.load(
+            C + (start + i)[:, None] * C_stride + group * N + n[None, :],
+            mask=is_i[:, None] & (n < N)[None, :],
+            other=0,
+        )
         state = given + (piece * H + head) * P * N
         total = _read(C_tile, state, p, n, P, N, TYPE) * tl.exp(c_i)[:, None]
         if SECOND > 0:
@@ -50,7 +66,9 @@ def outputs(
             at, is_j = (start + j) * H + head, j < length
             seen = (j[None, :] <= i[:, None]) & is_i[:, None]
             fade = c_i[:, None] - tl.load(c + at, mask=is_j, other=0)[None, :]
-            weight = tl.exp(tl.where(seen, fade, float("-inf"))) * tl.load(dt + at, mask=is_j, other=0)[None, :]
+            weight = (
+                tl.exp(tl.where(seen, fade, float("-inf"))) * tl.load(dt + at, mask=is_j, other=0)[None, :]
+            )
             weight = (weight * tl.load(row + j[None, :], mask=seen, other=0)).to(TYPE)
             x_row = x_head + (start + j)[:, None] * x_stride
             fed = tl.load(x_row + p[None, :], mask=is_j[:, None] & (p < P)[None, :], other=0).to(TYPE)

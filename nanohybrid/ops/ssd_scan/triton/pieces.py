@@ -14,7 +14,11 @@ def pieces(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor, Tensor
     def table() -> np.ndarray:
         starts, lengths, first = [], [], [0]
         for start, length, position in zip(layout.starts, layout.lengths, layout.positions, strict=False):
-            cuts = [position, *range((position // CHUNK + 1) * CHUNK, position + length, CHUNK), position + length]
+            cuts = [
+                position,
+                *range((position // CHUNK + 1) * CHUNK, position + length, CHUNK),
+                position + length,
+            ]
             starts += [start + cut - position for cut in cuts[:-1]]
             lengths += np.diff(cuts).tolist()
             first.append(len(starts))

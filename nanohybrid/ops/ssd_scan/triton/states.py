@@ -26,11 +26,21 @@ def local(
         token = start + t
         inside = is_row[:, None] & (t < length)[None, :]
         at = token[None, :] * H + head[:, None]
-        left = tl.exp(end[:, None] - tl.load(c + at, mask=inside, other=0)) * tl.load(dt + at, mask=inside, other=0)
-        fed = tl.load(x + token[None, :] * x_stride + row[:, None], mask=inside, other=0).to(tl.float32) * left
-        B_tile = tl.load(B + token[:, None] * B_stride + group * N + n[None, :], mask=(t < length)[:, None] & is_n[None, :], other=0)
+        left = tl.exp(end[:, None] - tl.load(c + at, mask=inside, other=0)) * tl.load(
+            dt + at, mask=inside, other=0
+        )
+        fed = (
+            tl.load(x + token[None, :] * x_stride + row[:, None], mask=inside, other=0).to(tl.float32) * left
+        )
+        B_tile = tl.load(
+            B + token[:, None] * B_stride + group * N + n[None, :],
+            mask=(t < length)[:, None] & is_n[None, :],
+            other=0,
+        )
         total = tl.dot(fed.to(TYPE), B_tile.to(TYPE), total, input_precision="ieee")
-    tl.store(added + (piece * H * P + row)[:, None] * N + n[None, :], total, mask=is_row[:, None] & is_n[None, :])
+    tl.store(
+        added + (piece * H * P + row)[:, None] * N + n[None, :], total, mask=is_row[:, None] & is_n[None, :]
+    )
 
 
 @triton.jit

@@ -1,0 +1,297 @@
+"""The flags by which commands choose a model, where it runs and how it speaks, and what those flags open."""
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanohybrid.cli.common import DTYPES, FORMATS, precision
+from nanohybrid.engine.prompt_lookup import MOST
+from nanohybrid.errors import InputError
+from nanohybrid.presets import preset
+
+if TYPE_CHECKING:
+    import jsonargparse
+    import torch
+
+    from nanohybrid.config import HybridConfig
+    from nanohybrid.engine import LLM, SamplingParams
+
+DEVICE = "auto, cpu, cuda or cuda:1; auto is cuda where there is one"
+LARGE = 1_000_000_000  # random models of so many parameters are made in bf16 unless told otherwise
+
+
+def add_shape_flags(parser: "jsonargparse.ArgumentParser") -> None:
+    """Which model, where its shape is all that is asked for: what `check_shape` looks at."""
+    parser.add_argument(
+        "path",
+        type=Path,
+        nargs="?",
+        metavar="PATH",
+        help="a checkpoint directory; config.json alone is enough",
+    )
+    parser.add_argument("--preset", metavar="NAME", help="a configuration by name instead")
+
+
+def add_choice_flags(parser: "jsonargparse.ArgumentParser") -> None:
+    """Which model, and where: what `check_choice` and `usable_device` look at."""
+    parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="a configuration by name instead of a checkpoint; with --random-weights",
+    )
+    parser.add_argument(
+        "--random-weights", action="store_true", help="weights at random, to measure speed and memory"
+    )
+    add_device_flag(parser)
+
+
+def add_device_flag(
+    parser: "jsonargparse.ArgumentParser", flag: str = "--device", what: str = "where it runs"
+) -> None:
+    """Where a command computes, which is this machine's affair and no part of a recipe: what `usable_device` looks at."""
+    parser.add_argument(flag, default="auto", metavar="DEVICE", help=f"{what}: {DEVICE}")
+
+
+def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
+    add_choice_flags(parser)
+    parser.add_argument(
+        "--dtype", choices=["checkpoint", *DTYPES], default="checkpoint", help="precision of the weights"
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=["bf16", *FORMATS],
+        help="the matrices in bf16, int8, int4 or fp8, made while loading, one after another",
+    )
+    parser.add_argument(
+        "--max-running", type=int, default=64, metavar="N", help="at most so many sequences at once"
+    )
+    add_memory_flags(parser)
+    parser.add_argument(
+        "--speculate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draft up to N tokens a step from the text itself; 0 none",
+    )
+
+
+def add_memory_flags(parser: "jsonargparse.ArgumentParser") -> None:
+    """How states, keys and values are kept."""
+    parser.add_argument(
+        "--state-dtype",
+        choices=["fp32", "fp16"],
+        default="fp32",
+        help="SSM states; fp16 is rounded stochastically",
+    )
+    parser.add_argument(
+        "--kv-dtype",
+        choices=["auto", "fp8"],
+        default="auto",
+        help="keys and values; auto is as the activations",
+    )
+
+
+def add_sampling_flags(
+    parser: "jsonargparse.ArgumentParser",
+    max_new_tokens: int,
+    temperature: float | None = 0.0,
+    top_p: float | None = 1.0,
+) -> None:
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help="the most to write, thinking included",
+    )
+    parser.add_argument("--temperature", type=float, default=temperature, metavar="T", help="0 is greedy")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=top_p,
+        metavar="P",
+        help="draw from the likeliest tokens that reach this probability",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens; 0 is all"
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="cut tokens less than P times as likely as the likeliest",
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="S", help="same seed, same text; without it, a new one each time"
+    )
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    parser.add_argument(
+        "--ignore-eos", action="store_true", help="write on through the end mark, up to --max-new-tokens"
+    )
+    parser.add_argument(
+        "--thinking-budget", type=int, metavar="N", help="end the trace at the next newline after N tokens"
+    )
+    parser.add_argument(
+        "--thinking-grace", type=int, default=500, metavar="N", help="... and N tokens later at the latest"
+    )
+
+
+def sampling_params(arguments: "jsonargparse.Namespace") -> "SamplingParams":
+    """The flags of `add_sampling_flags` as a value; raises InputError where one is out of range."""
+    from nanohybrid.engine import SamplingParams
+
+    return SamplingParams(
+        max_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        min_p=arguments.min_p,
+        seed=arguments.seed,
+        stop=tuple(arguments.stop),
+        ignore_eos=arguments.ignore_eos,
+        thinking_budget=arguments.thinking_budget,
+        thinking_grace=arguments.thinking_grace,
+    )
+
+
+def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
+    """Load the checkpoint, or make the preset's random weights."""
+    _check(arguments)
+    from nanohybrid.engine import LLM
+
+    dtype, format = chosen_precision(arguments)
+    device = usable_device(arguments.device)
+    memory = {"state_dtype": arguments.state_dtype, "kv_dtype": arguments.kv_dtype}
+    options: dict[str, Any] = {"quantize": format, "speculate": arguments.speculate, **memory}
+    if arguments.path is not None:
+        llm = LLM(arguments.path, dtype, device, arguments.max_running, **options)
+    else:
+        config = preset(arguments.preset)
+        llm = LLM.random(
+            config,
+            dtype or random_dtype(config),
+            arguments.seed or 0,
+            device,
+            arguments.max_running,
+            **options,
+        )
+    if llm.model.packed:
+        _tell_of_compiling()
+    return llm
+
+
+def _tell_of_compiling() -> None:
+    """Why the first answer on this machine takes longer."""
+    from nanohybrid.ops.numba.jit import kept
+
+    if not kept():
+        print("nanohybrid: compiling kernels for this processor, once (about 10 s)", file=sys.stderr)
+
+
+def chosen_precision(arguments: "jsonargparse.Namespace") -> "tuple[torch.dtype | None, str | None]":
+    """What --dtype and --quantize ask for: the type of what is not quantised (None: as stored), and the format of the matrices."""
+    wanted = arguments.get("quantize")  # a plan has no such flag, and says it by its --dtype
+    if wanted == "bf16":
+        if arguments.dtype not in ("checkpoint", "bf16"):
+            raise InputError(f"--quantize bf16 contradicts --dtype {arguments.dtype}: give one of the two")
+        if arguments.path is not None:
+            from nanohybrid.checkpoint import refuse_quantized
+
+            refuse_quantized(arguments.path, "it cannot be made bf16")
+        return precision("bf16")
+    dtype, format = precision(arguments.dtype)
+    return dtype, wanted or format
+
+
+def random_dtype(config: "HybridConfig") -> "torch.dtype":
+    """What random weights are made in where no flag says."""
+    import torch
+
+    from nanohybrid.estimate.footprint import Footprint
+
+    return torch.bfloat16 if Footprint.of(config).parameters >= LARGE else torch.float32
+
+
+class Clock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return max(time.perf_counter() - self.began, 1e-9)
+
+
+def _check(arguments: "jsonargparse.Namespace") -> None:
+    check_choice(arguments)
+    if arguments.max_running < 1:
+        raise InputError(f"--max-running is {arguments.max_running}; it must be at least 1")
+    check_speculate(arguments.speculate)
+
+
+def check_speculate(most: int) -> None:
+    """Raise InputError for a length of drafts that there is not."""
+    if not 0 <= most <= MOST:
+        raise InputError(f"--speculate is {most}; it must be from 0 to {MOST}")
+
+
+def check_shape(arguments: "jsonargparse.Namespace") -> None:
+    """Raise InputError unless the flags name one configuration."""
+    if (arguments.path is None) == (arguments.preset is None):
+        raise InputError("name a checkpoint directory, or --preset NAME: one of the two")
+
+
+def check_choice(arguments: "jsonargparse.Namespace") -> None:
+    """Raise InputError unless the flags name one model: a checkpoint, or a preset with random weights."""
+    check_seed(arguments.seed)
+    if (arguments.path is None) == (arguments.preset is None):
+        raise InputError("name a checkpoint directory, or --preset NAME --random-weights: one of the two")
+    if arguments.preset is not None and not arguments.random_weights:
+        raise InputError("a preset has no weights: add --random-weights, or name a checkpoint directory")
+    if arguments.path is not None and arguments.random_weights:
+        raise InputError("--random-weights goes with --preset NAME, a checkpoint has its own weights")
+
+
+def usable_device(name: str, flag: str = "--device") -> str:
+    """The device of a flag, tried: cpu, cuda or cuda:N; raises InputError where this machine has no such one."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if torch.empty(1, device=name).is_meta:
+            raise RuntimeError("it holds no numbers")
+    except (RuntimeError, AssertionError) as error:
+        reason = re.split(r"\. |\n", str(error))[0][:150]
+        raise InputError(
+            f"{flag} {name} cannot be used ({reason}); take cpu, or cuda where a GPU is"
+        ) from None
+    if name.startswith("cuda"):
+        torch.cuda.set_device(
+            torch.device(name).index or 0
+        )  # kernels are launched on the current one, wherever their tensors are
+    return name
+
+
+def set_threads(threads: int | None) -> None:
+    """Tell torch how many threads it may take on a CPU (None: as many as it likes). Raises InputError below 1."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"--threads is {threads}; it must be at least 1")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise InputError for a seed that torch's generators do not take."""
+    if seed is not None and not 0 <= seed < 2**63:
+        raise InputError(f"--seed is {seed}: give a number from 0 to 2^63 - 1")

@@ -1,0 +1,202 @@
+"""How much memory a model needs while it works, and what a budget leaves room for.
+
+    bytes = weights + batch (context x keys and values of a token + states of a sequence) + activations of one step
+
+from what the layers declare (estimate/footprint.py). The paper's budget: an A10G's 22.06 GiB, less 5 % for the framework and 1.3 GiB for
+a vision encoder, is 19.66 GiB for a 128 k context in bf16 (devices.py); the 9B takes 18.69 of them, and 0.33 for a step's activations.
+
+Activations of a step of T tokens, from above: the outputs of all linears of the widest layer, twice (before and after what is done to
+each element), a state for each chunk of 128 tokens, the residual stream twice, and the logits of the last tokens in fp32. So it is where
+kernels run: on a GPU, and on a CPU in bf16, int8 and int4. In fp32 and fp16 the ops are torch's, which hold more: the engine's bound of
+the widest layer (estimate/serving.py), and in attention the keys and values of a context side by side, for each query head too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from typing import TypeVar
+
+import torch
+
+from nanohybrid.config import ATTENTION, HybridConfig
+from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.estimate.footprint import GIB, Footprint
+from nanohybrid.estimate.linear_shapes import Matrix, matrices_of
+from nanohybrid.estimate.serving import transient
+from nanohybrid.model.mixers.axes import axis_sizes, shape
+from nanohybrid.model.spec import MIXERS
+from nanohybrid.ops.attention.torch import QUERY_TILE
+from nanohybrid.ops.quantized import FORMATS, holds, stored_bytes
+from nanohybrid.ops.sizes import CHUNK
+
+T = TypeVar("T")
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PLAIN = ("fp32", "fp16")  # in which torch's ops run, and no kernels of ours on a CPU
+QUANTISED = FORMATS  # of the layers' matrices and the head; embeddings, norms, keys and values stay bf16
+STEP = 2048  # tokens that a serving engine takes at once from a long prompt
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a model at work, by what they hold."""
+
+    weights: int
+    kv: int
+    state: int
+    reserve: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.state + self.reserve
+
+    def as_dict(self) -> dict[str, int]:
+        return {
+            "weights": self.weights,
+            "kv": self.kv,
+            "state": self.state,
+            "reserve": self.reserve,
+            "total": self.total,
+        }
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Memory that a model may take, at work on `batch` sequences of `context` tokens in `dtype`.
+
+    step: tokens of a step whose activations count; 0 counts none.
+    """
+
+    bytes: int
+    context: int = 4096
+    batch: int = 1
+    dtype: str = "bf16"
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.bytes, self.context, self.batch) < 1:
+            raise ConfigError("a budget's bytes, context and batch must be positive")
+        if self.dtype not in (*DTYPES, *QUANTISED):
+            raise ConfigError(
+                f"a budget's dtype is {self.dtype!r}, known are {', '.join((*DTYPES, *QUANTISED))}"
+            )
+
+    def memory(self, config: HybridConfig) -> Memory:
+        """What a model of this shape takes."""
+        footprint = Footprint.of(config, DTYPES.get(self.dtype, torch.bfloat16))
+        each = self.batch * self.context
+        return Memory(
+            weights=weight_bytes(config, self.dtype),
+            kv=each * footprint.kv_bytes_per_token,
+            state=self.batch * footprint.state_bytes_per_sequence,
+            reserve=activation_bytes(config, min(self.step, each), self.batch, self.dtype, self.context)
+            if self.step
+            else 0,
+        )
+
+    @property
+    def plain(self) -> Budget:
+        """The same for weights that are not quantised."""
+        return replace(self, dtype="bf16") if self.dtype in QUANTISED else self
+
+    @property
+    def kind(self) -> torch.dtype:
+        """The type of activations, and of all weights that are not quantised."""
+        return DTYPES[self.plain.dtype]
+
+    def fits(self, config: HybridConfig) -> bool:
+        """Whether a model of this shape stays within."""
+        return self.memory(config).total <= self.bytes
+
+    def __str__(self) -> str:
+        return f"{amount(self.bytes)} at context {self.context:,}, batch {self.batch}, {self.dtype}"
+
+
+def amount(count: int) -> str:
+    """Bytes in GiB, or in MiB or KiB where there are few."""
+    unit, name = (
+        (GIB, "GiB") if count >= GIB / 10 else (2**20, "MiB") if count >= 2**20 / 10 else (2**10, "KiB")
+    )
+    return f"{count / unit:.2f} {name}"
+
+
+def matrix_bytes(matrix: Matrix, dtype: str) -> int:
+    """Bytes of one linear, scales included; of one that the format has no form for, as bf16."""
+    rows, columns = matrix
+    if dtype in QUANTISED and holds(dtype, columns):
+        return stored_bytes(dtype, rows, columns)
+    return rows * columns * DTYPES.get(dtype, torch.bfloat16).itemsize
+
+
+def weight_bytes(config: HybridConfig, dtype: str) -> int:
+    """Bytes of all weights."""
+    return Footprint.of(
+        config, DTYPES.get(dtype, torch.bfloat16), format=dtype if dtype in QUANTISED else None
+    ).weight_bytes
+
+
+def activation_bytes(
+    config: HybridConfig, tokens: int, batch: int, dtype: str = "bf16", context: int = 0
+) -> int:
+    """Bytes of a step over `tokens` tokens of `batch` sequences of `context` besides weights, keys and values, and states: a bound."""
+    if dtype in PLAIN:
+        return (
+            transient(config, tokens) + gathered_bytes(config, batch, context) + batch * config.vocab_size * 4
+        )
+    kind = DTYPES.get(dtype, torch.bfloat16)
+    sizes = axis_sizes(config)
+    widest = 0
+    for layer, shapes in matrices_of(config).items():
+        states = [
+            spec
+            for spec in MIXERS[layer].declare(config).states.values()
+            if spec.dtype is not None and not spec.per_token
+        ]
+        chunks = ceil(tokens / CHUNK) * sum(
+            prod(shape(spec.axes, sizes)) * spec.kind(kind).itemsize for spec in states
+        )
+        widest = max(widest, 2 * tokens * kind.itemsize * sum(rows for rows, _ in shapes) + chunks)
+    return widest + 2 * tokens * config.hidden_size * kind.itemsize + batch * config.vocab_size * 4
+
+
+def gathered_bytes(config: HybridConfig, batch: int, context: int) -> int:
+    """What attention without kernels takes beside its pages: keys and values of one sequence in order and once more for each query head,
+    and the mask of a tile of queries; or, in a decode step, keys and values of all sequences. In fp32.
+    """
+    if ATTENTION not in config.pattern:
+        return 0
+    keys, queries = config.num_key_value_heads, config.num_attention_heads
+    prefill = 2 * (keys + queries) * config.head_dim + 2 * QUERY_TILE
+    return 4 * context * max(prefill, 4 * batch * keys * config.head_dim)
+
+
+def within(
+    budget: Budget, parent: HybridConfig, shapes: Iterable[tuple[T, HybridConfig]]
+) -> tuple[list[tuple[T, HybridConfig, Memory]], int]:
+    """The shapes that fit, each with what it was made from and its memory, and how many do not. InputError where none does."""
+    fitting: list[tuple[T, HybridConfig, Memory]] = []
+    smallest, least, rejected = parent, budget.memory(parent).total, 0
+    for made_from, config in shapes:
+        memory = budget.memory(config)
+        if memory.total < least:
+            smallest, least = config, memory.total
+        if memory.total > budget.bytes:
+            rejected += 1
+        else:
+            fitting.append((made_from, config, memory))
+    if not fitting:
+        raise too_small(budget, smallest)
+    return fitting, rejected
+
+
+def too_small(budget: Budget, smallest: HybridConfig) -> InputError:
+    """The line for a budget in which no shape of a grid fits: what the smallest would need."""
+    need = budget.memory(smallest).total
+    digits = 2 if need >= GIB / 10 else 6
+    near = f"--budget-gib {ceil(need / GIB * 10**digits) / 10**digits:.{digits}f}"
+    shape = f"{smallest.num_hidden_layers} layers, hidden {smallest.hidden_size}, FFN {smallest.intermediate_size}"
+    return InputError(
+        f"no shape of the grid fits {budget}: the smallest takes {amount(need)} ({shape}); nearest {near}, or a wider grid"
+    )

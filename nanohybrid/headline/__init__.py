@@ -1,6 +1,0 @@
-"""The headline: tokens that a hybrid and a Transformer of its size make in the same memory, planned and measured."""
-
-from nanohybrid.headline.contest import Contender, Mix, contenders, mixes
-from nanohybrid.headline.roofline import Planned, plan
-
-__all__ = ["Contender", "Mix", "Planned", "contenders", "mixes", "plan"]

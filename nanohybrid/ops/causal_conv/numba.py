@@ -1,0 +1,91 @@
+"""The convolution's loops for CPUs (ops/numba/causal_conv.py) with their gradient, as autograd wants them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from nanohybrid.ops.causal_conv import torch as torch_form
+from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.numba import causal_conv as conv
+from nanohybrid.ops.numba.threads import run, threads
+
+
+def conv_silu(
+    x_TC: Tensor,
+    weight_CW: Tensor,
+    bias_C: Tensor,
+    layout: Layout,
+    initial_SWC: Tensor | None = None,
+    keep: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """silu(causal_conv) in the dtype of x, and the last W - 1 inputs of each sequence (None unless `keep`)."""
+    if initial_SWC is not None or x_TC.dtype not in (
+        torch.float32,
+        torch.bfloat16,
+    ):  # no training continues a state
+        y_TC, last_SWC = torch_form.causal_conv(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
+        return F.silu(y_TC).to(x_TC.dtype), last_SWC
+    last_SWC = torch_form.last_inputs(x_TC, layout, None, weight_CW.shape[1] - 1) if keep else None
+    return _Conv.apply(x_TC, weight_CW, bias_C, layout), last_SWC
+
+
+class _Conv(Function):
+    """Keeps x alone: what went into the SiLU is made again."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout) -> Tensor:
+        ctx.save_for_backward(x_TC, weight_CW, bias_C)
+        ctx.layout = layout
+        y_TC = torch.empty(x_TC.shape, dtype=x_TC.dtype)
+        x, weight_WC, bias = _prepared(x_TC, weight_CW, bias_C)
+        where = x.data_ptr(), weight_WC.data_ptr(), bias.data_ptr(), y_TC.data_ptr()
+        run(
+            conv.conv_forward,
+            *_shape(x, weight_WC, layout),
+            *where,
+            x.dtype == torch.bfloat16,
+            size=threads(2 * y_TC.nbytes),
+        )
+        return y_TC
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_TC: Tensor) -> tuple[Tensor | None, ...]:
+        x_TC, weight_CW, bias_C = ctx.saved_tensors
+        x, weight_WC, bias = _prepared(x_TC, weight_CW, bias_C)
+        dy_TC = dy_TC.contiguous()
+        dx_TC, dweight_WC, dbias_C = (
+            torch.empty(x.shape, dtype=x.dtype),
+            torch.empty(weight_WC.shape),
+            torch.empty(bias.shape),
+        )
+        where = [one.data_ptr() for one in (x, weight_WC, bias, dy_TC, dx_TC, dweight_WC, dbias_C)]
+        run(
+            conv.conv_backward,
+            *_shape(x, weight_WC, layout=ctx.layout),
+            *where,
+            x.dtype == torch.bfloat16,
+            size=threads(3 * dx_TC.nbytes),
+        )
+        return dx_TC, dweight_WC.t().to(weight_CW.dtype), dbias_C.to(bias_C.dtype), None
+
+
+def _prepared(x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A token's channels side by side; the weight in fp32, tap by tap."""
+    x = x_TC.detach() if x_TC.stride(1) == 1 else x_TC.detach().contiguous()
+    return x, weight_CW.detach().float().t().contiguous(), bias_C.detach().float().contiguous()
+
+
+def _shape(x: Tensor, weight_WC: Tensor, layout: Layout) -> tuple[Any, ...]:
+    return (
+        layout.sequences,
+        np.asarray(layout.starts, dtype=np.int64),
+        x.shape[1],
+        len(weight_WC),
+        x.stride(0),
+    )

@@ -1,0 +1,30 @@
+"""Loss and slope of a chunk of logits in compiled loops, for CPUs: nothing of the size of a chunk is made beside the logits.
+
+Q tokens of a chunk, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from nanohybrid.ops.numba import pointwise
+from nanohybrid.ops.numba.threads import run, threads
+
+
+def cross_entropy(logits_QV: Tensor, targets_Q: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
+    """Loss of each token in fp32, and where it is wanted its slope, in the logits' memory and dtype."""
+    if logits_QV.dtype not in (torch.float32, torch.bfloat16):
+        from nanohybrid.ops.losses.cross_entropy import chunk_loss
+
+        return chunk_loss(logits_QV, targets_Q, slope)
+    logits_QV, targets_Q = logits_QV.contiguous(), targets_Q.contiguous()
+    loss_Q = torch.empty(len(logits_QV), dtype=torch.float32)
+    where = logits_QV.stride(0), logits_QV.data_ptr(), targets_Q.data_ptr(), loss_Q.data_ptr()
+    run(
+        pointwise.cross_entropy_rows,
+        *logits_QV.shape,
+        *where,
+        slope,
+        logits_QV.dtype == torch.bfloat16,
+        size=threads(2 * logits_QV.nbytes),
+    )
+    return loss_Q, logits_QV if slope else None

@@ -1,0 +1,93 @@
+"""The page on a quantised model: what it costs now, and how far it moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanohybrid.estimate.budget import amount
+from nanohybrid.evaluate.accuracy import share, show_answers
+from nanohybrid.quantize.layerwise import Quality, Quantisation
+from nanohybrid.stages.plots import bars, lines
+from nanohybrid.stages.report import Report
+
+
+def quantize_report(found: Quantisation, model: Path, answers: Mapping[str, Mapping[str, Any]]) -> Report:
+    """Quality first, by documents and by right answers, where there were any; then bytes, then where the error comes from."""
+    before, after = sum(found.bytes_before.values()), sum(found.bytes_after.values())
+    report = Report(f"{model.resolve().name} in {found.format}")
+    report.text(
+        f"{amount(before)} became {amount(after)}: {after / before:.0%}. Load it as any checkpoint: `nanohybrid chat DIR`."
+    )
+    if found.quality is not None:
+        _quality(report, found, found.quality)
+    if answers:
+        report.section("What it can do now").table(
+            ["", *answers], [["right answers", *map(share, answers.values())]]
+        )
+        show_answers(report, answers)
+    report.section("Bytes")
+    report.table(
+        ["part", "before", "after"],
+        [
+            [kind, amount(count), amount(found.bytes_after[kind])]
+            for kind, count in found.bytes_before.items()
+        ],
+    )
+    kinds = list(found.bytes_before)
+    sizes = {
+        name: [table[kind] / 2**20 for kind in kinds]
+        for name, table in (("before", found.bytes_before), ("after", found.bytes_after))
+    }
+    report.figure(
+        bars(kinds, sizes, "MiB"),
+        "Linears of the layers and a head of its own are quantised; nothing else is.",
+    )
+    if found.kept:
+        report.text(
+            f"Stayed as they were, for {found.format} has no form for their rows: {', '.join(f'`{name}`' for name in found.kept)}."
+        )
+    report.section("Errors of the weights")
+    report.figure(
+        lines(_by_matrix(found.errors), "layer", "error / size of the weight"),
+        "The norm of what rounding changed in each matrix, relative to the matrix.",
+    )
+    return report
+
+
+def _quality(report: Report, found: Quantisation, quality: Quality) -> None:
+    change = math.expm1(quality.loss_after - quality.loss_before)
+    report.section("What it says now")
+    report.table(
+        ["on documents", "before", "after"],
+        [
+            [
+                "perplexity",
+                f"{math.exp(quality.loss_before):.4f}",
+                f"{math.exp(quality.loss_after):.4f} ({change:+.3%})",
+            ]
+        ],
+    )
+    report.text(
+        f"The likeliest next token is the same at **{quality.agreement:.2%}** of {quality.targets:,} targets; the mean KL divergence from "
+        f"the original is {quality.divergence:.2e} nats."
+        + (" Scales were chosen on other documents than these." if found.format == "int4" else "")
+    )
+    points = {"hidden states": [(float(layer), drift) for layer, drift in enumerate(found.drift, 1)]}
+    report.figure(
+        lines(points, "layer", "difference / size"),
+        "How far the hidden states lie from the original's after each layer, relative to their size.",
+    )
+
+
+def _by_matrix(errors: dict[str, float]) -> dict[str, list[tuple[float, float]]]:
+    """Errors by what the matrix is called in its layer; the head stands behind the last."""
+    result: dict[str, list[tuple[float, float]]] = {}
+    last = max((int(name.split(".")[2]) for name in errors if name.startswith("backbone.layers.")), default=0)
+    for name, error in errors.items():
+        parts = name.split(".")
+        layer = int(parts[2]) + 1 if len(parts) > 3 else last + 2
+        result.setdefault(parts[-2], []).append((float(layer), error))
+    return {name: sorted(points) for name, points in result.items()}

@@ -1,0 +1,104 @@
+"""The stage `quantize`: a checkpoint in, the same with its matrices in 8 or 4 bits out, and a report of what that changed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanohybrid.checkpoint import CheckpointReader, refuse_quantized
+from nanohybrid.data import TokenStore
+from nanohybrid.errors import ConfigError
+from nanohybrid.evaluate.accuracy import check_count, check_problems, right_answers
+from nanohybrid.extras import require
+from nanohybrid.model.quantized import check_format
+from nanohybrid.prune.calibration import Calibration
+from nanohybrid.quantize.layerwise import Quantisation, quantize_checkpoint
+from nanohybrid.quantize.report import quantize_report
+from nanohybrid.stages import open_stage, progress
+from nanohybrid.tasks import DEFAULT_MIX
+
+
+@dataclass(frozen=True)
+class QuantizeRecipe:
+    """To what, and on how many documents it is measured."""
+
+    format: str = "int8"
+    """int8, int4 or fp8."""
+    samples: int = 128
+    """Documents, where some are given; int4 chooses its scales on every other one and is judged on the rest."""
+    length: int = 512
+    """Tokens of each, at most."""
+    problems: int = 0
+    """Held-out problems of each family that both models answer; 0: they are asked none."""
+    tasks: tuple[str, ...] = DEFAULT_MIX
+    """Families of these problems."""
+
+    def __post_init__(self) -> None:
+        check_format(self.format)
+        if self.samples < 1 or self.length < 2:
+            raise ConfigError(
+                f"samples is {self.samples} and length {self.length}: at least 1 document and 2 tokens are needed"
+            )
+        check_count(self.problems, self.tasks)
+
+
+def quantize_stage(
+    recipe: QuantizeRecipe, model: Path, out: Path, documents: Path | None = None, device: str = "cpu"
+) -> Path:
+    """Quantise the checkpoint `model` into `out`, and compare both on `documents` (as for `Calibration.read`) and by the recipe's problems.
+
+    device: where the matrices are quantised, and both models compared.
+    """
+    if documents is not None or recipe.problems:
+        require("matplotlib", "train")  # for the report at the end
+    refuse_quantized(model, "it can be quantised no further; take the one that it was made from")
+    if recipe.problems:
+        check_problems(recipe.tasks, model, device)
+    with CheckpointReader(model) as reader:
+        tensors, vocab_size = len(reader.names()), reader.config.vocab_size
+    inputs = {"model": model} | ({"documents": documents} if documents is not None else {})
+    with open_stage(out, "quantize", recipe, inputs, device=device) as stage:
+        if stage.complete:
+            return out
+        samples = None
+        if documents is not None:
+            samples = Calibration.read(documents, model, recipe.samples, recipe.length)
+            TokenStore.from_documents(samples.samples).check_ids(vocab_size, documents)
+        with progress("quantize", tensors, "tensors") as bar:
+            found = quantize_checkpoint(model, recipe.format, stage.directory, samples, bar.advance, device)
+        both = {"before": model, recipe.format: stage.directory}
+        answers = right_answers(recipe.problems, recipe.tasks, 0, both, stage, device)
+        stage.measure(**measures(found), **({"accuracy": answers} if answers else {}))
+        if samples is not None:
+            stage.spend(tokens=samples.tokens)
+        if samples is not None or answers:
+            quantize_report(found, model, answers).write(stage.directory / "report.html")
+    return out
+
+
+def measures(found: Quantisation) -> dict[str, Any]:
+    """What is remembered of it, and what machines are told."""
+    errors = list(found.errors.values())
+    result: dict[str, Any] = {
+        "format": found.format,
+        "bytes_before": sum(found.bytes_before.values()),
+        "bytes_after": sum(found.bytes_after.values()),
+        "bytes_by_kind": {
+            kind: [count, found.bytes_after[kind]] for kind, count in found.bytes_before.items()
+        },
+        "weight_error": math.sqrt(sum(error**2 for error in errors) / max(len(errors), 1)),
+        "not_quantised": found.kept,
+    }
+    if found.quality is not None:
+        quality = found.quality
+        result |= {
+            "perplexity_before": math.exp(min(quality.loss_before, 700.0)),
+            "perplexity_after": math.exp(min(quality.loss_after, 700.0)),
+            "perplexity_change": math.expm1(quality.loss_after - quality.loss_before),
+            "top1_agreement": quality.agreement,
+            "kl_divergence": quality.divergence,
+            "targets": quality.targets,
+        }
+    return result

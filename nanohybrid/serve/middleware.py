@@ -1,0 +1,228 @@
+"""What stands before every route: keys, origin, and the size and form of what is sent. Plain ASGI: nothing is parsed before.
+
+Order: headers, key, origin, body. Only /health and /ready need no key.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nanohybrid.serve.errors import ApiError
+from nanohybrid.serve.limits import Limits, json_depth
+
+OPEN = frozenset({"/health", "/ready"})
+PAGES = frozenset({"/", "/docs"})
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+DISCARDED = (
+    64 << 20
+)  # bytes of a body that is too large that are read and dropped, so that the client hears the answer
+
+
+class Keys:
+    """API keys, kept as hashes and compared in constant time."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._hashes)
+
+    def allow(self, authorization: str) -> str | None:
+        """A name for the key that the header brings, if it is one of ours.
+
+        It comes as `Bearer KEY`, or as a browser sends it: `Basic`, with the key as the password.
+        """
+        scheme, _, value = authorization.partition(" ")
+        if scheme.lower() == "basic":
+            try:
+                value = (
+                    base64.b64decode(value.strip(), validate=True)
+                    .decode("utf-8", "replace")
+                    .partition(":")[2]
+                )
+            except (binascii.Error, ValueError):
+                return None
+        elif scheme.lower() != "bearer":
+            return None
+        given = hashlib.sha256(value.strip().encode("utf-8", "replace")).digest()
+        return (
+            given.hex()[:16] if sum(hmac.compare_digest(given, known) for known in self._hashes) else None
+        )  # compared with all: no early end
+
+
+class Guard:
+    """The middleware. `refused` is told the status of what it turned away."""
+
+    def __init__(
+        self, app: ASGIApp, limits: Limits, keys: Keys, refused: Callable[[int], None] = lambda status: None
+    ) -> None:
+        self.app, self.limits, self.keys, self.refused = app, limits, keys, refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._check_headers(scope)
+            body = await self._body(scope, receive)
+        except ApiError as error:
+            self.refused(error.status)
+            await answer(send, error)
+            return
+        await self.app(scope, receive if body is None else _replay(body, receive), send)
+
+    def _check_headers(self, scope: Scope) -> None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if len(headers) > self.limits.max_headers:
+            raise ApiError(
+                431, f"{len(headers)} headers; at most {self.limits.max_headers} are allowed (--max-headers)"
+            )
+        size = (
+            len(scope["raw_path"] or b"")
+            + len(scope["query_string"])
+            + sum(len(name) + len(value) + 4 for name, value in headers)
+        )
+        if size > self.limits.max_header_bytes:
+            raise ApiError(
+                431,
+                f"headers of {size:,} bytes; at most {self.limits.max_header_bytes:,} are allowed (--max-header-bytes)",
+            )
+        key = self.keys.allow(_header(scope, b"authorization")) if self.keys else ""
+        scope["nanohybrid.key"] = key
+        if key is None and scope["path"] not in OPEN:
+            scheme = (
+                "Basic" if scope["path"] in PAGES else "Bearer"
+            )  # a browser that opens the page asks for the key
+            challenge = {"www-authenticate": f'{scheme} realm="nanohybrid"'}
+            raise ApiError(
+                401,
+                "this server wants an API key: Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers=challenge,
+            )
+        origin = _header(scope, b"origin")
+        if origin and urlsplit(origin).netloc != _header(scope, b"host"):
+            raise ApiError(403, f"a page of {origin[:100]} may not use this server", code="cross_origin")
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body, if it is JSON that can be parsed safely; None where there is none."""
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            return None
+        declared = _header(scope, b"content-length")
+        if declared.isdigit() and int(declared) > self.limits.max_body_bytes:
+            await self._too_large(receive)
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                body = await self._read(receive)
+        except TimeoutError:
+            raise ApiError(
+                408, f"the body did not arrive within {self.limits.body_seconds:g} seconds"
+            ) from None
+        if _header(scope, b"content-type").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(415, "the body must be application/json", "content-type")
+        if len(body) > 1 << 16:
+            await asyncio.get_running_loop().run_in_executor(
+                None, check_json, body, self.limits.max_json_depth
+            )
+        else:
+            check_json(body, self.limits.max_json_depth)
+        return body
+
+    async def _read(self, receive: Receive) -> bytes:
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ApiError(400, "the client left before its body was complete")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.limits.max_body_bytes:
+                parts.clear()
+                await self._too_large(receive, size, message.get("more_body", False))
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def _too_large(self, receive: Receive, size: int = 0, more: bool = True) -> NoReturn:
+        while more and size < DISCARDED:
+            try:
+                message = await asyncio.wait_for(receive(), 5)
+            except TimeoutError:
+                break
+            size += len(message.get("body", b""))
+            more = message["type"] == "http.request" and message.get("more_body", False)
+        raise ApiError(
+            413, f"the body is larger than {self.limits.max_body_bytes:,} bytes (--max-body-bytes)"
+        )
+
+
+def check_json(body: bytes, depth: int) -> None:
+    """Refuse what is no JSON object in UTF-8, nests too deep, or holds what JSON has not: NaN, infinities, endless numbers,
+    halves of surrogate pairs. What passes can be written as JSON again, wherever in an answer it may come back."""
+    if not json_depth(body, depth):
+        raise ApiError(400, f"the body nests deeper than {depth} levels (--max-json-depth)")
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_constant, parse_float=_finite)
+        if SURROGATE.search(body):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"the body is not UTF-8 (byte {error.start})") from None
+    except UnicodeEncodeError:
+        raise ApiError(400, "the body has half of a surrogate pair, which no text can hold") from None
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON: {str(error)[:200]}") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "the body must be a JSON object")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return number
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+async def answer(send: Send, error: ApiError) -> None:
+    """Say an error, and close the connection where the body was left unread."""
+    body = json.dumps(error.body()).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    if error.status in (408, 413):
+        headers["connection"] = "close"
+    await send(
+        {
+            "type": "http.response.start",
+            "status": error.status,
+            "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    return next((bytes(value).decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body that was read, then whatever comes."""
+    given: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return given.pop() if given else await receive()
+
+    return replay
