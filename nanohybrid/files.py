@@ -86,3 +86,17 @@ def exchange(first: Path, second: Path) -> None:
     os.rename(second, aside)
     os.rename(first, second)
     os.rename(aside, first)
+
+
+def cache_directory() -> Path:
+    """Where what can be computed again is stored: NANOHYBRID_CACHE, else `nanohybrid` in the user's cache directory.
+
+    Raises OSError where the user has no home directory.
+    """
+    base = os.environ.get("NANOHYBRID_CACHE")
+    if base:
+        return Path(base)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanohybrid"
+    except RuntimeError as error:  # of Path.home
+        raise OSError(str(error)) from None

@@ -30,6 +30,8 @@ T = TypeVar("T")
 # shorter sequences. Repeated, so that their pairs outnumber those of any text.
 CHAT_FRAME = ("System\n\n", "User\n", "Assistant\n", "<think>\n", "</think>\n\n", "<think></think>")
 FRAME_REPEATS = 5000
+BESIDE_TOKENIZER = ("chat_template.jinja", "tokenizer_config.json", "config.json", "generation_config.json")
+"""The files of `--tokenizer` that are read too: the chat template, and the ids that end a text."""
 
 
 def build(recipe: DataRecipe, out: Path) -> Path:
@@ -38,6 +40,8 @@ def build(recipe: DataRecipe, out: Path) -> Path:
     inputs = {f"files.{index}": path for index, path in enumerate((*recipe.files, *recipe.evaluation))}
     if recipe.tokenizer is not None:
         inputs["tokenizer"] = recipe.tokenizer / "tokenizer.json"
+        beside = [recipe.tokenizer / name for name in BESIDE_TOKENIZER]
+        inputs |= {f"tokenizer.{path.name}": path for path in beside if path.is_file()}
     with open_stage(out, "data", recipe, inputs, recipe.seed) as stage:
         if not stage.complete:
             Builder(recipe, stage).run(sources)

@@ -1,6 +1,5 @@
-"""Where a result came from: hashes of its inputs, the code that made it, the machine it was made on."""
+"""Where a result came from: the code that made it, and the machine it was made on."""
 
-import hashlib
 import os
 import platform
 import resource
@@ -11,45 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nanohybrid.errors import InputError
 from nanohybrid.version import VERSION
 
 LINEAGE = "lineage.json"
-WHOLE_BYTES = 1 << 20
-SAMPLE_BYTES = 1 << 16
-
-
-def fingerprint(path: Path) -> str:
-    """A hash that tells one input from another without reading gigabytes.
-
-    A directory that a stage made is its lineage file. Of anything else: names, sizes, and contents; of files above
-    1 MiB only the first and last 64 KiB count. The place of the input on the disk does not count.
-    """
-    digest = hashlib.sha256()
-    if (path / LINEAGE).is_file():
-        digest.update((path / LINEAGE).read_bytes())
-    elif path.is_dir():
-        for file in sorted(item for item in path.rglob("*") if item.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
-            add_file(digest, file)
-    elif path.is_file():
-        add_file(digest, path)
-    else:
-        raise InputError(f"{path}: there is no such file or directory")
-    return digest.hexdigest()
-
-
-def add_file(digest: "hashlib._Hash", file: Path) -> None:
-    """Add a file's size and contents (of a large one, its two ends) to a hash."""
-    size = file.stat().st_size
-    digest.update(f"{size}\0".encode())
-    with open(file, "rb") as stream:
-        if size <= WHOLE_BYTES:
-            digest.update(stream.read())
-        else:
-            digest.update(stream.read(SAMPLE_BYTES))
-            stream.seek(-SAMPLE_BYTES, os.SEEK_END)
-            digest.update(stream.read())
 
 
 @cache

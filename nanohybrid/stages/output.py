@@ -18,7 +18,8 @@ from typing import Any
 from nanohybrid.errors import InputError
 from nanohybrid.files import atomic_write, publish
 from nanohybrid.stages import recipe as recipes
-from nanohybrid.stages.lineage import LINEAGE, fingerprint, made_with, peak_memory_bytes
+from nanohybrid.stages.fingerprint import covers_whole_input, fingerprint
+from nanohybrid.stages.lineage import LINEAGE, made_with, peak_memory_bytes
 from nanohybrid.stages.plain import to_json
 from nanohybrid.stages.report import stage_report
 
@@ -138,9 +139,7 @@ def find_complete(out: Path, identity: dict[str, Any]) -> bool:
         return False
     if not (out / LINEAGE).is_file():
         raise InputError(f"{out} exists and is no stage's output: give another --out")
-    different = differences(read_record(out), identity)
-    if different:
-        raise InputError(f"{out} holds another run ({different}): give another --out, or delete it")
+    check_same(out, "another run", read_record(out), identity)
     return True
 
 
@@ -149,11 +148,7 @@ def begin(out: Path, partial: Path, identity: dict[str, Any], recipe: Any, devic
     resumed, made = not untouched(partial), made_with() | ({} if device is None else {"device": device})
     if resumed:
         record = read_record(partial)
-        different = differences(record, identity)
-        if different:
-            raise InputError(
-                f"{partial} holds unfinished work of another run ({different}): give another --out, or delete it"
-            )
+        check_same(partial, "unfinished work of another run", record, identity)
         clear_up(partial)
         record["made_with"] = made
     else:
@@ -221,6 +216,19 @@ def read_record(directory: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(f"{directory / LINEAGE} is not a lineage: delete {directory} or give another --out")
     return record
+
+
+def check_same(directory: Path, other: str, record: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raise InputError where a directory's lineage is not that of this run; `other` says what the directory then holds."""
+    inputs = record.get("inputs")
+    if isinstance(inputs, dict) and not all(map(covers_whole_input, inputs.values())):
+        raise InputError(
+            f"{directory} was made by an older version, which read only parts of large inputs, so that a changed input cannot be told: "
+            "give another --out, or delete it"
+        )
+    different = differences(record, identity)
+    if different:
+        raise InputError(f"{directory} holds {other} ({different}): give another --out, or delete it")
 
 
 def differences(record: dict[str, Any], identity: dict[str, Any]) -> str:

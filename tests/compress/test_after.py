@@ -18,7 +18,7 @@ from nanohybrid.compress.stage import CompressRecipe
 from nanohybrid.distill.hidden_state_loss import BetweenRecipe
 from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.errors import ConfigError
-from nanohybrid.stages.lineage import fingerprint
+from nanohybrid.stages.fingerprint import fingerprint
 from nanohybrid.stages.recipe import dump
 from nanohybrid.stages.recipe import load as load_recipe
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig

@@ -175,3 +175,20 @@ def test_a_directory_that_is_no_corpus_is_named(tmp_path: Path) -> None:
     (tmp_path / "mixture.json").write_text("[" * 200_000)
     with pytest.raises(InputError, match="not a corpus"):
         Corpus.read(tmp_path)
+
+
+def test_a_changed_chat_template_of_the_tokenizer_is_a_changed_input(corpus: Path, tmp_path: Path) -> None:
+    """The corpus takes the template of `--tokenizer` over: with another one it must not count as complete."""
+    given = tmp_path / "tokenizer"
+    given.mkdir()
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (given / name).write_bytes((corpus / name).read_bytes())
+    phases = (Phase(1.0, {"tasks": 1}),)
+    tasks_only = replace(
+        SMALL, code_megabytes=0, prose_megabytes=0, tasks=(TaskSource("running", 20),), phases=phases
+    )
+    recipe = replace(tasks_only, tokenizer=given)
+    build(recipe, tmp_path / "out")
+    (given / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(InputError, match=r"another run \(inputs\.tokenizer\.chat_template\.jinja\)"):
+        build(recipe, tmp_path / "out")
