@@ -25,9 +25,9 @@ from nanohybrid.compress.candidate_quality import Judge
 from nanohybrid.compress.search import cut
 from nanohybrid.config import HybridConfig
 from nanohybrid.estimate import Footprint
-from nanohybrid.estimate.budget import DTYPES, QUANTISED, STEP, Budget
+from nanohybrid.estimate.budget import DTYPES, QUANTIZED, STEP, Budget
 from nanohybrid.executors.cpu.weights import prepare
-from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.model.quantized import quantize_model
 from nanohybrid.ops.sizes import PAGE
 from nanohybrid.presets import preset
@@ -58,17 +58,17 @@ def forget() -> int:
 
 
 @torch.inference_mode()
-def work(preset: str, context: int, batch: int, dtype: str) -> int:
+def work(name: str, context: int, batch: int, dtype: str) -> int:
     """Bytes that a model's work adds to the peak of this process."""
     run(made(preset("tiny"), dtype), 64, 1)  # what libraries and kernels take is there after this
     before = forget()
-    run(made(preset(preset), dtype), context, batch)
+    run(made(preset(name), dtype), context, batch)
     return resident("VmHWM") - before
 
 
 def made(config: HybridConfig, dtype: str) -> HybridLM:
     """A model in this form, prepared for the kernels; no matrix of it is ever there twice, but for the one that is being laid out."""
-    kind = DTYPES["bf16" if dtype in QUANTISED else dtype]
+    kind = DTYPES["bf16" if dtype in QUANTIZED else dtype]
     torch.set_default_dtype(kind)
     with torch.device("meta"):
         model = HybridLM(config)
@@ -76,16 +76,16 @@ def made(config: HybridConfig, dtype: str) -> HybridLM:
     model = model.to(kind).to_empty(device="cpu").eval()
     for parameter in model.parameters():
         parameter.fill_(0.01)
-    if dtype in QUANTISED:
+    if dtype in QUANTIZED:
         quantize_model(model, dtype)
-        forget()  # a checkpoint that is quantised is read as codes
+        forget()  # a checkpoint that is quantized is read as codes
     prepare(model)
     return model
 
 
 def run(model: HybridLM, context: int, batch: int) -> None:
     """A step of many tokens of the first sequence, at the end of its context, and a decode step of all."""
-    state = State.for_context(model.config, batch, context, model.dtype)
+    state = HybridCache.for_context(model.config, batch, context, model.dtype)
     for pools in state.layers:
         for pool in pools.values():
             pool.fill_(0.01)  # what is not written is not resident
@@ -161,8 +161,8 @@ def main() -> None:
     if arguments.scored:
         print(json.dumps(scored(Path(arguments.scored[0]), arguments.scored[1] == "streamed")))
     elif arguments.case:
-        preset, context, batch, dtype = arguments.case
-        print(work(preset, int(context), int(batch), dtype))
+        name, context, batch, dtype = arguments.case
+        print(work(name, int(context), int(batch), dtype))
     elif arguments.streamed:
         streamed()
     else:
@@ -173,7 +173,7 @@ def plans() -> None:
     for name, context, batch, dtype in CASES:
         case = [name, str(context), str(batch), dtype]
         found = int(alone("--case", *case))
-        memory = Budget(2**40, context, batch, dtype, STEP).memory(preset(preset))
+        memory = Budget(2**40, context, batch, dtype, STEP).memory(preset(name))
         parts = {name: round(part / 2**20, 1) for name, part in memory.as_dict().items()}
         row = {
             "case": " ".join(case),

@@ -302,8 +302,8 @@ def draw(out: Path) -> None:
     with plots.style():
         figure, axes = plots.canvas("held-out problems solved, %", "", "", height=0.7 + 0.38 * len(found))
         for place, row in enumerate(found):
-            colour = plots.COLOURS[1 if row["name"] in BEST else 0]
-            axes.barh(place, 100 * row["mean"][0], 0.62, color=colour)
+            color = plots.COLORS[1 if row["name"] in BEST else 0]
+            axes.barh(place, 100 * row["mean"][0], 0.62, color=color)
             axes.plot(
                 [100 * value for value in row["accuracy"]],
                 [place] * len(row["accuracy"]),

@@ -17,7 +17,7 @@ import torch
 
 from nanohybrid.checkpoint import load
 from nanohybrid.engine.random_weights import random_model
-from nanohybrid.model import Layout, State
+from nanohybrid.model import HybridCache, Layout
 from nanohybrid.presets import preset
 
 VARIANTS = ("fp16 stochastic", "fp16 nearest", "bf16 nearest", "keys and values fp8")
@@ -33,12 +33,12 @@ def main() -> int:
     config = preset(arguments.preset) if arguments.preset else None
     model = random_model(config, torch.float32, 0) if config else load(arguments.path, dtype=torch.float32)
     total = arguments.tokens
-    states = {"fp32": State.for_context(model.config, 1, total + 1)}
+    states = {"fp32": HybridCache.for_context(model.config, 1, total + 1)}
     for variant in VARIANTS:
         pages = states["fp32"].pages
         kept = torch.float16 if variant == "fp16 stochastic" else None
         eight = torch.float8_e4m3fn if variant == "keys and values fp8" else None
-        states[variant] = State.allocate(model.config, 1, pages, state_dtype=kept, kv_dtype=eight)
+        states[variant] = HybridCache.allocate(model.config, 1, pages, state_dtype=kept, kv_dtype=eight)
     generator = torch.Generator().manual_seed(arguments.seed)
     token = torch.tensor([model.config.bos_token_id])
     print("| tokens | " + " | ".join(f"{name}: state | logits" for name in VARIANTS) + " |")
@@ -48,7 +48,7 @@ def main() -> int:
             logits = {}
             for name, state in states.items():
                 pages = [range(state.pages)]
-                layout = Layout.stored([1], [position], [0], pages, seeds=[arguments.seed])
+                layout = Layout.with_cache([1], [position], [0], pages, seeds=[arguments.seed])
                 logits[name] = model.head(model.hidden(token, layout, state))[0]
                 if name in ("fp16 nearest", "bf16 nearest"):
                     narrow = torch.float16 if name.startswith("fp16") else torch.bfloat16
@@ -68,7 +68,7 @@ def main() -> int:
     return 0
 
 
-def _distance(state: State, exact: State) -> float:
+def _distance(state: HybridCache, exact: HybridCache) -> float:
     pairs = [
         (a["ssm"].double(), b["ssm"].double())
         for a, b in zip(state.layers, exact.layers, strict=True)

@@ -22,7 +22,7 @@ WHOLE = {
     "norms": ("_Norm", "rms_norm", "RmsNorm"),
     "squared ReLU": ("_SquaredReLU",),
     "attention": ("scaled_dot_product",),
-    "optimiser": ("Optimizer.", "clip", "linalg_vector_norm"),
+    "optimizer": ("Optimizer.", "clip", "linalg_vector_norm"),
 }
 # Else by the nearest.
 NEAREST = {
@@ -105,7 +105,7 @@ def floors(model: HybridLM, lengths: list[int], stream: float, product: float) -
         "attention": least(
             flops=7 * pairs
         ),  # half of each product is masked: 2 products forwards, 5 backwards
-        "optimiser": least(40 * parameters),  # norm, scale, then weight, gradient and both moments
+        "optimizer": least(40 * parameters),  # norm, scale, then weight, gradient and both moments
         "casts": least(12 * linear),  # weights to bf16, their gradients back
         REST: 0.0,
     }

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from nanohybrid.config import HybridConfig as HybridConfig
     from nanohybrid.engine import LLM as LLM
     from nanohybrid.engine import SamplingParams as SamplingParams
+    from nanohybrid.model import HybridCache as HybridCache
     from nanohybrid.model import HybridLM as HybridLM
     from nanohybrid.model import Layout as Layout
-    from nanohybrid.model import State as State
     from nanohybrid.presets import preset as preset
 
 __version__ = VERSION
@@ -33,7 +33,7 @@ _HOMES = {
     "LLM": "nanohybrid.engine",
     "Layout": "nanohybrid.model",
     "SamplingParams": "nanohybrid.engine",
-    "State": "nanohybrid.model",
+    "HybridCache": "nanohybrid.model",
     "load": "nanohybrid.checkpoint",
     "load_config": "nanohybrid.checkpoint",
     "preset": "nanohybrid.presets",

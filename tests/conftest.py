@@ -1,4 +1,4 @@
-"""What all tests share: few threads, quick property tests, and uninitialised memory that cannot pass for zeros."""
+"""What all tests share: few threads, quick property tests, and uninitialized memory that cannot pass for zeros."""
 
 import os
 
@@ -32,7 +32,7 @@ def pytest_configure(config):
 
 
 def poisoned(create):
-    """A creator of uninitialised tensors whose floating-point ones hold NaN, so that reading what nobody wrote shows."""
+    """A creator of uninitialized tensors whose floating-point ones hold NaN, so that reading what nobody wrote shows."""
 
     def create_poisoned(*args, **kwargs):
         tensor = create(*args, **kwargs)

@@ -198,7 +198,7 @@ def export_gguf(model: Path, out: Path, kind: str) -> Path:
     return out
 
 
-def make_model(preset: str, directory: Path) -> Path:
+def make_model(name: str, directory: Path) -> Path:
     """A checkpoint of random bf16 weights, made once."""
     if not (directory / "config.json").exists():
         import torch
@@ -207,7 +207,7 @@ def make_model(preset: str, directory: Path) -> Path:
         from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
         from nanohybrid.presets import preset
 
-        config = preset(preset)
+        config = preset(name)
         save(random_model(config, torch.bfloat16, seed=0), directory)
         stand_in_tokenizer(config).save(directory)
     return directory

@@ -63,7 +63,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {result['date']}, {result['rounds']} rounds",
     ]
-    lines += [f"- {name}: {_spelt(versions)}" for name, versions in result["engines"].items()]
+    lines += [f"- {name}: {_spelled(versions)}" for name, versions in result["engines"].items()]
     lines += [f"- {name} is left out: {reason}" for name, reason in result["left_out"].items()]
     return "\n".join([*lines, "", f"`{result['command']}`", ""])
 
@@ -82,7 +82,7 @@ def _lead(row: list[dict[str, Any] | None]) -> str:
     return f"{first['median'] / max(rivals):.2f}x" if first is not None and rivals else ""
 
 
-def _spelt(versions: Any) -> str:
+def _spelled(versions: Any) -> str:
     return (
         ", ".join(f"{key} {value}" for key, value in versions.items())
         if isinstance(versions, dict)
@@ -94,7 +94,7 @@ def plot(result: dict[str, Any], file: Path) -> None:
     """A panel a measure: bars with their spread for each type and engine, and the machine's limit as a line."""
     from matplotlib.figure import Figure
 
-    from nanohybrid.stages.plots import COLOURS, style
+    from nanohybrid.stages.plots import COLORS, style
     from nanohybrid.stages.report import INK
 
     rows = result["results"]
@@ -114,7 +114,7 @@ def plot(result: dict[str, Any], file: Path) -> None:
                     row["median"],
                     0.25,
                     yerr=spread,
-                    color=COLOURS[engines.index(row["engine"])],
+                    color=COLORS[engines.index(row["engine"])],
                     ecolor=INK,
                 )
                 if row["limit"]:
@@ -128,6 +128,6 @@ def plot(result: dict[str, Any], file: Path) -> None:
                     )
             axes.set_xticks(range(len(kinds)), kinds)
             axes.set_title(f"{measure}, tok/s")
-        handles = [figure.axes[0].bar(0, 0, color=COLOURS[index]) for index in range(len(engines))]
+        handles = [figure.axes[0].bar(0, 0, color=COLORS[index]) for index in range(len(engines))]
         figure.legend(handles, engines, loc="outside lower center", ncols=len(engines))
         figure.savefig(file)

@@ -1,9 +1,9 @@
 """Chats to learn from: problems of the tasks, as conversations with and without thinking.
 
 Three ways to answer, drawn for each chat by the recipe's shares:
-- thinking: the worked trace, the end mark, the answer, the end of the turn; all of it is learnt;
-- direct: thinking is off, the answer follows at once; what stands in the prompt, its empty pair of marks too, is not learnt;
-- truncated: the trace is cut after some of its lines, then the end mark, which is *not* learnt, and the answer, which is.
+- thinking: the worked trace, the end mark, the answer, the end of the turn; all of it is learned;
+- direct: thinking is off, the answer follows at once; what stands in the prompt, its empty pair of marks too, is not learned;
+- truncated: the trace is cut after some of its lines, then the end mark, which is *not* learned, and the answer, which is.
 
 A prompt carries no loss: to predict the question costs so small a model most of what it has.
 """
@@ -75,7 +75,7 @@ class ChatMaker:
         pair = TrainingPair.encode(
             self.tokenizer, self.prompt(problem, thinking=trace is not None), trace, problem.answer
         )
-        learnt = (
+        learned = (
             (pair.prompt, 0),
             (pair.reasoning, 1),
             (pair.mark, int(way == "thinking")),
@@ -83,7 +83,7 @@ class ChatMaker:
             (pair.end, 1),
         )
         return Tokens(
-            [number for ids, _ in learnt for number in ids], [loss for ids, loss in learnt for _ in ids]
+            [number for ids, _ in learned for number in ids], [loss for ids, loss in learned for _ in ids]
         )
 
 

@@ -1,7 +1,7 @@
 """GRPO: reinforcement learning from verifiable rewards, on completions the model samples itself.
 
 A rollout of `prompts` x `group` completions is sampled by the engine, rewarded by the tasks' verifiers, compared within groups
-(objective.py) and learnt in `updates` steps. With one update the ratio is 1 and the clip is idle; with more, old log-probabilities
+(objective.py) and learned in `updates` steps. With one update the ratio is 1 and the clip is idle; with more, old log-probabilities
 are the engine's. The loop is the same `fit` as everywhere: a batch is a function of the weights and the step.
 
 What is known to collapse (docs/align.md): no warm-up, a learning rate ten times this one, a task that is solved or hopeless.

@@ -8,9 +8,9 @@ and is the same for all its tokens t. With the probability ratio rho_t = exp(new
 
     l_t = -min(rho_t A, clip(rho_t, 1 - low, 1 + high) A) + beta k_t        k_t = exp(ref_t - new_t) - (ref_t - new_t) - 1
 
-where k_t >= 0 estimates the KL divergence from a reference model (Schulman's k3), off by default (beta 0). **Normalisation is by
+where k_t >= 0 estimates the KL divergence from a reference model (Schulman's k3), off by default (beta 0). **Normalization is by
 token**: the sum over all sampled tokens of the batch divided by their number, so a long completion weighs more than a short one
-and its tokens no less (DAPO); the original divides within each completion first, which favours long wrong ones.
+and its tokens no less (DAPO); the original divides within each completion first, which favors long wrong ones.
 
 T sampled tokens, R completions.
 """
@@ -24,10 +24,10 @@ EPSILON = 1e-4
 def advantages(rewards_R: Tensor, group: int, by_deviation: bool = True) -> Tensor:
     """Advantage of each completion; groups of `group` lie one after another. A group of equal rewards teaches nothing: zeros."""
     grouped = rewards_R.view(-1, group)
-    centred = grouped - grouped.mean(1, keepdim=True)
+    centerd = grouped - grouped.mean(1, keepdim=True)
     if by_deviation and group > 1:
-        centred = centred / (grouped.std(1, keepdim=True) + EPSILON)
-    return centred.flatten()
+        centerd = centerd / (grouped.std(1, keepdim=True) + EPSILON)
+    return centerd.flatten()
 
 
 def policy_loss(

@@ -66,7 +66,7 @@ class Sampling:
     """Longest completion; one that is cut there has no answer and earns nothing."""
     temperature: float = 1.0
     thinking_budget: int | None = None
-    """Tokens of thinking after which a trace is ended; what that writes is not learnt."""
+    """Tokens of thinking after which a trace is ended; what that writes is not learned."""
     max_running: int = 256
     """Completions that are sampled side by side."""
 

@@ -25,7 +25,7 @@ from nanohybrid.engine.random_weights import random_model, repeat, stand_in_toke
 from nanohybrid.engine.request import Request
 from nanohybrid.estimate.devices import Device
 from nanohybrid.executors.cpu.weights import prepare
-from nanohybrid.model.cache import Saved, State
+from nanohybrid.model.cache import HybridCache, OffloadedCache
 from nanohybrid.ops.sizes import CHUNK
 
 LOOKS = 3  # at the machine, before and after each contender
@@ -68,8 +68,8 @@ class Runner:
     """One contender's model, kept between mixes."""
 
     def __init__(self, contender: Contender, device: str = "cpu", seed: int = 0) -> None:
-        quantised = None if contender.dtype == "bf16" else contender.dtype
-        self.model = random_model(contender.config, torch.bfloat16, seed, device, quantised)
+        quantized = None if contender.dtype == "bf16" else contender.dtype
+        self.model = random_model(contender.config, torch.bfloat16, seed, device, quantized)
         prepare(self.model)
         self.tokenizer = stand_in_tokenizer(contender.config)
 
@@ -127,7 +127,7 @@ class Runner:
             """As the prefix cache would: all but the last token has been computed, and this is what it left."""
             request.computed, request.saved = (
                 len(request.prompt) - 1,
-                Saved([pool[0] for pool in state.slot_pools], ()),
+                OffloadedCache([pool[0] for pool in state.slot_pools], ()),
             )
 
         engine.scheduler.on_admit = go_on
@@ -143,7 +143,7 @@ class Runner:
         return times[WARM:] or times
 
 
-def invent(state: State) -> None:
+def invent(state: HybridCache) -> None:
     """Fill keys, values and states with noise, in memory that is really there: pages never written are all one page of zeros, which
     a cache holds."""
     noise = torch.randn(65_537, generator=torch.Generator().manual_seed(0))

@@ -35,7 +35,7 @@ def summary(point: Point) -> dict[str, Any]:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Of a sorted sequence that is not empty, linear between neighbours."""
+    """Of a sorted sequence that is not empty, linear between neighbors."""
     place = (len(values) - 1) * percent / 100
     low = int(place)
     high = min(low + 1, len(values) - 1)

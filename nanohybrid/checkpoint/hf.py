@@ -29,8 +29,8 @@ def load(
 ) -> HybridLM:
     """Load a checkpoint in `dtype` (None: as stored) onto `device`, tensor by tensor straight to where it belongs.
 
-    On the host it needs the weights where they are to stay there, and 16 MiB. Quantised matrices stay as they are, `dtype` is of
-    all the rest. quantize: int8, int4 or fp8 quantises each matrix as it is read, some rows at a time; beside the result it then
+    On the host it needs the weights where they are to stay there, and 16 MiB. Quantized matrices stay as they are, `dtype` is of
+    all the rest. quantize: int8, int4 or fp8 quantizes each matrix as it is read, some rows at a time; beside the result it then
     needs 20 MiB. Raises CheckpointError, ConfigError or InputError, the last also where the weights exceed what memory is free.
     """
     if dtype is not None and not dtype.is_floating_point:
@@ -53,14 +53,14 @@ def load(
 
 
 def _to_quantize(reader: CheckpointReader, format: str | None) -> set[str]:
-    """The matrices to quantise on the way. A checkpoint that is in this format already is taken as it is."""
+    """The matrices to quantize on the way. A checkpoint that is in this format already is taken as it is."""
     if format is None:
         return set()
     check_format(format)
     stored = set(reader.formats.values())
     if stored - {format}:
         raise InputError(
-            f"{reader.directory}: is quantised already ({', '.join(sorted(stored))}), and cannot be made {format}"
+            f"{reader.directory}: is quantized already ({', '.join(sorted(stored))}), and cannot be made {format}"
         )
     return set() if stored else set(quantized_names(reader.config, format))
 

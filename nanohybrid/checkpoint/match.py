@@ -70,7 +70,7 @@ def match(directory: Path, found: dict[str, Entry], config: HybridConfig, quanti
 
 
 def _matrices(named: dict[str, Entry], config: HybridConfig) -> dict[str, Quantized]:
-    """Take the parts of quantised matrices out of `named`, and what goes with them."""
+    """Take the parts of quantized matrices out of `named`, and what goes with them."""
     found = {}
     for name, shape in quantizable(config).items():
         owner = name.removesuffix(PLAIN)
@@ -100,7 +100,7 @@ def _quantized(codes: Entry, scales: Entry | None, shape: tuple[int, int]) -> Qu
     if codes.dtype not in known:
         raise wrong(
             codes,
-            f"is of type {codes.dtype} {list(codes.shape)}, which is no form of a quantised [{outputs}, {inputs}]",
+            f"is of type {codes.dtype} {list(codes.shape)}, which is no form of a quantized [{outputs}, {inputs}]",
         )
     format, width = known[codes.dtype]
     if codes.shape != (outputs, width):

@@ -57,7 +57,7 @@ def placed_tensors(
 
 
 def _parts(name: str, disk: str, format: str, shape: tuple[int, ...]) -> list[Placed]:
-    """The tensors of one quantised matrix (quantization.py)."""
+    """The tensors of one quantized matrix (quantization.py)."""
     ours, theirs = name.removesuffix(PLAIN), disk.removesuffix(PLAIN)
     (outputs, width), scales = quantized.shapes(format, shape[0], shape[1])
     parts: list[tuple[str, torch.dtype, tuple[int, ...]]] = [

@@ -1,4 +1,4 @@
-"""How quantised matrices lie on the disk: compressed-tensors' layout out and in, NVIDIA ModelOpt's FP8 in.
+"""How quantized matrices lie on the disk: compressed-tensors' layout out and in, NVIDIA ModelOpt's FP8 in.
 
     X = a linear's name on the disk                                                 `format` in config.json
     int8    X.weight int8 [N, K], X.weight_scale [N, G]                             naive-quantized
@@ -7,7 +7,7 @@
     ModelOpt's FP8: as fp8 with one X.weight_scale for all of it; X.input_scale is not used, our activations stay wide
 
 Packed words hold eight values of four bits, the lowest bits first: on a little-endian machine the very bytes of our int4 codes.
-Only weights are quantised in what is written. Of what is read, scales of activations and of a KV cache are left aside.
+Only weights are quantized in what is written. Of what is read, scales of activations and of a KV cache are left aside.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ KEY, HF_QUANT = "quantization_config", "hf_quant_config.json"
 
 
 def refuse_quantized(directory: str | Path, so: str = "take the one that it was made from") -> None:
-    """Raise InputError where a checkpoint is quantised, for what cannot be done with one: training, pruning, merging."""
+    """Raise InputError where a checkpoint is quantized, for what cannot be done with one: training, pruning, merging."""
     if (Path(directory) / CONFIG).is_file() and is_quantized(Path(directory)):
-        raise InputError(f"{directory}: is a quantised checkpoint: {so}")
+        raise InputError(f"{directory}: is a quantized checkpoint: {so}")
 
 
 def is_quantized(directory: Path) -> bool:
-    """Whether the configuration says that weights are quantised, in a way that is known. Raises CheckpointError where it is not."""
+    """Whether the configuration says that weights are quantized, in a way that is known. Raises CheckpointError where it is not."""
     path = directory / CONFIG
     said = read_object(path).get(KEY)
     if (
@@ -62,7 +62,7 @@ def is_quantized(directory: Path) -> bool:
 
 
 def _problem(said: Mapping[str, Any]) -> str | None:
-    """What of a quantisation is not known here, and what is."""
+    """What of a quantization is not known here, and what is."""
     method = said.get("quant_method")
     if method == MODELOPT:
         algorithm = said.get("quant_algo")
@@ -79,7 +79,7 @@ def _problem(said: Mapping[str, Any]) -> str | None:
     for name, group in groups.items() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
         if not isinstance(weights, dict) or not weights.get("symmetric", True):
-            return f"{_short(name)}: only weights that are quantised symmetrically are known, without zero points"
+            return f"{_short(name)}: only weights that are quantized symmetrically are known, without zero points"
     return None
 
 

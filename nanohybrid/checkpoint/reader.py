@@ -61,12 +61,12 @@ class CheckpointReader:
 
     @property
     def formats(self) -> dict[str, str]:
-        """The format of each matrix that is quantised: `codes` reads it, and nothing else does."""
+        """The format of each matrix that is quantized: `codes` reads it, and nothing else does."""
         return {name: matrix.format for name, matrix in self._quantized.items()}
 
     @property
     def format(self) -> str | None:
-        """The format of the quantised matrices, that of most of them; None where there are none."""
+        """The format of the quantized matrices, that of most of them; None where there are none."""
         found = list(self.formats.values())
         return max(set(found), key=found.count) if found else None
 
@@ -82,19 +82,19 @@ class CheckpointReader:
     def held_bytes(self, dtype: torch.dtype | None = None, format: str | None = None) -> int:
         """Bytes of the weights as `load` gives them: in `dtype` (None: as stored), the matrices in a format where one is given.
 
-        Quantised matrices stay as they are, and all the rest counts as stored beside them.
+        Quantized matrices stay as they are, and all the rest counts as stored beside them.
         """
         if self.format is not None:
             return self.stored_bytes
         return Footprint.of(self.config, dtype or self.common_dtype, format=format).weight_bytes
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type in which the tensor is stored. Raises CheckpointError for a quantised one."""
+        """The type in which the tensor is stored. Raises CheckpointError for a quantized one."""
         return FLOATS[self._plain(name).dtype]
 
     @property
     def common_dtype(self) -> torch.dtype:
-        """The type in which most bytes are stored that are not quantised."""
+        """The type in which most bytes are stored that are not quantized."""
         size = {
             name: sum(e.end - e.begin for e in self._entries.values() if e.dtype == name) for name in FLOATS
         }
@@ -115,11 +115,11 @@ class CheckpointReader:
                 self._copy(self._entries[name], target.detach().view(-1))
 
     def rows(self, name: str, device: str | torch.device = "cpu") -> StoredRows:
-        """A matrix as it is stored, some rows at a time. Raises CheckpointError for a quantised one."""
+        """A matrix as it is stored, some rows at a time. Raises CheckpointError for a quantized one."""
         return StoredRows(self, self._plain(name), torch.device(device))
 
     def codes(self, name: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
-        """Codes and scales of a quantised matrix, in our formats (ops/quantized/formats.py), scales in their types."""
+        """Codes and scales of a quantized matrix, in our formats (ops/quantized/formats.py), scales in their types."""
         matrix = self._quantized[name]
         codes, scales = (self._whole(entry, device) for entry in (matrix.codes, matrix.scales))
         if (
@@ -139,7 +139,7 @@ class CheckpointReader:
     def _plain(self, name: str) -> Entry:
         if name in self._quantized:
             raise CheckpointError(
-                f"{self.directory}: is quantised ({self._quantized[name].format}): this needs the checkpoint that it was made from"
+                f"{self.directory}: is quantized ({self._quantized[name].format}): this needs the checkpoint that it was made from"
             )
         return self._entries[name]
 

@@ -48,7 +48,7 @@ class CheckpointWriter:
                 writer.write(name, prune(reader.tensor(name)))
 
     dtype: one for all tensors, or by name. assets: a directory from which tokenizer and chat template are copied.
-    formats: of the matrices that are stored quantised, by name; these `write_codes` takes.
+    formats: of the matrices that are stored quantized, by name; these `write_codes` takes.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class CheckpointWriter:
         """Store one tensor under the model's name for it, cast to the type it is saved in; in any order, each once."""
         if name in self.formats:
             raise CheckpointError(
-                f"{self.directory}: {name}: is stored quantised ({self.formats[name]}), and was given as it is"
+                f"{self.directory}: {name}: is stored quantized ({self.formats[name]}), and was given as it is"
             )
         self._expect(name)
         self._store(name, tensor)
@@ -183,7 +183,7 @@ class CheckpointWriter:
                 shutil.copyfile(self.assets / name, self._beside / name)
 
     def _quantization(self) -> dict[str, object]:
-        """What config.json says of quantised matrices; of none, nothing."""
+        """What config.json says of quantized matrices; of none, nothing."""
         if not self.formats:
             return {}
         sizes = quantizable(self.config)

@@ -27,7 +27,7 @@ def parser() -> "jsonargparse.ArgumentParser":
         "--dtype",
         choices=kinds,
         default="bf16",
-        help="of the weights; int8, int4, fp8: quantised while loading",
+        help="of the weights; int8, int4, fp8: quantized while loading",
     )
     result.add_argument("--threads", type=int, metavar="N", help="on a CPU (default: as many as torch takes)")
     return result

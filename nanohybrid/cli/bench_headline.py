@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nanohybrid.bench.result import Result, Settings
 
 SUMMARY = "the 9B against Qwen3-8B in one memory: what fits, the roofline, and measured on this machine"
-QUANTISED = ("int8", "int4")
+QUANTIZED = ("int8", "int4")
 
 
 def parser() -> "jsonargparse.ArgumentParser":
@@ -37,8 +37,8 @@ def parser() -> "jsonargparse.ArgumentParser":
         "--mixes", metavar="IN/OUT,...", help="some of 1k/1k, 8k/1k, 8k/16k, 128k/1k (default: all)"
     )
     result.add_argument(
-        "--quantised",
-        choices=["none", *QUANTISED],
+        "--quantized",
+        choices=["none", *QUANTIZED],
         default="int8",
         help="the hybrid's second form, beside bf16",
     )
@@ -94,7 +94,7 @@ def _settings(arguments: "jsonargparse.Namespace") -> "Settings":
     device = usable_device(arguments.device) if here else arguments.roofline
     scale = (8 if here and device == "cpu" else 1) if arguments.scale is None else arguments.scale
     names = [mix.name for mix in mixes(None if arguments.mixes is None else arguments.mixes.split(","))]
-    dtypes = ["bf16", *([] if arguments.quantised == "none" else [arguments.quantised])]
+    dtypes = ["bf16", *([] if arguments.quantized == "none" else [arguments.quantized])]
     return Settings(scale, arguments.cap_gib, names, dtypes, device, torch.get_num_threads())
 
 

@@ -150,7 +150,7 @@ class _Writer:
 
     def __init__(self, terminal: bool) -> None:
         self.terminal = terminal
-        self.colour = terminal and "NO_COLOR" not in os.environ
+        self.color = terminal and "NO_COLOR" not in os.environ
         self._thinking = False
         self._line_ended = True
 
@@ -160,22 +160,20 @@ class _Writer:
         self._write(piece.text.translate(CONTROLS) if self.terminal else piece.text)
 
     def end(self) -> None:
-        if self._thinking and self.colour:
+        if self._thinking and self.color:
             self._write(PLAIN)
         self._thinking = False
         print(flush=True)
 
     def dimmed(self, text: str) -> str:
-        return f"{DIM}{text}{PLAIN}" if self.colour else text
+        return f"{DIM}{text}{PLAIN}" if self.color else text
 
     def _turn(self, thinking: bool) -> None:
         self._thinking = thinking
         if thinking:
-            self._write(DIM if self.colour else "<think>\n")
+            self._write(DIM if self.color else "<think>\n")
         else:
-            self._write(
-                ("" if self._line_ended else "\n") + (f"{PLAIN}\n" if self.colour else "</think>\n\n")
-            )
+            self._write(("" if self._line_ended else "\n") + (f"{PLAIN}\n" if self.color else "</think>\n\n"))
 
     def _write(self, text: str) -> None:
         self._line_ended = text.endswith("\n")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["command_parser", "print_json", "recipe_from", "recipe_parser", "table"]
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # as flags spell them, and torch
-FORMATS = ("int8", "int4", "fp8")  # of quantised weights; ops/quantized has what they are
+FORMATS = ("int8", "int4", "fp8")  # of quantized weights; ops/quantized has what they are
 API_KEY = "NANOHYBRID_API_KEY"  # in the environment: of the server, and of its clients
 OWN_FLAGS = ("recipe", "out", "json")
 
@@ -62,7 +62,7 @@ def recipe_parser(
 
 
 def precision(name: str) -> "tuple[torch.dtype | None, str | None]":
-    """What `--dtype NAME` of a plan means: the type of what is not quantised, and the format of the matrices; None as stored."""
+    """What `--dtype NAME` of a plan means: the type of what is not quantized, and the format of the matrices; None as stored."""
     import torch
 
     if name in FORMATS:
@@ -71,7 +71,7 @@ def precision(name: str) -> "tuple[torch.dtype | None, str | None]":
 
 
 def spelled(dtype: "torch.dtype", format: str | None = None) -> str:
-    """The precision of a model for people and machines: `bfloat16`, or `int8` where its matrices are quantised."""
+    """The precision of a model for people and machines: `bfloat16`, or `int8` where its matrices are quantized."""
     return str(dtype).removeprefix("torch.") if format is None else format
 
 

@@ -26,11 +26,11 @@ def run(arguments: jsonargparse.Namespace) -> None:
         print_json({"out": out, **stats})
         return
     rows = [
-        [name, store["documents"], store["tokens"], store["learnt_tokens"], sum(store["dropped"].values())]
+        [name, store["documents"], store["tokens"], store["learned_tokens"], sum(store["dropped"].values())]
         for name, store in stats["stores"].items()
     ]
     table(
-        ["store", "documents", "tokens", "learnt", "dropped"],
+        ["store", "documents", "tokens", "learned", "dropped"],
         rows,
         title=f"{out}: {stats['tokens']:,} tokens",
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nanohybrid.estimate import Footprint
 
 SUMMARY = "layers, parameters, memory; what fits where"
-COLOURS = {"M": "black on bright_cyan", "*": "bold white on red", "-": "white on grey37"}
+COLORS = {"M": "black on bright_cyan", "*": "bold white on red", "-": "white on grey37"}
 
 
 def parser() -> "jsonargparse.ArgumentParser":
@@ -48,7 +48,7 @@ class Subject:
 
     config: "HybridConfig"
     dtype: "torch.dtype"
-    format: str | None  # of its matrices, where they are quantised
+    format: str | None  # of its matrices, where they are quantized
     stored_bytes: int | None  # None: there are no weights, or they are to be cast
     weights: str
 
@@ -98,7 +98,7 @@ def show(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> N
     config, console = subject.config, Console(highlight=False)
     strip = Text()
     for kind in config.pattern:
-        strip.append(kind, style=COLOURS[kind])
+        strip.append(kind, style=COLORS[kind])
     console.print(strip)
     console.print(_legend(config.pattern), style="dim")
     table(("shape", ""), _shape_rows(config))

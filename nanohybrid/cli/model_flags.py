@@ -195,7 +195,7 @@ def _tell_of_compiling() -> None:
 
 
 def chosen_precision(arguments: "jsonargparse.Namespace") -> "tuple[torch.dtype | None, str | None]":
-    """What --dtype and --quantize ask for: the type of what is not quantised (None: as stored), and the format of the matrices."""
+    """What --dtype and --quantize ask for: the type of what is not quantized (None: as stored), and the format of the matrices."""
     wanted = arguments.get("quantize")  # a plan has no such flag, and says it by its --dtype
     if wanted == "bf16":
         if arguments.dtype not in ("checkpoint", "bf16"):

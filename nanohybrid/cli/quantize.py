@@ -46,7 +46,7 @@ def parser() -> "jsonargparse.ArgumentParser":
 
 
 def run(arguments: "jsonargparse.Namespace") -> None:
-    """Quantise, and tell bytes and quality before and after."""
+    """Quantize, and tell bytes and quality before and after."""
     from nanohybrid.quantize.stage import QuantizeRecipe, quantize_stage
     from nanohybrid.stages.output import read_record
 
@@ -81,6 +81,6 @@ def rows(measures: dict[str, Any]) -> list[list[str]]:
             ["right answers", *(f"{found['accuracy']:.1%}" for found in measures["accuracy"].values())]
         )
     result.append(["error of the weights", "", f"{measures['weight_error']:.2%}"])
-    if measures["not_quantised"]:
-        result.append(["stayed as they were", "", f"{len(measures['not_quantised'])} matrices"])
+    if measures["not_quantized"]:
+        result.append(["stayed as they were", "", f"{len(measures['not_quantized'])} matrices"])
     return result

@@ -37,7 +37,7 @@ def run(arguments: Any) -> int | None:
 
 def _train_parser() -> ArgumentParser:
     one = ArgumentParser(
-        description="Control marks are ids 0 to 12, then the 256 bytes, then what is learnt.",
+        description="Control marks are ids 0 to 12, then the 256 bytes, then what is learned.",
         exit_on_error=False,
     )
     one.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help="UTF-8 text files")

@@ -1,6 +1,6 @@
 """What comes last where a compression's recipe asks for it: matrices in 8 or 4 bits, a file for llama.cpp.
 
-quantised/          the distilled (and aligned) checkpoint with its matrices as codes (quantize_stage.py)
+quantized/          the distilled (and aligned) checkpoint with its matrices as codes (quantize_stage.py)
 model-TYPE.gguf     the result for llama.cpp (nanohybrid/export)
 """
 
@@ -24,7 +24,7 @@ from nanohybrid.stages import progress
 if TYPE_CHECKING:
     from nanohybrid.compress.stage import CompressRecipe
 
-QUANTISED = "quantised"
+QUANTIZED = "quantized"
 SAME_CODES = {"int8": "q8_0", "int4": "q4_0"}  # whose values a GGUF takes over as they are
 
 
@@ -66,12 +66,12 @@ def check_shapes(recipe: CompressRecipe, parent: HybridConfig) -> None:
         )
 
 
-def quantised(recipe: CompressRecipe, model: Path, out: Path, data: Path, device: str) -> dict[str, Path]:
-    """A checkpoint quantised into `out`, by its name among the steps; nothing where the recipe has no format."""
+def quantized(recipe: CompressRecipe, model: Path, out: Path, data: Path, device: str) -> dict[str, Path]:
+    """A checkpoint quantized into `out`, by its name among the steps; nothing where the recipe has no format."""
     if recipe.quantize is None:
         return {}
     how = QuantizeRecipe(recipe.quantize, recipe.samples, recipe.length)
-    return {QUANTISED: quantize_stage(how, model, out, data, device)}
+    return {QUANTIZED: quantize_stage(how, model, out, data, device)}
 
 
 def export_gguf(
@@ -79,12 +79,12 @@ def export_gguf(
 ) -> dict[str, Any]:
     """Write the result as a GGUF into `directory`; what is remembered of it. Nothing where the recipe has no type.
 
-    The codes of the quantised checkpoint are taken over where both mean the same; any other type is made from `plain`, the last that was
-    not quantised, so that nothing is rounded twice.
+    The codes of the quantized checkpoint are taken over where both mean the same; any other type is made from `plain`, the last that was
+    not quantized, so that nothing is rounded twice.
     """
     if recipe.gguf is None:
         return {}
-    source = steps[QUANTISED] if SAME_CODES.get(recipe.quantize or "") == recipe.gguf else plain
+    source = steps[QUANTIZED] if SAME_CODES.get(recipe.quantize or "") == recipe.gguf else plain
     file = directory / f"model-{recipe.gguf}.gguf"
     with GgufExport(source, recipe.gguf) as export:
         with progress("export", export.bytes, "B") as bar:

@@ -14,7 +14,7 @@ from nanohybrid.estimate.budget import Budget
 from nanohybrid.estimate.free_memory import free_bytes
 from nanohybrid.evaluate.throughput import decode_times
 from nanohybrid.executors.cpu.weights import prepare
-from nanohybrid.model import HybridLM, State
+from nanohybrid.model import HybridCache, HybridLM
 from nanohybrid.prune.streaming import BESIDE
 
 LONGEST = 4096  # tokens of context at which a step is timed, at most: a stage must not take minutes to say how fast it became
@@ -71,9 +71,9 @@ def state_bytes(config: HybridConfig, budget: Budget) -> int:
     """Of keys, values and states as they would be allocated, without doing it: a long context may be gigabytes."""
     meta = torch.device("meta")
     with meta:
-        return State.for_context(config, budget.batch, budget.context, budget.kind, meta).bytes
+        return HybridCache.for_context(config, budget.batch, budget.context, budget.kind, meta).bytes
 
 
 def tensors_of(model: HybridLM) -> Iterable[Tensor]:
-    """Every weight once: parameters, and the codes and scales of what is quantised."""
+    """Every weight once: parameters, and the codes and scales of what is quantized."""
     return {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()

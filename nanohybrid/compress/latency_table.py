@@ -27,7 +27,7 @@ import torch
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.estimate.budget import QUANTISED, Budget
+from nanohybrid.estimate.budget import QUANTIZED, Budget
 from nanohybrid.estimate.linear_shapes import matrices_of
 from nanohybrid.evaluate.throughput import decode_times
 from nanohybrid.executors.cpu.weights import prepare
@@ -149,7 +149,7 @@ def decode_timer(budget: Budget, device: torch.device, rounds: int = 15) -> Time
         models = {name: HybridLM(config).to(device, budget.kind).eval() for name, config in shapes.items()}
         for model in models.values():
             model.reset_parameters(0)
-            if budget.dtype in QUANTISED:
+            if budget.dtype in QUANTIZED:
                 quantize_model(model, budget.dtype)
             prepare(model)  # for the kernels by which the engine will run it
         found = decode_times(models, [budget.context], budget.batch, rounds)

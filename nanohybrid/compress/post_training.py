@@ -111,7 +111,7 @@ def align(
 
 
 def outcomes(recipes: Sequence[AfterRecipe], made: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """What is remembered of each stage: name, kind, the tokens that it learnt from, and what it measured, or the weight of a merge."""
+    """What is remembered of each stage: name, kind, the tokens that it learned from, and what it measured, or the weight of a merge."""
     found = []
     for recipe, (name, path) in zip(recipes, made.items(), strict=True):
         record = read_record(path)

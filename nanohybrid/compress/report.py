@@ -12,7 +12,7 @@ from nanohybrid.compress.report_stages import through_the_stages
 from nanohybrid.compress.search import SHAPE, Candidate, Search
 from nanohybrid.config import ATTENTION, KINDS, MAMBA, MLP, HybridConfig
 from nanohybrid.estimate import Footprint
-from nanohybrid.estimate.budget import QUANTISED, Budget, amount
+from nanohybrid.estimate.budget import QUANTIZED, Budget, amount
 from nanohybrid.prune.importance import Importance
 from nanohybrid.prune.importance_loss import Promise
 from nanohybrid.prune.target import Target, sizes_of
@@ -60,16 +60,16 @@ def _summary(
     last = list(agreement)[-1]
     stages = ", ".join(stage["kind"] for stage in measures.get("after", ()))
     then = f" Short stages of alignment followed: {stages}." if stages else ""
-    then += f" Last its matrices became {budget.dtype}." if budget.dtype in QUANTISED else ""
+    then += f" Last its matrices became {budget.dtype}." if budget.dtype in QUANTIZED else ""
     room = f"{amount(budget.bytes)} while it works on {_sequences(budget)} of {budget.context:,} tokens, its weights in {budget.dtype}"
     speeds = [work[name].get("tokens_per_second", "no room here to run it") for name in ("parent", "result")]
     if chosen.config == parent:
-        what = f"A model was to fit {room}. It fits whole, so nothing was cut, and nothing had to be learnt again.{then}"
+        what = f"A model was to fit {room}. It fits whole, so nothing was cut, and nothing had to be learned again.{then}"
         alike = f"the result's likeliest next token is the parent's {agreement[last]:.1%} of the time."
     else:
         what = (
             f"A model, the parent, was made smaller, so that it fits {room}. Its least important parts were cut out, and what was left "
-            f"learnt from the parent again.{then}"
+            f"learned from the parent again.{then}"
         )
         alike = (
             f"the result's likeliest next token is the parent's {agreement[last]:.1%} of the time; right after the cut it was "
@@ -111,7 +111,7 @@ def _summary(
     ):
         rows.append([label, *(amount(int(work[name][key])) for name in ("parent", "result"))])
     report.table(["at work", "parent", "result"], rows)
-    beside = ", the parent in bf16" if budget.dtype in QUANTISED else ""
+    beside = ", the parent in bf16" if budget.dtype in QUANTIZED else ""
     report.text(
         f"Speed: one decode step, which adds a token to {_sequences(budget)} of {int(work['parent']['context']):,} tokens, in "
         f"{budget.dtype}{beside}; both models in turns, the quickest of a few, on {here}. A busy machine blurs it. Memory: as allocated "
@@ -121,8 +121,8 @@ def _summary(
 
 def _budget_line(figure: Figure, height: float, groups: int) -> None:
     """The budget over all groups of bars, named at its end; not over the last bar, whose number stands just where the budget does."""
-    axes, colour, last = figure.axes[0], plots.COLOURS[2], groups - 1
-    axes.hlines([height, height], [-0.5, last + 0.42], [last, last + 0.5], color=colour, linewidth=1.2)
+    axes, color, last = figure.axes[0], plots.COLORS[2], groups - 1
+    axes.hlines([height, height], [-0.5, last + 0.42], [last, last + 0.5], color=color, linewidth=1.2)
     axes.annotate(
         "budget",
         (last + 0.5, height),
@@ -130,7 +130,7 @@ def _budget_line(figure: Figure, height: float, groups: int) -> None:
         textcoords="offset points",
         va="center",
         fontsize=8.5,
-        color=colour,
+        color=color,
     )
 
 
@@ -259,7 +259,7 @@ def _few(curves: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor], st
     return (
         named,
         rest,
-        f" {CURVES} of {len(curves)} layers have names, from the steepest curve to the flattest; the others are grey.",
+        f" {CURVES} of {len(curves)} layers have names, from the steepest curve to the flattest; the others are gray.",
     )
 
 
@@ -298,7 +298,7 @@ def _candidates(report: Report, budget: Budget, found: Search) -> None:
         f"Of all shapes that the recipe lists, {len(found.candidates):,} fit {budget}, and {found.rejected:,} were too large. A shape that "
         f"another one exceeds in everything was left out. Of the others the {len(tried)} that lose least importance were cut and tried. "
         + (
-            f"The best {len(raced)} then learnt a little, and the better half of them went on for twice as long. "
+            f"The best {len(raced)} then learned a little, and the better half of them went on for twice as long. "
             if raced
             else ""
         )
@@ -321,7 +321,7 @@ def _candidates(report: Report, budget: Budget, found: Search) -> None:
         for c in tried[:ROWS]
     ]
     names = [*shown.values(), "parameters", "memory", "tok/s, estimated", "loss, nats", "agreement"]
-    report.table([*names, *(["KL, learnt"] if raced else [])], rows)
+    report.table([*names, *(["KL, learned"] if raced else [])], rows)
     unit, name = (GIB, "GiB") if tried[0].bytes["total"] >= GIB else (MIB, "MiB")
     places = [(c.bytes["total"] / unit, float(c.loss or 0.0)) for c in tried]
     figure = _points(places, f"memory, {name}", "loss, nats")
@@ -350,13 +350,13 @@ def _points(places: list[tuple[float, float]], x: str, y: str) -> Figure:
     with plots.style():
         figure, axes = plots.canvas(x, y, "")
         axes.scatter(
-            [a for a, _ in places], [b for _, b in places], s=18, color=plots.COLOURS[0], label="tried"
+            [a for a, _ in places], [b for _, b in places], s=18, color=plots.COLORS[0], label="tried"
         )
         axes.plot(
-            *zip(*pareto(places), strict=True), color=plots.COLOURS[0], linewidth=1, label="none beats these"
+            *zip(*pareto(places), strict=True), color=plots.COLORS[0], linewidth=1, label="none beats these"
         )
         axes.scatter(
-            [places[0][0]], [places[0][1]], s=60, color=plots.COLOURS[1], marker="D", label="chosen", zorder=3
+            [places[0][0]], [places[0][1]], s=60, color=plots.COLORS[1], marker="D", label="chosen", zorder=3
         )
         plots.legend(figure, 3)
     return figure

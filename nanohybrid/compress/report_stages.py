@@ -15,18 +15,18 @@ from nanohybrid.evaluate.accuracy import share, show_answers
 from nanohybrid.export.architecture import architecture
 from nanohybrid.stages import Report, plots
 
-QUANTISED, AFTER = "quantised", "after"
+QUANTIZED, AFTER = "quantized", "after"
 
 
 def through_the_stages(
     report: Report, directory: Path, config: HybridConfig, measured: Mapping[str, Any]
 ) -> None:
-    """Distillation, alignment, quantisation and right answers, each where there was one, and the commands for the result."""
+    """Distillation, alignment, quantization and right answers, each where there was one, and the commands for the result."""
     _distillation(report, directory)
     if AFTER in measured:
         _aligned(report, measured[AFTER])
-    if QUANTISED in measured:
-        _quantised(report, measured[QUANTISED])
+    if QUANTIZED in measured:
+        _quantized(report, measured[QUANTIZED])
     _steps(report, measured)
     _to_use(report, directory.name.removesuffix(".partial"), config, measured)
 
@@ -41,7 +41,7 @@ def _distillation(report: Report, directory: Path) -> None:
     rows = [json.loads(line) for line in (folder / "metrics" / "distill.jsonl").read_text().splitlines()]
     measures = json.loads((folder / "lineage.json").read_text())["measures"]
     report.section("Learning from the parent").text(
-        f"The cut model read {rows[-1]['tokens']:,} tokens and learnt what the parent expects next, the whole distribution and not only "
+        f"The cut model read {rows[-1]['tokens']:,} tokens and learned what the parent expects next, the whole distribution and not only "
         f"the right token (forward KL on the logits). Divergence from the parent, in nats a token: {measures['kl_before']:.4f} before, "
         f"{measures['kl_after']:.4f} after."
     )
@@ -65,7 +65,7 @@ def _distillation(report: Report, directory: Path) -> None:
 def _aligned(report: Report, stages: Sequence[Mapping[str, Any]]) -> None:
     """What each stage after distillation did, in its own measure."""
     report.section("Aligned again").text(
-        "What its parent could not give back, the smaller model learnt in short stages of its own, each from where the one before left it."
+        "What its parent could not give back, the smaller model learned in short stages of its own, each from where the one before left it."
     )
     report.table(
         ["stage", "tokens", "what came of it"],
@@ -87,9 +87,9 @@ def _outcome(stage: Mapping[str, Any]) -> str:
     return f"{1 - stage['weight']:.0%} of the model before the last stage, {stage['weight']:.0%} of the one after it"
 
 
-def _quantised(report: Report, found: Mapping[str, Any]) -> None:
+def _quantized(report: Report, found: Mapping[str, Any]) -> None:
     """What the last step saved and cost; `found` is what the stage `quantize` measured."""
-    left = len(found["not_quantised"])
+    left = len(found["not_quantized"])
     report.section(f"In {found['format']}").text(
         f"The matrices of the layers and the head became {found['format']} codes with scales: {amount(found['bytes_before'])} on the disk "
         f"became {amount(found['bytes_after'])}. The likeliest next token is the one from before at {found['top1_agreement']:.2%} "
@@ -103,7 +103,7 @@ def _quantised(report: Report, found: Mapping[str, Any]) -> None:
     rows = [["perplexity", *perplexity], ["error of the weights", "", f"{found['weight_error']:.2%}"]]
     rows += [[f"bytes, {kind}", *map(amount, pair)] for kind, pair in found["bytes_by_kind"].items()]
     report.table(["", "before", found["format"]], rows)
-    report.text("More of it, layer by layer: `quantised/report.html`.")
+    report.text("More of it, layer by layer: `quantized/report.html`.")
 
 
 def _steps(report: Report, measured: Mapping[str, Any]) -> None:
@@ -131,7 +131,7 @@ def _to_use(report: Report, name: str, config: HybridConfig, measured: Mapping[s
     """The commands that run the result."""
     judge = "" if measured.get("accuracy") else ": judge it by `evaluate`, on problems that it has not seen"
     report.section("To use it").text(
-        "The directory is a checkpoint in the layout of the parent. Loss and agreement above are on documents that it may have learnt "
+        "The directory is a checkpoint in the layout of the parent. Loss and agreement above are on documents that it may have learned "
         f"from{judge}."
     )
     lines = [f"nanohybrid chat {name}", f"nanohybrid serve {name}"]

@@ -2,7 +2,7 @@
 
     importance/   scores of every axis and layer             search/     every shape that fits the budget, the choice first
     pruned/       the chosen shape, and kept.json            distilled/  the same after learning from the parent
-    aligned/      that after the recipe's further stages     quantised/  the last of them in 8 or 4 bits, where it is wanted
+    aligned/      that after the recipe's further stages     quantized/  the last of them in 8 or 4 bits, where it is wanted
 
 Where the parent fits as it is, nothing is cut, and nothing has to be mended: there is neither distilled/ nor aligned/ then.
 The output itself is the last of them as a checkpoint. Every part is found again after a kill, and none is done twice.
@@ -23,7 +23,7 @@ import torch
 from nanohybrid.checkpoint import CheckpointReader, load, load_config, refuse_quantized
 from nanohybrid.compress.candidate_quality import Judge
 from nanohybrid.compress.default_calibration import documents_for
-from nanohybrid.compress.finish import check_ends, export_gguf, quantised
+from nanohybrid.compress.finish import check_ends, export_gguf, quantized
 from nanohybrid.compress.inference_cost import at_work
 from nanohybrid.compress.plan import grid_of
 from nanohybrid.compress.post_training import FOLDER, AfterRecipe, align, outcomes
@@ -36,7 +36,7 @@ from nanohybrid.data import TokenStore
 from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.errors import ConfigError
 from nanohybrid.estimate import Footprint
-from nanohybrid.estimate.budget import DTYPES, QUANTISED, STEP, Budget
+from nanohybrid.estimate.budget import DTYPES, QUANTIZED, STEP, Budget
 from nanohybrid.estimate.devices import device
 from nanohybrid.evaluate.accuracy import check_count, right_answers
 from nanohybrid.export import TYPES
@@ -109,12 +109,12 @@ class CompressRecipe:
             )
         if self.dtype not in DTYPES:
             also = (
-                f"; for {self.dtype} matrices give --quantize {self.dtype}" if self.dtype in QUANTISED else ""
+                f"; for {self.dtype} matrices give --quantize {self.dtype}" if self.dtype in QUANTIZED else ""
             )
             raise ConfigError(f"dtype is {self.dtype!r}: known are {', '.join(DTYPES)}{also}")
-        if self.quantize is not None and (self.quantize not in QUANTISED or self.dtype != "bf16"):
+        if self.quantize is not None and (self.quantize not in QUANTIZED or self.dtype != "bf16"):
             raise ConfigError(
-                f"quantize is {self.quantize!r} and dtype {self.dtype}: known are {', '.join(QUANTISED)}, with dtype bf16"
+                f"quantize is {self.quantize!r} and dtype {self.dtype}: known are {', '.join(QUANTIZED)}, with dtype bf16"
             )
         if self.gguf is not None and self.gguf not in TYPES:
             raise ConfigError(f"gguf is {self.gguf!r}: known are {', '.join(TYPES)}")
@@ -237,7 +237,7 @@ class Compression:
                 stage.record["tokens"] += sum(one["tokens"] for one in told)
                 stage.measure(after=told)
                 last = list(after.values())[-1]
-        ends = quantised(recipe, last, stage.directory / "quantised", self.data, self.run_on)
+        ends = quantized(recipe, last, stage.directory / "quantized", self.data, self.run_on)
         steps, result = steps | ends, next(iter(ends.values()), last)
         qualities = {"parent": judge.parent}
         for name, path in list(steps.items())[1:]:
@@ -250,7 +250,7 @@ class Compression:
             accuracy=right_answers(
                 recipe.problems, recipe.tasks, recipe.distill.seed, steps, stage, self.run_on
             ),
-            **({} if recipe.quantize is None else {"quantised": read_record(result)["measures"]}),
+            **({} if recipe.quantize is None else {"quantized": read_record(result)["measures"]}),
             **export_gguf(recipe, last, steps, stage.directory),
             **sizes("parent", shape),
             **sizes("pruned", found.chosen.config),

@@ -158,7 +158,7 @@ class Builder:
         stats = self.stats[name] = StoreStats(name)
         store = TokenStore.from_documents(encode(tokenizer, stats.watch(documents)))
         store.write(store_path(self.stage.directory, name))
-        stats.tokens, stats.learnt = store.token_count, int(store.loss.sum())
+        stats.tokens, stats.learned = store.token_count, int(store.loss.sum())
         return stats
 
 

@@ -25,7 +25,7 @@ class StoreStats:
     documents: int = 0
     characters: int = 0
     tokens: int = 0
-    learnt: int = 0
+    learned: int = 0
     majority: float | None = None
     example: str = ""
 
@@ -47,7 +47,7 @@ def describe(
             "documents": store.documents,
             "characters": store.characters,
             "tokens": store.tokens,
-            "learnt_tokens": store.learnt,
+            "learned_tokens": store.learned,
             "dropped": {
                 reason: count for reason, count in sorted(counts.get(name, {}).items()) if reason != "kept"
             },
@@ -55,7 +55,7 @@ def describe(
         }
         for name, store in stats.items()
     }
-    keys = ("documents", "tokens", "learnt_tokens")
+    keys = ("documents", "tokens", "learned_tokens")
     totals = {
         key: sum(store[key] for name, store in stores.items() if not name.startswith(VALIDATION))
         for key in keys
@@ -72,16 +72,16 @@ def write_report(
     report = Report("nanohybrid data")
     report.text(
         f"{measures['documents']:,} documents, {measures['tokens']:,} tokens of a vocabulary of {measures['vocab_size']:,}, of which "
-        f"{measures['learnt_tokens']:,} are learnt (the questions of problems are only read)."
+        f"{measures['learned_tokens']:,} are learned (the questions of problems are only read)."
     )
     report.section("Stores").table(
-        ["store", "documents", "tokens", "learnt", "characters a token", "commonest answer"],
+        ["store", "documents", "tokens", "learned", "characters a token", "commonest answer"],
         [
             [
                 name,
                 store["documents"],
                 store["tokens"],
-                store["learnt_tokens"],
+                store["learned_tokens"],
                 store["characters"] / max(store["tokens"], 1),
                 f"{store['majority_rate']:.1%}" if "majority_rate" in store else "",
             ]

@@ -1,6 +1,6 @@
-"""A document: pieces of text, each of which is either learnt or only read.
+"""A document: pieces of text, each of which is either learned or only read.
 
-The question of a task is read, its trace and answer are learnt. That matters more than anything else for a small model: with a
+The question of a task is read, its trace and answer are learned. That matters more than anything else for a small model: with a
 loss on the questions, which no one can predict, the same model in the same time stayed at a quarter of the accuracy.
 """
 
@@ -27,7 +27,7 @@ class Document(NamedTuple):
 
 
 def plain(store: str, text: str) -> Document:
-    """A document that is learnt from its first token to its last."""
+    """A document that is learned from its first token to its last."""
     return Document(store, (Piece(text),))
 
 

@@ -26,7 +26,7 @@ from nanohybrid.ops.layout import Layout
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents end to end. targets_T holds the token that follows, or -100 where nothing is to be learnt."""
+    """Documents end to end. targets_T holds the token that follows, or -100 where nothing is to be learned."""
 
     tokens_T: Tensor
     targets_T: Tensor
@@ -54,7 +54,7 @@ class Batch:
 
     @property
     def target_count(self) -> int:
-        """Tokens that are learnt."""
+        """Tokens that are learned."""
         return int((self.targets_T != IGNORED).sum())
 
 

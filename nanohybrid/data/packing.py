@@ -1,6 +1,6 @@
 """From a store to the pieces of a batch: whole documents where they fit, windows of them where they do not.
 
-Nothing that can be learnt is lost: every target of a document is in exactly one piece. A window's last target is the first
+Nothing that can be learned is lost: every target of a document is in exactly one piece. A window's last target is the first
 token of the next window, so only the context is cut.
 """
 
@@ -43,7 +43,7 @@ def cut(store: TokenStore, sequence_length: int) -> Pieces:
 def read(
     store: TokenStore, start: int, length: int, document_end: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens of a piece, and for each the token that follows it in its document: IGNORED where none does or it is not learnt."""
+    """Tokens of a piece, and for each the token that follows it in its document: IGNORED where none does or it is not learned."""
     targets = np.full(length, IGNORED, dtype=np.int64)
     count = min(length, document_end - start - 1)
     following = slice(start + 1, start + 1 + count)

@@ -12,8 +12,8 @@ DOCUMENTS_AT_ONCE = 4096
 def encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Iterator[tuple[list[int], list[int]]]:
     """Each document as (tokens, loss).
 
-    Pieces are encoded by themselves, so that no token spans the border between what is read and what is learnt; control marks in
-    a text are plain characters. The end mark is learnt, the start mark is not.
+    Pieces are encoded by themselves, so that no token spans the border between what is read and what is learned; control marks in
+    a text are plain characters. The end mark is learned, the start mark is not.
     """
     stream = iter(documents)
     while several := list(islice(stream, DOCUMENTS_AT_ONCE)):

@@ -1,6 +1,6 @@
 """Distillation: a pruned model learns its parent's distribution of every next token (paper, section 4).
 
-    minimise  mean over tokens of KL(teacher || student) at temperature tau
+    minimize  mean over tokens of KL(teacher || student) at temperature tau
 
 from the logits alone, in chunks that never hold [tokens, vocabulary]. The documents are those of post-training, mixed 70 to 30 with
 those of pretraining, as the paper found best for a model that reasons. By recipe hidden states count too (between.py).
@@ -174,7 +174,7 @@ def learn(
             for tokens in answers.ask(
                 parent,
                 loader.batch,
-                partial(rows_learnt, every_token=recipe.every_token),
+                partial(rows_learned, every_token=recipe.every_token),
                 range(recipe.steps),
             ):
                 bar.advance(tokens)
@@ -182,7 +182,7 @@ def learn(
 
     def taught(step: int) -> Taught:
         batch = loader.batch(step)
-        return answers.batch(batch, rows_learnt(batch, recipe.every_token), step)
+        return answers.batch(batch, rows_learned(batch, recipe.every_token), step)
 
     train(taught, partial(answered, temperature=recipe.temperature))
     with teaching(teacher, recipe.teacher, network.device) as parent:
@@ -241,7 +241,7 @@ def divergence(
         assert between is not None
         student_TE, teacher_TE, apart_T = between.run(student, teacher, batch)
         divergence, count = of_logits(student, batch, student_TE, teacher_TE)
-        mask_T, _ = learnt(batch, every_token)
+        mask_T, _ = learned(batch, every_token)
         return divergence + between.recipe.weight * (
             apart_T if mask_T is None else apart_T[mask_T]
         ).sum(), count
@@ -249,7 +249,7 @@ def divergence(
     def of_logits(
         student: HybridLM, batch: Batch, student_TE: Tensor, teacher_TE: Tensor
     ) -> tuple[Tensor, int]:
-        mask_T, count = learnt(batch, every_token)
+        mask_T, count = learned(batch, every_token)
         return summed_forward_kl(
             student_TE, student.head_weight, teacher_TE, teacher.head_weight, temperature, mask_T
         ), count
@@ -265,16 +265,16 @@ def answered(student: HybridLM, taught: Taught, temperature: float) -> tuple[Ten
     )
 
 
-def rows_learnt(batch: Batch, every_token: bool) -> Tensor:
-    """[R]: which tokens of a batch are learnt, ascending, where the batch is."""
-    mask_T, count = learnt(batch, every_token)
+def rows_learned(batch: Batch, every_token: bool) -> Tensor:
+    """[R]: which tokens of a batch are learned, ascending, where the batch is."""
+    mask_T, count = learned(batch, every_token)
     return (
         torch.arange(count, device=batch.tokens_T.device) if mask_T is None else mask_T.nonzero().squeeze(1)
     )
 
 
-def learnt(batch: Batch, every_token: bool) -> tuple[Tensor | None, int]:
-    """Where a batch is learnt: a mask (None: everywhere) and how many tokens that are."""
+def learned(batch: Batch, every_token: bool) -> tuple[Tensor | None, int]:
+    """Where a batch is learned: a mask (None: everywhere) and how many tokens that are."""
     if every_token:
         return None, batch.layout.tokens
     return batch.targets_T != IGNORED, batch.target_count
@@ -287,7 +287,7 @@ def mean_divergence(
     """KL(teacher || student) of a token, in nats, over some batches."""
     total, count = 0.0, 0
     for batch in (batch.to(student.device) for batch in batches):
-        mask_T, tokens = learnt(batch, every_token)
+        mask_T, tokens = learned(batch, every_token)
         hidden = [model.hidden(batch.tokens_T, batch.layout) for model in (student, teacher)]
         total += (
             chunked_forward_kl(hidden[0], student.head_weight, hidden[1], teacher.head_weight, mask_T=mask_T)

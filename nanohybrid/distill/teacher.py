@@ -1,13 +1,13 @@
-"""Where the teacher is while a student learns: beside it, quantised, on the disk layer by layer, or gone, its likeliest tokens kept.
+"""Where the teacher is while a student learns: beside it, quantized, on the disk layer by layer, or gone, its likeliest tokens kept.
 
     beside      all of it in fp32
-    int8, fp8, int4   its matrices quantised, everything else in fp32: a quarter, a quarter, an eighth of the memory
+    int8, fp8, int4   its matrices quantized, everything else in fp32: a quarter, a quarter, an eighth of the memory
     offloaded   read from its checkpoint layer by layer at every step: one layer and the head are in memory, and time is the price
 
 With `top_k` it is asked once for every batch before the student begins. What it says is kept in one file a step, and it is gone while
 the student learns. A kill loses one batch of it.
 
-T tokens · E embedding · V vocabulary · R rows that are learnt · K likeliest tokens.
+T tokens · E embedding · V vocabulary · R rows that are learned · K likeliest tokens.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from nanohybrid.ops.losses import TopK, top_k_of
 from nanohybrid.ops.losses.stream import default_chunk
 from nanohybrid.prune.layerwise import EMBEDDINGS, HEAD, Stored
 
-BESIDE, OFFLOADED, QUANTISED = "beside", "offloaded", ("int8", "fp8", "int4")
-PLACES = (BESIDE, OFFLOADED, *QUANTISED)
+BESIDE, OFFLOADED, QUANTIZED = "beside", "offloaded", ("int8", "fp8", "int4")
+PLACES = (BESIDE, OFFLOADED, *QUANTIZED)
 
 
 class Teacher(Protocol):
@@ -81,13 +81,13 @@ def teaching(checkpoint: Path, place: str, device: str | torch.device = "cpu") -
         with CheckpointReader(checkpoint) as reader:
             yield Offloaded(reader, device)
         return
-    quantize = place if place in QUANTISED else None
+    quantize = place if place in QUANTIZED else None
     yield load(checkpoint, torch.float32, device, quantize).requires_grad_(False).eval()
 
 
 @dataclass(frozen=True)
 class Taught:
-    """A batch with what the teacher said of the tokens that are learnt."""
+    """A batch with what the teacher said of the tokens that are learned."""
 
     batch: Batch
     rows_R: Tensor

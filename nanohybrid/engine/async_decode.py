@@ -72,7 +72,7 @@ class AheadDecoder:
             self._begun = _Begun([request.id for request, _, _ in work], logits_SV)
 
     def _layout(self, work: list[Work]) -> Layout:
-        return Layout.stored(
+        return Layout.with_cache(
             [1] * len(work),
             [start for _, start, _ in work],
             [request.slot.ids[0] for request, _, _ in work if request.slot],

@@ -1,7 +1,7 @@
 """Who owns which state slot and which KV pages. Plain Python: a pool hands out numbers, the tensors lie elsewhere.
 
 Everything is handed out as a `Lease`: the numbers and the generation they were given in. A generation is never given
-twice, so a lease that was returned, or whose numbers have a new owner since, is recognised and refused.
+twice, so a lease that was returned, or whose numbers have a new owner since, is recognized and refused.
 """
 
 import heapq

@@ -29,7 +29,7 @@ Message = dict[str, Any]
 
 class LLM:
     """Everything that a prompt needs. `dtype` None keeps the checkpoint's own; `quantize` is int8, int4 or fp8, of the matrices,
-    which are quantised one by one as they are read; `options` are further ones of `Engine`."""
+    which are quantized one by one as they are read; `options` are further ones of `Engine`."""
 
     def __init__(
         self,

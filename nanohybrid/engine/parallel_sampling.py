@@ -10,7 +10,7 @@ from nanohybrid.engine.scheduler import Scheduler
 
 def choice_seed(seed: int, index: int) -> int:
     """The seed of the choice `index` of a prompt; of the first, the seed itself. The step is odd and large, so that the
-    choices of neighbouring seeds are not each other's."""
+    choices of neighboring seeds are not each other's."""
     return seed + index * 0xD1B54A32D192ED03
 
 

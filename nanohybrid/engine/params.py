@@ -102,7 +102,7 @@ class SamplingParams:
         )
 
     @property
-    def penalised(self) -> bool:
+    def penalized(self) -> bool:
         """Whether tokens that were seen lose or gain."""
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
 

@@ -36,7 +36,7 @@ class Edits:
         self._repetition_S = np.array([p.repetition_penalty for p in params], dtype=np.float32)
         self._frequency_S = np.array([p.frequency_penalty for p in params], dtype=np.float32)
         self._presence_S = np.array([p.presence_penalty for p in params], dtype=np.float32)
-        self._written = [(row, written[row].tokens) for row, p in enumerate(params) if p.penalised]
+        self._written = [(row, written[row].tokens) for row, p in enumerate(params) if p.penalized]
         self._counted = [0] * len(self._written)
         self._cell: dict[tuple[int, int], int] = {}
         self._at_C2 = np.zeros((64, 2), dtype=np.int64)  # row and token of each cell; grows by doubling

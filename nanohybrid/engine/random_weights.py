@@ -12,7 +12,7 @@ from nanohybrid.errors import MissingExtraError
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.free_memory import check_room
 from nanohybrid.model import HybridLM
-from nanohybrid.model.initialise import fill
+from nanohybrid.model.initialize import fill
 from nanohybrid.model.quantized import check_format, quantized_linear, quantized_names, replace
 from nanohybrid.text import Tokenizer, tekken
 from nanohybrid.text.bytelevel import assemble, to_characters
@@ -29,7 +29,7 @@ def random_model(
 ) -> HybridLM:
     """A model of the weights of `random_weights`: nothing but them is ever held.
 
-    quantize: int8, int4 or fp8, of the matrices, each quantised as it is made, some rows at a time.
+    quantize: int8, int4 or fp8, of the matrices, each quantized as it is made, some rows at a time.
     """
     if quantize is not None:
         check_format(quantize)

@@ -18,8 +18,8 @@ from nanohybrid.engine.sanitizer import Guard
 from nanohybrid.engine.scheduler import Freed, Move, Work
 from nanohybrid.estimate.serving import transient
 from nanohybrid.executors.cuda_graphs import Capture, DecodeGraphs, cuda_graph, graphs_apply
-from nanohybrid.model import HybridLM, Layout, State
-from nanohybrid.model.cache import Saved
+from nanohybrid.model import HybridCache, HybridLM, Layout
+from nanohybrid.model.cache import OffloadedCache
 from nanohybrid.ops.sizes import CHUNK
 
 
@@ -48,7 +48,7 @@ class Runner:
         plain = state_dtype is None and kv_dtype is None  # the kernels know no other way to keep a state
         capture = cuda_graph if capture is None and plain and graphs_apply(model) else capture
         spare = int(capture is not None)  # a slot and a page for the rows that fill up a graph
-        self.state = State.allocate(
+        self.state = HybridCache.allocate(
             model.config,
             slots + spare,
             pages + spare,
@@ -224,7 +224,7 @@ class Runner:
             if self.guard is not None and request.slot is not None:
                 self.guard.given(request, slot, request.slot.generation)
                 self.guard.pages(request, pages, request.slot.generation)
-            if not isinstance(request.saved, Saved):
+            if not isinstance(request.saved, OffloadedCache):
                 raise RuntimeError(
                     f"request {request.id} has computed {request.computed} tokens and no copy of their state"
                 )
@@ -232,7 +232,7 @@ class Runner:
             request.saved = None
 
     @torch.inference_mode()
-    def save(self, request: Request, slot: int, pages: tuple[int, ...]) -> Saved:
+    def save(self, request: Request, slot: int, pages: tuple[int, ...]) -> OffloadedCache:
         """A copy of what the request's computed tokens left behind, sharing the copies of full pages that it has."""
         saved = self.state.save(slot, pages[: -(-request.computed // self.page_size)], request.kept)
         request.kept = saved.pages[: request.computed // self.page_size]
@@ -266,7 +266,7 @@ class Runner:
     def _layout(self, work: list[Work]) -> Layout:
         windows = [index for index, (request, _, _) in enumerate(work) if request.draft]
         self._windows = [work[index].request for index in windows]
-        return Layout.stored(
+        return Layout.with_cache(
             [length for _, _, length in work],
             [start for _, start, _ in work],
             [request.slot.ids[0] for request, _, _ in work if request.slot],

@@ -48,7 +48,7 @@ class Rows:
         device: torch.device | str = "cpu",
         written: Sequence[Written] | None = None,
     ) -> None:
-        edited = any(p.penalised or p.bias for p in params)
+        edited = any(p.penalized or p.bias for p in params)
         self.edits = Edits(params, written or [Written((), ())] * len(params), device) if edited else None
         self.top = max((p.top_logprobs for p in params), default=0)
         drawn = [row for row, p in enumerate(params) if p.temperature > 0]
@@ -166,7 +166,7 @@ def sent(values: Sequence[object], device: torch.device) -> Tensor:
 
 
 def uniform(seed_R: Tensor, position_R: Tensor) -> Tensor:
-    """A float64 in [0, 1) with 48 random bits for each (seed, position): two rounds of splitmix64's finaliser."""
+    """A float64 in [0, 1) with 48 random bits for each (seed, position): two rounds of splitmix64's finalizer."""
     word_R = _mix(_mix(seed_R + _GOLDEN) + position_R * _GOLDEN)
     return (word_R >> 16 & (1 << 48) - 1).double() / (1 << 48)
 
@@ -253,7 +253,7 @@ _GOLDEN = _signed(0x9E3779B97F4A7C15)
 
 
 def _mix(word: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64, whose products wrap; `>>` is arithmetic there, so the sign bits are masked off."""
+    """splitmix64's finalizer on int64, whose products wrap; `>>` is arithmetic there, so the sign bits are masked off."""
     word = (word ^ (word >> 30 & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> 27 & (1 << 37) - 1)) * _signed(0x94D049BB133111EB)
     return word ^ (word >> 31 & (1 << 33) - 1)

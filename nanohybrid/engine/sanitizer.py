@@ -5,13 +5,13 @@ one, or with a page of somebody else, is a defect of the scheduler; without this
 """
 
 from nanohybrid.engine.request import Request
-from nanohybrid.model import State
+from nanohybrid.model import HybridCache
 
 
 class Guard:
     """Sees every use of slots and pages before it happens, and every return."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: HybridCache) -> None:
         self._state = state
         self._slots: dict[int, int] = {}  # the generation that holds it
         self._pages: dict[int, int] = {}

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PLAIN = ("fp32", "fp16")  # in which torch's ops run, and no kernels of ours on a CPU
-QUANTISED = FORMATS  # of the layers' matrices and the head; embeddings, norms, keys and values stay bf16
+QUANTIZED = FORMATS  # of the layers' matrices and the head; embeddings, norms, keys and values stay bf16
 STEP = 2048  # tokens that a serving engine takes at once from a long prompt
 
 
@@ -78,9 +78,9 @@ class Budget:
     def __post_init__(self) -> None:
         if min(self.bytes, self.context, self.batch) < 1:
             raise ConfigError("a budget's bytes, context and batch must be positive")
-        if self.dtype not in (*DTYPES, *QUANTISED):
+        if self.dtype not in (*DTYPES, *QUANTIZED):
             raise ConfigError(
-                f"a budget's dtype is {self.dtype!r}, known are {', '.join((*DTYPES, *QUANTISED))}"
+                f"a budget's dtype is {self.dtype!r}, known are {', '.join((*DTYPES, *QUANTIZED))}"
             )
 
     def memory(self, config: HybridConfig) -> Memory:
@@ -98,12 +98,12 @@ class Budget:
 
     @property
     def plain(self) -> Budget:
-        """The same for weights that are not quantised."""
-        return replace(self, dtype="bf16") if self.dtype in QUANTISED else self
+        """The same for weights that are not quantized."""
+        return replace(self, dtype="bf16") if self.dtype in QUANTIZED else self
 
     @property
     def kind(self) -> torch.dtype:
-        """The type of activations, and of all weights that are not quantised."""
+        """The type of activations, and of all weights that are not quantized."""
         return DTYPES[self.plain.dtype]
 
     def fits(self, config: HybridConfig) -> bool:
@@ -125,7 +125,7 @@ def amount(count: int) -> str:
 def matrix_bytes(matrix: Matrix, dtype: str) -> int:
     """Bytes of one linear, scales included; of one that the format has no form for, as bf16."""
     rows, columns = matrix
-    if dtype in QUANTISED and holds(dtype, columns):
+    if dtype in QUANTIZED and holds(dtype, columns):
         return stored_bytes(dtype, rows, columns)
     return rows * columns * DTYPES.get(dtype, torch.bfloat16).itemsize
 
@@ -133,7 +133,7 @@ def matrix_bytes(matrix: Matrix, dtype: str) -> int:
 def weight_bytes(config: HybridConfig, dtype: str) -> int:
     """Bytes of all weights."""
     return Footprint.of(
-        config, DTYPES.get(dtype, torch.bfloat16), format=dtype if dtype in QUANTISED else None
+        config, DTYPES.get(dtype, torch.bfloat16), format=dtype if dtype in QUANTIZED else None
     ).weight_bytes
 
 

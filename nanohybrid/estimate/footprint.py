@@ -39,7 +39,7 @@ class Footprint:
     ) -> Footprint:
         """The footprint with weights, keys, values and conv inputs in `dtype`, SSM states in fp32, unless they are given.
 
-        format: int8, int4 or fp8, in which the matrices are that model/quantized.py quantises; the rest stays in `dtype`.
+        format: int8, int4 or fp8, in which the matrices are that model/quantized.py quantizes; the rest stays in `dtype`.
         """
         by_part: dict[str, int] = {}
         for declared in parameters(config).values():
@@ -78,6 +78,6 @@ class Footprint:
 
 
 def saved_bytes(config: HybridConfig, dtype: torch.dtype, format: str) -> int:
-    """Bytes that quantising the matrices saves."""
+    """Bytes that quantizing the matrices saves."""
     matrices = [matrix for matrix in quantizable(config).values() if holds(format, matrix[1])]
     return sum(prod(matrix) * dtype.itemsize - stored_bytes(format, *matrix) for matrix in matrices)

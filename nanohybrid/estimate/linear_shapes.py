@@ -1,4 +1,4 @@
-"""The matrices of a model's layers as rows and columns, from what the layers declare: what is multiplied, read and quantised."""
+"""The matrices of a model's layers as rows and columns, from what the layers declare: what is multiplied, read and quantized."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from nanohybrid.config import ATTENTION, HybridConfig
-from nanohybrid.estimate.budget import DTYPES, QUANTISED, Budget, matrix_bytes, weight_bytes
+from nanohybrid.estimate.budget import DTYPES, QUANTIZED, Budget, matrix_bytes, weight_bytes
 from nanohybrid.estimate.devices import Device
 from nanohybrid.estimate.footprint import Footprint
 from nanohybrid.estimate.linear_shapes import every_matrix
@@ -47,7 +47,7 @@ class Step:
 def decode_step(config: HybridConfig, budget: Budget, tile: int = TILE) -> Step:
     """A step in which each of the budget's sequences holds its whole context. tile = 1 counts only bytes that are needed."""
     dtype = budget.dtype
-    kind = DTYPES["bf16" if dtype in QUANTISED else dtype]
+    kind = DTYPES["bf16" if dtype in QUANTIZED else dtype]
     footprint = Footprint.of(config, kind)
     table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     weights = (

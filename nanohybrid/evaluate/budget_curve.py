@@ -1,6 +1,6 @@
 """The three things that a thinking budget may change, against the budget: accuracy, well-formed share, length of the answer.
 
-The last two are the paper's way to see whether a model has learnt to be cut off: one that has not goes on thinking in its answer, or
+The last two are the paper's way to see whether a model has learned to be cut off: one that has not goes on thinking in its answer, or
 ends its trace a second time.
 """
 

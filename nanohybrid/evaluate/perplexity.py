@@ -38,7 +38,7 @@ def loss_of(model: HybridLM, batches: Iterable[Batch]) -> HeldOut:
         count += batch.target_count
     if count == 0:
         raise InputError(
-            "the held-out documents hold no target token: a loss needs documents of two tokens or more that are learnt"
+            "the held-out documents hold no target token: a loss needs documents of two tokens or more that are learned"
         )
     return HeldOut(total / count, count)
 

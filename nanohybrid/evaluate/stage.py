@@ -59,7 +59,7 @@ def evaluate(
             evaluate_model(recipe, name, path, problems, data, name in curves, done, device)
         if recipe.contexts:
             done("decode", lambda: time_decoding(recipe, models, device))
-        summary = summarise(recipe, list(models), done.results)
+        summary = summarize(recipe, list(models), done.results)
         atomic_write(stage.directory / SUMMARY, json.dumps(summary, indent=2) + "\n")
         stage.measure(accuracy=summary["accuracy"])
         evaluation_report(recipe, summary).write(stage.directory / "report.html")
@@ -164,7 +164,7 @@ def time_decoding(
     return {name: [asdict(row) for row in rows] for name, rows in times.items()}
 
 
-def summarise(recipe: EvaluateRecipe, models: list[str], results: Mapping[str, Any]) -> dict[str, Any]:
+def summarize(recipe: EvaluateRecipe, models: list[str], results: Mapping[str, Any]) -> dict[str, Any]:
     """The results as one object: short tables first, everything under `models`."""
     return {
         "accuracy": {

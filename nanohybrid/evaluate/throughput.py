@@ -18,7 +18,7 @@ import torch
 
 from nanohybrid.engine.random_weights import repeat
 from nanohybrid.estimate import Footprint
-from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.ops.sizes import PAGE
 
 WARM_UP = 2
@@ -41,7 +41,7 @@ class DecodeStep:
     def __init__(self, model: HybridLM, context: int, batch: int, seed: int = 0) -> None:
         slots = range(batch)
         self.model = model
-        self.state = State.for_context(model.config, batch, context + 1, model.dtype, model.device)
+        self.state = HybridCache.for_context(model.config, batch, context + 1, model.dtype, model.device)
         self.layout = Layout.contiguous([1] * batch, [context] * batch, slots, context + 1, PAGE)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(NOISE, generator=generator).mul_(0.5)

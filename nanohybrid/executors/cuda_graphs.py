@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.ops.dispatch import runs_triton
 
 Step = Callable[[], Tensor]
@@ -36,7 +36,7 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, model: HybridLM, state: State, *, most_rows: int, context: int, capture: Capture
+        self, model: HybridLM, state: HybridCache, *, most_rows: int, context: int, capture: Capture
     ) -> None:
         self.model, self.state = model, state
         width = -(-context // state.page_size)
@@ -69,7 +69,9 @@ class DecodeGraphs:
             before = rows
             slots, pages = range(filled), [[page] for page in range(filled)]
             for position in (0, 1):
-                layout = Layout.stored([1] * filled, [position] * filled, slots, pages, self.state.page_size)
+                layout = Layout.with_cache(
+                    [1] * filled, [position] * filled, slots, pages, self.state.page_size
+                )
                 tokens = [(7 * row + position) % self.model.config.vocab_size for row in range(filled)]
                 saved = [self.state.save(slot, [slot]) for slot in slots]
                 replayed = self.logits(tokens, layout).clone()
@@ -87,7 +89,7 @@ class DecodeGraphs:
 class _Bucket:
     """One recorded step and its index buffer: ids, slots, positions and rows of the page pool [4, B], then the pages [B, W]."""
 
-    def __init__(self, model: HybridLM, state: State, rows: int, width: int, capture: Capture) -> None:
+    def __init__(self, model: HybridLM, state: HybridCache, rows: int, width: int, capture: Capture) -> None:
         device = model.device
         self._rows, self._page_size = rows, state.page_size
         self._spare = np.zeros((4 + width) * rows, dtype=np.int64)  # what stands where no sequence does
@@ -108,7 +110,7 @@ class _Bucket:
             "page_rows": page_rows,
             "page_table": self._device[4 * rows :].view(rows, width),
         }
-        any_batch = Layout.stored(
+        any_batch = Layout.with_cache(
             [1] * rows,
             [width * state.page_size - 1] * rows,
             range(rows),

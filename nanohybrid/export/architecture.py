@@ -45,8 +45,8 @@ MIXERS = {
 class Target:
     """One tensor of the file: its name there, the shape it is stored in, and what it is.
 
-    matrix     multiplies activations; may be quantised
-    embedding  is looked up row by row; may be quantised
+    matrix     multiplies activations; may be quantized
+    embedding  is looked up row by row; may be quantized
     vector     a norm, a bias, a conv window: always fp32
     decay      a vector, of which -exp() is stored
     """

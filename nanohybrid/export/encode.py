@@ -1,6 +1,6 @@
 """Tensors as the bytes of a GGUF type.
 
-The library's quantisers make several fp32 copies of what they are given, so they are given rows worth 16 MiB at a time.
+The library's quantizers make several fp32 copies of what they are given, so they are given rows worth 16 MiB at a time.
 
 N rows · K columns.
 """
@@ -20,7 +20,7 @@ from nanohybrid.extras import require
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
-PIECE = 4 * 2**20  # weights that are quantised at once
+PIECE = 4 * 2**20  # weights that are quantized at once
 CASTS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

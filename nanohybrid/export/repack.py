@@ -1,4 +1,4 @@
-"""Our quantised weights as llama.cpp's blocks of 32, code by code: quantising what is quantised already would lose a second time.
+"""Our quantized weights as llama.cpp's blocks of 32, code by code: quantizing what is quantized already would lose a second time.
 
     q8_0    fp16 scale | 32 signed bytes                       our int8, a group of 128 being four blocks of one scale
     q4_0    fp16 scale | 16 bytes, byte j: codes j and j + 16  our int4, of which byte j holds codes 2j and 2j + 1

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.model.mixers.draft_tokens import Pools
+from nanohybrid.model.mixers.draft_tokens import LayerCache
 from nanohybrid.model.spec import kept
 from nanohybrid.ops.sizes import PAGE
 
 
 @dataclass(frozen=True, eq=False)
-class Saved:
+class OffloadedCache:
     """What one sequence left in the pools, in host memory and never changed: its slot's rows, and its pages one by one."""
 
     rows: list[Tensor]
@@ -30,14 +30,14 @@ class Saved:
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class HybridCache:
     """layers[i] maps a name to its pool: [slots, ...] for what a sequence keeps, [pages, page size, ...] for its tokens.
 
     The forward reads and writes the pools in place, by the layout's slots and pages. A sequence that begins reads zeros
     whatever its slot holds.
     """
 
-    layers: list[Pools]
+    layers: list[LayerCache]
     slots: int
     pages: int
     page_size: int
@@ -58,14 +58,14 @@ class State:
         device: str | torch.device = "cpu",
         state_dtype: torch.dtype | None = None,
         kv_dtype: torch.dtype | None = None,
-    ) -> State:
+    ) -> HybridCache:
         """Zeroed pools; `dtype` is that of the activations, the SSM state is fp32 whatever it is (float64 for float64), unless
         `state_dtype` and `kv_dtype` say otherwise (declare.kept)."""
-        layers: list[Pools] = []
+        layers: list[LayerCache] = []
         slot_pools: list[Tensor] = []
         page_pools: list[Tensor] = []
         for index, stored in enumerate(kept(config, dtype, state_dtype, kv_dtype)):
-            pools = Pools(index)
+            pools = LayerCache(index)
             for name, one in stored.items():
                 rows = (pages, page_size) if one.per_token else (slots,)
                 pools[name] = torch.zeros(*rows, *one.shape, dtype=one.dtype, device=device)
@@ -81,7 +81,7 @@ class State:
         context: int,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
-    ) -> State:
+    ) -> HybridCache:
         """Pools for `sequences` of up to `context` tokens, to be used with Layout.contiguous(..., context)."""
         return cls.allocate(config, sequences, sequences * -(-context // PAGE), PAGE, dtype, device)
 
@@ -89,14 +89,14 @@ class State:
     def bytes(self) -> int:
         return sum(pool.nbytes for layer in self.layers for pool in layer.values())
 
-    def save(self, slot: int, pages: Sequence[int], known: Sequence[list[Tensor]] = ()) -> Saved:
+    def save(self, slot: int, pages: Sequence[int], known: Sequence[list[Tensor]] = ()) -> OffloadedCache:
         """Copy a slot and these pages to the host; `known` are copies of the first pages that exist already."""
         rows = [_host(pool[slot]) for pool in self.slot_pools]
-        return Saved(
+        return OffloadedCache(
             rows, (*known, *([_host(pool[page]) for pool in self.page_pools] for page in pages[len(known) :]))
         )
 
-    def load(self, saved: Saved, slot: int, pages: Sequence[int]) -> None:
+    def load(self, saved: OffloadedCache, slot: int, pages: Sequence[int]) -> None:
         """Put it back, into any slot and any pages, bit for bit."""
         for pool, row in zip(self.slot_pools, saved.rows, strict=True):
             pool[slot].copy_(row)
@@ -115,7 +115,7 @@ class State:
                         pool[place].fill_(number)
 
     def settle(self, rows: Sequence[int], counts: Sequence[int]) -> None:
-        """Of the layout's tentative sequences, in their order, let the first `counts` tokens of those in `rows` stay; the others
+        """Of the layout's speculative sequences, in their order, let the first `counts` tokens of those in `rows` stay; the others
         are as if the window had never been."""
         for pools in self.layers:
             window, pools.window = pools.window, None

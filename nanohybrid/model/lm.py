@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.executors.cpu.weights import PackedLinear
-from nanohybrid.model.cache import State
-from nanohybrid.model.initialise import initialise
+from nanohybrid.model.cache import HybridCache
+from nanohybrid.model.initialize import initialize
 from nanohybrid.model.mixers.base import embedding, linear
 from nanohybrid.model.norms import RMSNorm
 from nanohybrid.model.quantized import QuantizedLinear
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
 class HybridLM(nn.Module):
     """A hybrid language model. Training, prefill, chunked prefill and decode are one forward under different layouts.
 
-    A new model's parameters are uninitialised unless `seed` is given or `reset_parameters` is called; `load` fills them.
+    A new model's parameters are uninitialized unless `seed` is given or `reset_parameters` is called; `load` fills them.
     """
 
     def __init__(self, config: HybridConfig, seed: int | None = None) -> None:
@@ -69,8 +69,8 @@ class HybridLM(nn.Module):
             self.reset_parameters(seed)
 
     def reset_parameters(self, seed: int = 0) -> None:
-        """Initialise every parameter in place (Mamba-2's and Nemotron-H's rules), to the same numbers on every device."""
-        initialise(self, self.config, torch.Generator().manual_seed(seed))
+        """Initialize every parameter in place (Mamba-2's and Nemotron-H's rules), to the same numbers on every device."""
+        initialize(self, self.config, torch.Generator().manual_seed(seed))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,7 +84,7 @@ class HybridLM(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """[V, E]: the head's weight, which the losses read chunk by chunk; of a quantised or packed head a new tensor each time."""
+        """[V, E]: the head's weight, which the losses read chunk by chunk; of a quantized or packed head a new tensor each time."""
         if self.config.tie_word_embeddings:
             return self.backbone.embeddings.weight
         return (
@@ -93,7 +93,7 @@ class HybridLM(nn.Module):
             else self.lm_head.dequantized(self.dtype)
         )
 
-    def hidden(self, tokens_T: Tensor, layout: Layout, state: State | None = None) -> Tensor:
+    def hidden(self, tokens_T: Tensor, layout: Layout, state: HybridCache | None = None) -> Tensor:
         """Final hidden states [T, E], after the last norm. tokens: int64 ids below V.
 
         state: the pools that the layout's slots and pages point into, updated in place; None in training. What is stored has
@@ -109,7 +109,7 @@ class HybridLM(nn.Module):
         return self._hidden_stored(tokens_T, layout, state)
 
     def step(
-        self, tokens_T: Tensor, layout: Layout, state: State, wanted: Sequence[int]
+        self, tokens_T: Tensor, layout: Layout, state: HybridCache, wanted: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         """Final hidden states [T, E] and logits in fp32 [len(wanted), V] of these rows, which ascend: `hidden` and `head`, in one call
         where the model's kernels do both."""
@@ -124,7 +124,7 @@ class HybridLM(nn.Module):
         )
 
     @torch.no_grad()
-    def _hidden_stored(self, tokens_T: Tensor, layout: Layout, state: State) -> Tensor:
+    def _hidden_stored(self, tokens_T: Tensor, layout: Layout, state: HybridCache) -> Tensor:
         """The same numbers, each addition to the stream made together with the norm that follows it."""
         blocks = cast("list[Block]", list(self.backbone.layers))
         norms = [*(block.norm for block in blocks), self.backbone.norm_f]
@@ -136,12 +136,12 @@ class HybridLM(nn.Module):
             )
         return normed_TE
 
-    def alike(self, state: State) -> bool:
+    def alike(self, state: HybridCache) -> bool:
         """Whether what a forward with this state computes for a token is the same bits whatever shares the batch and however its
         sequence is cut into calls: of a packed model, by the order of its kernels' sums (executors/cpu/kernels/forward.py)."""
         return self.packed and not self.config.tie_word_embeddings and self._compiled(state) is not None
 
-    def _compiled(self, state: State) -> CompiledForward | None:
+    def _compiled(self, state: HybridCache) -> CompiledForward | None:
         from nanohybrid.executors.cpu.forward import compiled_forward  # here, since it needs numba
 
         return compiled_forward(self, state)
@@ -157,7 +157,9 @@ class HybridLM(nn.Module):
             else self.lm_head(hidden).to(dtype)
         )
 
-    def forward(self, tokens: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, layout: Layout | None = None, state: HybridCache | None = None
+    ) -> Tensor:
         """Logits of every token in fp32: [B, T] without a layout gives [B, T, V]; [T] with one gives [T, V]."""
         if layout is not None:
             return self.head(self.hidden(tokens, layout, state))

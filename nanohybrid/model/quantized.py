@@ -1,4 +1,4 @@
-"""Weight-only quantisation, applied to a model from outside: the linears of the mixers, and a head of its own.
+"""Weight-only quantization, applied to a model from outside: the linears of the mixers, and a head of its own.
 
 Embeddings, norms, convolutions and what makes the steps (A_log, D, dt_bias) stay as they are; so does a head that is the
 embeddings. A linear whose rows the format has no form for stays too, and its name is returned.
@@ -56,7 +56,7 @@ class QuantizedLinear(nn.Module):
 
 
 def quantizable(config: HybridConfig) -> dict[str, tuple[int, int]]:
-    """The matrices that may be quantised by their checkpoint names: [out, in] of the mixers' linears and of an own head."""
+    """The matrices that may be quantized by their checkpoint names: [out, in] of the mixers' linears and of an own head."""
     return {
         name: (declared.shape[0], declared.shape[1])
         for name, declared in parameters(config).items()
@@ -79,15 +79,15 @@ def check_format(format: str, *others: str) -> None:
 def quantize_model(
     model: nn.Module, format: str, importance: Mapping[str, Tensor] | None = None
 ) -> list[str]:
-    """Quantise a HybridLM in place, one matrix after another, each weight freed as its codes are made.
+    """Quantize a HybridLM in place, one matrix after another, each weight freed as its codes are made.
 
     importance: by checkpoint name, mean squares of what enters the columns. Returns the names of the matrices that stay, for the
-    format has no form for them. Raises InputError for an unknown format, a model that is quantised, weights that are not finite.
+    format has no form for them. Raises InputError for an unknown format, a model that is quantized, weights that are not finite.
     """
     check_format(format)
     config: Any = model.config
     if (found := format_in(model)) is not None:
-        raise InputError(f"the model is quantised already ({found}): quantise the one it was made from")
+        raise InputError(f"the model is quantized already ({found}): quantize the one it was made from")
     chosen = quantized_names(config, format)
     for name in chosen:
         weighed = None if importance is None else importance.get(name)
@@ -102,11 +102,11 @@ def quantize_model(
 def quantized_linear(
     name: str, weight: Tensor | quantized.Rows, format: str, importance_K: Tensor | None = None
 ) -> QuantizedLinear:
-    """The matrix `name` [out, in] quantised. Raises InputError naming it where a number of it is not finite."""
+    """The matrix `name` [out, in] quantized. Raises InputError naming it where a number of it is not finite."""
     try:
         return QuantizedLinear(*quantized.quantize(weight, format, importance_K))
     except ValueError as error:
-        raise InputError(f"{name} cannot be quantised: {error}") from None
+        raise InputError(f"{name} cannot be quantized: {error}") from None
 
 
 def replace(model: nn.Module, path: str, linear: nn.Module) -> None:
@@ -116,5 +116,5 @@ def replace(model: nn.Module, path: str, linear: nn.Module) -> None:
 
 
 def format_in(model: nn.Module) -> str | None:
-    """The format that a model's linears are in, the first one found; None where none is quantised."""
+    """The format that a model's linears are in, the first one found; None where none is quantized."""
     return next((module.format for module in model.modules() if isinstance(module, QuantizedLinear)), None)

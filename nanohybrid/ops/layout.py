@@ -30,7 +30,7 @@ class Layout:
 
     lengths: tokens of each sequence here. positions: absolute position of each one's first token; 0 starts a sequence,
     more continues a stored one. slots: row of the state pools for each sequence, None where nothing is stored (training).
-    pages: for each sequence, the pages that hold its keys and values, enough for position + length. tentative: indices of
+    pages: for each sequence, the pages that hold its keys and values, enough for position + length. speculative: indices of
     sequences whose tokens may be taken back; their states are not written until it is known how many stay (model/mixers/draft_tokens.py).
     seeds: a number for each sequence, by which states are rounded where they are kept in fp16; None is zeros.
     Raises ValueError where these disagree.
@@ -41,7 +41,7 @@ class Layout:
     slots: tuple[int, ...] | None = None
     pages: tuple[tuple[int, ...], ...] | None = None
     page_size: int = PAGE
-    tentative: tuple[int, ...] = ()
+    speculative: tuple[int, ...] = ()
     seeds: tuple[int, ...] | None = None
     _tensors: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, repr=False)
     _derived: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -77,14 +77,14 @@ class Layout:
         return cls.packed((length,) * batch)
 
     @classmethod
-    def stored(
+    def with_cache(
         cls,
         lengths: Sequence[int],
         positions: Sequence[int],
         slots: Sequence[int],
         pages: Sequence[Sequence[int]],
         page_size: int = PAGE,
-        tentative: Sequence[int] = (),
+        speculative: Sequence[int] = (),
         seeds: Sequence[int] | None = None,
     ) -> Layout:
         """Sequences with a place in the pools: prefill, continuation and decode, mixed at will."""
@@ -95,7 +95,7 @@ class Layout:
             tuple(slots),
             tuple(map(tuple, pages)),
             page_size,
-            tuple(tentative),
+            tuple(speculative),
             seeds,
         )
 
@@ -108,14 +108,14 @@ class Layout:
         context: int,
         page_size: int = PAGE,
     ) -> Layout:
-        """`stored` for simple callers: slot s owns the pages from s * n up, n enough for `context` tokens."""
+        """`with_cache` for simple callers: slot s owns the pages from s * n up, n enough for `context` tokens."""
         n = -(-context // page_size)
-        return cls.stored(
+        return cls.with_cache(
             lengths, positions, slots, [range(slot * n, (slot + 1) * n) for slot in slots], page_size
         )
 
-    def part(self, sequences: Sequence[int]) -> Layout:
-        """Some of its sequences as a layout of their own, in this order; none of them tentative."""
+    def select(self, sequences: Sequence[int]) -> Layout:
+        """Some of its sequences as a layout of their own, in this order; none of them speculative."""
         slots = None if self.slots is None else tuple(self.slots[i] for i in sequences)
         pages = None if self.pages is None else tuple(self.pages[i] for i in sequences)
         seeds = None if self.seeds is None else tuple(self.seeds[i] for i in sequences)
@@ -170,7 +170,7 @@ class Layout:
             self._tensors[key] = made.to(device, non_blocking=True)
         return self._tensors[key]
 
-    def remember(self, name: str, make: Callable[[], M]) -> M:
+    def memoize(self, name: str, make: Callable[[], M]) -> M:
         """Something an op derives from this layout on the host, made by `make` at first use."""
         if name not in self._derived:
             self._derived[name] = make()

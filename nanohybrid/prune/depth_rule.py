@@ -83,5 +83,5 @@ def _single(pattern: str, left: Sequence[int]) -> int:
     return left[_middle(loose or mamba or mixers or list(inside) or [0], (len(left) - 1) / 2)]
 
 
-def _middle(places: Sequence[int], centre: float) -> int:
-    return min(places, key=lambda place: abs(place - centre))
+def _middle(places: Sequence[int], center: float) -> int:
+    return min(places, key=lambda place: abs(place - center))

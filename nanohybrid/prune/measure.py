@@ -43,7 +43,7 @@ def importance_of(
     """
     if isinstance(model, HybridLM) and (found_format := format_in(model)) is not None:
         raise InputError(
-            f"the model is quantised ({found_format}): take the checkpoint that it was made from"
+            f"the model is quantized ({found_format}): take the checkpoint that it was made from"
         )
     if (directory / FILE).exists():
         found = Importance.load(directory / FILE)

@@ -1,6 +1,6 @@
-"""Documents carried through two models at once, layer by layer: the original and the quantised one that is being made of it.
+"""Documents carried through two models at once, layer by layer: the original and the quantized one that is being made of it.
 
-So one layer's weights are in memory and no more, each layer can be quantised by what enters it in use, and when the last is done
+So one layer's weights are in memory and no more, each layer can be quantized by what enters it in use, and when the last is done
 both models' outputs are there to be compared.
 
 T tokens · E embedding · K inputs of a linear · V vocabulary.
@@ -27,8 +27,8 @@ ROWS = 512  # tokens whose logits are held at once
 
 @dataclass(frozen=True)
 class Quality:
-    """What quantising changed on documents: mean losses of a target in nats, the share of targets at which both models' likeliest
-    token is the same, and the mean KL divergence of the quantised model from the original in nats."""
+    """What quantizing changed on documents: mean losses of a target in nats, the share of targets at which both models' likeliest
+    token is the same, and the mean KL divergence of the quantized model from the original in nats."""
 
     loss_before: float
     loss_after: float
@@ -39,21 +39,21 @@ class Quality:
 
 @dataclass
 class Carried:
-    """Documents on their way: `learnt` are what scales are chosen by, `judged` what the two models are compared on."""
+    """Documents on their way: `learned` are what scales are chosen by, `judged` what the two models are compared on."""
 
-    learnt: list[Batch]
+    learned: list[Batch]
     judged: list[Batch]
-    learnt_TE: list[Tensor]
+    learned_TE: list[Tensor]
     before_TE: list[Tensor]  # the judged documents, through the original
-    after_TE: list[Tensor]  # and through the quantised model
+    after_TE: list[Tensor]  # and through the quantized model
     drift: list[float] = field(default_factory=list)  # of the hidden states, relative, after each layer
 
     @classmethod
     def of(cls, parts: Parts, documents: Calibration, learn: bool) -> Carried:
-        """At the beginning. With `learn` every other document is learnt from and the rest are judged; else all are judged."""
-        learnt = Calibration(documents.samples[::2]) if learn else None
+        """At the beginning. With `learn` every other document is learned from and the rest are judged; else all are judged."""
+        learned = Calibration(documents.samples[::2]) if learn else None
         judged = Calibration(documents.samples[1::2]) if learn and len(documents.samples) > 1 else documents
-        first = [] if learnt is None else [batch.to(parts.device) for batch in learnt.batches()]
+        first = [] if learned is None else [batch.to(parts.device) for batch in learned.batches()]
         second = [batch.to(parts.device) for batch in judged.batches()]
         if not any(batch.target_count for batch in second):
             raise InputError(
@@ -64,17 +64,17 @@ class Carried:
         return cls(first, second, embedded[: len(first)], before, list(before))
 
     @torch.no_grad()
-    def through(self, layer: nn.Module, quantise: Callable[[dict[str, Tensor]], None]) -> None:
-        """Through one layer: the original's, then the same after `quantise`, which gets the mean squares of each linear's inputs."""
+    def through(self, layer: nn.Module, quantize: Callable[[dict[str, Tensor]], None]) -> None:
+        """Through one layer: the original's, then the same after `quantize`, which gets the mean squares of each linear's inputs."""
         with _watched(layer) as squares:
-            self.learnt_TE = [
+            self.learned_TE = [
                 layer(h_TE, batch.layout, None)
-                for h_TE, batch in zip(self.learnt_TE, self.learnt, strict=True)
+                for h_TE, batch in zip(self.learned_TE, self.learned, strict=True)
             ]
         self.before_TE = [
             layer(h_TE, batch.layout, None) for h_TE, batch in zip(self.before_TE, self.judged, strict=True)
         ]
-        quantise({name: total_K / count for name, (total_K, count) in squares.items()})
+        quantize({name: total_K / count for name, (total_K, count) in squares.items()})
         self.after_TE = [
             layer(h_TE, batch.layout, None) for h_TE, batch in zip(self.after_TE, self.judged, strict=True)
         ]
@@ -82,10 +82,10 @@ class Carried:
 
     @torch.no_grad()
     def normed(self, norm: nn.Module) -> Tensor | None:
-        """Through the final norm; returns the mean squares of the head's inputs on what is learnt from."""
+        """Through the final norm; returns the mean squares of the head's inputs on what is learned from."""
         self.before_TE = [norm(h_TE) for h_TE in self.before_TE]
         self.after_TE = [norm(h_TE) for h_TE in self.after_TE]
-        squares = [norm(h_TE).float().square() for h_TE in self.learnt_TE]
+        squares = [norm(h_TE).float().square() for h_TE in self.learned_TE]
         return torch.cat(squares).mean(0) if squares else None
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
-"""Quantising a checkpoint from disk to disk, one layer at a time, and what that changed.
+"""Quantizing a checkpoint from disk to disk, one layer at a time, and what that changed.
 
 With documents they are carried through both models (carry.py): scales of int4 weigh their errors by what enters each column, and the
-result says how far the outputs moved. Without, the matrices are quantised by themselves.
+result says how far the outputs moved. Without, the matrices are quantized by themselves.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Advance = Callable[[int], object]
 
 
 @dataclass
-class Quantisation:
+class Quantization:
     """What was done: bytes of each kind of layer before and after, the error of each matrix relative to its size, matrices that
     stayed as they were because the format has no form for them, and the quality where there were documents."""
 
@@ -53,11 +53,11 @@ def quantize_checkpoint(
     documents: Calibration | None = None,
     advance: Advance | None = None,
     device: str = "cpu",
-) -> Quantisation:
-    """Quantise the checkpoint `source` into `directory`, working on a device; memory for a layer, a matrix' work, and the documents'
+) -> Quantization:
+    """Quantize the checkpoint `source` into `directory`, working on a device; memory for a layer, a matrix' work, and the documents'
     hidden states.
 
-    Raises CheckpointError, or InputError for weights that cannot be quantised.
+    Raises CheckpointError, or InputError for weights that cannot be quantized.
     """
     with CheckpointReader(source) as reader:
         chosen = quantized_names(reader.config, format)
@@ -87,11 +87,11 @@ class _Work:
         )
         self.device = device
         self.declared = parameters(reader.config)
-        self.found = Quantisation(
+        self.found = Quantization(
             format, kept=[name for name in quantizable(reader.config) if name not in chosen]
         )
 
-    def run(self, documents: Calibration | None) -> Quantisation:
+    def run(self, documents: Calibration | None) -> Quantization:
         """Layers first, one after another, then what belongs to none of them."""
         parts = Stored(self.reader, self.reader.common_dtype, self.device)
         carried = None if documents is None else Carried.of(parts, documents, learn=self.format == "int4")
@@ -112,13 +112,13 @@ class _Work:
         return self.found
 
     def layer(self, block: nn.Module, index: int, squares: dict[str, Tensor]) -> None:
-        """Store the tensors of a layer, and put what was quantised into `block`."""
+        """Store the tensors of a layer, and put what was quantized into `block`."""
         prefix = f"backbone.layers.{index}."
         for name in [name for name, declared in self.declared.items() if declared.layer == index]:
             path = name.removeprefix(prefix).removesuffix(".weight")
-            quantised = self.store(name, squares.get(path))
-            if quantised is not None:
-                replace(block, path, quantised)
+            quantized = self.store(name, squares.get(path))
+            if quantized is not None:
+                replace(block, path, quantized)
 
     def head(self, name: str) -> nn.Module:
         """The original's head."""
@@ -131,27 +131,27 @@ class _Work:
     def store(self, name: str, importance_K: Tensor | None = None) -> QuantizedLinear | None:
         """Store one tensor, as codes where it is one of those; returns them."""
         tensor = self.reader.tensor(name, device=self.device)
-        quantised = quantized_linear(name, tensor, self.format, importance_K) if name in self.chosen else None
-        if quantised is None:
+        quantized = quantized_linear(name, tensor, self.format, importance_K) if name in self.chosen else None
+        if quantized is None:
             self.writer.write(name, tensor)
             after = tensor.nbytes
         else:
-            self.writer.write_codes(name, quantised.codes, quantised.scales)
-            after = quantised.codes.nbytes + quantised.scales.nbytes
-            self.found.errors[name] = _error(quantised, tensor)
+            self.writer.write_codes(name, quantized.codes, quantized.scales)
+            after = quantized.codes.nbytes + quantized.scales.nbytes
+            self.found.errors[name] = _error(quantized, tensor)
         kind = KINDS.get(self.declared[name].part, self.declared[name].part)
         for table, count in ((self.found.bytes_before, tensor.nbytes), (self.found.bytes_after, after)):
             table[kind] = table.get(kind, 0) + count
         if self.advance is not None:
             self.advance(1)
-        return quantised
+        return quantized
 
 
-def _error(quantised: QuantizedLinear, weight: Tensor) -> float:
+def _error(quantized: QuantizedLinear, weight: Tensor) -> float:
     """The norm of the difference over the norm, a slice of rows at a time."""
     difference = size = 0.0
     for codes, scales, part in zip(
-        *(tensor.split(4096) for tensor in (quantised.codes, quantised.scales, weight)), strict=True
+        *(tensor.split(4096) for tensor in (quantized.codes, quantized.scales, weight)), strict=True
     ):
         exact = part.float()
         difference += float(

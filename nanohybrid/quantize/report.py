@@ -1,4 +1,4 @@
-"""The page on a quantised model: what it costs now, and how far it moved."""
+"""The page on a quantized model: what it costs now, and how far it moved."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from nanohybrid.estimate.budget import amount
 from nanohybrid.evaluate.accuracy import share, show_answers
-from nanohybrid.quantize.layerwise import Quality, Quantisation
+from nanohybrid.quantize.layerwise import Quality, Quantization
 from nanohybrid.stages.plots import bars, lines
 from nanohybrid.stages.report import Report
 
 
-def quantize_report(found: Quantisation, model: Path, answers: Mapping[str, Mapping[str, Any]]) -> Report:
+def quantize_report(found: Quantization, model: Path, answers: Mapping[str, Mapping[str, Any]]) -> Report:
     """Quality first, by documents and by right answers, where there were any; then bytes, then where the error comes from."""
     before, after = sum(found.bytes_before.values()), sum(found.bytes_after.values())
     report = Report(f"{model.resolve().name} in {found.format}")
@@ -43,7 +43,7 @@ def quantize_report(found: Quantisation, model: Path, answers: Mapping[str, Mapp
     }
     report.figure(
         bars(kinds, sizes, "MiB"),
-        "Linears of the layers and a head of its own are quantised; nothing else is.",
+        "Linears of the layers and a head of its own are quantized; nothing else is.",
     )
     if found.kept:
         report.text(
@@ -57,7 +57,7 @@ def quantize_report(found: Quantisation, model: Path, answers: Mapping[str, Mapp
     return report
 
 
-def _quality(report: Report, found: Quantisation, quality: Quality) -> None:
+def _quality(report: Report, found: Quantization, quality: Quality) -> None:
     change = math.expm1(quality.loss_after - quality.loss_before)
     report.section("What it says now")
     report.table(

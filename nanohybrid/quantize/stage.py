@@ -14,7 +14,7 @@ from nanohybrid.evaluate.accuracy import check_count, check_problems, right_answ
 from nanohybrid.extras import require
 from nanohybrid.model.quantized import check_format
 from nanohybrid.prune.calibration import Calibration
-from nanohybrid.quantize.layerwise import Quantisation, quantize_checkpoint
+from nanohybrid.quantize.layerwise import Quantization, quantize_checkpoint
 from nanohybrid.quantize.report import quantize_report
 from nanohybrid.stages import open_stage, progress
 from nanohybrid.tasks import DEFAULT_MIX
@@ -47,13 +47,13 @@ class QuantizeRecipe:
 def quantize_stage(
     recipe: QuantizeRecipe, model: Path, out: Path, documents: Path | None = None, device: str = "cpu"
 ) -> Path:
-    """Quantise the checkpoint `model` into `out`, and compare both on `documents` (as for `Calibration.read`) and by the recipe's problems.
+    """Quantize the checkpoint `model` into `out`, and compare both on `documents` (as for `Calibration.read`) and by the recipe's problems.
 
-    device: where the matrices are quantised, and both models compared.
+    device: where the matrices are quantized, and both models compared.
     """
     if documents is not None or recipe.problems:
         require("matplotlib", "train")  # for the report at the end
-    refuse_quantized(model, "it can be quantised no further; take the one that it was made from")
+    refuse_quantized(model, "it can be quantized no further; take the one that it was made from")
     if recipe.problems:
         check_problems(recipe.tasks, model, device)
     with CheckpointReader(model) as reader:
@@ -78,7 +78,7 @@ def quantize_stage(
     return out
 
 
-def measures(found: Quantisation) -> dict[str, Any]:
+def measures(found: Quantization) -> dict[str, Any]:
     """What is remembered of it, and what machines are told."""
     errors = list(found.errors.values())
     result: dict[str, Any] = {
@@ -89,7 +89,7 @@ def measures(found: Quantisation) -> dict[str, Any]:
             kind: [count, found.bytes_after[kind]] for kind, count in found.bytes_before.items()
         },
         "weight_error": math.sqrt(sum(error**2 for error in errors) / max(len(errors), 1)),
-        "not_quantised": found.kept,
+        "not_quantized": found.kept,
     }
     if found.quality is not None:
         quality = found.quality

@@ -15,7 +15,7 @@ from nanohybrid.evaluate.stage import evaluate
 from nanohybrid.extras import require
 from nanohybrid.quickstart.recipes import Recipes
 from nanohybrid.quickstart.report import write_report
-from nanohybrid.quickstart.summary import Places, summarise, write_summary
+from nanohybrid.quickstart.summary import Places, summarize, write_summary
 from nanohybrid.train.allocator import keep_freed_memory
 from nanohybrid.train.pretrain import pretrain
 
@@ -61,7 +61,7 @@ def quickstart(out: Path, scale: float = 1.0, seed: int = 0, device: str = "cpu"
     evaluate(recipes.evaluate, models, places.evaluation, data, device)
 
     announce("6/6 report")
-    summary = summarise(places, models, time.monotonic() - begin)
+    summary = summarize(places, models, time.monotonic() - begin)
     write_report(places, recipes, summary)
     return write_summary(places, summary)
 

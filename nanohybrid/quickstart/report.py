@@ -107,7 +107,7 @@ def _alignment(report: Report, places: Places, summary: dict[str, Any]) -> None:
     report.section("3. Alignment").text(
         "Chats with worked traces, some answered at once, some with traces that were cut short, so that the model can answer whenever "
         "its thoughts are stopped. Then GRPO: it answers each problem several times, and what was right is made likelier. On held-out "
-        f"problems of the kind it practised, sampled answers went from {before:.0%} to {after:.0%} right."
+        f"problems of the kind it practiced, sampled answers went from {before:.0%} to {after:.0%} right."
     )
     curves = {"hybrid": _curve(places.sft, "sft"), "Transformer": _curve(places.transformer, "sft")}
     report.figure(plots.lines(curves, "tokens", "loss on the answers"), "Fine-tuning on chats.")

@@ -95,7 +95,7 @@ def lineage(stage: Path) -> dict[str, Any]:
     return found
 
 
-def summarise(places: Places, models: Mapping[str, Path], wall: float) -> dict[str, Any]:
+def summarize(places: Places, models: Mapping[str, Path], wall: float) -> dict[str, Any]:
     """Everything that summary.json holds, and what the report draws.
 
     seconds: of all stages; more than this call's `wall` where a run was interrupted and resumed.

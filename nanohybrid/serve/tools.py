@@ -3,7 +3,7 @@
 The reader looks at one character at a time and never back, so a text cut anywhere gives what the whole gives. A call is let
 out as soon as its name and the brace of its arguments are there, and its arguments then as they are written. Repaired is what
 has one meaning only: missing brackets and end marks, arguments as a JSON text in a string, members in another order,
-`parameters` for `arguments`. What was not recognised by then (no JSON, a tool that was not offered) is content, as the model
+`parameters` for `arguments`. What was not recognized by then (no JSON, a tool that was not offered) is content, as the model
 wrote it. Arguments that turn out to be broken after they were let out stay as they were written, as with OpenAI's own API.
 """
 
@@ -202,7 +202,7 @@ def whole_call(text: str) -> tuple[str, str] | None:
 
 
 def merged(events: Iterable[Event]) -> list[Event]:
-    """Neighbouring texts, and neighbouring arguments of one call, as one."""
+    """Neighboring texts, and neighboring arguments of one call, as one."""
     result: list[Event] = []
     for event in events:
         before = result[-1] if result else None

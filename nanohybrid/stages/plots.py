@@ -1,6 +1,6 @@
 """The few kinds of picture that reports need, in one style that reads on light and dark pages.
 
-Figures are made through matplotlib's objects (no pyplot, no global state). Axes are drawn in the ink and grid colours
+Figures are made through matplotlib's objects (no pyplot, no global state). Axes are drawn in the ink and grid colors
 that report.py turns into the page's own.
 """
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = (
+COLORS = (
     "#2f81d6",
     "#d9730d",
     "#2a9d6f",
@@ -65,16 +65,16 @@ def lines(
     log_y: bool = False,
     rest: Sequence[Points] = (),
 ) -> "Figure":
-    """Curves through points (x, y), one a name; the `rest` have none, and stand behind them in grey."""
+    """Curves through points (x, y), one a name; the `rest` have none, and stand behind them in gray."""
     with style():
         figure, axes = canvas(x, y, title)
         for points in rest:
             axes.plot([p[0] for p in points], [p[1] for p in points], color=MUTED, linewidth=0.7, alpha=0.6)
-        for colour, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
+        for color, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
             axes.plot(
                 [p[0] for p in points],
                 [p[1] for p in points],
-                color=colour,
+                color=color,
                 label=name,
                 marker="o" if len(points) <= 20 else None,
             )
@@ -89,12 +89,12 @@ def intervals(
     """Curves through points (x, y, low, high), each with its interval as a band."""
     with style():
         figure, axes = canvas(x, y, title)
-        for colour, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
+        for color, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
             place = [p[0] for p in points]
             axes.fill_between(
-                place, [p[2] for p in points], [p[3] for p in points], color=colour, alpha=0.2, linewidth=0
+                place, [p[2] for p in points], [p[3] for p in points], color=color, alpha=0.2, linewidth=0
             )
-            axes.plot(place, [p[1] for p in points], color=colour, label=name, marker="o")
+            axes.plot(place, [p[1] for p in points], color=color, label=name, marker="o")
         scale(axes, log_x=log_x)
         legend(figure, len(series))
     return figure
@@ -115,7 +115,7 @@ def bars(
         figure, axes = canvas("", y, title)
         scale(axes, log_y=log_y)
         width = 0.8 / max(len(series), 1)
-        for index, (colour, (name, heights)) in enumerate(
+        for index, (color, (name, heights)) in enumerate(
             zip(cycle(len(series)), series.items(), strict=True)
         ):
             places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(labels))]
@@ -124,7 +124,7 @@ def bars(
                 [places[i] for i in shown],
                 [heights[i] for i in shown],
                 width * 0.92,
-                color=colour,
+                color=color,
                 label=name,
             )
             reach = errors[name] if errors is not None else [(0.0, 0.0)] * len(labels)
@@ -151,13 +151,13 @@ def bars(
 
 
 def strip(patterns: Mapping[str, str], title: str = "") -> "Figure":
-    """Layer patterns (strings of M, - and *) as strips of coloured cells, the first layer, number 0, on the left."""
+    """Layer patterns (strings of M, - and *) as strips of colored cells, the first layer, number 0, on the left."""
     with style():
         figure, axes = canvas("layer", "", title, height=0.9 + 0.45 * len(patterns))
         for row, pattern in enumerate(patterns.values()):
-            for mark, (colour, _) in LAYERS.items():
+            for mark, (color, _) in LAYERS.items():
                 spans = [(place - 0.46, 0.92) for place, layer in enumerate(pattern) if layer == mark]
-                axes.broken_barh(spans, (row - 0.36, 0.72), facecolors=colour)
+                axes.broken_barh(spans, (row - 0.36, 0.72), facecolors=color)
         axes.set_yticks(range(len(patterns)), list(patterns))
         axes.set_xlim(-0.6, max(map(len, patterns.values())) - 0.4)
         whole_numbers(axes)
@@ -170,11 +170,11 @@ def strip(patterns: Mapping[str, str], title: str = "") -> "Figure":
 
 
 def by_layer(pattern: str, heights: Sequence[float], y: str) -> "Figure":
-    """A bar for each layer of a pattern, in the colour of its kind, numbered from 0; heights are written out where there is room."""
+    """A bar for each layer of a pattern, in the color of its kind, numbered from 0; heights are written out where there is room."""
     with style():
         figure, axes = canvas("layer", y, "")
-        colours = [LAYERS[layer][0] for layer in pattern]
-        axes.bar(range(len(pattern)), heights, 0.74, color=colours)
+        colors = [LAYERS[layer][0] for layer in pattern]
+        axes.bar(range(len(pattern)), heights, 0.74, color=colors)
         if len(pattern) <= ROOM:
             for place, height in enumerate(heights):
                 axes.annotate(
@@ -193,10 +193,10 @@ def by_layer(pattern: str, heights: Sequence[float], y: str) -> "Figure":
 
 
 def kinds(figure: "Figure", layers: str) -> None:
-    """The colours of the kinds of layers that there are, above the axes."""
+    """The colors of the kinds of layers that there are, above the axes."""
     patches = require("matplotlib.patches", "train")
     marks = [
-        patches.Patch(color=colour, label=name) for mark, (colour, name) in LAYERS.items() if mark in layers
+        patches.Patch(color=color, label=name) for mark, (color, name) in LAYERS.items() if mark in layers
     ]
     figure.legend(handles=marks, loc="outside upper right", ncols=3, fontsize=9)
 
@@ -248,5 +248,5 @@ def legend(figure: "Figure", names: int) -> None:
 
 
 def cycle(count: int) -> list[str]:
-    """The first `count` colours, over again where there are more names than colours."""
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+    """The first `count` colors, over again where there are more names than colors."""
+    return [COLORS[index % len(COLORS)] for index in range(count)]

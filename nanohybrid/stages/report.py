@@ -1,6 +1,6 @@
 """A report: one HTML file that stands alone, readable on a phone, on paper and in the dark.
 
-Nothing in it points outside: style is inline, figures are SVG inside the page. The plots' ink and grid colours become
+Nothing in it points outside: style is inline, figures are SVG inside the page. The plots' ink and grid colors become
 the page's own, so that a figure follows the reader's light or dark setting.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 INK, GRID = (
     "#1f2328",
     "#d0d4da",
-)  # what plots.py draws axes and grid in, and what is replaced here by the page's colours
+)  # what plots.py draws axes and grid in, and what is replaced here by the page's colors
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --paper: #ffffff; --soft: #59636e; --grid: #d8dce2; --wash: #f5f6f8; --accent: #1a6fc9; }
@@ -146,7 +146,7 @@ def machine(made: Mapping[str, Any]) -> str:
 
 
 def inline_svg(figure: "Figure", caption: str) -> str:
-    """A figure as an SVG element without prolog, metadata or addresses, in the page's colours."""
+    """A figure as an SVG element without prolog, metadata or addresses, in the page's colors."""
     matplotlib = require("matplotlib", "train")
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption}):

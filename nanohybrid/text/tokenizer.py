@@ -1,6 +1,6 @@
 """Text to ids and back, over the `tokenizers` library.
 
-Two things differ from using the library directly. Control marks (`<SPECIAL_11>` and its like) are recognised only where the
+Two things differ from using the library directly. Control marks (`<SPECIAL_11>` and its like) are recognized only where the
 caller says so, which is what keeps a user from typing one. And decoding goes by bytes, so that a stream of tokens decodes to the
 same text as the whole.
 """

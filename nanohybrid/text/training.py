@@ -1,6 +1,6 @@
 """A small byte-level BPE of one's own, with the control marks and the splitting rule of the large one.
 
-Ids: 0..12 the control marks, 13..268 the bytes in their order, then the merges in the order in which they were learnt. So a model
+Ids: 0..12 the control marks, 13..268 the bytes in their order, then the merges in the order in which they were learned. So a model
 trained on it speaks the same chat format as a released checkpoint, and 269 is the smallest vocabulary.
 """
 
@@ -35,5 +35,5 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     learner.train_from_iterator(iter(texts), trainer)
     merges = [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]
-    learnt = [left + right for left, right in merges]
-    return Tokenizer(assemble(MARKS, [*BYTE_TO_CHARACTER, *dict.fromkeys(learnt)], merges))
+    learned = [left + right for left, right in merges]
+    return Tokenizer(assemble(MARKS, [*BYTE_TO_CHARACTER, *dict.fromkeys(learned)], merges))

@@ -1,4 +1,4 @@
-"""The loss of pretraining and SFT: each token predicts the next one of its document, where that one is to be learnt.
+"""The loss of pretraining and SFT: each token predicts the next one of its document, where that one is to be learned.
 
 T tokens, E hidden width.
 """

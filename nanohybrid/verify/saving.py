@@ -21,7 +21,7 @@ WHOLE = (
 
 
 def saved_is_loaded(subject: Subject) -> Line:
-    """Save, load, compare: every parameter (of quantised matrices codes and scales) and every logit, bit for bit."""
+    """Save, load, compare: every parameter (of quantized matrices codes and scales) and every logit, bit for bit."""
     model, on = subject.model, "the model"
     dtype = model.dtype
     if Footprint.of(model.config, dtype, format=format_in(model)).weight_bytes > WHOLE:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.verify.line import TOLERANCE, Line
 
 LENGTH = 144  # past one border of 128, and short enough for billions of parameters on a CPU
@@ -40,14 +40,16 @@ class Subject:
         """Logits of documents packed end to end, nothing stored."""
         return self.model(tokens, Layout.packed(lengths))
 
-    def state(self, slots: int) -> State:
+    def state(self, slots: int) -> HybridCache:
         """Pools for `slots` texts of full length."""
         dtype = self.model.dtype
-        return State.allocate(self.model.config, slots, slots * LENGTH // PAGE, PAGE, dtype, self.device)
+        return HybridCache.allocate(
+            self.model.config, slots, slots * LENGTH // PAGE, PAGE, dtype, self.device
+        )
 
     @torch.no_grad()
     def read_stored(
-        self, pieces: Sequence[Tensor], positions: Sequence[int], slots: Sequence[int], state: State
+        self, pieces: Sequence[Tensor], positions: Sequence[int], slots: Sequence[int], state: HybridCache
     ) -> list[Tensor]:
         """Logits of one piece of each sequence, in one call that reads and writes the state."""
         lengths = [len(piece) for piece in pieces]

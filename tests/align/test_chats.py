@@ -1,4 +1,4 @@
-"""Chats to learn from: what is in them, and what of it is learnt."""
+"""Chats to learn from: what is in them, and what of it is learned."""
 
 import random
 from collections import Counter
@@ -16,7 +16,7 @@ PROBLEM = Problem("running", 2, "run 1+2*3", "1+2=3\n3*3=9", "9")
 HEAD = "<SPECIAL_10>System\n\n<SPECIAL_11>User\nrun 1+2*3\n<SPECIAL_11>Assistant\n"
 
 
-def learnt(maker: ChatMaker, way: Way, seed: int = 0) -> tuple[str, str]:
+def learned(maker: ChatMaker, way: Way, seed: int = 0) -> tuple[str, str]:
     """The whole chat, and the same with everything that carries no loss as dots."""
     chat = maker.chat(PROBLEM, way, random.Random(seed))
     assert len(chat.tokens) == len(chat.loss)
@@ -29,17 +29,17 @@ def learnt(maker: ChatMaker, way: Way, seed: int = 0) -> tuple[str, str]:
 
 
 def test_a_thinking_chat_learns_trace_mark_answer_and_end_and_not_the_prompt(maker: ChatMaker) -> None:
-    whole, part = learnt(maker, "thinking")
+    whole, part = learned(maker, "thinking")
     assert part == "1+2=3\n3*3=9\n</think>\n\n9\n<SPECIAL_12>" and whole == f"{HEAD}<think>\n{part}"
 
 
 def test_a_direct_chat_learns_only_its_answer(maker: ChatMaker) -> None:
-    whole, part = learnt(maker, "direct")
+    whole, part = learned(maker, "direct")
     assert part == "9\n<SPECIAL_12>" and whole == f"{HEAD}<think></think>{part}"
 
 
 def test_a_truncated_chat_does_not_learn_where_it_was_cut(maker: ChatMaker) -> None:
-    found = {learnt(maker, "truncated", seed) for seed in range(20)}
+    found = {learned(maker, "truncated", seed) for seed in range(20)}
     assert {whole.removeprefix(HEAD) for whole, _ in found} == {
         "<think>\n</think>\n\n9\n<SPECIAL_12>",
         "<think>\n1+2=3\n</think>\n\n9\n<SPECIAL_12>",

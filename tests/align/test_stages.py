@@ -60,7 +60,7 @@ def test_sft_without_text_must_be_asked_for(base: Path, tmp_path: Path) -> None:
     sft(replace(SFT, tokens=300, shares=Shares(text=0.0)), base, tmp_path / "sft")
 
 
-def test_a_rollout_is_packed_so_that_only_what_was_sampled_is_learnt() -> None:
+def test_a_rollout_is_packed_so_that_only_what_was_sampled_is_learned() -> None:
     problem = Problem("running", 1, "run 1+1", "1+1=2", "2")
     completion = Completion("x", [7, 8, 9], "stop", 0, "none", [-1.0, -2.0, -3.0], 2, forced=range(1, 2))
     batch = pack([Rollout(problem, [5, 6], completion, 1.0)] * 2, [0.5, -0.5])

@@ -25,7 +25,7 @@ def profiles(monkeypatch):
         (["aten::copy_", "aten::_to_copy", "aten::to", "aten::linear"], "casts"),
         (["_ScanBackward", "autograd::engine::evaluate_function: _ScanBackward"], "scan, backward"),
         (["aten::bmm", "Chunk"], "scan, forward"),
-        (["aten::_fused_adamw_", "Optimizer.step#AdamW.step"], "optimiser"),
+        (["aten::_fused_adamw_", "Optimizer.step#AdamW.step"], "optimizer"),
         (["aten::embedding"], "rest"),
     ],
 )

@@ -93,13 +93,13 @@ def test_it_is_quick(capsys):
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
-def test_a_quantised_checkpoint_weighs_what_its_file_does(tmp_path, capsys, format):
+def test_a_quantized_checkpoint_weighs_what_its_file_does(tmp_path, capsys, format):
     config = nanohybrid.preset("tiny")
-    quantised = HybridLM(config, seed=0).bfloat16()
-    quantize_model(quantised, format)
-    save(quantised, tmp_path / "q")
+    quantized = HybridLM(config, seed=0).bfloat16()
+    quantize_model(quantized, format)
+    save(quantized, tmp_path / "q")
     found = inspect(capsys, tmp_path / "q")
-    tensors = [*quantised.parameters(), *quantised.buffers()]
+    tensors = [*quantized.parameters(), *quantized.buffers()]
     assert found["weight_bytes"] == sum(tensor.nbytes for tensor in tensors) and found["dtype"] == format
     assert inspect(capsys, "--preset", "tiny", "--dtype", format)["weight_bytes"] == found["weight_bytes"]
     assert found["parameters"] == sum(p.numel() for p in HybridLM(config).parameters())

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: what compressed-tensors reads of ours, what we read of others', and what is refused by name."""
+"""Quantized checkpoints: what compressed-tensors reads of ours, what we read of others', and what is refused by name."""
 
 import json
 
@@ -38,7 +38,7 @@ def format(request):
 
 @pytest.fixture
 def stored(config, format, tmp_path):
-    """A quantised model and its checkpoint."""
+    """A quantized model and its checkpoint."""
     model = HybridLM(config, seed=1).bfloat16().eval()
     quantize_model(model, format)
     save(model, tmp_path / "stored")
@@ -117,7 +117,7 @@ def test_compressed_tensors_reads_exactly_our_weights(stored):
             "weight"
         ]
         assert torch.equal(found, linear.dequantized(found.dtype)), name
-    for owner in plain - set(disk.values()):  # what stays plain must not be taken for quantised
+    for owner in plain - set(disk.values()):  # what stays plain must not be taken for quantized
         assert not any(
             is_match(owner, torch.nn.Linear(1, 1), scheme.targets, said.ignore)
             for scheme in said.config_groups.values()
@@ -135,7 +135,7 @@ def rewrite(path, change, **config):
 
 @pytest.fixture
 def of(tmp_path):
-    """A quantised hybrid of one format, stored."""
+    """A quantized hybrid of one format, stored."""
 
     def make(format):
         model = HybridLM(CONFIGS["hybrid"], seed=1).bfloat16().eval()
@@ -215,7 +215,7 @@ def test_modelopt_s_own_file_is_heeded_where_config_json_says_nothing(of):
         ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "the format is marlin-24: of compressed-tensors known are naive"),
         (
             {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": {"weights": {"symmetric": False}}}},
-            "g: only weights that are quantised symmetrically",
+            "g: only weights that are quantized symmetrically",
         ),
         ([], "quantization_config is not an object"),
     ],
@@ -249,7 +249,7 @@ def test_parts_that_do_not_belong_together_are_named(of, format, change, line):
         load(path)
 
 
-def test_loading_quantises_as_quantising_what_is_loaded_does(tmp_path, format):
+def test_loading_quantizes_as_quantizing_what_is_loaded_does(tmp_path, format):
     model = HybridLM(CONFIGS["dense, no int4 in down_proj"], seed=3).bfloat16().eval()
     save(model, tmp_path / "plain")
     quantize_model(model, format)
@@ -262,16 +262,16 @@ def test_loading_quantises_as_quantising_what_is_loaded_does(tmp_path, format):
     assert load(tmp_path / "plain", device="meta", quantize=format).lm_head.codes.is_meta
 
 
-def test_a_quantised_checkpoint_is_quantised_to_what_it_is_and_to_nothing_else(of):
+def test_a_quantized_checkpoint_is_quantized_to_what_it_is_and_to_nothing_else(of):
     model, path = of("int8")
     same(model, load(path, quantize="int8"))
-    with pytest.raises(InputError, match=r"int8: is quantised already \(int8\), and cannot be made int4"):
+    with pytest.raises(InputError, match=r"int8: is quantized already \(int8\), and cannot be made int4"):
         load(path, quantize="int4")
     with pytest.raises(InputError, match="known are int8, int4, fp8"):
         load(path, quantize="int2")
 
 
-def test_a_tensor_that_is_quantised_is_not_given_out_as_if_it_were_not(of):
+def test_a_tensor_that_is_quantized_is_not_given_out_as_if_it_were_not(of):
     _, path = of("int8")
     with CheckpointReader(path) as reader:
         assert reader.formats == dict.fromkeys(quantized_names(reader.config, "int8"), "int8")
@@ -280,14 +280,14 @@ def test_a_tensor_that_is_quantised_is_not_given_out_as_if_it_were_not(of):
             8 + int.from_bytes((path / "model.safetensors").read_bytes()[:8], "little")
         )
         with pytest.raises(
-            CheckpointError, match=r"is quantised \(int8\): this needs the checkpoint that it was made from"
+            CheckpointError, match=r"is quantized \(int8\): this needs the checkpoint that it was made from"
         ):
             reader.tensor(IN_PROJ + "weight")
 
 
-def test_a_matrix_that_is_to_be_quantised_is_not_written_as_it_is(tmp_path):
+def test_a_matrix_that_is_to_be_quantized_is_not_written_as_it_is(tmp_path):
     model = HybridLM(CONFIGS["hybrid"], seed=0)
-    with pytest.raises(CheckpointError, match=r"in_proj.weight: is stored quantised \(int8\)"):
+    with pytest.raises(CheckpointError, match=r"in_proj.weight: is stored quantized \(int8\)"):
         with CheckpointWriter(
             tmp_path / "new", model.config, torch.float32, formats={IN_PROJ + "weight": "int8"}
         ) as writer:

@@ -23,13 +23,13 @@ from nanohybrid.stages.recipe import dump
 from nanohybrid.stages.recipe import load as load_recipe
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
 
-LEARNT = {
+LEARNED = {
     "optimizer": OptimizerConfig(learning_rate=1e-2),
     "precision": PrecisionConfig("fp32"),
     "loop": LoopConfig(log_steps=1),
 }
-DISTILL = DistillRecipe(tokens=200, batch_tokens=100, sequence_length=40, measured_tokens=100, **LEARNT)
-SFT = SftRecipe(("parity",), Shares(text=0.0), 200, 100, 60, **LEARNT)
+DISTILL = DistillRecipe(tokens=200, batch_tokens=100, sequence_length=40, measured_tokens=100, **LEARNED)
+SFT = SftRecipe(("parity",), Shares(text=0.0), 200, 100, 60, **LEARNED)
 GRPO = GrpoRecipe(
     ("parity",),
     (4,),
@@ -40,7 +40,7 @@ GRPO = GrpoRecipe(
     held_out=2,
     warmup_updates=0,
     beta=0.1,
-    **LEARNT,
+    **LEARNED,
 )
 ONCE_MORE = replace(
     DISTILL, between=BetweenRecipe(weight=0.1), seed=1
@@ -106,10 +106,10 @@ def test_a_merge_joins_the_last_two(out):
         )
 
 
-def test_the_last_stage_is_what_is_quantised_judged_and_told(out):
+def test_the_last_stage_is_what_is_quantized_judged_and_told(out):
     record = json.loads((out / "lineage.json").read_text())
-    assert list(record["measures"]["losses"]) == ["parent", "pruned", "distilled", *NAMES, "quantised"]
-    made = json.loads((out / "quantised" / "lineage.json").read_text())
+    assert list(record["measures"]["losses"]) == ["parent", "pruned", "distilled", *NAMES, "quantized"]
+    made = json.loads((out / "quantized" / "lineage.json").read_text())
     assert made["inputs"]["model"] == fingerprint(out / "aligned" / "4-merge")
     stages = record["measures"]["after"]
     assert [stage["name"] for stage in stages] == NAMES

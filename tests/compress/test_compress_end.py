@@ -78,7 +78,7 @@ def test_a_parent_that_has_no_room_to_answer_is_refused_before_any_work(
     )
 
 
-def test_the_budget_is_for_the_quantised_form(folders, result, tmp_path, capsys):
+def test_the_budget_is_for_the_quantized_form(folders, result, tmp_path, capsys):
     out, measures, recipe = result
     chosen = json.loads((out / "search" / "search.json").read_text())["candidates"][0]
     assert chosen["bytes"]["total"] <= recipe.budget_bytes
@@ -105,13 +105,13 @@ def test_the_result_is_the_distilled_model_in_codes_and_the_engine_runs_it(resul
 
 def test_the_report_says_what_each_step_is_worth(result):
     out, measures, _ = result
-    steps = ["parent", "pruned", "distilled", "quantised"]
+    steps = ["parent", "pruned", "distilled", "quantized"]
     assert [list(measures[name]) for name in ("losses", "agreement", "accuracy")] == [steps] * 3
     assert (
-        measures["quantised"]["top1_agreement"] > 0.9
-        and abs(measures["quantised"]["perplexity_change"]) < 0.02
+        measures["quantized"]["top1_agreement"] > 0.9
+        and abs(measures["quantized"]["perplexity_change"]) < 0.02
     )
-    assert measures["losses"]["quantised"] == pytest.approx(measures["losses"]["distilled"], abs=0.02)
+    assert measures["losses"]["quantized"] == pytest.approx(measures["losses"]["distilled"], abs=0.02)
     assert {found["problems"] for found in measures["accuracy"].values()} == {6}
     page = (out / "report.html").read_text()
     assert (
@@ -122,7 +122,7 @@ def test_the_report_says_what_each_step_is_worth(result):
     )
 
 
-def test_the_gguf_holds_the_codes_of_the_quantised_checkpoint(result):
+def test_the_gguf_holds_the_codes_of_the_quantized_checkpoint(result):
     gguf = pytest.importorskip("gguf")
     out, measures, _ = result
     reader = gguf.GGUFReader(out / "model-q8_0.gguf")
@@ -136,17 +136,17 @@ def test_the_gguf_holds_the_codes_of_the_quantised_checkpoint(result):
     assert stored.tensor_type.name == "Q8_0" and np.array_equal(values, wanted.numpy())
     assert (
         measures["gguf"]["bytes"] == (out / "model-q8_0.gguf").stat().st_size
-        and measures["gguf"]["from"] == "quantised"
+        and measures["gguf"]["from"] == "quantized"
     )
 
 
-def test_what_fits_whole_is_only_quantised(folders, tmp_path):
+def test_what_fits_whole_is_only_quantized(folders, tmp_path):
     recipe = replace(RECIPE, quantize="int4", gguf="f16", budget_share=1.0, problems=0)
     assert main(command(folders, recipe, tmp_path / "out")) == 0
     measures = json.loads((tmp_path / "out" / "lineage.json").read_text())["measures"]
     assert not (tmp_path / "out" / "distilled").exists() and list(measures["losses"]) == [
         "parent",
-        "quantised",
+        "quantized",
     ]
     assert measures["gguf"]["from"] == "pruned" and format_in(load(tmp_path / "out")) == "int4"
     page = (tmp_path / "out" / "report.html").read_text()
@@ -183,10 +183,10 @@ def test_every_model_is_asked_once_even_when_the_run_is_interrupted(folders, res
     with pytest.raises(InterruptedError):
         run()
     measures = json.loads((run() / "lineage.json").read_text())["measures"]
-    assert asked == ["parent", "pruned", "stop", "distilled", "quantised"]
+    assert asked == ["parent", "pruned", "stop", "distilled", "quantized"]
     shares = {name: found["accuracy"] for name, found in measures["accuracy"].items()}
     assert (
-        shares["parent"] > shares["pruned"] == shares["distilled"] > shares["quantised"]
+        shares["parent"] > shares["pruned"] == shares["distilled"] > shares["quantized"]
     )  # each was its own checkpoint
     assert measures["gguf"]["from"] == "distilled"  # f16 holds more than int8 does
 

@@ -127,7 +127,7 @@ def test_the_roofline_by_hand(name, batch, context, want):
 NINE_PARAMETERS = 8_888_227_328
 
 
-def test_quantised_weights_leave_embeddings_norms_and_states_alone():
+def test_quantized_weights_leave_embeddings_norms_and_states_alone():
     whole, eight, four = (Budget(1, 1024, dtype=kind).memory(NINE) for kind in ("bf16", "int8", "int4"))
     assert whole.kv == eight.kv and whole.state == four.state
     kept = 131_072 * 4480 * 2

@@ -60,7 +60,7 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_without_documents_it_is_what_quantising_in_memory_gives(parent, tmp_path, format, capsys):
+def test_without_documents_it_is_what_quantizing_in_memory_gives(parent, tmp_path, format, capsys):
     assert main(["quantize", str(parent), "--out", str(tmp_path / "a"), "--to", format, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     want = load(parent)
@@ -231,8 +231,8 @@ def test_what_int4_has_no_form_for_is_said(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def quantised(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("quantised")
+def quantized(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantized")
     save(HybridLM(HybridConfig("M-*", **SIZES), seed=2).bfloat16(), folder / "plain")
     quantize_stage(QuantizeRecipe("int8"), folder / "plain", folder / "int8")
     return folder / "int8"
@@ -243,7 +243,7 @@ def quantised(tmp_path_factory):
     [
         (
             ["quantize", "{int8}", "--to", "int4", "--out", "{out}"],
-            "is a quantised checkpoint: it can be quantised no further",
+            "is a quantized checkpoint: it can be quantized no further",
         ),
         (["quantize", "{empty}", "--to", "int4", "--out", "{out}"], "config.json: no such file"),
         (["quantize", "{bare}", "--to", "int4", "--out", "{out}"], "where are the weights?"),
@@ -260,41 +260,41 @@ def quantised(tmp_path_factory):
         ),
         (
             ["compress", "{int8}", "--out", "{out}"],
-            "is a quantised checkpoint: take the one that it was made from",
+            "is a quantized checkpoint: take the one that it was made from",
         ),
         (
             ["prune", "{int8}", "--drop-layers", "1", "--out", "{out}"],
-            "is a quantised checkpoint: take the one that it was made from",
+            "is a quantized checkpoint: take the one that it was made from",
         ),
         (
             ["align", "sft", "--model", "{int8}", "--shares.text", "0", "--out", "{out}"],
-            "is a quantised checkpoint: take the one",
+            "is a quantized checkpoint: take the one",
         ),
-        (["align", "grpo", "--model", "{int8}", "--out", "{out}"], "is a quantised checkpoint: take the one"),
+        (["align", "grpo", "--model", "{int8}", "--out", "{out}"], "is a quantized checkpoint: take the one"),
         (
             ["align", "merge", "--first", "{plain}", "--second", "{int8}", "--out", "{out}"],
-            "is a quantised checkpoint: take the one",
+            "is a quantized checkpoint: take the one",
         ),
         (
             ["distill", "{int8}", "{plain}", "--data", "{plain}", "--out", "{out}"],
-            "is a quantised checkpoint: take the one",
+            "is a quantized checkpoint: take the one",
         ),
         (
             ["generate", "{int8}", "--prompt", "x", "--quantize", "bf16"],
-            "is a quantised checkpoint: it cannot be made bf16",
+            "is a quantized checkpoint: it cannot be made bf16",
         ),
         (
             ["generate", "{int8}", "--prompt", "x", "--quantize", "int4"],
-            r"is quantised already (int8), and cannot be made int4",
+            r"is quantized already (int8), and cannot be made int4",
         ),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )
-def test_refused_in_one_line_with_nothing_written(quantised, tmp_path, capsys, command, message):
+def test_refused_in_one_line_with_nothing_written(quantized, tmp_path, capsys, command, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "config.json").write_text((quantised.parent / "plain" / "config.json").read_text())
-    places = {"int8": quantised, "plain": quantised.parent / "plain", "out": tmp_path / "out"}
+    (tmp_path / "bare" / "config.json").write_text((quantized.parent / "plain" / "config.json").read_text())
+    places = {"int8": quantized, "plain": quantized.parent / "plain", "out": tmp_path / "out"}
     places |= {"empty": tmp_path / "empty", "bare": tmp_path / "bare"}
     assert main([part.format(**places) for part in command]) == 2
     error = capsys.readouterr().err
@@ -302,22 +302,22 @@ def test_refused_in_one_line_with_nothing_written(quantised, tmp_path, capsys, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "empty"]
 
 
-def test_a_quantised_model_in_memory_is_not_pruned_either(quantised):
+def test_a_quantized_model_in_memory_is_not_pruned_either(quantized):
     from nanohybrid.prune.measure import importance_of
 
-    with pytest.raises(InputError, match=r"the model is quantised \(int8\)"):
-        importance_of(load(quantised), make_calibration(), quantised / "importance", True, 1)
+    with pytest.raises(InputError, match=r"the model is quantized \(int8\)"):
+        importance_of(load(quantized), make_calibration(), quantized / "importance", True, 1)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_verify_proves_a_quantised_checkpoint(quantised, tmp_path, format, capsys):
-    path = quantize_stage(QuantizeRecipe(format), quantised.parent / "plain", tmp_path / format)
+def test_verify_proves_a_quantized_checkpoint(quantized, tmp_path, format, capsys):
+    path = quantize_stage(QuantizeRecipe(format), quantized.parent / "plain", tmp_path / format)
     assert main(["verify", str(path), "--json", "--dtype", "fp32"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["passed"] and all(math.isfinite(proof["difference"]) for proof in told["proofs"])
 
 
-def test_verify_sees_a_code_that_does_not_come_back(quantised, monkeypatch):
+def test_verify_sees_a_code_that_does_not_come_back(quantized, monkeypatch):
     from nanohybrid.verify import saving
     from nanohybrid.verify.subject import Subject
 
@@ -328,13 +328,13 @@ def test_verify_sees_a_code_that_does_not_come_back(quantised, monkeypatch):
         linear.codes[0, 0] += 1
         return model
 
-    assert saving.saved_is_loaded(Subject(load(quantised))).passed
+    assert saving.saved_is_loaded(Subject(load(quantized))).passed
     monkeypatch.setattr(saving, "load", forgetful)
-    assert not saving.saved_is_loaded(Subject(load(quantised))).passed
+    assert not saving.saved_is_loaded(Subject(load(quantized))).passed
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_generate_quantises_at_load_and_says_what_the_quantised_checkpoint_says(
+def test_generate_quantizes_at_load_and_says_what_the_quantized_checkpoint_says(
     parent, tmp_path, format, capsys
 ):
     stored = quantize_stage(QuantizeRecipe(format), parent, tmp_path / "stored")
@@ -360,7 +360,7 @@ def test_generate_quantises_at_load_and_says_what_the_quantised_checkpoint_says(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_random_weights_are_quantised_as_they_are_made(format):
+def test_random_weights_are_quantized_as_they_are_made(format):
     from nanohybrid.engine.random_weights import random_model
 
     config = HybridConfig("M-*", **SIZES)

@@ -61,10 +61,10 @@ def test_the_papers_budget():
 
 
 def test_bytes_are_those_of_the_state_that_is_allocated(model):
-    from nanohybrid.model import State
+    from nanohybrid.model import HybridCache
 
     memory = Budget(1, context=256, batch=3, dtype="fp32").memory(model.config)
-    assert memory.kv + memory.state == State.for_context(model.config, 3, 256, torch.float32).bytes
+    assert memory.kv + memory.state == HybridCache.for_context(model.config, 3, 256, torch.float32).bytes
     assert memory.weights == 4 * sum(p.numel() for p in model.parameters())
     assert memory.total == sum(v for k, v in memory.as_dict().items() if k != "total")
 
@@ -130,7 +130,7 @@ def test_the_fastest_of_those_that_are_as_good_is_chosen(model, scores):
     raced = Search((replace(tried[0], healed=0.5), replace(tried[2], healed=0.4), *tried[3:]), 0)
     assert (
         choose(raced, near=0.0).chosen.healed == 0.4
-    )  # what was learnt since outweighs what was lost at the cut
+    )  # what was learned since outweighs what was lost at the cut
 
 
 def test_axes_of_mixers_that_a_model_lacks_are_left_alone(dense):

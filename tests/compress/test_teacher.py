@@ -86,8 +86,8 @@ def test_a_student_learns_nearly_the_same_from_an_int8_teacher(root, beside, tmp
     found = distilled(root, tmp_path / "out", replace(RECIPE, teacher="int8"))
     change = torch.cat([(found[name] - beside[name]).float().flatten() for name in beside])
     start = load(root / "student").state_dict()
-    learnt = torch.cat([(start[name] - beside[name]).float().flatten() for name in beside])
-    assert 0 < change.norm() < 0.3 * learnt.norm()
+    learned = torch.cat([(start[name] - beside[name]).float().flatten() for name in beside])
+    assert 0 < change.norm() < 0.3 * learned.norm()
 
 
 def test_all_tokens_kept_on_the_disk_teach_what_the_teacher_teaches(root, beside, tmp_path):

@@ -9,7 +9,7 @@ from nanohybrid.data.curate.quality import HEURISTICS, fault
 from nanohybrid.data.documents import Document, Piece, plain, sections, up_to
 
 PROSE = (
-    "A tokenizer cuts text into pieces and gives each of them a number.\nWhat it learnt from is what it can say in few of them.\n"
+    "A tokenizer cuts text into pieces and gives each of them a number.\nWhat it learned from is what it can say in few of them.\n"
     "Digits stay single, since a model that adds must see every one.\n"
 )
 CODE = 'def area(width: float, height: float) -> float:\n    """The area of a rectangle of the given sides."""\n    return width * height\n'
@@ -22,7 +22,7 @@ FAULTY = {
     "too few letters": PROSE[:60] + "\n" + "1 = 2; 3 = 4; " * 12,
     "too many digits": PROSE + "31415926535 8979323846 2643383279",
     "repeated lines": PROSE + "the same line again\n" * 6,
-    "licence": PROSE + "Permission is hereby granted, free of charge, to any person",
+    "license": PROSE + "Permission is hereby granted, free of charge, to any person",
 }
 
 

@@ -17,7 +17,7 @@ QUICK = settings(max_examples=60, deadline=None)
 
 
 def make_store(lengths: list[int], first: int = 0) -> TokenStore:
-    """Documents in which every token is unique, so that its place can be read off; every third token is not learnt."""
+    """Documents in which every token is unique, so that its place can be read off; every third token is not learned."""
     documents, token = [], first
     for length in lengths:
         ids = list(range(token, token + length))

@@ -49,14 +49,14 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", tasks.names())
-def test_the_question_is_read_and_the_solution_is_learnt(name: str, tokenizer: Tokenizer) -> None:
+def test_the_question_is_read_and_the_solution_is_learned(name: str, tokenizer: Tokenizer) -> None:
     for problem in problems.problems(name, tasks.get(name).difficulties, 20, seed=0):
         ((tokens, loss),) = encode(tokenizer, [problems.document(problem)])
         assert tokens[0] == tokenizer.bos_id and tokens[-1] == tokenizer.eos_id
-        read = tokenizer.decode([token for token, learnt in zip(tokens, loss, strict=True) if not learnt])
-        learnt = tokenizer.decode([token for token, learnt in zip(tokens, loss, strict=True) if learnt])
+        read = tokenizer.decode([token for token, learned in zip(tokens, loss, strict=True) if not learned])
+        learned = tokenizer.decode([token for token, learned in zip(tokens, loss, strict=True) if learned])
         assert read == problem.prompt + "\n"
-        assert learnt == f"{problem.trace}\n{problem.answer}\n"
+        assert learned == f"{problem.trace}\n{problem.answer}\n"
         assert loss == sorted(loss)
 
 

@@ -223,7 +223,7 @@ def test_a_dense_model(gpu: str, dense: Path, data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
-def test_quantising(gpu: str, parent: Path, data: Path, tmp_path: Path, format: str) -> None:
+def test_quantizing(gpu: str, parent: Path, data: Path, tmp_path: Path, format: str) -> None:
     names = ["perplexity_before", "perplexity_after", "kl_divergence", "weight_error"]
     stage = QuantizeRecipe(format, samples=4, length=30)
     same(lambda out, device: quantize_stage(stage, parent, out, data, device), gpu, tmp_path, *names)

@@ -9,7 +9,7 @@ from nanohybrid.engine import Engine, SamplingParams
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.engine.runner import Runner
 from nanohybrid.executors.cuda_graphs import DecodeGraphs, called, cuda_graph, sizes
-from nanohybrid.model import Layout, State
+from nanohybrid.model import HybridCache, Layout
 
 CUDA = torch.cuda.is_available()
 CAPTURE = cuda_graph if CUDA else called
@@ -30,16 +30,18 @@ def small():
     return random_model(config, torch.float32, seed=3, device="cuda" if CUDA else "cpu")
 
 
-def pools(model, slots: int, pages: int) -> State:
+def pools(model, slots: int, pages: int) -> HybridCache:
     """As an engine has them after a while: full of what others left."""
-    state = State.allocate(model.config, slots, pages, 16, model.dtype, model.device)
+    state = HybridCache.allocate(model.config, slots, pages, 16, model.dtype, model.device)
     for pool in (*state.slot_pools, *state.page_pools):
         pool.normal_()
     return state
 
 
-def copied(state: State, model) -> State:
-    other = State.allocate(model.config, state.slots, state.pages, state.page_size, model.dtype, model.device)
+def copied(state: HybridCache, model) -> HybridCache:
+    other = HybridCache.allocate(
+        model.config, state.slots, state.pages, state.page_size, model.dtype, model.device
+    )
     pairs = zip((*other.slot_pools, *other.page_pools), (*state.slot_pools, *state.page_pools), strict=True)
     for to, pool in pairs:
         to.copy_(pool)
@@ -58,7 +60,9 @@ def test_a_step_is_the_eager_one_and_touches_no_other_sequence(small, rows):
         graphs = DecodeGraphs(small, state, most_rows=4, context=64, capture=CAPTURE)
         slots, pages, positions = [2, 0, 3][:rows], [[5, 1], [7], [3, 0, 2]][:rows], [20, 0, 46][:rows]
         for step in range(2):
-            layout = Layout.stored([1] * rows, [position + step for position in positions], slots, pages, 16)
+            layout = Layout.with_cache(
+                [1] * rows, [position + step for position in positions], slots, pages, 16
+            )
             tokens = [11, 12, 13][:rows]
             found = graphs.logits(tokens, layout)
             expected = small.head(small.hidden(torch.tensor(tokens, device=small.device), layout, truth))
@@ -145,7 +149,7 @@ def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(s
 @pytest.mark.gpu
 def test_no_replay_allocates_and_none_waits_for_the_device(small):
     graphs = DecodeGraphs(small, pools(small, slots=9, pages=20), most_rows=8, context=64, capture=cuda_graph)
-    layout = Layout.stored([1] * 5, [3] * 5, range(5), [[i] for i in range(5)], 16)
+    layout = Layout.with_cache([1] * 5, [3] * 5, range(5), [[i] for i in range(5)], 16)
     graphs.logits([1] * 5, layout)
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
@@ -165,5 +169,5 @@ def test_graphs_of_a_larger_model_pass_their_self_test(dtype):
         head_dim=128, mamba_num_heads=16, mamba_head_dim=80, n_groups=2, ssm_state_size=128,
     )  # fmt: skip
     model = random_model(config, dtype, seed=1, device="cuda")
-    state = State.allocate(config, 65, 129, 128, dtype, "cuda")
+    state = HybridCache.allocate(config, 65, 129, 128, dtype, "cuda")
     DecodeGraphs(model, state, most_rows=64, context=4096, capture=cuda_graph).self_test()

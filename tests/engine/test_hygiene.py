@@ -134,7 +134,7 @@ def test_numbers_that_broke_fail_their_own_request_and_leave_nothing_behind(mode
         for p in (fine[0], fine[1][:3])
     ]
     bad = engine.add([14] * 300, params)
-    neighbour = engine.add(fine[0], params)
+    neighbor = engine.add(fine[0], params)
     run_out(engine)
     assert bad.finish_reason == "error"
     follower = [
@@ -142,7 +142,7 @@ def test_numbers_that_broke_fail_their_own_request_and_leave_nothing_behind(mode
         engine.add(fine[1][:3], params),
     ]  # beside a longer one, a short one reads far past its end
     run_out(engine)
-    assert [r.tokens for r in (neighbour, *follower)] == [wanted[0].token_ids, *(w.token_ids for w in wanted)]
+    assert [r.tokens for r in (neighbor, *follower)] == [wanted[0].token_ids, *(w.token_ids for w in wanted)]
     assert not any(pool.isnan().any() for pool in engine.runner.state.page_pools)
     assert engine.scheduler.slots.used == engine.scheduler.pages.used == 0
 

@@ -48,7 +48,7 @@ def test_random_weights_have_the_scales_of_the_rules():
     assert len(rows.unique(dim=0)) == len(rows)
 
 
-def test_random_weights_quantised_as_they_are_made_are_those_quantised_afterwards():
+def test_random_weights_quantized_as_they_are_made_are_those_quantized_afterwards():
     config = preset("tiny").replace(vocab_size=40_000)  # the head is large enough for repetition
     streamed, whole = (
         random_model(config, torch.bfloat16, seed=1, quantize="int4"),

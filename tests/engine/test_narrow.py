@@ -12,7 +12,7 @@ from nanohybrid.engine.params import SamplingParams
 from nanohybrid.errors import InputError
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.serving import plan_slots
-from nanohybrid.model import Layout, State
+from nanohybrid.model import HybridCache, Layout
 from nanohybrid.ops.attention import Cache, attention
 from nanohybrid.ops.attention.cache import dequantize, quantize
 
@@ -29,7 +29,7 @@ def prompts():
 def test_what_is_allotted_is_what_footprint_and_plan_say():
     config = nanohybrid.preset("tiny")
     wide, narrow = Footprint.of(config, torch.bfloat16), Footprint.of(config, torch.bfloat16, **KEPT)
-    state = State.allocate(config, 3, 5, dtype=torch.bfloat16, **KEPT)
+    state = HybridCache.allocate(config, 3, 5, dtype=torch.bfloat16, **KEPT)
     assert state.bytes == 3 * narrow.state_bytes_per_sequence + 5 * 128 * narrow.kv_bytes_per_token
     ssm = config.mamba_inner_size * config.ssm_state_size * config.pattern.count("M")
     assert wide.state_bytes_per_sequence - narrow.state_bytes_per_sequence == 2 * ssm
@@ -42,7 +42,7 @@ def test_what_is_allotted_is_what_footprint_and_plan_say():
 def test_a_request_says_the_same_bit_for_bit_in_any_slot_batch_and_order_cached_or_put_aside(
     model, tokenizer, options
 ):
-    """The rounding of a state knows neither its slot nor its neighbours."""
+    """The rounding of a state knows neither its slot nor its neighbors."""
     more = {"max_context": 400, "deterministic": True, **options}
     alone = [Engine(model, tokenizer, max_running=1, **more).generate([p], PARAMS)[0] for p in prompts()]
     engine = Engine(
@@ -96,7 +96,7 @@ def test_stochastic_rounding_forgets_less_than_rounding_to_nearest(model):
     for step in range(4000):
         exact = exact * 0.9999 + 1e-4
         nearest = (nearest * 0.9999 + 1e-4).half().float()
-        layout = Layout.stored([1], [step], [0], [range(40)])
+        layout = Layout.with_cache([1], [step], [0], [range(40)])
         drawn = Rounding.of(layout, 0, drawn.device).after(drawn * 0.9999 + 1e-4, -1).float()
     assert abs(nearest / exact - 1).mean() > 0.2 > 10 * abs(drawn.mean() / exact.mean() - 1)
 
@@ -116,13 +116,13 @@ def test_a_row_of_keys_keeps_three_bits_more_than_its_scale():
 @pytest.mark.parametrize("form", ["reference", "torch"])
 def test_attention_over_fp8_pages_is_attention_over_their_numbers(form, monkeypatch):
     monkeypatch.setenv("NANOHYBRID_KERNELS", form)
-    layout = Layout.stored([1, 3, 1], [20, 9, 31], [0, 1, 2], [(3, 1), (0,), (5, 4)], page_size=16)
+    layout = Layout.with_cache([1, 3, 1], [20, 9, 31], [0, 1, 2], [(3, 1), (0,), (5, 4)], page_size=16)
     pool = lambda *shape, dtype: torch.zeros(*shape, dtype=dtype)  # noqa: E731
     eight = Cache(
         *(pool(6, 16, 2, 8, dtype=torch.float8_e4m3fn) for _ in range(2)),
         *(pool(6, 16, 2, dtype=torch.bfloat16) for _ in range(2)),
     )
-    before = Layout.stored([20, 9, 31], [0, 0, 0], [0, 1, 2], layout.pages, 16)
+    before = Layout.with_cache([20, 9, 31], [0, 0, 0], [0, 1, 2], layout.pages, 16)
     eight.write(torch.randn(60, 2, 8), torch.randn(60, 2, 8), before)
     q, k, v = torch.randn(5, 4, 8), torch.randn(5, 2, 8), torch.randn(5, 2, 8)
     found = attention(q, k, v, layout, eight)

@@ -56,7 +56,7 @@ def test_frequencies_are_the_probabilities():
     draws, scores = 4000, logits(1, 12, 1.0)
     params = SamplingParams(temperature=0.7)
     rows = Rows([params] * draws, list(range(draws)))
-    for positions in ([5] * draws, list(range(draws))):  # neighbouring seeds, then neighbouring positions too
+    for positions in ([5] * draws, list(range(draws))):  # neighboring seeds, then neighboring positions too
         tokens = torch.tensor(sample(scores.expand(draws, -1), rows, positions).tokens)
         expected = (scores[0] / 0.7).softmax(-1) * draws
         chi_square = ((tokens.bincount(minlength=12) - expected) ** 2 / expected).sum().item()

@@ -14,7 +14,7 @@ from nanohybrid.engine.params import SamplingParams
 from nanohybrid.engine.prompt_lookup import PAUSE, Drafter, Lookup
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.errors import InputError
-from nanohybrid.model import Layout, State
+from nanohybrid.model import HybridCache, Layout
 
 GREEDY = SamplingParams(max_tokens=40, ignore_eos=True, logprobs=True)
 KINDS = [
@@ -148,15 +148,17 @@ def test_a_window_taken_back_leaves_the_state_of_the_tokens_that_stay_bit_for_bi
     config = model.config
     copy = random_model(config, torch.float32, seed=5).to(dtype)
     text = torch.randint(13, 269, (60,), generator=torch.Generator().manual_seed(0))
-    states = [State.for_context(config, 4, 128, dtype) for _ in range(2)]
+    states = [HybridCache.for_context(config, 4, 128, dtype) for _ in range(2)]
     with torch.inference_mode():
         for state in states:
             copy.hidden(text[:40], Layout.contiguous([20, 20], [0, 0], [2, 0], 128), state)
-        ragged = Layout.stored([1, 5, 7], [20, 20, 0], [0, 2, 3], [(0,), (2,), (3,)], tentative=[1])
+        ragged = Layout.with_cache([1, 5, 7], [20, 20, 0], [0, 2, 3], [(0,), (2,), (3,)], speculative=[1])
         copy.hidden(text[:13], ragged, states[0])
         states[0].settle([0] if stay else [], [stay] if stay else [])
         for token in range(stay):
-            copy.hidden(text[1 + token : 2 + token], Layout.stored([1], [20 + token], [2], [(2,)]), states[1])
+            copy.hidden(
+                text[1 + token : 2 + token], Layout.with_cache([1], [20 + token], [2], [(2,)]), states[1]
+            )
     for mine, theirs in zip(states[0].slot_pools, states[1].slot_pools, strict=True):
         if dtype == torch.bfloat16 or stay == 0:
             assert torch.equal(mine[2], theirs[2])

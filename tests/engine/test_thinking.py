@@ -64,7 +64,7 @@ def test_a_budget_of_nothing_ends_before_the_first_token():
     "spelling",
     [[b"</", b"think", b">"], [b"</", b"think", b">\n\n"], [b" </", b"think", b">\n"], [b"x</think>y"]],
 )
-def test_a_natural_end_is_recognised_however_it_is_spelled_and_left_alone(spelling):
+def test_a_natural_end_is_recognized_however_it_is_spelled_and_left_alone(spelling):
     watch, text, _ = think([b"a", b"\n", *spelling, b"answer"], 100, 5)
     assert watch.end == "natural" and text == b"a\n" + b"".join(spelling)
 

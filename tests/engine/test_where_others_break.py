@@ -227,4 +227,4 @@ def test_answers_do_not_get_worse_run_by_run(model, tokenizer, truth):
 
 def test_no_layout_has_two_sequences_of_one_slot(model, tokenizer):
     with pytest.raises(ValueError, match="one slot of its own"):
-        Layout.stored([1, 1], [3, 3], [2, 2], [(0,), (1,)])
+        Layout.with_cache([1, 1], [3, 3], [2, 2], [(0,), (1,)])

@@ -92,7 +92,7 @@ def test_every_weight_is_there_under_llama_cpps_name(checkpoint, tmp_path, name,
 
 
 @pytest.mark.parametrize("kind", BOUNDS)
-def test_quantised_matrices_are_within_a_step_and_vectors_exact(checkpoint, tmp_path, kind):
+def test_quantized_matrices_are_within_a_step_and_vectors_exact(checkpoint, tmp_path, kind):
     config, directory = CONFIGS["hybrid"], checkpoint("hybrid")
     found = tensors(exported(directory, tmp_path / "model.gguf", kind))
     for weight, tensor in weights(directory).items():
@@ -110,7 +110,7 @@ def test_quantised_matrices_are_within_a_step_and_vectors_exact(checkpoint, tmp_
 @pytest.mark.parametrize(
     ("format", "kind"), [("int8", "q8_0"), ("int4", "q4_0"), ("int4", "q8_0"), ("fp8", "bf16")]
 )
-def test_a_quantised_checkpoint_keeps_its_values(tmp_path, format, kind):
+def test_a_quantized_checkpoint_keeps_its_values(tmp_path, format, kind):
     model = random_model(CONFIGS["hybrid"]).bfloat16()
     quantize_model(model, format)
     save(model, tmp_path / "model")
@@ -139,7 +139,7 @@ def test_rows_that_are_no_whole_blocks_stay_bf16(checkpoint, tmp_path):
     assert found["blk.1.ffn_up.weight"][1] == "Q4_0"
 
 
-def test_large_tensors_are_quantised_in_pieces_of_the_same_bytes(monkeypatch):
+def test_large_tensors_are_quantized_in_pieces_of_the_same_bytes(monkeypatch):
     from nanohybrid.export import encode
 
     tensor = torch.randn(37, 64)

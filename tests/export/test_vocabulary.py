@@ -53,7 +53,7 @@ def test_tokens_stand_at_their_ids_and_what_is_left_is_padding(directory, small)
     assert (found.bos, found.eos, found.pad, found.more_stops) == (1, 12, 0, [2, 11])
 
 
-def test_merges_are_in_the_order_in_which_they_were_learnt(directory, small):
+def test_merges_are_in_the_order_in_which_they_were_learned(directory, small):
     found = read_vocabulary(directory, 350)
     joined = [merge.replace(" ", "") for merge in found.merges]
     assert joined == found.tokens[13 + 256 :]

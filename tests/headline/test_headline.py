@@ -19,7 +19,7 @@ from nanohybrid.errors import InputError
 from nanohybrid.estimate.budget import weight_bytes
 from nanohybrid.estimate.devices import device
 from nanohybrid.estimate.serving import PROCESS
-from nanohybrid.model import HybridLM, State
+from nanohybrid.model import HybridCache, HybridLM
 
 A10G = device("a10g")
 
@@ -33,10 +33,10 @@ def planned(scale=1, names=("8k/16k",)):
 
 
 def test_the_papers_case_is_the_papers_batch_and_more_than_six_times_the_transformer():
-    dense, hybrid, quantised = planned()
+    dense, hybrid, quantized = planned()
     assert (dense.sequences, hybrid.sequences) == (1, 8)
     assert hybrid.output / dense.output > 6
-    assert quantised.sequences > hybrid.sequences and quantised.output > 2 * hybrid.output
+    assert quantized.sequences > hybrid.sequences and quantized.output > 2 * hybrid.output
 
 
 def test_a_hundred_thousand_tokens_fit_the_hybrid_alone():
@@ -104,7 +104,7 @@ def small(monkeypatch):
     monkeypatch.setattr(machine, "EDGE", 64)
 
 
-FLAGS = ["bench", "headline", "--json", "--scale", "1", "--quantised", "none"]
+FLAGS = ["bench", "headline", "--json", "--scale", "1", "--quantized", "none"]
 
 
 def test_a_run_measures_every_contender_that_fits(small, tmp_path, capsys):
@@ -206,7 +206,7 @@ def test_the_engine_holds_no_more_than_the_cap(monkeypatch):
     for one in contenders(["bf16", "int8"], 8):
         mix = mixes(["8k/16k"], 8)[0]
         row = plan(one, mix, cap(22.0, 8), A10G, 8)
-        state = State.allocate(
+        state = HybridCache.allocate(
             one.config,
             row.sequences,
             row.sequences * -(-mix.context // 128),
@@ -223,7 +223,7 @@ def test_a_format_without_a_form_for_the_widths_is_said():
 
 
 def test_the_table_says_what_does_not_fit(capsys):
-    assert main(["bench", "headline", "--roofline", "a10g", "--mixes", "128k/1k", "--quantised", "none"]) == 0
+    assert main(["bench", "headline", "--roofline", "a10g", "--mixes", "128k/1k", "--quantized", "none"]) == 0
     table = capsys.readouterr().out
     assert "does not fit" in table and "600.0 GB/s" in table
 

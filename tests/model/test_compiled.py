@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nanohybrid.config import HybridConfig
 from nanohybrid.executors.cpu.forward import _Room, compiled_forward
 from nanohybrid.executors.cpu.weights import PackedLinear, pack_model, packable, prepare
-from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.model.quantized import quantize_model
 from nanohybrid.ops.numba import available
 from nanohybrid.ops.numba import threads as team
@@ -71,7 +71,7 @@ def models():
 def run(model, sequences, cuts=(), slots=None, state=None):
     """Hidden states of each sequence, all in one batch, each cut into calls at these places."""
     slots = list(range(len(sequences))) if slots is None else slots
-    state = state or State.for_context(model.config, max(slots) + 1, CONTEXT, model.dtype)
+    state = state or HybridCache.for_context(model.config, max(slots) + 1, CONTEXT, model.dtype)
     found, longest = [[] for _ in sequences], max(map(len, sequences))
     places = sorted({0, *cuts, longest} - set(range(longest + 1, CONTEXT)))
     with torch.inference_mode():
@@ -104,7 +104,7 @@ def test_a_prompt_and_steps_after_it_are_what_torch_computes(models, name):
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
-def test_quantised_weights_are_multiplied_as_what_they_stand_for(format):
+def test_quantized_weights_are_multiplied_as_what_they_stand_for(format):
     name = "wide heads" if format == "int8" else "dense"
     plain, packed = make(name, format)
     sequences = tokens(30, 7)
@@ -122,10 +122,10 @@ def test_logits_that_come_with_the_hidden_states_are_the_heads(form, lengths):
     wanted = [start + length - 1 for start, length in zip(layout.starts, lengths, strict=False)]
     with torch.inference_mode():
         hidden, logits = packed.step(
-            batch, layout, State.for_context(packed.config, len(lengths), CONTEXT, packed.dtype), wanted
+            batch, layout, HybridCache.for_context(packed.config, len(lengths), CONTEXT, packed.dtype), wanted
         )
         expected = packed.hidden(
-            batch, layout, State.for_context(packed.config, len(lengths), CONTEXT, packed.dtype)
+            batch, layout, HybridCache.for_context(packed.config, len(lengths), CONTEXT, packed.dtype)
         )
         assert torch.equal(hidden, expected)
         assert torch.equal(logits, packed.head(expected[wanted]))
@@ -163,7 +163,7 @@ def test_what_is_no_number_stays_with_its_sequence(models):
     broken = copy.deepcopy(packed)
     broken.backbone.embeddings.weight.data[7] = float("nan")
     good, bad = torch.tensor([1, 2, 3, 4]), torch.tensor([1, 7, 3, 4])
-    state = State.for_context(packed.config, 2, CONTEXT, torch.bfloat16)
+    state = HybridCache.for_context(packed.config, 2, CONTEXT, torch.bfloat16)
     found = run(broken, [good, bad], cuts=(3,), state=state)
     assert torch.equal(found[0], run(packed, [good])[0])
     assert found[1][1:].isnan().all()
@@ -174,19 +174,19 @@ def test_what_is_no_number_stays_with_its_sequence(models):
 def test_tokens_that_were_taken_back_leave_no_trace(models):
     _, packed = models["hybrid"]
     history, drafted, other, after = tokens(20, 6, 9, 4)
-    state = State.for_context(packed.config, 2, CONTEXT, torch.bfloat16)
+    state = HybridCache.for_context(packed.config, 2, CONTEXT, torch.bfloat16)
     run(packed, [history, other], state=state)
     for stay in (0, 4, 6):
-        begun = State.for_context(packed.config, 2, CONTEXT, torch.bfloat16)
+        begun = HybridCache.for_context(packed.config, 2, CONTEXT, torch.bfloat16)
         for mine, theirs in zip(
             begun.slot_pools + begun.page_pools, state.slot_pools + state.page_pools, strict=True
         ):
             mine.copy_(theirs)
-        layout = Layout.stored([6, 1], [20, 9], [0, 1], [range(5), range(5, 10)], tentative=[0])
+        layout = Layout.with_cache([6, 1], [20, 9], [0, 1], [range(5), range(5, 10)], speculative=[0])
         with torch.inference_mode():
             hidden = packed.hidden(torch.cat([drafted, after[:1]]), layout, begun)
             begun.settle([0] if stay else [], [stay] if stay else [])
-            next_layout = Layout.stored([4], [20 + stay], [0], [range(5)])
+            next_layout = Layout.with_cache([4], [20 + stay], [0], [range(5)])
             found = packed.hidden(after, next_layout, begun)
         whole = run(packed, [torch.cat([history, drafted[:stay], after])])[0]
         assert torch.equal(found, whole[20 + stay :])
@@ -195,7 +195,7 @@ def test_tokens_that_were_taken_back_leave_no_trace(models):
 
 def test_each_thread_has_scratch_of_its_own_however_many_there_were_before(models, monkeypatch):
     _, packed = models["hybrid"]
-    state = State.for_context(packed.config, 1, CONTEXT, torch.bfloat16)
+    state = HybridCache.for_context(packed.config, 1, CONTEXT, torch.bfloat16)
     for count in (1, 3):
         monkeypatch.setattr(team, "threads", lambda _, count=count: count)
         run(packed, tokens(5), state=state)
@@ -215,9 +215,9 @@ def test_a_window_of_more_rows_than_a_call_holds_stays_within_its_scratch(models
 
     monkeypatch.setattr(_Room, "make", guarded)
     count = 50
-    state = State.for_context(packed.config, count, CONTEXT, torch.bfloat16)
+    state = HybridCache.for_context(packed.config, count, CONTEXT, torch.bfloat16)
     pages = [range(state.pages // count * i, state.pages // count * (i + 1)) for i in range(count)]
-    layout = Layout.stored([10] * count, [0] * count, range(count), pages, tentative=range(count))
+    layout = Layout.with_cache([10] * count, [0] * count, range(count), pages, speculative=range(count))
     with torch.inference_mode():
         packed.hidden(torch.cat(tokens(*[10] * count)), layout, state)
         state.settle(list(range(count)), [10] * count)
@@ -244,7 +244,7 @@ def test_models_that_the_kernels_cannot_hold_are_left_alone(monkeypatch):
 
 def test_a_state_of_other_types_is_left_to_torch(models):
     _, packed = models["hybrid"]
-    assert compiled_forward(packed, State.for_context(packed.config, 1, CONTEXT, torch.float32)) is None
+    assert compiled_forward(packed, HybridCache.for_context(packed.config, 1, CONTEXT, torch.float32)) is None
 
 
 def test_packing_keeps_no_weight_that_is_packed(monkeypatch):

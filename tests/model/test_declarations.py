@@ -5,7 +5,7 @@ import torch
 
 import nanohybrid
 from nanohybrid.estimate import Footprint
-from nanohybrid.model import HybridLM, State
+from nanohybrid.model import HybridCache, HybridLM
 from nanohybrid.model.mixers.axes import Outer, Stack, axis_sizes, kept_index, names, size
 from nanohybrid.model.spec import parameters
 
@@ -30,7 +30,7 @@ def test_presets_have_the_published_number_of_parameters(preset):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_the_footprint_is_what_a_state_really_takes(config, dtype):
     footprint = Footprint.of(config, dtype)
-    state = State.allocate(config, slots=3, pages=5, page_size=16, dtype=dtype)
+    state = HybridCache.allocate(config, slots=3, pages=5, page_size=16, dtype=dtype)
     real = sum(pool.untyped_storage().nbytes() for layer in state.layers for pool in layer.values())
     assert (
         state.bytes == real == 3 * footprint.state_bytes_per_sequence + 5 * 16 * footprint.kv_bytes_per_token

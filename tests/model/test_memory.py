@@ -10,7 +10,7 @@ import sys, threading
 import torch
 import nanohybrid
 from nanohybrid.config import HybridConfig
-from nanohybrid.model import Layout, State
+from nanohybrid.model import Layout, HybridCache
 from nanohybrid.model.mixers.mamba2 import Mamba2
 
 def status(name):
@@ -25,7 +25,7 @@ for name, parameter in layer.named_parameters():
     parameter.normal_(0, 0.02)
 x = torch.empty(length, config.hidden_size).normal_()
 layer.in_proj(x[:16])  # whatever the library sets up at its first product
-state = State.for_context(config, 1, length, torch.bfloat16)
+state = HybridCache.for_context(config, 1, length, torch.bfloat16)
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the peak starts here
 before = status("VmRSS")

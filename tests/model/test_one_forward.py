@@ -10,21 +10,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model import HybridCache, HybridLM, Layout
 
 CONTEXT = 320
 CLOSE = dict(atol=1e-9, rtol=1e-9)
 
 
-def state_for(model: HybridLM, slots: int, page_size: int = 32) -> State:
-    return State.allocate(model.config, slots, slots * CONTEXT // page_size, page_size, dtype=torch.float64)
+def state_for(model: HybridLM, slots: int, page_size: int = 32) -> HybridCache:
+    return HybridCache.allocate(
+        model.config, slots, slots * CONTEXT // page_size, page_size, dtype=torch.float64
+    )
 
 
 def stored(lengths: list[int], positions: list[int], slots: list[int], page_size: int = 32) -> Layout:
     return Layout.contiguous(lengths, positions, slots, CONTEXT, page_size)
 
 
-def feed(model: HybridLM, tokens: Tensor, cuts: list[int], state: State, slot: int = 0) -> Tensor:
+def feed(model: HybridLM, tokens: Tensor, cuts: list[int], state: HybridCache, slot: int = 0) -> Tensor:
     """The logits of `tokens`, given piece by piece."""
     pieces = []
     with torch.no_grad():
@@ -189,7 +191,7 @@ def test_a_document_never_sees_the_one_before_it(mixed, tokens):
 
 def test_narrow_types_keep_their_dtype_and_agree(config, tokens):
     model = HybridLM(config, seed=0).bfloat16()
-    state = State.for_context(config, 1, CONTEXT, torch.bfloat16)
+    state = HybridCache.for_context(config, 1, CONTEXT, torch.bfloat16)
     layout = Layout.contiguous([70], [0], [0], CONTEXT)
     with torch.no_grad():
         assert model.hidden(tokens[:70], layout, state).dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""A quantised model is the model whose weights are what the codes stand for, on every path, and nothing else of it changes."""
+"""A quantized model is the model whose weights are what the codes stand for, on every path, and nothing else of it changes."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.model.quantized import (
     QuantizedLinear,
     format_in,
@@ -51,7 +51,7 @@ def test_logits_are_those_of_the_rounded_weights(
     layout = Layout.packed([9, 5])
     assert torch.equal(model(tokens, layout), plain(tokens, layout))
     torch.testing.assert_close(model.head_weight, plain.head_weight, rtol=0, atol=0)
-    states = [State.allocate(config, 1, 4, page_size=4, dtype=dtype, device="cpu") for _ in range(2)]
+    states = [HybridCache.allocate(config, 1, 4, page_size=4, dtype=dtype, device="cpu") for _ in range(2)]
     for begin, length in ((0, 6), (6, 1), (7, 1)):  # prefill and decode
         layout = Layout.contiguous([length], [begin], [0], 16, 4)
         ours, theirs = (
@@ -60,7 +60,7 @@ def test_logits_are_those_of_the_rounded_weights(
         assert torch.equal(ours, theirs)
 
 
-def test_linears_of_mixers_and_an_own_head_are_quantised_and_nothing_else() -> None:
+def test_linears_of_mixers_and_an_own_head_are_quantized_and_nothing_else() -> None:
     model = HybridLM(CONFIG, seed=0)
     assert quantize_model(model, "int8") == []
     kinds = {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
@@ -103,17 +103,17 @@ def test_casting_the_model_leaves_codes_and_scales_alone(format: str) -> None:
     assert model.to("meta").lm_head.codes.is_meta
 
 
-def test_a_model_is_quantised_once_and_to_a_format_that_exists() -> None:
+def test_a_model_is_quantized_once_and_to_a_format_that_exists() -> None:
     model = HybridLM(CONFIG, seed=0)
     with pytest.raises(InputError, match="known are int8, int4, fp8"):
         quantize_model(model, "int3")
     quantize_model(model, "int8")
-    with pytest.raises(InputError, match=r"quantised already \(int8\)"):
+    with pytest.raises(InputError, match=r"quantized already \(int8\)"):
         quantize_model(model, "int4")
     broken = HybridLM(CONFIG, seed=0)
     with torch.no_grad():
         broken.lm_head.weight[3, 3] = float("inf")
     with pytest.raises(
-        InputError, match=r"lm_head.weight cannot be quantised: holds numbers that are not finite"
+        InputError, match=r"lm_head.weight cannot be quantized: holds numbers that are not finite"
     ):
         quantize_model(broken, "int4")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.model.cache import State
+from nanohybrid.model.cache import HybridCache
 
 CONFIG = HybridConfig(
     pattern="M-*M*", vocab_size=32, hidden_size=16, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
@@ -18,7 +18,7 @@ def filled(state):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_was_saved_comes_back_bit_for_bit_in_another_place_and_nowhere_else(dtype):
-    state = filled(State.allocate(CONFIG, slots=3, pages=7, page_size=4, dtype=dtype))
+    state = filled(HybridCache.allocate(CONFIG, slots=3, pages=7, page_size=4, dtype=dtype))
     saved = state.save(1, (5, 2, 0))
     old = [pool.clone() for pool in (*state.slot_pools, *state.page_pools)]
     filled(state)
@@ -33,7 +33,7 @@ def test_what_was_saved_comes_back_bit_for_bit_in_another_place_and_nowhere_else
 
 
 def test_pages_that_were_copied_already_are_not_copied_again():
-    state = filled(State.allocate(CONFIG, slots=1, pages=3, page_size=4))
+    state = filled(HybridCache.allocate(CONFIG, slots=1, pages=3, page_size=4))
     first = state.save(0, (2,))
     both = state.save(0, (2, 1), first.pages)
     assert both.pages[0] is first.pages[0] and len(both.pages) == 2

@@ -120,7 +120,7 @@ def launch() -> None:
 
 def decode(channels: int) -> None:
     S = 2
-    layout = Layout.stored([1] * S, [5, 6], [0, 1], [[0], [1]], 256)
+    layout = Layout.with_cache([1] * S, [5, 6], [0, 1], [[0], [1]], 256)
     per_head = [torch.randn(H, dtype=BF16) for _ in range(3)]
     pools = torch.randn(S, 3, channels, dtype=BF16), torch.randn(S, H, P, N)
     inputs = torch.randn(S, channels, dtype=BF16), torch.randn(S, H, dtype=BF16)

@@ -81,7 +81,7 @@ def test_a_document_never_sees_the_one_before_it(poison):
 
 
 def test_attention_never_reads_the_pages_of_another_sequence_nor_past_its_end():
-    layout = Layout.stored([1, 3], [20, 4], [0, 1], [[3, 9], [5]], 16)
+    layout = Layout.with_cache([1, 3], [20, 4], [0, 1], [[3, 9], [5]], 16)
     tensors = inputs(layout, 2, 1, 4)
     cache = pools(layout, 1, 4, torch.float32)
     clean = torch_form.attention(
@@ -101,5 +101,5 @@ def test_pages_in_even_runs_are_read_without_a_copy():
     view = pages.read(pool, layout, (0, 1, 2), 7)
     assert view.data_ptr() == pool.data_ptr()
     assert torch.equal(view, pool.view(3, 16, 2, 3)[:, :7])
-    scattered = Layout.stored([1, 1], [6, 5], [0, 1], [[3, 1], [8, 2]], 4)
+    scattered = Layout.with_cache([1, 1], [6, 5], [0, 1], [[3, 1], [8, 2]], 4)
     assert torch.equal(pages.read(pool, scattered, (0, 1), 7)[0], torch.cat([pool[3], pool[1]])[:7])

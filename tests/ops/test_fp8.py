@@ -1,4 +1,4 @@
-"""FP8 block quantisation: its promises about scales and errors, and the three products against the recipe and float64."""
+"""FP8 block quantization: its promises about scales and errors, and the three products against the recipe and float64."""
 
 import pytest
 import torch

@@ -33,7 +33,7 @@ def test_every_form_of_a_matrix_is_the_recipes_to_the_last_bit(size, exponent, c
     assert_is(turned, q.T, scales.T)
 
 
-def test_slices_and_bf16_are_quantised_as_they_are(chip):
+def test_slices_and_bf16_are_quantized_as_they_are(chip):
     x = torch.randn(6, 400).bfloat16()[:, 100:350]
     rows, none = tiles(x.to(chip), columns=False)
     assert none is None

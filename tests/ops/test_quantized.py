@@ -1,4 +1,4 @@
-"""Quantised weights: the formats' promises about errors and bits, and the block-wise forms against the equation in float64."""
+"""Quantized weights: the formats' promises about errors and bits, and the block-wise forms against the equation in float64."""
 
 import pytest
 import torch

@@ -11,7 +11,9 @@ from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.ssd_scan import reference
 from nanohybrid.ops.ssd_scan import triton_autograd as trained
 
-STORED = Layout.stored([5, 130, 3], [125, 200, 2], [3, 0, 2], [range(5), [30, 12, *range(14, 23)], [9]], 32)
+STORED = Layout.with_cache(
+    [5, 130, 3], [125, 200, 2], [3, 0, 2], [range(5), [30, 12, *range(14, 23)], [9]], 32
+)
 CASES = {  # layout; heads, head dimension, groups, state size; whether sequences begin from states
     "one token": (Layout.packed([1]), (2, 4, 1, 3), False),
     "documents of several pieces": (Layout.packed([5, 130, 63]), (4, 12, 2, 6), False),

@@ -20,7 +20,7 @@ def spread(count=3000):
     return torch.randn(count) * torch.logspace(-12, 6, count)
 
 
-def neighbours(x):
+def neighbors(x):
     with np.errstate(over="ignore"):
         nearest = x.astype(np.float16)
         down = np.where(nearest.astype(np.float64) <= x, nearest, np.nextafter(nearest, np.float16(-np.inf)))
@@ -29,10 +29,10 @@ def neighbours(x):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_number_goes_to_a_neighbour_with_the_probability_that_keeps_the_mean(form):
+def test_a_number_goes_to_a_neighbor_with_the_probability_that_keeps_the_mean(form):
     x = spread().clamp(-65504, 65504)
     drawn = form(x.expand(800, -1).contiguous(), many(800), 3).numpy()
-    down, up = neighbours(x.double().numpy())
+    down, up = neighbors(x.double().numpy())
     assert ((drawn == down) | (drawn == up)).all()
     step = up.astype(np.float64) - down.astype(np.float64)
     wanted = np.where(step > 0, (x.double().numpy() - down) / np.maximum(step, 1e-30), 1.0)

@@ -11,12 +11,14 @@ from nanohybrid.ops.layout import Layout
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 PAGES = 40
 STORED = {
-    "decode": Layout.stored(
+    "decode": Layout.with_cache(
         [1, 1, 1], [5, 127, 300], [0, 1, 2], [[33], range(10, 18), [*range(9, -1, -1), *range(18, 28)]], 16
     ),
-    "decode that begins": Layout.stored([1, 1], [0, 63], [1, 0], [[7], [4, 2, 9, 8]], 16),
-    "continuations": Layout.stored([5, 70, 1], [12, 66, 9], [3, 0, 2], [[5, 3], range(10, 20), [30]], 16),
-    "mixed, page 32": Layout.stored([17, 1, 40], [0, 77, 1], [4, 0, 2], [[0], range(10, 13), [20, 22]], 32),
+    "decode that begins": Layout.with_cache([1, 1], [0, 63], [1, 0], [[7], [4, 2, 9, 8]], 16),
+    "continuations": Layout.with_cache([5, 70, 1], [12, 66, 9], [3, 0, 2], [[5, 3], range(10, 20), [30]], 16),
+    "mixed, page 32": Layout.with_cache(
+        [17, 1, 40], [0, 77, 1], [4, 0, 2], [[0], range(10, 13), [20, 22]], 32
+    ),
 }
 
 
@@ -65,7 +67,7 @@ def test_a_sequence_decodes_to_the_same_bits_alone_and_among_others(chip):
     on_chip = Cache(cache.key.to(chip), cache.value.to(chip))
     together = attention(*(row.to(chip) for row in rows), layout, on_chip)
     for i in range(layout.sequences):
-        alone = Layout.stored([1], [layout.positions[i]], [0], [layout.pages[i]], 16)
+        alone = Layout.with_cache([1], [layout.positions[i]], [0], [layout.pages[i]], 16)
         assert torch.equal(decode_attention(rows[0][i : i + 1].to(chip), alone, on_chip)[0], together[i])
 
 
@@ -84,7 +86,7 @@ def test_paged_attention_on_a_gpu(page_size, dtype, heads, chip, close):
         ((300,), (1500,)),
     ):
         check(
-            Layout.stored(lengths, positions, range(len(lengths)), own[: len(lengths)], page_size),
+            Layout.with_cache(lengths, positions, range(len(lengths)), own[: len(lengths)], page_size),
             *heads,
             dtype,
             chip,

@@ -20,7 +20,7 @@ from nanohybrid.ops.ssd_step import reference as step_reference
 
 RAGGED = {
     "short documents": Layout.packed([1, 2, 3, 5, 17]),
-    "continuations": Layout.stored(
+    "continuations": Layout.with_cache(
         [5, 30, 1, 2], [125, 200, 2, 0], [3, 0, 2, 1], [range(5), range(5, 15), [20], [21]], 32
     ),
 }
@@ -98,7 +98,7 @@ def check_step(
 ) -> None:
     """One token of S sequences in scattered slots, the second of which begins here on a slot full of NaN."""
     C, W, slots = H * P + 2 * G * N, 4, torch.randperm(S + 3)[:S]
-    layout = Layout.stored(
+    layout = Layout.with_cache(
         [1] * S, [0 if i == 1 else 5 + i for i in range(S)], slots.tolist(), [[i] for i in range(S)], 256
     )
     x, dt = torch.randn(S, C + 5).to(dtype)[:, 2 : 2 + C], (torch.randn(S, H) * 4).to(dtype)

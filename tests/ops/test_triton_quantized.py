@@ -1,4 +1,4 @@
-"""Products with quantised weights, kernels against the rule of the formats in float64: on a GPU, or in Triton's interpreter."""
+"""Products with quantized weights, kernels against the rule of the formats in float64: on a GPU, or in Triton's interpreter."""
 
 import pytest
 import torch
@@ -20,13 +20,13 @@ def check(M: int, N: int, K: int, format: str, dtype: torch.dtype, chip: torch.d
 
 @pytest.mark.parametrize("M, N, K", [(1, 19, 256), (5, 32, 96), (17, 33, 160)])
 @pytest.mark.parametrize("format", quantized.FORMATS)
-def test_a_quantised_product_is_that_of_its_codes_and_scales(format, M, N, K, chip, close):
+def test_a_quantized_product_is_that_of_its_codes_and_scales(format, M, N, K, chip, close):
     check(M, N, K, format, torch.float32, chip, close)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("format", quantized.FORMATS)
-def test_a_quantised_product_in_narrow_types(format, dtype, chip, close):
+def test_a_quantized_product_in_narrow_types(format, dtype, chip, close):
     check(3, 20, 256, format, dtype, chip, close)
 
 
@@ -53,5 +53,5 @@ def test_leading_dimensions_are_kept_and_large_batches_leave_the_kernel(chip, cl
 @pytest.mark.parametrize("N, K", [(22656, 4480), (4480, 10240), (15680, 4480), (131072, 4480), (100, 1056)])
 @pytest.mark.parametrize("M", [1, 2, 7, 16, 33, 64])
 @pytest.mark.parametrize("format", quantized.FORMATS)
-def test_a_quantised_product_on_a_gpu(format, M, N, K, chip, close):
+def test_a_quantized_product_on_a_gpu(format, M, N, K, chip, close):
     check(M, N, K, format, torch.bfloat16, chip, close)

@@ -13,7 +13,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 RAGGED = {
     "short documents": Layout.packed([1, 2, 17]),
     "over two borders": Layout.packed([63, 300]),
-    "continuations": Layout.stored(
+    "continuations": Layout.with_cache(
         [5, 130, 3, 1], [125, 200, 2, 0], [3, 0, 2, 1], [range(5), range(5, 20), [20], [21]], 32
     ),
 }
@@ -66,7 +66,7 @@ def test_the_scan_is_the_recurrence(name, chip, close):
 @pytest.mark.parametrize("shape", [(4, 20, 2, 17), (2, 80, 2, 24)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_a_head_dimension_in_two_parts_and_tiles_over_two_heads(shape, dtype, chip, close):
-    check(Layout.stored([70, 9], [100, 0], [0, 1], [[0, 1], [2]], 128), shape, dtype, chip, close)
+    check(Layout.with_cache([70, 9], [100, 0], [0, 1], [[0, 1], [2]], 128), shape, dtype, chip, close)
 
 
 def test_a_scan_cut_at_a_border_has_the_same_bits(chip):
@@ -75,7 +75,7 @@ def test_a_scan_cut_at_a_border_has_the_same_bits(chip):
     whole, final = ssd_scan(**tensors, layout=layout)
     parts, state = [], None
     for begin, end in ((0, 128), (128, 200)):
-        piece = Layout.stored([end - begin], [begin], [0], [range(2)], 128)
+        piece = Layout.with_cache([end - begin], [begin], [0], [range(2)], 128)
         cut = {name: t[begin:end] if "_T" in name else t for name, t in tensors.items()}
         y, state = ssd_scan(**cut, layout=piece, initial_SHPN=state)
         parts.append(y)
@@ -104,7 +104,7 @@ def test_a_document_never_sees_the_one_before_it(chip):
 def test_the_scan_on_a_gpu(lengths, shape, dtype, chip, close):
     S = len(lengths)
     pages = [range(20 * i, 20 * i + 20) for i in range(S)]
-    continuing = Layout.stored(lengths, [(77 * i) % 300 for i in range(S)], range(S), pages, 128)
+    continuing = Layout.with_cache(lengths, [(77 * i) % 300 for i in range(S)], range(S), pages, 128)
     check(
         continuing, shape, dtype, chip, close, truth=torch_form
     )  # in float64; itself tested against the recurrence

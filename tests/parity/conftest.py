@@ -14,7 +14,7 @@ VOCAB = 96
 
 
 @torch.no_grad()
-def randomise(model):
+def randomize(model):
     """Weights under which every part of a model matters: decays from slow to fast, norms that are not one."""
     for name, parameter in model.named_parameters():
         if name.endswith("dt_bias"):
@@ -50,7 +50,7 @@ def nemotron():
             mlp_hidden_act="relu2",
             **sizes,
         )
-        return free_steps(randomise(transformers.NemotronHForCausalLM(config)))
+        return free_steps(randomize(transformers.NemotronHForCausalLM(config)))
 
     return make
 
@@ -60,7 +60,7 @@ def qwen():
     """Make a random qwen3 of transformers."""
 
     def make(**sizes):
-        return randomise(transformers.Qwen3ForCausalLM(transformers.Qwen3Config(vocab_size=VOCAB, **sizes)))
+        return randomize(transformers.Qwen3ForCausalLM(transformers.Qwen3Config(vocab_size=VOCAB, **sizes)))
 
     return make
 

@@ -1,4 +1,4 @@
-"""A quantised checkpoint of ours opens in transformers, through its compressed-tensors, with our logits."""
+"""A quantized checkpoint of ours opens in transformers, through its compressed-tensors, with our logits."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from nanohybrid.model import HybridLM
 from nanohybrid.model.quantized import quantize_model
 
 pytest.importorskip(
-    "compressed_tensors", reason="how transformers reads quantised checkpoints: pip install 'nanohybrid[dev]'"
+    "compressed_tensors", reason="how transformers reads quantized checkpoints: pip install 'nanohybrid[dev]'"
 )
 SIZES = dict(
     vocab_size=96, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16, mamba_num_heads=4,

@@ -8,7 +8,7 @@ import torch
 
 import nanohybrid
 from nanohybrid.checkpoint import load, save
-from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model import HybridCache, HybridLM, Layout
 
 TOLERANCE = 1e-4
 
@@ -63,7 +63,7 @@ def in_pieces(model, tokens_BT, lengths):
     """Logits [B, T, V] of a batch that is computed in pieces of these lengths, through stored state, from slots out of order."""
     batch, total = tokens_BT.shape
     slots = list(range(batch, 0, -1))
-    state = State.for_context(model.config, batch + 1, total, dtype=torch.float32)
+    state = HybridCache.for_context(model.config, batch + 1, total, dtype=torch.float32)
     for pool in (pool for layer in state.layers for pool in layer.values()):
         pool.fill_(float("nan"))  # a sequence that begins must not read what lay there
     logits, at = [], 0

@@ -1,4 +1,4 @@
-"""A report stands alone, says nothing as markup, and its figures follow the page's colours."""
+"""A report stands alone, says nothing as markup, and its figures follow the page's colors."""
 
 import re
 from html.parser import HTMLParser
@@ -55,7 +55,7 @@ class Wellformed(HTMLParser):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_points_nowhere_outside_and_takes_the_page_s_colours(name):
+def test_a_figure_points_nowhere_outside_and_takes_the_page_s_colors(name):
     page = Report("figures").figure(FIGURES[name](), f"A {name} figure.").html()
     parser = Wellformed()
     parser.feed(page)

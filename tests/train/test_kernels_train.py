@@ -53,7 +53,7 @@ def test_kernels_give_the_loss_and_every_gradient_of_plain_torch(trained):
 
 
 def test_fp8_on_kernels_is_the_recipe_as_it_is_emulated(trained):
-    """Sums differ in their last bit, and a few numbers then round to the other neighbour: hence the tolerance."""
+    """Sums differ in their last bit, and a few numbers then round to the other neighbor: hence the tolerance."""
     truth, found = trained("torch", fp8=True), trained("triton", fp8=True)
     for name, value in truth.items():
         assert (found[name] - value).norm() <= 0.03 * value.norm(), name

@@ -21,6 +21,7 @@ from nanohybrid.train.precision import autocast
 STEP = """
 import json, random, resource, sys
 import torch
+import nanohybrid
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import Batch
 from nanohybrid.model import HybridLM

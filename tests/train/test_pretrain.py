@@ -72,7 +72,7 @@ def test_recipes_and_data_that_cannot_be_are_told_in_one_line(
     with pytest.raises(ConfigError, match="must be positive"):
         PretrainRecipe(steps=0)
     with pytest.raises(ConfigError, match="its keys are the fields"):
-        pretrain(replace(recipe, model={"pattern": "M-", "colour": 1}), data, tmp_path / "a")
+        pretrain(replace(recipe, model={"pattern": "M-", "color": 1}), data, tmp_path / "a")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="not a corpus"):
         pretrain(recipe, tmp_path / "empty", tmp_path / "b")

@@ -11,7 +11,7 @@ from nanohybrid.cli.main import main
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine import scheduler
 from nanohybrid.engine.runner import Runner
-from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.model.mixers import mamba2
 from nanohybrid.ops.attention import pages
 from nanohybrid.ops.causal_conv import torch as torch_form
@@ -73,9 +73,9 @@ def test_states_that_are_not_carried_are_found(monkeypatch):
 
 
 def test_drafts_that_are_not_taken_back_are_found(monkeypatch):
-    settle = State.settle
+    settle = HybridCache.settle
     monkeypatch.setattr(
-        State,
+        HybridCache,
         "settle",
         lambda self, rows, counts: settle(self, rows, [min(count + 1, 2) for count in counts]),
     )
@@ -83,13 +83,13 @@ def test_drafts_that_are_not_taken_back_are_found(monkeypatch):
 
 
 def test_a_state_that_comes_back_without_its_conv_is_found(monkeypatch):
-    load = State.load
+    load = HybridCache.load
 
     def forgetful(self, saved, slot, pages):
         load(self, saved, slot, pages)
         self.slot_pools[0][slot].zero_()
 
-    monkeypatch.setattr(State, "load", forgetful)
+    monkeypatch.setattr(HybridCache, "load", forgetful)
     assert failures() == {"engine: cached == computed", "engine: preempted == not"}
 
 

@@ -194,7 +194,7 @@ def _head(s: Sizes) -> Iterator[Work]:
 
 
 def _products(s: Sizes) -> Iterator[Work]:
-    def quantised() -> Callable[[], object]:
+    def quantized() -> Callable[[], object]:
         return partial(tiles, torch.randn(s.T, s.E).to(BF16))
 
     def weight() -> Callable[[], object]:
@@ -204,7 +204,7 @@ def _products(s: Sizes) -> Iterator[Work]:
         a, b = tiles(torch.randn(s.T, s.E), columns=False)[0], torch.randn(s.F, s.E)
         return partial(form, a, blocks(b)[0] if square else tiles(b, columns=False)[0], BF16)
 
-    yield Work("FP8 tiles along both axes", quantised, 4 * s.T * s.E)
+    yield Work("FP8 tiles along both axes", quantized, 4 * s.T * s.E)
     yield Work("FP8 blocks of a weight and its transpose", weight, 6 * s.F * s.E)
     moved, operations = s.T * s.E + s.F * s.E + 2 * s.T * s.F, 2 * s.T * s.E * s.F
     yield Work(

@@ -12,7 +12,7 @@ from bench import Bench, milliseconds
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.estimate import Footprint
-from nanohybrid.model import HybridLM, Layout, State
+from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.ops.ssd_scan import ssd_scan
 from nanohybrid.presets import preset
 
@@ -27,7 +27,7 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
     dtype = torch.float32 if bench.toy else torch.bfloat16
     model = random_model(config, dtype, device=str(bench.device))
     for length in (40, 130) if bench.toy else LENGTHS:
-        state = State.for_context(config, 1, length, dtype, bench.device)
+        state = HybridCache.for_context(config, 1, length, dtype, bench.device)
         tokens = torch.randint(config.vocab_size, (length,), device=bench.device)
         median, least, most = milliseconds([partial(prefill, model, tokens, state)], bench.device)
         scan, *_ = milliseconds([scan_of(config, min(length, PIECE), dtype, bench.device)], bench.device)
@@ -45,7 +45,7 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
 
 
 @torch.inference_mode()
-def prefill(model: HybridLM, tokens: torch.Tensor, state: State) -> torch.Tensor:
+def prefill(model: HybridLM, tokens: torch.Tensor, state: HybridCache) -> torch.Tensor:
     length = len(tokens)
     hidden = None
     for begin in range(0, length, PIECE):

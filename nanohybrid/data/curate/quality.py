@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-LICENCE = re.compile(
+LICENSE = re.compile(
     r"permission is hereby granted|redistribution and use in source and binary forms|licensed under the apache license"
     r"|without warranty of any kind|under the terms of the gnu|all rights reserved",
     re.IGNORECASE,
@@ -65,8 +65,8 @@ def repeated_lines(text: str, limits: QualityLimits) -> bool:
     return len(lines) - len(Counter(lines)) > limits.repeated_lines * len(lines)
 
 
-def licence(text: str, limits: QualityLimits) -> bool:
-    return LICENCE.search(text) is not None
+def license(text: str, limits: QualityLimits) -> bool:
+    return LICENSE.search(text) is not None
 
 
 HEURISTICS: dict[str, Callable[[str, QualityLimits], bool]] = {
@@ -77,7 +77,7 @@ HEURISTICS: dict[str, Callable[[str, QualityLimits], bool]] = {
     "too few letters": too_few_letters,
     "too many digits": too_many_digits,
     "repeated lines": repeated_lines,
-    "licence": licence,
+    "license": license,
 }
 
 

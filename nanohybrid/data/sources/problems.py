@@ -1,4 +1,4 @@
-"""Problems with worked traces as plain documents: `{prompt}\\n{trace}\\n{answer}\\n`, the prompt read and the rest learnt."""
+"""Problems with worked traces as plain documents: `{prompt}\\n{trace}\\n{answer}\\n`, the prompt read and the rest learned."""
 
 import random
 from collections.abc import Iterator, Sequence

@@ -31,11 +31,11 @@ from nanohybrid.ops.sizes import PAGE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nanohybrid.model.cache import State
+    from nanohybrid.model.cache import HybridCache
     from nanohybrid.model.lm import HybridLM
 
 
-def compiled_forward(model: HybridLM, state: State) -> CompiledForward | None:
+def compiled_forward(model: HybridLM, state: HybridCache) -> CompiledForward | None:
     """The one that belongs to this state, made at the first call; None where the state is kept in other types than the kernels'."""
     where = [pools[0].data_ptr() for pools in (state.slot_pools, state.page_pools) if pools]
     if state.remembered.get("compiled", (None,))[0] != (
@@ -56,7 +56,7 @@ class CompiledForward:
     Inside a page, keys and values lie in an order of their own (executors/cpu/kernels/kv_cache.py), which nothing else reads.
     """
 
-    def __init__(self, model: HybridLM, state: State) -> None:
+    def __init__(self, model: HybridLM, state: HybridCache) -> None:
         self.config = config = model.config
         self._embeddings = model.backbone.embeddings.weight
         self._kept: list[Tensor | Packed] = []  # what only the tables point to
@@ -105,14 +105,14 @@ class CompiledForward:
         return [weight for weight in self._kept if isinstance(weight, Packed)]
 
     def run(
-        self, tokens_T: Tensor, layout: Layout, state: State, wanted: Sequence[int] = ()
+        self, tokens_T: Tensor, layout: Layout, state: HybridCache, wanted: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor]:
         """Final hidden states [T, E] in bfloat16, and logits [len(wanted), V] in fp32 of these rows, which ascend; brings the state up to
         date. Long batches go through in parts, with the same bits."""
         assert layout.slots is not None and layout.pages is not None
         out_TE = torch.empty(layout.tokens, self.config.hidden_size, dtype=torch.bfloat16)
         logits_WV = torch.empty(len(wanted), self.config.vocab_size if wanted else 0)
-        window = CompiledWindow(self, state, layout) if layout.tentative else None
+        window = CompiledWindow(self, state, layout) if layout.speculative else None
         tokens_T, done = tokens_T.to(torch.int64).contiguous(), 0
         for pieces in calls(layout):
             first = layout.starts[pieces[0].sequence] + pieces[0].offset
@@ -320,18 +320,18 @@ class _Room:
 
 
 class CompiledWindow:
-    """The tentative sequences of a layout (model/mixers/draft_tokens.py): states before, and each token's Mamba-2 projections."""
+    """The speculative sequences of a layout (model/mixers/draft_tokens.py): states before, and each token's Mamba-2 projections."""
 
-    def __init__(self, forward: CompiledForward, state: State, layout: Layout) -> None:
+    def __init__(self, forward: CompiledForward, state: HybridCache, layout: Layout) -> None:
         assert layout.slots is not None
         self.forward, self.layout = forward, layout
         self.rows: dict[int, int] = {}  # by sequence, where among `kept` its tokens begin
         count = 0
-        for sequence in layout.tentative:
+        for sequence in layout.speculative:
             self.rows[sequence] = count
             count += layout.lengths[sequence]
         self.kept = torch.empty(forward.config.pattern.count(MAMBA), count, forward.mamba_columns)
-        self._slots = [layout.slots[sequence] for sequence in layout.tentative]
+        self._slots = [layout.slots[sequence] for sequence in layout.speculative]
         self._before = [pool[self._slots] for pool in state.slot_pools]
 
     def places(self, pieces: Sequence[_Piece]) -> list[int]:
@@ -342,7 +342,7 @@ class CompiledWindow:
             places += [-1] * length if first is None else range(first + offset, first + offset + length)
         return places
 
-    def take_back(self, state: State) -> None:
+    def take_back(self, state: HybridCache) -> None:
         """The states as they were; whatever stays is fed to them by `settle`."""
         for pool, before in zip(state.slot_pools, self._before, strict=True):
             pool[self._slots] = before
@@ -350,4 +350,4 @@ class CompiledWindow:
 
     def settle(self, pools: dict[str, Tensor], rows: Sequence[int], counts: Sequence[int]) -> None:
         """As model/mixers/draft_tokens.py's, for all layers at once."""
-        self.forward.feed(self, [self.layout.tentative[row] for row in rows], counts)
+        self.forward.feed(self, [self.layout.speculative[row] for row in rows], counts)

@@ -43,7 +43,7 @@ class Mixer(nn.Module, ABC):
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """nn.Linear with an uninitialised weight on the default device (`with torch.device("meta")` included) and no bias."""
+    """nn.Linear with an uninitialized weight on the default device (`with torch.device("meta")` included) and no bias."""
     module = nn.Linear(inputs, outputs, bias=False, device="meta")
     module.weight = nn.Parameter(torch.empty(outputs, inputs))
     return module
@@ -55,7 +55,7 @@ def embedding(entries: int, width: int) -> nn.Embedding:
 
 
 def build(module: nn.Module, parameters: Mapping[str, Axes], config: HybridConfig) -> None:
-    """Give `module` uninitialised parameters of the declared names and shapes."""
+    """Give `module` uninitialized parameters of the declared names and shapes."""
     sizes = axis_sizes(config)
     for name, axes in parameters.items():
         *path, leaf = name.split(".")

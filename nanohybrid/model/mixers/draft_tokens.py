@@ -79,7 +79,7 @@ class Settles(Protocol):
     def settle(self, pools: dict[str, Tensor], rows: Sequence[int], counts: Sequence[int]) -> None: ...
 
 
-class Pools(dict[str, Tensor]):
+class LayerCache(dict[str, Tensor]):
     """The pools of one layer by name, and its window, where one is not settled yet."""
 
     def __init__(self, layer: int) -> None:
@@ -97,14 +97,14 @@ def _store(rounding: Rounding | None) -> Callable[[Tensor, int], Tensor]:
 
 def parts(layout: Layout, device: torch.device) -> list[tuple[Tensor, Layout, bool]]:
     """A layout taken apart into single tokens, prompts, and windows: the rows of each, its layout, whether it is windows."""
-    windows = list(layout.tentative)
+    windows = list(layout.speculative)
     others = sorted(set(range(layout.sequences)) - set(windows))
     single = [i for i in others if layout.lengths[i] == 1]
     several = [i for i in others if layout.lengths[i] > 1]
     return [
         (
             torch.from_numpy(np.concatenate([np.arange(*layout.starts[i : i + 2]) for i in some])).to(device),
-            layout.part(some),
+            layout.select(some),
             some is windows,
         )
         for some in (single, several, windows)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.mixers.axes import Declaration, Outer, Stack, StateSpec
 from nanohybrid.model.mixers.base import Mixer, Weights
-from nanohybrid.model.mixers.draft_tokens import Pools, Window, parts
+from nanohybrid.model.mixers.draft_tokens import LayerCache, Window, parts
 from nanohybrid.model.mixers.stochastic_rounding import Rounding
 from nanohybrid.ops.causal_conv import conv_silu
 from nanohybrid.ops.gated_norm import gated_norm
@@ -69,7 +69,7 @@ class Mamba2(Mixer):
         z_TD, xBC_TC, dt_TH = self.in_proj(x_TE).split(
             [inner, inner + 2 * grouped, config.mamba_num_heads], dim=-1
         )
-        recur = self._in_parts if layout.tentative else self._recur
+        recur = self._in_parts if layout.speculative else self._recur
         y_TD = gated_norm(
             recur(xBC_TC, dt_TH, layout, state),
             z_TD,
@@ -132,7 +132,7 @@ class Mamba2(Mixer):
     ) -> Tensor:
         """`_recur` for a batch with windows of drafts: they, single tokens and prompts each in the form that suits them."""
         y_TD = None
-        for rows, part, windows in layout.remember(
+        for rows, part, windows in layout.memoize(
             f"parts {xBC_TC.device}", lambda: parts(layout, xBC_TC.device)
         ):
             y_PD = (self._window if windows else self._recur)(xBC_TC[rows], dt_TH[rows], part, state)
@@ -145,7 +145,7 @@ class Mamba2(Mixer):
         self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None
     ) -> Tensor:
         """Conv and recurrence of sequences whose tokens may be taken back: states are read, and left as they are; y_TD."""
-        assert isinstance(state, Pools) and layout.slots is not None
+        assert isinstance(state, LayerCache) and layout.slots is not None
         dt_TH, A_H, D_H = self._steps(dt_TH)
         carried, plan = _Carried(state, layout), layout.plan(None)
         stored_ZWC = carried.read_or_zeros("conv")
@@ -183,7 +183,7 @@ class Mamba2(Mixer):
 class _Carried:
     """The states of a batch's sequences in their pools: read as [S, ...], written back in place.
 
-    Sequences in neighbouring slots are read as a view, so that the decode step updates the pool itself.
+    Sequences in neighboring slots are read as a view, so that the decode step updates the pool itself.
     """
 
     def __init__(self, pools: dict[str, Tensor] | None, layout: Layout) -> None:
@@ -218,7 +218,7 @@ class _Carried:
             return
         pool = self._pools[name]
         if name == "ssm" and pool.dtype == torch.float16:
-            assert isinstance(self._pools, Pools)
+            assert isinstance(self._pools, LayerCache)
             rows = Rounding.of(self._layout, self._pools.layer, rows.device).after(rows, -1)
         if self._run is None:
             pool.index_copy_(0, self._layout.slot_index(pool.device), rows.to(pool.dtype))

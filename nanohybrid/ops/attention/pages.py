@@ -43,12 +43,12 @@ def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int)
 
 
 def _runs(layout: Layout, sequences: tuple[int, ...], need: int) -> tuple[list[tuple[int, ...]], int | None]:
-    """The first `need` pages of each sequence, and the distance between neighbours where all are runs evenly spaced.
+    """The first `need` pages of each sequence, and the distance between neighbors where all are runs evenly spaced.
 
     Every layer and both pools ask the same of a layout, so the answer is kept with it.
     """
     owned = layout.pages or ()
-    return layout.remember(
+    return layout.memoize(
         f"runs{sequences}{need}", lambda: _find_runs([owned[i][:need] for i in sequences], need)
     )
 

@@ -3,7 +3,7 @@
     dx_t = sum_k weight[:, W-1-k] dp_{t+k}        dweight[:, W-1-k] = sum_t dp_t x_{t-k}        dbias = sum_t dp_t
     dp = dy, or with the SiLU   dp = dy s (1 + p (1 - s)),  s = sigmoid(p),  p the convolution's result, made again from x
 
-over neighbours of the same sequence. Each tile reads x and dy once from memory (the shifted rows come from the cache), and leaves
+over neighbors of the same sequence. Each tile reads x and dy once from memory (the shifted rows come from the cache), and leaves
 its own sums for weight and bias, which are added up in a fixed order afterwards: no atomics, the same bits every time.
 
 T tokens · C channels · W window · k distance, 0 to W - 1.

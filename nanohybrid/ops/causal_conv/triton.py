@@ -2,7 +2,7 @@
 
 T tokens · S sequences · C channels · W window. A token knows how many tokens of its sequence precede it here, so a tap either
 reads this batch or, beyond that, the inputs stored by an earlier call. What a mask hides is not read: no value of a
-neighbouring sequence is ever multiplied, not even by zero.
+neighboring sequence is ever multiplied, not even by zero.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
-"""The FP8 linear on kernels: operands quantised once each, in every form that the three products need, and kept in one byte.
+"""The FP8 linear on kernels: operands quantized once each, in every form that the three products need, and kept in one byte.
 
-Forward keeps x^T and W^T in FP8 for backward, not x in bf16. Both are quantised from the unquantised x and W (reference.py).
+Forward keeps x^T and W^T in FP8 for backward, not x in bf16. Both are quantized from the unquantized x and W (reference.py).
 
 T tokens, I inputs, O outputs.
 """

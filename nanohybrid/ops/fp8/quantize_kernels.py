@@ -1,4 +1,4 @@
-"""Block quantisation as Triton kernels: one reading of a matrix makes every form that the three products of a linear need.
+"""Block quantization as Triton kernels: one reading of a matrix makes every form that the three products of a linear need.
 
 Products in FP8 want both operands contiguous along the sum, so what is summed over rows is stored transposed: a kernel writes q
 and q^T at once. Along the sum both are padded with zeros to whole groups of 128, which add nothing and keep rows aligned. The

@@ -1,7 +1,7 @@
 """The FP8 recipe of the paper (after DeepSeek-V3), written to be read.
 
 **The format.** E4M3: one sign bit, four of exponent, three of fraction. The largest number is 448, the smallest normal one
-2^-6, the smallest of all 2^-9; between two neighbours lies at most an eighth of the number, so rounding costs at most 1/16 of
+2^-6, the smallest of all 2^-9; between two neighbors lies at most an eighth of the number, so rounding costs at most 1/16 of
 it. There is no infinity: what overflows is NaN. Range is the problem, not precision: 448 / 2^-9 is only 17 powers of two.
 
 **Scales.** So each small group of numbers gets a scale of its own in fp32, computed online from what is there now:
@@ -22,7 +22,7 @@ A group that holds an infinity or a NaN comes back as NaN altogether: saturating
     dx = dy W         sums over O        dy in tiles along O,     W in the same blocks
     dW = dy^T x       sums over T        dy^T and x^T in tiles along T: 128 tokens of one channel share a scale
 
-so x and dy are quantised twice, along either axis, always from their unquantised values. Products of two e4m3 numbers are
+so x and dy are quantized twice, along either axis, always from their unquantized values. Products of two e4m3 numbers are
 exact in fp32; their sums over one group of 128 are kept in fp32, multiplied by both groups' scales, and added up in fp32.
 
 Master weights, optimizer states and everything that is not such a product (norms, scan, softmax, residuals) stay as they are.

@@ -1,7 +1,7 @@
 """The FP8 recipe on any device: the numbers of FP8, the speed of fp32.
 
-Operands are quantised as reference.py says, dequantised, and multiplied with fp32 accumulation. That differs from a scaled FP8
-matrix product only in the order of fp32 sums. All groups of a matrix are quantised at once; edges are padded with zeros, which
+Operands are quantized as reference.py says, dequantized, and multiplied with fp32 accumulation. That differs from a scaled FP8
+matrix product only in the order of fp32 sums. All groups of a matrix are quantized at once; edges are padded with zeros, which
 change no maximum.
 
 T tokens, I inputs, O outputs, M rows, K columns.

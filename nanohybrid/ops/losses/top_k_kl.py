@@ -6,7 +6,7 @@ Of k + 1 outcomes and not V, so it is never more than the full divergence, and w
 
     slope_v = tau (s_v - p_v) in the top k,        tau s_v (1 - p_rest / s_rest) elsewhere
 
-T tokens, R rows that are learnt, Q rows of a chunk, E hidden width, V vocabulary, K likeliest tokens.
+T tokens, R rows that are learned, Q rows of a chunk, E hidden width, V vocabulary, K likeliest tokens.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from nanohybrid.ops.losses.stream import streamed, wide
 
 @dataclass(frozen=True)
 class TopK:
-    """A teacher at the learnt rows of a batch: ids int64 [R, K], their log-probabilities [R, K], and the log of what is left [R]."""
+    """A teacher at the learned rows of a batch: ids int64 [R, K], their log-probabilities [R, K], and the log of what is left [R]."""
 
     ids_RK: Tensor
     log_p_RK: Tensor

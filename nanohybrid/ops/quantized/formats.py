@@ -1,4 +1,4 @@
-"""What the formats are: a weight [N, K] as codes and scales, groups of one row's neighbours sharing a scale.
+"""What the formats are: a weight [N, K] as codes and scales, groups of one row's neighbors sharing a scale.
 
     w[n, k] = value(codes[n, k]) scales[n, k // group]
 

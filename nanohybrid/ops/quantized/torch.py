@@ -1,4 +1,4 @@
-"""Quantising, dequantising and multiplying in blocks of rows, so that beside a matrix there is never a second one in fp32.
+"""Quantizing, dequantizing and multiplying in blocks of rows, so that beside a matrix there is never a second one in fp32.
 
 N outputs, K inputs, G groups of a row, D weights of a group.
 """
@@ -81,7 +81,7 @@ def linear(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
 
 
 def by_blocks(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
-    """The same, a block of the weight dequantised at a time."""
+    """The same, a block of the weight dequantized at a time."""
     parts = [
         F.linear(x, _block(codes[rows], scales_NG[rows], x.dtype))
         for rows in _blocks(codes.shape[0], x.shape[-1])

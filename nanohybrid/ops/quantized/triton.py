@@ -1,4 +1,4 @@
-"""Products with quantised weights on a GPU for small batches: the codes are read once, as they are stored, and nothing else is.
+"""Products with quantized weights on a GPU for small batches: the codes are read once, as they are stored, and nothing else is.
 
 A program makes 16 or more outputs of all rows. Codes become operands exactly, so an 8-bit product is scaled in fp32 after it is
 summed, group by group. Of int4 even and odd inputs are multiplied apart, which spares putting nibbles back in order, and the
@@ -15,7 +15,7 @@ from torch import Tensor
 from nanohybrid.ops.launch import LEAST_DOT, blocks, operand, power
 from nanohybrid.ops.quantized.formats import format_of
 
-MOST_ROWS = 64  # beyond it a product is bound by arithmetic, and torch's with dequantised blocks is the form
+MOST_ROWS = 64  # beyond it a product is bound by arithmetic, and torch's with dequantized blocks is the form
 PROGRAMS = 256  # wanted at least: two for each multiprocessor
 STEP = 128  # inputs at a time, where the groups do not say
 

@@ -5,7 +5,7 @@ drops it each time, stochastic rounding keeps it on average (docs/engine.md has 
 
 fp16 keeps 10 bits of fp32's 23, so that a random number of 13 bits added below and cut off there does it, in integers. Below
 2^-14 fp16's steps no longer shrink; adding 2^-14 first brings the number to where they are as large. The random bits are the
-finaliser of murmur3 over (element, key), the key a hash of (seed, position, layer): nothing depends on slots or on the batch.
+finalizer of murmur3 over (element, key), the key a hash of (seed, position, layer): nothing depends on slots or on the batch.
 
 S sequences · D elements of one sequence's state.
 """
@@ -23,7 +23,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def keys(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """An int32 for each (seed, position), both uint64 and of one shape: splitmix64's finaliser, its upper half."""
+    """An int32 for each (seed, position), both uint64 and of one shape: splitmix64's finalizer, its upper half."""
     with np.errstate(over="ignore"):
         return (
             (_mix(_mix(seeds + GOLDEN) + positions * GOLDEN) >> np.uint64(32))

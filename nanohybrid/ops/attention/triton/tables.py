@@ -21,7 +21,7 @@ def page_table(layout: Layout, device: torch.device) -> Tensor:
 
 
 def tiles(layout: Layout, size: int, device: torch.device) -> Tensor:
-    """Up to `size` neighbouring tokens of one sequence each: first token, count, its absolute position, sequence; int64 [X, 4].
+    """Up to `size` neighboring tokens of one sequence each: first token, count, its absolute position, sequence; int64 [X, 4].
 
     Those that see the longest context come first, so that no long one is left alone at the end.
     """

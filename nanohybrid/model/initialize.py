@@ -13,7 +13,7 @@ RESIDUAL_OUTPUTS = ("out_proj.weight", "o_proj.weight", "down_proj.weight")
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, config: HybridConfig, generator: torch.Generator) -> None:
+def initialize(module: nn.Module, config: HybridConfig, generator: torch.Generator) -> None:
     """Fill every parameter in place, in the order of their names' appearance; the same seed gives the same model.
 
     generator: of the CPU. What is elsewhere is drawn there too, one tensor at a time, for each device's generator draws numbers of its own.
