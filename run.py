@@ -2,7 +2,7 @@
 """Sets up nanohybrid in an environment of its own and runs it. Needs Python 3.11 or newer and nothing else.
 
     python3 run.py quickstart [FLAGS]    the whole pipeline on a CPU, into runs/quickstart
-    python3 run.py test [FLAGS]          the tests; flags go to pytest
+    python3 run.py test [FLAGS]          the tests, in several processes; flags go to pytest
     python3 run.py COMMAND [FLAGS]       any other command of nanohybrid: chat, inspect, pretrain, ...
     python3 run.py setup                 only set up
 
@@ -44,10 +44,19 @@ def main(arguments):
     if command == "setup":
         return 0
     if command == "test":
-        return run([PYTHON, "-m", "pytest", *flags], cwd=ROOT)
+        return run([PYTHON, "-m", "pytest", *workers(flags), *flags], cwd=ROOT)
     if command == "quickstart" and not any(flag.split("=")[0] in ("--out", "-h", "--help") for flag in flags):
         flags = ["--out", str(Path("runs") / "quickstart"), *flags]
     return run([PYTHON, "-m", "nanohybrid", command, *flags])
+
+
+def workers(flags):
+    """The flags that make pytest run the whole suite in a process per core, at most four. Named files run in one process."""
+    processes = min(os.cpu_count() or 1, 4)
+    named = any((ROOT / flag.split("::")[0]).exists() for flag in flags)
+    if processes == 1 or named or "--pdb" in flags:
+        return []
+    return ["--numprocesses", str(processes), "--dist", "loadfile"]
 
 
 def set_up():

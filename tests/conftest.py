@@ -2,9 +2,15 @@
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: a second thread in each would only take turns
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import fcntl
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -67,3 +73,32 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@contextmanager
+def locked(path, mode):
+    """Hold a lock on a file that exists (its content does not matter) in `mode`, fcntl.LOCK_SH or LOCK_EX."""
+    with open(path) as file:
+        fcntl.flock(file, mode)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # a forked child may still hold the file open
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """In a parallel run a test marked `alone` begins when no other test runs, and no other begins before it ends.
+
+    Tests hold one lock while they run, shared or alone. Each takes it behind a second lock, so that no new test begins
+    while one waits to be alone.
+    """
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    folder, alone = Path(__file__).parent, "alone" in item.keywords
+    with ExitStack() as running:
+        with locked(folder / "conftest.py", fcntl.LOCK_EX):
+            running.enter_context(
+                locked(folder.parent / "pyproject.toml", fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            )
+        return (yield)

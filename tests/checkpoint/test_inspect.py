@@ -86,6 +86,7 @@ def test_what_cannot_be_inspected_is_one_line(arguments, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.mark.alone
 def test_it_is_quick(capsys):
     begin = time.perf_counter()
     inspect(capsys, "--preset", "nano-12b-v2")

@@ -64,6 +64,7 @@ def python(*arguments, **options):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, **options)
 
 
+@pytest.mark.alone
 def test_help_reads_like_the_pipeline_and_comes_at_once():
     begin = time.perf_counter()
     answer = python("-m", "nanohybrid", "--help")

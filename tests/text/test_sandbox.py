@@ -82,6 +82,7 @@ def test_no_template_gets_at_pythons_insides(source):
         assert text == ""  # jinja2 makes some refused attributes undefined
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", HUNGRY)
 def test_no_template_runs_long_or_makes_much(name):
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
