@@ -9,10 +9,16 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from nanohybrid.errors import ConfigError
+from nanohybrid.errors import ConfigError, shown
 
 MAMBA, ATTENTION, MLP = "M", "*", "-"
 KINDS = {MAMBA: "Mamba-2", ATTENTION: "attention", MLP: "MLP"}
+FLOAT32_SMALLEST, FLOAT32_LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
+"""The smallest normal and the largest number of float32."""
+INT_LARGEST = 2**31 - 1
+MATRIX_LARGEST = 2**40
+"""Elements of one tensor; torch's own arithmetic on sizes ends at 2^63 bytes."""
+LAYERS_LARGEST = 20_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class HybridConfig:
             object.__setattr__(self, "time_step_limit", tuple(limit))
         _check_pattern(self.pattern)
         _check_numbers(self)
+        _check_sizes(self)
         _check_time_steps(self)
         if ATTENTION in self.pattern:
             _check_divides(self, "num_attention_heads", "num_key_value_heads")
@@ -71,7 +78,7 @@ class HybridConfig:
         if MAMBA in self.pattern:
             _check_divides(self, "mamba_num_heads", "n_groups")
         if self.mlp_activation not in ("relu2", "swiglu"):
-            raise ConfigError(f'mlp_activation is "{self.mlp_activation}": known are relu2 and swiglu')
+            raise ConfigError(f'mlp_activation is "{shown(self.mlp_activation)}": known are relu2 and swiglu')
 
     @property
     def num_hidden_layers(self) -> int:
@@ -89,7 +96,11 @@ class HybridConfig:
 
 def _check_pattern(pattern: object) -> None:
     if not isinstance(pattern, str) or not pattern:
-        raise ConfigError(f"the layer pattern is {pattern!r}: it must be a string of M, * and -")
+        raise ConfigError(f"the layer pattern is {shown(pattern)}: it must be a string of M, * and -")
+    if len(pattern) > LAYERS_LARGEST:
+        raise ConfigError(
+            f"the layer pattern has {len(pattern):,} layers: at most {LAYERS_LARGEST:,} are allowed"
+        )
     for position, character in enumerate(pattern):
         if character not in KINDS:
             raise ConfigError(
@@ -103,46 +114,95 @@ _USED_BY = {
 }  # fmt: skip
 
 
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_MAY_BE_ZERO = ("initializer_range",)
+
+
+def check_float32(name: str, value: object, positive: bool = False) -> None:
+    """Raise ConfigError where a number is none that float32 holds: every executor computes with it in float32.
+
+    Refused are NaN, infinities, numbers beyond 3.4e38, and numbers below 1.2e-38, which float32 rounds towards zero.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ConfigError(f"{name} is {shown(value)}: it must be a finite number")
+    if value < 0 or (positive and value == 0):
+        raise ConfigError(f"{name} is {shown(value)}: it must be {'positive' if positive else 'at least 0'}")
+    if value > FLOAT32_LARGEST or 0 < value < FLOAT32_SMALLEST:
+        raise ConfigError(
+            f"{name} is {shown(value)}: float32 holds numbers from 1.2e-38 to 3.4e38; take one of them"
+        )
+
+
 def _check_numbers(config: HybridConfig) -> None:
-    token_ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     for field in fields(config):
         value = getattr(config, field.name)
         if field.type == "int":
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ConfigError(f"{field.name} is {value!r}: it must be a whole number")
-            if (
-                value < (0 if field.name in token_ids else 1)
-                and _USED_BY.get(field.name, config.pattern[0]) in config.pattern
-            ):
-                raise ConfigError(f"{field.name} is {value}: it must be positive")
-        elif field.type == "float" and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
-        ):
-            raise ConfigError(f"{field.name} is {value!r}: it must be a finite number")
+            _check_int(field.name, value, _USED_BY.get(field.name, config.pattern[0]) in config.pattern)
+        elif field.type == "float":
+            check_float32(field.name, value, positive=field.name not in _MAY_BE_ZERO)
+        elif field.type == "bool" and not isinstance(value, bool):
+            raise ConfigError(f"{field.name} is {shown(value)}: it must be true or false")
+
+
+def _check_int(name: str, value: object, used: bool) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{name} is {shown(value)}: it must be a whole number")
+    if used and value < (0 if name in _TOKEN_IDS else 1):
+        raise ConfigError(f"{name} is {shown(value)}: it must be positive")
+    if used and value > INT_LARGEST:
+        raise ConfigError(f"{name} is {shown(value)}: it must be at most {INT_LARGEST:,}")
+
+
+def _check_sizes(config: HybridConfig) -> None:
+    """Raise ConfigError where a matrix, or a layer's state of one sequence, has more than MATRIX_LARGEST elements."""
+    inner = config.mamba_inner_size
+    mixed = inner + 2 * config.n_groups * config.ssm_state_size
+    sizes = {
+        ("vocab_size", "hidden_size"): ("", config.vocab_size, config.hidden_size),
+        ("intermediate_size", "hidden_size"): (MLP, config.intermediate_size, config.hidden_size),
+        ("num_attention_heads", "head_dim", "hidden_size"): (
+            ATTENTION, config.num_attention_heads * config.head_dim, config.hidden_size,
+        ),
+        ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "hidden_size"): (
+            MAMBA, inner + mixed + config.mamba_num_heads, config.hidden_size,
+        ),
+        ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel"): (
+            MAMBA, mixed, config.conv_kernel,
+        ),
+        ("mamba_num_heads", "mamba_head_dim", "ssm_state_size"): (MAMBA, inner, config.ssm_state_size),
+    }  # fmt: skip
+    for names, (mixer, rows, columns) in sizes.items():
+        if mixer in config.pattern and rows * columns > MATRIX_LARGEST:
+            said = ", ".join(f"{name} {getattr(config, name):,}" for name in names)
+            raise ConfigError(
+                f"{said} make a tensor of {rows:,} x {columns:,}: at most {MATRIX_LARGEST:,} elements"
+            )
 
 
 def _check_time_steps(config: HybridConfig) -> None:
-    low, high, floor = config.time_step_min, config.time_step_max, config.time_step_floor
-    if not (0 < low <= high and floor > 0):
+    low, high = config.time_step_min, config.time_step_max
+    if low > high:
         raise ConfigError(
-            f"time_step_min is {low}, time_step_max {high}, time_step_floor {floor}: all positive, min no more than max"
+            f"time_step_min is {low} and time_step_max {high}: the first must be no more than the second"
         )
-    limit = config.time_step_limit
-    pair = (
-        isinstance(limit, tuple)
-        and len(limit) == 2
-        and all(isinstance(bound, int | float) for bound in limit)
-    )
-    if not pair or not limit[0] <= limit[1]:
-        raise ConfigError(f"time_step_limit is {limit}: it must be two numbers, the smaller first")
+    limit: object = config.time_step_limit
+    if not (isinstance(limit, tuple) and len(limit) == 2) or not all(map(_is_number, limit)):
+        raise ConfigError(f"time_step_limit is {shown(limit)}: it must be two numbers, the smaller first")
+    for name, bound in zip(("lower", "upper"), limit, strict=True):
+        if bound != math.inf or name == "lower":
+            check_float32(f"the {name} bound of time_step_limit", bound)
+    if not limit[0] <= limit[1]:
+        raise ConfigError(f"time_step_limit is {shown(limit)}: it must be two numbers, the smaller first")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_rotary(config: HybridConfig) -> None:
-    theta = config.rope_theta
-    if theta is None:
+    if config.rope_theta is None:
         return
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
-        raise ConfigError(f"rope_theta is {theta!r}: it must be a positive number, or none for no rotation")
+    check_float32("rope_theta", config.rope_theta, positive=True)
     if config.head_dim % 2:
         raise ConfigError(f"head_dim is {config.head_dim}: rotary positions need an even number")
 

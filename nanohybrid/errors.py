@@ -23,3 +23,12 @@ class InputError(NanohybridError):
 
 class MissingExtraError(NanohybridError):
     """An optional dependency is not installed; names the `pip install` that brings it."""
+
+
+def shown(value: object) -> str:
+    """A value that someone else wrote, as an error message quotes it: one line of at most 60 characters."""
+    try:
+        text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    except ValueError:  # Python spells no integer of more than 4,300 digits
+        text = f"a {type(value).__name__} of too many digits"
+    return text if len(text) <= 60 else text[:57] + "..."

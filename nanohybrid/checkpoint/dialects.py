@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nanohybrid.checkpoint.jsonfile import read_object
-from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
-from nanohybrid.errors import CheckpointError, ConfigError
+from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig, check_float32
+from nanohybrid.errors import CheckpointError, ConfigError, shown
 
 CONFIG = "config.json"
 NEMOTRON, QWEN, OWN = "nemotron_h", "qwen3", "nanohybrid"
@@ -52,7 +52,7 @@ def parse(raw: Mapping[str, Any]) -> HybridConfig:
         return _parse_qwen(raw)
     if kind in (NEMOTRON, OWN):
         return _parse_hybrid(raw)
-    named = f'model_type is "{_short(kind)}"' if isinstance(kind, str) else "model_type is missing"
+    named = f'model_type is "{shown(kind)}"' if isinstance(kind, str) else "model_type is missing"
     raise ConfigError(f"{named}: known are {NEMOTRON}, {QWEN} and {OWN}")
 
 
@@ -77,7 +77,7 @@ def config_object(config: HybridConfig, dtype: str) -> dict[str, Any]:
 def _parse_hybrid(raw: Mapping[str, Any]) -> HybridConfig:
     _refuse(raw, use_bias=False, mlp_bias=False, use_conv_bias=True, mlp_hidden_act="relu2")
     if raw.get("mamba_hidden_act", "silu") not in ("silu", "swish"):
-        raise ConfigError(f"mamba_hidden_act is {_short(raw['mamba_hidden_act'])}: only silu is supported")
+        raise ConfigError(f"mamba_hidden_act is {shown(raw['mamba_hidden_act'])}: only silu is supported")
     values = _common(raw)
     values["pattern"] = pattern = _pattern(raw)
     if values.get("head_dim") is None and raw.get("attention_head_dim") is not None:
@@ -87,9 +87,7 @@ def _parse_hybrid(raw: Mapping[str, Any]) -> HybridConfig:
     limit = _plain(values.pop("time_step_limit", None))
     if limit is not None:
         if not isinstance(limit, list | tuple):
-            raise ConfigError(
-                f"time_step_limit is {_short(limit)}: it must be two numbers, the smaller first"
-            )
+            raise ConfigError(f"time_step_limit is {shown(limit)}: it must be two numbers, the smaller first")
         values["time_step_limit"] = tuple(limit)
     values["tie_word_embeddings"] = _flag(raw, "tied_head")  # tie_word_embeddings is dead in this dialect
     if raw["model_type"] == OWN:
@@ -104,17 +102,17 @@ def _pattern(raw: Mapping[str, Any]) -> str:
     if blocks is not None:
         if not isinstance(blocks, list) or not all(isinstance(block, str) for block in blocks):
             raise ConfigError(
-                f"layers_block_type is {_short(blocks)}: it must be a list of {', '.join(BLOCK_TYPES)}"
+                f"layers_block_type is {shown(blocks)}: it must be a list of {', '.join(BLOCK_TYPES)}"
             )
         unknown = [block for block in blocks if block not in BLOCK_TYPES]
         if unknown:
             raise ConfigError(
-                f'layers_block_type has "{_short(unknown[0])}": known are {", ".join(BLOCK_TYPES)}'
+                f'layers_block_type has "{shown(unknown[0])}": known are {", ".join(BLOCK_TYPES)}'
             )
         listed = "".join(BLOCK_TYPES[block] for block in blocks)
         if written is not None and written != listed:
             raise ConfigError(
-                f"hybrid_override_pattern is {_short(written)} and layers_block_type says {_short(listed)}: which is it?"
+                f"hybrid_override_pattern is {shown(written)} and layers_block_type says {shown(listed)}: which is it?"
             )
         written = listed
     if not isinstance(written, str) or not written:
@@ -126,7 +124,7 @@ def _pattern(raw: Mapping[str, Any]) -> str:
     layers = raw.get("num_hidden_layers")
     if layers is not None and layers != len(written):
         raise ConfigError(
-            f"num_hidden_layers is {_short(layers)} and the layer pattern has {len(written)} characters: which is it?"
+            f"num_hidden_layers is {shown(layers)} and the layer pattern has {len(written)} characters: which is it?"
         )
     return written
 
@@ -166,7 +164,7 @@ def _parse_qwen(raw: Mapping[str, Any]) -> HybridConfig:
     layers = raw.get("num_hidden_layers")
     if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= MOST_LAYERS:
         raise ConfigError(
-            f"num_hidden_layers is {_short(layers)}: it must be a whole number from 1 to {MOST_LAYERS}"
+            f"num_hidden_layers is {shown(layers)}: it must be a whole number from 1 to {MOST_LAYERS}"
         )
     values = _common(raw)
     if values.get("num_key_value_heads") is None:
@@ -186,11 +184,11 @@ def _rope(raw: Mapping[str, Any]) -> float:
         if inner is None:
             continue
         if not isinstance(inner, dict):
-            raise ConfigError(f"{key} is {_short(inner)}: it must be an object")
+            raise ConfigError(f"{key} is {shown(inner)}: it must be an object")
         kind = inner.get("rope_type", inner.get("type", "default"))
         if kind != "default":
             raise ConfigError(
-                f"{key}.rope_type is {_short(kind)}: only default is supported, context is not extended by scaling"
+                f"{key}.rope_type is {shown(kind)}: only default is supported, context is not extended by scaling"
             )
         theta = inner.get("rope_theta", theta)
     result = _theta(10_000.0 if theta is None else theta)
@@ -249,22 +247,21 @@ def _refuse(raw: Mapping[str, Any], **only: Any) -> None:
     """Raise where a field asks for something that the model does not do."""
     for name, supported in only.items():
         if raw.get(name, supported) not in (supported, None):
-            raise ConfigError(f"{name} is {_short(raw[name])}: only {supported} is supported")
+            raise ConfigError(f"{name} is {shown(raw[name])}: only {supported} is supported")
 
 
 def _flag(raw: Mapping[str, Any], name: str) -> bool:
     value = raw.get(name, False)
     if value is not None and not isinstance(value, bool):
-        raise ConfigError(f"{name} is {_short(value)}: it must be true or false")
+        raise ConfigError(f"{name} is {shown(value)}: it must be true or false")
     return bool(value)
 
 
 def _theta(value: Any) -> float | None:
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf")
-    ):
-        raise ConfigError(f"rope_theta is {_short(value)}: it must be a positive number")
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    check_float32("rope_theta", value, positive=True)
+    return float(value)
 
 
 def _plain(value: Any) -> Any:
@@ -276,8 +273,3 @@ def _plain(value: Any) -> Any:
     ):
         return float(value["__float__"].replace("Infinity", "inf"))
     return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) and value.isprintable() else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

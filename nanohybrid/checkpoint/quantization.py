@@ -18,7 +18,7 @@ from typing import Any
 
 from nanohybrid.checkpoint.dialects import CONFIG
 from nanohybrid.checkpoint.jsonfile import read_object
-from nanohybrid.errors import CheckpointError, InputError
+from nanohybrid.errors import CheckpointError, InputError, shown
 from nanohybrid.ops.quantized import group_of
 
 COMPRESSED_TENSORS, MODELOPT = "compressed-tensors", "modelopt"
@@ -69,17 +69,17 @@ def _problem(said: Mapping[str, Any]) -> str | None:
         return (
             None
             if algorithm == "FP8"
-            else f"quant_algo is {_short(algorithm)}: of {MODELOPT} only FP8 is known"
+            else f"quant_algo is {shown(algorithm)}: of {MODELOPT} only FP8 is known"
         )
     if method != COMPRESSED_TENSORS:
-        return f"quant_method is {_short(method)}: known are {COMPRESSED_TENSORS} and {MODELOPT} (FP8)"
+        return f"quant_method is {shown(method)}: known are {COMPRESSED_TENSORS} and {MODELOPT} (FP8)"
     if said.get("format") not in READABLE:
-        return f"the format is {_short(said.get('format'))}: of {COMPRESSED_TENSORS} known are {', '.join(READABLE)}"
+        return f"the format is {shown(said.get('format'))}: of {COMPRESSED_TENSORS} known are {', '.join(READABLE)}"
     groups = said.get("config_groups")
     for name, group in groups.items() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
         if not isinstance(weights, dict) or not weights.get("symmetric", True):
-            return f"{_short(name)}: only weights that are quantized symmetrically are known, without zero points"
+            return f"{shown(name)}: only weights that are quantized symmetrically are known, without zero points"
     return None
 
 
@@ -133,8 +133,3 @@ def _arguments(format: str, group: int) -> dict[str, Any]:
         "group_size": group or None,
         "dynamic": False,
     }
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) and value.isprintable() else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
