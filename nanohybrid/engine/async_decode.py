@@ -38,6 +38,10 @@ class AheadDecoder:
         self.graphs, self.look_ahead = graphs, False
         self._begun: _Begun | None = None
 
+    def reset(self) -> None:
+        """Forget the step that was begun."""
+        self._begun = None
+
     @staticmethod
     def takes(work: Work) -> bool:
         """Whether this is one token that the request wrote itself."""

@@ -145,7 +145,7 @@ class Engine:
         checkpoint_at: Sequence[int] = (),
         salt: str = "",
     ) -> Request:
-        """Queue a prompt of ids. Raises InputError where it is longer than the engine's context.
+        """Queue a prompt of ids. Raises InputError where it is longer than the engine's context, or has ids that are none.
 
         `checkpoint_at`: after how many of its tokens another prompt is likely to differ (the end of system and tools; just
         before the `<think>` of the generation prompt). `salt`: only prompts of the same salt share what was computed.
@@ -166,6 +166,12 @@ class Engine:
 
         The first has the seed itself; the others draw as separate requests with `choice_seed(seed, index)` would.
         """
+        vocabulary = self.model.config.vocab_size
+        if prompt and not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            wrong = next(token for token in prompt if not 0 <= token < vocabulary)
+            raise InputError(
+                f"the prompt has the id {wrong}: ids of this model are from 0 to {vocabulary - 1}"
+            )
         seed = secrets.randbits(64) if params.seed is None else params.seed
         if self.runner.deterministic:
             checkpoint_at = [place // PAGE * PAGE for place in checkpoint_at]
@@ -204,6 +210,20 @@ class Engine:
                 self.scheduler.remove(request)
             else:
                 leave(request, request.family, self.scheduler)
+
+    def reset(self) -> None:
+        """Cancel every request and free all slots and pages, after a step that raised; what the prefix cache holds stays."""
+        self.runner.reset([page for request in self.scheduler.clear() for page in request])
+
+    def check(self, prompt: Sequence[int]) -> None:
+        """Generate up to two tokens after a prompt of ids, to see that the engine works. Raises whatever a step raises, and
+        NanohybridError where the model's logits are not numbers."""
+        prompt = prompt[: max(1, self.scheduler.max_context - 2)]
+        params = SamplingParams(max_tokens=max(1, min(2, self.scheduler.max_context - len(prompt))))
+        request = self.add(prompt, params, salt="nanohybrid.check")
+        while not request.finished:
+            self.step()
+        completed(request)
 
     @property
     def busy(self) -> bool:

@@ -1,11 +1,11 @@
 """What a caller asks of a generation and what comes back: two frozen values."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from nanohybrid.errors import InputError
+from nanohybrid.config import FLOAT32_LARGEST, FLOAT32_SMALLEST
+from nanohybrid.errors import InputError, shown
 
 FinishReason = Literal["stop", "length", "error"]
 Top = list[list[tuple[int, float]]]  # for each token, the likeliest ids with their log-probabilities
@@ -51,18 +51,16 @@ class SamplingParams:
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop))
         object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
         bias = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
-        object.__setattr__(
-            self, "logit_bias", tuple({int(token): float(value) for token, value in bias}.items())
-        )
+        object.__setattr__(self, "logit_bias", tuple({int(token): value for token, value in bias}.items()))
         _demand(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         _demand(
-            math.isfinite(self.temperature) and self.temperature >= 0,
+            0 <= self.temperature <= FLOAT32_LARGEST,
             "temperature",
             self.temperature,
-            "a number of at least 0",
+            "a number of at least 0 that float32 holds",
         )
         _demand(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _demand(self.top_k >= 0, "top_k", self.top_k, "at least 0 (0 cuts nothing)")
+        _demand(0 <= self.top_k < 2**31, "top_k", self.top_k, "at least 0 (0 cuts nothing) and below 2^31")
         _demand(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
         _demand(
             self.thinking_budget is None or self.thinking_budget >= 0,
@@ -72,22 +70,21 @@ class SamplingParams:
         )
         _demand(self.thinking_grace >= 0, "thinking_grace", self.thinking_grace, "at least 0")
         _demand(all(self.stop), "stop", self.stop, "strings that are not empty")
-        _demand(math.isfinite(self.presence_penalty), "presence_penalty", self.presence_penalty, "a number")
-        _demand(
-            math.isfinite(self.frequency_penalty), "frequency_penalty", self.frequency_penalty, "a number"
-        )
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _demand(abs(value) <= FLOAT32_LARGEST, name, value, "a number that float32 holds")
         repetition = self.repetition_penalty
         _demand(
-            math.isfinite(repetition) and repetition > 0,
+            FLOAT32_SMALLEST <= repetition <= FLOAT32_LARGEST,
             "repetition_penalty",
             repetition,
-            "a number above 0 (1 changes nothing)",
+            "a number above 0 that float32 holds (1 changes nothing)",
         )
         _demand(
-            all(t >= 0 and math.isfinite(v) for t, v in self.bias),
+            all(0 <= t < 2**31 and abs(v) <= FLOAT32_LARGEST for t, v in self.bias),
             "logit_bias",
             self.logit_bias,
-            "ids of 0 or more with numbers",
+            "ids of 0 or more with numbers that float32 holds",
         )
         _demand(self.top_logprobs >= 0, "top_logprobs", self.top_logprobs, "at least 0")
         _demand(
@@ -140,4 +137,4 @@ class Completion:
 
 def _demand(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
-        raise InputError(f"{name} is {value!r}; it must be {wanted}")
+        raise InputError(f"{name} is {shown(value)}; it must be {wanted}")

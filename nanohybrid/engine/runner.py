@@ -4,6 +4,7 @@ All work of a step lies end to end in one ragged batch, prompts and single token
 only the last token of those sequences whose next token is wanted, and the drafts behind it.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -237,6 +238,19 @@ class Runner:
         saved = self.state.save(slot, pages[: -(-request.computed // self.page_size)], request.kept)
         request.kept = saved.pages[: request.computed // self.page_size]
         return saved
+
+    def reset(self, pages: Sequence[int]) -> None:
+        """Forget all that belongs to requests, after a step that raised; `pages` are those that requests held."""
+        self._rows.clear()
+        self._drafts.clear()
+        self._alone.clear()
+        self._windows, self._logits_DV = [], torch.empty(0)
+        if self.decoder is not None:
+            self.decoder.reset()
+        if self.guard is not None:
+            self.guard = Guard(self.state)
+        else:
+            self.scrub(tuple(pages))
 
     @torch.inference_mode()
     def scrub(self, pages: tuple[int, ...]) -> None:

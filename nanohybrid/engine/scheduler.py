@@ -134,6 +134,23 @@ class Scheduler:
         else:
             self._give_back(request, request.slot, request.pages)
 
+    def clear(self) -> list[tuple[int, ...]]:
+        """Forget every request and make both pools anew, whatever state a step that raised left them in.
+
+        Returns the pages that each running request held. The requests count as cancelled.
+        """
+        held = [request.pages.ids for request in self.running.values() if request.pages is not None]
+        for request in (*self.waiting, *self.running.values()):
+            for member in request.family or [request]:
+                member.cancelled = True
+                member.slot = member.pages = member.saved = None
+        self.waiting.clear()
+        self.running.clear()
+        self.moves.clear()
+        self._by_slot = []
+        self.slots, self.pages = SlotPool(self.slots.size), PagePool(self.pages.size)
+        return held
+
     def preempt(self, request: Request) -> None:
         """Put a running request aside: its state goes to host memory, its slot and pages are free at once."""
         if request.slot is None or request.pages is None:

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from nanohybrid.errors import NanohybridError
 from nanohybrid.serve.chat import chat
 from nanohybrid.serve.completions import complete
-from nanohybrid.serve.errors import ApiError, unread
+from nanohybrid.serve.errors import ApiError, unexpected, unread
 from nanohybrid.serve.middleware import Guard, Keys
 from nanohybrid.serve.responses import ResponseRequest, respond
 from nanohybrid.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -159,9 +159,9 @@ def _errors(app: FastAPI, service: Service) -> None:
         return shown(ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {})))
 
     @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> Response:
+    async def failed(_: Request, error: Exception) -> Response:
         """A bug of ours: its traceback is in the log, and the client gets an error in the one shape."""
-        return shown(ApiError(500, f"the server failed on this request ({type(error).__name__})"))
+        return shown(unexpected(error))
 
     @app.exception_handler(ClientGone)
     async def left(_: Request, error: ClientGone) -> Response:

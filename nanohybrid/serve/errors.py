@@ -41,6 +41,11 @@ def busy(message: str, seconds: int) -> ApiError:
     return ApiError(429, message, code="queue_full", headers={"retry-after": str(seconds)})
 
 
+def unexpected(error: Exception) -> ApiError:
+    """A bug of the server's own; the traceback is in the log."""
+    return ApiError(500, f"the server failed on this request ({type(error).__name__})")
+
+
 def unread(errors: Sequence[Any]) -> ApiError:
     """The first complaint of pydantic, about the field as a person would write it: messages[0].content."""
     if not errors:

@@ -5,8 +5,10 @@ the next one. After each step everything that was said goes back in one call. No
 """
 
 import asyncio
+import sys
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
@@ -44,12 +46,14 @@ class EngineLoop:
         queue_seconds: float = float("inf"),
         on_death: Callable[[], None] = lambda: None,
         most_per_key: int | None = None,
+        test_prompt: Sequence[int] = (0,),
     ) -> None:
+        """test_prompt: ids that any model can go on from; the engine is tried on them after a step that failed."""
         self.engine = engine
         self.runner = engine.runner = GuidedRunner(engine.runner, engine.tokenizer)
         self.capacity = engine.scheduler.slots.size + max_queued
         self.queue_seconds, self.on_death = queue_seconds, on_death
-        self.most_per_key = most_per_key
+        self.most_per_key, self.test_prompt = most_per_key, test_prompt
         self.held = 0  # places taken, of `capacity`
         self.held_by: Counter[str] = Counter()  # ... by the keys of those who took them
         self._trim = Trim()
@@ -152,12 +156,33 @@ class EngineLoop:
                 while self._inbox:
                     self._inbox.popleft()()
                 if self.engine.busy:
-                    self._step()
+                    try:
+                        self._step()
+                    except Exception as error:  # noqa: BLE001  a bug: these requests fail, and the next ones are served
+                        self._recover(error)
                     self._trim()
-        except Exception as error:  # noqa: BLE001  whatever it was, nobody may be left waiting
+        except BaseException as error:  # noqa: BLE001  a library's panic is no Exception; nobody may be left waiting
             self.dead = error
             self._call(self._fail_all)
             self._call(self.on_death)
+
+    def _recover(self, error: Exception) -> None:
+        """A step raised. Free what all requests hold and see that the engine still generates; then they fail with 500, and
+        the server goes on. Raises what the engine raises where it does not, which ends the server."""
+        traceback.print_exception(error)
+        self.engine.reset()
+        self.runner.guides.clear()
+        self.engine.check(self.test_prompt)
+        print(
+            "nanohybrid: the engine goes on; the requests of the step that failed are lost", file=sys.stderr
+        )
+        failure = ApiError(
+            500, f"the engine failed on this step ({type(error).__name__}): ask again", code="step_failed"
+        )
+        for ticket in self._tickets.values():
+            self._call(ticket.fail, failure)
+        self._tickets.clear()
+        self._waiting.clear()
 
     def _add(self, tickets: list[Ticket]) -> None:
         try:
@@ -166,8 +191,13 @@ class EngineLoop:
                 first.prompt, first.params, stream=True, checkpoint_at=first.checkpoint_at, salt=first.salt
             )
         except InputError as error:
-            for ticket in tickets:
-                self._call(ticket.fail, ApiError(400, str(error)))
+            self._refuse(tickets, ApiError(400, str(error)))
+            return
+        except Exception as error:  # noqa: BLE001  a bug: this request fails, and no other
+            traceback.print_exception(error)
+            self._refuse(
+                tickets, ApiError(500, f"the engine cannot take this request ({type(error).__name__})")
+            )
             return
         for ticket, request in zip(tickets, requests, strict=True):
             ticket.request = request
@@ -175,6 +205,10 @@ class EngineLoop:
             if ticket.guide is not None:
                 self.runner.guides[request.id] = ticket.guide
         self._waiting += tickets
+
+    def _refuse(self, tickets: list[Ticket], error: ApiError) -> None:
+        for ticket in tickets:
+            self._call(ticket.fail, error)
 
     def _cancel(self, ticket: Ticket) -> None:
         if ticket.request is not None and self._tickets.pop(ticket.request.id, None) is not None:
@@ -186,22 +220,25 @@ class EngineLoop:
         advanced = self.engine.step()
         now = time.monotonic()
         said: list[tuple[Ticket, Update]] = []
+        ended: list[int] = []
         for request in advanced:
             ticket = self._tickets[request.id]
             ticket.first = ticket.first or now
             ticket.last = now
             if request.finished:
-                del self._tickets[request.id]
+                ended.append(request.id)
                 self.runner.guides.pop(request.id, None)
                 if ticket.guide is not None and ticket.guide.broken:
                     error = f"the form cannot be kept any longer: {ticket.guide.broken}"
                     self._call(ticket.fail, ApiError(400, error, code="form_too_complex"))
             if request.finished or ticket.live:
                 said.append((ticket, self._news(ticket, request)))
-        if self._waiting:
-            self._look_at_the_queue(now)
+        for request_id in ended:
+            del self._tickets[request_id]
         if said:
             self._call(_deliver, said)
+        if self._waiting:
+            self._look_at_the_queue(now)
 
     def _news(self, ticket: Ticket, request: Request) -> Update:
         begin, ticket.seen = ticket.seen, len(request.tokens)

@@ -9,9 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from nanohybrid.engine import LLM, Completion, Engine, SamplingParams
+from nanohybrid.engine.oom_retry import out_of_memory
 from nanohybrid.engine.structured_output import Grammars
-from nanohybrid.errors import NanohybridError
+from nanohybrid.errors import InputError, NanohybridError
 from nanohybrid.estimate.serving import STEP_TOKENS
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.limits import Limits
@@ -55,7 +58,7 @@ class Settings:
 
 
 class Service:
-    """Made once. Raises InputError where the engine's memory cannot be had."""
+    """Made once. Raises InputError where the engine's memory cannot be had, or where the model cannot generate."""
 
     def __init__(
         self,
@@ -71,15 +74,14 @@ class Service:
             overcommit=settings.overcommit, cache_bytes=settings.cache_bytes, deterministic=settings.deterministic,
             step_seconds=self.limits.step_seconds, **llm.options,
         )  # fmt: skip
+        prompt = llm.encode_chat([{"role": "user", "content": "hi"}])  # finds a template that cannot be used
+        try_out(engine, prompt)
         self.loop = EngineLoop(
-            engine, settings.max_queued, self.limits.queue_seconds, on_death, settings.max_per_key
+            engine, settings.max_queued, self.limits.queue_seconds, on_death, settings.max_per_key, prompt
         )
         self.metrics = Metrics(self.loop)
         self.began = int(time.time())
         self._workers = ThreadPoolExecutor(2, "prepare")
-        llm.encode_chat(
-            [{"role": "user", "content": "hi"}]
-        )  # so that a template which cannot be used is found now
 
     @property
     def context(self) -> int:
@@ -207,6 +209,8 @@ class Service:
         """Made when first wanted: a large vocabulary takes a second."""
         config, tokenizer = self.llm.model.config, self.llm.tokenizer
         stops = {token for token in (*tokenizer.stop_ids, config.eos_token_id) if token < config.vocab_size}
+        if not stops:
+            raise InputError("no id of this model ends an answer, and an answer of a given form must end")
         return Grammars(tokenizer, config.vocab_size, frozenset(stops))
 
     # Generations
@@ -298,6 +302,22 @@ class Generation:
                     self.service.metrics.cancelled()
                     self.service.loop.cancel(ticket)
             self.places.give()
+
+
+def try_out(engine: Engine, prompt: Sequence[int]) -> None:
+    """Generate two tokens before the server is ready: what a configuration breaks is found here and by no client.
+
+    Raises NanohybridError in one line.
+    """
+    try:
+        engine.check(prompt)
+    except (NanohybridError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"this model cannot generate ({type(error).__name__}: {reason})") from error
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:

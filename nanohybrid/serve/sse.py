@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nanohybrid.serve.errors import ApiError
+from nanohybrid.serve.errors import ApiError, unexpected
 
 Result = TypeVar("Result")
 DONE = b"data: [DONE]\n\n"
@@ -85,6 +86,11 @@ class EventStream(Response):
             await put(data(error.body()))
         except TimeoutError:
             await put(data(late(self.seconds).body()))
+        except OSError:
+            raise  # the client left
+        except Exception as error:  # noqa: BLE001  a bug: the status was sent, and the end must not look like a good one
+            traceback.print_exception(error)
+            await put(data(unexpected(error).body()))
         await put(b"", more=False)
 
 

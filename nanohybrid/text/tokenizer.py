@@ -206,7 +206,9 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _ids(value: Any) -> list[int]:
-    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
+    """Those of one id or a list that an id can be: some files say -1 for none."""
+    each = value if isinstance(value, list) else [value]
+    return [one for one in each if type(one) is int and 0 <= one < 2**31]
 
 
 def _id(settings: dict[str, Any], name: str) -> int | None:

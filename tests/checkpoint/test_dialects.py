@@ -134,10 +134,15 @@ REFUSED = {
     "time step limit a number": ({"time_step_limit": 5}, "time_step_limit"),
     "time step limit a word": ({"time_step_limit": ["a", "b"]}, "time_step_limit"),
     "epsilon not a number": ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon"),
+    "epsilon zero in float32": ({"layer_norm_epsilon": 1e-300}, "layer_norm_epsilon"),
+    "time step limit beyond float32": ({"time_step_limit": [0.0, 1e308]}, "the upper bound of time_step_limit is 1e+308"),
+    "a width beyond int32": ({"vocab_size": 2**40}, "vocab_size is 1099511627776"),
 }  # fmt: skip
 REFUSED_QWEN = {
     "scaled positions": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
     "no theta": ({"rope_theta": -1}, "rope_theta"),
+    "theta beyond float32": ({"rope_theta": 1e300}, "rope_theta is 1e+300"),
+    "theta beyond float64": ({"rope_theta": 10**400}, "rope_theta is 1000"),
     "rope a word": ({"rope_parameters": "default"}, "rope_parameters"),
     "biases": ({"attention_bias": True}, "attention_bias"),
     "window": ({"use_sliding_window": True}, "use_sliding_window"),
@@ -187,6 +192,7 @@ def test_a_directory_that_is_none_is_refused(tmp_path):
 
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-5, 200), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=3),
+    st.just(10**400), st.just("\ud800"),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )  # fmt: skip
 

@@ -180,6 +180,16 @@ def test_a_row_that_is_not_numbers_is_named_and_spoils_no_other():
         {"max_tokens": 0},
         {"thinking_budget": -1},
         {"stop": ("",)},
+        {"temperature": 1e39},
+        {"temperature": 10**400},
+        {"top_k": 2**31},
+        {"presence_penalty": 1e39},
+        {"frequency_penalty": math.nan},
+        {"repetition_penalty": 1e-300},
+        {"repetition_penalty": math.inf},
+        {"logit_bias": {3: 1e39}},
+        {"logit_bias": {3: math.nan}},
+        {"logit_bias": {2**70: 1.0}},
     ],
 )
 def test_impossible_parameters_are_refused_by_name(bad):

@@ -68,8 +68,8 @@ class Running:
 
 
 @contextlib.contextmanager
-def started(settings=None, limits=None, max_running=4, before=lambda service: None):
-    llm = LLM.random(CONFIG, torch.float32, seed=5, max_running=max_running)
+def started(settings=None, limits=None, max_running=4, before=lambda service: None, llm=None):
+    llm = llm or LLM.random(CONFIG, torch.float32, seed=5, max_running=max_running)
     service = Service(
         llm, settings or Settings(name="tiny", max_context=1024, max_queued=8), limits or Limits()
     )
