@@ -79,7 +79,9 @@ def _problem(said: Mapping[str, Any]) -> str | None:
     for name, group in groups.items() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
         if not isinstance(weights, dict) or not weights.get("symmetric", True):
-            return f"{shown(name)}: only weights that are quantized symmetrically are known, without zero points"
+            return (
+                f"{shown(name)}: only weights that are quantized symmetrically are known, without zero points"
+            )
     return None
 
 
