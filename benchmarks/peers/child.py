@@ -28,7 +28,7 @@ def arguments(what: str) -> argparse.Namespace:
 
 
 def prompts(vocabulary: int, count: int, tokens: int) -> list[list[int]]:
-    """Random ids, the same for every engine; the lowest ones are control marks."""
+    """Random ids, the same for every engine; the lowest ones are special tokens."""
     draw = random.Random(0)
     return [[draw.randrange(20, vocabulary) for _ in range(tokens)] for _ in range(count)]
 

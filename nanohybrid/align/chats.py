@@ -1,9 +1,9 @@
 """Chats to learn from: problems of the tasks, as conversations with and without thinking.
 
 Three ways to answer, drawn for each chat by the recipe's shares:
-- thinking: the worked trace, the end mark, the answer, the end of the turn; all of it is learned;
-- direct: thinking is off, the answer follows at once; what stands in the prompt, its empty pair of marks too, is not learned;
-- truncated: the trace is cut after some of its lines, then the end mark, which is *not* learned, and the answer, which is.
+- thinking: the worked trace, `</think>`, the answer, the end of the turn; all of it is learned;
+- direct: thinking is off, the answer follows at once; what stands in the prompt, its empty `<think></think>` too, is not learned;
+- truncated: the trace is cut after some of its lines, then `</think>`, which is *not* learned, and the answer, which is.
 
 A prompt carries no loss: to predict the question costs so small a model most of what it has.
 """
@@ -78,7 +78,7 @@ class ChatMaker:
         learned = (
             (pair.prompt, 0),
             (pair.reasoning, 1),
-            (pair.mark, int(way == "thinking")),
+            (pair.think_close, int(way == "thinking")),
             (pair.answer, 1),
             (pair.end, 1),
         )

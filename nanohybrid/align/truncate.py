@@ -2,7 +2,7 @@
 
 A thinking budget ends a trace at a newline wherever the model is. A model that has only seen finished traces goes on thinking in
 its answer then. So a share of the training traces (5 % in the paper, more for a tiny model) is cut after some of its lines, with
-the final answer kept. The end mark after a cut carries no loss: where to stop is the budget's decision and must not be learned.
+the final answer kept. The `</think>` after a cut carries no loss: where to stop is the budget's decision and must not be learned.
 """
 
 import random

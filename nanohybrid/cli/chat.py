@@ -146,7 +146,7 @@ def _answer(talk: "Conversation", text: str, as_json: bool) -> None:
 
 
 class _Writer:
-    """Shows pieces on stdout: the trace dimmed on a terminal, between its marks elsewhere."""
+    """Shows pieces on stdout: the trace dimmed on a terminal, between its tags elsewhere."""
 
     def __init__(self, terminal: bool) -> None:
         self.terminal = terminal

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.engine.stops import begun
 from nanohybrid.errors import InputError
-from nanohybrid.text import split_thinking
+from nanohybrid.text import THINK_CLOSE, split_thinking
 
 if TYPE_CHECKING:
     from nanohybrid.engine.engine import Engine
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 THINKING_TEMPERATURE, THINKING_TOP_P = 0.6, 0.95  # the model card's; answers without thinking are greedy
 ROOM = 16  # tokens: with less left of the context no answer is begun
-MARK = "</think>"
 
 
 class Piece(NamedTuple):
@@ -26,7 +25,7 @@ class Piece(NamedTuple):
 
 
 class Parts:
-    """Parts a stream of text at the end mark, which is shown to nobody; so are blank lines around it."""
+    """Splits a stream of text at `</think>`. The tag and the blank lines around it are not shown."""
 
     def __init__(self, thinking: bool) -> None:
         self.thinking = thinking
@@ -37,16 +36,16 @@ class Parts:
         """The pieces that this text completes."""
         if not self.thinking:
             return self._answer(text)
-        before, mark, after = (self._held + text).partition(MARK)
-        if mark:
+        before, closed, after = (self._held + text).partition(THINK_CLOSE)
+        if closed:
             self.thinking, self._held = False, ""
             return [Piece(True, before), *self._answer(after)] if before else self._answer(after)
-        keep = len(before) - begun(before, MARK)
+        keep = len(before) - begun(before, THINK_CLOSE)
         self._held = before[keep:]
         return [Piece(True, before[:keep])] if keep else []
 
     def flush(self) -> list[Piece]:
-        """The end: what looked like the beginning of a mark was text."""
+        """The end: what looked like the beginning of `</think>` was text."""
         held, self._held = self._held, ""
         return [Piece(True, held)] if held else []
 

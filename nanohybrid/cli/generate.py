@@ -38,7 +38,7 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument(
         "--raw",
         action="store_true",
-        help="--prompt is the text itself, marks and all (the default without a thinking flag)",
+        help="--prompt is the text itself, special tokens are parsed (the default without a thinking flag)",
     )
     result.add_argument("--system", metavar="TEXT", help="a system message before it; implies --chat")
     result.add_argument("--think", action="store_true", help="think before the answer; implies --chat")

@@ -131,9 +131,7 @@ def add_sampling_flags(
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
-    parser.add_argument(
-        "--ignore-eos", action="store_true", help="write on through the end mark, up to --max-new-tokens"
-    )
+    parser.add_argument("--ignore-eos", action="store_true", help="continue past EOS, up to --max-new-tokens")
     parser.add_argument(
         "--thinking-budget", type=int, metavar="N", help="end the trace at the next newline after N tokens"
     )

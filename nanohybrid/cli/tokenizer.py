@@ -37,7 +37,7 @@ def run(arguments: Any) -> int | None:
 
 def _train_parser() -> ArgumentParser:
     one = ArgumentParser(
-        description="Control marks are ids 0 to 12, then the 256 bytes, then what is learned.",
+        description="Special tokens are ids 0 to 12, then the 256 bytes, then what is learned.",
         exit_on_error=False,
     )
     one.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help="UTF-8 text files")
@@ -64,7 +64,7 @@ def _encode_parser() -> ArgumentParser:
     one.add_argument("path", type=Path, help="a checkpoint directory, or a tokenizer.json")
     one.add_argument("--text", type=str, required=True, help="the text; - reads it from standard input")
     one.add_argument("--bos", action="store_true", help="begin with <s>")
-    one.add_argument("--plain", action="store_true", help="control marks in the text are plain text")
+    one.add_argument("--plain", action="store_true", help="encode special tokens in the text as plain text")
     return _with_json(one)
 
 
@@ -74,7 +74,7 @@ def _decode_parser() -> ArgumentParser:
     one.add_argument(
         "--ids", type=int, nargs="+", required=True, metavar="ID", help="the ids, separated by spaces"
     )
-    one.add_argument("--plain", action="store_true", help="leave control marks out")
+    one.add_argument("--plain", action="store_true", help="skip special tokens")
     return _with_json(one)
 
 
@@ -131,7 +131,7 @@ def _save(tokenizer: Any, arguments: Any, started: float) -> None:
 def _encode(arguments: Any) -> None:
     text = sys.stdin.read() if arguments.text == "-" else arguments.text
     tokenizer = _open(arguments.path)
-    ids = tokenizer.encode(text, bos=arguments.bos, marks=not arguments.plain)
+    ids = tokenizer.encode(text, bos=arguments.bos, parse_special=not arguments.plain)
     if arguments.json:
         print(
             json.dumps(
@@ -143,7 +143,7 @@ def _encode(arguments: Any) -> None:
 
 
 def _decode(arguments: Any) -> None:
-    text = _open(arguments.path).decode(arguments.ids, marks=not arguments.plain)
+    text = _open(arguments.path).decode(arguments.ids, skip_special_tokens=arguments.plain)
     print(json.dumps({"text": text, "count": len(arguments.ids)}) if arguments.json else text)
 
 
@@ -154,7 +154,7 @@ def _open(path: Path) -> Any:
 
 
 def _shown(tokenizer: Any, number: int) -> str:
-    raw: bytes = tokenizer.token_bytes(number, marks=True)
+    raw: bytes = tokenizer.token_bytes(number, skip_special_tokens=False)
     return raw.decode("utf-8", "backslashreplace")
 
 

@@ -26,7 +26,7 @@ from nanohybrid.text.chat import ChatTemplate
 
 T = TypeVar("T")
 
-# What stands around every chat, without a problem in it. A small model whose marks are one or two tokens and not six thinks in
+# What stands around every chat, without a problem in it. A small model whose chat tags are one or two tokens and not six thinks in
 # shorter sequences. Repeated, so that their pairs outnumber those of any text.
 CHAT_FRAME = ("System\n\n", "User\n", "Assistant\n", "<think>\n", "</think>\n\n", "<think></think>")
 FRAME_REPEATS = 5000

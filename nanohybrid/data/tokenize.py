@@ -1,4 +1,4 @@
-"""Documents to tokens and loss flags: `<s>`, the pieces, the end mark."""
+"""Documents to tokens and loss flags: BOS, the pieces, EOS."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -12,14 +12,14 @@ DOCUMENTS_AT_ONCE = 4096
 def encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Iterator[tuple[list[int], list[int]]]:
     """Each document as (tokens, loss).
 
-    Pieces are encoded by themselves, so that no token spans the border between what is read and what is learned; control marks in
-    a text are plain characters. The end mark is learned, the start mark is not.
+    Pieces are encoded by themselves, so that no token spans the border between what is read and what is learned; special tokens in
+    a text are plain characters. EOS is learned, BOS is not.
     """
     stream = iter(documents)
     while several := list(islice(stream, DOCUMENTS_AT_ONCE)):
         ids = iter(
             tokenizer.encode_batch(
-                [piece.text for document in several for piece in document.pieces], marks=False
+                [piece.text for document in several for piece in document.pieces], parse_special=False
             )
         )
         for document in several:

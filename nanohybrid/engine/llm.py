@@ -93,11 +93,11 @@ class LLM:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text, after the begin mark where the vocabulary has one. Marks in the text are marks."""
-        return self.tokenizer.encode(text, bos=self.tokenizer.bos_id in self.tokenizer.marks)
+        """Ids of plain text, after the BOS token where the vocabulary has one. Special tokens in the text are parsed."""
+        return self.tokenizer.encode(text, bos=self.tokenizer.bos_id in self.tokenizer.special_tokens)
 
     def encode_chat(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
-        """Ids of a conversation up to where the answer begins; marks inside messages are plain text."""
+        """Ids of a conversation up to where the answer begins; special tokens inside messages are plain text."""
         return self.template.encode(self.tokenizer, messages, thinking=thinking)
 
     def opens_thinking(self, prompt: Sequence[int]) -> bool:

@@ -111,9 +111,9 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished request. `token_ids` holds all tokens, a final stop id too; `text` leaves out marks and the stop string.
+    """One finished request. `token_ids` holds all tokens, a final stop id too; `text` leaves out special tokens and the stop string.
 
-    `thinking_tokens` counts what the model sampled up to the end of its trace, its own end mark included. Tokens in the
+    `thinking_tokens` counts what the model sampled up to the end of its trace, its own `</think>` included. Tokens in the
     range `forced` were written by the thinking budget, not sampled. `top_logprobs` has, for each token, the likeliest ids
     with their log-probabilities, the best first. `cached_tokens` of the prompt were not computed but found in the prefix
     cache; where none were, `cache_miss` says why: "off", "no checkpoint", "evicted", or "diverged at token k". `prompt_logprobs` and

@@ -94,13 +94,13 @@ class RepeatedRows:
 
 def stand_in_tokenizer(config: HybridConfig) -> Tokenizer:
     """A tokenizer for a model that has none: tekken where the vocabulary is of its size and mistral-common is installed,
-    else the marks, the 256 bytes, and a word like ⟨1234⟩ for every further id."""
+    else the special tokens, the 256 bytes, and a word like ⟨1234⟩ for every further id."""
     if config.vocab_size == TEKKEN and (tokenizer := _tekken()) is not None:
         return tokenizer
-    marks = ["<unk>", "<s>", "</s>", *(f"<SPECIAL_{number}>" for number in range(3, 13))]
+    special_tokens = ["<unk>", "<s>", "</s>", *(f"<SPECIAL_{number}>" for number in range(3, 13))]
     words = [bytes([value]) for value in range(256)]
-    words += [f"⟨{number}⟩".encode() for number in range(len(marks) + 256, config.vocab_size)]
-    return Tokenizer(assemble(marks, map(to_characters, words), []))
+    words += [f"⟨{number}⟩".encode() for number in range(len(special_tokens) + 256, config.vocab_size)]
+    return Tokenizer(assemble(special_tokens, map(to_characters, words), []))
 
 
 def _tekken() -> Tokenizer | None:

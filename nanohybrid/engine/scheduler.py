@@ -91,7 +91,7 @@ class Scheduler:
         most = request.most_tokens
         size = f"a prompt of {len(request.prompt)} tokens and max_tokens {request.params.max_tokens}"
         if not request.prompt:
-            raise InputError("the prompt has no tokens; give it at least the begin mark <s>")
+            raise InputError("the prompt has no tokens; give it at least the BOS token <s>")
         if most > self.max_context:
             raise InputError(
                 f"{size} make {most}, more than the context of {self.max_context}; shorten one or raise max_context"

@@ -27,7 +27,7 @@ TIGHT = {
     "item_separator": ", ",
     "key_separator": ": ",
 }  # else a model may write blanks for ever
-MARK_TOKENS = 16  # an end mark is in no more tokens than this
+THINK_CLOSE_TOKENS = 16  # `</think>` takes no more tokens than this
 
 
 class Grammars:
@@ -36,7 +36,9 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: frozenset[int]) -> None:
         guidance = require("llguidance", "serve")
         self._matcher: type[LLMatcher] = guidance.LLMatcher
-        tokens = [tokenizer.token_bytes(number, marks=True) for number in range(tokenizer.vocab_size)]
+        tokens = [
+            tokenizer.token_bytes(number, skip_special_tokens=False) for number in range(tokenizer.vocab_size)
+        ]
         wrapped = guidance.TokenizerWrapper(_Vocabulary(tokenizer, tokens))
         self._tokenizer: LLTokenizer = guidance.LLTokenizer(
             wrapped, n_vocab=vocab_size, eos_token=sorted(stop_ids) or [tokenizer.eos_id]
@@ -86,11 +88,11 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, tokens: list[bytes]) -> None:
         self.tokens, self._tokenizer = tokens, tokenizer
         self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
-        self.special_token_ids = sorted(tokenizer.marks)
+        self.special_token_ids = sorted(tokenizer.special_tokens)
 
     def __call__(self, text: str | bytes) -> list[int]:
         return self._tokenizer.encode(
-            text.decode("utf-8", "replace") if isinstance(text, bytes) else text, marks=False
+            text.decode("utf-8", "replace") if isinstance(text, bytes) else text, parse_special=False
         )
 
 
@@ -125,10 +127,10 @@ class Guide:
         return torch.from_numpy(bits[:vocab_size].astype(bool))
 
     def _bind(self, request: Request, token_bytes: Any) -> None:
-        """The answer begins: at the first token, or with what the token that ended the trace said beyond the mark."""
+        """The answer begins: at the first token, or with what the token that ended the trace said beyond `</think>`."""
         self._bound, self._at = True, len(request.tokens)
         if request.tokens:
-            said = b"".join(map(token_bytes, request.tokens[-MARK_TOKENS:]))
+            said = b"".join(map(token_bytes, request.tokens[-THINK_CLOSE_TOKENS:]))
             begun = said.rpartition(THINK_CLOSE.encode())[2].lstrip()
             if begun:
                 self._matcher.consume_tokens(self._tokenizer.tokenize_bytes(begun))

@@ -1,14 +1,14 @@
 """The paper's thinking budget, inside the decoding loop and on the text, not on ids.
 
-After `budget` tokens the trace ends at the next newline, `grace` tokens later at the latest. The end mark can be spelled
+After `budget` tokens the trace ends at the next newline, `grace` tokens later at the latest. `</think>` can be spelled
 in many ways in ids (`</think>`, `</think>\\n\\n` and ` </think>` are different tokens), so the bytes are watched; and what
-is inserted continues a mark that the model had begun.
+is inserted continues a `</think>` that the model had begun.
 """
 
 from nanohybrid.engine.params import ThinkingEnd
 
 OPEN, CLOSE = b"<think>", b"</think>"
-KEPT = 32  # bytes of text remembered: a mark and the blanks of a line
+KEPT = 32  # bytes of text remembered: a `</think>` and the blanks of a line
 
 
 def opens(tail: bytes) -> bool:
@@ -17,7 +17,7 @@ def opens(tail: bytes) -> bool:
 
 
 def closing(tail: bytes) -> str:
-    """What ends a trace whose text ends in `tail`: exactly one mark on a line of its own, and an empty line."""
+    """What ends a trace whose text ends in `tail`: exactly one `</think>` on a line of its own, and an empty line."""
     begun = next((n for n in range(len(CLOSE) - 1, 0, -1) if tail.endswith(CLOSE[:n])), 0)
     if begun:
         return CLOSE[begun:].decode() + "\n\n"
@@ -36,10 +36,10 @@ class Thinking:
         self.tokens = 0
         self._budget = float("inf") if budget is None else budget
         self._limit = self._budget + (grace if budget else 0)  # a budget of 0 does not wait for a newline
-        self._tail = tail[max(tail.rfind(OPEN), 0) :][-KEPT:]  # an end mark of an earlier turn is not ours
+        self._tail = tail[max(tail.rfind(OPEN), 0) :][-KEPT:]  # a `</think>` of an earlier turn is not ours
 
     def begin(self) -> str | None:
-        """What to insert before the first token is sampled: the end mark where the budget is 0."""
+        """What to insert before the first token is sampled: `</think>` where the budget is 0."""
         return self._close(newline=self._tail.rstrip(b" \t").endswith(b"\n")) if self._budget == 0 else None
 
     def push(self, piece: bytes) -> str | None:

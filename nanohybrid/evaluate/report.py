@@ -29,7 +29,7 @@ def _accuracy(report: Report, recipe: EvaluateRecipe, models: Mapping[str, Any])
     report.section("Accuracy").text(
         f"{first['thinking']['problems']} held-out problems of the families {', '.join(recipe.tasks)}; {how}, at most "
         f"{recipe.max_tokens} tokens. Intervals are Wilson's at 95 %. **Well formed**: the model stopped by itself and its trace has "
-        "exactly one end mark (none where thinking is off)."
+        "exactly one `</think>` (none where thinking is off)."
     )
     rows = [
         [name, "on" if mode == "thinking" else "off", found[mode]["accuracy"], _interval(found[mode]), found[mode]["well_formed"],

@@ -1,6 +1,6 @@
 """Accuracy on held-out problems: the test split of the task families, answered by the engine, judged by their own verifiers.
 
-A completion is well formed if the model stopped by itself and its trace has exactly one end mark: one `</think>` where thinking was
+A completion is well formed if the model stopped by itself and its trace ends exactly once: one `</think>` where thinking was
 on, none where it was off (there the prompt has closed it). These two fail first where a model was never trained on truncated
 traces (paper, section 3.4), so they stand beside accuracy.
 """
@@ -103,14 +103,14 @@ def answer(
 def judge(problem: Problem, completion: Completion, thinking: bool) -> Answer:
     """Verify one completion and see whether it is well formed."""
     text = completion.text
-    stopped, marks = completion.finish_reason == "stop", text.count(THINK_CLOSE)
-    unfinished = thinking and marks == 0  # the trace never ended: what stands there is no answer
+    stopped, closings = completion.finish_reason == "stop", text.count(THINK_CLOSE)
+    unfinished = thinking and closings == 0  # the trace never ended: what stands there is no answer
     correct = 0.0 if unfinished or not stopped else tasks.get(problem.family).verify(problem, text)
     return Answer(
         problem=problem,
         text=text,
         correct=correct,
-        well_formed=stopped and marks == (1 if thinking else 0),
+        well_formed=stopped and closings == (1 if thinking else 0),
         thinking_tokens=completion.thinking_tokens,
         answer_tokens=max(
             0, len(completion.token_ids) - completion.thinking_tokens - len(completion.forced) - stopped

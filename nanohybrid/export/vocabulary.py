@@ -43,7 +43,7 @@ class Vocabulary:
     eos: int
     pad: int
     more_stops: list[int]  # ids that end an answer too
-    add_bos: bool  # whether plain text begins with the begin mark
+    add_bos: bool  # whether plain text begins with the BOS token
     template: str | None
 
 
@@ -73,7 +73,7 @@ def _tokens(
     for entry in added:
         tokens[entry["id"]], types[entry["id"]] = (
             entry["content"],
-            CONTROL if entry["id"] in tokenizer.marks else USER_DEFINED,
+            CONTROL if entry["id"] in tokenizer.special_tokens else USER_DEFINED,
         )
     return tokens, types
 
@@ -129,7 +129,7 @@ def _adds_bos(raw: dict[str, Any], directory: Path) -> bool:
 
 
 def _template(directory: Path, tokenizer: Tokenizer) -> str | None:
-    """The checkpoint's own, else ours where the vocabulary has its marks."""
+    """The checkpoint's own, else ours where the vocabulary has its special tokens."""
     template = ChatTemplate.from_directory(directory)
     foreign = template is ChatTemplate.default() and tokenizer.id_of(EOS) is None
     return None if foreign else template.source

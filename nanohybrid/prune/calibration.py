@@ -121,7 +121,7 @@ def _texts(path: Path, tokenizer: Path) -> Iterator[Sample]:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
     for number, line in enumerate(lines, 1):
         text = line if path.suffix == ".txt" else _text_of(line, path, number)
-        ids = encoder.encode(text, marks=False) if text.strip() else []
+        ids = encoder.encode(text, parse_special=False) if text.strip() else []
         yield np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=np.uint8)
 
 

@@ -92,7 +92,9 @@ def _generation(app: FastAPI, service: Service) -> None:
     @app.post("/detokenize", tags=["text"])
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
         service.check_model(body.model)
-        text = await service.prepare(lambda: service.llm.tokenizer.decode(body.tokens, marks=True))
+        text = await service.prepare(
+            lambda: service.llm.tokenizer.decode(body.tokens, skip_special_tokens=False)
+        )
         return {"prompt": text}
 
 

@@ -146,7 +146,7 @@ class Chat:
         return {"content": entries, "refusal": None}
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        raw = self.service.llm.tokenizer.token_bytes(token, marks=True)
+        raw = self.service.llm.tokenizer.token_bytes(token, skip_special_tokens=False)
         return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, LEAST), "bytes": list(raw)}
 
 

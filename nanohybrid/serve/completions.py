@@ -56,7 +56,10 @@ async def complete(service: Service, body: CompletionRequest, request: Request) 
     salt = service.salt(request.scope, body.cache_salt)
     generation = service.generate(prompts, params, body.n, body.stream, held, grammar, salt=salt)
     echoed = (
-        [text if isinstance(text, str) else service.llm.tokenizer.decode(text, marks=True) for text in texts]
+        [
+            text if isinstance(text, str) else service.llm.tokenizer.decode(text, skip_special_tokens=False)
+            for text in texts
+        ]
         if body.echo
         else []
     )
@@ -175,7 +178,7 @@ class Completing:
 
     def _name(self, token: int) -> str:
         """The text of a token; of one that is no whole character, its bytes, so that two of them are not taken for one."""
-        raw = self.service.llm.tokenizer.token_bytes(token, marks=True)
+        raw = self.service.llm.tokenizer.token_bytes(token, skip_special_tokens=False)
         try:
             return raw.decode()
         except UnicodeDecodeError:

@@ -22,7 +22,7 @@ class Answer:
     """Text goes in by pieces, parts come out; how it was cut makes no difference.
 
     `thinking`: it begins inside a trace. `budgeted`: a budget may have ended the trace before the model did, and the
-    model's own end mark then follows in the answer: it is dropped. `tools`: the names on offer; without any, a tool mark is text.
+    model's own `</think>` then follows in the answer: it is dropped. `tools`: the names on offer; without any, a tool tag is text.
     `most_calls`: later ones are dropped.
     """
 
@@ -92,7 +92,7 @@ class Answer:
 
 
 def begun(text: str) -> int:
-    """How many characters at the end of `text` may be the beginning of an end mark."""
+    """How many characters at the end of `text` may be the beginning of a closing tag."""
     return next(
         (n for n in range(min(len(THINK_CLOSE) - 1, len(text)), 0, -1) if text.endswith(THINK_CLOSE[:n])), 0
     )

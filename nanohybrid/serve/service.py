@@ -114,7 +114,7 @@ class Service:
         self, messages: list[Message], tools: list[Tool] | None, thinking: bool | None, prompt: list[int]
     ) -> list[int]:
         """Where other prompts will part from this one: after system and tools, and before the `<think>` of the answer, which the
-        next turn does not show. Found by what the tokens have in common, not by looking for marks."""
+        next turn does not show. Found by what the tokens have in common, not by looking for special tokens."""
         if self.loop.engine.cache is None:
             return []
         system = [message for message in messages[:1] if message.role in ("system", "developer")]

@@ -2,7 +2,7 @@
 
 The reader looks at one character at a time and never back, so a text cut anywhere gives what the whole gives. A call is let
 out as soon as its name and the brace of its arguments are there, and its arguments then as they are written. Repaired is what
-has one meaning only: missing brackets and end marks, arguments as a JSON text in a string, members in another order,
+has one meaning only: missing brackets and closing tags, arguments as a JSON text in a string, members in another order,
 `parameters` for `arguments`. What was not recognized by then (no JSON, a tool that was not offered) is content, as the model
 wrote it. Arguments that turn out to be broken after they were let out stay as they were written, as with OpenAI's own API.
 """
@@ -46,7 +46,7 @@ class ToolReader:
         self.calls = 0
         self._state: Callable[[str], Iterator[Event]] = self._outside
         self._raw = ""  # what is not let out: of the block, or since its last call
-        self._mark = ""  # how much of the end mark is there
+        self._close_tag = ""  # how much of the closing tag is there
         self._known = False  # whether this block had a call
         self._start = 0  # where in _raw the object begins
         self._nesting: list[str] = []
@@ -59,7 +59,7 @@ class ToolReader:
         while at < len(piece):
             if (
                 not self._raw and self._state == self._outside
-            ):  # most text has no mark: up to the next < in one go
+            ):  # most text has no tag: up to the next < in one go
                 end = piece.find("<", at)
                 end = len(piece) if end < 0 else end
                 if end > at:
@@ -71,7 +71,7 @@ class ToolReader:
         return merged(events)
 
     def end(self) -> list[Event]:
-        """The end of the text: what may have become a call is text, unless a call was let out and only marks are missing."""
+        """The end of the text: what may have become a call is text, unless a call was let out and only closing tags are missing."""
         if self._state in (self._arguments, self._rest) or (self._known and self._state == self._between):
             return []
         return list(self._give_up(last=True))
@@ -81,18 +81,18 @@ class ToolReader:
     def _outside(self, character: str) -> Iterator[Event]:
         self._raw += character
         if self._raw == OPEN:
-            self._state, self._known, self._mark = self._between, False, ""
+            self._state, self._known, self._close_tag = self._between, False, ""
         elif not OPEN.startswith(self._raw):
             yield from self._give_up()
 
     def _between(self, character: str) -> Iterator[Event]:
-        """Inside the marks and outside an object."""
+        """Inside the tags and outside an object."""
         self._raw += character
-        if self._mark or character == "<":
-            self._mark += character
-            if self._mark == CLOSE and self._known:
+        if self._close_tag or character == "<":
+            self._close_tag += character
+            if self._close_tag == CLOSE and self._known:
                 self._raw, self._state = "", self._outside
-            elif self._mark == CLOSE or not CLOSE.startswith(self._mark):
+            elif self._close_tag == CLOSE or not CLOSE.startswith(self._close_tag):
                 yield from self._give_up()
         elif character == "{":
             self._start, self._nesting, self._string = len(self._raw) - 1, ["{"], False
@@ -122,7 +122,7 @@ class ToolReader:
 
     def _arguments(self, character: str) -> Iterator[Event]:
         if not self._string and (character == "<" or (character == "]" and len(self._nesting) == 1)):
-            self._raw, self._mark, self._state = "", "", self._between  # broken: it ends here
+            self._raw, self._close_tag, self._state = "", "", self._between  # broken: it ends here
             yield from self._between(character)
             return
         self._follow(character)
@@ -136,7 +136,7 @@ class ToolReader:
         if not ends:
             self._follow(character)
         if ends or not self._nesting:
-            self._raw, self._mark, self._state = "", "", self._between
+            self._raw, self._close_tag, self._state = "", "", self._between
             if ends:
                 yield from self._between(character)
 
@@ -165,7 +165,7 @@ class ToolReader:
             return
         yield from self._begin(call[0])
         yield Arguments(self.calls - 1, call[1])
-        self._raw, self._mark, self._state = rest, "", self._between
+        self._raw, self._close_tag, self._state = rest, "", self._between
 
     def _begin(self, name: str) -> Iterator[Event]:
         self._raw, self._known = "", True
@@ -173,12 +173,12 @@ class ToolReader:
         yield CallBegins(self.calls - 1, name)
 
     def _give_up(self, last: bool = False) -> Iterator[Event]:
-        """It was text; its last character may begin the next mark."""
+        """It was text; its last character may begin the next tag."""
         keep = "<" if self._raw.endswith("<") and not last else ""
         text = self._raw[: len(self._raw) - len(keep)]
         if self._known:
             text = text.lstrip(BLANK + "[]")
-        self._raw, self._mark, self._known, self._state = keep, "", False, self._outside
+        self._raw, self._close_tag, self._known, self._state = keep, "", False, self._outside
         if text:
             yield Text(text)
 

@@ -155,8 +155,8 @@ def strip(patterns: Mapping[str, str], title: str = "") -> "Figure":
     with style():
         figure, axes = canvas("layer", "", title, height=0.9 + 0.45 * len(patterns))
         for row, pattern in enumerate(patterns.values()):
-            for mark, (color, _) in LAYERS.items():
-                spans = [(place - 0.46, 0.92) for place, layer in enumerate(pattern) if layer == mark]
+            for kind, (color, _) in LAYERS.items():
+                spans = [(place - 0.46, 0.92) for place, layer in enumerate(pattern) if layer == kind]
                 axes.broken_barh(spans, (row - 0.36, 0.72), facecolors=color)
         axes.set_yticks(range(len(patterns)), list(patterns))
         axes.set_xlim(-0.6, max(map(len, patterns.values())) - 0.4)
@@ -195,14 +195,14 @@ def by_layer(pattern: str, heights: Sequence[float], y: str) -> "Figure":
 def kinds(figure: "Figure", layers: str) -> None:
     """The colors of the kinds of layers that there are, above the axes."""
     patches = require("matplotlib.patches", "train")
-    marks = [
-        patches.Patch(color=color, label=name) for mark, (color, name) in LAYERS.items() if mark in layers
+    handles = [
+        patches.Patch(color=color, label=name) for kind, (color, name) in LAYERS.items() if kind in layers
     ]
-    figure.legend(handles=marks, loc="outside upper right", ncols=3, fontsize=9)
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=9)
 
 
 def whole_numbers(axes: "Axes") -> None:
-    """Marks along x at whole numbers only."""
+    """Ticks along x at whole numbers only."""
     axes.xaxis.set_major_locator(require("matplotlib.ticker", "train").MaxNLocator("auto", integer=True))
 
 
@@ -220,7 +220,7 @@ def canvas(x: str, y: str, title: str, height: float = HEIGHT) -> "tuple[Figure,
 
 
 def scale(axes: "Axes", *, log_x: bool = False, log_y: bool = False) -> None:
-    """Logarithmic axes where asked for. Their marks, and large ones of other axes, are plain numbers, thousands parted."""
+    """Logarithmic axes where asked for. Their ticks, and large ones of other axes, are plain numbers, thousands parted."""
     ticker = require("matplotlib.ticker", "train")
     if log_x:
         axes.set_xscale("log")
@@ -229,8 +229,8 @@ def scale(axes: "Axes", *, log_x: bool = False, log_y: bool = False) -> None:
     for axis, log in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
         low, high = axis.get_view_interval()
         if log:
-            marks = (1, 2, 3, 4, 6, 8) if high < 10 * low else (1, 2, 5) if high < 1e3 * low else (1,)
-            axis.set_major_locator(ticker.LogLocator(subs=marks))
+            multiples = (1, 2, 3, 4, 6, 8) if high < 10 * low else (1, 2, 5) if high < 1e3 * low else (1,)
+            axis.set_major_locator(ticker.LogLocator(subs=multiples))
             axis.set_minor_formatter(ticker.NullFormatter())
         if log or high >= 1e4:
             axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value, 10)))

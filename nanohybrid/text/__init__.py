@@ -1,4 +1,4 @@
-"""Text to ids and back: tokenizers, and the chat format with its thinking and tool marks."""
+"""Text to ids and back: tokenizers, and the chat format with its tags for thinking and tool calls."""
 
 from nanohybrid.text.chat import THINK_CLOSE, THINK_OPEN, ChatTemplate, split_thinking
 from nanohybrid.text.stream import TextStream

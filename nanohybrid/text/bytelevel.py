@@ -55,16 +55,16 @@ def splitter(pattern: str = SPLIT_PATTERN) -> pre_tokenizers.PreTokenizer:
 
 
 def assemble(
-    marks: Sequence[str],
+    special_tokens: Sequence[str],
     tokens: Iterable[str],
     merges: Iterable[tuple[str, str]],
     pattern: str = SPLIT_PATTERN,
 ) -> RawTokenizer:
-    """A tokenizer whose ids are the control marks, then `tokens`, both in their order."""
-    vocabulary = {token: number for number, token in enumerate([*marks, *tokens])}
+    """A tokenizer whose ids are the special tokens, then `tokens`, both in their order."""
+    vocabulary = {token: number for number, token in enumerate([*special_tokens, *tokens])}
     # ignore_merges: a piece that is a token is that token, even where the merges would not lead there.
     raw = RawTokenizer(models.BPE(vocab=vocabulary, merges=list(merges), ignore_merges=True))
     raw.pre_tokenizer = splitter(pattern)
     raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
     return raw

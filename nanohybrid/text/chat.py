@@ -1,9 +1,9 @@
 """Messages to a prompt: the chat template, ours or a checkpoint's own, and ids that no user can forge.
 
-A control mark written by a user must stay plain text. Escaping the marks in the messages would not do: a template that joins or
-removes words can make a mark out of two harmless halves. So it is the template whose marks are exchanged, before it is compiled, for
-code words (a fence character, the mark's id, the fence again) that no message contains. Whatever then looks like a mark in the
-rendered text was not written by the template.
+A special token's name in a user's message must stay plain text. Escaping such names in the messages is not enough: a template that
+joins or removes words can build a name out of two harmless halves. So the names in the template are replaced, before it is compiled,
+by code words (a fence character, the token's id, the fence again) that no message contains. What looks like a special token in the
+rendered text was then not written by the template, and is encoded as plain text.
 """
 
 import functools
@@ -90,14 +90,16 @@ class ChatTemplate:
         thinking: bool | None = None,
         generate: bool = True,
     ) -> list[int]:
-        """The prompt as ids: those of the rendered text, except that control marks inside the messages are plain text."""
+        """The prompt as ids: those of the rendered text, except that special tokens inside the messages are plain text."""
         values = self._values(messages, tools, thinking, generate)
         fence = _free_fence(values)
         sandbox, specials = self._fenced(tokenizer, fence)
         text = sandbox.render(**values, **specials)
         ids: list[int] = []
         for index, piece in enumerate(text.split(fence)):
-            ids += [int(piece)] if index % 2 else tokenizer.encode(piece, marks=False) if piece else []
+            ids += (
+                [int(piece)] if index % 2 else tokenizer.encode(piece, parse_special=False) if piece else []
+            )
         return ids
 
     def training_pair(
@@ -115,13 +117,13 @@ class ChatTemplate:
         )
 
     def _fenced(self, tokenizer: Tokenizer, fence: str) -> tuple[Sandbox, dict[str, str]]:
-        """The template with code words for this tokenizer's marks. Kept for the usual fence only: the others come from attacks."""
+        """The template with code words for this tokenizer's special tokens. Kept for the usual fence only: the others come from attacks."""
         known = self._by_tokenizer.get(tokenizer)
         if known is not None and fence == _FENCES[0]:
             return known
 
         def coded(text: str) -> str:
-            return tokenizer.mark_pattern.sub(
+            return tokenizer.special_token_pattern.sub(
                 lambda found: f"{fence}{tokenizer.id_of(found[0])}{fence}", text.replace(fence, "\ufffd")
             )
 
@@ -152,11 +154,11 @@ class ChatTemplate:
 def split_thinking(text: str, opened: bool = False) -> tuple[str | None, str]:
     """(reasoning, content) of what a model said; the first `</think>` ends the reasoning.
 
-    `opened`: the prompt already opened the thinking, so that a text without end mark is reasoning that was cut off.
+    `opened`: the prompt already opened the thinking, so that a text without `</think>` is reasoning that was cut off.
     """
-    before, mark, after = text.partition(THINK_CLOSE)
+    before, found, after = text.partition(THINK_CLOSE)
     starts = before.lstrip().startswith(THINK_OPEN)
-    if not mark and not starts and not opened:
+    if not found and not starts and not opened:
         return None, text.strip()
     reasoning = before.lstrip().removeprefix(THINK_OPEN) if starts else before
     return reasoning.strip(), after.strip()

@@ -135,7 +135,7 @@ class _PayByStep(NodeTransformer):
 
 
 class _Generation(Extension):
-    """`{% generation %}`, by which some templates mark what a model says; for rendering it is nothing."""
+    """`{% generation %}`, with which some templates tag what a model says; for rendering it is nothing."""
 
     tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
 

@@ -16,29 +16,32 @@ from nanohybrid.text.bytelevel import assemble, to_characters
 from nanohybrid.text.tokenizer import Tokenizer
 
 FILE = "tekken_240718.json"
-NAMED_MARKS = (
+NAMED_SPECIAL_TOKENS = (
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]"),
     *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]"),
 )
 
 
 def tekken(path: Path | str | None = None) -> Tokenizer:
-    """The tokenizer of the official checkpoints: 1,000 control marks, then 130,072 ranked tokens."""
+    """The tokenizer of the official checkpoints: 1,000 special tokens, then 130,072 ranked tokens."""
     file = Path(path) if path is not None else _installed()
     config, entries = _parts(file)
     try:
-        mark_count, size = int(config["default_num_special_tokens"]), int(config["default_vocab_size"])
-        ranked = [base64.b64decode(entry["token_bytes"]) for entry in entries[: size - mark_count]]
+        special_count, size = int(config["default_num_special_tokens"]), int(config["default_vocab_size"])
+        ranked = [base64.b64decode(entry["token_bytes"]) for entry in entries[: size - special_count]]
         pattern = str(config["pattern"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file}: not a tekken file as {FILE} is ({error!r})") from None
-    if len(ranked) != size - mark_count or ranked[:256] != [bytes([value]) for value in range(256)]:
+    if len(ranked) != size - special_count or ranked[:256] != [bytes([value]) for value in range(256)]:
         raise InputError(
-            f"{file}: holds {len(ranked)} tokens, its own configuration says {size - mark_count} that begin with the bytes"
+            f"{file}: holds {len(ranked)} tokens, its own configuration says {size - special_count} that begin with the bytes"
         )
-    marks = [*NAMED_MARKS, *(f"<SPECIAL_{number}>" for number in range(len(NAMED_MARKS), mark_count))]
+    special_tokens = [
+        *NAMED_SPECIAL_TOKENS,
+        *(f"<SPECIAL_{number}>" for number in range(len(NAMED_SPECIAL_TOKENS), special_count)),
+    ]
     merges = [(to_characters(left), to_characters(right)) for left, right in _merges(ranked, file)]
-    return Tokenizer(assemble(marks, map(to_characters, ranked), merges, pattern))
+    return Tokenizer(assemble(special_tokens, map(to_characters, ranked), merges, pattern))
 
 
 def _installed() -> Path:

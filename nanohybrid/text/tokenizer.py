@@ -1,8 +1,8 @@
 """Text to ids and back, over the `tokenizers` library.
 
-Two things differ from using the library directly. Control marks (`<SPECIAL_11>` and its like) are recognized only where the
-caller says so, which is what keeps a user from typing one. And decoding goes by bytes, so that a stream of tokens decodes to the
-same text as the whole.
+Two things differ from using the library directly. Special tokens (`<SPECIAL_11>` and the like) are parsed only where the caller
+asks for it, so that a user cannot inject one. Decoding works on bytes, so that a stream of tokens decodes to the same text as
+the whole list.
 """
 
 import json
@@ -20,11 +20,11 @@ from nanohybrid.text.bytelevel import to_bytes
 
 TOKENIZER_FILE = "tokenizer.json"
 BOS, EOS, PAD = "<s>", "<SPECIAL_12>", "<unk>"
-STOP_MARKS = ("</s>", "<SPECIAL_11>", "<SPECIAL_12>")
+STOP_TOKENS = ("</s>", "<SPECIAL_11>", "<SPECIAL_12>")
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer with control marks. Safe to share between threads."""
+    """A byte-level BPE tokenizer with special tokens. Safe to share between threads."""
 
     def __init__(
         self,
@@ -38,18 +38,18 @@ class Tokenizer:
         raw.no_truncation()
         self._raw = raw
         added = raw.get_added_tokens_decoder()
-        self._marks = {number: token.content for number, token in added.items() if token.special}
+        self._special = {number: token.content for number, token in added.items() if token.special}
         self._words = {number: token.content for number, token in added.items() if not token.special}
         self._ids = raw.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._ids.values(), default=-1) + 1
-        stops = [self._ids[mark] for mark in STOP_MARKS if mark in self._ids]
+        stops = [self._ids[token] for token in STOP_TOKENS if token in self._ids]
         self.eos_id: int = self._first(EOS, [*eos_ids[:1], *stops])
         self.bos_id: int = self._first(BOS, [] if bos_id is None else [bos_id])
         self.pad_id: int = self._first(PAD, [] if pad_id is None else [pad_id])
         self.stop_ids = frozenset({*stops, *eos_ids})
 
-    def _first(self, mark: str, otherwise: Sequence[int]) -> int:
-        return self._ids.get(mark, otherwise[0] if otherwise else 0)
+    def _first(self, token: str, otherwise: Sequence[int]) -> int:
+        return self._ids.get(token, otherwise[0] if otherwise else 0)
 
     @classmethod
     def from_file(cls, path: Path | str) -> "Tokenizer":
@@ -87,7 +87,7 @@ class Tokenizer:
         atomic_write(directory / TOKENIZER_FILE, self._raw.to_str(pretty=False))
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
         settings: dict[str, Any] = {
-            name: self._marks[number] for name, number in names.items() if number in self._marks
+            name: self._special[number] for name, number in names.items() if number in self._special
         }
         settings |= {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -98,15 +98,22 @@ class Tokenizer:
 
     # Encoding
 
-    def encode(self, text: str, bos: bool = False, marks: bool = True) -> list[int]:
-        """Ids of `text`. `marks=False` treats control marks in it as plain characters; `bos=True` puts `<s>` first."""
-        raw = self._raw if marks else self._plain
+    def encode(self, text: str, bos: bool = False, parse_special: bool = True) -> list[int]:
+        """Ids of `text`.
+
+        parse_special   True: a special token's name in the text becomes its id. False: it is encoded as plain characters.
+        bos             True: the BOS token comes first.
+        Raises InputError for a text with half a surrogate pair, which UTF-8 cannot encode.
+        """
+        raw = self._raw if parse_special else self._plain
         ids: list[int] = raw.encode(_whole(text), add_special_tokens=False).ids
         return [self.bos_id, *ids] if bos else ids
 
-    def encode_batch(self, texts: Sequence[str], bos: bool = False, marks: bool = True) -> list[list[int]]:
+    def encode_batch(
+        self, texts: Sequence[str], bos: bool = False, parse_special: bool = True
+    ) -> list[list[int]]:
         """`encode` of each text, on all cores."""
-        raw = self._raw if marks else self._plain
+        raw = self._raw if parse_special else self._plain
         start = [self.bos_id] if bos else []
         return [
             start + one.ids
@@ -122,14 +129,16 @@ class Tokenizer:
 
     # Decoding
 
-    def decode(self, ids: Sequence[int], marks: bool = False) -> str:
-        """Text of `ids`; broken UTF-8 becomes U+FFFD, ids that no token has are nothing, marks are left out unless asked for."""
-        return b"".join(self.token_bytes(number, marks) for number in ids).decode("utf-8", "replace")
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of `ids`. Invalid UTF-8 becomes U+FFFD; ids outside the vocabulary add nothing."""
+        return b"".join(self.token_bytes(number, skip_special_tokens) for number in ids).decode(
+            "utf-8", "replace"
+        )
 
-    def token_bytes(self, number: int, marks: bool = False) -> bytes:
-        """The raw bytes of one token; of a control mark none, or with `marks=True` its name."""
-        if marks and number in self._marks:
-            return self._marks[number].encode()
+    def token_bytes(self, number: int, skip_special_tokens: bool = True) -> bytes:
+        """The raw bytes of one token. For a special token: none, or its name with `skip_special_tokens=False`."""
+        if not skip_special_tokens and number in self._special:
+            return self._special[number].encode()
         return self._bytes[number] if 0 <= number < len(self._bytes) else b""
 
     @cached_property
@@ -138,21 +147,21 @@ class Tokenizer:
         for token, number in self._ids.items():
             if number in self._words:
                 table[number] = token.encode()
-            elif number not in self._marks:
+            elif number not in self._special:
                 table[number] = to_bytes(token)
         return table
 
-    # Marks
+    # Special tokens
 
     @property
-    def marks(self) -> dict[int, str]:
-        """The control marks by id."""
-        return self._marks
+    def special_tokens(self) -> dict[int, str]:
+        """Names of the special tokens by id."""
+        return self._special
 
     @cached_property
-    def mark_pattern(self) -> re.Pattern[str]:
-        """Finds any control mark in a text; longer marks first. Without marks it finds nothing."""
-        names = sorted(self._marks.values(), key=len, reverse=True)
+    def special_token_pattern(self) -> re.Pattern[str]:
+        """Matches any special token's name in a text, the longest first. Without special tokens it matches nothing."""
+        names = sorted(self._special.values(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def id_of(self, token: str) -> int | None:

@@ -4,24 +4,24 @@ from dataclasses import dataclass
 
 from nanohybrid.text.tokenizer import EOS, Tokenizer
 
-THINK_MARK = "</think>\n\n"
+THINK_END = "</think>\n\n"
 
 
 @dataclass(frozen=True)
 class TrainingPair:
     """The ids of a prompt and of its completion, part by part; `ids` are all of them in order.
 
-    prompt     the rendered conversation up to where the model goes on, the thinking already opened or closed
-    reasoning  the trace and its last line end; empty without thinking, or where a trace was cut to nothing
-    mark       `</think>` and an empty line; empty without thinking
-    answer     the answer and a line end
-    end        the one id that stops generation; a loss can end with it
-    tail       the line end that follows in a conversation, for packing turns; no model needs to learn it
+    prompt       the rendered conversation up to the generation prompt, with thinking opened or closed
+    reasoning    the trace and its final newline; empty without thinking or where a trace was cut to nothing
+    think_close  `</think>` and an empty line; empty without thinking
+    answer       the answer and a newline
+    end          EOS; a loss can end with it
+    tail         the newline that follows in a conversation, for packing turns; no loss on it
     """
 
     prompt: list[int]
     reasoning: list[int]
-    mark: list[int]
+    think_close: list[int]
     answer: list[int]
     end: list[int]
     tail: list[int]
@@ -30,19 +30,21 @@ class TrainingPair:
     def encode(
         cls, tokenizer: Tokenizer, prompt: list[int], reasoning: str | None, answer: str
     ) -> "TrainingPair":
-        """Each part is encoded alone. Marks typed into reasoning or answer stay plain text."""
+        """Each part is encoded alone. Special tokens typed into reasoning or answer are encoded as plain text."""
 
         def plain(text: str) -> list[int]:
-            return tokenizer.encode(text, marks=False) if text else []
+            return tokenizer.encode(text, parse_special=False) if text else []
 
         trace = f"{reasoning}\n" if reasoning else ""
-        mark = THINK_MARK if reasoning is not None else ""
-        return cls(prompt, plain(trace), plain(mark), plain(f"{answer}\n"), [tokenizer.eos_id], plain("\n"))
+        think_close = THINK_END if reasoning is not None else ""
+        return cls(
+            prompt, plain(trace), plain(think_close), plain(f"{answer}\n"), [tokenizer.eos_id], plain("\n")
+        )
 
     @property
     def completion(self) -> list[int]:
         """What the model should generate, the stopping id included, the tail not."""
-        return [*self.reasoning, *self.mark, *self.answer, *self.end]
+        return [*self.reasoning, *self.think_close, *self.answer, *self.end]
 
     @property
     def ids(self) -> list[int]:
@@ -53,4 +55,4 @@ class TrainingPair:
 def completion_text(reasoning: str | None, answer: str) -> str:
     """The completion as text, as `TrainingPair` encodes it, with its tail."""
     trace = f"{reasoning}\n" if reasoning else ""
-    return f"{trace}{THINK_MARK if reasoning is not None else ''}{answer}\n{EOS}\n"
+    return f"{trace}{THINK_END if reasoning is not None else ''}{answer}\n{EOS}\n"

@@ -107,13 +107,13 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu")
 
 
 def model_config(model: str | dict[str, Any], tokenizer: Tokenizer) -> HybridConfig:
-    """The configuration that a recipe names or spells out, with the vocabulary and marks of the tokenizer."""
-    marks = {
+    """The configuration that a recipe names or spells out, with the vocabulary and special tokens of the tokenizer."""
+    special_ids = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
-    vocabulary: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, **marks}
+    vocabulary: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, **special_ids}
     if isinstance(model, str):
         return preset(model).replace(**vocabulary)
     try:

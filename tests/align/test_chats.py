@@ -22,13 +22,13 @@ def learned(maker: ChatMaker, way: Way, seed: int = 0) -> tuple[str, str]:
     assert len(chat.tokens) == len(chat.loss)
     decode = maker.tokenizer.decode
     marked = "".join(
-        decode([token], marks=True) if loss else "."
+        decode([token], skip_special_tokens=False) if loss else "."
         for token, loss in zip(chat.tokens, chat.loss, strict=True)
     )
-    return decode(chat.tokens, marks=True), marked.strip(".")
+    return decode(chat.tokens, skip_special_tokens=False), marked.strip(".")
 
 
-def test_a_thinking_chat_learns_trace_mark_answer_and_end_and_not_the_prompt(maker: ChatMaker) -> None:
+def test_a_thinking_chat_learns_trace_think_close_answer_and_end_and_not_the_prompt(maker: ChatMaker) -> None:
     whole, part = learned(maker, "thinking")
     assert part == "1+2=3\n3*3=9\n</think>\n\n9\n<SPECIAL_12>" and whole == f"{HEAD}<think>\n{part}"
 

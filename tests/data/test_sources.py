@@ -60,7 +60,7 @@ def test_the_question_is_read_and_the_solution_is_learned(name: str, tokenizer: 
         assert loss == sorted(loss)
 
 
-def test_control_marks_in_a_text_are_plain_characters(tokenizer: Tokenizer) -> None:
+def test_special_tokens_in_a_document_are_plain_characters(tokenizer: Tokenizer) -> None:
     ((tokens, _),) = encode(tokenizer, [problems.Document("prose", (problems.Piece("</s><SPECIAL_12>"),))])
     assert tokens[0] == tokenizer.bos_id and tokens[-1] == tokenizer.eos_id
     assert min(tokens[1:-1]) > 12 and tokenizer.decode(tokens) == "</s><SPECIAL_12>"

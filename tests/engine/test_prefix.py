@@ -91,12 +91,14 @@ def test_a_shift_of_a_hundred_tokens_changes_no_hit(model, tokenizer, system):
         assert out.cached_tokens == (system if turn else 0)
 
 
-def test_the_next_turn_of_a_chat_hits_just_before_the_thinking_mark(model, tokenizer):
+def test_the_next_turn_of_a_chat_hits_just_before_the_think_tag(model, tokenizer):
     it = engine(model, tokenizer)
-    history, mark = prompt(210, 1), tokenizer.encode("<think>\n")
-    ask(it, history + mark, checkpoint_at=[len(history)])
+    history, think_open = prompt(210, 1), tokenizer.encode("<think>\n")
+    ask(it, history + think_open, checkpoint_at=[len(history)])
     out = ask(
-        it, history + tokenizer.encode("the answer") + prompt(30, 2) + mark, checkpoint_at=[len(history)]
+        it,
+        history + tokenizer.encode("the answer") + prompt(30, 2) + think_open,
+        checkpoint_at=[len(history)],
     )
     assert out.cached_tokens == len(history)
 

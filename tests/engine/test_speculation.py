@@ -34,12 +34,12 @@ KINDS = [
 ]
 
 
-def repetitive(length, seed=0, marks=()):
+def repetitive(length, seed=0, tail=()):
     rng = random.Random(seed)
     phrase = [rng.randrange(13, 269) for _ in range(rng.randrange(2, 9))]
     return ([rng.randrange(13, 269) for _ in range(length % 5)] + phrase * length)[
-        : length - len(marks)
-    ] + list(marks)
+        : length - len(tail)
+    ] + list(tail)
 
 
 def thinks(tokenizer, length, seed):

@@ -21,11 +21,11 @@ from nanohybrid.engine.thinking import Thinking, closing, opens
         (b"", "\n</think>\n\n"),
     ],
 )
-def test_what_is_inserted_continues_a_begun_mark_and_stands_on_its_own_line(tail, inserted):
+def test_what_is_inserted_continues_a_begun_think_close_and_stands_on_its_own_line(tail, inserted):
     assert closing(tail) == inserted
 
 
-def test_a_trace_is_open_only_where_the_prompt_ends_in_its_mark():
+def test_a_trace_is_open_only_where_the_prompt_ends_in_think_open():
     assert opens(b"Assistant\n<think>\n") and opens(b"<think>")
     assert not opens(b"<think></think>") and not opens(b"what does <think> do?") and not opens(b"")
 
@@ -69,12 +69,12 @@ def test_a_natural_end_is_recognized_however_it_is_spelled_and_left_alone(spelli
     assert watch.end == "natural" and text == b"a\n" + b"".join(spelling)
 
 
-def test_a_mark_begun_at_the_limit_is_completed_not_repeated():
+def test_a_think_close_begun_at_the_limit_is_completed_not_repeated():
     watch, text, _ = think([b"a", b"</", b"thi", b"zz"], 3, 0)
     assert (watch.end, text) == ("forced", b"a</think>\n\n")
 
 
-def test_a_mark_of_an_earlier_turn_does_not_end_this_one():
+def test_a_think_close_of_an_earlier_turn_does_not_end_this_one():
     watch, _text, _ = think([b"a", b"b"], None, 0, prompt=b"</think>hi\nYou\nA\n<think>\n")
     assert watch.active and watch.end == "none"
 
@@ -89,7 +89,7 @@ def test_a_mark_of_an_earlier_turn_does_not_end_this_one():
     st.integers(0, 12),
     st.integers(0, 6),
 )
-def test_there_is_exactly_one_end_mark_and_the_budget_is_kept(pieces, budget, grace):
+def test_there_is_exactly_one_think_close_and_the_budget_is_kept(pieces, budget, grace):
     watch, text, used = think([*pieces, *[b"z"] * 20], budget, grace)
     assert text.count(b"</think>") == 1
     assert watch.tokens == used <= budget + (grace if budget else 0)

@@ -44,7 +44,7 @@ def said(text, reason="stop", tokens=20, thinking=5):
             True,
             1,
             False,
-        ),  # a second mark: thought on in its answer
+        ),  # a second </think>: thought on in its answer
         ("{}\n", "stop", True, 0, False),  # the trace never ended, so nothing was answered
         ("1+2=3\n</think>\n\n{}\n", "length", True, 0, False),  # did not stop
         ("{}\n", "stop", False, 1, True),
@@ -58,7 +58,7 @@ def test_right_and_well_formed(text, reason, thinking, correct, well_formed):
     assert (found.correct, found.well_formed) == (correct, well_formed)
 
 
-def test_lengths_leave_out_trace_inserted_mark_and_stop():
+def test_lengths_leave_out_trace_inserted_think_close_and_stop():
     problem = tasks.get("sums").make(random.Random(0), 3, "test")
     completion = Completion("a</think>b", list(range(20)), "stop", 5, "forced", None, 10, forced=range(5, 9))
     found = judge(problem, completion, True)

@@ -153,12 +153,12 @@ def official():
     return tekken()
 
 
-@pytest.mark.parametrize("marks", [True, False])
-def test_ids_of_hard_texts_are_ours(speaker, marks):
+@pytest.mark.parametrize("special", [True, False])
+def test_ids_of_hard_texts_are_ours(speaker, special):
     ours, theirs = speaker
     for text in TEXTS:
-        assert theirs.tokenize(text.encode(), add_bos=False, special=marks) == ours.encode(
-            text, marks=marks
+        assert theirs.tokenize(text.encode(), add_bos=False, special=special) == ours.encode(
+            text, parse_special=special
         ), text
 
 

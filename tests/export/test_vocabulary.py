@@ -46,7 +46,7 @@ def test_tokens_stand_at_their_ids_and_what_is_left_is_padding(directory, small)
     assert len(found.tokens) == len(found.types) == 384 == len(set(found.tokens))
     for number in range(350):
         assert small.id_of(found.tokens[number]) == number
-    assert {found.types[number] for number in small.marks} == {gguf.TokenType.CONTROL}
+    assert {found.types[number] for number in small.special_tokens} == {gguf.TokenType.CONTROL}
     assert set(found.types[13:350]) == {gguf.TokenType.NORMAL} and set(found.types[350:]) == {
         gguf.TokenType.UNUSED
     }
@@ -59,7 +59,7 @@ def test_merges_are_in_the_order_in_which_they_were_learned(directory, small):
     assert joined == found.tokens[13 + 256 :]
 
 
-def test_words_that_were_added_are_the_users_and_no_marks(directory, edit):
+def test_words_that_were_added_are_user_defined_and_not_special(directory, edit):
     edit(
         lambda raw: raw["added_tokens"].append(
             dict(raw["added_tokens"][0], id=350, content="<tool_call>", special=False)
@@ -143,7 +143,7 @@ def test_bos_follows_what_the_files_say(directory, edit):
     assert not read_vocabulary(directory, 350).add_bos
 
 
-def test_the_template_is_the_checkpoints_own_else_ours_where_our_marks_are(directory, edit):
+def test_the_template_is_the_checkpoints_own_else_ours_where_our_special_tokens_are(directory, edit):
     assert read_vocabulary(directory, 350).template == ChatTemplate.default().source
     (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
     assert read_vocabulary(directory, 350).template == "{{ messages[0].content }}"

@@ -161,13 +161,13 @@ def test_an_answer_cut_anywhere_is_parted_the_same(text, cuts, thinking, budgete
     assert part(text, [cut for cut in cuts if cut < len(text)], **options) == part(text, [], **options)
 
 
-def test_thought_and_answer_are_parted_at_the_mark_and_trimmed():
+def test_thought_and_answer_are_split_at_think_close_and_trimmed():
     assert part("\n so </think>\n\n 42 \n", [], thinking=True)[:2] == ("so", "42")
     assert part("cut off </thi", [], thinking=True)[:2] == ("cut off </thi", "")
     assert part("a </think> b", [], thinking=False)[:2] == ("", "a </think> b")
 
 
-def test_a_mark_that_comes_after_the_budget_ended_the_trace_is_dropped():
+def test_a_think_close_that_comes_after_the_budget_ended_the_trace_is_dropped():
     assert part("so\n</think>\n\nstill</think>42", [], thinking=True, budgeted=True)[:2] == ("so", "still42")
     assert part("so\n</think>\n\nsee </think>", [], thinking=True)[:2] == ("so", "see </think>")
 

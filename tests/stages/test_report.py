@@ -89,7 +89,7 @@ def test_heights_are_written_out_only_where_they_have_room(layers, written):
     assert [len(picture.axes[0].texts) for picture in pictures] == [layers * written] * 2
 
 
-def test_marks_of_a_logarithmic_axis_are_plain_numbers():
+def test_ticks_of_a_logarithmic_axis_are_plain_numbers():
     axes = plots.lines(
         {"a": [(10_000, 0.03), (60_000, 0.2)], "b": [(20_000, 0.1)]}, "tokens", "nats", log_y=True
     ).axes[0]
@@ -97,12 +97,12 @@ def test_marks_of_a_logarithmic_axis_are_plain_numbers():
         axes.yaxis.get_major_formatter()(0.06, 0) == "0.06"
         and axes.xaxis.get_major_formatter()(10_000.0, 0) == "10,000"
     )
-    assert {0.04, 0.06, 0.1} <= {round(float(mark), 3) for mark in axes.get_yticks()}
+    assert {0.04, 0.06, 0.1} <= {round(float(tick), 3) for tick in axes.get_yticks()}
 
 
 def test_layers_are_numbered_from_0_as_everywhere_else():
     axes = plots.strip({"hybrid": "M-M*-M-"}).axes[0]
-    assert axes.get_xlim() == (-0.6, 6.6) and all(float(mark).is_integer() for mark in axes.get_xticks())
+    assert axes.get_xlim() == (-0.6, 6.6) and all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
 def test_text_is_text():

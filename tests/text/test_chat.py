@@ -224,19 +224,19 @@ def test_line_ends_merge_across_the_border_of_a_message(official):
 
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("parts", [False, True])
-def test_marks_that_a_user_writes_are_plain_text(small, text, parts):
+def test_special_tokens_in_a_users_message_are_plain_text(small, text, parts):
     content = [{"type": "text", "text": text[:9]}, {"type": "text", "text": text[9:]}] if parts else text
     forms = [user(content), assistant(content), system(content), {"role": "tool", "content": content}]
     for message in forms:
         ids = OURS.encode(small, [message], tools=[{"name": text}])
         harmless = OURS.encode(small, [{**message, "content": "x"}], tools=[{"name": "x"}])
         assert [number for number in ids if number < 13] == [number for number in harmless if number < 13]
-    assert small.decode(OURS.encode(small, [user(text)], thinking=True), marks=True) == OURS.render(
-        [user(text)], thinking=True
-    )
+    assert small.decode(
+        OURS.encode(small, [user(text)], thinking=True), skip_special_tokens=False
+    ) == OURS.render([user(text)], thinking=True)
 
 
-def test_a_template_that_makes_marks_out_of_messages_does_not_get_ids_for_them(small):
+def test_special_tokens_that_a_template_builds_from_messages_are_plain_text(small):
     joins = ChatTemplate(
         "{{ bos_token }}{% for m in messages %}{{ m.content | replace('-', '') }}{% endfor %}<SPECIAL_12>"
     )
@@ -255,11 +255,11 @@ def test_messages_with_every_private_character_are_refused(small):
 def test_a_training_pair_continues_the_prompt_and_ends_at_the_stopping_id(official):
     messages = [user("1+1?")]
     pair = OURS.training_pair(official, messages, "one and one", "2")
-    assert official.decode(pair.prompt, marks=True) == OURS.render(messages)
-    assert official.decode(pair.ids, marks=True) == OURS.render(messages) + completion_text(
+    assert official.decode(pair.prompt, skip_special_tokens=False) == OURS.render(messages)
+    assert official.decode(pair.ids, skip_special_tokens=False) == OURS.render(messages) + completion_text(
         "one and one", "2"
     )
-    assert (pair.mark, pair.end, pair.completion[-1]) == ([1885, 74045, 3318], [12], 12)
+    assert (pair.think_close, pair.end, pair.completion[-1]) == ([1885, 74045, 3318], [12], 12)
     assert official.decode(pair.reasoning) == "one and one\n"
     assert official.decode(pair.answer) == "2\n"
     assert completion_text("one and one", "2") == "one and one\n</think>\n\n2\n<SPECIAL_12>\n"
@@ -267,11 +267,13 @@ def test_a_training_pair_continues_the_prompt_and_ends_at_the_stopping_id(offici
 
 def test_a_training_pair_without_thinking_or_with_a_trace_cut_to_nothing(small):
     direct = OURS.training_pair(small, [user("1+1?")], None, "2")
-    assert (direct.reasoning, direct.mark) == ([], [])
-    assert small.decode(direct.ids, marks=True).endswith(AT_ONCE + "2\n<SPECIAL_12>\n")
+    assert (direct.reasoning, direct.think_close) == ([], [])
+    assert small.decode(direct.ids, skip_special_tokens=False).endswith(AT_ONCE + "2\n<SPECIAL_12>\n")
     cut = OURS.training_pair(small, [user("1+1?")], "", "2")
     assert cut.reasoning == []
-    assert small.decode(cut.ids, marks=True).endswith(GENERATE + "</think>\n\n2\n<SPECIAL_12>\n")
+    assert small.decode(cut.ids, skip_special_tokens=False).endswith(
+        GENERATE + "</think>\n\n2\n<SPECIAL_12>\n"
+    )
 
 
 def test_a_turn_of_history_is_the_answer_of_a_training_pair(official):

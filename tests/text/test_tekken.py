@@ -63,7 +63,7 @@ def test_no_text_is_cut_differently_than_by_mistral_common(official, theirs):
     texts = [*WRITTEN, *code(), *random_unicode(60, 60)]
     different = [
         text
-        for text, ids in zip(texts, official.encode_batch(texts, marks=False), strict=True)
+        for text, ids in zip(texts, official.encode_batch(texts, parse_special=False), strict=True)
         if ids != theirs.encode(text, bos=False, eos=False)
     ]
     assert not different
@@ -81,9 +81,9 @@ def test_ids_known_of_the_released_tokenizer(official, text):
     assert official.encode(text) == KNOWN[text]
 
 
-def test_marks_have_the_released_names_and_ids(official):
+def test_tekken_special_tokens_have_the_released_names_and_ids(official):
     assert [
-        official.id_of(mark) for mark in ("<unk>", "<s>", "</s>", "[INST]", "<SPECIAL_10>", "<SPECIAL_999>")
+        official.id_of(token) for token in ("<unk>", "<s>", "</s>", "[INST]", "<SPECIAL_10>", "<SPECIAL_999>")
     ] == [0, 1, 2, 3, 10, 999]
     assert (official.bos_id, official.eos_id, official.pad_id, official.stop_ids) == (1, 12, 0, {2, 11, 12})
 

@@ -1,4 +1,4 @@
-"""Small BPEs, marks, decoding by bytes, streaming, and files that cannot be read."""
+"""Small BPEs, special tokens, decoding by bytes, streaming, and files that cannot be read."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ from nanohybrid.text import TextStream, Tokenizer, train_bpe
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
-def test_ids_are_marks_then_bytes_then_merges(small):
+def test_trained_ids_are_special_tokens_then_bytes_then_merges(small):
     assert [small.id_of(name) for name in ("<unk>", "<s>", "</s>", "<SPECIAL_3>", "<SPECIAL_12>")] == [
         0,
         1,
@@ -50,7 +50,7 @@ def test_where_texts_run_out_the_vocabulary_is_smaller():
 
 @given(TEXTS)
 def test_what_is_encoded_decodes_to_itself(small, text):
-    assert small.decode(small.encode(text, marks=False)) == text
+    assert small.decode(small.encode(text, parse_special=False)) == text
 
 
 def test_bos_only_where_asked_for(small):
@@ -61,20 +61,23 @@ def test_bos_only_where_asked_for(small):
     ]
 
 
-def test_marks_are_read_only_where_asked_for(small):
+def test_encode_parses_special_tokens_only_where_asked_for(small):
     assert small.encode("a<SPECIAL_12>") == [*small.encode("a"), 12]
-    plain = small.encode("a<SPECIAL_12>", marks=False)
+    plain = small.encode("a<SPECIAL_12>", parse_special=False)
     assert min(plain) > 12
     assert small.decode(plain) == "a<SPECIAL_12>"
     assert small.decode([12, *plain[:1], 1]) == "a"
-    assert small.decode([12, *plain[:1], 1], marks=True) == "<SPECIAL_12>a<s>"
+    assert small.decode([12, *plain[:1], 1], skip_special_tokens=False) == "<SPECIAL_12>a<s>"
 
 
-def test_threads_with_and_without_marks_do_not_disturb_each_other(small):
+def test_threads_with_and_without_parse_special_do_not_disturb_each_other(small):
     seen: set[tuple[bool, bool]] = set()
 
-    def work(marks: bool) -> None:
-        seen.update((marks, 12 in small.encode("x<SPECIAL_12>y", marks=marks)) for _ in range(300))
+    def work(parse_special: bool) -> None:
+        seen.update(
+            (parse_special, 12 in small.encode("x<SPECIAL_12>y", parse_special=parse_special))
+            for _ in range(300)
+        )
 
     threads = [threading.Thread(target=work, args=(index % 2 == 0,)) for index in range(4)]
     for thread in threads:
@@ -90,17 +93,17 @@ def test_half_a_surrogate_pair_is_an_error_with_its_place(small):
 
 
 @given(st.lists(st.integers(-2, 370), max_size=40), st.booleans())
-def test_a_stream_says_what_decoding_the_whole_says(small, ids, marks):
-    stream = TextStream(small, marks=marks)
+def test_stream_of_tokens_decodes_to_the_text_of_the_whole(small, ids, skip):
+    stream = TextStream(small, skip_special_tokens=skip)
     pieces = [stream.push(number) for number in ids]
-    assert "".join(pieces) + stream.flush() == small.decode(ids, marks=marks)
+    assert "".join(pieces) + stream.flush() == small.decode(ids, skip_special_tokens=skip)
 
 
 @settings(max_examples=50)
 @given(TEXTS)
 def test_a_stream_never_shows_half_a_character(small, text):
     stream = TextStream(small)
-    pieces = [stream.push(number) for number in small.encode(text, marks=False)]
+    pieces = [stream.push(number) for number in small.encode(text, parse_special=False)]
     assert "".join(pieces) == text
     assert stream.flush() == ""
 
@@ -157,7 +160,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(small, tmp_path):
     assert Tokenizer.from_directory(tmp_path).vocab_size == 350
 
 
-def test_stop_ids_of_a_tokenizer_with_other_marks_come_from_the_checkpoint(tmp_path):
+def test_stop_ids_of_a_tokenizer_with_other_special_tokens_come_from_the_checkpoint(tmp_path):
     from tokenizers import AddedToken
 
     from nanohybrid.text.bytelevel import BYTE_TO_CHARACTER, assemble
