@@ -12,7 +12,7 @@ import torch
 
 from nanohybrid.config import KINDS, HybridConfig
 from nanohybrid.model.quantized import quantizable
-from nanohybrid.model.spec import kept, parameters
+from nanohybrid.model.spec import kept, param_specs
 from nanohybrid.ops.quantized import holds, stored_bytes
 
 GIB = 2**30
@@ -42,7 +42,7 @@ class Footprint:
         format: int8, int4 or fp8, in which the matrices are that model/quantized.py quantizes; the rest stays in `dtype`.
         """
         by_part: dict[str, int] = {}
-        for declared in parameters(config).values():
+        for declared in param_specs(config).values():
             part = KINDS.get(declared.part, declared.part)
             by_part[part] = by_part.get(part, 0) + prod(declared.shape)
         stored = [one for layer in kept(config, dtype, state_dtype, kv_dtype) for one in layer.values()]

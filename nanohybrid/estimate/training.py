@@ -15,7 +15,7 @@ from math import prod
 from nanohybrid.config import ATTENTION, MAMBA, HybridConfig
 from nanohybrid.errors import ConfigError
 from nanohybrid.estimate.footprint import GIB
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.spec import param_specs
 from nanohybrid.ops.losses.stream import default_chunk
 
 __all__ = ["GIB", "TrainingMemory", "kept"]
@@ -63,7 +63,7 @@ class TrainingMemory:
         ]
         layers = [sizes(config, index) for index in range(len(inside))]
         casts = [2 * matrices if mode == "bf16" else 0 for _, matrices in layers]
-        total = sum(prod(one.shape) for one in parameters(config).values())
+        total = sum(prod(one.shape) for one in param_specs(config).values())
         head = config.vocab_size * config.hidden_size
         part = (
             narrow * head if mode == "bf16" else 0
@@ -103,7 +103,7 @@ class TrainingMemory:
 
 def sizes(config: HybridConfig, layer: int) -> tuple[int, int]:
     """Parameters of a layer, and how many of them are in its linears."""
-    mine = {name: one.shape for name, one in parameters(config).items() if one.layer == layer}
+    mine = {name: one.shape for name, one in param_specs(config).items() if one.layer == layer}
     linears = sum(prod(shape) for name, shape in mine.items() if len(shape) == 2 and "conv1d" not in name)
     return sum(prod(shape) for shape in mine.values()), linears
 

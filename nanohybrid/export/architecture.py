@@ -22,7 +22,7 @@ from typing import Literal
 from nanohybrid.checkpoint.dialects import NEMOTRON, QWEN, model_type
 from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.spec import param_specs
 
 Value = int | float | list[int]
 Role = Literal["matrix", "embedding", "vector", "decay"]
@@ -119,7 +119,7 @@ def targets(config: HybridConfig) -> dict[str, Target]:
     kind = architecture(config)
     return {
         name: _target(name, declared.shape, declared.part, kind, config)
-        for name, declared in parameters(config).items()
+        for name, declared in param_specs(config).items()
     }
 
 

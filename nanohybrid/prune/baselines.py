@@ -16,7 +16,7 @@ from torch import Tensor
 from nanohybrid.checkpoint import CheckpointReader
 from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
 from nanohybrid.model.mixers.axes import Axis, Outer, Stack, axis_sizes, size
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.spec import param_specs
 from nanohybrid.prune.importance import Importance
 
 OWNERS = {MLP: ("ffn",), MAMBA: ("mamba_heads", "mamba_channels"), ATTENTION: ("attention_heads",)}
@@ -27,7 +27,7 @@ def magnitude(checkpoint: Path) -> Importance:
     with CheckpointReader(checkpoint) as reader:
         config, sizes = reader.config, axis_sizes(reader.config)
         squares = blank(config)
-        for name, declared in parameters(config).items():
+        for name, declared in param_specs(config).items():
             if len(declared.shape) < 2:
                 continue  # gains, biases and decays: their size says nothing of how much they matter
             energy = reader.tensor(name, torch.float32).square()

@@ -22,8 +22,8 @@ from torch import Tensor
 from nanohybrid.checkpoint import CheckpointReader, CheckpointWriter
 from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM
-from nanohybrid.model.mixers.axes import axis_sizes, kept_index
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.mixers.axes import axis_sizes, selected_index
+from nanohybrid.model.spec import param_specs
 from nanohybrid.prune.selection import Kept
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numpy knows no bfloat16
@@ -57,11 +57,11 @@ def prune_state(config: HybridConfig, kept: Kept) -> tuple[HybridConfig, dict[st
     sizes = axis_sizes(config)
     place = {old: new for new, old in enumerate(kept.layers)}
     slices = {}
-    for name, declared in parameters(config).items():
+    for name, declared in param_specs(config).items():
         if declared.layer is not None and declared.layer not in place:
             continue
         remaining = kept.axes(declared.layer)
-        indices = tuple(kept_index(axis, sizes, remaining) for axis in declared.axes)
+        indices = tuple(selected_index(axis, sizes, remaining) for axis in declared.axes)
         whole = [len(index) == size for index, size in zip(indices, declared.shape, strict=True)]
         new = name if declared.layer is None else rename(name, declared.layer, place[declared.layer])
         slices[new] = Slice(

@@ -24,7 +24,7 @@ from nanohybrid.model.quantized import (
     quantized_names,
     replace,
 )
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.spec import param_specs
 from nanohybrid.prune.calibration import Calibration
 from nanohybrid.prune.layerwise import EMBEDDINGS, HEAD, Stored
 from nanohybrid.quantize.calibrate import Carried, Quality
@@ -86,7 +86,7 @@ class _Work:
             advance,
         )
         self.device = device
-        self.declared = parameters(reader.config)
+        self.declared = param_specs(reader.config)
         self.found = Quantization(
             format, kept=[name for name in quantizable(reader.config) if name not in chosen]
         )

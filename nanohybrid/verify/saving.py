@@ -10,7 +10,7 @@ from nanohybrid.checkpoint import load, save
 from nanohybrid.estimate import Footprint
 from nanohybrid.model import HybridLM
 from nanohybrid.model.quantized import format_in
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.spec import param_specs
 from nanohybrid.verify.line import Line
 from nanohybrid.verify.small import small_model
 from nanohybrid.verify.subject import Subject
@@ -34,7 +34,7 @@ def saved_is_loaded(subject: Subject) -> Line:
 
 def _largest(model: HybridLM, again: HybridLM, dtype: torch.dtype) -> float:
     """The largest difference of any parameter or logit; infinite where names, shapes or types differ."""
-    if parameters(again.config) != parameters(model.config) or again.dtype != dtype:
+    if parameters(again.config) != param_specs(model.config) or again.dtype != dtype:
         return float("inf")
     ours, theirs = model.state_dict(), again.state_dict()
     if ours.keys() != theirs.keys():

@@ -129,13 +129,13 @@ def test_keeping_everything_is_the_parent_bit_for_bit_and_a_copy(model):
 
 
 def test_the_slices_have_the_shapes_of_the_new_configuration(model):
-    from nanohybrid.model.spec import parameters
+    from nanohybrid.model.spec import param_specs
 
     kept = kept_of(model.config, **CASES["everything"])
     config, slices = prune_state(model.config, kept)
     source = model.state_dict()
     assert {n: tuple(s.cut(source[s.source]).shape) for n, s in slices.items()} == {
-        n: d.shape for n, d in parameters(config).items()
+        n: d.shape for n, d in param_specs(config).items()
     }
 
 

@@ -92,7 +92,7 @@ def peak_of(*command):
 
 def write_parent(directory):
     """A parent of zeros, written as it will be read: tensor by tensor."""
-    from nanohybrid.model.spec import parameters
+    from nanohybrid.model.spec import param_specs
 
     with CheckpointWriter(directory, SCALED, torch.bfloat16, max_shard_bytes=200 * MIB) as writer:
         for name, declared in parameters(SCALED).items():
