@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from nanohybrid import strict_json
 from nanohybrid.cli.common import print_json
 from nanohybrid.cli.model_flags import Clock, open_model
 from nanohybrid.errors import InputError
@@ -192,7 +193,9 @@ def _encode(llm: "LLM", line: Line, chat: bool, thinking: bool | None) -> list[i
 
 def _parse(raw: bytes, where: str) -> Line:
     try:
-        line = json.loads(raw.decode("utf-8"))
+        line = strict_json.loads(raw.decode("utf-8"))
+    except strict_json.SurrogateError as error:
+        raise InputError(f"{where}: has {error}; remove it") from None
     except UnicodeDecodeError:
         raise InputError(f"{where}: is not UTF-8") from None
     except (ValueError, RecursionError) as error:

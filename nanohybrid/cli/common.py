@@ -1,4 +1,4 @@
-"""What the commands share: parsers made from recipes, and results printed for people or for machines."""
+"""What the commands share: parsers made from recipes, and results printed as a table or as JSON."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
+from nanohybrid.cli.parser import CommandParser
 from nanohybrid.stages.plain import to_json
 from nanohybrid.stages.recipe import from_namespace as recipe_from
 from nanohybrid.stages.report import is_number, spell
@@ -22,29 +23,22 @@ API_KEY = "NANOHYBRID_API_KEY"  # in the environment: of the server, and of its 
 OWN_FLAGS = ("recipe", "out", "json")
 
 
-def command_parser(command: str, summary: str) -> jsonargparse.ArgumentParser:
+def command_parser(command: str, summary: str) -> CommandParser:
     """The parser of `nanohybrid COMMAND`, with the flag that every command has: `--json`."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        prog=f"nanohybrid {command}",
-        description=summary,
-        parser_mode="toml",
-        print_config=None,
-        exit_on_error=False,
+    parser = CommandParser(
+        prog=f"nanohybrid {command}", description=summary, parser_mode="toml", exit_on_error=False
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object for machines instead of a table"
-    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return parser
 
 
-def recipe_parser(
-    command: str, summary: str, recipe: type, *, out: str | None = None
-) -> jsonargparse.ArgumentParser:
+def recipe_parser(command: str, summary: str, recipe: type, *, out: str | None = None) -> CommandParser:
     """The parser of a stage: `--recipe FILE.toml`, one flag for each field of the dataclass `recipe`, and `--out`.
 
-    Flags that follow `--recipe` override the file. `out` is the default directory; without it `--out` is required.
-    After parsing, `recipe_from(recipe, arguments)` gives the recipe. Inputs (`--data`, `--model`) are added by the caller.
+    Flags that follow `--recipe` override the file. `out` is the default directory; without it `--out` is required. After parsing,
+    `recipe_from(recipe, arguments)` gives the recipe. The caller adds the inputs (`--data`, `--model`). Raises ValueError where a
+    field of the recipe has the name of a flag that every stage has.
     """
     taken = {field.name for field in dataclasses.fields(recipe)} & set(OWN_FLAGS)
     if taken:
@@ -52,12 +46,9 @@ def recipe_parser(
             f"{recipe.__name__} has fields named {sorted(taken)}, which are flags of every stage"
         )
     parser = command_parser(command, summary)
-    parser.add_argument(
-        "--recipe", action="config", metavar="FILE.toml", help="a recipe; flags after it override its values"
-    )
     default = {"required": True} if out is None else {"default": Path(out)}
     parser.add_argument("--out", type=Path, metavar="DIR", help="the output directory", **default)
-    parser.add_class_arguments(recipe)
+    parser.add_recipe(recipe)
     return parser
 
 

@@ -7,12 +7,10 @@ import argparse
 import difflib
 import importlib
 import io
-import itertools
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nanohybrid.errors import InputError, NanohybridError
@@ -130,15 +128,13 @@ def run_command(name: str, arguments: list[str]) -> int:
     """Import the module of the command `name`, parse its arguments and run it."""
     if name not in COMMANDS:
         raise InputError(unknown(name))
-    from nanohybrid.stages.recipe import one_line, read_toml
+    from nanohybrid.stages.recipe import one_line
 
     check_environment()
     module: CommandModule = importlib.import_module(COMMANDS[name].module)
     parser = module.parser()
     parser.exit_on_error = False
     try:
-        for path in recipe_files(arguments):
-            read_toml(path)
         parsed = parser.instantiate(parser.parse_args(arguments))
     except argparse.ArgumentError as error:
         raise InputError(f"{name}: {one_line(error)} (see nanohybrid {name} --help)") from None
@@ -179,14 +175,6 @@ def forgive_encodings() -> None:
     ):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
-
-
-def recipe_files(arguments: list[str]) -> list[Path]:
-    """The files given as `--recipe FILE` or `--recipe=FILE`; read ahead, since the parser's own complaint would not name them."""
-    after = [value for flag, value in itertools.pairwise(arguments) if flag == "--recipe"]
-    return [
-        Path(value) for value in after + [a.partition("=")[2] for a in arguments if a.startswith("--recipe=")]
-    ]
 
 
 def unknown(name: str) -> str:

@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
+from nanohybrid.cli.parser import CommandParser
 from nanohybrid.errors import InputError
 
 SUMMARY = "train or convert a tokenizer"
 CHUNK_CHARACTERS = 1 << 20
 
 
-def parser() -> ArgumentParser:
+def parser() -> CommandParser:
     """The arguments of the four subcommands."""
-    top = ArgumentParser(prog="nanohybrid tokenizer", description=SUMMARY, exit_on_error=False)
+    top = CommandParser(prog="nanohybrid tokenizer", description=SUMMARY, exit_on_error=False)
     actions = top.add_subcommands(dest="action")
     actions.add_subcommand("train", _train_parser(), help="learn a small byte-level BPE from text files")
     actions.add_subcommand(
@@ -35,8 +34,8 @@ def run(arguments: Any) -> int | None:
     return 0
 
 
-def _train_parser() -> ArgumentParser:
-    one = ArgumentParser(
+def _train_parser() -> CommandParser:
+    one = CommandParser(
         description="Special tokens are ids 0 to 12, then the 256 bytes, then what is learned.",
         exit_on_error=False,
     )
@@ -45,8 +44,8 @@ def _train_parser() -> ArgumentParser:
     return _with_out(one)
 
 
-def _tekken_parser() -> ArgumentParser:
-    one = ArgumentParser(
+def _tekken_parser() -> CommandParser:
+    one = CommandParser(
         description="Reads tekken_240718.json of the package mistral-common.", exit_on_error=False
     )
     one.add_argument(
@@ -59,17 +58,19 @@ def _tekken_parser() -> ArgumentParser:
     return _with_out(one)
 
 
-def _encode_parser() -> ArgumentParser:
-    one = ArgumentParser(exit_on_error=False)
+def _encode_parser() -> CommandParser:
+    one = CommandParser(exit_on_error=False)
     one.add_argument("path", type=Path, help="a checkpoint directory, or a tokenizer.json")
-    one.add_argument("--text", type=str, required=True, help="the text; - reads it from standard input")
+    one.add_argument(
+        "--text", type=str, required=True, metavar="TEXT", help="the text; - reads it from standard input"
+    )
     one.add_argument("--bos", action="store_true", help="begin with <s>")
     one.add_argument("--plain", action="store_true", help="encode special tokens in the text as plain text")
     return _with_json(one)
 
 
-def _decode_parser() -> ArgumentParser:
-    one = ArgumentParser(exit_on_error=False)
+def _decode_parser() -> CommandParser:
+    one = CommandParser(exit_on_error=False)
     one.add_argument("path", type=Path, help="a checkpoint directory, or a tokenizer.json")
     one.add_argument(
         "--ids", type=int, nargs="+", required=True, metavar="ID", help="the ids, separated by spaces"
@@ -78,7 +79,7 @@ def _decode_parser() -> ArgumentParser:
     return _with_json(one)
 
 
-def _with_out(one: ArgumentParser) -> ArgumentParser:
+def _with_out(one: CommandParser) -> CommandParser:
     one.add_argument(
         "--out",
         type=Path,
@@ -89,7 +90,7 @@ def _with_out(one: ArgumentParser) -> ArgumentParser:
     return _with_json(one)
 
 
-def _with_json(one: ArgumentParser) -> ArgumentParser:
+def _with_json(one: CommandParser) -> CommandParser:
     one.add_argument("--json", action="store_true", help="print a JSON object")
     return one
 

@@ -9,20 +9,18 @@ import binascii
 import hashlib
 import hmac
 import json
-import math
-import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanohybrid import strict_json
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.limits import Limits, json_depth
 
 OPEN = frozenset({"/health", "/ready"})
 PAGES = frozenset({"/", "/docs"})
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 DISCARDED = (
     64 << 20
 )  # bytes of a body that is too large that are read and dropped, so that the client hears the answer
@@ -174,28 +172,15 @@ def check_json(body: bytes, depth: int) -> None:
     if not json_depth(body, depth):
         raise ApiError(400, f"the body nests deeper than {depth} levels (--max-json-depth)")
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_constant, parse_float=_finite)
-        if SURROGATE.search(body):
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        value = strict_json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8 (byte {error.start})") from None
-    except UnicodeEncodeError:
-        raise ApiError(400, "the body has half of a surrogate pair, which no text can hold") from None
+    except strict_json.SurrogateError as error:
+        raise ApiError(400, f"the body has {error}") from None
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {str(error)[:200]}") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is too large a number")
-    return number
-
-
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
 
 
 async def answer(send: Send, error: ApiError) -> None:

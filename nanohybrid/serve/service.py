@@ -14,7 +14,7 @@ import torch
 from nanohybrid.engine import LLM, Completion, Engine, SamplingParams
 from nanohybrid.engine.oom_retry import out_of_memory
 from nanohybrid.engine.structured_output import Grammars
-from nanohybrid.errors import InputError, NanohybridError
+from nanohybrid.errors import InputError, NanohybridError, shown
 from nanohybrid.estimate.serving import STEP_TOKENS
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.limits import Limits
@@ -91,7 +91,7 @@ class Service:
 
     async def prepare(self, work: Callable[[], Result]) -> Result:
         """Run template and tokenizer beside the event loop, under a deadline."""
-        future = asyncio.get_running_loop().run_in_executor(self._workers, work)
+        future = asyncio.get_running_loop().run_in_executor(self._workers, without_panic, work)
         try:
             return await asyncio.wait_for(future, self.limits.prepare_seconds)
         except TimeoutError:
@@ -200,7 +200,7 @@ class Service:
     def _bias(self, bias: dict[str, float]) -> dict[int, float]:
         size = self.llm.model.config.vocab_size
         for token in bias:
-            if not (token.isascii() and token.isdigit() and int(token) < size):
+            if not (token.isascii() and token.isdigit() and len(token) <= 10 and int(token) < size):
                 raise ApiError(400, f"logit_bias: {token[:40]!r} is not the id of a token", "logit_bias")
         return {int(token): value for token, value in bias.items()}
 
@@ -302,6 +302,18 @@ class Generation:
                     self.service.metrics.cancelled()
                     self.service.loop.cancel(ticket)
             self.places.give()
+
+
+def without_panic(work: Callable[[], Result]) -> Result:
+    """The result of `work`. A panic of a library in Rust, which is no Exception, becomes an InputError: a text caused it."""
+    try:
+        return work()
+    except Exception:
+        raise
+    except BaseException as panic:
+        raise InputError(
+            f"this text cannot be prepared ({type(panic).__name__}: {shown(str(panic))})"
+        ) from panic
 
 
 def try_out(engine: Engine, prompt: Sequence[int]) -> None:

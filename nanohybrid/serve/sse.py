@@ -44,9 +44,10 @@ def late(seconds: float) -> ApiError:
 
 
 def data(value: Any, event: str | None = None) -> bytes:
-    """One server-sent event."""
+    """One server-sent event. Raises ValueError where the value has no form in JSON (NaN, an infinity, half a surrogate pair)."""
     head = f"event: {event}\n" if event else ""
-    return f"{head}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return f"{head}data: {text}\n\n".encode()
 
 
 class EventStream(Response):

@@ -10,7 +10,9 @@ wrote it. Arguments that turn out to be broken after they were let out stay as t
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from nanohybrid.strict_json import SURROGATE, refuse_constant
 
 OPEN, CLOSE = "<TOOLCALL>", "</TOOLCALL>"
 HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*')
@@ -184,21 +186,57 @@ class ToolReader:
 
 
 def whole_call(text: str) -> tuple[str, str] | None:
-    """Name and arguments, as JSON text, of an object that is a call; None of any other."""
+    """(name, arguments) of a JSON object that is a call; None of any other. The arguments are JSON text, as the model wrote it."""
     try:
-        value = json.loads(text)
-        arguments = value.get("arguments", value.get("parameters", {}))
+        members = _members(text)
+        name = members["name"][0]
+        arguments, written = members.get("arguments") or members.get("parameters") or ({}, "{}")
         if isinstance(arguments, str):
-            return (
-                (value["name"], arguments)
-                if isinstance(json.loads(arguments), dict) and isinstance(value["name"], str)
-                else None
-            )
-        if not isinstance(arguments, dict) or not isinstance(value["name"], str):
-            return None
-        return value["name"], json.dumps(arguments, ensure_ascii=False)
+            arguments, written = DECODER.decode(arguments), SURROGATE.sub(_escape, arguments)
     except (ValueError, KeyError, RecursionError):
         return None
+    return (name, written) if isinstance(name, str) and isinstance(arguments, dict) else None
+
+
+def _members(text: str) -> dict[str, tuple[Any, str]]:
+    """The members of a JSON object by name, each as its value and the text of its value. Raises ValueError where it is none."""
+    members: dict[str, tuple[Any, str]] = {}
+    at = _expect("{", text, 0)
+    while text[at : at + 1] != "}":
+        if members:
+            at = _expect(",", text, at)
+        name, at = DECODER.raw_decode(text, at)
+        at = _expect(":", text, _after_blanks(text, at))
+        value, end = DECODER.raw_decode(text, at)
+        if not isinstance(name, str):
+            raise ValueError("a member without a name")
+        members[name] = value, text[at:end]
+        at = _after_blanks(text, end)
+    if _after_blanks(text, at + 1) != len(text):
+        raise ValueError("more than an object")
+    return members
+
+
+def _expect(character: str, text: str, at: int) -> int:
+    """Where the text goes on after this character and blanks. Raises ValueError where something else stands at `at`."""
+    if text[at : at + 1] != character:
+        raise ValueError(f"no {character} at {at}")
+    return _after_blanks(text, at + 1)
+
+
+def _after_blanks(text: str, at: int) -> int:
+    while text[at : at + 1] in JSON_BLANKS:
+        at += 1
+    return at
+
+
+def _escape(surrogate: re.Match[str]) -> str:
+    """Half a surrogate pair as JSON's escape: the one form in which an answer can hold it."""
+    return f"\\u{ord(surrogate[0]):04x}"
+
+
+DECODER = json.JSONDecoder(parse_constant=refuse_constant)
+JSON_BLANKS = frozenset(" \t\r\n")
 
 
 def merged(events: Iterable[Event]) -> list[Event]:

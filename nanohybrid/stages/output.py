@@ -111,7 +111,7 @@ def open_stage(
         raise InputError(f"the seed is {seed}: give a number from 0 to 2^63 - 1")
     out = Path(os.path.abspath(out))
     identity = identify(name, recipe, inputs or {}, seed)
-    if find_complete(out, identity):
+    if find_complete(out, identity, type(recipe)):
         yield Stage(out, out, read_record(out), complete=True, resumed=False)
         return
     partial = out.with_name(out.name + ".partial")
@@ -133,13 +133,13 @@ def identify(name: str, recipe: Any, inputs: Mapping[str, Path], seed: int) -> d
     return json.loads(to_json(identity))
 
 
-def find_complete(out: Path, identity: dict[str, Any]) -> bool:
-    """Whether `out` is this very stage, done; InputError where it is something else."""
+def find_complete(out: Path, identity: dict[str, Any], kind: type) -> bool:
+    """Whether `out` holds the complete output of this run. Raises InputError where it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / LINEAGE).is_file():
         raise InputError(f"{out} exists and is no stage's output: give another --out")
-    check_same(out, "another run", read_record(out), identity)
+    check_same(out, "another run", read_record(out), identity, kind)
     return True
 
 
@@ -148,7 +148,7 @@ def begin(out: Path, partial: Path, identity: dict[str, Any], recipe: Any, devic
     resumed, made = not untouched(partial), made_with() | ({} if device is None else {"device": device})
     if resumed:
         record = read_record(partial)
-        check_same(partial, "unfinished work of another run", record, identity)
+        check_same(partial, "unfinished work of another run", record, identity, type(recipe))
         clear_up(partial)
         record["made_with"] = made
     else:
@@ -218,14 +218,22 @@ def read_record(directory: Path) -> dict[str, Any]:
     return record
 
 
-def check_same(directory: Path, other: str, record: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Raise InputError where a directory's lineage is not that of this run; `other` says what the directory then holds."""
+def check_same(
+    directory: Path, other: str, record: dict[str, Any], identity: dict[str, Any], kind: type
+) -> None:
+    """Raise InputError where a directory's lineage is not that of this run; `other` says what the directory then holds.
+
+    kind: the dataclass of the recipe. Keys of the stored recipe that were renamed since count under their new names.
+    """
     inputs = record.get("inputs")
     if isinstance(inputs, dict) and not all(map(covers_whole_input, inputs.values())):
         raise InputError(
             f"{directory} was made by an older version, which read only parts of large inputs, so that a changed input cannot be told: "
             "give another --out, or delete it"
         )
+    stored = record.get("recipe")
+    if isinstance(stored, dict):
+        record = {**record, "recipe": recipes.with_current_names(kind, stored)[0]}
     different = differences(record, identity)
     if different:
         raise InputError(f"{directory} holds {other} ({different}): give another --out, or delete it")

@@ -1,13 +1,22 @@
-"""A recipe: a frozen dataclass, as TOML and back, strict in both directions.
+"""Recipes: frozen dataclasses, written to TOML and read from it. Unknown keys and wrong types are refused.
 
-TOML has no null, so a field that may be None must default to None: it is left out when it is None.
+TOML has no null. A field that may be None must therefore default to None; it is left out of the file when it is None.
+
+A key that was renamed keeps its old name for one release. The dataclass lists both names:
+
+    RENAMED: ClassVar[dict[str, str]] = {"clip": "max_grad_norm"}
+
+`load`, the flags of a command and the comparison with stored lineage then accept the old name; a recipe file or a flag that
+uses it gives a warning on stderr. Help texts and written recipes show the new name only.
 """
 
 import dataclasses
 import os
 import re
+import sys
 import tomllib
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +26,7 @@ R = TypeVar("R")
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:
-    """Every field of a recipe, defaults resolved, as what TOML and JSON can hold."""
+    """All fields of a recipe, defaults included, as values that TOML and JSON can hold. Raises ConfigError for others."""
     result = {}
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
@@ -25,13 +34,13 @@ def to_dict(recipe: Any) -> dict[str, Any]:
             result[field.name] = plain(value, field.name)
         elif field.default is not None:
             raise ConfigError(
-                f"{type(recipe).__name__}.{field.name} is None, which TOML cannot say: give it a value"
+                f"{type(recipe).__name__}.{field.name} is None, which TOML cannot hold: give it a value"
             )
     return result
 
 
 def plain(value: Any, name: str) -> Any:
-    """`value` in lists, tables, strings, numbers and booleans."""
+    """`value` as lists, tables, strings, numbers and booleans. Raises ConfigError, with `name`, for anything else."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     if isinstance(value, Mapping):
@@ -48,36 +57,37 @@ def plain(value: Any, name: str) -> Any:
 
 
 def dump(recipe: Any) -> str:
-    """The recipe as TOML that stands alone: every field, resolved."""
+    """The recipe as TOML, with every field."""
     return to_toml(to_dict(recipe))
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
     """A table of plain values as TOML."""
-    import tomli_w  # here as below: training itself needs neither, and benchmarks/gpu runs it with torch and little else
+    import tomli_w  # imported late, as jsonargparse below: benchmarks/gpu trains with neither of them installed
 
     return tomli_w.dumps(table)
 
 
 def load(kind: type[R], path: Path) -> R:
-    """Read a recipe of dataclass `kind`; an unknown key or a wrong type is refused with the key's name."""
+    """Read a recipe of dataclass `kind`. Raises InputError, naming the key, for an unknown key or a wrong type."""
     import jsonargparse
 
+    table, _ = read_recipe(kind, path)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind)
     try:
-        return from_namespace(kind, parser.instantiate(parser.parse_object(read_toml(path))))
+        return from_namespace(kind, parser.instantiate(parser.parse_object(table)))
     except jsonargparse.ArgumentError as error:
         raise InputError(f"{path}: {one_line(error)}") from None
 
 
 def from_namespace(kind: type[R], values: Any) -> R:
-    """The recipe whose fields are attributes of what a parser returned."""
+    """The recipe whose fields are attributes of `values`, which a parser returned."""
     return kind(**{field.name: getattr(values, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; one line that names the file where it cannot be read."""
+    """The tables of a TOML file. Raises InputError, naming the file, where it cannot be read."""
     try:
         return tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -85,8 +95,88 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a readable TOML recipe: {reason}") from None
 
 
+# Renamed keys
+
+
+def read_recipe(kind: type, path: Path) -> tuple[dict[str, Any], bool]:
+    """The tables of a recipe file under the current names of their keys, and whether it used old ones; each of those gives a warning.
+
+    Raises InputError, naming the file, where it cannot be read or has both names of a key.
+    """
+    try:
+        table, used = with_current_names(kind, read_toml(path))
+    except ConfigError as error:
+        raise InputError(f"{path}: {error}") from None
+    warn_of_old_names(used, f"{path}: ")
+    return table, bool(used)
+
+
+def renamed_keys(kind: type) -> dict[str, str]:
+    """Old name -> new name of every renamed key of a recipe, dotted (`optimizer.clip`); keys inside lists are left out."""
+    result = dict(getattr(kind, "RENAMED", {}))
+    for name, part, in_list in _nested(kind):
+        if not in_list:
+            result |= {f"{name}.{old}": f"{name}.{new}" for old, new in renamed_keys(part).items()}
+    return result
+
+
+def with_current_names(kind: type, table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """`table` with renamed keys under their new names, and what was renamed: old name -> new name, dotted.
+
+    Values that are not tables where the recipe wants tables stay as they are; the parser refuses them. Raises ConfigError where a
+    table has both names of a key.
+    """
+    renamed: Mapping[str, str] = getattr(kind, "RENAMED", {})
+    result: dict[str, Any] = {}
+    used = {}
+    for key, value in table.items():
+        name = renamed.get(key, key)
+        if name != key:
+            used[key] = name
+            if name in table:
+                raise ConfigError(
+                    f"has both {key} and {name}, which are the old and the new name of one key: remove {key}"
+                )
+        result[name] = value
+    for name, part, _ in _nested(kind):
+        value = result.get(name)
+        if isinstance(value, Mapping):
+            result[name], inner = with_current_names(part, value)
+            used |= {f"{name}.{old}": f"{name}.{new}" for old, new in inner.items()}
+        elif isinstance(value, list):
+            entries = [
+                with_current_names(part, entry) if isinstance(entry, Mapping) else (entry, {})
+                for entry in value
+            ]
+            result[name] = [entry for entry, _ in entries]
+            used |= {f"{name}.{old}": f"{name}.{new}" for _, inner in entries for old, new in inner.items()}
+    return result, used
+
+
+def warn_of_old_names(used: Mapping[str, str], where: str = "") -> None:
+    """One warning line on stderr for each old name (of a key or a flag) that was used."""
+    for old, new in used.items():
+        print(
+            f"nanohybrid: warning: {where}{old} is now {new}; the old name works until the next release",
+            file=sys.stderr,
+        )
+
+
+def _nested(kind: type) -> Iterator[tuple[str, type, bool]]:
+    """Fields of a dataclass that are dataclasses, or lists of one: (name, dataclass, whether it is a list)."""
+    for name, hint in typing.get_type_hints(kind).items():
+        options = (hint, *typing.get_args(hint))
+        in_list = typing.get_origin(hint) in (tuple, list)
+        for option in options:
+            if isinstance(option, type) and dataclasses.is_dataclass(option):
+                yield name, option, in_list
+
+
+# Messages
+
+
 def one_line(error: Exception) -> str:
-    """A parser's complaint as one short line that begins with the key's name."""
+    """A parser's error message as one short line that begins with the name of the key."""
     text = " ".join(str(error).split())
     text = re.sub(r"^Parser key \"([^\"]*)\":", r"\1:", text)
     text = re.sub(r"<class '([\w.]+)'>|typing\.(?=\w)", r"\1", text)
@@ -104,5 +194,5 @@ def one_line(error: Exception) -> str:
 
 
 def _either(found: re.Match[str]) -> str:
-    """What a value of several types may be, where nothing at all is one of them."""
+    """The types that a union accepts, None left out."""
     return f"expected {' or '.join(kind for kind in found[1].split(', ') if kind != 'NoneType')}, got "

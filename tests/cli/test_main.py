@@ -180,7 +180,7 @@ def test_out_is_required_unless_a_default_is_given(fake, capsys):
 def test_a_command_s_help_shows_its_fields(fake, capsys):
     assert cli.main(["fake", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "How many steps to take." in text and "--optimizer.learning_rate" in text and "--json" in text
+    assert "How many steps to take." in text and "--optimizer.learning-rate" in text and "--json" in text
 
 
 def test_a_recipe_may_not_shadow_the_flags_of_every_stage():

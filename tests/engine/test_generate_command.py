@@ -196,7 +196,8 @@ def test_a_second_process_on_one_output_is_told(run, prompts, tmp_path):
         (b"{", "is not JSON"), (b"[1]", "must be an object"), (b'{"text": "x"}', "must be an object"), (b'{"prompt": 5}', "must be a text"),
         (b'{"prompt": "x", "messages": []}', "either"), (b'{"messages": [{"role": "king", "content": "x"}]}', "unknown role"),
         (b'{"prompt": "\xff"}', "is not UTF-8"), (b'{"prompt": "x", "seed": "y"}', "whole number"), (b"[" * 100_000, "is not JSON"),
-        (b'{"prompt": "\\ud800"}', "surrogate"), (b'{"prompt": "%s"}' % (b"x" * 40_000), "more than the context"),
+        (b'{"prompt": "\\ud800"}', "surrogate"), (b'{"prompt": "x", "id": "\\ud800"}', "surrogate"),
+        (b'{"prompt": "x", "id": NaN}', "is not JSON"), (b'{"prompt": "%s"}' % (b"x" * 40_000), "more than the context"),
     ],
 )  # fmt: skip
 def test_a_bad_line_is_named_by_file_and_number(run, tmp_path, line, message):

@@ -75,3 +75,217 @@ def test_a_bug_of_ours_is_an_error_in_the_one_shape(serve, monkeypatch):
     monkeypatch.undo()
     serve.until(serve.idle)
     assert serve.chat(max_tokens=2).status_code == 200
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {}}}},
+}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "b"}'}}
+TALK = [
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": [{"type": "text", "text": "u"}]},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c", "content": "r"},
+    {"role": "user", "content": "hi"},
+]
+COMMON = {
+    "model": "tiny",
+    "stop": ["x"],
+    "user": "u",
+    "metadata": {"k": "v"},
+    "seed": 1,
+    "temperature": 0.5,
+    "logit_bias": {"5": 1.0},
+}
+SCHEMA = {
+    "type": "json_schema",
+    "json_schema": {"name": "n", "schema": {"type": "object", "properties": {"a": {"const": "c"}}}},
+}
+BODIES = [
+    ("/v1/chat/completions", {"messages": TALK, "tools": [TOOL], "tool_choice": "auto", "max_tokens": 2, **COMMON}),
+    ("/v1/chat/completions", {"messages": TALK[-1:], "response_format": SCHEMA, "max_tokens": 2, "logprobs": True, "top_logprobs": 2}),
+    ("/v1/chat/completions", {"messages": TALK[-1:], "structured_outputs": {"choice": ["a", "b"]}, "max_tokens": 2}),
+    ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 2, "echo": True, "logprobs": 1, **COMMON}),
+    ("/v1/completions", {"prompt": "a", "max_tokens": 2, "guided_regex": "a+", "suffix": "", "cache_salt": "s"}),
+    (
+        "/v1/responses",
+        {
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "u"}]},
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c", "output": "r"},
+            ],
+            "instructions": "i", "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+            "max_output_tokens": 2, "metadata": {"k": "v"}, "text": {"format": {"type": "text"}}, "model": "tiny",
+        },
+    ),
+    ("/tokenize", {"messages": TALK, "tools": [TOOL], "model": "tiny"}),
+    ("/detokenize", {"tokens": [1, 2], "model": "tiny"}),
+]  # fmt: skip
+LONG = "9" * 5000  # more digits than Python reads
+RAW = [  # JSON texts, some of which are none: what no client's library writes
+    r'"\ud800"', r'"\udc00\ud800"', r'"{\"a\": \"\\ud800\"}"', r'"\ud83d\ude00"', r'"\u0000"', '"\\uffff"', r'"<|\u202e"', '"<SPECIAL_12>"',
+    "NaN", "-Infinity", "1e400", "-1e400", "1e-400", "0.1e1", "-0", "9" * 40, LONG, "1" + "0" * 400 + ".5", "true", "null", "{}", "[]",
+    "[[[[]]]]", '{"$ref": "#"}', '{"a": {"__float__": "Infinity"}}', '"' + "x" * 5000 + '"', '{"5": 1e308}', f'{{"{LONG}": 1}}', "\ufeff1",
+]  # fmt: skip
+
+
+def places(value, path=()):
+    """Every place in a JSON value, as a path."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from places(item, (*path, key))
+
+
+def with_raw(value, changes, path=()):
+    """The JSON text of a value in which raw texts stand at some places."""
+    if path in changes:
+        return changes[path]
+    if isinstance(value, dict):
+        members = (
+            f"{json.dumps(key)}: {with_raw(item, changes, (*path, key))}" for key, item in value.items()
+        )
+        return "{" + ", ".join(members) + "}"
+    if isinstance(value, list):
+        items = (with_raw(item, changes, (*path, index)) for index, item in enumerate(value))
+        return "[" + ", ".join(items) + "]"
+    return json.dumps(value)
+
+
+def strictly(text):
+    """A JSON text as every program reads it."""
+
+    def refused(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    value = json.loads(text, parse_constant=refused)
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def check_answer(answer, stream):
+    """A status below 500 and JSON, or a whole stream of events that are."""
+    text = answer.content.decode("utf-8")
+    assert answer.status_code < 500, text
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        value = strictly(text)
+        assert answer.status_code == 200 or value["error"]["message"]
+        return
+    assert stream and answer.status_code == 200 and text.endswith("\n\n")
+    events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    values = [strictly(event) for event in events if event != "[DONE]"]
+    assert not any(
+        value.get("error", {}).get("type") == "server_error" for value in values if value.get("error")
+    )
+    assert (
+        events[-1] == "[DONE]"
+        or "error" in values[-1]
+        or values[-1]["type"] in ("response.completed", "response.incomplete")
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "path, body", BODIES, ids=[f"{number}{path}" for number, (path, _) in enumerate(BODIES)]
+)
+def test_whatever_stands_at_any_place_of_a_request_the_answer_is_json_and_the_server_lives(
+    serve, path, body, stream
+):
+    body = body | (
+        {"stream": True, "stream_options": {"include_usage": True}}
+        if stream and "responses" not in path
+        else {}
+    )
+    body |= {"stream": True} if stream and "responses" in path else {}
+    if "tokenize" in path and stream:
+        pytest.skip("not a stream")
+    every = [place for place in places(body) if place]
+
+    @settings(max_examples=60, **QUIET)
+    @given(st.dictionaries(st.sampled_from(every), st.sampled_from(RAW), min_size=1, max_size=2))
+    def check(changes):
+        if any(place[-1] in ("max_tokens", "max_output_tokens") for place in changes):
+            return  # a long answer takes its time and shows nothing more
+        content = with_raw(body, changes).encode()
+        check_answer(
+            serve.http.post(path, content=content, headers={"content-type": "application/json"}), stream
+        )
+
+    check()
+    assert serve.http.get("/health").status_code == 200
+    serve.until(serve.idle)
+
+
+@pytest.mark.parametrize(
+    "place", [place for place in places(BODIES[0][1]) if place], ids=lambda place: ".".join(map(str, place))
+)
+def test_half_a_surrogate_pair_anywhere_in_a_request_is_refused(serve, place):
+    content = with_raw(BODIES[0][1], {place: r'"\ud800"'})
+    answer = serve.http.post(
+        "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 400 and "half of a surrogate pair" in answer.json()["error"]["message"]
+
+
+def forced_answer(serve, monkeypatch, text):
+    """Let the model write this text, and end."""
+    tokenizer, engine = serve.service.llm.tokenizer, serve.service.loop.engine
+    add = engine.add_choices
+
+    def forced(prompt, params, **more):
+        requests = add(prompt, params, **more)
+        for request in requests:
+            request.forced.extend([*tokenizer.encode(text), tokenizer.eos_id])
+        return requests
+
+    monkeypatch.setattr(engine, "add_choices", forced)
+
+
+@pytest.mark.parametrize("order", ["name first", "arguments first", "in a string"])
+@pytest.mark.parametrize(
+    "value", [r'"\ud83d"', r'"\udc00\ud800"', "1e400", "NaN", '"a\nb"', "9" * 300, r'"\u0000"']
+)
+def test_whatever_arguments_the_model_writes_the_answer_is_json(serve, monkeypatch, value, order):
+    arguments = '{"a": ' + value + "}"
+    written = {
+        "name first": '{"name": "f", "arguments": ' + arguments + "}",
+        "arguments first": '{"arguments": ' + arguments + ', "name": "f"}',
+        "in a string": '{"name": "f", "arguments": ' + json.dumps(arguments) + "}",
+    }[order]
+    forced_answer(serve, monkeypatch, f"<TOOLCALL>[{written}]</TOOLCALL>")
+    off = {"enable_thinking": False}
+    ask = {"tools": [TOOL], "max_tokens": 900, "chat_template_kwargs": off}
+    for stream in (False, True):
+        check_answer(serve.chat(stream=stream, **ask), stream)
+        body = {
+            "input": "hi",
+            "tools": [{"type": "function", "name": "f"}],
+            "max_output_tokens": 900,
+            "stream": stream,
+        }
+        check_answer(serve.http.post("/v1/responses", json=body | {"chat_template_kwargs": off}), stream)
+    serve.until(serve.idle)
+
+
+def test_a_token_of_5000_digits_in_logit_bias_is_refused(serve):
+    answer = serve.chat(max_tokens=1, logit_bias={"9" * 5000: 1.0})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "logit_bias"
+
+
+class Panic(BaseException):
+    """What a library in Rust raises: no Exception."""
+
+
+def test_a_text_on_which_the_tokenizer_panics_is_refused(serve, monkeypatch):
+    def panic(*_, **__):
+        raise Panic("retry-limit-in-match over")
+
+    monkeypatch.setattr(type(serve.service.llm.template), "encode", panic)
+    answer = serve.chat(max_tokens=1)
+    assert (
+        answer.status_code == 400 and "Panic: retry-limit-in-match over" in answer.json()["error"]["message"]
+    )
+    monkeypatch.undo()
+    assert serve.chat(max_tokens=1).status_code == 200

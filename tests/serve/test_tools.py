@@ -186,3 +186,67 @@ def test_where_calls_may_not_be_parallel_only_the_first_is_made():
     _, said, found = part(text, [], thinking=False, tools=NAMES, most_calls=1)
     assert (said, [e.name for e in found if isinstance(e, CallBegins)]) == ("see  done", ["add"])
     assert "".join(e.text for e in found if isinstance(e, Arguments)) == json.dumps(WANTED[1])
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=[]), max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.dictionaries(st.text(st.characters(exclude_categories=[]), max_size=4), JSON, max_size=3),
+    st.permutations(["name", "arguments", "id"]),
+    st.booleans(),
+    st.booleans(),
+    st.data(),
+)
+def test_whatever_arguments_a_model_writes_an_answer_can_hold_them(
+    arguments, order, in_a_string, ascii_only, data
+):
+    """Half a surrogate pair can only be an escape in an answer; NaN is no JSON, and no call in an order that is repaired."""
+    written = json.dumps(arguments, ensure_ascii=True)
+    if not ascii_only:  # a model writes characters, and escapes only what UTF-8 cannot hold
+        written = (
+            json.dumps(arguments, ensure_ascii=False)
+            .encode("utf-16", "surrogatepass")
+            .decode("utf-16", "replace")
+        )
+    members = {"name": '"add"', "id": "7", "arguments": json.dumps(written) if in_a_string else written}
+    text = block("{" + ", ".join(f'"{key}": {members[key]}' for key in order) + "}")
+    events = read(text, data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
+    assert events == read(text)
+    said = "".join(event.text for event in events if not isinstance(event, CallBegins))
+    assert json.dumps(said, ensure_ascii=False).encode()
+    if not any(word in written for word in ("NaN", "Infinity")):
+        assert [type(event) for event in events] == [CallBegins, Arguments] and json.loads(
+            said
+        ) == json.loads(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "let_out"),
+    [
+        (r'{"a": "\ud83d"}', r'{"a": "\ud83d"}'),
+        (json.dumps(r'{"a": "\ud83d"}'), r'{"a": "\ud83d"}'),
+        (r'"{\"a\": \"\ud83d\"}"', r'{"a": "\ud83d"}'),
+        ('{"a": 1e400, "b": 1.0000000000000000001}', '{"a": 1e400, "b": 1.0000000000000000001}'),
+        ("{}", "{}"),
+    ],
+)
+def test_arguments_in_another_order_are_let_out_as_they_were_written(written, let_out):
+    events = read(block('{"arguments": ' + written + ', "name": "add"}'))
+    assert events == [CallBegins(0, "add"), Arguments(0, let_out)]
+
+
+@pytest.mark.parametrize(
+    "written", ['{"a": NaN}', '{"a": Infinity}', json.dumps('{"a": NaN}'), '{"a": 1,}', '{"a" 1}']
+)
+def test_arguments_that_are_no_json_make_no_call_in_another_order(written):
+    text = block('{"arguments": ' + written + ', "name": "add"}')
+    assert not any(isinstance(event, CallBegins) for event in read(text))

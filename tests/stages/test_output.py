@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy
 import pytest
@@ -65,6 +66,28 @@ def test_another_recipe_is_refused_with_what_differs(tmp_path):
     with pytest.raises(InputError, match="seed"):
         with open_stage(tmp_path / "out", "demo", Recipe(), seed=1):
             pass
+
+
+def test_open_stage_finds_a_run_whose_recipe_was_stored_with_old_key_names(tmp_path):
+    """A run of an older version is the same run: its stored recipe is compared under the new names."""
+
+    @dataclass(frozen=True)
+    class Renamed(Optimizer):
+        RENAMED: ClassVar[dict[str, str]] = {"lr": "learning_rate"}
+
+    out = tmp_path / "out"
+    with open_stage(out, "demo", Renamed()):
+        pass
+    record = json.loads((out / "lineage.json").read_text())
+    (out / "lineage.json").write_text(json.dumps({**record, "recipe": {"lr": 1e-3}}))
+    with open_stage(out, "demo", Renamed()) as stage:
+        assert stage.complete
+    (out / "lineage.json").write_text(json.dumps({**record, "recipe": {"lr": 2e-3}}))
+    with (
+        pytest.raises(InputError, match=r"another run \(learning_rate\)"),
+        open_stage(out, "demo", Renamed()),
+    ):
+        pass
 
 
 def test_another_input_is_another_run_wherever_it_lies(tmp_path):

@@ -3,7 +3,7 @@
 import string
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -106,3 +106,46 @@ def test_what_toml_cannot_say_is_refused_when_written():
         recipes.dump(Unspeakable(limit=None))
     with pytest.raises(ConfigError, match=r"limit is a complex"):
         recipes.dump(Unspeakable(limit=1j))
+
+
+@dataclass(frozen=True)
+class Clipping:
+    RENAMED: ClassVar[dict[str, str]] = {"clip": "max_grad_norm"}
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Training:
+    RENAMED: ClassVar[dict[str, str]] = {"updates": "max_steps"}
+    max_steps: int = 10
+    optimizer: Clipping = field(default_factory=Clipping)
+    stages: tuple[Clipping, ...] = ()
+    last: Clipping | None = None
+
+
+def test_recipe_load_accepts_renamed_keys_with_one_warning_each(tmp_path, capsys):
+    path = tmp_path / "old.toml"
+    path.write_text("updates = 3\n[optimizer]\nclip = 0.5\n[[stages]]\nclip = 2.0\n[last]\nclip = 4.0\n")
+    wanted = Training(3, Clipping(0.5), (Clipping(2.0),), Clipping(4.0))
+    assert recipes.load(Training, path) == wanted
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 4 and all(str(path) in line for line in warnings)
+    assert any("updates is now max_steps" in line for line in warnings)
+    assert any("optimizer.clip is now optimizer.max_grad_norm" in line for line in warnings)
+    path.write_text(recipes.dump(wanted))
+    assert recipes.load(Training, path) == wanted and capsys.readouterr().err == ""
+
+
+def test_recipe_load_refuses_both_names_of_a_key(tmp_path):
+    path = tmp_path / "both.toml"
+    path.write_text("[optimizer]\nclip = 1.0\nmax_grad_norm = 2.0\n")
+    with pytest.raises(InputError, match=r"both\.toml: has both clip and max_grad_norm"):
+        recipes.load(Training, path)
+
+
+def test_renamed_keys_are_dotted_and_leave_out_keys_inside_lists():
+    assert recipes.renamed_keys(Training) == {
+        "updates": "max_steps",
+        "optimizer.clip": "optimizer.max_grad_norm",
+        "last.clip": "last.max_grad_norm",
+    }
