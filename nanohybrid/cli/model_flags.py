@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from nanohybrid.cli.common import DTYPES, FORMATS, precision
 from nanohybrid.engine.prompt_lookup import MOST
 from nanohybrid.errors import InputError
-from nanohybrid.presets import preset
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -160,6 +159,8 @@ def sampling_params(arguments: "jsonargparse.Namespace") -> "SamplingParams":
 
 def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
     """Load the checkpoint, or make the preset's random weights."""
+    from nanohybrid.presets import preset
+
     _check(arguments)
     from nanohybrid.engine import LLM
 
@@ -179,7 +180,9 @@ def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
             arguments.max_running,
             **options,
         )
-    if llm.model.packed:
+    from nanohybrid.executors.cpu.weights import is_packed
+
+    if is_packed(llm.model):
         _tell_of_compiling()
     return llm
 

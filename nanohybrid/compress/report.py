@@ -12,7 +12,8 @@ from nanohybrid.compress.report_stages import through_the_stages
 from nanohybrid.compress.search import SHAPE, Candidate, Search
 from nanohybrid.config import ATTENTION, KINDS, MAMBA, MLP, HybridConfig
 from nanohybrid.estimate import Footprint
-from nanohybrid.estimate.budget import QUANTIZED, Budget, amount
+from nanohybrid.estimate.budget import QUANTIZED, Budget
+from nanohybrid.estimate.units import amount
 from nanohybrid.prune.importance import Importance
 from nanohybrid.prune.importance_loss import Promise
 from nanohybrid.prune.target import Target, sizes_of

@@ -18,7 +18,8 @@ from nanohybrid.engine.sampler import Drawn, Rows, Sampled, draw, sample, sent
 from nanohybrid.engine.sanitizer import Guard
 from nanohybrid.engine.scheduler import Freed, Move, Work
 from nanohybrid.estimate.serving import transient
-from nanohybrid.executors.cuda_graphs import Capture, DecodeGraphs, cuda_graph, graphs_apply
+from nanohybrid.executors import TorchExecutor, executor_for
+from nanohybrid.executors.cuda_graphs import Capture, GraphExecutor, cuda_graph, graphs_apply
 from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.model.cache import OffloadedCache
 from nanohybrid.ops.sizes import CHUNK
@@ -59,10 +60,14 @@ class Runner:
             state_dtype,
             kv_dtype,
         )
+        self.executor = executor_for(model, self.state)
         self.decoder: AheadDecoder | None = None
         if capture is not None:
-            graphs = DecodeGraphs(
-                model, self.state, most_rows=slots, context=context or pages * page_size, capture=capture
+            graphs = GraphExecutor(
+                TorchExecutor(model, self.state),
+                most_rows=slots,
+                context=context or pages * page_size,
+                capture=capture,
             )
             graphs.self_test()
             self.decoder = AheadDecoder(graphs)
@@ -140,7 +145,7 @@ class Runner:
         rows = [last[index] for index in wanted] + drafted
         ascending = rows if len(rows) == 1 else sorted(set(rows))
         tokens_T = torch.tensor(tokens, dtype=torch.int64, device=self.device)
-        hidden_TE, logits_SV = self.model.step(tokens_T, self._layout(work), self.state, ascending)
+        hidden_TE, logits_SV = self.executor.run(tokens_T, self._layout(work), ascending)
         self._score(work, hidden_TE)
         if rows != ascending:  # a family takes its first tokens from one row, and drafts' rows come last
             place = {row: at for at, row in enumerate(ascending)}
@@ -160,7 +165,7 @@ class Runner:
     def settle(self, stay: dict[int, int]) -> None:
         """Of the requests with drafts in this step, keep the states after so many tokens of those named, by id."""
         rows = [row for row, request in enumerate(self._windows) if request.id in stay]
-        self.state.settle(rows, [stay[self._windows[row].id] for row in rows])
+        self.executor.commit(rows, [stay[self._windows[row].id] for row in rows])
         self._windows, self._logits_DV = [], torch.empty(0)
         self._drafts.clear()
 
@@ -180,7 +185,7 @@ class Runner:
             index for index, (request, start, length) in enumerate(work) if start + length == request.known
         ]
         result = [torch.empty(0)] * len(work)
-        if self.model.alike(self.state):
+        if self.executor.is_batch_invariant:
             logits_SV = self._logits(work, wanted)
             for index, row_V in zip(wanted, logits_SV, strict=True):
                 result[index] = row_V[None].clone()  # a copy stands where all copies do, aligned alike

@@ -155,7 +155,7 @@ def _error(quantized: QuantizedLinear, weight: Tensor) -> float:
     ):
         exact = part.float()
         difference += float(
-            (QuantizedLinear(codes, scales).dequantized(torch.float32) - exact).square().sum()
+            (QuantizedLinear(codes, scales).weight - exact).square().sum()
         )
         size += float(exact.square().sum())
     return float((difference / max(size, 1e-30)) ** 0.5)
