@@ -118,7 +118,7 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _MAY_BE_ZERO = ("initializer_range",)
 
 
-def check_float32(name: str, value: object, positive: bool = False) -> None:
+def check_float32(name: str, value: object, positive: bool = False, fix: str = "take one of them") -> None:
     """Raise ConfigError where a number is none that float32 holds: every executor computes with it in float32.
 
     Refused are NaN, infinities, numbers beyond 3.4e38, and numbers below 1.2e-38, which float32 rounds towards zero.
@@ -128,9 +128,7 @@ def check_float32(name: str, value: object, positive: bool = False) -> None:
     if value < 0 or (positive and value == 0):
         raise ConfigError(f"{name} is {shown(value)}: it must be {'positive' if positive else 'at least 0'}")
     if value > FLOAT32_LARGEST or 0 < value < FLOAT32_SMALLEST:
-        raise ConfigError(
-            f"{name} is {shown(value)}: float32 holds numbers from 1.2e-38 to 3.4e38; take one of them"
-        )
+        raise ConfigError(f"{name} is {shown(value)}: float32 holds numbers from 1.2e-38 to 3.4e38; {fix}")
 
 
 def _check_numbers(config: HybridConfig) -> None:
@@ -188,10 +186,11 @@ def _check_time_steps(config: HybridConfig) -> None:
     limit: object = config.time_step_limit
     if not (isinstance(limit, tuple) and len(limit) == 2) or not all(map(_is_number, limit)):
         raise ConfigError(f"time_step_limit is {shown(limit)}: it must be two numbers, the smaller first")
-    for name, bound in zip(("lower", "upper"), limit, strict=True):
-        if bound != math.inf or name == "lower":
-            check_float32(f"the {name} bound of time_step_limit", bound)
-    if not limit[0] <= limit[1]:
+    lower, upper = limit
+    check_float32("the lower bound of time_step_limit", lower)
+    if upper != math.inf:
+        check_float32("the upper bound of time_step_limit", upper, fix="Infinity means no limit")
+    if not lower <= upper:
         raise ConfigError(f"time_step_limit is {shown(limit)}: it must be two numbers, the smaller first")
 
 
