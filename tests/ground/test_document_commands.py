@@ -85,7 +85,7 @@ def block_calls():
                     yield pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}")
 
 
-@pytest.mark.parametrize("words", block_calls())
+@pytest.mark.parametrize("words", list(block_calls()))
 def test_a_command_in_a_block_is_understood_by_its_parser(words, monkeypatch, capsys):
     """Parsed with all values, in the repository's root, where the recipes lie; an old name would warn on stderr."""
     monkeypatch.chdir(ROOT)
