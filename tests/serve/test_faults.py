@@ -8,6 +8,7 @@ import time
 import pytest
 from serving import httpx, started
 
+from nanohybrid.engine.engine import not_finite
 from nanohybrid.serve.limits import Limits
 from nanohybrid.serve.service import Settings
 
@@ -114,7 +115,7 @@ def test_numbers_that_broke_fail_their_own_request_only(serve):
         for request in advanced:
             if request.params.seed == 666 and not request.finished:
                 engine.scheduler.remove(request)
-                request.finish_reason = "error"
+                request.fail(not_finite(len(request.tokens)))
         return advanced
 
     engine.step = broken
