@@ -16,7 +16,7 @@ from nanohybrid.model.mixers import mamba2
 from nanohybrid.ops.attention import pages
 from nanohybrid.ops.causal_conv import torch as torch_form
 from nanohybrid.presets import PRESETS
-from nanohybrid.train import training_state as snapshot
+from nanohybrid.train import training_state
 from nanohybrid.verify import saving, verify
 from nanohybrid.verify.line import TOLERANCE, Line
 from nanohybrid.verify.small import small_config
@@ -147,12 +147,12 @@ def test_a_checkpoint_that_comes_back_changed_is_found(monkeypatch):
 
 
 def test_a_snapshot_that_loses_the_optimizers_moments_is_found(monkeypatch):
-    tensors = snapshot.tensors
+    tensors = training_state.tensors
 
     def only_weights(*arguments):
         return {name: t for name, t in tensors(*arguments).items() if name.startswith("model.")}
 
-    monkeypatch.setattr(snapshot, "tensors", only_weights)
+    monkeypatch.setattr(training_state, "tensors", only_weights)
     assert failures() == {"resume == uninterrupted"}
 
 
