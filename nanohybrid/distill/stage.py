@@ -30,8 +30,7 @@ from nanohybrid.ops.losses import chunked_forward_kl, summed_forward_kl, summed_
 from nanohybrid.prune.calibration import VALIDATION, store_paths
 from nanohybrid.prune.selection import FILE
 from nanohybrid.stages import Stage, open_stage, progress
-from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit
-from nanohybrid.train import training_state as snapshot
+from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, training_state
 
 POST, PRE, ANSWERS = "post", "pre", "teacher"
 B = TypeVar("B", Batch, Taught)
@@ -135,7 +134,7 @@ def distill(
         save(network, stage.directory, assets=student)
         if (student / FILE).is_file():
             shutil.copyfile(student / FILE, stage.directory / FILE)  # it is still what it says of its parent
-        snapshot.remove(stage.directory)
+        training_state.remove(stage.directory)
         shutil.rmtree(stage.directory / ANSWERS, ignore_errors=True)
     return out
 

@@ -14,7 +14,7 @@ from nanohybrid.engine.async_decode import AheadDecoder
 from nanohybrid.engine.penalties import Written
 from nanohybrid.engine.prompt_lookup import MOST
 from nanohybrid.engine.request import Request
-from nanohybrid.engine.sampler import Drawn, Rows, Sampled, draw, sample, sent
+from nanohybrid.engine.sampler import Drawn, Rows, Sampled, draw, sent
 from nanohybrid.engine.sanitizer import Guard
 from nanohybrid.engine.scheduler import Freed, Move, Work
 from nanohybrid.estimate.serving import transient
@@ -104,7 +104,7 @@ class Runner:
         logits_SV = self._logits(work, wanted)
         if not ready:
             return ready, Sampled([], None, [])
-        drawn = self._draw(logits_SV, ready)
+        drawn = self._draw(logits_SV, ready, self._rows_of(ready))
         if self.decoder is not None:
             self.decoder.begin_next(work, drawn)
         return ready, drawn.fetch()
@@ -170,13 +170,15 @@ class Runner:
         self._drafts.clear()
 
     def _sample(self, logits_SV: Tensor, ready: list[Request]) -> Sampled:
-        return self._draw(logits_SV, ready).fetch()
+        return self._draw(logits_SV, ready, self._rows_of(ready)).fetch()
 
-    def _draw(self, logits_SV: Tensor, ready: list[Request]) -> Drawn:
+    def _draw(self, logits_SV: Tensor, ready: list[Request], rows: Rows) -> Drawn:
         forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
-        return draw(
-            logits_SV, self._edited(self._rows_of(ready), ready), [request.known for request in ready], forced
-        )
+        masks = []
+        for row, request in enumerate(ready):
+            if request.constrained and (allowed_V := request.allowed_tokens(logits_SV.shape[1])) is not None:
+                masks.append((row, allowed_V))
+        return draw(logits_SV, rows, [request.known for request in ready], forced, masks)
 
     def _each_alone(self, work: list[Work]) -> list[Tensor]:
         """Logits [1, V] of each whose next token is wanted, of the bits that it has alone. Where the model computes everybody as if
@@ -210,8 +212,7 @@ class Runner:
                 rows = self._alone.get(member.id) or self._make_rows([member])
                 alone[member.id] = rows
                 ready.append(member)
-                forced = [(0, member.forced[0])] if member.forced else []
-                each.append(sample(logits_SV, self._edited(rows, [member]), [member.known], forced))
+                each.append(self._draw(logits_SV, [member], rows).fetch())
         self._alone = alone
         return ready, joined(each)
 
@@ -304,10 +305,6 @@ class Runner:
                 self._rows.clear()
             self._rows[key] = self._make_rows(ready)
         return self._rows[key]
-
-    def _edited(self, rows: Rows, ready: list[Request]) -> Rows:
-        """What a subclass makes of the rows of a step before they are sampled."""
-        return rows
 
     def _make_rows(self, ready: list[Request]) -> Rows:
         return Rows(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.engine import Engine, SamplingParams
+from nanohybrid.engine import Engine, SamplingParams, StructuredOutputs
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.engine.runner import Runner
 from nanohybrid.executors import TorchExecutor
@@ -111,6 +111,9 @@ def test_an_engine_with_graphs_says_what_one_without_says(small, tokenizer, monk
 def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(small, tokenizer, monkeypatch):
     """Requests end, are cancelled and join while the next step is already under way."""
 
+    pytest.importorskip("llguidance")
+    letters = StructuredOutputs(regex="[ab]{6}")
+
     def run(capture) -> list[list[int]]:
         engine = Engine(small, tokenizer, max_running=3, max_context=64)
         engine.runner = Runner(small, slots=3, pages=3, page_size=128, context=64, capture=capture)
@@ -123,7 +126,7 @@ def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(s
                     max_tokens=5, temperature=1.0, seed=1, repetition_penalty=1.3, ignore_eos=True
                 ),
             ),
-            engine.add([1, 6, 7], SamplingParams(max_tokens=2, ignore_eos=True)),
+            engine.add([1, 6, 7], SamplingParams(max_tokens=3, structured_outputs=letters)),
             engine.add([1, 8], SamplingParams(max_tokens=9, ignore_eos=True)),
         ]
         some[0].forced.extend([40, 41])
@@ -143,7 +146,7 @@ def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(s
 
     early: list[bool] = []
     found = run(CAPTURE)
-    assert sum(early) >= 3
+    assert sum(early) >= 3 and set(found[1]) <= set(tokenizer.encode("ab"))
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
     assert found == run(None)
 

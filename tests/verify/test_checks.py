@@ -19,7 +19,7 @@ from nanohybrid.ops.attention import pages
 from nanohybrid.ops.causal_conv import torch as torch_form
 from nanohybrid.ops.numba import available
 from nanohybrid.presets import PRESETS
-from nanohybrid.train import training_state as snapshot
+from nanohybrid.train import training_state
 from nanohybrid.verify import checkpoint_check, verify
 from nanohybrid.verify.result import TOLERANCE, CheckResult
 from nanohybrid.verify.small import small_config
@@ -150,12 +150,12 @@ def test_verify_finds_a_checkpoint_that_is_loaded_changed(monkeypatch):
 
 
 def test_verify_finds_training_state_without_moments(monkeypatch):
-    tensors = snapshot.tensors
+    tensors = training_state.tensors
 
     def only_weights(*arguments):
         return {name: t for name, t in tensors(*arguments).items() if name.startswith("model.")}
 
-    monkeypatch.setattr(snapshot, "tensors", only_weights)
+    monkeypatch.setattr(training_state, "tensors", only_weights)
     assert failures() == {"resume == uninterrupted"}
 
 

@@ -209,7 +209,7 @@ class Mamba2(Mixer[Mamba2Fields]):
         if two_numbers:
             check_float32("the lower bound of time_step_limit", limit[0])
             if limit[1] != math.inf:
-                check_float32("the upper bound of time_step_limit", limit[1])
+                check_float32("the upper bound of time_step_limit", limit[1], fix="Infinity means no limit")
         if not two_numbers or not limit[0] <= limit[1]:
             raise ConfigError(f"time_step_limit is {shown(limit)}: it must be two numbers, the smaller first")
 
