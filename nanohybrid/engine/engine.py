@@ -69,6 +69,11 @@ class Engine:
             raise InputError(
                 "speculate computes several tokens of a request at once, which rounds differently; deterministic forbids it"
             )
+        refusing = [mixer.label for mixer in model.config.mixers if not mixer.takes_drafts(model.config)]
+        if speculate and refusing:
+            raise InputError(
+                f"speculative decoding cannot roll back {refusing[0]} layers: turn it off for this model"
+            )
         pages = max_running * -(-max_context // PAGE) if pages is None else pages
         self.model, self.tokenizer = model, tokenizer
         self.scheduler = Scheduler(

@@ -12,6 +12,7 @@ from typing import Any
 from nanohybrid.engine import Completion, Engine, SamplingParams
 from nanohybrid.engine.random_weights import stand_in_tokenizer
 from nanohybrid.engine.request import Request
+from nanohybrid.errors import InputError
 from nanohybrid.verify.model_under_test import LENGTH, ModelUnderTest
 from nanohybrid.verify.result import TOLERANCE, CheckResult
 
@@ -67,7 +68,13 @@ def preempted_request(subject: ModelUnderTest) -> CheckResult:
 
 
 def drafted_request(subject: ModelUnderTest) -> CheckResult:
-    """Right and wrong draft tokens, verified several at once; the states are rolled back."""
+    """Right and wrong draft tokens, verified several at once; the states are rolled back.
+
+    A model with layers that cannot take draft tokens back must be refused.
+    """
+    config = subject.model.config
+    if not all(mixer.takes_drafts(config) for mixer in config.mixers):
+        return _refused(subject)
     wanted = _ask(_engine(subject, deterministic=False), _prompt(subject), GREEDY)
     engine = _engine(subject, deterministic=False, speculate=4)
     asked: list[int] = []
@@ -86,6 +93,15 @@ def drafted_request(subject: ModelUnderTest) -> CheckResult:
     exact = engine.runner.executor.is_batch_invariant
     tolerance = 0.0 if exact else TOLERANCE[subject.model.dtype]
     return CheckResult("engine: drafted == plain", on, _distance(found, wanted), tolerance)
+
+
+def _refused(subject: ModelUnderTest) -> CheckResult:
+    what = "engine: drafted == plain"
+    try:
+        _engine(subject, deterministic=False, speculate=4)
+    except InputError:
+        return CheckResult(what, "refused: a layer cannot roll back", 0.0, 0.0)
+    return CheckResult(what, "not refused, though a layer cannot roll back", float("inf"), 0.0)
 
 
 def _engine(

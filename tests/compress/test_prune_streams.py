@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import nanohybrid
-from nanohybrid.model.spec import param_specs
 from nanohybrid.checkpoint import CheckpointReader, CheckpointWriter
 from nanohybrid.data import TokenStore
 from nanohybrid.estimate import Footprint
+from nanohybrid.model.spec import param_specs
 from nanohybrid.prune.depth_rule import layers_to_drop
 from nanohybrid.prune.importance import Importance
 
