@@ -49,7 +49,8 @@ GROUPS: dict[str, dict[str, Command]] = {
         "tokenizer": Command("nanohybrid.cli.tokenizer", "train or convert a tokenizer"),
         "pretrain": Command("nanohybrid.cli.pretrain", "documents -> a base model"),
         "align": Command(
-            "nanohybrid.cli.align", "a base model -> one that thinks and answers (sft, grpo, merge)"
+            "nanohybrid.cli.align",
+            "post-training: SFT on chats, GRPO on verifiable rewards, merging (sft, grpo, merge)",
         ),
         "compress": Command(
             "nanohybrid.cli.compress", "a model -> a smaller one in a given memory (prune, then distill)"
