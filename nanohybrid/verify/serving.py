@@ -21,13 +21,13 @@ DRAFTS = (3, 0, 2)  # so many right ones, and a wrong one behind them, in turn
 
 def chunked_says_the_whole(subject: Subject) -> Line:
     """A prompt computed in the pieces that a small budget allows."""
-    found = _ask(_engine(subject, token_budget=1, max_running=1), _prompt(subject))
+    found = _ask(_engine(subject, max_num_batched_tokens=1, max_num_seqs=1), _prompt(subject))
     return _exact(subject, "engine: chunked == whole", f"pieces of at most 129 of {LENGTH} tokens", found)
 
 
 def batched_says_what_it_says_alone(subject: Subject) -> Line:
     """Among others that begin before and after it, in another slot."""
-    engine = _engine(subject, max_running=3)
+    engine = _engine(subject, max_num_seqs=3)
     engine.add(_prompt(subject)[5:40], DRAWN)
     for _ in range(2):
         engine.step()
@@ -38,7 +38,7 @@ def batched_says_what_it_says_alone(subject: Subject) -> Line:
 
 def cached_says_what_was_computed(subject: Subject) -> Line:
     """From a checkpoint that an earlier request of the same prompt left."""
-    engine = _engine(subject, cache_bytes=2**40, checkpoint_every=128)
+    engine = _engine(subject, prefix_cache_bytes=2**40, prefix_cache_interval=128)
     _ask(engine, _prompt(subject))
     found = _ask(engine, _prompt(subject))
     if not found.cached_tokens:
@@ -50,7 +50,7 @@ def cached_says_what_was_computed(subject: Subject) -> Line:
 
 def put_aside_says_what_it_would_have(subject: Subject) -> Line:
     """Put aside in host memory after every third token, its slot given to another meanwhile."""
-    engine = _engine(subject, max_running=2)
+    engine = _engine(subject, max_num_seqs=2)
     engine.add(_prompt(subject)[7:20], DRAWN)
     request = engine.add(_prompt(subject), DRAWN)
 
@@ -67,7 +67,7 @@ def put_aside_says_what_it_would_have(subject: Subject) -> Line:
 def drafted_says_what_is_said_token_by_token(subject: Subject) -> Line:
     """Drafts right and wrong, verified several tokens at once; states taken back."""
     wanted = _ask(_engine(subject, deterministic=False), _prompt(subject), GREEDY)
-    engine = _engine(subject, deterministic=False, speculate=4)
+    engine = _engine(subject, deterministic=False, num_speculative_tokens=4)
     asked: list[int] = []
 
     def propose(request: Request, room: int) -> list[int]:
@@ -84,10 +84,15 @@ def drafted_says_what_is_said_token_by_token(subject: Subject) -> Line:
     return Line("engine: drafted == plain", on, _distance(found, wanted), TOLERANCE[subject.model.dtype])
 
 
-def _engine(subject: Subject, max_running: int = 1, deterministic: bool = True, **options: Any) -> Engine:
+def _engine(subject: Subject, max_num_seqs: int = 1, deterministic: bool = True, **options: Any) -> Engine:
     tokenizer = stand_in_tokenizer(subject.model.config)
     return Engine(
-        subject.model, tokenizer, max_running, LENGTH + ANSWER, deterministic=deterministic, **options
+        subject.model,
+        tokenizer,
+        max_num_seqs=max_num_seqs,
+        max_model_len=LENGTH + ANSWER,
+        deterministic=deterministic,
+        **options,
     )
 
 
