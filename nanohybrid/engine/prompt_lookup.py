@@ -11,14 +11,10 @@ was; after one of which nothing was, the request pauses, twice as long each time
 from array import array
 from typing import TYPE_CHECKING
 
-from nanohybrid.errors import InputError
-
 if TYPE_CHECKING:
     from nanohybrid.engine.request import Request
 
-MOST = (
-    15  # drafts a step: with the token that is due, a window of 16, to which a ragged batch pads in any case
-)
+MOST_DRAFT_TOKENS = 15  # with the token that is due, a window of 16, to which a ragged batch pads in any case
 GRAMS = (
     2,
     3,
@@ -72,8 +68,6 @@ class Drafter:
     """Makes the drafts of all requests and learns what became of them. `drafted` and `accepted` count tokens."""
 
     def __init__(self, most: int) -> None:
-        if not 1 <= most <= MOST:
-            raise InputError(f"speculate is {most}; it must be from 1 to {MOST} tokens a step, or 0 for none")
         self.most = most
         self.drafted, self.accepted = 0, 0
 
