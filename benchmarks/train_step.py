@@ -28,7 +28,7 @@ from nanohybrid.model import HybridLM
 from nanohybrid.presets import preset
 from nanohybrid.train.allocator import keep_freed_memory
 from nanohybrid.train.next_token import next_token_loss
-from nanohybrid.train.optimizer import OptimizerConfig, adamw, clip_gradient
+from nanohybrid.train.optimizer import OptimizerConfig, adamw, clip_grad_norm
 from nanohybrid.train.precision import autocast
 
 PHASES = ("forward", "backward", "update")
@@ -53,7 +53,7 @@ def one_step(model: HybridLM, optimizer: torch.optim.Optimizer, data: Batch, mod
     times.append(time.perf_counter())
     (total / count).backward()
     times.append(time.perf_counter())
-    clip_gradient(model, 1.0)
+    clip_grad_norm(model, 1.0)
     optimizer.step()
     times.append(time.perf_counter())
     return [b - a for a, b in itertools.pairwise(times)]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nanohybrid.config import HybridConfig as HybridConfig
     from nanohybrid.engine import LLM as LLM
     from nanohybrid.engine import SamplingParams as SamplingParams
+    from nanohybrid.engine import StructuredOutputs as StructuredOutputs
     from nanohybrid.model import HybridCache as HybridCache
     from nanohybrid.model import HybridLM as HybridLM
     from nanohybrid.model import Layout as Layout
@@ -33,6 +34,7 @@ _HOMES = {
     "LLM": "nanohybrid.engine",
     "Layout": "nanohybrid.model",
     "SamplingParams": "nanohybrid.engine",
+    "StructuredOutputs": "nanohybrid.engine",
     "HybridCache": "nanohybrid.model",
     "load": "nanohybrid.checkpoint",
     "load_config": "nanohybrid.checkpoint",

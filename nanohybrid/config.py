@@ -5,7 +5,7 @@ Field names are those of the official `config.json`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import MISSING, dataclass, field, fields, replace
 from math import prod
 from typing import Any
@@ -15,12 +15,13 @@ from nanohybrid.model.mixers import (
     MIXERS,
     AttentionFields,
     Mamba2Fields,
+    Mixer,
     MLPFields,
     field_names,
     kinds,
     known_kinds,
 )
-from nanohybrid.model.mixers.axes import Axes, axis_sizes, names, shape
+from nanohybrid.model.mixers.axes import Axes, axis_sizes, ordered_names, shape
 from nanohybrid.model.mixers.checks import check_float32, check_int
 
 
@@ -34,7 +35,7 @@ class HybridConfig(MLPFields, Mamba2Fields, AttentionFields):
     that the pattern uses are checked.
     """
 
-    pattern: str
+    pattern: str = field(kw_only=False)
     vocab_size: int
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 131_072
@@ -69,6 +70,11 @@ class HybridConfig(MLPFields, Mamba2Fields, AttentionFields):
         """Blocks of one mixer each: the length of the pattern."""
         return len(self.pattern)
 
+    @property
+    def mixers(self) -> tuple[type[Mixer[Any]], ...]:
+        """The kind of each layer."""
+        return tuple(MIXERS[symbol] for symbol in self.pattern)
+
     def replace(self, **changes: Any) -> HybridConfig:
         """This configuration with some fields changed, those in `extra` too; checked anew."""
         own = {one.name for one in fields(self)}
@@ -85,7 +91,7 @@ class HybridConfig(MLPFields, Mamba2Fields, AttentionFields):
         return own | dict(self.extra)
 
 
-OWN_FIELDS = frozenset(one.name for one in fields(HybridConfig))
+OWN_FIELDS: Set[str] = frozenset(one.name for one in fields(HybridConfig))
 """The fields of HybridConfig itself."""
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _MAY_BE_ZERO = ("initializer_range",)
@@ -94,7 +100,7 @@ ELEMENTS_LARGEST = 2**40
 LAYERS_LARGEST = 20_000
 
 
-def used_fields(pattern: str) -> set[str]:
+def used_fields(pattern: str) -> Set[str]:
     """The configuration fields that decide what a model of this pattern is: those of every model and of the kinds in it."""
     by_kind = {name for mixer in MIXERS.values() for name in field_names(mixer)}
     return (OWN_FIELDS - by_kind - {"extra"}) | {
@@ -138,11 +144,8 @@ def _complete_extra(pattern: str, given: dict[str, Any]) -> tuple[tuple[str, Any
 def _check_numbers(config: HybridConfig) -> None:
     """Raise ConfigError where a field is of the wrong type, or a number that the pattern uses is out of range."""
     used = used_fields(config.pattern)
-    declared = [
-        one
-        for kind in (HybridConfig, *(mixer.fields for mixer in kinds(config.pattern)))
-        for one in fields(kind)
-    ]
+    declared = [one for mixer in kinds(config.pattern) for one in fields(mixer.fields)]
+    declared += fields(HybridConfig)
     for name, annotation in {one.name: one.type for one in declared}.items():
         value = getattr(config, name)
         if annotation == "int":
@@ -163,7 +166,7 @@ def _check_sizes(config: HybridConfig) -> None:
     for axes in tensors:
         dimensions = shape(axes, sizes)
         if prod(dimensions) > ELEMENTS_LARGEST:
-            fields_of = dict.fromkeys(name for axis in axes for name in sorted(names(axis)))
+            fields_of = dict.fromkeys(name for axis in axes for name in ordered_names(axis))
             said = ", ".join(f"{name} {sizes[name]:,}" for name in fields_of)
             raise ConfigError(
                 f"{said} make a tensor of {' x '.join(f'{n:,}' for n in dimensions)}: "

@@ -24,8 +24,7 @@ from nanohybrid.model import HybridLM
 from nanohybrid.ops.losses import IGNORED, chunked_log_probs
 from nanohybrid.stages import Stage, open_stage
 from nanohybrid.text import ChatTemplate, Tokenizer
-from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit
-from nanohybrid.train import training_state as snapshot
+from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, training_state
 
 SERIES = "rollouts"
 
@@ -110,12 +109,12 @@ def grpo(recipe: GrpoRecipe, model: Path, out: Path, device: str = "cpu") -> Pat
             recipe,
             steps=recipe.steps,
             stage=stage,
-            unit_steps=recipe.updates,
+            steps_per_unit=recipe.updates,
             name="grpo",
         )
         stage.measure(accuracy_after=sampled_accuracy(policy, maker, recipe))
         save(policy, stage.directory, assets=model)
-        snapshot.remove(stage.directory)
+        training_state.remove(stage.directory)
     return out
 
 

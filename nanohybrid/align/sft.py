@@ -21,8 +21,8 @@ from nanohybrid.train import (
     ScheduleConfig,
     fit,
     next_token_loss,
+    training_state,
 )
-from nanohybrid.train import training_state as snapshot
 
 CHATS = "chats"
 PROBLEMS = "tasks-"  # stores of a corpus that hold problems: the chats have these already
@@ -72,7 +72,7 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None, dev
         made.write(
             stage.directory / STORES / f"{CHATS}.safetensors"
         )  # a pruned model will learn from the same chats
-        position = fit(
+        state = fit(
             network,
             loader.batch,
             next_token_loss,
@@ -81,9 +81,9 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None, dev
             stage=stage,
             name="sft",
         )
-        stage.measure(final_loss=position.loss)
+        stage.measure(final_loss=state.loss_ema)
         save(network, stage.directory, assets=model)
-        snapshot.remove(stage.directory)
+        training_state.remove(stage.directory)
     return out
 
 

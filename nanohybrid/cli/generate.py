@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import command_parser, print_json
-from nanohybrid.cli.model_flags import Clock, add_model_flags, add_sampling_flags, open_model, sampling_params
+from nanohybrid.cli.model_flags import (
+    Clock,
+    add_model_flags,
+    add_sampling_flags,
+    add_structured_output_flags,
+    open_model,
+    sampling_params,
+    structured_outputs,
+)
 from nanohybrid.errors import InputError
 from nanohybrid.stages.lineage import peak_memory_bytes
 
@@ -44,13 +52,14 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--think", action="store_true", help="think before the answer; implies --chat")
     result.add_argument("--no-think", action="store_true", help="answer at once; implies --chat")
     add_sampling_flags(result, max_new_tokens=256)
+    add_structured_output_flags(result)
     return result
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:
     """Generate as asked; the text goes to stdout, figures to stderr, with --json both as one object to stdout."""
     _check(arguments)
-    params = sampling_params(arguments)
+    params = sampling_params(arguments, structured_outputs(arguments))
     if arguments.input is not None:
         from nanohybrid.cli.batch import generate_file
 
@@ -110,6 +119,7 @@ def as_json(completion: "Completion") -> dict[str, Any]:
         "text": completion.text, "reasoning": reasoning, "content": content, "tokens": len(completion.token_ids),
         "token_ids": completion.token_ids, "prompt_tokens": completion.prompt_tokens, "finish_reason": completion.finish_reason,
         "thinking_tokens": completion.thinking_tokens, "thinking_end": completion.thinking_end,
+        "error": None if completion.error is None else completion.error.message,
     }  # fmt: skip
 
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from nanohybrid.cli.common import DTYPES, FORMATS, precision
 from nanohybrid.engine.prompt_lookup import MOST
 from nanohybrid.errors import InputError
-from nanohybrid.presets import preset
 
 if TYPE_CHECKING:
     import jsonargparse
     import torch
 
     from nanohybrid.config import HybridConfig
-    from nanohybrid.engine import LLM, SamplingParams
+    from nanohybrid.engine import LLM, SamplingParams, StructuredOutputs
 
 DEVICE = "auto, cpu, cuda or cuda:1; auto is cuda where there is one"
 LARGE = 1_000_000_000  # random models of so many parameters are made in bf16 unless told otherwise
@@ -140,7 +139,47 @@ def add_sampling_flags(
     )
 
 
-def sampling_params(arguments: "jsonargparse.Namespace") -> "SamplingParams":
+def add_structured_output_flags(parser: "jsonargparse.ArgumentParser") -> None:
+    """What the answer must match, at most one of these; `structured_outputs` reads them. The first four names are llama.cpp's."""
+    group = parser.add_argument_group("structured output, one of")
+    group.add_argument(
+        "--json-schema", metavar="SCHEMA", help="the answer is JSON that is valid under this JSON schema"
+    )
+    group.add_argument("--json-schema-file", type=Path, metavar="FILE", help="the same, read from a file")
+    group.add_argument("--grammar", metavar="GRAMMAR", help="a grammar in llguidance's Lark syntax")
+    group.add_argument("--grammar-file", type=Path, metavar="FILE", help="the same, read from a file")
+    group.add_argument("--json-object", action="store_true", help="the answer is any JSON object")
+    group.add_argument("--regex", metavar="PATTERN", help="the whole answer matches (Rust syntax)")
+    group.add_argument(
+        "--choice", action="append", metavar="TEXT", help="the answer is one of these; repeat it"
+    )
+
+
+def structured_outputs(arguments: "jsonargparse.Namespace") -> "StructuredOutputs | None":
+    """The flags of `add_structured_output_flags` as a value. Raises InputError for several of them and for files that cannot be read."""
+    from nanohybrid.engine import StructuredOutputs
+
+    names = ("json_schema", "json_schema_file", "grammar", "grammar_file", "json_object", "regex", "choice")
+    given = [name for name in names if arguments[name] not in (None, False)]
+    if len(given) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
+        raise InputError(f"{first} contradicts {second}: give one of the two")
+    if not given:
+        return None
+    name, value = given[0], arguments[given[0]]
+    if name.endswith("_file"):
+        try:
+            value = value.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{arguments[name]}: {getattr(error, 'strerror', None) or error}") from None
+    return StructuredOutputs(
+        **{"json" if name.startswith("json_schema") else name.removesuffix("_file"): value}
+    )
+
+
+def sampling_params(
+    arguments: "jsonargparse.Namespace", structured_outputs: "StructuredOutputs | None" = None
+) -> "SamplingParams":
     """The flags of `add_sampling_flags` as a value; raises InputError where one is out of range."""
     from nanohybrid.engine import SamplingParams
 
@@ -155,11 +194,14 @@ def sampling_params(arguments: "jsonargparse.Namespace") -> "SamplingParams":
         ignore_eos=arguments.ignore_eos,
         thinking_budget=arguments.thinking_budget,
         thinking_grace=arguments.thinking_grace,
+        structured_outputs=structured_outputs,
     )
 
 
 def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
     """Load the checkpoint, or make the preset's random weights."""
+    from nanohybrid.presets import preset
+
     _check(arguments)
     from nanohybrid.engine import LLM
 
@@ -179,7 +221,9 @@ def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
             arguments.max_running,
             **options,
         )
-    if llm.model.packed:
+    from nanohybrid.executors.cpu.weights import is_packed
+
+    if is_packed(llm.model):
         _tell_of_compiling()
     return llm
 

@@ -7,8 +7,7 @@ from nanohybrid.cli.common import FORMATS, command_parser, print_json, table
 from nanohybrid.cli.model_flags import add_shape_flags, check_shape
 from nanohybrid.cli.prune import SIZES
 from nanohybrid.errors import InputError
-from nanohybrid.estimate.serving import GIB
-from nanohybrid.presets import preset
+from nanohybrid.estimate.units import GIB
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -65,6 +64,8 @@ def parser() -> "jsonargparse.ArgumentParser":
 
 def run(arguments: "jsonargparse.Namespace") -> int:
     """Print every shape that fits, the most promising first."""
+    from nanohybrid.presets import preset
+
     check_shape(arguments)
     from nanohybrid.checkpoint import load_config
     from nanohybrid.compress.plan import plan

@@ -201,7 +201,9 @@ def conditions(budget: Budget, device: torch.device, model: HybridConfig) -> dic
 def code_hash() -> str:
     """A name for the text of what runs in a step, which changes more often than the version does."""
     digest, package = hashlib.sha256(), Path(__file__).parent.parent
-    for file in sorted(file for folder in ("ops", "model", "executors") for file in (package / folder).rglob("*.py")):
+    for file in sorted(
+        file for folder in ("ops", "model", "executors") for file in (package / folder).rglob("*.py")
+    ):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

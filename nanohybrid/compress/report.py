@@ -12,7 +12,8 @@ from nanohybrid.compress.report_stages import through_the_stages
 from nanohybrid.compress.search import Candidate, Search
 from nanohybrid.config import HybridConfig
 from nanohybrid.estimate import Footprint
-from nanohybrid.estimate.budget import QUANTIZED, Budget, amount
+from nanohybrid.estimate.budget import QUANTIZED, Budget
+from nanohybrid.estimate.units import amount
 from nanohybrid.model.mixers import MIXERS
 from nanohybrid.prune.importance import Importance
 from nanohybrid.prune.importance_loss import ImportanceLoss
@@ -197,7 +198,9 @@ def _importance(report: Report, base: HybridConfig, scores: Importance) -> None:
             f"layer {layer}": scores.of_layer(layer, name, {}) for layer in layers_with(base.pattern, name)
         }
         curves, rest, some = _few(table)
-        report.figure(_sorted(curves, rest, axis.label), f"The same for the {axis.label} of each layer.{some}")
+        report.figure(
+            _sorted(curves, rest, axis.label), f"The same for the {axis.label} of each layer.{some}"
+        )
     by_cosine = facts.get("layers_by") == "cosine"
     if len(scores.layers) and not by_cosine:
         report.figure(

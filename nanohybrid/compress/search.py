@@ -85,7 +85,9 @@ class Grid:
         known = known_axes()
         for name, values in axes.items():
             if name not in known:
-                raise ConfigError(f"grid: fractions names {name!r}: the axes that can be pruned are {', '.join(known)}")
+                raise ConfigError(
+                    f"grid: fractions names {name!r}: the axes that can be pruned are {', '.join(known)}"
+                )
             if not all(0 < fraction <= 1 for fraction in values):
                 raise ConfigError(
                     f"grid: fractions of {name} are {list(values)}: give numbers above 0 and at most 1"
@@ -217,7 +219,8 @@ def targets(config: HybridConfig, grid: Grid) -> Iterable[Target]:
     layers = [count - gone for gone in grid.drop_layers if 0 <= gone < count]
     axes = prunable_axes(config.pattern)
     options = [
-        widths(getattr(config, name), grid.of(name), multiple_of(config, axis, grid)) for name, axis in axes.items()
+        widths(getattr(config, name), grid.of(name), multiple_of(config, axis, grid))
+        for name, axis in axes.items()
     ]
     for left, *sizes in product(layers, *options):
         yield Target(layers=left, sizes=dict(zip(axes, sizes, strict=True)))

@@ -77,7 +77,9 @@ class Between:
                 )
                 nearest = min(selection.layers, key=lambda other: abs(other - layer))
                 raise InputError(f"between.layers names {layer}: {why}; nearest {nearest}")
-        return cls(recipe, {layer: place[layer] for layer in recipe.layers or selection.layers}, selection.hidden)
+        return cls(
+            recipe, {layer: place[layer] for layer in recipe.layers or selection.layers}, selection.hidden
+        )
 
     def run(self, student: HybridLM, teacher: Teacher, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Both models' final hidden states, and [T]: the mean distance over the layers. Only the student's has a gradient."""
@@ -118,7 +120,9 @@ def selection_of(student: Path, teacher: Path) -> Selection:
     except InputError:
         same = False
     if not same:
-        raise InputError(f"{file} is not about {teacher}: name the model that it was pruned from as the teacher")
+        raise InputError(
+            f"{file} is not about {teacher}: name the model that it was pruned from as the teacher"
+        )
     return selection
 
 

@@ -30,8 +30,7 @@ from nanohybrid.ops.losses import chunked_forward_kl, summed_forward_kl, summed_
 from nanohybrid.prune.calibration import VALIDATION, store_paths
 from nanohybrid.prune.selection import copy_mask
 from nanohybrid.stages import Stage, open_stage, progress
-from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit
-from nanohybrid.train import training_state as snapshot
+from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, training_state
 
 POST, PRE, ANSWERS = "post", "pre", "teacher"
 B = TypeVar("B", Batch, Taught)
@@ -134,7 +133,7 @@ def distill(
         stage.measure(final_loss=stage.series("distill")[-1]["loss"], epochs=loader.last.epochs(recipe.steps))
         save(network, stage.directory, assets=student)
         copy_mask(student, stage.directory)  # which entries of the base model these are has not changed
-        snapshot.remove(stage.directory)
+        training_state.remove(stage.directory)
         shutil.rmtree(stage.directory / ANSWERS, ignore_errors=True)
     return out
 

@@ -5,10 +5,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nanohybrid.engine.engine import Engine
     from nanohybrid.engine.llm import LLM
-    from nanohybrid.engine.params import Completion, SamplingParams
+    from nanohybrid.engine.params import Completion, SamplingParams, StructuredOutputs
 
-__all__ = ["LLM", "Completion", "Engine", "SamplingParams"]
-_HOME = {"LLM": "llm", "Engine": "engine", "Completion": "params", "SamplingParams": "params"}
+_HOME = {
+    "LLM": "llm",
+    "Engine": "engine",
+    "Completion": "params",
+    "SamplingParams": "params",
+    "StructuredOutputs": "params",
+}
+__all__ = ["LLM", "Completion", "Engine", "SamplingParams", "StructuredOutputs"]
 
 
 def __getattr__(name: str) -> Any:  # lazily: the policy files and the command line's --help need no torch

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nanohybrid.engine.sampler import Drawn, sent
 from nanohybrid.engine.scheduler import Work
-from nanohybrid.executors.cuda_graphs import DecodeGraphs
+from nanohybrid.executors.cuda_graphs import GraphExecutor
 from nanohybrid.model import Layout
 
 
@@ -34,7 +34,7 @@ class AheadDecoder:
     state must then stand where the host believes it to stand.
     """
 
-    def __init__(self, graphs: DecodeGraphs) -> None:
+    def __init__(self, graphs: GraphExecutor) -> None:
         self.graphs, self.look_ahead = graphs, False
         self._begun: _Begun | None = None
 
@@ -67,7 +67,7 @@ class AheadDecoder:
 
     def begin_next(self, work: list[Work], drawn: Drawn) -> None:
         """Begin the step that follows `work`, whose tokens were drawn in its order, where all of it decodes and has pages left."""
-        size = self.graphs.state.page_size
+        size = self.graphs.cache.page_size
         if not self.look_ahead or not all(map(self.takes, work)):
             return
         if all(request.pages and start + 1 < len(request.pages.ids) * size for request, start, _ in work):
@@ -81,5 +81,5 @@ class AheadDecoder:
             [start for _, start, _ in work],
             [request.slot.ids[0] for request, _, _ in work if request.slot],
             [request.pages.ids for request, _, _ in work if request.pages],
-            self.graphs.state.page_size,
+            self.graphs.cache.page_size,
         )

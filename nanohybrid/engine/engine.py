@@ -9,13 +9,13 @@ Beneath `generate` and `stream` lie `add`, `step` and `cancel`, from which a ser
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from nanohybrid.engine.block_manager import PagePool, SlotPool
 from nanohybrid.engine.oom_retry import compute
 from nanohybrid.engine.parallel_sampling import choice_seed, fork, leave
-from nanohybrid.engine.params import Completion, SamplingParams
+from nanohybrid.engine.params import Completion, GenerationError, SamplingParams
 from nanohybrid.engine.prefix_cache import PrefixCache, begin
 from nanohybrid.engine.prompt_lookup import Drafter
 from nanohybrid.engine.request import Request
@@ -23,6 +23,7 @@ from nanohybrid.engine.runner import Runner
 from nanohybrid.engine.sampler import Sampled
 from nanohybrid.engine.scheduler import Scheduler, Work
 from nanohybrid.engine.scoring import PromptScores
+from nanohybrid.engine.structured_output import Grammar, GrammarCompiler
 from nanohybrid.engine.watchdog import Watchdog
 from nanohybrid.errors import InputError, NanohybridError
 from nanohybrid.model import HybridLM
@@ -144,15 +145,18 @@ class Engine:
         stream: bool = False,
         checkpoint_at: Sequence[int] = (),
         salt: str = "",
+        grammar: Grammar | None = None,
     ) -> Request:
         """Queue a prompt of ids. Raises InputError where it is longer than the engine's context, or has ids that are none.
+
+        `grammar`: that of `params.structured_outputs` from `compile_grammar`, where compiling it here would delay a step too long.
 
         `checkpoint_at`: after how many of its tokens another prompt is likely to differ (the end of system and tools; just
         before the `<think>` of the generation prompt). `salt`: only prompts of the same salt share what was computed.
         """
         if params.n != 1:
             raise ValueError("a request is one completion: add_choices makes params.n of them")
-        return self.add_choices(prompt, params, stream, checkpoint_at, salt)[0]
+        return self.add_choices(prompt, params, stream, checkpoint_at, salt, grammar)[0]
 
     def add_choices(
         self,
@@ -161,6 +165,7 @@ class Engine:
         stream: bool = False,
         checkpoint_at: Sequence[int] = (),
         salt: str = "",
+        grammar: Grammar | None = None,
     ) -> list[Request]:
         """Queue `params.n` completions of one prompt, which is computed once. Each is a request of its own.
 
@@ -179,6 +184,7 @@ class Engine:
         scores = (
             None if params.prompt_logprobs is None else PromptScores(list(prompt), params.prompt_logprobs)
         )
+        grammar = self.compile_grammar(params) if grammar is None else grammar
         family = [
             Request(
                 self._next_id + i,
@@ -191,6 +197,7 @@ class Engine:
                 checkpoint_at=tuple(checkpoint_at),
                 salt=salt,
                 scores=scores,
+                grammar=grammar,
             )
             for i in range(params.n)
         ]
@@ -201,6 +208,14 @@ class Engine:
                 request.family = family
             return list(family)
         return family
+
+    def compile_grammar(self, params: SamplingParams) -> Grammar | None:
+        """The compiled grammar of `params.structured_outputs`; None where there are none. May be called from any thread.
+
+        Raises InputError where it cannot be compiled, MissingExtraError where llguidance is not installed.
+        """
+        wanted = params.structured_outputs
+        return None if wanted is None else self._grammar_compiler.compile(wanted)
 
     def cancel(self, request: Request) -> None:
         """Stop a request, wherever it is; its slot and pages are free at once. A finished one is left as it is."""
@@ -267,6 +282,13 @@ class Engine:
             self.cancel(request)
         completed(request)
 
+    @cached_property
+    def _grammar_compiler(self) -> GrammarCompiler:
+        vocab_size = self.model.config.vocab_size
+        return GrammarCompiler(
+            self.tokenizer, vocab_size, frozenset(token for token in self._eos if token < vocab_size)
+        )
+
     def _schedule(self) -> list[Work]:
         work = self.scheduler.schedule()
         if self.scheduler.moves:
@@ -305,19 +327,20 @@ class Engine:
             request.draft = []
 
     def _accept(self, ready: list[Request], sampled: Sampled) -> None:
-        """Give each request its token; those that end with it, or whose logits were not numbers, give back what they hold."""
+        """Give each request its token; those that end with it, or that failed, give back what they hold."""
         tokens, logprobs, top = sampled.tokens, sampled.logprobs, sampled.top
+        failed = {row: not_finite(len(ready[row].tokens)) for row in sampled.broken}
         for row, request in enumerate(ready):
-            if request.accept(
+            error = request.error or failed.get(row)
+            finished = request.accept(
                 tokens[row], None if logprobs is None else logprobs[row], None if top is None else top[row]
-            ):
+            )
+            if row in failed and request.pages is not None:
+                self.runner.scrub(request.pages.ids)
+            if finished or error is not None:
                 self.scheduler.remove(request)
-        for row in sampled.broken:
-            if (pages := ready[row].pages) is not None:
-                self.runner.scrub(pages.ids)
-            if not ready[row].finished:
-                self.scheduler.remove(ready[row])
-            ready[row].finish_reason = "error"
+            if error is not None:
+                request.fail(error)
 
     def _checkpoint(self, request: Request, cache: PrefixCache) -> None:
         """Leave a copy of the state and of the pages here, unless there is one."""
@@ -328,11 +351,17 @@ class Engine:
             cache.put(beginning, request.salt, saved, saved.parts)
 
 
+def not_finite(tokens: int) -> GenerationError:
+    """The error of a request whose logits after `tokens` written tokens were not numbers."""
+    return GenerationError(
+        "not_finite",
+        f"the model's logits are not numbers after {tokens} tokens; was the checkpoint trained without diverging?",
+    )
+
+
 def completed(request: Request) -> Completion:
-    """What came of a finished request. Raises NanohybridError where the model's logits were not numbers."""
+    """What came of a finished request. Raises NanohybridError where it failed."""
     completion = request.completion()
-    if completion.finish_reason == "error":
-        raise NanohybridError(
-            f"the model's logits are not numbers after {len(completion.token_ids)} tokens; was the checkpoint trained without diverging?"
-        )
+    if completion.error is not None:
+        raise NanohybridError(completion.error.message)
     return completion

@@ -1,15 +1,64 @@
 """What a caller asks of a generation and what comes back: two frozen values."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from nanohybrid.config import FLOAT32_LARGEST, FLOAT32_SMALLEST
 from nanohybrid.errors import InputError, shown
+from nanohybrid.model.mixers.checks import FLOAT32_LARGEST, FLOAT32_SMALLEST
 
 FinishReason = Literal["stop", "length", "error"]
 Top = list[list[tuple[int, float]]]  # for each token, the likeliest ids with their log-probabilities
 ThinkingEnd = Literal["natural", "newline", "forced", "none"]
+
+
+@dataclass(frozen=True)
+class StructuredOutputs:
+    """What the text of an answer must match: exactly one of these fields, which are those of vLLM's `StructuredOutputsParams`.
+
+    json: a JSON schema, as a mapping or as JSON text (kept as text); the answer is JSON that is valid under it.
+    json_object: the answer is any JSON object.
+    regex: a regular expression that the whole answer matches, in Rust's syntax (no look-around).
+    choice: the answer is one of these strings.
+    grammar: a context-free grammar in llguidance's Lark syntax, whose rule `start` the whole answer matches.
+
+    Raises InputError where none or several are given, and where `json` is not a JSON object. The engine compiles it
+    (structured_output.py) and raises InputError for what cannot be compiled.
+    """
+
+    json: Mapping[str, Any] | str | None = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: Iterable[str] | None = None
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.json is not None:
+            object.__setattr__(self, "json", _json_schema(self.json))
+        if self.choice is not None:
+            object.__setattr__(self, "choice", tuple(self.choice))
+            _demand(
+                bool(self.choice) and all(self.choice), "choice", self.choice, "strings that are not empty"
+            )
+        given = [name for name in self.__dataclass_fields__ if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none of them"
+            raise InputError(
+                f"structured outputs need exactly one of {', '.join(self.__dataclass_fields__)}; given: {found}"
+            )
+
+
+@dataclass(frozen=True)
+class GenerationError:
+    """Why a request ended with `finish_reason` "error": a code for programs, and one line for people.
+
+    not_finite: the model's logits had NaN or infinities. grammar_too_complex: the grammar's automaton exceeded the
+    limits of llguidance in the middle of the answer.
+    """
+
+    code: Literal["not_finite", "grammar_too_complex"]
+    message: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +73,8 @@ class SamplingParams:
     `logit_bias` is a mapping of ids to what is added, kept as pairs. `n` completions share the prompt's computation; the
     first draws with the seed itself, the others with seeds made of it. `prompt_logprobs` is None, or how many alternatives to give
     beside the log-probability of each token of the prompt (scoring.py); such a prompt is computed whole, not found in a cache.
+    `structured_outputs` constrains the answer to a schema, a regular expression or a grammar; after a thinking trace, where there
+    is one, it applies to what follows the trace. Tokens that it excludes have log-probability -inf.
     """
 
     max_tokens: int = 256
@@ -45,6 +96,7 @@ class SamplingParams:
     top_logprobs: int = 0
     n: int = 1
     prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         stop: str | tuple[str, ...] = self.stop
@@ -97,6 +149,10 @@ class SamplingParams:
         _demand(
             (self.prompt_logprobs or 0) >= 0, "prompt_logprobs", self.prompt_logprobs, "None, or at least 0"
         )
+        if self.structured_outputs is not None and self.ignore_eos:
+            raise InputError(
+                "ignore_eos contradicts structured_outputs: an answer that is complete must end; give one of the two"
+            )
 
     @property
     def penalized(self) -> bool:
@@ -117,7 +173,7 @@ class Completion:
     range `forced` were written by the thinking budget, not sampled. `top_logprobs` has, for each token, the likeliest ids
     with their log-probabilities, the best first. `cached_tokens` of the prompt were not computed but found in the prefix
     cache; where none were, `cache_miss` says why: "off", "no checkpoint", "evicted", or "diverged at token k". `prompt_logprobs` and
-    `prompt_top_logprobs` are of the prompt's tokens from the second on.
+    `prompt_top_logprobs` are of the prompt's tokens from the second on. `error` says why where `finish_reason` is "error".
     """
 
     text: str
@@ -133,6 +189,18 @@ class Completion:
     cache_miss: str | None = None
     prompt_logprobs: list[float] | None = None
     prompt_top_logprobs: Top | None = None
+    error: GenerationError | None = None
+
+
+def _json_schema(schema: Mapping[str, Any] | str) -> str:
+    """The schema as JSON text. Raises InputError where it is not a JSON object."""
+    try:
+        text = schema if isinstance(schema, str) else json.dumps(dict(schema))
+        if isinstance(json.loads(text), dict):
+            return text
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"the JSON schema is not JSON: {' '.join(str(error).split())[:200]}") from None
+    raise InputError("the JSON schema is not a JSON object")
 
 
 def _demand(holds: bool, name: str, value: object, wanted: str) -> None:

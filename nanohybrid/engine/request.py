@@ -8,23 +8,29 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nanohybrid.engine.block_manager import Lease
-from nanohybrid.engine.params import Completion, FinishReason, SamplingParams, Top
+from nanohybrid.engine.params import Completion, FinishReason, GenerationError, SamplingParams, Top
 from nanohybrid.engine.prompt_lookup import Lookup
 from nanohybrid.engine.stops import StopStrings
+from nanohybrid.engine.structured_output import Grammar, GrammarState
 from nanohybrid.engine.thinking import KEPT, Thinking, opens
-from nanohybrid.text import TextStream, Tokenizer
+from nanohybrid.text import THINK_CLOSE, TextStream, Tokenizer
 
 if TYPE_CHECKING:
     from nanohybrid.engine.scoring import PromptScores
+
+THINK_CLOSE_TOKENS = 16  # `</think>` is spelled by no more tokens than this
 
 
 class Request:
     """The engine's side of one prompt. `computed` tokens of it have their state in the slot and the pages."""
 
     __slots__ = (
-        "_forced_count", "_forced_from", "_max_tokens", "_stopped_by_id", "_text", "_tokenizer", "cache_miss", "cached", "cancelled",
-        "checkpoint_at", "computed", "draft", "family", "finish_reason", "forced", "id", "kept", "known", "logprobs", "lookup", "pages",
+        "_answer_from", "_forced_count", "_forced_from", "_grammar", "_grammar_state", "_max_tokens", "_stopped_by_id", "_text",
+        "_tokenizer", "cache_miss", "cached", "cancelled", "checkpoint_at", "computed", "draft", "error", "family", "finish_reason",
+        "forced", "id", "kept", "known", "logprobs", "lookup", "pages",
         "params", "prompt", "salt", "saved", "scores", "seed", "slot", "stop_ids", "stops", "thinking", "tokens", "top_logprobs",
     )  # fmt: skip
 
@@ -41,6 +47,7 @@ class Request:
         checkpoint_at: Sequence[int] = (),
         salt: str = "",
         scores: "PromptScores | None" = None,
+        grammar: Grammar | None = None,
     ) -> None:
         self.id, self.prompt, self.params, self.seed = id, prompt, params, seed
         self.stop_ids = stop_ids.union(params.stop_ids)
@@ -48,6 +55,7 @@ class Request:
         self.logprobs: list[float] | None = [] if params.logprobs else None
         self.top_logprobs: Top | None = [] if params.top_logprobs else None
         self.finish_reason: FinishReason | None = None
+        self.error: GenerationError | None = None  # why `finish_reason` is "error"
         self.cancelled = False
         self.computed, self.known = 0, len(prompt)
         self.slot: Lease | None = None
@@ -72,6 +80,9 @@ class Request:
         self._forced_from, self._forced_count = 0, 0
         self._max_tokens = params.max_tokens
         self._stopped_by_id = False
+        self._grammar = grammar
+        self._grammar_state: GrammarState | None = None  # made when the answer begins
+        self._answer_from = 0  # how many tokens were written when it began
         self._tokenizer = tokenizer
         self._text = _Text(tokenizer, params.stop) if stream or params.stop else None
         tail = text_end(tokenizer, prompt)
@@ -122,6 +133,42 @@ class Request:
             return False
         return True
 
+    @property
+    def constrained(self) -> bool:
+        """Whether a grammar may exclude tokens."""
+        return self._grammar is not None
+
+    def allowed_tokens(self, vocab_size: int) -> np.ndarray | None:
+        """Which ids the next token may have, bool [vocab_size]; None where any.
+
+        A thinking trace is free, but the text may not end in it, since the answer must follow. The grammar applies to the answer;
+        tokens that the thinking budget inserts are not sampled, and so not masked.
+        """
+        if self._grammar is None or self.forced:
+            return None
+        if self.thinking is not None and self.thinking.active:
+            allowed_V = np.ones(vocab_size, dtype=bool)
+            allowed_V[[token for token in self.stop_ids if token < vocab_size]] = False
+            return allowed_V
+        if self._grammar_state is None:
+            self._answer_from = len(self.tokens)
+            self._grammar_state = GrammarState(self._grammar, self._begun_answer())
+        allowed_V = self._grammar_state.allowed(self.tokens[self._answer_from :])
+        if self._grammar_state.error is not None:
+            self.error = GenerationError(
+                "grammar_too_complex", f"the grammar exceeds its limits: {self._grammar_state.error}"
+            )
+        return allowed_V
+
+    def fail(self, error: GenerationError) -> None:
+        """End the request, whether or not its last token ended it."""
+        self.finish_reason, self.error = "error", error
+
+    def _begun_answer(self) -> bytes:
+        """What the token that ended the trace wrote beyond `</think>`: the beginning of the answer, without leading white space."""
+        written = b"".join(map(self._tokenizer.token_bytes, self.tokens[-THINK_CLOSE_TOKENS:]))
+        return written.rpartition(THINK_CLOSE.encode())[2].lstrip() if self.tokens else b""
+
     def take_text(self) -> str:
         """The text that became certain since the last call; only of a request that streams or has stop strings."""
         if self._text is None:
@@ -148,6 +195,7 @@ class Request:
             cache_miss=self.cache_miss,
             prompt_logprobs=None if self.scores is None else self.scores.logprobs,
             prompt_top_logprobs=None if self.scores is None else self.scores.top,
+            error=self.error,
         )
 
     def _force(self, text: str | None) -> None:

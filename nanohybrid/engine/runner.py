@@ -14,11 +14,12 @@ from nanohybrid.engine.async_decode import AheadDecoder
 from nanohybrid.engine.penalties import Written
 from nanohybrid.engine.prompt_lookup import MOST
 from nanohybrid.engine.request import Request
-from nanohybrid.engine.sampler import Drawn, Rows, Sampled, draw, sample, sent
+from nanohybrid.engine.sampler import Drawn, Rows, Sampled, draw, sent
 from nanohybrid.engine.sanitizer import Guard
 from nanohybrid.engine.scheduler import Freed, Move, Work
 from nanohybrid.estimate.serving import transient
-from nanohybrid.executors.cuda_graphs import Capture, DecodeGraphs, cuda_graph, graphs_apply
+from nanohybrid.executors import TorchExecutor, executor_for
+from nanohybrid.executors.cuda_graphs import Capture, GraphExecutor, cuda_graph, graphs_apply
 from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.model.cache import OffloadedCache
 from nanohybrid.ops.sizes import CHUNK
@@ -59,10 +60,14 @@ class Runner:
             state_dtype,
             kv_dtype,
         )
+        self.executor = executor_for(model, self.state)
         self.decoder: AheadDecoder | None = None
         if capture is not None:
-            graphs = DecodeGraphs(
-                model, self.state, most_rows=slots, context=context or pages * page_size, capture=capture
+            graphs = GraphExecutor(
+                TorchExecutor(model, self.state),
+                most_rows=slots,
+                context=context or pages * page_size,
+                capture=capture,
             )
             graphs.self_test()
             self.decoder = AheadDecoder(graphs)
@@ -99,7 +104,7 @@ class Runner:
         logits_SV = self._logits(work, wanted)
         if not ready:
             return ready, Sampled([], None, [])
-        drawn = self._draw(logits_SV, ready)
+        drawn = self._draw(logits_SV, ready, self._rows_of(ready))
         if self.decoder is not None:
             self.decoder.begin_next(work, drawn)
         return ready, drawn.fetch()
@@ -140,7 +145,7 @@ class Runner:
         rows = [last[index] for index in wanted] + drafted
         ascending = rows if len(rows) == 1 else sorted(set(rows))
         tokens_T = torch.tensor(tokens, dtype=torch.int64, device=self.device)
-        hidden_TE, logits_SV = self.model.step(tokens_T, self._layout(work), self.state, ascending)
+        hidden_TE, logits_SV = self.executor.run(tokens_T, self._layout(work), ascending)
         self._score(work, hidden_TE)
         if rows != ascending:  # a family takes its first tokens from one row, and drafts' rows come last
             place = {row: at for at, row in enumerate(ascending)}
@@ -160,18 +165,20 @@ class Runner:
     def settle(self, stay: dict[int, int]) -> None:
         """Of the requests with drafts in this step, keep the states after so many tokens of those named, by id."""
         rows = [row for row, request in enumerate(self._windows) if request.id in stay]
-        self.state.settle(rows, [stay[self._windows[row].id] for row in rows])
+        self.executor.commit(rows, [stay[self._windows[row].id] for row in rows])
         self._windows, self._logits_DV = [], torch.empty(0)
         self._drafts.clear()
 
     def _sample(self, logits_SV: Tensor, ready: list[Request]) -> Sampled:
-        return self._draw(logits_SV, ready).fetch()
+        return self._draw(logits_SV, ready, self._rows_of(ready)).fetch()
 
-    def _draw(self, logits_SV: Tensor, ready: list[Request]) -> Drawn:
+    def _draw(self, logits_SV: Tensor, ready: list[Request], rows: Rows) -> Drawn:
         forced = [(row, request.forced[0]) for row, request in enumerate(ready) if request.forced]
-        return draw(
-            logits_SV, self._edited(self._rows_of(ready), ready), [request.known for request in ready], forced
-        )
+        masks = []
+        for row, request in enumerate(ready):
+            if request.constrained and (allowed_V := request.allowed_tokens(logits_SV.shape[1])) is not None:
+                masks.append((row, allowed_V))
+        return draw(logits_SV, rows, [request.known for request in ready], forced, masks)
 
     def _each_alone(self, work: list[Work]) -> list[Tensor]:
         """Logits [1, V] of each whose next token is wanted, of the bits that it has alone. Where the model computes everybody as if
@@ -180,7 +187,7 @@ class Runner:
             index for index, (request, start, length) in enumerate(work) if start + length == request.known
         ]
         result = [torch.empty(0)] * len(work)
-        if self.model.alike(self.state):
+        if self.executor.is_batch_invariant:
             logits_SV = self._logits(work, wanted)
             for index, row_V in zip(wanted, logits_SV, strict=True):
                 result[index] = row_V[None].clone()  # a copy stands where all copies do, aligned alike
@@ -205,8 +212,7 @@ class Runner:
                 rows = self._alone.get(member.id) or self._make_rows([member])
                 alone[member.id] = rows
                 ready.append(member)
-                forced = [(0, member.forced[0])] if member.forced else []
-                each.append(sample(logits_SV, self._edited(rows, [member]), [member.known], forced))
+                each.append(self._draw(logits_SV, [member], rows).fetch())
         self._alone = alone
         return ready, joined(each)
 
@@ -299,10 +305,6 @@ class Runner:
                 self._rows.clear()
             self._rows[key] = self._make_rows(ready)
         return self._rows[key]
-
-    def _edited(self, rows: Rows, ready: list[Request]) -> Rows:
-        """What a subclass makes of the rows of a step before they are sampled."""
-        return rows
 
     def _make_rows(self, ready: list[Request]) -> Rows:
         return Rows(

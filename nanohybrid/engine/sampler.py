@@ -78,18 +78,29 @@ class _Cut:
 
 
 def sample(
-    logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequence[tuple[int, int]] = ()
+    logits_SV: Tensor,
+    rows: Rows,
+    positions: Sequence[int],
+    forced: Sequence[tuple[int, int]] = (),
+    masks: Sequence[tuple[int, np.ndarray]] = (),
 ) -> Sampled:
-    """Choose one token a row. `positions` are where the tokens will stand; `forced` holds (row, token) not to be sampled."""
-    return draw(logits_SV, rows, positions, forced).fetch()
+    """Choose one token a row. `positions` are where the tokens will stand; `forced` holds (row, token) not to be sampled; `masks`
+    (row, bool [V]): which tokens the row may have at all."""
+    return draw(logits_SV, rows, positions, forced, masks).fetch()
 
 
 def draw(
-    logits_SV: Tensor, rows: Rows, positions: Sequence[int], forced: Sequence[tuple[int, int]] = ()
+    logits_SV: Tensor,
+    rows: Rows,
+    positions: Sequence[int],
+    forced: Sequence[tuple[int, int]] = (),
+    masks: Sequence[tuple[int, np.ndarray]] = (),
 ) -> Drawn:
     """The same, left on the device: on a GPU nothing here waits for it."""
     if rows.edits is not None:
         logits_SV = rows.edits.apply(logits_SV)
+    if masks:
+        logits_SV = masked(logits_SV, masks)
     peak_S, token_S = _largest(logits_SV)
     scaled_SV = logits_SV
     if rows.scaled:
@@ -116,6 +127,13 @@ def draw(
             best = scaled_SV.topk(min(rows.top, scaled_SV.shape[-1]), dim=-1)
             results += [best.indices, best.values - total_S1]
     return Drawn(token_S, results)
+
+
+def masked(logits_SV: Tensor, masks: Sequence[tuple[int, np.ndarray]]) -> Tensor:
+    """A copy of the logits with -inf where the mask of a row, bool [V], is false."""
+    row_R = sent([row for row, _ in masks], logits_SV.device)
+    allowed_RV = torch.from_numpy(np.stack([allowed_V for _, allowed_V in masks])).to(logits_SV.device)
+    return logits_SV.index_put((row_R,), logits_SV[row_R].masked_fill(~allowed_RV, -math.inf))
 
 
 def _largest(logits_SV: Tensor) -> tuple[Tensor, Tensor]:

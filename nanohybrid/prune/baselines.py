@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanohybrid.checkpoint import CheckpointReader
 from nanohybrid.config import HybridConfig
-from nanohybrid.model.mixers.axes import AxisSizes, Axis, Outer, Stack, axis_sizes, size
+from nanohybrid.model.mixers.axes import Axis, AxisSizes, Outer, Stack, axis_sizes, size
 from nanohybrid.model.spec import param_specs
 from nanohybrid.prune.importance import Importance
 from nanohybrid.prune.prunable import HIDDEN, layer_axes

@@ -75,7 +75,11 @@ def _next(pattern: str, left: Sequence[int], layers: int) -> list[int]:
 
 def _pair(kinds: Sequence[str], layers: int) -> int | None:
     """The place of a mixer that goes with the MLP behind it, neither being the first or the last layer; None where there is none."""
-    pairs = [place for place in range(1, len(kinds) - 2) if kinds[place] != MLP.symbol and kinds[place + 1] == MLP.symbol]
+    pairs = [
+        place
+        for place in range(1, len(kinds) - 2)
+        if kinds[place] != MLP.symbol and kinds[place + 1] == MLP.symbol
+    ]
     attention = [place for place in pairs if kinds[place] == Attention.symbol]
     hybrid = Mamba2.symbol in kinds
     if hybrid and attention and kinds.count(Attention.symbol) > ceil(ATTENTION_SHARE * layers):
@@ -83,7 +87,11 @@ def _pair(kinds: Sequence[str], layers: int) -> int | None:
     others = [place for place in pairs if kinds[place] == Mamba2.symbol] if hybrid else pairs
     if not others:
         return None
-    edges = [-1, *(place for place, kind in enumerate(kinds) if kind == Attention.symbol and hybrid), len(kinds)]
+    edges = [
+        -1,
+        *(place for place, kind in enumerate(kinds) if kind == Attention.symbol and hybrid),
+        len(kinds),
+    ]
     runs = [[place for place in others if low < place < high] for low, high in pairwise(edges)]
     longest = max(runs, key=len)
     return _middle(longest, (longest[0] + longest[-1]) / 2)
@@ -92,7 +100,9 @@ def _pair(kinds: Sequence[str], layers: int) -> int | None:
 def _single(pattern: str, left: Sequence[int]) -> int:
     inside = range(1, len(left) - 1)
     loose = [
-        place for place in inside if pattern[left[place]] == MLP.symbol and pattern[left[place - 1]] != Attention.symbol
+        place
+        for place in inside
+        if pattern[left[place]] == MLP.symbol and pattern[left[place - 1]] != Attention.symbol
     ]
     mamba = [place for place in inside if pattern[left[place]] == Mamba2.symbol]
     mixers = [place for place in inside if pattern[left[place]] == Attention.symbol]

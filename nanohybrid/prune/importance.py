@@ -58,9 +58,7 @@ class Importance:
     def of_layer(self, layer: int, axis: str, selected: Mapping[str, Sequence[int]]) -> Tensor:
         """One score for each entry of an axis in a layer: L2 over its other axes, of `selected` axes over those entries alone."""
         names, scores = self.axes[layer], self.scores[layer]
-        return over_axis(
-            take(scores, names, {n: of for n, of in selected.items() if n != axis}), names, axis
-        )
+        return over_axis(take(scores, names, {n: of for n, of in selected.items() if n != axis}), names, axis)
 
     def with_layers(self, layers: Tensor, order: Sequence[int], rounds: int = 0, **facts: Any) -> Importance:
         """The same scores with those of whole layers, and how many places of their order were found iteratively."""

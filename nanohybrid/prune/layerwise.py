@@ -97,7 +97,9 @@ class Stored:
                 tensor = self.read(f"backbone.layers.{index}.{name}")
                 setattr(block.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
             yield block.eval()
-            for parameter in block.parameters():  # the caller still holds the block while the next one is read
+            for (
+                parameter
+            ) in block.parameters():  # the caller still holds the block while the next one is read
                 parameter.data = parameter.new_empty(0)
 
     def final_norm(self) -> RMSNorm:

@@ -31,7 +31,9 @@ def agreement(
         "layers_by_cosine": spearman(cosine_RL[1], cosine_RL[2]),
     }
     for name, one in prunable_axes(pattern).items():
-        rows = [over_axis(table, axes[layer], name, 1) for layer, table in scores.items() if name in axes[layer]]
+        rows = [
+            over_axis(table, axes[layer], name, 1) for layer, table in scores.items() if name in axes[layer]
+        ]
         if rows and one.shared:
             rows = [torch.stack(rows).sum(0)]
         if rows:

@@ -151,7 +151,9 @@ def _check(selection: Selection, base: HybridConfig) -> None:
                 f"the selection of {name} is of layers {list(found)}, it must be of {wanted} (None: one for all)"
             )
         for layer, indices in found.items():
-            _check_indices(name if layer is None else f"{name} in layer {layer}", indices, getattr(base, name))
+            _check_indices(
+                name if layer is None else f"{name} in layer {layer}", indices, getattr(base, name)
+            )
             if layer is not None:
                 _check_groups(base, layer, name, indices)
         if len({len(indices) for indices in found.values()}) > 1:

@@ -153,8 +153,6 @@ def _error(quantized: QuantizedLinear, weight: Tensor) -> float:
         *(tensor.split(4096) for tensor in (quantized.codes, quantized.scales, weight)), strict=True
     ):
         exact = part.float()
-        difference += float(
-            (QuantizedLinear(codes, scales).dequantized(torch.float32) - exact).square().sum()
-        )
+        difference += float((QuantizedLinear(codes, scales).weight - exact).square().sum())
         size += float(exact.square().sum())
     return float((difference / max(size, 1e-30)) ** 0.5)

@@ -11,13 +11,13 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from nanohybrid.engine import Completion
-from nanohybrid.serve import structured_output as forms
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.output_parser import Answer, Part, Thought
 from nanohybrid.serve.schemas import ChatRequest, NamedTool
 from nanohybrid.serve.service import EFFORTS, Generation, Service
 from nanohybrid.serve.sse import DONE, EventStream, data, unless_gone
 from nanohybrid.serve.stream import Update
+from nanohybrid.serve.structured_output import check_structured_outputs, structured_outputs
 from nanohybrid.serve.tools import Arguments, CallBegins, Text
 
 LEAST = -9999.0  # the log-probability that is shown of what a grammar rules out: JSON has no infinity
@@ -63,13 +63,14 @@ class Chat:
             service.too_long(prompt)
             thinks = service.llm.opens_thinking(prompt)
             params = service.params(body, prompt, body.most, budget, thinks)
-            params = replace(params, logprobs=body.logprobs, top_logprobs=body.top_logprobs or 0)
-            places = await service.prepare(lambda: service.junctions(body.messages, tools, thinking, prompt))
-            grammar = (
-                await service.prepare(lambda: forms.grammar(body, service.grammars))
-                if forms.held(body)
-                else None
+            params = replace(
+                params,
+                logprobs=body.logprobs,
+                top_logprobs=body.top_logprobs or 0,
+                structured_outputs=structured_outputs(body),
             )
+            places = await service.prepare(lambda: service.junctions(body.messages, tools, thinking, prompt))
+            grammar = await service.compile_grammar(params)
         except BaseException:
             held.give()
             raise
@@ -170,7 +171,7 @@ def check(service: Service, body: ChatRequest) -> None:
         )
     if choice == "required" and not body.tools:
         raise ApiError(400, "tool_choice is required and there are no tools", "tool_choice")
-    forms.check(body, limits)
+    check_structured_outputs(body, limits)
 
 
 def thinking_of(body: ChatRequest) -> tuple[bool | None, int | None]:

@@ -11,13 +11,13 @@ from starlette.responses import JSONResponse, Response
 
 from nanohybrid.engine import Completion
 from nanohybrid.engine.params import Top
-from nanohybrid.serve import structured_output as forms
 from nanohybrid.serve.chat import LEAST, extra, usage
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.schemas import CompletionRequest
 from nanohybrid.serve.service import Generation, Service
 from nanohybrid.serve.sse import DONE, EventStream, data, unless_gone
 from nanohybrid.serve.stream import Update
+from nanohybrid.serve.structured_output import check_structured_outputs, structured_outputs
 
 
 async def complete(service: Service, body: CompletionRequest, request: Request) -> Response:
@@ -46,10 +46,9 @@ async def complete(service: Service, body: CompletionRequest, request: Request) 
             logprobs=body.logprobs is not None,
             top_logprobs=body.logprobs or 0,
             prompt_logprobs=scored,
+            structured_outputs=structured_outputs(body),
         )
-        grammar = (
-            await service.prepare(lambda: forms.grammar(body, service.grammars)) if forms.held(body) else None
-        )
+        grammar = await service.compile_grammar(params)
     except BaseException:
         held.give()
         raise
@@ -199,7 +198,7 @@ def check(service: Service, body: CompletionRequest) -> None:
     service.limits.count(body.logprobs or 0, "max_logprobs", "logprobs", "alternatives")
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens is 0, which only a prompt that is echoed can have", "max_tokens")
-    forms.check(body, service.limits)
+    check_structured_outputs(body, service.limits)
     if body.suffix:
         raise ApiError(400, "suffix is not supported: the model writes forward only", "suffix")
     if body.best_of is not None and body.best_of != body.n:

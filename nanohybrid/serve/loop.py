@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from nanohybrid.engine import Engine, SamplingParams
 from nanohybrid.engine.request import Request
-from nanohybrid.engine.structured_output import Guide, GuidedRunner
+from nanohybrid.engine.structured_output import Grammar
 from nanohybrid.errors import InputError
 from nanohybrid.serve.errors import ApiError, busy
 from nanohybrid.serve.malloc_trim import Trim
@@ -50,7 +50,6 @@ class EngineLoop:
     ) -> None:
         """test_prompt: ids that any model can go on from; the engine is tried on them after a step that failed."""
         self.engine = engine
-        self.runner = engine.runner = GuidedRunner(engine.runner, engine.tokenizer)
         self.capacity = engine.scheduler.slots.size + max_queued
         self.queue_seconds, self.on_death = queue_seconds, on_death
         self.most_per_key, self.test_prompt = most_per_key, test_prompt
@@ -118,18 +117,16 @@ class EngineLoop:
         prompt: list[int],
         params: SamplingParams,
         live: bool = True,
-        guides: Sequence[Guide] = (),
+        grammar: Grammar | None = None,
         checkpoint_at: Sequence[int] = (),
         salt: str = "",
     ) -> list[Ticket]:
         """Ask for `params.n` choices of a prompt; `live` hands over each step's text, else only the end is told.
 
-        `guides` hold each choice to a grammar.
+        `grammar` is the compiled one of `params.structured_outputs`, so that no step waits for the compiler.
         """
         tickets = [Ticket(prompt, params, live) for _ in range(params.n)]
-        tickets[0].checkpoint_at, tickets[0].salt = tuple(checkpoint_at), salt
-        for ticket, guide in zip(tickets, guides, strict=False):
-            ticket.guide = guide
+        tickets[0].checkpoint_at, tickets[0].salt, tickets[0].grammar = tuple(checkpoint_at), salt, grammar
         self._tell(lambda: self._add(tickets))
         return tickets
 
@@ -171,7 +168,6 @@ class EngineLoop:
         the server goes on. Raises what the engine raises where it does not, which ends the server."""
         traceback.print_exception(error)
         self.engine.reset()
-        self.runner.guides.clear()
         self.engine.check(self.test_prompt)
         print(
             "nanohybrid: the engine goes on; the requests of the step that failed are lost", file=sys.stderr
@@ -188,7 +184,12 @@ class EngineLoop:
         try:
             first = tickets[0]
             requests = self.engine.add_choices(
-                first.prompt, first.params, stream=True, checkpoint_at=first.checkpoint_at, salt=first.salt
+                first.prompt,
+                first.params,
+                stream=True,
+                checkpoint_at=first.checkpoint_at,
+                salt=first.salt,
+                grammar=first.grammar,
             )
         except InputError as error:
             self._refuse(tickets, ApiError(400, str(error)))
@@ -202,8 +203,6 @@ class EngineLoop:
         for ticket, request in zip(tickets, requests, strict=True):
             ticket.request = request
             self._tickets[request.id] = ticket
-            if ticket.guide is not None:
-                self.runner.guides[request.id] = ticket.guide
         self._waiting += tickets
 
     def _refuse(self, tickets: list[Ticket], error: ApiError) -> None:
@@ -212,7 +211,6 @@ class EngineLoop:
 
     def _cancel(self, ticket: Ticket) -> None:
         if ticket.request is not None and self._tickets.pop(ticket.request.id, None) is not None:
-            self.runner.guides.pop(ticket.request.id, None)
             self.engine.cancel(ticket.request)
             self._waiting = [other for other in self._waiting if other is not ticket]
 
@@ -227,10 +225,6 @@ class EngineLoop:
             ticket.last = now
             if request.finished:
                 ended.append(request.id)
-                self.runner.guides.pop(request.id, None)
-                if ticket.guide is not None and ticket.guide.broken:
-                    error = f"the form cannot be kept any longer: {ticket.guide.broken}"
-                    self._call(ticket.fail, ApiError(400, error, code="form_too_complex"))
             if request.finished or ticket.live:
                 said.append((ticket, self._news(ticket, request)))
         for request_id in ended:
@@ -261,7 +255,6 @@ class EngineLoop:
                 ticket.started = now
             elif now - ticket.arrived > self.queue_seconds:
                 self._tickets.pop(request.id, None)
-                self.runner.guides.pop(request.id, None)
                 self.engine.cancel(request)
                 self._call(ticket.fail, busy(f"no slot was free for {self.queue_seconds:g} seconds", 10))
             else:

@@ -5,15 +5,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from nanohybrid.engine import LLM, Completion, Engine, SamplingParams
 from nanohybrid.engine.oom_retry import out_of_memory
-from nanohybrid.engine.structured_output import Grammars
+from nanohybrid.engine.structured_output import Grammar
 from nanohybrid.errors import InputError, NanohybridError, shown
 from nanohybrid.estimate.serving import STEP_TOKENS
 from nanohybrid.serve.errors import ApiError
@@ -22,9 +21,6 @@ from nanohybrid.serve.loop import EngineLoop, Places
 from nanohybrid.serve.metrics import Metrics
 from nanohybrid.serve.schemas import Decoding, Message, Tool
 from nanohybrid.serve.stream import Ticket, Update
-
-if TYPE_CHECKING:
-    from llguidance import LLMatcher
 
 THINKING = {"temperature": 0.6, "top_p": 0.95}  # the model card's, where a request leaves them open
 PLAIN = {"temperature": 0.0, "top_p": 1.0}
@@ -204,14 +200,11 @@ class Service:
                 raise ApiError(400, f"logit_bias: {token[:40]!r} is not the id of a token", "logit_bias")
         return {int(token): value for token, value in bias.items()}
 
-    @cached_property
-    def grammars(self) -> Grammars:
-        """Made when first wanted: a large vocabulary takes a second."""
-        config, tokenizer = self.llm.model.config, self.llm.tokenizer
-        stops = {token for token in (*tokenizer.stop_ids, config.eos_token_id) if token < config.vocab_size}
-        if not stops:
-            raise InputError("no id of this model ends an answer, and an answer of a given form must end")
-        return Grammars(tokenizer, config.vocab_size, frozenset(stops))
+    async def compile_grammar(self, params: SamplingParams) -> Grammar | None:
+        """The compiled grammar of the structured outputs, made beside the event loop and the engine, under a deadline."""
+        if params.structured_outputs is None:
+            return None
+        return await self.prepare(lambda: self.loop.engine.compile_grammar(params))
 
     # Generations
 
@@ -222,16 +215,15 @@ class Service:
         n: int,
         live: bool,
         places: Places,
-        grammar: "LLMatcher | None" = None,
+        grammar: Grammar | None = None,
         checkpoint_at: Sequence[int] = (),
         salt: str = "",
     ) -> "Generation":
-        """Submit `n` choices of each prompt, for which `places` are held; `grammar` binds every one of them."""
+        """Submit `n` choices of each prompt, for which `places` are held; `grammar` constrains every one of them."""
         params = replace(params, n=n)
         tickets: list[Ticket] = []
         for prompt in prompts:
-            guides = [self.grammars.guide(grammar) for _ in range(n)] if grammar is not None else []
-            tickets += self.loop.submit(prompt, params, live, guides, checkpoint_at, salt)
+            tickets += self.loop.submit(prompt, params, live, grammar, checkpoint_at, salt)
         return Generation(self, tickets, places)
 
     def close(self) -> None:
@@ -287,11 +279,12 @@ class Generation:
                 task.cancel()
 
     def finished(self, ticket: Ticket, completion: Completion) -> Completion:
-        """Count it; raises where the model's numbers broke."""
+        """Count it; raises ApiError where it failed."""
         self.service.metrics.finished(ticket, completion)
         self.service.loop.last_seconds = ticket.last - ticket.arrived
-        if completion.finish_reason == "error":
-            raise ApiError(500, "the model's logits are not numbers for this request", code="not_finite")
+        if completion.error is not None:
+            status = 400 if completion.error.code == "grammar_too_complex" else 500
+            raise ApiError(status, completion.error.message, code=completion.error.code)
         return completion
 
     def close(self) -> None:

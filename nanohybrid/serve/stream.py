@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nanohybrid.engine import Completion, SamplingParams
 from nanohybrid.engine.params import Top
 from nanohybrid.engine.request import Request
-from nanohybrid.engine.structured_output import Guide
+from nanohybrid.engine.structured_output import Grammar
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Ticket:
         self.started: float | None = None  # when it got its slot
         self.first: float | None = None  # when its first token came
         self.last = self.arrived
-        self.guide: Guide | None = None
+        self.grammar: Grammar | None = None
         self.checkpoint_at: tuple[
             int, ...
         ] = ()  # where the prompt leaves a checkpoint, for whoever has the same salt

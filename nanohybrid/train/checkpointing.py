@@ -1,7 +1,7 @@
-"""Activation checkpointing, applied to a model's layers from outside: memory of activations against a second forward.
+"""Activation checkpointing of a model's layers: less activation memory for a second forward pass.
 
-A checkpointed layer keeps only its input and is run again in backward, so activations grow with the number of layers times the
-width of the residual stream and not with everything inside a layer.
+A checkpointed layer saves only its input and runs again in the backward pass. Activation memory then grows with the number of
+layers times the hidden size, and not with everything that a layer computes.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def checkpointed(layers: nn.ModuleList, every: int = 1) -> Iterator[None]:
-    """Inside, every `every`-th layer recomputes its activations in backward; 0 changes nothing. Names of parameters stay."""
+    """Within the context, every `every`-th layer recomputes its activations in the backward pass; 0 changes nothing.
+
+    Names of parameters do not change.
+    """
     chosen = list(layers)[::every] if every else []
     for layer in chosen:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -22,4 +25,4 @@ def checkpointed(layers: nn.ModuleList, every: int = 1) -> Iterator[None]:
         yield
     finally:
         for layer in chosen:
-            del layer.forward  # the class's own shows again
+            del layer.forward  # the method of the class is visible again

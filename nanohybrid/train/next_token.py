@@ -1,6 +1,6 @@
-"""The loss of pretraining and SFT: each token predicts the next one of its document, where that one is to be learned.
+"""The loss of pretraining and SFT: cross-entropy of the next token of each document, where the loss mask has a target.
 
-T tokens, E hidden width.
+T tokens, E hidden size.
 """
 
 from collections.abc import Iterable
@@ -15,14 +15,14 @@ from nanohybrid.train.precision import Mode, autocast
 
 
 def next_token_loss(model: HybridLM, batch: Batch) -> tuple[Tensor, int]:
-    """Sum of the cross-entropies of a batch, and how many there are."""
+    """The sum of the cross-entropies of a batch in nats (fp32 scalar), and the number of targets."""
     hidden_TE = model.hidden(batch.tokens_T, batch.layout)
     return summed_cross_entropy(hidden_TE, model.head_weight, batch.targets_T), batch.target_count
 
 
 @torch.no_grad()
 def mean_loss(model: HybridLM, batches: Iterable[Batch], mode: Mode = "fp32") -> float:
-    """Mean loss of a token over some batches."""
+    """Mean cross-entropy of a target over `batches`, in nats. `mode` is the precision of the forward pass."""
     device = model.device
     total, count = 0.0, 0
     for batch in batches:

@@ -1,10 +1,11 @@
-"""AdamW, with weight decay where it belongs: on matrices.
+"""AdamW with weight decay on matrices only, and gradient clipping.
 
-Decay pulls a number towards zero. For a matrix that is a mild prior; for a norm's scale, A_log, dt_bias, D or a bias zero means
-nothing in particular, so these are left alone. States are fp32, as the master weights are.
+Norm weights, A_log, dt_bias, D and biases have no weight decay: zero is not a natural value for them. Optimizer states are fp32,
+as the master weights are.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,39 +15,44 @@ from nanohybrid.errors import ConfigError
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW's settings and the gradient clip."""
+    """AdamW and gradient clipping."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"clip": "max_grad_norm"}
 
     learning_rate: float = 3e-3
-    """The peak of the schedule."""
+    """Peak learning rate of the schedule."""
     beta1: float = 0.9
+    """Decay of the first moment."""
     beta2: float = 0.95
+    """Decay of the second moment."""
     epsilon: float = 1e-8
+    """Added to the denominator of the update."""
     weight_decay: float = 0.1
     """Applied to matrices only."""
-    clip: float = 1.0
-    """Largest norm of the whole gradient."""
+    max_grad_norm: float = 1.0
+    """The gradient of all parameters together is scaled down to this norm."""
 
     def __post_init__(self) -> None:
-        if not (self.learning_rate >= 0 and self.weight_decay >= 0 and self.clip > 0 and self.epsilon > 0):
+        if not (
+            self.learning_rate >= 0 and self.weight_decay >= 0 and self.max_grad_norm > 0 and self.epsilon > 0
+        ):
             raise ConfigError(
-                "optimizer: learning_rate and weight_decay must not be negative, clip and epsilon must be positive"
+                "optimizer: learning_rate and weight_decay must not be negative, max_grad_norm and epsilon must be positive"
             )
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ConfigError(
-                f"optimizer: beta1 {self.beta1} and beta2 {self.beta2} must be from 0 to below 1"
-            )
+            raise ConfigError(f"optimizer: beta1 {self.beta1} and beta2 {self.beta2} must be in [0, 1)")
 
 
-def decayed(model: nn.Module) -> dict[str, bool]:
-    """For each trainable parameter, by name: does weight decay apply to it?"""
+def has_weight_decay(model: nn.Module) -> dict[str, bool]:
+    """Name of each trainable parameter -> whether weight decay applies to it."""
     return {
         name: parameter.ndim >= 2 for name, parameter in model.named_parameters() if parameter.requires_grad
     }
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """The optimizer of a model's trainable parameters, fused into one pass over memory."""
-    named, decays = dict(model.named_parameters()), decayed(model)
+    """The fused AdamW of a model's trainable parameters (Loshchilov and Hutter 2019)."""
+    named, decays = dict(model.named_parameters()), has_weight_decay(model)
     groups = [
         {
             "params": [named[name] for name, decay in decays.items() if decay],
@@ -63,12 +69,12 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Use `rate` from the next step on."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Use `learning_rate` from the next step on."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = learning_rate
 
 
-def clip_gradient(model: nn.Module, largest: float) -> Tensor:
-    """Scale the gradient down to norm `largest` where it is longer; returns its norm before."""
-    return nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], largest)
+def clip_grad_norm(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradients so that their common norm is at most `max_norm`; returns the norm before, an fp32 scalar."""
+    return nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], max_norm)

@@ -1,8 +1,8 @@
-"""Precision, applied to a model from outside: fp32, bf16 by autocast, or bf16 with the matrix products of inner layers in FP8.
+"""Mixed precision: fp32, bf16 autocast, or bf16 with the matrix products of the inner layers in FP8 (paper, section 2).
 
-Weights stay fp32 in every case; the model's code knows of none of this. The FP8 recipe itself: nanohybrid/ops/fp8/reference.py.
-Here is only where it applies: to every linear of the layers, except in the first and last `bf16_layers` of them, and never to
-the head or the embedding, which are the most sensitive and a small part of the work.
+Weights stay fp32 in every mode, and the model's code does not depend on the mode. The FP8 recipe is in ops/fp8/reference.py. It
+applies to the linears of all layers except the first and last `bf16_layers`. The embedding and the head never use it: they are the
+most sensitive parts and a small share of the work.
 """
 
 from collections.abc import Iterator
@@ -21,29 +21,30 @@ Mode = Literal["fp32", "bf16", "fp8"]
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """In which numbers the matrix products of a run are computed."""
+    """Precision of the matrix products."""
 
     mode: Mode = "bf16"
+    """fp32, bf16 (autocast), or fp8 (inner layers in FP8, the rest in bf16)."""
     bf16_layers: int = 2
-    """With fp8: layers at either end that stay in bf16."""
+    """With fp8: the number of first and of last layers that stay in bf16."""
     fp8_until: float = 1.0
-    """With fp8: share of the steps after which the rest of the run is bf16."""
+    """With fp8: fraction of the steps after which the run continues in bf16."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("fp32", "bf16", "fp8"):
-            raise ConfigError(f"precision: mode is {self.mode!r}, the modes are fp32, bf16 and fp8")
+            raise ConfigError(f"precision: mode is {self.mode!r}; it must be fp32, bf16 or fp8")
         if self.bf16_layers < 0 or not 0 <= self.fp8_until <= 1:
             raise ConfigError(
-                "precision: bf16_layers must not be negative, and fp8_until is a share from 0 to 1"
+                "precision: bf16_layers must not be negative, and fp8_until must be from 0 to 1"
             )
 
     def mode_at(self, step: int, steps: int) -> Mode:
-        """The mode of one step: a function of the step alone, so that a resumed run changes where the whole one does."""
+        """The mode of one step. It depends on the step alone, so a resumed run switches at the same step."""
         return "bf16" if self.mode == "fp8" and step >= self.fp8_until * steps else self.mode
 
 
 class FP8Linear(nn.Linear):
-    """A linear whose three matrix products have FP8 operands. It shares the weight of the one it stands in for."""
+    """A linear whose three matrix products have FP8 operands. It shares the weight of the linear that it replaces."""
 
     def __init__(self, original: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -58,31 +59,34 @@ class FP8Linear(nn.Linear):
 
 
 def fp8_modules(layers: nn.ModuleList, bf16_layers: int) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Each linear that runs in FP8, with the module that holds it and its name there."""
+    """Each linear that runs in FP8, with its parent module and its name in the parent."""
     for layer in list(layers)[bf16_layers : len(layers) - bf16_layers]:
-        for parent in layer.modules():
-            for name, child in parent.named_children():
+        for module in layer.modules():
+            for name, child in module.named_children():
                 if isinstance(child, nn.Linear):
-                    yield parent, name, child
+                    yield module, name, child
 
 
 @contextmanager
 def fp8_linears(layers: nn.ModuleList, bf16_layers: int) -> Iterator[int]:
-    """Inside, the inner layers' linears compute in FP8; yields how many. Parameters keep their names and identity."""
+    """Within the context, the linears of the inner layers compute in FP8; yields their number.
+
+    Parameters keep their names and identity. Raises ConfigError where `bf16_layers` leaves no layer for FP8.
+    """
     found = list(fp8_modules(layers, bf16_layers))
     if not found:
         raise ConfigError(
-            f"precision: with {len(layers)} layers and bf16_layers {bf16_layers} nothing is left for fp8: lower bf16_layers"
+            f"precision: with {len(layers)} layers and bf16_layers {bf16_layers} no layer is left for fp8: lower bf16_layers"
         )
-    for parent, name, linear in found:
-        setattr(parent, name, FP8Linear(linear))
+    for module, name, linear in found:
+        setattr(module, name, FP8Linear(linear))
     try:
         yield len(found)
     finally:
-        for parent, name, linear in found:
-            setattr(parent, name, linear)
+        for module, name, linear in found:
+            setattr(module, name, linear)
 
 
 def autocast(mode: Mode, device: torch.device) -> AbstractContextManager[object]:
-    """The context of a forward: matrix products in bf16 unless the mode is fp32."""
+    """The context of a forward pass: bf16 autocast, or nothing in fp32."""
     return nullcontext() if mode == "fp32" else torch.autocast(device.type, torch.bfloat16)

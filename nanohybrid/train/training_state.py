@@ -1,8 +1,8 @@
-"""What a training run needs to go on after a kill as if nothing had happened, in one safetensors file; no pickle.
+"""The snapshot of a training run: all that it needs to resume exactly, in one safetensors file. No pickle.
 
-Tensors: `model.{name}`; of Adam `first.{name}`, `second.{name}` and `updates.{name}`; all fp32. The header's metadata holds the rest as
-JSON: the next step, the tokens seen, and what the caller adds. Batches are a function of the step and nothing here draws random
-numbers, so there is no generator to store. One file, written beside and renamed: a kill leaves the old one or the new one.
+Tensors, all fp32: `model.{name}`, and AdamW's `exp_avg.{name}`, `exp_avg_sq.{name}` and `step.{name}`. The metadata holds
+`train_state` as JSON. There is no random state: batches are functions of the step, and training draws no random numbers. The file
+is written beside its place and renamed, so a killed run leaves the old snapshot or the new one.
 """
 
 import json
@@ -19,60 +19,69 @@ from nanohybrid.errors import CheckpointError
 from nanohybrid.files import flush, scratch
 
 NAME = "snapshot.safetensors"
-MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq", "updates": "step"}  # our names, torch's
+ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")  # torch's names
+TRAIN_STATE, OLD_TRAIN_STATE = "train_state", "position"
 
 
 @dataclass(frozen=True)
-class Position:
-    """Where a run stands: steps done, tokens seen, and the average loss of lately."""
+class TrainState:
+    """The progress of a run: steps done, tokens seen, and the exponential moving average of the loss in nats."""
 
     step: int = 0
     tokens: int = 0
-    loss: float = 0.0
+    loss_ema: float = 0.0
 
 
-def save(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> Path:
-    """Write the snapshot of a run at `position`, replacing an older one."""
+def save(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> Path:
+    """Write the snapshot of a run, replacing an older one. Returns its path."""
     path = directory / NAME
     beside = scratch(path)
-    save_file(tensors(model, optimizer), beside, metadata={"position": json.dumps(asdict(position))})
+    save_file(tensors(model, optimizer), beside, metadata={TRAIN_STATE: json.dumps(asdict(state))})
     flush(beside)
     os.replace(beside, path)
     return path
 
 
 def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and moments by name. A parameter that was never stepped has no moments."""
+    """Weights and optimizer states by name. A parameter without any step has no optimizer states."""
     result = {}
     for name, parameter in model.named_parameters():
         result[f"model.{name}"] = parameter.detach().contiguous()
         state = optimizer.state.get(parameter)
         if state:
-            result |= {f"{short}.{name}": state[long].contiguous() for short, long in MOMENTS.items()}
+            result |= {f"{key}.{name}": state[key].contiguous() for key in ADAM_STATE}
     return result
 
 
-def load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position | None:
-    """Put a snapshot back into model and optimizer; None where there is none."""
+def load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState | None:
+    """Restore a snapshot into model and optimizer; None where there is none.
+
+    Raises CheckpointError where the file is damaged, of another model, or of an older version.
+    """
     path = directory / NAME
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            position = Position(**json.loads(file.metadata()["position"]))
+            metadata = file.metadata() or {}
+            if OLD_TRAIN_STATE in metadata and TRAIN_STATE not in metadata:
+                raise CheckpointError(
+                    f"{path}: was written by an older version, which stored optimizer states under other names; "
+                    f"remove {directory} to start over"
+                )
+            state = TrainState(**json.loads(metadata[TRAIN_STATE]))
             names = set(file.keys())
             for name, parameter in model.named_parameters():
                 parameter.data.copy_(file.get_tensor(f"model.{name}"))
-                if f"first.{name}" in names:
+                if f"exp_avg.{name}" in names:
                     optimizer.state[parameter] = {
-                        long: file.get_tensor(f"{short}.{name}").to(parameter.device)
-                        for short, long in MOMENTS.items()
+                        key: file.get_tensor(f"{key}.{name}").to(parameter.device) for key in ADAM_STATE
                     }
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: does not fit this run ({error}); remove {directory} to begin anew"
+            f"{path}: does not fit this run ({error}); remove {directory} to start over"
         ) from None
-    return position
+    return state
 
 
 def remove(directory: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import nanohybrid
+from nanohybrid.model.spec import param_specs
 from nanohybrid.checkpoint import CheckpointReader, CheckpointWriter
 from nanohybrid.data import TokenStore
 from nanohybrid.estimate import Footprint
@@ -92,10 +93,9 @@ def peak_of(*command):
 
 def write_parent(directory):
     """A parent of zeros, written as it will be read: tensor by tensor."""
-    from nanohybrid.model.spec import param_specs
 
     with CheckpointWriter(directory, SCALED, torch.bfloat16, max_shard_bytes=200 * MIB) as writer:
-        for name, declared in parameters(SCALED).items():
+        for name, declared in param_specs(SCALED).items():
             writer.write(name, torch.zeros(declared.shape, dtype=torch.bfloat16))
 
 

@@ -318,8 +318,9 @@ def test_verify_proves_a_quantized_checkpoint(quantized, tmp_path, format, capsy
 
 
 def test_verify_sees_a_code_that_does_not_come_back(quantized, monkeypatch):
-    from nanohybrid.verify import saving
     from nanohybrid.verify.subject import Subject
+
+    from nanohybrid.verify import saving
 
     def forgetful(path, **options):
         model = load(path, **options)

@@ -122,16 +122,16 @@ def test_a_run_goes_on_on_another_device(
     gpu: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = pretrain(PRETRAIN, data, tmp_path / "whole")
-    step = loops.Run.one_step
+    step = loops.TrainingRun.train_step
     for stop, device in ((1, "cpu"), (2, gpu)):
         with monkeypatch.context() as patch, pytest.raises(InterruptedError):
 
-            def dying(run: loops.Run, *rest: Any, stop: int = stop) -> Any:
-                if run.position.step == stop:
+            def dying(run: loops.TrainingRun, *rest: Any, stop: int = stop) -> Any:
+                if run.state.step == stop:
                     raise InterruptedError
                 return step(run, *rest)
 
-            patch.setattr(loops.Run, "one_step", dying)
+            patch.setattr(loops.TrainingRun, "train_step", dying)
             pretrain(PRETRAIN, data, tmp_path / "parts", device)
     parts = pretrain(PRETRAIN, data, tmp_path / "parts")
     assert measures(parts)["final_loss"] == pytest.approx(measures(whole)["final_loss"], rel=1e-3)
@@ -142,7 +142,7 @@ def test_a_model_that_a_device_cannot_hold_is_refused(
 ) -> None:
     module = sys.modules["nanohybrid.train.pretrain"]  # the package has a function of this name
     monkeypatch.setattr(module, "memory_of", lambda device: 2**20 if device == gpu else 2**40)
-    with pytest.raises(ConfigError, match="and cuda has 0 GiB"):
+    with pytest.raises(ConfigError, match="; cuda has 0 GiB"):
         pretrain(PRETRAIN, data, tmp_path / "out", gpu)
 
 

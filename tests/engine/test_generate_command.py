@@ -39,6 +39,27 @@ def test_drafts_say_the_same_and_narrow_states_are_taken(run):
     assert run(*ask, "--speculate", 99)[0] == run(*ask, "--state-dtype", "bf16")[0] == 2
 
 
+def test_structured_output_flags_constrain_one_prompt_and_files_of_prompts(run, tmp_path):
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    file, prompts, answers = tmp_path / "schema.json", tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text(json.dumps(schema))
+    prompts.write_text('{"prompt": "hi"}\n{"prompt": "ho"}\n')
+    flags = ["generate", *TINY, "--temperature", 1, "--seed", 1]
+    for flag in (("--json-schema", json.dumps(schema)), ("--json-schema-file", file)):
+        code, out, _ = run(*flags, "--prompt", "hi", *flag)
+        assert code == 0 and json.loads(out)["a"] in (1, 2)
+    assert run(*flags, "--prompt", "hi", "--choice", "ja", "--choice", "nein")[1] in ("ja\n", "nein\n")
+    assert run(*flags, "--input", prompts, "--output", answers, "--json-schema-file", file)[0] == 0
+    texts = [json.loads(json.loads(line)["text"]) for line in answers.read_text().splitlines()]
+    assert len(texts) == 2 and all(text["a"] in (1, 2) for text in texts)
+
+
 def test_without_json_the_text_alone_is_on_stdout(run):
     code, out, err = run("generate", *TINY, "--prompt", "hi", "--max-new-tokens", 5, "--seed", 1)
     described = json.loads(
@@ -75,6 +96,10 @@ def test_a_budget_makes_the_prompt_a_chat_that_thinks(run):
         ([*TINY, "--prompt", "hi", "--seed", "99999999999999999999999"], "--seed is"),
         (["--preset", "tinny", "--random-weights", "--prompt", "hi"], "nearest tiny"),
         ([*TINY, "--input", "x.jsonl"], "go together"),
+        ([*TINY, "--prompt", "hi", "--regex", "a", "--json-object"], "--json-object contradicts --regex"),
+        ([*TINY, "--prompt", "hi", "--json-schema", "[1]"], "the JSON schema is not a JSON object"),
+        ([*TINY, "--prompt", "hi", "--json-schema-file", "nowhere.json"], "nowhere.json: No such file"),
+        ([*TINY, "--prompt", "hi", "--regex", "a", "--ignore-eos"], "ignore_eos contradicts"),
         ([*TINY, "--input", "nowhere.jsonl", "--output", "y.jsonl"], "nowhere.jsonl: No such file"),
     ],
 )  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 import nanohybrid
 from nanohybrid.estimate import Footprint
 from nanohybrid.model import HybridCache, HybridLM
-from nanohybrid.model.mixers.axes import Outer, Stack, axis_sizes, selected_index, names, size
+from nanohybrid.model.mixers.axes import Outer, Stack, axis_sizes, names, selected_index, size
 from nanohybrid.model.spec import param_specs
 
 PUBLISHED = {"nano-12b-v2": 12_310_001_152, "nano-9b-v2": 8_888_227_328, "qwen3-8b": 8_190_735_360}
@@ -61,7 +61,11 @@ def test_kept_entries_of_a_product_and_of_a_stack():
 
 def test_slices_by_declared_axes_are_a_model_of_the_smaller_configuration(mixed):
     """The one rule of pruning: the slices have the shapes that the smaller configuration declares."""
-    kept = {"mamba_heads": [0, 2], "ffn": list(range(7)), "embedding": list(range(0, 24, 2))}
+    kept = {
+        "mamba_num_heads": [0, 2],
+        "intermediate_size": list(range(7)),
+        "hidden_size": list(range(0, 24, 2)),
+    }
     smaller = mixed.replace(mamba_num_heads=2, intermediate_size=7, hidden_size=12)
     sizes, target = axis_sizes(mixed), param_specs(smaller)
     for name, declared in param_specs(mixed).items():

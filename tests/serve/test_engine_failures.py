@@ -27,7 +27,7 @@ def fail_once(serve, monkeypatch, error, owner, name, wanted=lambda *_: True):
 def test_a_step_that_raises_fails_its_requests_and_the_server_goes_on(serve, monkeypatch, capfd, stream):
     loop = serve.service.loop
     decoding = lambda work: all(start for _, start, _ in work)  # noqa: E731  in the middle of an answer
-    failed = fail_once(serve, monkeypatch, ZeroDivisionError("a bug"), loop.runner, "run", decoding)
+    failed = fail_once(serve, monkeypatch, ZeroDivisionError("a bug"), loop.engine.runner, "run", decoding)
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         answers = [one.result() for one in [pool.submit(serve.chat, stream=stream, **ASK) for _ in range(3)]]
     assert failed and any("step_failed" in answer.text for answer in answers)
@@ -45,7 +45,7 @@ def test_a_step_that_raises_fails_its_requests_and_the_server_goes_on(serve, mon
 def test_after_a_failed_step_the_answers_are_what_they_were(serve, monkeypatch):
     before = serve.chat(**ASK).json()["choices"][0]["message"]
     loop = serve.service.loop
-    fail_once(serve, monkeypatch, ZeroDivisionError("a bug"), loop.runner, "run")
+    fail_once(serve, monkeypatch, ZeroDivisionError("a bug"), loop.engine.runner, "run")
     assert serve.chat("something else", n=3, **ASK).json()["error"]["code"] == "step_failed"
     assert serve.chat(**ASK).json()["choices"][0]["message"] == before
     serve.until(serve.idle)

@@ -8,6 +8,7 @@ import time
 import pytest
 from serving import httpx, started
 
+from nanohybrid.engine.engine import not_finite
 from nanohybrid.serve.limits import Limits
 from nanohybrid.serve.service import Settings
 
@@ -114,7 +115,7 @@ def test_numbers_that_broke_fail_their_own_request_only(serve):
         for request in advanced:
             if request.params.seed == 666 and not request.finished:
                 engine.scheduler.remove(request)
-                request.finish_reason = "error"
+                request.fail(not_finite(len(request.tokens)))
         return advanced
 
     engine.step = broken
@@ -205,7 +206,7 @@ def test_a_client_gone_in_mid_call_frees_what_it_held(serve):
         else:
             pytest.fail("no call was begun")
     serve.until(serve.idle, 5)
-    assert not serve.service.loop.runner.guides
+    assert not serve.service.loop.engine.scheduler.running
 
 
 def test_a_client_that_reads_nothing_is_let_go_at_the_deadline():
@@ -248,7 +249,7 @@ def test_headers_that_come_drop_by_drop_are_not_waited_for():
 
 def test_a_step_that_hangs_turns_health_to_503_and_back():
     with started(limits=Limits(step_seconds=0.3)) as serve:
-        go, runner = threading.Event(), serve.service.loop.runner
+        go, runner = threading.Event(), serve.service.loop.engine.runner
         run = runner.run
         runner.run = lambda work: (go.wait(20), run(work))[1]
         with concurrent.futures.ThreadPoolExecutor(1) as pool:

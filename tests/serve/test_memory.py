@@ -5,7 +5,7 @@ import json
 
 import pytest
 from serving import started
-from test_guided import ASK, RATE, schema
+from test_structured_output import ASK, RATE, schema
 
 import nanohybrid
 from nanohybrid.cli import serve as command

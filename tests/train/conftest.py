@@ -1,4 +1,4 @@
-"""A tiny model, batches that are a function of the step, and a data directory as `nanohybrid data` leaves it."""
+"""A tiny model, batches that depend on the step alone, and a data directory as `nanohybrid data` writes it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def config() -> HybridConfig:
 
 @pytest.fixture
 def batches() -> Callable[[int], Batch]:
-    """Counting upwards from somewhere: easy to learn, new at every step."""
+    """Sequences that count upwards from a random start: easy to learn, and new at every step."""
 
     def batch(step: int) -> Batch:
         starts = torch.randint(64, (4,), generator=torch.Generator().manual_seed(step)).tolist()

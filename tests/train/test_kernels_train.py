@@ -45,14 +45,14 @@ def trained(monkeypatch) -> Callable[..., dict[str, Tensor]]:
     return run
 
 
-def test_kernels_give_the_loss_and_every_gradient_of_plain_torch(trained):
+def test_training_on_triton_gives_the_loss_and_gradients_of_torch(trained):
     truth, found = trained("torch"), trained("triton")
     assert truth.keys() == found.keys() and len(truth) > 15
     for name, value in truth.items():
         assert (found[name] - value).norm() <= 1e-4 * value.norm(), name
 
 
-def test_fp8_on_kernels_is_the_recipe_as_it_is_emulated(trained):
+def test_training_in_fp8_on_triton_matches_the_torch_emulation(trained):
     """Sums differ in their last bit, and a few numbers then round to the other neighbor: hence the tolerance."""
     truth, found = trained("torch", fp8=True), trained("triton", fp8=True)
     for name, value in truth.items():

@@ -1,4 +1,4 @@
-"""The loop: it learns, stops cleanly, goes on bit for bit, and refuses NaN."""
+"""fit: it lowers the loss, stops cleanly, resumes bit for bit, and refuses NaN."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from nanohybrid.config import HybridConfig
@@ -25,7 +26,7 @@ from nanohybrid.train import (
     mean_loss,
     next_token_loss,
 )
-from nanohybrid.train.training_state import NAME, Position
+from nanohybrid.train.training_state import NAME, TrainState
 
 Batches = Callable[[int], Batch]
 
@@ -38,7 +39,7 @@ class Recipe:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(log_steps=2))
 
 
-def train(model: HybridLM, batches: Batches, stage: Stage, steps: int = 8, **changes: Any) -> Position:
+def train(model: HybridLM, batches: Batches, stage: Stage, steps: int = 8, **changes: Any) -> TrainState:
     settings = {
         name: changes.pop(name) for name in ("optimizer", "schedule", "precision", "loop") if name in changes
     }
@@ -59,15 +60,17 @@ def uninterrupted(config: HybridConfig, batches: Batches, out: Path, **changes: 
     return model.state_dict()
 
 
-def test_it_learns_and_logs(config: HybridConfig, batches: Batches, tmp_path: Path) -> None:
+def test_fit_lowers_the_loss_and_logs_every_log_steps(
+    config: HybridConfig, batches: Batches, tmp_path: Path
+) -> None:
     model = HybridLM(config, seed=0)
     before = mean_loss(model, [batches(1000)])
     with open_stage(tmp_path / "out", "test", LoopConfig()) as stage:
-        position = train(model, batches, stage, steps=40, precision=PrecisionConfig("bf16"))
+        state = train(model, batches, stage, steps=40, precision=PrecisionConfig("bf16"))
         rows = stage.series("train")
     assert mean_loss(model, [batches(1000)]) < before - 0.5
-    assert [row["step"] for row in rows] == list(range(2, 41, 2)) and position == Position(
-        40, 40 * 64, position.loss
+    assert [row["step"] for row in rows] == list(range(2, 41, 2)) and state == TrainState(
+        40, 40 * 64, state.loss_ema
     )
     assert rows[-1]["tokens"] == 40 * 64 and rows[-1]["learning_rate"] == pytest.approx(1e-4)
 
@@ -75,7 +78,7 @@ def test_it_learns_and_logs(config: HybridConfig, batches: Batches, tmp_path: Pa
 @pytest.mark.parametrize(
     "precision", [PrecisionConfig("fp32"), PrecisionConfig("fp8", bf16_layers=1, fp8_until=0.5)]
 )
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+def test_fit_resumes_bit_for_bit_after_ctrl_c(
     config: HybridConfig, batches: Batches, tmp_path: Path, precision: PrecisionConfig
 ) -> None:
     expected = uninterrupted(config, batches, tmp_path / "whole", precision=precision)
@@ -97,7 +100,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
 
 
-def test_steps_after_the_last_snapshot_are_done_and_logged_again(
+def test_fit_repeats_and_logs_the_steps_after_the_last_snapshot(
     config: HybridConfig, batches: Batches, tmp_path: Path
 ) -> None:
     expected = uninterrupted(config, batches, tmp_path / "whole")
@@ -119,7 +122,7 @@ def test_steps_after_the_last_snapshot_are_done_and_logged_again(
     assert [row["step"] for row in rows] == list(range(1, 9))
 
 
-def test_a_loss_that_is_not_a_number_stops_before_it_reaches_the_weights(
+def test_fit_stops_before_a_nan_loss_reaches_the_weights(
     config: HybridConfig, batches: Batches, tmp_path: Path
 ) -> None:
     model = HybridLM(config, seed=0)
@@ -139,13 +142,18 @@ def test_a_loss_that_is_not_a_number_stops_before_it_reaches_the_weights(
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_a_snapshot_of_another_model_is_refused(
+def test_fit_refuses_a_snapshot_that_is_damaged_of_another_model_or_of_an_older_version(
     config: HybridConfig, batches: Batches, tmp_path: Path
 ) -> None:
     with open_stage(tmp_path / "out", "test", LoopConfig()) as stage:
         train(HybridLM(config, seed=0), batches, stage, steps=1)
         with pytest.raises(CheckpointError, match="does not fit this run"):
             train(HybridLM(config.replace(hidden_size=48), seed=0), batches, stage, steps=2)
+        save_file({}, stage.directory / NAME, metadata={"position": '{"step": 1, "tokens": 64, "loss": 2.0}'})
+        with pytest.raises(
+            CheckpointError, match=r"was written by an older version.*; remove .* to start over"
+        ):
+            train(HybridLM(config, seed=0), batches, stage, steps=2)
         (stage.directory / NAME).write_bytes(b"cut")
         with pytest.raises(CheckpointError, match="does not fit this run"):
             train(HybridLM(config, seed=0), batches, stage, steps=2)

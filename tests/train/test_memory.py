@@ -1,4 +1,4 @@
-"""What a training step needs in memory: predicted, against what autograd keeps and what a process held at most."""
+"""The predicted memory of a training step, against what autograd saves and the peak of a process."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from nanohybrid.data import Batch
 from nanohybrid.model import HybridLM
 from nanohybrid.train.checkpointing import checkpointed
 from nanohybrid.train.next_token import next_token_loss
-from nanohybrid.train.optimizer import OptimizerConfig, adamw, clip_gradient
+from nanohybrid.train.optimizer import OptimizerConfig, adamw, clip_grad_norm
 from nanohybrid.train.precision import autocast
 
 tokens, mode, every, fields = json.loads(sys.argv[1])
@@ -41,14 +41,14 @@ for _ in range(2):
     with autocast(mode, torch.device("cpu")), checkpointed(model.backbone.layers, every):
         total, count = next_token_loss(model, batch)
         (total / count).backward()
-    clip_gradient(model, 1.0)
+    clip_grad_norm(model, 1.0)
     optimizer.step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
-def kept_by_autograd(config: HybridConfig, mode: str, every: int, lengths: list[int]) -> int:
-    """Bytes of the storages that a forward leaves for its backward, parameters aside."""
+def saved_by_autograd(config: HybridConfig, mode: str, every: int, lengths: list[int]) -> int:
+    """Bytes of the storages that a forward pass saves for the backward pass, without parameters."""
     model, rng = HybridLM(config, seed=0), random.Random(0)
     batch = Batch.of([([rng.randrange(config.vocab_size) for _ in range(n)], [1] * n) for n in lengths])
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -69,29 +69,29 @@ def kept_by_autograd(config: HybridConfig, mode: str, every: int, lengths: list[
 
 @pytest.mark.parametrize("mode", ["fp32", "bf16"])
 @pytest.mark.parametrize("preset", ["tiny", "tiny-dense", "mini"])
-def test_what_the_forward_keeps_is_what_was_said(preset, mode):
+def test_training_memory_predicts_the_activations_saved_by_autograd(preset, mode):
     lengths = [100, 120, 80, 100]
     config = nanohybrid.preset(preset)
     memory = TrainingMemory.of(config, sum(lengths), mode)
-    found = kept_by_autograd(config, mode, 0, lengths)
+    found = saved_by_autograd(config, mode, 0, lengths)
     assert found == pytest.approx(memory.kept_bytes + memory.cast_bytes, rel=0.05)
 
 
-def test_layers_that_are_made_again_keep_the_stream_alone():
+def test_training_memory_of_checkpointed_layers_is_the_residual_stream():
     config = nanohybrid.preset("tiny")
-    found = kept_by_autograd(config, "fp32", 1, [200, 200])
+    found = saved_by_autograd(config, "fp32", 1, [200, 200])
     assert found == pytest.approx(TrainingMemory.of(config, 400, "fp32", 1).kept_bytes, rel=0.15)
     assert found < 0.2 * TrainingMemory.of(config, 400, "fp32").kept_bytes
 
 
-def test_activations_grow_with_tokens_and_the_loss_does_not_grow_with_them():
+def test_training_memory_of_activations_grows_with_tokens_and_of_the_loss_does_not():
     config = nanohybrid.preset("nano-291m")
     one, two = (TrainingMemory.of(config, tokens) for tokens in (4096, 8192))
     assert two.kept_bytes == 2 * one.kept_bytes
     assert two.loss_bytes == one.loss_bytes
 
 
-def test_a_chunk_of_logits_is_bounded_in_the_vocabulary():
+def test_training_memory_of_a_chunk_of_logits_is_bounded():
     small, large = (nanohybrid.preset("nano-291m").replace(vocab_size=size) for size in (65_536, 131_072))
     logits = [
         TrainingMemory.of(one, 4096).loss_bytes - 8 * one.vocab_size * one.hidden_size
@@ -112,7 +112,7 @@ CASES = [
     "tokens, mode, every, fields",
     [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])],
 )
-def test_a_process_holds_what_was_said(tokens, mode, every, fields):
+def test_training_memory_predicts_the_peak_of_a_process(tokens, mode, every, fields):
     """Within a tenth of the peak, of which about 0.4 GiB are torch and numba themselves.
 
     Blocks of 1 to 32 MiB otherwise come from glibc's heap, whose holes are another matter (docs/log.md).
@@ -125,6 +125,6 @@ def test_a_process_holds_what_was_said(tokens, mode, every, fields):
 
 
 @pytest.mark.parametrize("tokens, mode, every", [(0, "bf16", 0), (8, "fp8", 0), (8, "bf16", -1)])
-def test_sizes_that_are_none_are_refused(tokens, mode, every):
+def test_training_memory_refuses_bad_sizes_and_modes(tokens, mode, every):
     with pytest.raises(ConfigError, match="modes are fp32 and bf16, sizes positive"):
         TrainingMemory.of(nanohybrid.preset("tiny"), tokens, mode, every)

@@ -1,4 +1,4 @@
-"""What is applied to a model from outside: where FP8 goes, and that recomputing activations changes nothing."""
+"""FP8 applies to the inner layers only, and activation checkpointing does not change the gradients."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ def gradients(model: HybridLM, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def test_fp8_takes_the_inner_linears_and_leaves_the_ends_the_head_and_all_names(config: HybridConfig) -> None:
+def test_fp8_linears_replaces_the_inner_layers_only_and_keeps_parameter_names(config: HybridConfig) -> None:
     model = HybridLM(config, seed=0)
     names = [name for name, _ in model.named_parameters()]
     with fp8_linears(model.backbone.layers, 1) as count:
@@ -39,7 +39,9 @@ def test_fp8_takes_the_inner_linears_and_leaves_the_ends_the_head_and_all_names(
     assert not any(isinstance(module, FP8Linear) for module in model.modules())
 
 
-def test_fp8_is_close_to_bf16_and_not_the_same(config: HybridConfig, batches: Callable[[int], Batch]) -> None:
+def test_fp8_linears_gives_gradients_close_to_bf16_but_not_equal(
+    config: HybridConfig, batches: Callable[[int], Batch]
+) -> None:
     model = HybridLM(config, seed=0)
     with autocast("bf16", CPU):
         plain = gradients(model, batches(0))
@@ -51,20 +53,20 @@ def test_fp8_is_close_to_bf16_and_not_the_same(config: HybridConfig, batches: Ca
     assert any(not torch.equal(rounded[name], expected) for name, expected in plain.items())
 
 
-def test_a_model_with_no_inner_layers_is_told_so(config: HybridConfig) -> None:
+def test_fp8_linears_refuses_a_model_without_inner_layers(config: HybridConfig) -> None:
     model = HybridLM(config)
     with pytest.raises(ConfigError, match="lower bf16_layers"), fp8_linears(model.backbone.layers, 3):
         pass
 
 
-def test_a_run_may_end_in_bf16() -> None:
+def test_precision_switches_from_fp8_to_bf16_at_fp8_until() -> None:
     precision = PrecisionConfig("fp8", fp8_until=0.8)
     assert [precision.mode_at(step, 10) for step in (0, 7, 8, 9)] == ["fp8", "fp8", "bf16", "bf16"]
     assert PrecisionConfig("fp32").mode_at(9, 10) == "fp32"
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_recomputed_activations_give_the_same_gradients(
+def test_checkpointed_layers_give_the_same_gradients(
     config: HybridConfig, batches: Callable[[int], Batch], every: int
 ) -> None:
     model = HybridLM(config, seed=0)

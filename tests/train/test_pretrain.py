@@ -1,4 +1,4 @@
-"""Pretraining as a stage: files in, a loadable checkpoint out, and a kill at any moment changes nothing."""
+"""The stage `pretrain`: token stores in, a checkpoint out; a killed run resumes exactly."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load(directory).state_dict()
 
 
-def test_the_output_is_a_checkpoint_with_its_tokenizer_recipe_and_measures(
+def test_pretrain_writes_checkpoint_tokenizer_recipe_and_measures(
     recipe: PretrainRecipe, data: Path, tmp_path: Path
 ) -> None:
     out = pretrain(recipe, data, tmp_path / "base")
@@ -35,11 +35,13 @@ def test_the_output_is_a_checkpoint_with_its_tokenizer_recipe_and_measures(
     assert (
         0 < measures["validation_loss"] < 10 and (out / "recipe.toml").exists() and not (out / NAME).exists()
     )
-    pretrain(replace(recipe, phases=(), steps=1), data, tmp_path / "by the data's own mixture")
+    pretrain(replace(recipe, phases=(), steps=1), data, tmp_path / "mixture of the data")
     assert pretrain(recipe, data, tmp_path / "base") == out  # done already: nothing is redone
 
 
-def test_killed_and_resumed_is_uninterrupted(recipe: PretrainRecipe, data: Path, tmp_path: Path) -> None:
+def test_pretrain_killed_and_resumed_equals_an_uninterrupted_run(
+    recipe: PretrainRecipe, data: Path, tmp_path: Path
+) -> None:
     longer = replace(recipe, steps=30)
     expected = weights(pretrain(longer, data, tmp_path / "whole"))
     out = tmp_path / "killed"
@@ -66,7 +68,7 @@ def test_killed_and_resumed_is_uninterrupted(recipe: PretrainRecipe, data: Path,
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
 
 
-def test_recipes_and_data_that_cannot_be_are_told_in_one_line(
+def test_pretrain_refuses_bad_recipes_and_data_in_one_line(
     recipe: PretrainRecipe, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="must be positive"):
@@ -82,29 +84,29 @@ def test_recipes_and_data_that_cannot_be_are_told_in_one_line(
     ("kind", "values"),
     [
         (LoopConfig, {"log_steps": 0}), (LoopConfig, {"snapshot_steps": -1}), (LoopConfig, {"snapshot_seconds": float("nan")}),
-        (LoopConfig, {"checkpoint_every": -1}), (OptimizerConfig, {"beta1": 1.0}), (OptimizerConfig, {"beta2": -0.1}),
+        (LoopConfig, {"activation_checkpoint_every": -1}), (OptimizerConfig, {"beta1": 1.0}), (OptimizerConfig, {"beta2": -0.1}),
         (OptimizerConfig, {"epsilon": 0.0}), (OptimizerConfig, {"learning_rate": float("nan")}),
         (PretrainRecipe, {"validation_batches": -1}),
     ],
 )  # fmt: skip
-def test_a_setting_that_would_fail_later_is_refused_at_once(kind: type, values: dict[str, float]) -> None:
+def test_training_recipes_refuse_settings_out_of_range(kind: type, values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         kind(**values)
 
 
-def test_no_validation_is_measured_where_none_is_wanted(
+def test_pretrain_without_validation_batches_measures_no_validation_loss(
     recipe: PretrainRecipe, data: Path, tmp_path: Path
 ) -> None:
     out = pretrain(replace(recipe, steps=1, validation_batches=0), data, tmp_path / "base")
     assert "validation_loss" not in json.loads((out / "lineage.json").read_text())["measures"]
 
 
-def test_a_model_that_the_machine_cannot_train_is_refused_before_it_is_made(
+def test_pretrain_refuses_a_model_that_does_not_fit_the_memory(
     recipe: PretrainRecipe, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules["nanohybrid.train.pretrain"], "machine_memory_bytes", lambda: 24 * 2**30)
     with pytest.raises(
-        ConfigError, match=r"GiB for weights, gradient and moments, .* and this machine has 24 GiB"
+        ConfigError, match=r"GiB for weights, gradients and optimizer states, .*; this machine has 24 GiB"
     ):
         pretrain(replace(recipe, model="nano-12b-v2"), data, tmp_path / "base")
     assert not any(tmp_path.iterdir())

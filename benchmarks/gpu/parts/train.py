@@ -19,7 +19,7 @@ from nanohybrid.estimate import Footprint
 from nanohybrid.model import HybridLM
 from nanohybrid.presets import preset
 from nanohybrid.train.next_token import next_token_loss
-from nanohybrid.train.optimizer import OptimizerConfig, adamw, clip_gradient
+from nanohybrid.train.optimizer import OptimizerConfig, adamw, clip_grad_norm
 from nanohybrid.train.precision import autocast, fp8_linears
 
 TITLE = "Median step (forward, backward, clip, AdamW) after two to warm up, bf16 and FP8 by turns."
@@ -81,7 +81,7 @@ class Trainer:
         ):
             total, count = next_token_loss(self.model, data)
             (total / count).backward()
-        clip_gradient(self.model, 1.0)
+        clip_grad_norm(self.model, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         wait(self.device)

@@ -61,7 +61,7 @@ class CpuExecutor(Executor):
         self._tensors: list[Tensor] = []  # keeps alive what only the tables point to
         self.weights: list[Packed] = []  # the linears, in the order of the layers
         self._kernels: list[str] = []  # of the layers, in order
-        layers = zip(cast("list[Any]", list(model.backbone.layers)), cache.layers, strict=True)
+        layers = zip(list(model.backbone.layers), cache.layers, strict=True)
         rows = [self._layer(block, memory) for block, memory in layers]
         rows.append(words.Layer(kernel=0, norm=self._address(model.backbone.norm_f.weight), first_linear=0))
         self._layers = np.zeros((len(rows), words.ROW), dtype=np.int64)

@@ -38,7 +38,7 @@ class PackedLinear(nn.Module):
         return cls(pack(weight.detach(), "bf16"), output_dtype)
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:
         """The weight [out, in] that the panels hold, in bfloat16, made anew each time."""
         return unpack(self.packed)
 

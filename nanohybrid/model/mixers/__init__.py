@@ -20,6 +20,7 @@ from nanohybrid.model.mixers.declarations import (
     LayerFields,
     MixerSpec,
     PrunableAxis,
+    width,
 )
 from nanohybrid.model.mixers.mamba2 import Mamba2, Mamba2Fields
 from nanohybrid.model.mixers.mlp import MLP, MLPFields
@@ -39,9 +40,12 @@ __all__ = [
     "Mixer",
     "MixerSpec",
     "PrunableAxis",
+    "field_names",
     "kinds",
     "known_kinds",
     "register",
+    "width",
+    "widths",
 ]
 
 MIXERS: dict[str, type[Mixer[Any]]] = {}
@@ -90,6 +94,11 @@ def field_names(mixer: type[Mixer[Any]]) -> list[str]:
     """The configuration fields that a kind reads beside those of every layer."""
     common = {field.name for field in fields(LayerFields)}
     return [field.name for field in fields(mixer.fields) if field.name not in common]
+
+
+def widths(mixer: type[Mixer[Any]]) -> list[str]:
+    """The fields of a kind that a checkpoint must state, since a default would be a guess at a tensor's shape."""
+    return [field.name for field in fields(mixer.fields) if field.metadata.get("width")]
 
 
 register(Mamba2)

@@ -8,7 +8,7 @@ T tokens · E hidden size · H query heads · K key/value heads · P head dimens
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from nanohybrid.model.mixers.declarations import (
     LayerFields,
     MixerSpec,
     PrunableAxis,
+    width,
 )
 from nanohybrid.ops.attention import PagedCache, attention
 from nanohybrid.ops.attention.torch import QUERY_TILE
@@ -39,9 +40,9 @@ KEYS = Outer("num_key_value_heads", "head_dim")
 class AttentionFields(LayerFields):
     """What attention reads of the configuration."""
 
-    num_attention_heads: int = 40
-    num_key_value_heads: int = 8
-    head_dim: int = 128
+    num_attention_heads: int = width(40)
+    num_key_value_heads: int = width(8)
+    head_dim: int = width(128)
     rope_theta: float | None = None
     """None: no position embedding, as in the whole Nano 2 family."""
     qk_norm: bool = False
@@ -129,6 +130,12 @@ class Attention(Mixer[AttentionFields]):
             f"{config.num_attention_heads} heads, {config.num_key_value_heads} key/value, x {config.head_dim}"
         )
         return f"{heads}, {positions}{', QK norm' if config.qk_norm else ''}"
+
+    @classmethod
+    def small(cls, config: AttentionFields) -> dict[str, Any]:
+        keys = min(config.num_key_value_heads, 2)
+        heads = keys * min(config.num_attention_heads // max(config.num_key_value_heads, 1), 2)
+        return dict(num_key_value_heads=keys, num_attention_heads=heads, head_dim=min(config.head_dim, 16))
 
     @classmethod
     def mixing_flops(cls, config: AttentionFields, tokens: int, position: int) -> int:

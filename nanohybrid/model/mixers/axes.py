@@ -102,6 +102,12 @@ def selected_index(
 
 def names(axis: Axis) -> set[str]:
     """The named axes that occur in `axis`."""
+    return set(ordered_names(axis))
+
+
+def ordered_names(axis: Axis) -> list[str]:
+    """The named axes that occur in `axis`, each once, in the order in which they are declared."""
     if isinstance(axis, int):
-        return set()
-    return {axis} if isinstance(axis, str) else set().union(*(names(part) for part in axis.parts))
+        return []
+    found = [axis] if isinstance(axis, str) else [name for part in axis.parts for name in ordered_names(part)]
+    return list(dict.fromkeys(found))

@@ -119,6 +119,11 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
             if len(axes) == 2 and axes[0] == "hidden_size"
         }
 
+    @classmethod
+    def small(cls, config: Fields) -> dict[str, Any]:
+        """The fields to change for a small model of the same kind, for checks that need a second copy or a gradient."""
+        return {}
+
     # ---- estimates, all from above; executors are measured against them in the tests
 
     @classmethod

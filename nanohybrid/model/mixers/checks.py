@@ -11,7 +11,7 @@ FLOAT32_SMALLEST, FLOAT32_LARGEST = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 INT_LARGEST = 2**31 - 1
 
 
-def check_float32(name: str, value: object, positive: bool = False) -> None:
+def check_float32(name: str, value: object, positive: bool = False, fix: str = "take one of them") -> None:
     """Raise ConfigError where float32 cannot hold a number: every executor computes with it in float32.
 
     Refused are NaN, infinities, negative numbers, numbers beyond 3.4e38, and numbers below 1.2e-38, which float32 rounds
@@ -23,9 +23,7 @@ def check_float32(name: str, value: object, positive: bool = False) -> None:
     if number < 0 or (positive and number == 0):
         raise ConfigError(f"{name} is {shown(value)}: it must be {'positive' if positive else 'at least 0'}")
     if number > FLOAT32_LARGEST or 0 < number < FLOAT32_SMALLEST:
-        raise ConfigError(
-            f"{name} is {shown(value)}: float32 holds numbers from 1.2e-38 to 3.4e38; take one of them"
-        )
+        raise ConfigError(f"{name} is {shown(value)}: float32 holds numbers from 1.2e-38 to 3.4e38; {fix}")
 
 
 def check_int(name: str, value: object, least: int = 1, ranged: bool = True) -> None:

@@ -21,6 +21,13 @@ class LayerFields:
     initializer_range: float = 0.02
 
 
+def width(default: int | None = None) -> Any:
+    """A configuration field that decides a tensor's shape: a checkpoint must state it, whatever the default is."""
+    if default is None:
+        return field(metadata={"width": True})
+    return field(default=default, metadata={"width": True})
+
+
 @dataclass(frozen=True)
 class CacheSpec:
     """One tensor that a layer keeps between calls, for each sequence.

@@ -31,6 +31,7 @@ from nanohybrid.model.mixers.declarations import (
     LayerFields,
     MixerSpec,
     PrunableAxis,
+    width,
 )
 from nanohybrid.model.mixers.draft_tokens import speculative_recurrence
 from nanohybrid.model.mixers.recurrent_state import RecurrentStates
@@ -51,10 +52,10 @@ CONV = Stack(INNER, GROUPED, GROUPED)
 class Mamba2Fields(LayerFields):
     """What Mamba-2 reads of the configuration."""
 
-    mamba_num_heads: int = 128
-    mamba_head_dim: int = 80
-    n_groups: int = 8
-    ssm_state_size: int = 128
+    mamba_num_heads: int = width(128)
+    mamba_head_dim: int = width(80)
+    n_groups: int = width(8)
+    ssm_state_size: int = width(128)
     conv_kernel: int = 4
     chunk_size: int = 128
     """Only written to the checkpoint: our chunks are always 128 tokens, and results do not depend on it."""
@@ -149,6 +150,7 @@ class Mamba2(Mixer[Mamba2Fields]):
         if is_step and (y_THP := self.fused_step(xBC_TC, dt_TH, layout, cache)) is not None:
             return y_THP.flatten(-2)
         states = RecurrentStates(cache, layout)
+        ssm_SHPN: Tensor | None
         keep = cache is not None
         weight_CW, bias_C = self.conv1d.weight[:, 0], self.conv1d.bias
         xBC_TC, conv_SWC = conv_silu(xBC_TC, weight_CW, bias_C, layout, states.initial("conv"), keep)
@@ -207,7 +209,7 @@ class Mamba2(Mixer[Mamba2Fields]):
         if two_numbers:
             check_float32("the lower bound of time_step_limit", limit[0])
             if limit[1] != math.inf:
-                check_float32("the upper bound of time_step_limit", limit[1])
+                check_float32("the upper bound of time_step_limit", limit[1], fix="Infinity means no limit")
         if not two_numbers or not limit[0] <= limit[1]:
             raise ConfigError(f"time_step_limit is {shown(limit)}: it must be two numbers, the smaller first")
 
@@ -219,6 +221,15 @@ class Mamba2(Mixer[Mamba2Fields]):
     def describe(cls, config: Mamba2Fields) -> str:
         heads = f"{config.mamba_num_heads} heads x {config.mamba_head_dim}"
         return f"{heads}, {config.n_groups} groups, state {config.ssm_state_size}, conv {config.conv_kernel}"
+
+    @classmethod
+    def small(cls, config: Mamba2Fields) -> dict[str, Any]:
+        groups = min(config.n_groups, 2)
+        heads = groups * min(config.mamba_num_heads // max(config.n_groups, 1), 2)
+        sizes = dict(
+            mamba_head_dim=min(config.mamba_head_dim, 20), ssm_state_size=min(config.ssm_state_size, 16)
+        )
+        return dict(n_groups=groups, mamba_num_heads=heads, **sizes)
 
     @classmethod
     def mixing_flops(cls, config: Mamba2Fields, tokens: int, position: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from nanohybrid.model.mixers.declarations import (
     LayerFields,
     MixerSpec,
     PrunableAxis,
+    width,
 )
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.squared_relu import squared_relu
@@ -27,7 +28,7 @@ from nanohybrid.ops.squared_relu import squared_relu
 class MLPFields(LayerFields):
     """What an MLP reads of the configuration."""
 
-    intermediate_size: int
+    intermediate_size: int = width()
     mlp_activation: Literal["relu2", "swiglu"] = "relu2"
 
 
@@ -82,6 +83,10 @@ class MLP(Mixer[MLPFields]):
     @classmethod
     def describe(cls, config: MLPFields) -> str:
         return f"{config.intermediate_size:,}, {config.mlp_activation}"
+
+    @classmethod
+    def small(cls, config: MLPFields) -> dict[str, Any]:
+        return dict(intermediate_size=min(config.intermediate_size, 96))
 
     @classmethod
     def transient_numbers(cls, config: MLPFields) -> int:

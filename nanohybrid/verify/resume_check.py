@@ -18,9 +18,9 @@ from nanohybrid.train import (
     fit,
     next_token_loss,
 )
-from nanohybrid.verify.line import Line
+from nanohybrid.verify.model_under_test import ModelUnderTest
+from nanohybrid.verify.result import CheckResult
 from nanohybrid.verify.small import small_model
-from nanohybrid.verify.subject import Subject
 
 KILLED_AT = 2
 DOCUMENTS = (30, 7, 41)
@@ -44,14 +44,14 @@ class Interrupted(Exception):
     """Stands for a kill: raised in the middle of the work of a step."""
 
 
-def resumed_is_uninterrupted(subject: Subject) -> Line:
+def resumed_equals_uninterrupted(subject: ModelUnderTest) -> CheckResult:
     """A few training steps of a small copy of the architecture: at one go, and killed and resumed from the snapshot."""
     config = subject.model.config
     whole, first, second = (
         small_model(config),
         small_model(config),
         small_model(config, seed=1),
-    )  # the snapshot mends the other seed
+    )  # the snapshot replaces the weights of the other seed
     batches = _batches(whole.config.vocab_size)
 
     def dying(step: int) -> Batch:
@@ -68,7 +68,7 @@ def resumed_is_uninterrupted(subject: Subject) -> Line:
     differences = [
         (a - b).abs().max().item() for a, b in zip(whole.parameters(), second.parameters(), strict=True)
     ]
-    return Line(
+    return CheckResult(
         "resume == uninterrupted",
         f"a small copy: {RUN.steps} steps, killed at {KILLED_AT}",
         max(differences),

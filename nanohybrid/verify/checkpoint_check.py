@@ -11,16 +11,15 @@ from nanohybrid.estimate import Footprint
 from nanohybrid.model import HybridLM
 from nanohybrid.model.quantized import format_in
 from nanohybrid.model.spec import param_specs
-from nanohybrid.verify.line import Line
+from nanohybrid.verify.model_under_test import ModelUnderTest
+from nanohybrid.verify.result import CheckResult
 from nanohybrid.verify.small import small_model
-from nanohybrid.verify.subject import Subject
 
-WHOLE = (
-    2**30
-)  # bytes of weights up to which the model itself is written; of a larger one, a small copy of its architecture
+WHOLE = 2**30
+"""Bytes of weights up to which the model itself is written; of a larger one, a small copy of its architecture is."""
 
 
-def saved_is_loaded(subject: Subject) -> Line:
+def saved_equals_loaded(subject: ModelUnderTest) -> CheckResult:
     """Save, load, compare: every parameter (of quantized matrices codes and scales) and every logit, bit for bit."""
     model, on = subject.model, "the model"
     dtype = model.dtype
@@ -29,19 +28,19 @@ def saved_is_loaded(subject: Subject) -> Line:
     with tempfile.TemporaryDirectory(prefix="nanohybrid-verify-") as directory:
         save(model, Path(directory) / "checkpoint")
         again = load(Path(directory) / "checkpoint", device=model.device)
-        return Line("save -> load -> equal", on, _largest(model, again, dtype), 0.0)
+        return CheckResult("save -> load -> equal", on, _largest(model, again, dtype), 0.0)
 
 
 def _largest(model: HybridLM, again: HybridLM, dtype: torch.dtype) -> float:
     """The largest difference of any parameter or logit; infinite where names, shapes or types differ."""
-    if parameters(again.config) != param_specs(model.config) or again.dtype != dtype:
+    if param_specs(again.config) != param_specs(model.config) or again.dtype != dtype:
         return float("inf")
     ours, theirs = model.state_dict(), again.state_dict()
     if ours.keys() != theirs.keys():
         return float("inf")
     differences = [_distance(tensor, theirs[name]) for name, tensor in ours.items()]
-    first, second = Subject(model), Subject(again)
-    return max(*differences, _distance(first.truth, second.truth))
+    first, second = ModelUnderTest(model), ModelUnderTest(again)
+    return max(*differences, _distance(first.reference, second.reference))
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

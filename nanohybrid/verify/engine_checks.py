@@ -1,7 +1,9 @@
-"""Whatever the engine does with a request, it says the same: cut, batched, cached and put aside bit for bit, drafted up to rounding.
+"""Whatever the engine does with a request, its output is the same: chunked, batched, cached and preempted bit for bit, with
+draft tokens up to rounding.
 
-The first four run the engine's deterministic mode, whose claim they are. Drafts compute several tokens at once, which rounds
-otherwise: there log-probabilities are compared up to the first token that differs, and two that tie may.
+The first four run the engine's deterministic mode, whose claim they are. Draft tokens are computed several at once, which
+rounds otherwise where the executor is not batch-invariant: there log-probabilities are compared up to the first token that
+differs, and two tokens that tie may differ.
 """
 
 from collections.abc import Callable
@@ -10,8 +12,8 @@ from typing import Any
 from nanohybrid.engine import Completion, Engine, SamplingParams
 from nanohybrid.engine.random_weights import stand_in_tokenizer
 from nanohybrid.engine.request import Request
-from nanohybrid.verify.line import TOLERANCE, Line
-from nanohybrid.verify.subject import LENGTH, Subject
+from nanohybrid.verify.model_under_test import LENGTH, ModelUnderTest
+from nanohybrid.verify.result import TOLERANCE, CheckResult
 
 ANSWER = 10
 DRAWN = SamplingParams(max_tokens=ANSWER, ignore_eos=True, temperature=1.0, seed=1, logprobs=True)
@@ -19,14 +21,14 @@ GREEDY = SamplingParams(max_tokens=ANSWER, ignore_eos=True, logprobs=True)
 DRAFTS = (3, 0, 2)  # so many right ones, and a wrong one behind them, in turn
 
 
-def chunked_says_the_whole(subject: Subject) -> Line:
-    """A prompt computed in the pieces that a small budget allows."""
+def chunked_request(subject: ModelUnderTest) -> CheckResult:
+    """A prompt computed in the pieces that a small token budget allows, against the whole."""
     found = _ask(_engine(subject, token_budget=1, max_running=1), _prompt(subject))
     return _exact(subject, "engine: chunked == whole", f"pieces of at most 129 of {LENGTH} tokens", found)
 
 
-def batched_says_what_it_says_alone(subject: Subject) -> Line:
-    """Among others that begin before and after it, in another slot."""
+def batched_request(subject: ModelUnderTest) -> CheckResult:
+    """Among requests that begin before and after it, in another slot."""
     engine = _engine(subject, max_running=3)
     engine.add(_prompt(subject)[5:40], DRAWN)
     for _ in range(2):
@@ -36,20 +38,20 @@ def batched_says_what_it_says_alone(subject: Subject) -> Line:
     return _exact(subject, "engine: batched == alone", "3 requests, one slot each", _finish(engine, request))
 
 
-def cached_says_what_was_computed(subject: Subject) -> Line:
+def cached_request(subject: ModelUnderTest) -> CheckResult:
     """From a checkpoint that an earlier request of the same prompt left."""
     engine = _engine(subject, cache_bytes=2**40, checkpoint_every=128)
     _ask(engine, _prompt(subject))
     found = _ask(engine, _prompt(subject))
     if not found.cached_tokens:
-        return Line("engine: cached == computed", "nothing was found in the cache", float("inf"), 0.0)
+        return CheckResult("engine: cached == computed", "nothing was found in the cache", float("inf"), 0.0)
     return _exact(
         subject, "engine: cached == computed", f"{found.cached_tokens} of {LENGTH} tokens cached", found
     )
 
 
-def put_aside_says_what_it_would_have(subject: Subject) -> Line:
-    """Put aside in host memory after every third token, its slot given to another meanwhile."""
+def preempted_request(subject: ModelUnderTest) -> CheckResult:
+    """Preempted to host memory after every third token, its slot given to another request meanwhile."""
     engine = _engine(subject, max_running=2)
     engine.add(_prompt(subject)[7:20], DRAWN)
     request = engine.add(_prompt(subject), DRAWN)
@@ -60,12 +62,12 @@ def put_aside_says_what_it_would_have(subject: Subject) -> Line:
 
     found = _finish(engine, request, disturb)
     return _exact(
-        subject, "engine: preempted == not", f"put aside {engine.scheduler.preemptions} times", found
+        subject, "engine: preempted == not", f"preempted {engine.scheduler.preemptions} times", found
     )
 
 
-def drafted_says_what_is_said_token_by_token(subject: Subject) -> Line:
-    """Drafts right and wrong, verified several tokens at once; states taken back."""
+def drafted_request(subject: ModelUnderTest) -> CheckResult:
+    """Right and wrong draft tokens, verified several at once; the states are rolled back."""
     wanted = _ask(_engine(subject, deterministic=False), _prompt(subject), GREEDY)
     engine = _engine(subject, deterministic=False, speculate=4)
     asked: list[int] = []
@@ -80,18 +82,22 @@ def drafted_says_what_is_said_token_by_token(subject: Subject) -> Line:
     engine.scheduler.propose = propose
     found = _ask(engine, _prompt(subject), GREEDY)
     drafter = engine.drafter
-    on = f"{drafter.accepted} of {drafter.drafted} drafts right" if drafter else ""
-    return Line("engine: drafted == plain", on, _distance(found, wanted), TOLERANCE[subject.model.dtype])
+    on = f"{drafter.accepted} of {drafter.drafted} draft tokens right" if drafter else ""
+    exact = engine.runner.executor.is_batch_invariant
+    tolerance = 0.0 if exact else TOLERANCE[subject.model.dtype]
+    return CheckResult("engine: drafted == plain", on, _distance(found, wanted), tolerance)
 
 
-def _engine(subject: Subject, max_running: int = 1, deterministic: bool = True, **options: Any) -> Engine:
+def _engine(
+    subject: ModelUnderTest, max_running: int = 1, deterministic: bool = True, **options: Any
+) -> Engine:
     tokenizer = stand_in_tokenizer(subject.model.config)
     return Engine(
         subject.model, tokenizer, max_running, LENGTH + ANSWER, deterministic=deterministic, **options
     )
 
 
-def _prompt(subject: Subject) -> list[int]:
+def _prompt(subject: ModelUnderTest) -> list[int]:
     return [int(token) for token in subject.text]
 
 
@@ -111,9 +117,9 @@ def _finish(
     return request.completion()
 
 
-def _exact(subject: Subject, what: str, on: str, found: Completion) -> Line:
-    alone = subject.remembered("alone", lambda: _ask(_engine(subject), _prompt(subject)))
-    return Line(
+def _exact(subject: ModelUnderTest, what: str, on: str, found: Completion) -> CheckResult:
+    alone = subject.memoize("engine alone", lambda: _ask(_engine(subject), _prompt(subject)))
+    return CheckResult(
         what, on, _distance(found, alone) if found.token_ids == alone.token_ids else float("inf"), 0.0
     )
 
