@@ -32,6 +32,7 @@ from nanohybrid.evaluate.throughput import decode_times
 from nanohybrid.executors.cpu.weights import prepare
 from nanohybrid.files import atomic_write
 from nanohybrid.model import HybridLM
+from nanohybrid.model.mixers import MIXERS
 from nanohybrid.model.quantized import quantize_model
 from nanohybrid.ops.numba import available
 from nanohybrid.prune.prunable import known_axes
@@ -152,7 +153,7 @@ def decode_timer(budget: Budget, device: torch.device, rounds: int = 15) -> Time
 
 def layer_bytes(config: HybridConfig, kind: str) -> int:
     """Of the matrices of one layer, in bf16; a unit of size, whatever the dtype that is timed."""
-    return 2 * sum(rows * columns for rows, columns in matrices_of(config)[kind])
+    return 2 * sum(rows * columns for rows, columns in matrices_of(MIXERS[kind], config))
 
 
 def head_bytes(config: HybridConfig) -> int:

@@ -84,7 +84,7 @@ class Between:
     def run(self, student: HybridLM, teacher: Teacher, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Both models' final hidden states, and [T]: the mean distance over the layers. Only the student's has a gradient."""
         with torch.no_grad():
-            parts = teacher.parts if isinstance(teacher, Offloaded) else Loaded(teacher)  # type: ignore[arg-type]
+            parts = teacher.parts if isinstance(teacher, Offloaded) else Loaded(teacher)
             teacher_TE, theirs = forward(parts, batch, self.place)
         student_TE, mine = forward(Loaded(student), batch, self.place.values())
         channels_E = torch.tensor(self.hidden, device=teacher_TE.device)

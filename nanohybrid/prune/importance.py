@@ -142,5 +142,6 @@ def take(scores: Tensor, names: Sequence[str], selected: Mapping[str, Sequence[i
     """The entries of `selected` axes."""
     for place, name in enumerate(names):
         if name in selected:
-            scores = scores[(*[slice(None)] * place, list(selected[name]))]
+            place_of: tuple[Any, ...] = (*[slice(None)] * place, list(selected[name]))
+            scores = scores[place_of]
     return scores

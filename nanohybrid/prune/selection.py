@@ -104,10 +104,7 @@ class Selection:
             if "axes" not in row:
                 old_layout.warn(file, FILE)
                 row = old_layout.selection_from(row)
-            axes = {
-                name: {int(k): tuple(v) for k, v in of.items()} if isinstance(of, dict) else {None: tuple(of)}
-                for name, of in row["axes"].items()
-            }
+            axes = {name: _by_layer(found) for name, found in row["axes"].items()}
             return cls(tuple(row["layers"]), axes)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file}: not a pruning mask ({type(error).__name__}: {error})") from None
@@ -124,6 +121,13 @@ def copy_mask(source: Path, directory: Path, replace: bool = False) -> None:
     for name in (FILE, old_layout.FILE):
         if (source / name).is_file() and (replace or not (directory / name).is_file()):
             atomic_write(directory / name, (source / name).read_bytes())
+
+
+def _by_layer(found: Mapping[str, Sequence[int]] | Sequence[int]) -> dict[int | None, Indices]:
+    """The indices of an axis in a file: an object by layer, or one list for all."""
+    if isinstance(found, Mapping):
+        return {int(layer): tuple(indices) for layer, indices in found.items()}
+    return {None: tuple(found)}
 
 
 def _range(size: int) -> Indices:

@@ -138,12 +138,12 @@ def with_current_names(kind: type, table: Mapping[str, Any]) -> tuple[dict[str, 
     for key, name in used.items():
         *path, leaf = name.split(".")
         place = result
-        for part in path:
-            inner = place.get(part, {})
+        for step in path:
+            inner = place.get(step, {})
             if not isinstance(inner, Mapping):
-                raise ConfigError(f"{part} must be a table")
-            place[part] = dict(inner)
-            place = place[part]
+                raise ConfigError(f"{step} must be a table")
+            place[step] = dict(inner)
+            place = place[step]
         if leaf in place:
             raise ConfigError(
                 f"has both {key} and {name}, which are the old and the new name of one key: remove {key}"
