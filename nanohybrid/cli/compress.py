@@ -34,7 +34,6 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def run(arguments: jsonargparse.Namespace) -> None:
     """Compress, and tell both shapes and their losses."""
-    from nanohybrid.compress.search import SHAPE
     from nanohybrid.compress.stage import CompressRecipe, compress
     from nanohybrid.stages.output import read_record
 
@@ -60,7 +59,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
     if arguments.json:
         print_json({"out": out, "chosen": chosen, "budget_bytes": found["budget_bytes"], **measures})
         return
-    rows = [[name, chosen["config"][name]] for name in SHAPE]
+    rows = [[name, size] for name, size in chosen["config"].items() if name != "pattern"]
     rows += [["parameters", chosen["parameters"]], ["bytes at work", chosen["bytes"]["total"]]]
     rows += [[f"loss, {name}", loss] for name, loss in measures["losses"].items()]
     rows += [
