@@ -44,7 +44,9 @@ def main() -> None:
     llm = LLM.random(nanohybrid.preset("tiny"), torch.float32)
     problems = draw_problems([task.name], 4)
     result = score(answer(llm, problems, Mode(thinking=True, max_tokens=24)))
-    print(f"random weights solve {result.accuracy:.0%} of {result.problems} ({result.low:.0%} to {result.high:.0%})")
+    print(
+        f"random weights solve {result.accuracy:.0%} of {result.problems} ({result.low:.0%} to {result.high:.0%})"
+    )
 
 
 if __name__ == "__main__":

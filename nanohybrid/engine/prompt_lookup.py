@@ -9,10 +9,8 @@ was; after one of which nothing was, the request pauses, twice as long each time
 """
 
 from array import array
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nanohybrid.engine.request import Request
+from collections.abc import Sequence
+from typing import Protocol
 
 MOST_DRAFT_TOKENS = 15  # with the token that is due, a window of 16, to which a ragged batch pads in any case
 GRAMS = (
@@ -64,6 +62,19 @@ class Lookup:
         return -1
 
 
+class Drafting(Protocol):
+    """What a drafter reads of a request, and the lookup that it leaves there."""
+
+    forced: Sequence[int]
+    draft: list[int]
+    lookup: Lookup | None
+
+    @property
+    def known(self) -> int: ...
+
+    def slice(self, start: int, length: int) -> list[int]: ...
+
+
 class Drafter:
     """Makes the drafts of all requests and learns what became of them. `drafted` and `accepted` count tokens."""
 
@@ -71,7 +82,7 @@ class Drafter:
         self.most = most
         self.drafted, self.accepted = 0, 0
 
-    def propose(self, request: "Request", room: int) -> list[int]:
+    def propose(self, request: Drafting, room: int) -> list[int]:
         """At most `room` tokens that may follow those known; what the thinking budget will insert is no guess."""
         if request.forced:
             return list(request.forced)[: min(room, self.most)]
@@ -85,7 +96,7 @@ class Drafter:
         lookup.length = request.known
         return lookup.follow(min(room, lookup.limit))
 
-    def learn(self, request: "Request", accepted: int) -> None:
+    def learn(self, request: Drafting, accepted: int) -> None:
         """So many tokens of the request's draft were what it said."""
         drafted = len(request.draft)
         self.drafted += drafted
