@@ -65,9 +65,11 @@ class Lookup:
 class Drafting(Protocol):
     """What a drafter reads of a request, and the lookup that it leaves there."""
 
-    forced: Sequence[int]
     draft: list[int]
     lookup: Lookup | None
+
+    @property
+    def forced(self) -> Sequence[int]: ...
 
     @property
     def known(self) -> int: ...
