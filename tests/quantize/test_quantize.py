@@ -38,9 +38,9 @@ def parent(request, tmp_path_factory):
     train_bpe(["some words"], 269).save(folder)
     ChatTemplate.default().save(folder)
     config = (
-        HybridConfig("M-*M-", **SIZES)
+        HybridConfig(pattern="M-*M-", **SIZES)
         if request.param == "hybrid"
-        else HybridConfig("*-*-", **(SIZES | TIED))
+        else HybridConfig(pattern="*-*-", **(SIZES | TIED))
     )
     save(HybridLM(config, seed=2).bfloat16(), folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 11], "temperature": 0.6}')
