@@ -169,7 +169,7 @@ class Run:
         if name in known:
             return
         path = model()
-        llm = LLM(path, torch.float32, max_running=256)
+        llm = LLM(path, torch.float32, max_num_seqs=256)
         answers = answer(
             llm, draw_problems(self.recipes.evaluate.tasks, PROBLEMS, seed=1), Mode(max_tokens=160, grace=8)
         )

@@ -1,7 +1,7 @@
 """Minutes of mixed load on a real server: is its memory within the plan it printed, and is all given back afterwards?
 
     python benchmarks/soak.py runs/quickstart/4-compress --memory-gib 2 --minutes 10
-    python benchmarks/soak.py --preset tiny --random-weights --memory-gib 1.5 --minutes 2 --max-context 2048
+    python benchmarks/soak.py --preset tiny --random-weights --memory-gib 1.5 --minutes 2 --max-model-len 2048
 
 Streams, clients that leave, forced tool calls, schemas, several choices, repeated beginnings, echoes, and prompts that are refused.
 Flags that are not its own go to `nanohybrid serve`. Exit code 1 where anything failed.

@@ -1,4 +1,4 @@
-"""Alignment: chats that think within a budget, rewards that can be verified, and points between checkpoints."""
+"""Alignment: SFT on chats with a thinking budget, GRPO on verifiable rewards, and merging of checkpoints (paper, section 3)."""
 
 from nanohybrid.align.grpo import GrpoRecipe, grpo
 from nanohybrid.align.merge import MergeRecipe, merge

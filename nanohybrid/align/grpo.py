@@ -1,15 +1,17 @@
-"""GRPO: reinforcement learning from verifiable rewards, on completions the model samples itself.
+"""GRPO: reinforcement learning from verifiable rewards, on completions that the model samples itself (paper, section 3).
 
-A rollout of `prompts` x `group` completions is sampled by the engine, rewarded by the tasks' verifiers, compared within groups
-(objective.py) and learned in `updates` steps. With one update the ratio is 1 and the clip is idle; with more, old log-probabilities
-are the engine's. The loop is the same `fit` as everywhere: a batch is a function of the weights and the step.
+A rollout step samples `prompts` x `num_generations` completions with the engine, scores them with the verifiers of the tasks,
+compares them within groups (objective.py) and trains for `steps_per_generation` optimizer steps, each on its own minibatch of whole
+groups. With one such step the probability ratio is 1 and clipping has no effect; with more, the old log-probabilities are those of
+the engine. The training loop is `fit`, as in the other stages: a batch depends on the weights and the step.
 
-What is known to collapse (docs/align.md): no warm-up, a learning rate ten times this one, a task that is solved or hopeless.
+Known causes of collapse (docs/align.md): no warmup, a ten times higher learning rate, tasks that are solved always or never.
 """
 
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,83 +19,116 @@ from torch import Tensor
 from nanohybrid import tasks
 from nanohybrid.align.chats import ChatMaker
 from nanohybrid.align.objective import advantages, policy_loss
-from nanohybrid.align.rollouts import PolicyBatch, Rollout, Sampling, draw, pack, sample
+from nanohybrid.align.rollouts import (
+    PolicyBatch,
+    Rollout,
+    SamplingConfig,
+    draw_problems,
+    pack_rollouts,
+    sample_completions,
+)
 from nanohybrid.checkpoint import load, refuse_quantized, save
 from nanohybrid.errors import ConfigError
 from nanohybrid.model import HybridLM
 from nanohybrid.ops.losses import IGNORED, chunked_log_probs
 from nanohybrid.stages import Stage, open_stage
 from nanohybrid.text import ChatTemplate, Tokenizer
-from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, training_state
+from nanohybrid.train import (
+    LoopConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+    fit,
+    training_state,
+)
 
 SERIES = "rollouts"
 
 
 @dataclass(frozen=True)
 class GrpoRecipe:
-    """How to improve an aligned model by verifiable rewards."""
+    """GRPO on verifiable rewards."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "rollouts": "rollout_steps",
+        "group": "num_generations",
+        "updates": "steps_per_generation",
+        "by_deviation": "scale_rewards",
+        "clip_low": "epsilon",
+        "clip_high": "epsilon_high",
+        "warmup_updates": "warmup_steps",
+        "held_out": "eval_problems",
+    }
 
     tasks: tuple[str, ...] = ("assignments", "running")
-    """Families to draw from; those that the model solves in half to four fifths of its tries teach most."""
+    """Families of problems. Those that the model solves in 50 to 80 % of its tries teach most."""
     difficulties: tuple[int, ...] = (5, 6)
-    """Levels; each rollout takes one of them."""
-    rollouts: int = 40
-    """How often to sample, score and learn."""
+    """Difficulties of the problems; each rollout step draws one."""
+    rollout_steps: int = 40
+    """Number of times to sample, score and train."""
     prompts: int = 32
-    """Problems of a rollout."""
-    group: int = 8
-    """Completions of each problem, compared with each other."""
-    updates: int = 1
-    """Optimizer steps for each rollout, every one on its own part of the groups."""
-    sampling: Sampling = field(default_factory=Sampling)
-    by_deviation: bool = True
-    """Divide advantages by the deviation of their group."""
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    """How far below and above 1 the probability ratio still counts."""
+    """Problems of a rollout step."""
+    num_generations: int = 8
+    """Completions of each problem, which are compared with each other (the group size)."""
+    steps_per_generation: int = 1
+    """Optimizer steps of a rollout step, each on its own part of the groups."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    scale_rewards: bool = True
+    """Divide advantages by the standard deviation of the rewards in their group."""
+    epsilon: float = 0.2
+    """Lower clipping range: probability ratios count from 1 - epsilon."""
+    epsilon_high: float = 0.28
+    """Upper clipping range: probability ratios count up to 1 + epsilon_high."""
     beta: float = 0.0
-    """Weight of the KL divergence from the model at the start; 0 needs no second model."""
-    warmup_updates: int = 10
-    """Steps until the full learning rate. Without them training collapses."""
+    """Weight of the KL divergence from the initial model; 0 loads no reference model."""
+    warmup_steps: int = 10
+    """Optimizer steps until the full learning rate. Training collapses without warmup."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-4, weight_decay=0.0)
     )
     precision: PrecisionConfig = field(default_factory=lambda: PrecisionConfig(mode="fp32"))
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(log_steps=1))
-    held_out: int = 512
-    """Held-out problems on which sampled accuracy is measured before and after."""
+    eval_problems: int = 512
+    """Held-out problems for the sampled accuracy before and after training."""
     seed: int = 0
+    """Seed of problems and completions."""
 
     def __post_init__(self) -> None:
         if (
-            min(self.rollouts, self.prompts, self.updates, self.held_out) < 1
-            or self.group < 2
+            min(self.rollout_steps, self.prompts, self.steps_per_generation, self.eval_problems) < 1
+            or self.num_generations < 2
             or not self.tasks
             or not self.difficulties
         ):
             raise ConfigError(
-                "rollouts, prompts, updates and held_out must be positive, group at least 2, tasks and difficulties not empty"
+                "rollout_steps, prompts, steps_per_generation and eval_problems must be positive, num_generations at least 2, "
+                "tasks and difficulties not empty"
             )
-        if self.prompts % self.updates:
+        if self.prompts % self.steps_per_generation:
             raise ConfigError(
-                f"prompts {self.prompts} cannot be shared by {self.updates} updates: take a multiple"
+                f"prompts is {self.prompts}; it must be a multiple of steps_per_generation, which is {self.steps_per_generation}"
             )
         if self.sampling.temperature <= 0:
-            raise ConfigError("sampling.temperature must be positive: completions of a group must differ")
+            raise ConfigError(
+                "sampling.temperature must be positive, because the completions of a group must differ"
+            )
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run."""
-        return self.rollouts * self.updates
+        """Number of optimizer steps of the run."""
+        return self.rollout_steps * self.steps_per_generation
 
     @property
     def schedule(self) -> ScheduleConfig:
-        """A warm-up, then the full learning rate to the end."""
-        return ScheduleConfig(warmup=min(1.0, self.warmup_updates / self.steps), decay=0.0)
+        """Linear warmup, then a constant learning rate."""
+        return ScheduleConfig(warmup=min(1.0, self.warmup_steps / self.steps), decay=0.0)
 
 
 def grpo(recipe: GrpoRecipe, model: Path, out: Path, device: str = "cpu") -> Path:
-    """Improve the checkpoint `model` on the recipe's tasks. device: where it samples and learns, and where its reference is."""
+    """Train the checkpoint `model` on the recipe's tasks and write it to `out`, which is returned.
+
+    The device holds the policy, the reference model and the engine. Raises InputError for a quantized checkpoint.
+    """
     refuse_quantized(model)
     with open_stage(out, "grpo", recipe, {"model": model}, recipe.seed, device) as stage:
         if stage.complete:
@@ -104,12 +139,12 @@ def grpo(recipe: GrpoRecipe, model: Path, out: Path, device: str = "cpu") -> Pat
             stage.measure(accuracy_before=sampled_accuracy(policy, maker, recipe))
         fit(
             policy,
-            Rollouts(policy, maker, recipe, stage).batch,
-            Objective(recipe, load(model, torch.float32, device) if recipe.beta else None),
+            RolloutLoader(policy, maker, recipe, stage).batch,
+            GrpoLoss(recipe, load(model, torch.float32, device) if recipe.beta else None),
             recipe,
             steps=recipe.steps,
             stage=stage,
-            steps_per_unit=recipe.updates,
+            steps_per_unit=recipe.steps_per_generation,
             name="grpo",
         )
         stage.measure(accuracy_after=sampled_accuracy(policy, maker, recipe))
@@ -118,54 +153,59 @@ def grpo(recipe: GrpoRecipe, model: Path, out: Path, device: str = "cpu") -> Pat
     return out
 
 
-class Rollouts:
-    """Gives `fit` its batches: samples with the weights as they are now, once for each `updates` steps."""
+class RolloutLoader:
+    """The batches of `fit`. It samples with the current weights, once in `steps_per_generation` steps."""
 
     def __init__(self, policy: HybridLM, maker: ChatMaker, recipe: GrpoRecipe, stage: Stage) -> None:
         self.policy, self.maker, self.recipe, self.stage = policy, maker, recipe, stage
-        self.parts: list[PolicyBatch] = []
-        self.begun = False
+        self.minibatches: list[PolicyBatch] = []
+        self.log_is_rewound = False
 
     def batch(self, step: int) -> PolicyBatch:
-        """The part of a rollout that a step learns from."""
-        number, part = divmod(step, self.recipe.updates)
-        if not self.begun:
-            self.stage.rewind(SERIES, step=number + 1)
-            self.begun = True
-        if part == 0:
-            self.parts = self.sample(number)
-        return self.parts[part]
+        """The minibatch of an optimizer step."""
+        rollout_step, index = divmod(step, self.recipe.steps_per_generation)
+        if not self.log_is_rewound:
+            self.stage.rewind(SERIES, step=rollout_step + 1)
+            self.log_is_rewound = True
+        if index == 0:
+            self.minibatches = self.sample(rollout_step)
+        return self.minibatches[index]
 
-    def sample(self, number: int) -> list[PolicyBatch]:
-        """Sample, score, compare within groups, and cut into parts of whole groups."""
+    def sample(self, rollout_step: int) -> list[PolicyBatch]:
+        """Sample and score completions, compute advantages, and split into minibatches of whole groups."""
         recipe = self.recipe
-        rng = random.Random(f"grpo/{recipe.seed}/{number}")
-        problems = draw(recipe.tasks, recipe.difficulties, recipe.prompts, rng)
-        rollouts = sample(self.policy, self.maker, problems, recipe.group, recipe.sampling, rng)
+        rng = random.Random(f"grpo/{recipe.seed}/{rollout_step}")
+        problems = draw_problems(recipe.tasks, recipe.difficulties, recipe.prompts, rng)
+        rollouts = sample_completions(
+            self.policy, self.maker, problems, recipe.num_generations, recipe.sampling, rng
+        )
         weights = advantages(
-            torch.tensor([rollout.reward for rollout in rollouts]), recipe.group, recipe.by_deviation
+            torch.tensor([rollout.reward for rollout in rollouts]),
+            recipe.num_generations,
+            recipe.scale_rewards,
         ).tolist()
-        self.log(number, rollouts, weights)
-        size = len(rollouts) // recipe.updates
+        self.log(rollout_step, rollouts, weights)
+        size = len(rollouts) // recipe.steps_per_generation
         return [
-            pack(rollouts[at : at + size], weights[at : at + size]) for at in range(0, len(rollouts), size)
+            pack_rollouts(rollouts[at : at + size], weights[at : at + size])
+            for at in range(0, len(rollouts), size)
         ]
 
-    def log(self, number: int, rollouts: list[Rollout], weights: list[float]) -> None:
-        """Write down how the policy does on what it has just sampled."""
+    def log(self, rollout_step: int, rollouts: list[Rollout], weights: list[float]) -> None:
+        """Log accuracy, mean length in tokens, and the shares of completions that were cut off or have an advantage."""
         count = len(rollouts)
         self.stage.log(
             SERIES,
-            step=number + 1,
+            step=rollout_step + 1,
             accuracy=sum(rollout.reward for rollout in rollouts) / count,
-            tokens=sum(len(rollout.completion.token_ids) for rollout in rollouts) / count,
-            cut_off=sum(rollout.completion.finish_reason == "length" for rollout in rollouts) / count,
-            informative=sum(weight != 0 for weight in weights) / count,
+            mean_length=sum(len(rollout.completion.token_ids) for rollout in rollouts) / count,
+            clipped_ratio=sum(rollout.completion.finish_reason == "length" for rollout in rollouts) / count,
+            nonzero_advantage_ratio=sum(weight != 0 for weight in weights) / count,
         )
 
 
-class Objective:
-    """The loss of a batch of rollouts for `fit`: its sum over sampled tokens, and their number."""
+class GrpoLoss:
+    """The loss of `fit`: (policy, batch) -> its sum over sampled tokens, and their number."""
 
     def __init__(self, recipe: GrpoRecipe, reference: HybridLM | None) -> None:
         self.recipe, self.reference = recipe, reference
@@ -178,28 +218,28 @@ class Objective:
                 reference_T = self.log_probs(self.reference, batch)[sampled_T]
         loss_T = policy_loss(
             self.log_probs(policy, batch)[sampled_T],
-            batch.old_T[sampled_T],
+            batch.old_log_probs_T[sampled_T],
             batch.advantages_T[sampled_T],
-            self.recipe.clip_low,
-            self.recipe.clip_high,
+            self.recipe.epsilon,
+            self.recipe.epsilon_high,
             self.recipe.beta,
             reference_T,
         )
         return loss_T.sum(), batch.target_count
 
     def log_probs(self, model: HybridLM, batch: PolicyBatch) -> Tensor:
-        """Log-probability of each sampled token in the distribution it was sampled from."""
+        """Log-probability [T] of each target at the sampling temperature."""
         hidden_TE = model.hidden(batch.tokens_T, batch.layout) / self.recipe.sampling.temperature
         return chunked_log_probs(hidden_TE, model.head_weight, batch.targets_T)
 
 
 def sampled_accuracy(policy: HybridLM, maker: ChatMaker, recipe: GrpoRecipe) -> float:
-    """Share of held-out problems solved when sampling as in training; 512 of them have an error of two points."""
+    """Share of held-out problems solved with the sampling of training. With 512 of them its standard error is two points."""
     rng = random.Random(f"held out/{recipe.seed}")
     levels = [(tasks.get(name), difficulty) for name in recipe.tasks for difficulty in recipe.difficulties]
     problems = [
         task.make(rng, level, "test")
-        for task, level in (levels[index % len(levels)] for index in range(recipe.held_out))
+        for task, level in (levels[index % len(levels)] for index in range(recipe.eval_problems))
     ]
-    rollouts = sample(policy, maker, problems, 1, recipe.sampling, rng)
+    rollouts = sample_completions(policy, maker, problems, 1, recipe.sampling, rng)
     return sum(rollout.reward for rollout in rollouts) / max(len(rollouts), 1)

@@ -1,7 +1,7 @@
-"""Interpolation of two checkpoints: (1 - weight) first + weight second, tensor by tensor.
+"""Linear interpolation of two checkpoints: (1 - weight) first + weight second, for each tensor.
 
-Two models aligned from the same parent for different aims often lie in one basin, and a point between them has most of both. The
-paper tries weights 0.1 to 0.9 and takes about 0.5.
+Two models that were aligned from one base model for different goals often lie in one basin of the loss, and a point between them
+keeps most of both abilities. The paper tries weights from 0.1 to 0.9 and uses about 0.5 (section 3).
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ from nanohybrid.stages import open_stage
 
 @dataclass(frozen=True)
 class MergeRecipe:
-    """How to merge two checkpoints."""
+    """Merging of two checkpoints."""
 
     weight: float = 0.5
-    """Share of the second checkpoint; 0 is the first, 1 the second."""
+    """Weight of the second checkpoint: 0 gives the first, 1 the second."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
@@ -29,7 +29,10 @@ class MergeRecipe:
 
 
 def merge(recipe: MergeRecipe, first: Path, second: Path, out: Path) -> Path:
-    """Write the checkpoint between `first` and `second`; tokenizer and template come from the first."""
+    """Write the interpolation of `first` and `second` to `out`, which is returned; tokenizer and template are those of `first`.
+
+    Raises InputError for a quantized checkpoint, and CheckpointError where the two have different tensors.
+    """
     for path in (first, second):
         refuse_quantized(path)
     with open_stage(out, "merge", recipe, {"first": first, "second": second}) as stage:
@@ -45,12 +48,16 @@ def merge(recipe: MergeRecipe, first: Path, second: Path, out: Path) -> Path:
 def interpolate(
     first: Mapping[str, Tensor], second: Mapping[str, Tensor], weight: float
 ) -> dict[str, Tensor]:
-    """(1 - weight) first + weight second, computed in fp32 and returned in the dtypes of the first."""
+    """(1 - weight) first + weight second, computed in fp32 and returned in the dtypes of `first`.
+
+    Raises CheckpointError, naming the tensor, where names or shapes differ.
+    """
     for name in sorted(first.keys() | second.keys()):
         shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (first, second)]
         if shapes[0] != shapes[1]:
             raise CheckpointError(
-                f"{name} is {shapes[0]} in the first checkpoint and {shapes[1]} in the second: only twins can be merged"
+                f"{name} is {shapes[0]} in the first checkpoint and {shapes[1]} in the second: "
+                "only checkpoints of the same architecture can be merged"
             )
     return {
         name: torch.lerp(tensor.float(), second[name].float(), weight).to(tensor.dtype)

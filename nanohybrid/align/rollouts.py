@@ -1,7 +1,7 @@
-"""Rollouts: completions that the model of this moment samples, with their rewards, as a batch to learn from.
+"""Rollouts: completions that the policy samples, their rewards, and the batch that GRPO trains on.
 
-Everything is a function of (weights, seed, step): problems are drawn from a generator of the step, each completion has a seed of
-its own, and a completion does not depend on which others run beside it. So a resumed run samples what the whole one did.
+Rollouts depend on (weights, seed, step) alone. Problems come from a random generator of the step, each completion has its own seed,
+and a completion does not depend on the others in its batch. A resumed run therefore samples the same completions.
 
 T tokens of the batch.
 """
@@ -9,6 +9,7 @@ T tokens of the batch.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from nanohybrid.tasks import Problem
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion of a problem and what it was worth."""
+    """One completion of a problem and its reward."""
 
     problem: Problem
     prompt: list[int]
@@ -34,73 +35,89 @@ class Rollout:
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """Prompts with their completions, end to end. A target is a token that the policy sampled; elsewhere it is -100.
+    """Prompts with their completions, laid end to end.
 
-    advantages_T and old_T (log-probabilities when sampled) stand where the target does.
+    tokens_T         int64 ids
+    targets_T        int64: the sampled token that follows, or -100 where no token was sampled
+    advantages_T     fp32, at the targets; 0 elsewhere
+    old_log_probs_T  fp32, of the targets when they were sampled; 0 elsewhere
     """
 
     tokens_T: Tensor
     targets_T: Tensor
     advantages_T: Tensor
-    old_T: Tensor
+    old_log_probs_T: Tensor
     layout: Layout
 
     @property
     def target_count(self) -> int:
-        """Sampled tokens."""
+        """Number of sampled tokens."""
         return int((self.targets_T != IGNORED).sum())
 
     def to(self, device: torch.device) -> "PolicyBatch":
         """The same batch on a device."""
-        tokens_T, targets_T, advantages_T, old_T = (
-            tensor.to(device) for tensor in (self.tokens_T, self.targets_T, self.advantages_T, self.old_T)
+        tokens_T, targets_T, advantages_T, old_log_probs_T = (
+            tensor.to(device)
+            for tensor in (self.tokens_T, self.targets_T, self.advantages_T, self.old_log_probs_T)
         )
-        return PolicyBatch(tokens_T, targets_T, advantages_T, old_T, self.layout)
+        return PolicyBatch(tokens_T, targets_T, advantages_T, old_log_probs_T, self.layout)
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How rollouts are sampled."""
+class SamplingConfig:
+    """Sampling of completions."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"max_running": "max_num_seqs"}
 
     max_tokens: int = 96
-    """Longest completion; one that is cut there has no answer and earns nothing."""
+    """Longest completion, in tokens; one that reaches it has reward 0."""
     temperature: float = 1.0
+    """Sampling temperature."""
     thinking_budget: int | None = None
-    """Tokens of thinking after which a trace is ended; what that writes is not learned."""
-    max_running: int = 256
-    """Completions that are sampled side by side."""
+    """Thinking tokens after which the engine ends the trace; the tokens that it inserts have no loss."""
+    max_num_seqs: int = 256
+    """Completions that are sampled at once."""
 
 
-def draw(names: Sequence[str], difficulties: Sequence[int], count: int, rng: random.Random) -> list[Problem]:
-    """Training problems over the tasks in turn, of one difficulty: levels that are too easy or too hard teach nothing beside others."""
+def draw_problems(
+    names: Sequence[str], difficulties: Sequence[int], count: int, rng: random.Random
+) -> list[Problem]:
+    """`count` training problems, the tasks in turn, all of one random difficulty.
+
+    One difficulty at a time, because groups of problems that are too easy or too hard have advantage 0.
+    """
     difficulty = rng.choice(list(difficulties))
     chosen = [tasks.get(name) for name in names]
     return [chosen[index % len(chosen)].make(rng, difficulty, "train") for index in range(count)]
 
 
-def sample(
+def sample_completions(
     model: HybridLM,
     maker: ChatMaker,
     problems: Sequence[Problem],
-    group: int,
-    sampling: Sampling,
-    seeds: random.Random,
+    num_generations: int,
+    sampling: SamplingConfig,
+    rng: random.Random,
 ) -> list[Rollout]:
-    """`group` completions of each problem, group after group, each with a seed of its own."""
-    repeated = [problem for problem in problems for _ in range(group)]
-    prompts = [ids for problem in problems for ids in [maker.prompt(problem, thinking=True)] * group]
-    each = [
+    """`num_generations` completions of each problem, group after group. `rng` draws a seed for each completion."""
+    repeated = [problem for problem in problems for _ in range(num_generations)]
+    prompts = [
+        ids for problem in problems for ids in [maker.prompt(problem, thinking=True)] * num_generations
+    ]
+    params = [
         SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
-            seed=seeds.getrandbits(63),
+            seed=rng.getrandbits(63),
             thinking_budget=sampling.thinking_budget,
             logprobs=True,
         )
         for _ in prompts
     ]
-    engine = Engine.sized_for(model, maker.tokenizer, prompts, sampling.max_tokens, sampling.max_running)
-    completions = engine.generate(prompts, each)
+    engine = Engine.sized_for(
+        model, maker.tokenizer, prompts, sampling.max_tokens, max_num_seqs=sampling.max_num_seqs
+    )
+    completions = engine.generate(prompts, params)
     return [
         Rollout(problem, prompt, completion, reward(problem, completion))
         for problem, prompt, completion in zip(repeated, prompts, completions, strict=True)
@@ -108,7 +125,7 @@ def sample(
 
 
 def reward(problem: Problem, completion: Completion) -> float:
-    """The task's verdict; nothing for a completion that did not end."""
+    """The score of the task's verifier, from 0 to 1; 0 for a completion that did not stop by itself."""
     return (
         tasks.get(problem.family).verify(problem, completion.text)
         if completion.finish_reason == "stop"
@@ -116,12 +133,12 @@ def reward(problem: Problem, completion: Completion) -> float:
     )
 
 
-def pack(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> PolicyBatch:
-    """Lay rollouts end to end. A completion's last token is not read: nothing follows it."""
+def pack_rollouts(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> PolicyBatch:
+    """Lay rollouts end to end. The last token of a completion is a target only, since no token follows it."""
     tokens: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
-    old: list[float] = []
+    old_log_probs: list[float] = []
     for rollout, advantage in zip(rollouts, advantages, strict=True):
         sampled, before = rollout.completion.token_ids, len(rollout.prompt) - 1
         tokens += rollout.prompt + sampled[:-1]
@@ -129,10 +146,14 @@ def pack(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> PolicyBatc
             IGNORED if at in rollout.completion.forced else token for at, token in enumerate(sampled)
         ]
         weights += [0.0] * before + [advantage] * len(sampled)
-        old += [0.0] * before + list(rollout.completion.logprobs or [])
+        old_log_probs += [0.0] * before + list(rollout.completion.logprobs or [])
     layout = Layout.packed(
         [len(rollout.prompt) + len(rollout.completion.token_ids) - 1 for rollout in rollouts]
     )
     return PolicyBatch(
-        torch.tensor(tokens), torch.tensor(targets), torch.tensor(weights), torch.tensor(old), layout
+        torch.tensor(tokens),
+        torch.tensor(targets),
+        torch.tensor(weights),
+        torch.tensor(old_log_probs),
+        layout,
     )

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: a base model in, one that thinks and answers out."""
+"""Supervised fine-tuning: a base model in, a model that thinks and answers out (paper, section 3)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from nanohybrid import tasks
-from nanohybrid.align.chats import ChatMaker, Shares, chats
+from nanohybrid.align.chats import ChatMaker, ChatShares, chats
 from nanohybrid.checkpoint import load, refuse_quantized, save
 from nanohybrid.data import Loader, TokenStore
 from nanohybrid.data.corpus import Corpus
@@ -25,26 +25,28 @@ from nanohybrid.train import (
 )
 
 CHATS = "chats"
-PROBLEMS = "tasks-"  # stores of a corpus that hold problems: the chats have these already
+PROBLEMS = "tasks-"  # prefix of stores with problems; the chats are made from the same tasks
 
 
 @dataclass(frozen=True)
 class SftRecipe:
-    """How to fine-tune a base model on chats."""
+    """Supervised fine-tuning on chats."""
 
     tasks: tuple[str, ...] = tasks.DEFAULT_MIX
-    """Families of problems to make chats from."""
-    shares: Shares = field(default_factory=Shares)
-    """Ways to answer, and the share of text."""
+    """Families of problems for the chats."""
+    shares: ChatShares = field(default_factory=ChatShares)
     tokens: int = 1_000_000
-    """Tokens to train on; every chat is new."""
+    """Tokens to train on; no chat is seen twice."""
     batch_tokens: int = 2048
+    """Tokens of a batch."""
     sequence_length: int = 256
+    """Longest sequence, in tokens; longer chats are split."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-3))
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     seed: int = 0
+    """Seed of the chats and of their order."""
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.batch_tokens, self.sequence_length) < 1 or not self.tasks:
@@ -54,11 +56,14 @@ class SftRecipe:
 
 
 def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None, device: str = "cpu") -> Path:
-    """Fine-tune the checkpoint `model`; `data` is a data directory for the share of text. device: where it is while it learns."""
+    """Fine-tune the checkpoint `model` and write it to `out`, which is returned; `data` is a data directory for `shares.text`.
+
+    Raises InputError for a quantized checkpoint, and where there is a share of text but no data.
+    """
     refuse_quantized(model)
     if recipe.shares.text > 0 and data is None:
         raise InputError(
-            f"shares.text is {recipe.shares.text}, but there is no text: give --data DIR, or set --shares.text 0"
+            f"shares.text is {recipe.shares.text}, and there is no text: give --data DIR, or set --shares.text 0"
         )
     inputs = {"model": model} | ({"data": data} if data else {})
     with open_stage(out, "sft", recipe, inputs, recipe.seed, device) as stage:
@@ -69,9 +74,8 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None, dev
             recipe, ChatMaker(Tokenizer.from_directory(model), ChatTemplate.from_directory(model))
         )
         loader = batches(recipe, made, data, network.config.vocab_size)
-        made.write(
-            stage.directory / STORES / f"{CHATS}.safetensors"
-        )  # a pruned model will learn from the same chats
+        # Distillation of a pruned model trains on the same chats.
+        made.write(stage.directory / STORES / f"{CHATS}.safetensors")
         state = fit(
             network,
             loader.batch,
@@ -88,7 +92,7 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None, dev
 
 
 def chat_store(recipe: SftRecipe, maker: ChatMaker) -> TokenStore:
-    """The chats of a run, made anew from its seed: as many tokens as it will read."""
+    """The chats of a run: as many tokens as it trains on. They depend on the seed alone."""
     made = chats(
         maker,
         recipe.tasks,
@@ -96,16 +100,16 @@ def chat_store(recipe: SftRecipe, maker: ChatMaker) -> TokenStore:
         round(recipe.tokens * (1 - text_share(recipe))) + recipe.batch_tokens,
         recipe.seed,
     )
-    return TokenStore.from_documents((chat.tokens, chat.loss) for chat in made)
+    return TokenStore.from_documents((chat.tokens, chat.loss_mask) for chat in made)
 
 
 def text_share(recipe: SftRecipe) -> float:
-    """The share of tokens that are text."""
+    """Share of tokens from pretraining documents, from 0 to 1."""
     return recipe.shares.text / (recipe.shares.text + recipe.shares.chats)
 
 
 def batches(recipe: SftRecipe, made: TokenStore, data: Path | None, vocab_size: int) -> Loader:
-    """Chats mixed with the text of a data directory by tokens."""
+    """A loader that mixes chats with the text of a data directory, by shares of tokens. Raises InputError where there is no text."""
     share = text_share(recipe) if data else 0.0
     stores = {CHATS: made}
     weights = {CHATS: 1 - share}

@@ -1,8 +1,8 @@
-"""Truncated traces: what teaches a model to answer when its thinking is cut short.
+"""Truncated reasoning traces, which teach a model to answer when its thinking is cut short (paper, section 3.4).
 
-A thinking budget ends a trace at a newline wherever the model is. A model that has only seen finished traces goes on thinking in
-its answer then. So a share of the training traces (5 % in the paper, more for a tiny model) is cut after some of its lines, with
-the final answer kept. The `</think>` after a cut carries no loss: where to stop is the budget's decision and must not be learned.
+At inference a thinking budget ends a trace at a newline, wherever the model is. A model trained on finished traces only then
+continues to think in its answer. So a share of the training traces (5 % in the paper, more for a tiny model) is cut after some of
+its lines, followed by the full answer. The `</think>` after a cut has no loss: the budget decides where a trace ends, not the model.
 """
 
 import random
@@ -13,6 +13,6 @@ def truncate(trace: str, lines: int) -> str:
     return "\n".join(trace.split("\n")[:lines])
 
 
-def truncated(trace: str, rng: random.Random) -> str:
-    """The trace cut after a number of lines drawn evenly from none to all but the last."""
+def truncate_randomly(trace: str, rng: random.Random) -> str:
+    """A trace cut after a number of lines drawn uniformly from 0 to all but the last."""
     return truncate(trace, rng.randrange(trace.count("\n") + 1))

@@ -124,7 +124,7 @@ def _extra(raw: Mapping[str, Any], pattern: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for mixer in kinds(pattern):
         for field in fields(mixer.fields):
-            if field.name in raw and field.name not in OWN_FIELDS:
+            if raw.get(field.name) is not None and field.name not in OWN_FIELDS:
                 value = _plain(raw[field.name])
                 found[field.name] = tuple(value) if isinstance(field.default, tuple) else value
     return found
@@ -182,10 +182,8 @@ def _hybrid_object(config: HybridConfig, dtype: str, kind: str) -> dict[str, Any
     if config.tie_word_embeddings:
         result["tied_head"] = True
     if kind == OWN:
-        result |= {
-            name: getattr(config, name)
-            for name in sorted(used_fields(config.pattern) - {"pattern"} - set(result))
-        }
+        further = sorted(used_fields(config.pattern) - {"pattern"} - set(result))
+        result |= {name: getattr(config, name) for name in further} | dict(config.extra)
     return result
 
 

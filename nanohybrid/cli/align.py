@@ -1,4 +1,4 @@
-"""`nanohybrid align sft | grpo | merge`: a base model -> one that thinks and answers."""
+"""`nanohybrid align sft | grpo | merge`: post-training of a model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from nanohybrid.cli.outcome import report
 if TYPE_CHECKING:
     import jsonargparse
 
-SUMMARY = "a base model -> one that thinks and answers (sft, grpo, merge)"
+SUMMARY = "post-training: SFT on chats, GRPO on verifiable rewards, merging (sft, grpo, merge)"
 
 
 def parser() -> "jsonargparse.ArgumentParser":
@@ -27,7 +27,7 @@ def sft_parser(summary: str) -> "jsonargparse.ArgumentParser":
 
     result = recipe_parser("align sft", summary, SftRecipe)
     add_directory(result, "model", "the base model")
-    result.add_argument("--data", type=Path, metavar="DIR", help="a data directory, for the share of text")
+    result.add_argument("--data", type=Path, metavar="DIR", help="a data directory, for --shares.text")
     add_device_flag(result)
     return result
 
@@ -36,7 +36,7 @@ def grpo_parser(summary: str) -> "jsonargparse.ArgumentParser":
     from nanohybrid.align import GrpoRecipe
 
     result = recipe_parser("align grpo", summary, GrpoRecipe)
-    add_directory(result, "model", "the aligned model to improve")
+    add_directory(result, "model", "the model to train")
     add_device_flag(result)
     return result
 
@@ -45,8 +45,8 @@ def merge_parser(summary: str) -> "jsonargparse.ArgumentParser":
     from nanohybrid.align import MergeRecipe
 
     result = recipe_parser("align merge", summary, MergeRecipe)
-    add_directory(result, "first", "a checkpoint; its tokenizer is kept")
-    add_directory(result, "second", "its twin")
+    add_directory(result, "first", "a checkpoint; the result has its tokenizer")
+    add_directory(result, "second", "a checkpoint of the same architecture")
     return result
 
 
@@ -56,9 +56,9 @@ def add_directory(parser: "jsonargparse.ArgumentParser", name: str, what: str) -
 
 
 STAGES: dict[str, tuple[Callable[[str], "jsonargparse.ArgumentParser"], str]] = {
-    "sft": (sft_parser, "learn to think and to answer from chats"),
-    "grpo": (grpo_parser, "learn from verifiable rewards on its own completions"),
-    "merge": (merge_parser, "a point between two checkpoints"),
+    "sft": (sft_parser, "supervised fine-tuning on chats with and without thinking"),
+    "grpo": (grpo_parser, "reinforcement learning from verifiable rewards"),
+    "merge": (merge_parser, "linear interpolation of two checkpoints"),
 }
 
 

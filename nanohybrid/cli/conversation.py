@@ -107,10 +107,10 @@ class Conversation:
         return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def _params(self, thinks: bool, length: int) -> SamplingParams:
-        left = self.engine.scheduler.max_context - length
+        left = self.engine.scheduler.max_model_len - length
         if left < ROOM:
             raise InputError(
-                f"the conversation has {length} tokens and the context holds {self.engine.scheduler.max_context}; /clear begins anew"
+                f"the conversation has {length} tokens and the context holds {self.engine.scheduler.max_model_len}; /clear begins anew"
             )
         params = replace(self.params, max_tokens=min(self.params.max_tokens, left))
         if params.seed is not None:

@@ -49,7 +49,8 @@ GROUPS: dict[str, dict[str, Command]] = {
         "tokenizer": Command("nanohybrid.cli.tokenizer", "train or convert a tokenizer"),
         "pretrain": Command("nanohybrid.cli.pretrain", "documents -> a base model"),
         "align": Command(
-            "nanohybrid.cli.align", "a base model -> one that thinks and answers (sft, grpo, merge)"
+            "nanohybrid.cli.align",
+            "post-training: SFT on chats, GRPO on verifiable rewards, merging (sft, grpo, merge)",
         ),
         "compress": Command(
             "nanohybrid.cli.compress", "a model -> a smaller one in a given memory (prune, then distill)"
@@ -76,7 +77,8 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "export": Command("nanohybrid.cli.export", "a checkpoint for other programs (gguf: llama.cpp)"),
         "verify": Command(
-            "nanohybrid.cli.verify", "prove that packing, chunking, stepping and saving change nothing"
+            "nanohybrid.cli.verify",
+            "check that every executor, packing, chunking, caching and saving give the same numbers",
         ),
     },
 }

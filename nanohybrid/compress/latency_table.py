@@ -6,7 +6,8 @@ difference of a model of three such layers and one, in turns, so that what surro
 
 The table is a file in the user's cache: each time is written as it is measured, so a kill loses one, and the next run on this machine
 measures nothing. Its name is all that a time hangs on (`conditions`): the device and its threads, the kernels that run, this version of
-the project and of torch and the very text of `ops`, `model` and `executors`, the dtype, context and batch, and what of a model no pruning changes.
+the project and of torch, the text of `ops`, `model` and `executors`, the dtype, context and batch, and
+what of a model no pruning changes.
 Where one of these is another there is another file, so an old table is measured again and not believed.
 """
 

@@ -6,8 +6,8 @@
     cosine   1 - cos(s, t)
 
 s is what leaves a layer of the student, t the channels that the student kept of what leaves the same layer of the teacher. Which layer and
-which channels these are stands in the `pruning_mask.json` that pruning wrote, so the projection between two widths is a choice of channels: it
-has nothing to learn, and a student that was not cut is at distance 0.
+which channels these are stands in the `pruning_mask.json` that pruning wrote, so the projection between two
+widths is a choice of channels: it has nothing to learn, and a student that was not cut is at distance 0.
 
 T tokens · E embedding, of the student.
 """

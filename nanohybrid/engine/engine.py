@@ -9,10 +9,12 @@ Beneath `generate` and `stream` lie `add`, `step` and `cancel`, from which a ser
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
 from nanohybrid.engine.block_manager import PagePool, SlotPool
+from nanohybrid.engine.config import EngineConfig
 from nanohybrid.engine.oom_retry import compute
 from nanohybrid.engine.parallel_sampling import choice_seed, fork, leave
 from nanohybrid.engine.params import Completion, GenerationError, SamplingParams
@@ -33,71 +35,57 @@ from nanohybrid.text import Tokenizer
 
 
 class Engine:
-    """One model, one tokenizer, the memory of `max_running` sequences of at most `max_context` tokens each.
+    """One model, one tokenizer, and the memory that `config` asks for, which is taken once.
 
-    `pages` saves memory: so many KV pages of 128 tokens instead of enough for all at full length. A request then waits until
-    all that it can ever need are free; with `overcommit` it begins with what its prompt needs, and where pages run out the
-    youngest is put aside in host memory and later goes on exactly as if it had not been. `cache_bytes` of host memory keep
-    checkpoints of prompts (prefix.py), one every `checkpoint_every` tokens and where a request asks for one; 0 keeps none.
-    `deterministic` computes each request by itself, so that what else runs changes not a bit of it; checkpoints are then at
-    multiples of 128 only. It costs what batching gains.
-    `speculate` drafts up to so many tokens a step for each that decodes, from its own text (draft.py), and says the same sooner.
-    `state_dtype` fp16 keeps recurrent states in half the memory, rounded stochastically; `kv_dtype` fp8 keys and values.
-    `token_budget` bounds the tokens of a step, and so its transient memory and how long a prompt delays the others.
-    `step_seconds` is how long a step may take before `watchdog` calls it stalled; `debug` checks who holds what (hygiene.py).
+    `options` are fields of EngineConfig by name, instead of or on top of `config`. Raises InputError for an option that does not
+    exist or cannot be used.
     """
 
     def __init__(
-        self,
-        model: HybridLM,
-        tokenizer: Tokenizer,
-        max_running: int = 64,
-        max_context: int = 4096,
-        token_budget: int = 2048,
-        pages: int | None = None,
-        overcommit: bool = False,
-        cache_bytes: int = 0,
-        checkpoint_every: int = 1024,
-        deterministic: bool = False,
-        speculate: int = 0,
-        state_dtype: str = "fp32",
-        kv_dtype: str = "auto",
-        step_seconds: float = float("inf"),
-        debug: bool | None = None,
+        self, model: HybridLM, tokenizer: Tokenizer, config: EngineConfig | None = None, **options: Any
     ) -> None:
-        if speculate and deterministic:
+        config = EngineConfig.of(config, options)
+        refusing = [mixer.label for mixer in model.config.mixers if not mixer.takes_drafts(model.config)]
+        if config.num_speculative_tokens and refusing:
             raise InputError(
-                "speculate computes several tokens of a request at once, which rounds differently; deterministic forbids it"
+                f"speculative decoding cannot roll back {refusing[0]} layers: set num_speculative_tokens to 0"
             )
-        pages = max_running * -(-max_context // PAGE) if pages is None else pages
-        self.model, self.tokenizer = model, tokenizer
+        max_model_len = config.longest(model.config.max_position_embeddings)
+        pages = config.num_kv_pages
+        pages = config.max_num_seqs * -(-max_model_len // PAGE) if pages is None else pages
+        debug = config.debug
+        debug = os.environ.get("NANOHYBRID_DEBUG", "") not in ("", "0") if debug is None else debug
+        self.model, self.tokenizer, self.config = model, tokenizer, config
         self.scheduler = Scheduler(
-            SlotPool(max_running),
+            SlotPool(config.max_num_seqs),
             PagePool(pages),
             page_size=PAGE,
-            max_context=max_context,
-            token_budget=token_budget,
-            overcommit=overcommit,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            overcommit=config.overcommit,
         )
-        self.cache = PrefixCache(cache_bytes, checkpoint_every) if cache_bytes else None
-        if self.cache is not None:
-            self.scheduler.on_admit = partial(begin, self.cache)
-        debug = os.environ.get("NANOHYBRID_DEBUG", "") not in ("", "0") if debug is None else debug
         self.scheduler.tell_freed = debug
-        self.watchdog = Watchdog(step_seconds)
+        self.cache: PrefixCache | None = None
+        if config.prefix_cache_bytes:
+            self.cache = PrefixCache(config.prefix_cache_bytes, config.prefix_cache_interval)
+            self.scheduler.on_admit = partial(begin, self.cache)
+        self.watchdog = Watchdog(config.step_timeout)
         self.runner = Runner(
             model,
-            slots=max_running,
+            slots=config.max_num_seqs,
             pages=pages,
             page_size=PAGE,
-            deterministic=deterministic,
-            state_dtype=STATE_DTYPES[known(state_dtype, STATE_DTYPES, "state_dtype")],
-            kv_dtype=KV_DTYPES[known(kv_dtype, KV_DTYPES, "kv_dtype")],
+            deterministic=config.deterministic,
+            state_dtype=STATE_DTYPES[
+                known(config.mamba_ssm_cache_dtype, STATE_DTYPES, "mamba_ssm_cache_dtype")
+            ],
+            kv_dtype=KV_DTYPES[known(config.kv_cache_dtype, KV_DTYPES, "kv_cache_dtype")],
             debug=debug,
-            context=max_context,
+            context=max_model_len,
         )
+        speculate = config.num_speculative_tokens
         if self.runner.decoder is not None:
-            self.runner.decoder.look_ahead = not (overcommit or deterministic or speculate)
+            self.runner.decoder.look_ahead = not (config.overcommit or config.deterministic or speculate)
         self.drafter = Drafter(speculate) if speculate else None
         if self.drafter is not None:
             self.scheduler.propose = self.drafter.propose
@@ -111,21 +99,25 @@ class Engine:
         tokenizer: Tokenizer,
         prompts: Sequence[Sequence[int]],
         max_tokens: int,
-        max_running: int = 64,
+        config: EngineConfig | None = None,
         n: int = 1,
         **options: Any,
     ) -> "Engine":
-        """An engine with no more memory than this job needs, and no more context than the model was made for; further options as
-        given."""
-        longest = max((len(prompt) for prompt in prompts), default=1)
-        context = min(longest + max_tokens, model.config.max_position_embeddings)
-        return cls(
-            model,
-            tokenizer,
-            max_running=max(1, min(max_running, n * len(prompts))),
-            max_context=context,
-            **options,
+        """An engine with no more slots and no longer sequences than this job needs and `config` allows.
+
+        prompts: ids. max_tokens: of the longest answer. n: answers of each prompt. Sequences are no longer than the model was made
+        for: `add` raises InputError for a prompt that would be.
+        """
+        config = EngineConfig.of(config, options)
+        longest = max((len(prompt) for prompt in prompts), default=1) + max_tokens
+        if config.max_model_len is not None:
+            longest = min(longest, config.max_model_len)
+        job = replace(
+            config,
+            max_num_seqs=max(1, min(config.max_num_seqs, n * len(prompts))),
+            max_model_len=min(longest, model.config.max_position_embeddings),
         )
+        return cls(model, tokenizer, job)
 
     def step(self) -> list[Request]:
         """Advance every running request; returns those that took a token (some are `finished` now)."""
@@ -233,8 +225,8 @@ class Engine:
     def check(self, prompt: Sequence[int]) -> None:
         """Generate up to two tokens after a prompt of ids, to see that the engine works. Raises whatever a step raises, and
         NanohybridError where the model's logits are not numbers."""
-        prompt = prompt[: max(1, self.scheduler.max_context - 2)]
-        params = SamplingParams(max_tokens=max(1, min(2, self.scheduler.max_context - len(prompt))))
+        prompt = prompt[: max(1, self.scheduler.max_model_len - 2)]
+        params = SamplingParams(max_tokens=max(1, min(2, self.scheduler.max_model_len - len(prompt))))
         request = self.add(prompt, params, salt="nanohybrid.check")
         while not request.finished:
             self.step()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from nanohybrid.config import HybridConfig
+from nanohybrid.engine.config import EngineConfig
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
@@ -28,23 +29,29 @@ Message = dict[str, Any]
 
 
 class LLM:
-    """Everything that a prompt needs. `dtype` None keeps the checkpoint's own; `quantize` is int8, int4 or fp8, of the matrices,
-    which are quantized one by one as they are read; `options` are further ones of `Engine`."""
+    """A model, its tokenizer and its chat template.
+
+    path: a checkpoint directory. dtype: of the weights; None keeps the checkpoint's own. quantize: int8, int4 or fp8, for the
+    matrices, which are quantized one by one as they are read. engine_config, or its fields by name as `options`
+    (`LLM(path, max_num_seqs=8)`): how the engines are set up that answer. Raises CheckpointError where the checkpoint cannot be
+    read, and InputError for an option that does not exist or cannot be used.
+    """
 
     def __init__(
         self,
         path: str | Path,
         dtype: torch.dtype | None = None,
         device: str = "cpu",
-        max_running: int = 64,
+        *,
         quantize: str | None = None,
+        engine_config: EngineConfig | None = None,
         **options: Any,
     ) -> None:
         from nanohybrid.checkpoint import load  # here, since random models need none of it
 
-        directory = Path(path)
+        config, directory = EngineConfig.of(engine_config, options), Path(path)
         model = load(directory, dtype=dtype, device=device, quantize=quantize)
-        self._set(model, Tokenizer.from_directory(directory), directory, max_running, options)
+        self._set(model, Tokenizer.from_directory(directory), directory, config)
 
     @classmethod
     def random(
@@ -53,37 +60,37 @@ class LLM:
         dtype: torch.dtype,
         seed: int = 0,
         device: str = "cpu",
-        max_running: int = 64,
+        *,
         quantize: str | None = None,
+        engine_config: EngineConfig | None = None,
         **options: Any,
     ) -> "LLM":
         """A model of random weights, to measure speed and memory with: its text means nothing."""
+        engine_config = EngineConfig.of(engine_config, options)
+        model = random_model(config, dtype, seed, device, quantize)
+        return cls.from_model(model, stand_in_tokenizer(config), engine_config=engine_config)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: HybridLM,
+        tokenizer: Tokenizer,
+        directory: Path | None = None,
+        *,
+        engine_config: EngineConfig | None = None,
+        **options: Any,
+    ) -> "LLM":
+        """A model that is in memory already. directory: where its chat template is; None: the default template."""
         llm = cls.__new__(cls)
-        llm._set(
-            random_model(config, dtype, seed, device, quantize),
-            stand_in_tokenizer(config),
-            None,
-            max_running,
-            options,
-        )
+        llm._set(model, tokenizer, directory, EngineConfig.of(engine_config, options))
         return llm
 
     def _set(
-        self,
-        model: HybridLM,
-        tokenizer: Tokenizer,
-        directory: Path | None,
-        max_running: int,
-        options: dict[str, Any],
+        self, model: HybridLM, tokenizer: Tokenizer, directory: Path | None, engine_config: EngineConfig
     ) -> None:
         prepare(model)
-        self.model, self.tokenizer, self.directory, self.max_running, self.options = (
-            model,
-            tokenizer,
-            directory,
-            max_running,
-            options,
-        )
+        self.model, self.tokenizer, self.directory = model, tokenizer, directory
+        self.engine_config = engine_config
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -128,6 +135,4 @@ class LLM:
 
     def engine(self, prompts: Sequence[Sequence[int]], max_tokens: int, n: int = 1) -> Engine:
         """An engine for this job. Raises InputError where a prompt and its answer exceed what the model can hold."""
-        return Engine.sized_for(
-            self.model, self.tokenizer, prompts, max_tokens, self.max_running, n, **self.options
-        )
+        return Engine.sized_for(self.model, self.tokenizer, prompts, max_tokens, self.engine_config, n)

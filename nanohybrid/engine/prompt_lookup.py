@@ -9,16 +9,10 @@ was; after one of which nothing was, the request pauses, twice as long each time
 """
 
 from array import array
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
-from nanohybrid.errors import InputError
-
-if TYPE_CHECKING:
-    from nanohybrid.engine.request import Request
-
-MOST = (
-    15  # drafts a step: with the token that is due, a window of 16, to which a ragged batch pads in any case
-)
+MOST_DRAFT_TOKENS = 15  # with the token that is due, a window of 16, to which a ragged batch pads in any case
 GRAMS = (
     2,
     3,
@@ -68,16 +62,27 @@ class Lookup:
         return -1
 
 
+class Drafting(Protocol):
+    """What a drafter reads of a request, and the lookup that it leaves there."""
+
+    forced: Sequence[int]
+    draft: list[int]
+    lookup: Lookup | None
+
+    @property
+    def known(self) -> int: ...
+
+    def slice(self, start: int, length: int) -> list[int]: ...
+
+
 class Drafter:
     """Makes the drafts of all requests and learns what became of them. `drafted` and `accepted` count tokens."""
 
     def __init__(self, most: int) -> None:
-        if not 1 <= most <= MOST:
-            raise InputError(f"speculate is {most}; it must be from 1 to {MOST} tokens a step, or 0 for none")
         self.most = most
         self.drafted, self.accepted = 0, 0
 
-    def propose(self, request: "Request", room: int) -> list[int]:
+    def propose(self, request: Drafting, room: int) -> list[int]:
         """At most `room` tokens that may follow those known; what the thinking budget will insert is no guess."""
         if request.forced:
             return list(request.forced)[: min(room, self.most)]
@@ -91,7 +96,7 @@ class Drafter:
         lookup.length = request.known
         return lookup.follow(min(room, lookup.limit))
 
-    def learn(self, request: "Request", accepted: int) -> None:
+    def learn(self, request: Drafting, accepted: int) -> None:
         """So many tokens of the request's draft were what it said."""
         drafted = len(request.draft)
         self.drafted += drafted

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nanohybrid.engine.async_decode import AheadDecoder
 from nanohybrid.engine.penalties import Written
-from nanohybrid.engine.prompt_lookup import MOST
+from nanohybrid.engine.prompt_lookup import MOST_DRAFT_TOKENS
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.sampler import Drawn, Rows, Sampled, draw, sent
 from nanohybrid.engine.sanitizer import Guard
@@ -300,7 +300,7 @@ class Runner:
         key = tuple(request.id for request in ready)
         if key not in self._rows:
             if (
-                len(self._rows) > MOST
+                len(self._rows) > MOST_DRAFT_TOKENS
             ):  # a few, since the positions of a draft have fewer and fewer requests each
                 self._rows.clear()
             self._rows[key] = self._make_rows(ready)

@@ -56,14 +56,14 @@ class Scheduler:
         pages: PagePool,
         *,
         page_size: int,
-        max_context: int,
-        token_budget: int,
+        max_model_len: int,
+        max_num_batched_tokens: int,
         overcommit: bool = False,
     ) -> None:
         self.slots, self.pages = slots, pages
-        self.page_size, self.max_context = page_size, max_context
-        self.token_budget = max(
-            token_budget, slots.size + CHUNK
+        self.page_size, self.max_model_len = page_size, max_model_len
+        self.max_num_batched_tokens = max(
+            max_num_batched_tokens, slots.size + CHUNK
         )  # all may decode and one prompt still goes on
         self.overcommit = overcommit
         self.on_admit: Callable[[Request], None] | None = (
@@ -92,13 +92,13 @@ class Scheduler:
         size = f"a prompt of {len(request.prompt)} tokens and max_tokens {request.params.max_tokens}"
         if not request.prompt:
             raise InputError("the prompt has no tokens; give it at least the BOS token <s>")
-        if most > self.max_context:
+        if most > self.max_model_len:
             raise InputError(
-                f"{size} make {most}, more than the context of {self.max_context}; shorten one or raise max_context"
+                f"{size} make {most}, more than the context of {self.max_model_len}; shorten one or raise max_model_len"
             )
         if self._pages(request) > self.pages.size:
             raise InputError(
-                f"{size} need {self._pages(request)} KV pages, there are {self.pages.size}; shorten one or allot more"
+                f"{size} need {self._pages(request)} KV pages, there are {self.pages.size}; shorten one or raise num_kv_pages"
             )
         self.waiting.append(request)
 
@@ -107,7 +107,7 @@ class Scheduler:
         crowded = self.overcommit and not self._grow()
         work = [Work(r, r.computed, 1) for r in self._by_slot if r.known - r.computed == 1]
         decoding = len(work)
-        left = self.token_budget - decoding
+        left = self.max_num_batched_tokens - decoding
         if len(work) < len(self.running):
             for request in self.running.values():
                 if request.known - request.computed > 1:
@@ -121,8 +121,8 @@ class Scheduler:
 
     def shrink(self) -> bool:
         """Halve the budget of tokens, for good: memory for a step was not to be had. False where it can be no smaller."""
-        smaller = max(self.token_budget // 2, self.slots.size + CHUNK)
-        fell, self.token_budget = smaller < self.token_budget, smaller
+        smaller = max(self.max_num_batched_tokens // 2, self.slots.size + CHUNK)
+        fell, self.max_num_batched_tokens = smaller < self.max_num_batched_tokens, smaller
         self.shrunk += fell
         return fell
 

@@ -51,7 +51,7 @@ def right_answers(
     drawn = draw_problems(asked.tasks, asked.problems, asked.seed)
 
     def answers(name: str) -> dict[str, Any]:
-        llm = LLM(models[name], PRECISION, device, max_running=min(RUNNING, len(drawn)))
+        llm = LLM(models[name], PRECISION, device, max_num_seqs=min(RUNNING, len(drawn)))
         found = accuracy(asked, llm, drawn, thinking=True, label=f"{name} answers")
         return {key: value for key, value in found.items() if key not in ("examples", "difficulties")}
 

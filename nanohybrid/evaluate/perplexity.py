@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from nanohybrid.data import Batch, TokenStore
-from nanohybrid.data.store import TokensAndLoss
+from nanohybrid.data.store import TokensAndLossMask
 from nanohybrid.errors import InputError
 from nanohybrid.model import HybridLM
 from nanohybrid.ops.losses import chunked_cross_entropy
@@ -51,7 +51,7 @@ def held_out_loss(
 
 
 def _batches(store: TokenStore, max_tokens: int, batch_tokens: int, length: int) -> Iterable[Batch]:
-    part: list[TokensAndLoss] = []
+    part: list[TokensAndLossMask] = []
     size, left = 0, max_tokens
     for index in range(len(store)):
         tokens, loss = store.document(index)

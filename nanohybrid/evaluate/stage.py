@@ -91,7 +91,7 @@ def evaluate_model(
     device: str,
 ) -> None:
     """All that concerns one model but the timing."""
-    llm = LLM(path, torch.float32, device, max_running=RUNNING)
+    llm = LLM(path, torch.float32, device, max_num_seqs=RUNNING)
     footprint = Footprint.of(llm.model.config)
     done(
         f"{name}.shape",

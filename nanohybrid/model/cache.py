@@ -69,6 +69,8 @@ class HybridCache:
             layer = LayerCache(index)
             for name, one in stored.items():
                 rows = (pages, page_size) if one.per_token else (slots,)
+                if one.rounded:
+                    layer.rounded.add(name)
                 layer[name] = torch.zeros(*rows, *one.shape, dtype=one.dtype, device=device)
                 (page_pools if one.per_token else slot_pools).append(layer[name])
             layers.append(layer)

@@ -22,9 +22,11 @@ class LayerCache(dict[str, Tensor]):
     """The tensors of one layer: [slots, ...] for each sequence, [pages, page size, ...] for each token.
 
     layer: the layer's index. drafts: the buffer of draft tokens that are not committed yet, None where there are none.
+    rounded: names of the states that are declared in fp32 and stored in fp16, rounded stochastically.
     """
 
     def __init__(self, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.drafts: DraftBuffer | None = None
+        self.rounded: set[str] = set()

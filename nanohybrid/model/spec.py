@@ -75,6 +75,8 @@ class CacheTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     kind: Literal["recurrent", "paged", "window"]
+    rounded: bool = False
+    """Whether it is a state that is declared in fp32 and stored in fp16."""
 
     @property
     def per_token(self) -> bool:
@@ -107,7 +109,9 @@ def cache_specs(
             rows = spec.kind != "recurrent"
             wanted = kv_dtype if rows else state_dtype if spec.dtype is not None else None
             one = shape(spec.axes, sizes)
-            layer[name] = CacheTensor((*ring, *one), wanted or spec.stored_dtype(dtype), spec.kind)
+            stored = wanted or spec.stored_dtype(dtype)
+            rounded = not rows and spec.dtype == torch.float32 and stored == torch.float16
+            layer[name] = CacheTensor((*ring, *one), stored, spec.kind, rounded)
             if rows and kv_dtype == torch.float8_e4m3fn:
                 layer[f"{name}_scale"] = CacheTensor((*ring, *one[:-1]), torch.bfloat16, spec.kind)
         table.append(layer)

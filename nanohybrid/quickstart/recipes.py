@@ -66,7 +66,7 @@ class Recipes:
             twin_bf16=twin,
             twin_fp8=dataclasses.replace(twin, precision=fp8.precision),
             sft=times(read(SftRecipe, "sft", seed), scale, "tokens"),
-            grpo=times(read(GrpoRecipe, "grpo", seed), scale, "rollouts"),
+            grpo=times(read(GrpoRecipe, "grpo", seed), scale, "rollout_steps"),
             compress=dataclasses.replace(compress, distill=distill),
             dense=dataclasses.replace(pretrain, model=f"{size}-dense"),
             evaluate=times(evaluate, min(scale, 1.0), "problems"),

@@ -65,7 +65,7 @@ def application(service: Service) -> FastAPI:
         for operation in operations.values():
             operation["responses"].pop("422", None)  # what FastAPI would answer; here it is 400
     app.add_middleware(
-        Guard, limits=service.limits, keys=Keys(service.settings.keys), refused=service.metrics.refuse
+        Guard, limits=service.limits, keys=Keys(service.settings.api_keys), refused=service.metrics.refuse
     )
     return app
 
@@ -102,7 +102,7 @@ def _about(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", tags=["about"])
     async def models() -> dict[str, Any]:
         entry = {
-            "id": service.settings.name, "object": "model", "created": service.began, "owned_by": "nanohybrid",
+            "id": service.settings.model_name, "object": "model", "created": service.began, "owned_by": "nanohybrid",
             "max_model_len": service.context,
         }  # fmt: skip
         return {"object": "list", "data": [entry]}

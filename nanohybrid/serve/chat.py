@@ -49,7 +49,7 @@ class Chat:
         self.head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
-            "model": service.settings.name,
+            "model": service.settings.model_name,
         }
 
     @classmethod

@@ -91,8 +91,11 @@ class Completing:
         self.echoed = echoed  # the prompts' texts, where they are wanted back
         self._names: dict[int, int] = {}  # of each choice, how many characters of tokens were told
         self.head = {
-            "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": service.settings.name,
-        }  # fmt: skip
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": service.settings.model_name,
+        }
 
     async def whole(self) -> dict[str, Any]:
         results = await self.generation.all()

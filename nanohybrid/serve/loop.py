@@ -42,17 +42,17 @@ class EngineLoop:
     def __init__(
         self,
         engine: Engine,
-        max_queued: int,
+        max_queue: int,
         queue_seconds: float = float("inf"),
         on_death: Callable[[], None] = lambda: None,
-        most_per_key: int | None = None,
+        max_requests_per_key: int | None = None,
         test_prompt: Sequence[int] = (0,),
     ) -> None:
         """test_prompt: ids that any model can go on from; the engine is tried on them after a step that failed."""
         self.engine = engine
-        self.capacity = engine.scheduler.slots.size + max_queued
+        self.capacity = engine.scheduler.slots.size + max_queue
         self.queue_seconds, self.on_death = queue_seconds, on_death
-        self.most_per_key, self.test_prompt = most_per_key, test_prompt
+        self.max_requests_per_key, self.test_prompt = max_requests_per_key, test_prompt
         self.held = 0  # places taken, of `capacity`
         self.held_by: Counter[str] = Counter()  # ... by the keys of those who took them
         self._trim = Trim()
@@ -89,9 +89,9 @@ class EngineLoop:
     def take_places(self, count: int, key: str = "") -> Places:
         """Hold places for `count` generations, or raise 429."""
         self.check()
-        if self.most_per_key is not None and self.held_by[key] + count > self.most_per_key:
+        if self.max_requests_per_key is not None and self.held_by[key] + count > self.max_requests_per_key:
             raise busy(
-                f"this key has {self.held_by[key]} requests already; at most {self.most_per_key} at once are allowed",
+                f"this key has {self.held_by[key]} requests already; at most {self.max_requests_per_key} at once are allowed",
                 1,
             )
         if self.held + count > self.capacity:

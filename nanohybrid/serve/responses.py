@@ -281,8 +281,9 @@ class Responding:
     def _response(self, status: str) -> dict[str, Any]:
         body, ended = self.body, bool(self.chat.completions)
         answer = {
-            "id": self.id, "object": "response", "created_at": self.created, "model": self.chat.service.settings.name, "status": status,
-            "output": self.items, "error": None, "instructions": body.instructions, "max_output_tokens": body.max_output_tokens,
+            "id": self.id, "object": "response", "created_at": self.created, "status": status,
+            "model": self.chat.service.settings.model_name, "output": self.items,
+            "error": None, "instructions": body.instructions, "max_output_tokens": body.max_output_tokens,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None, "metadata": body.metadata or {},
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "temperature": body.temperature, "top_p": body.top_p, "tool_choice": body.tool_choice or "auto",

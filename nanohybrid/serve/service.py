@@ -14,7 +14,6 @@ from nanohybrid.engine import LLM, Completion, Engine, SamplingParams
 from nanohybrid.engine.oom_retry import out_of_memory
 from nanohybrid.engine.structured_output import Grammar
 from nanohybrid.errors import InputError, NanohybridError, shown
-from nanohybrid.estimate.serving import STEP_TOKENS
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.limits import Limits
 from nanohybrid.serve.loop import EngineLoop, Places
@@ -22,6 +21,7 @@ from nanohybrid.serve.metrics import Metrics
 from nanohybrid.serve.schemas import Decoding, Message, Tool
 from nanohybrid.serve.stream import Ticket, Update
 
+MAX_MODEL_LEN = 8192  # tokens of a request, prompt and answer, where nothing says
 THINKING = {"temperature": 0.6, "top_p": 0.95}  # the model card's, where a request leaves them open
 PLAIN = {"temperature": 0.0, "top_p": 1.0}
 EFFORTS = {
@@ -36,21 +36,19 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server is told once. `keys` are API keys; without any, everyone is let in. `step_tokens`, `pages`, `overcommit` and
-    `deterministic` are the engine's."""
+    """What a server is told once, beside the engine's configuration (`LLM.engine_config`).
 
-    name: str = "nanohybrid"
-    max_context: int = 8192
-    max_queued: int = 128
+    model_name: what clients call the model. max_queue: requests that may wait for a slot; the next gets 429. thinking_budget and
+    thinking_grace: in tokens, where a request gives none. api_keys: a request needs one of them; without any, no key is needed.
+    max_requests_per_key: how many requests of one key may run and wait at once; None: no limit.
+    """
+
+    model_name: str = "nanohybrid"
+    max_queue: int = 128
     thinking_budget: int | None = None
     thinking_grace: int = 500
-    cache_bytes: int = 0
-    step_tokens: int = STEP_TOKENS
-    pages: int | None = None
-    overcommit: bool = False
-    deterministic: bool = False
-    keys: tuple[str, ...] = ()
-    max_per_key: int | None = None
+    api_keys: tuple[str, ...] = ()
+    max_requests_per_key: int | None = None
 
 
 class Service:
@@ -64,16 +62,22 @@ class Service:
         on_death: Callable[[], None] = lambda: None,
     ) -> None:
         self.llm, self.settings, self.limits = llm, settings, limits or Limits()
-        context = min(settings.max_context, llm.model.config.max_position_embeddings)
-        engine = Engine(
-            llm.model, llm.tokenizer, llm.max_running, context, settings.step_tokens, settings.pages,
-            overcommit=settings.overcommit, cache_bytes=settings.cache_bytes, deterministic=settings.deterministic,
-            step_seconds=self.limits.step_seconds, **llm.options,
-        )  # fmt: skip
+        longest = llm.engine_config.max_model_len or MAX_MODEL_LEN
+        config = replace(
+            llm.engine_config,
+            max_model_len=min(longest, llm.model.config.max_position_embeddings),
+            step_timeout=self.limits.step_seconds,
+        )
+        engine = Engine(llm.model, llm.tokenizer, config)
         prompt = llm.encode_chat([{"role": "user", "content": "hi"}])  # finds a template that cannot be used
         try_out(engine, prompt)
         self.loop = EngineLoop(
-            engine, settings.max_queued, self.limits.queue_seconds, on_death, settings.max_per_key, prompt
+            engine,
+            settings.max_queue,
+            self.limits.queue_seconds,
+            on_death,
+            settings.max_requests_per_key,
+            prompt,
         )
         self.metrics = Metrics(self.loop)
         self.began = int(time.time())
@@ -81,7 +85,7 @@ class Service:
 
     @property
     def context(self) -> int:
-        return self.loop.engine.scheduler.max_context
+        return self.loop.engine.scheduler.max_model_len
 
     # Requests to prompts
 
@@ -127,7 +131,7 @@ class Service:
 
     def salt(self, scope: Mapping[str, Any], asked: str | None) -> str:
         """Whose prompts may share what was computed: with several keys, each key's own; divided further where a request asks."""
-        key = self.key(scope) if len(self.settings.keys) > 1 else ""
+        key = self.key(scope) if len(self.settings.api_keys) > 1 else ""
         return f"{key}/{asked or ''}"
 
     def too_long(self, prompt: list[int]) -> None:
@@ -138,10 +142,10 @@ class Service:
             raise ApiError(400, message, "messages", "context_length_exceeded")
 
     def check_model(self, name: str | None) -> None:
-        if name is not None and name != self.settings.name:
+        if name is not None and name != self.settings.model_name:
             raise ApiError(
                 404,
-                f"there is no model {name!r} here; this is {self.settings.name!r}",
+                f"there is no model {name!r} here; this is {self.settings.model_name!r}",
                 "model",
                 "model_not_found",
             )

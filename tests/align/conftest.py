@@ -1,4 +1,4 @@
-"""A base model that knows nothing, with the tokenizer of the tasks; and a directory of text."""
+"""An untrained base model with the tokenizer of the tasks, and a data directory of text."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Chats to learn from: what is in them, and what of it is learned."""
+"""Chats for SFT: their text, and which tokens have a loss."""
 
 import random
 from collections import Counter
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanohybrid.align.chats import ChatMaker, Shares, Way, chats
-from nanohybrid.align.truncate import truncate, truncated
+from nanohybrid.align.chats import ChatKind, ChatMaker, ChatShares, chats
+from nanohybrid.align.truncate import truncate, truncate_randomly
 from nanohybrid.errors import ConfigError
 from nanohybrid.tasks import Problem
 
@@ -16,30 +16,30 @@ PROBLEM = Problem("running", 2, "run 1+2*3", "1+2=3\n3*3=9", "9")
 HEAD = "<SPECIAL_10>System\n\n<SPECIAL_11>User\nrun 1+2*3\n<SPECIAL_11>Assistant\n"
 
 
-def learned(maker: ChatMaker, way: Way, seed: int = 0) -> tuple[str, str]:
-    """The whole chat, and the same with everything that carries no loss as dots."""
-    chat = maker.chat(PROBLEM, way, random.Random(seed))
-    assert len(chat.tokens) == len(chat.loss)
+def rendered(maker: ChatMaker, kind: ChatKind, seed: int = 0) -> tuple[str, str]:
+    """The text of a chat, and the text with dots for the tokens that have no loss."""
+    chat = maker.chat(PROBLEM, kind, random.Random(seed))
+    assert len(chat.tokens) == len(chat.loss_mask)
     decode = maker.tokenizer.decode
-    marked = "".join(
+    with_dots = "".join(
         decode([token], skip_special_tokens=False) if loss else "."
-        for token, loss in zip(chat.tokens, chat.loss, strict=True)
+        for token, loss in zip(chat.tokens, chat.loss_mask, strict=True)
     )
-    return decode(chat.tokens, skip_special_tokens=False), marked.strip(".")
+    return decode(chat.tokens, skip_special_tokens=False), with_dots.strip(".")
 
 
-def test_a_thinking_chat_learns_trace_think_close_answer_and_end_and_not_the_prompt(maker: ChatMaker) -> None:
-    whole, part = learned(maker, "thinking")
+def test_thinking_chat_has_loss_on_trace_think_close_answer_and_eos(maker: ChatMaker) -> None:
+    whole, part = rendered(maker, "thinking")
     assert part == "1+2=3\n3*3=9\n</think>\n\n9\n<SPECIAL_12>" and whole == f"{HEAD}<think>\n{part}"
 
 
-def test_a_direct_chat_learns_only_its_answer(maker: ChatMaker) -> None:
-    whole, part = learned(maker, "direct")
+def test_direct_chat_has_loss_on_its_answer_only(maker: ChatMaker) -> None:
+    whole, part = rendered(maker, "direct")
     assert part == "9\n<SPECIAL_12>" and whole == f"{HEAD}<think></think>{part}"
 
 
-def test_a_truncated_chat_does_not_learn_where_it_was_cut(maker: ChatMaker) -> None:
-    found = {learned(maker, "truncated", seed) for seed in range(20)}
+def test_truncated_chat_has_no_loss_on_think_close(maker: ChatMaker) -> None:
+    found = {rendered(maker, "truncated", seed) for seed in range(20)}
     assert {whole.removeprefix(HEAD) for whole, _ in found} == {
         "<think>\n</think>\n\n9\n<SPECIAL_12>",
         "<think>\n1+2=3\n</think>\n\n9\n<SPECIAL_12>",
@@ -48,25 +48,27 @@ def test_a_truncated_chat_does_not_learn_where_it_was_cut(maker: ChatMaker) -> N
     assert dots == {"9\n<SPECIAL_12>", "1+2=3\n9\n<SPECIAL_12>"}
 
 
-def test_the_prompt_of_training_is_the_prompt_of_inference(maker: ChatMaker) -> None:
-    for way, thinking in (("thinking", True), ("direct", False)):
+def test_chat_starts_with_the_prompt_of_inference(maker: ChatMaker) -> None:
+    for kind, thinking in (("thinking", True), ("direct", False)):
         prompt = maker.prompt(PROBLEM, thinking)
-        assert maker.chat(PROBLEM, way, random.Random(0)).tokens[: len(prompt)] == prompt
+        assert maker.chat(PROBLEM, kind, random.Random(0)).tokens[: len(prompt)] == prompt
 
 
 @given(st.lists(st.text("0123456789+=", min_size=1), min_size=1, max_size=8), st.integers())
-def test_a_cut_trace_is_a_beginning_in_whole_lines(lines: list[str], seed: int) -> None:
+def test_truncate_randomly_gives_a_prefix_of_whole_lines(lines: list[str], seed: int) -> None:
     trace = "\n".join(lines)
-    cut = truncated(trace, random.Random(seed))
+    cut = truncate_randomly(trace, random.Random(seed))
     assert cut == "" or (lines[: cut.count("\n") + 1] == cut.split("\n") and len(cut) < len(trace))
     assert truncate(trace, len(lines)) == trace and truncate(trace, 0) == ""
 
 
-def test_shares_hold_and_chats_are_a_function_of_the_seed(maker: ChatMaker) -> None:
+def test_chats_follow_their_shares_and_depend_on_the_seed_alone(maker: ChatMaker) -> None:
     rng = random.Random(0)
-    counted = Counter(Shares(0.5, 0.25, 0.25, 0.0).draw(rng) for _ in range(2000))
+    counted = Counter(ChatShares(0.5, 0.25, 0.25, 0.0).draw(rng) for _ in range(2000))
     assert abs(counted["thinking"] - 1000) < 100 and abs(counted["direct"] - 500) < 80
-    first, again, other = (list(chats(maker, ["sums", "running"], Shares(), 500, seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        list(chats(maker, ["sums", "running"], ChatShares(), 500, seed)) for seed in (1, 1, 2)
+    )
     assert first == again != other and sum(len(chat.tokens) for chat in first) >= 500
     with pytest.raises(ConfigError, match="must not be negative"):
-        Shares(thinking=-1)
+        ChatShares(thinking=-1)

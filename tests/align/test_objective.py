@@ -1,4 +1,4 @@
-"""GRPO's objective against the equation written out, and against TRL where it is installed."""
+"""The GRPO loss against its equation, and against TRL where it is installed."""
 
 import math
 from collections import defaultdict
@@ -11,12 +11,12 @@ from torch import Tensor
 from nanohybrid.align.objective import advantages, policy_loss
 
 
-def literal_advantages(rewards: list[float], group: int) -> list[float]:
+def literal_advantages(rewards: list[float], num_generations: int) -> list[float]:
     result = []
-    for start in range(0, len(rewards), group):
-        members = rewards[start : start + group]
-        mean = sum(members) / group
-        deviation = math.sqrt(sum((reward - mean) ** 2 for reward in members) / (group - 1))
+    for start in range(0, len(rewards), num_generations):
+        members = rewards[start : start + num_generations]
+        mean = sum(members) / num_generations
+        deviation = math.sqrt(sum((reward - mean) ** 2 for reward in members) / (num_generations - 1))
         result += [(reward - mean) / (deviation + 1e-4) for reward in members]
     return result
 
@@ -38,21 +38,21 @@ def samples(seed: int = 0) -> list[Tensor]:
     return [new * 0.5 - 1, old * 0.5 - 1, advantage, reference * 0.5 - 1]
 
 
-def test_advantages_are_the_equation() -> None:
+def test_advantages_equal_the_equation() -> None:
     rewards = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.25, 0.5, 0.0]
     torch.testing.assert_close(
         advantages(torch.tensor(rewards), 3), torch.tensor(literal_advantages(rewards, 3))
     )
-    plain = advantages(torch.tensor(rewards), 3, by_deviation=False)
+    plain = advantages(torch.tensor(rewards), 3, scale_rewards=False)
     torch.testing.assert_close(plain[:3], torch.tensor([2 / 3, -1 / 3, -1 / 3]))
 
 
-def test_a_group_that_agrees_teaches_nothing() -> None:
+def test_advantages_of_equal_rewards_are_zero() -> None:
     assert not advantages(torch.tensor([1.0, 1.0, 0.0, 0.0]), 2).any()
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_the_loss_and_its_slope_are_the_equation(beta: float) -> None:
+def test_policy_loss_and_its_gradient_equal_the_equation(beta: float) -> None:
     new_T, old_T, advantages_T, reference_T = samples()
     new_T.requires_grad_()
     loss_T = policy_loss(new_T, old_T, advantages_T, 0.2, 0.28, beta, reference_T)
@@ -69,21 +69,21 @@ def test_the_loss_and_its_slope_are_the_equation(beta: float) -> None:
     torch.testing.assert_close(slope_T, torch.tensor(differences, dtype=torch.float64), rtol=1e-5, atol=1e-5)
 
 
-def test_on_policy_the_slope_is_the_advantage_and_the_clip_is_idle() -> None:
+def test_policy_loss_on_policy_has_the_advantage_as_gradient_and_clips_nothing() -> None:
     new_T, _, advantages_T, _ = samples()
     new_T.requires_grad_()
     (slope_T,) = torch.autograd.grad(policy_loss(new_T, new_T.detach(), advantages_T, 0.0, 0.0).sum(), new_T)
     torch.testing.assert_close(slope_T, -advantages_T)
 
 
-def test_trl_computes_the_same_loss_and_slope() -> None:
+def test_policy_loss_equals_trls_loss_and_gradient() -> None:
     trl = pytest.importorskip("trl.trainer.grpo_trainer", reason="TRL is not installed")
     shape = (8, 25)
     new_T, old_T, _, reference_T = samples()
     advantages_R = samples(1)[2][: shape[0]]
     mask_RT = torch.arange(shape[1]) < torch.tensor([25, 3, 10, 1, 17, 8, 25, 2])[:, None]
 
-    trainer = MagicMock()  # of a trainer its loss reads only settings and the log-probabilities
+    trainer = MagicMock()  # TRL's loss reads only settings and log-probabilities of the trainer
     trainer.configure_mock(
         beta=0.3, epsilon_low=0.2, epsilon_high=0.28, loss_type="bnpo", importance_sampling_level="token"
     )
@@ -111,9 +111,11 @@ def test_trl_computes_the_same_loss_and_slope() -> None:
     inputs |= {"old_per_token_logps": old_T.view(shape), "ref_per_token_logps": reference_T.view(shape)}
     theirs = trl.GRPOTrainer._compute_loss(trainer, MagicMock(training=False), inputs)
 
-    kept_T = mask_RT.flatten()
+    counted_T = mask_RT.flatten()
     spread_T = advantages_R.repeat_interleave(shape[1])
-    loss_T = policy_loss(ours_T[kept_T], old_T[kept_T], spread_T[kept_T], 0.2, 0.28, 0.3, reference_T[kept_T])
-    ours = loss_T.sum() / kept_T.sum()
+    loss_T = policy_loss(
+        ours_T[counted_T], old_T[counted_T], spread_T[counted_T], 0.2, 0.28, 0.3, reference_T[counted_T]
+    )
+    ours = loss_T.sum() / counted_T.sum()
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(torch.autograd.grad(ours, ours_T), torch.autograd.grad(theirs, theirs_T))

@@ -54,8 +54,8 @@ def work(root: Path, out: Path, kill_at: int | None) -> None:
     for name in EVENTS:
         setattr(os, name, counting(getattr(os, name)))
     from nanohybrid.align import GrpoRecipe, MergeRecipe, SftRecipe
-    from nanohybrid.align.chats import Shares
-    from nanohybrid.align.rollouts import Sampling
+    from nanohybrid.align.chats import ChatShares
+    from nanohybrid.align.rollouts import SamplingConfig
     from nanohybrid.compress.post_training import AfterRecipe
     from nanohybrid.compress.recipe import CompressRecipe
     from nanohybrid.compress.search import Grid
@@ -70,14 +70,14 @@ def work(root: Path, out: Path, kill_at: int | None) -> None:
     }  # fmt: skip
     sampling = {
         "prompts": 2,
-        "group": 2,
-        "sampling": Sampling(max_tokens=4),
-        "held_out": 2,
-        "warmup_updates": 0,
+        "num_generations": 2,
+        "sampling": SamplingConfig(max_tokens=4),
+        "eval_problems": 2,
+        "warmup_steps": 0,
     }
     after = (
-        AfterRecipe(sft=SftRecipe(("parity",), Shares(text=0.0), 200, 100, 60, **learning)),
-        AfterRecipe(grpo=GrpoRecipe(("parity",), (4,), rollouts=2, beta=0.1, **sampling, **learning)),
+        AfterRecipe(sft=SftRecipe(("parity",), ChatShares(text=0.0), 200, 100, 60, **learning)),
+        AfterRecipe(grpo=GrpoRecipe(("parity",), (4,), rollout_steps=2, beta=0.1, **sampling, **learning)),
         AfterRecipe(merge=MergeRecipe(0.5)),
     )
     recipe = CompressRecipe(

@@ -8,8 +8,8 @@ import torch
 from compress_models import make_model, write_parent
 
 from nanohybrid.align import GrpoRecipe, MergeRecipe, SftRecipe, grpo, sft
-from nanohybrid.align.chats import Shares
-from nanohybrid.align.rollouts import Sampling
+from nanohybrid.align.chats import ChatShares
+from nanohybrid.align.rollouts import SamplingConfig
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
 from nanohybrid.compress.post_training import AfterRecipe
@@ -29,16 +29,16 @@ LEARNED = {
     "loop": LoopConfig(log_steps=1),
 }
 DISTILL = DistillRecipe(tokens=200, batch_tokens=100, sequence_length=40, measured_tokens=100, **LEARNED)
-SFT = SftRecipe(("parity",), Shares(text=0.0), 200, 100, 60, **LEARNED)
+SFT = SftRecipe(("parity",), ChatShares(text=0.0), 200, 100, 60, **LEARNED)
 GRPO = GrpoRecipe(
     ("parity",),
     (4,),
-    rollouts=1,
+    rollout_steps=1,
     prompts=2,
-    group=2,
-    sampling=Sampling(max_tokens=4),
-    held_out=2,
-    warmup_updates=0,
+    num_generations=2,
+    sampling=SamplingConfig(max_tokens=4),
+    eval_problems=2,
+    warmup_steps=0,
     beta=0.1,
     **LEARNED,
 )
@@ -146,7 +146,7 @@ def test_it_is_written_in_toml_as_tables(tmp_path):
         "[[after]]\n[after.grpo]\nrollouts = 3\n[[after]]\n[after.merge]\nweight = 0.4\n"
     )
     assert load_recipe(CompressRecipe, tmp_path / "recipe.toml").after == (
-        AfterRecipe(grpo=GrpoRecipe(rollouts=3)), AfterRecipe(merge=MergeRecipe(0.4)),
+        AfterRecipe(grpo=GrpoRecipe(rollout_steps=3)), AfterRecipe(merge=MergeRecipe(0.4)),
     )  # fmt: skip
     (tmp_path / "again.toml").write_text(dump(RECIPE))
     assert load_recipe(CompressRecipe, tmp_path / "again.toml") == RECIPE

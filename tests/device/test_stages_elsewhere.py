@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from nanohybrid.align import GrpoRecipe, SftRecipe, grpo, sft
-from nanohybrid.align.chats import Shares
-from nanohybrid.align.rollouts import Sampling
+from nanohybrid.align.chats import ChatShares
+from nanohybrid.align.rollouts import SamplingConfig
 from nanohybrid.checkpoint import load, load_config
 from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import Grid
@@ -44,19 +44,19 @@ SFT = SftRecipe(
     tokens=600,
     batch_tokens=300,
     sequence_length=100,
-    shares=Shares(text=0.0),
+    shares=ChatShares(text=0.0),
     precision=FP32,
 )
 GRPO = GrpoRecipe(
     tasks=("running",),
     difficulties=(3,),
-    rollouts=1,
+    rollout_steps=1,
     prompts=2,
-    group=2,
-    updates=2,
+    num_generations=2,
+    steps_per_generation=2,
     beta=0.1,
-    sampling=Sampling(max_tokens=4),
-    held_out=2,
+    sampling=SamplingConfig(max_tokens=4),
+    eval_problems=2,
 )
 DISTILL = DistillRecipe(
     tokens=200, batch_tokens=100, sequence_length=40, precision=FP32, measured_tokens=100, loop=OFTEN

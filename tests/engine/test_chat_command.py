@@ -37,9 +37,8 @@ def chat(capsys, monkeypatch):
 
 @pytest.fixture
 def talk(model, tokenizer):
-    llm = LLM.__new__(LLM)
-    llm._set(model, tokenizer, None, 1, {})
-    engine = Engine(model, tokenizer, max_running=1, max_context=400)
+    llm = LLM.from_model(model, tokenizer)
+    engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400)
     return Conversation(
         llm,
         engine,

@@ -97,7 +97,7 @@ def test_an_engine_with_graphs_says_what_one_without_says(small, tokenizer, monk
     ]
 
     def texts(capture, look_ahead: bool = True) -> list[list[int]]:
-        engine = Engine(small, tokenizer, max_running=2, max_context=64)
+        engine = Engine(small, tokenizer, max_num_seqs=2, max_model_len=64)
         engine.runner = Runner(small, slots=2, pages=2, page_size=128, context=64, capture=capture)
         if engine.runner.decoder is not None:
             engine.runner.decoder.look_ahead = look_ahead
@@ -115,7 +115,7 @@ def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(s
     letters = StructuredOutputs(regex="[ab]{6}")
 
     def run(capture) -> list[list[int]]:
-        engine = Engine(small, tokenizer, max_running=3, max_context=64)
+        engine = Engine(small, tokenizer, max_num_seqs=3, max_model_len=64)
         engine.runner = Runner(small, slots=3, pages=3, page_size=128, context=64, capture=capture)
         if engine.runner.decoder is not None:
             engine.runner.decoder.look_ahead = True

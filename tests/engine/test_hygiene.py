@@ -29,9 +29,9 @@ def rows(engine, lease, pools):
     return [pool[place].float().clone() for pool in pools for place in lease.ids]
 
 
-@pytest.mark.parametrize("narrow", [{}, {"state_dtype": "fp16", "kv_dtype": "fp8"}])
+@pytest.mark.parametrize("narrow", [{}, {"mamba_ssm_cache_dtype": "fp16", "kv_cache_dtype": "fp8"}])
 def test_a_slot_is_zeroed_when_given_and_poisoned_when_freed(model, tokenizer, narrow):
-    engine = Engine(model, tokenizer, max_running=2, max_context=300, debug=True, **narrow)
+    engine = Engine(model, tokenizer, max_num_seqs=2, max_model_len=300, debug=True, **narrow)
     state = engine.runner.state
     assert all(pool.float().isnan().all() for pool in (*state.slot_pools, *state.page_pools)), (
         "what nobody was given is not poisoned"
@@ -59,21 +59,23 @@ def test_a_slot_is_zeroed_when_given_and_poisoned_when_freed(model, tokenizer, n
 
 
 def test_without_debug_a_slot_is_zeroed_when_given(model, tokenizer):
-    engine = Engine(model, tokenizer, max_running=1, max_context=300, debug=False)
+    engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=300, debug=False)
     for pool in engine.runner.state.slot_pools:
         pool.fill_(float("nan"))
-    wanted = Engine(model, tokenizer, max_running=1, max_context=300).generate([prompt(3)], GREEDY)[0]
+    wanted = Engine(model, tokenizer, max_num_seqs=1, max_model_len=300).generate([prompt(3)], GREEDY)[0]
     assert engine.generate([prompt(3)], GREEDY)[0] == wanted
 
 
 def test_the_environment_switches_it_on(model, tokenizer, monkeypatch):
     for value, wanted in (("1", True), ("0", False), ("", False)):
         monkeypatch.setenv("NANOHYBRID_DEBUG", value)
-        assert (Engine(model, tokenizer, max_running=1, max_context=200).runner.guard is not None) is wanted
+        assert (
+            Engine(model, tokenizer, max_num_seqs=1, max_model_len=200).runner.guard is not None
+        ) is wanted
 
 
 def begun(model, tokenizer, count=2):
-    engine = Engine(model, tokenizer, max_running=3, max_context=300, debug=True)
+    engine = Engine(model, tokenizer, max_num_seqs=3, max_model_len=300, debug=True)
     requests = [engine.add(prompt(20 + i, i), replace(GREEDY, max_tokens=50)) for i in range(count)]
     for _ in range(3):
         engine.step()
@@ -125,12 +127,18 @@ def test_numbers_that_broke_fail_their_own_request_and_leave_nothing_behind(mode
     with torch.no_grad():
         broken.backbone.embeddings.weight[14] = float("nan")
     engine = Engine(
-        broken, tokenizer, max_running=2, max_context=400, pages=6, speculate=speculate, debug=False
+        broken,
+        tokenizer,
+        max_num_seqs=2,
+        max_model_len=400,
+        num_kv_pages=6,
+        num_speculative_tokens=speculate,
+        debug=False,
     )
     fine = [[token for token in prompt(250, seed) if token != 14] for seed in (1, 2)]
     params = replace(GREEDY, logit_bias={14: -1000.0})
     wanted = [
-        Engine(broken, tokenizer, max_running=1, max_context=400).generate([p], params)[0]
+        Engine(broken, tokenizer, max_num_seqs=1, max_model_len=400).generate([p], params)[0]
         for p in (fine[0], fine[1][:3])
     ]
     bad = engine.add([14] * 300, params)
@@ -150,8 +158,10 @@ def test_numbers_that_broke_fail_their_own_request_and_leave_nothing_behind(mode
 @pytest.mark.parametrize("place", ["before", "first", "later"])
 def test_where_memory_gives_out_prompts_get_a_smaller_budget_and_go_on(model, tokenizer, place):
     ids, params = prompt(390), replace(GREEDY, max_tokens=4)
-    wanted = Engine(model, tokenizer, max_running=2, max_context=400).generate([ids], params)[0]
-    engine = Engine(model, tokenizer, max_running=2, max_context=400, token_budget=1000, debug=True)
+    wanted = Engine(model, tokenizer, max_num_seqs=2, max_model_len=400).generate([ids], params)[0]
+    engine = Engine(
+        model, tokenizer, max_num_seqs=2, max_model_len=400, max_num_batched_tokens=1000, debug=True
+    )
     request = engine.add(ids, params)
     lengths, failures, run, reserve = [], [True], engine.runner.run, engine.runner.reserve
 
@@ -175,21 +185,21 @@ def test_where_memory_gives_out_prompts_get_a_smaller_budget_and_go_on(model, to
         place == "later"
     ):  # a state was written that the failed step may have moved on: nobody may go on from it
         other = engine.add(prompt(3, 5), params)
-        engine.scheduler.token_budget = 130
+        engine.scheduler.max_num_batched_tokens = 130
         engine.step()
-        engine.scheduler.token_budget = 1000
+        engine.scheduler.max_num_batched_tokens = 1000
         assert request.computed == 128 and not other.computed
         with pytest.raises(torch.OutOfMemoryError):
             run_out(engine)
         return
     run_out(engine)
     assert request.completion().token_ids == wanted.token_ids
-    assert engine.scheduler.token_budget < 1000 and engine.scheduler.shrunk >= 1
+    assert engine.scheduler.max_num_batched_tokens < 1000 and engine.scheduler.shrunk >= 1
     assert place == "first" or max(map(sum, lengths)) <= 300
 
 
 def test_memory_that_is_never_to_be_had_is_not_tried_for_ever(model, tokenizer):
-    engine = Engine(model, tokenizer, max_running=2, max_context=400, token_budget=1000)
+    engine = Engine(model, tokenizer, max_num_seqs=2, max_model_len=400, max_num_batched_tokens=1000)
     engine.add(prompt(300), GREEDY)
     tried = []
 
@@ -204,7 +214,7 @@ def test_memory_that_is_never_to_be_had_is_not_tried_for_ever(model, tokenizer):
 
 
 def test_another_failure_is_not_taken_for_missing_memory(model, tokenizer):
-    engine = Engine(model, tokenizer, max_running=2, max_context=400, token_budget=1000)
+    engine = Engine(model, tokenizer, max_num_seqs=2, max_model_len=400, max_num_batched_tokens=1000)
     engine.add(prompt(300), GREEDY)
     engine.runner.run = lambda work: (_ for _ in ()).throw(
         RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -215,7 +225,7 @@ def test_another_failure_is_not_taken_for_missing_memory(model, tokenizer):
 
 
 def test_a_step_that_hangs_is_seen_from_another_thread(model, tokenizer):
-    engine = Engine(model, tokenizer, max_running=1, max_context=200, step_seconds=0.05)
+    engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=200, step_timeout=0.05)
     engine.add(prompt(5), GREEDY)
     engine.step()
     assert engine.watchdog.seconds == 0 and not engine.watchdog.stalled

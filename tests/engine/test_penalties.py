@@ -111,11 +111,11 @@ def test_in_the_engine_penalties_count_prompt_and_answer_alone_and_in_a_batch(mo
         ),
         SamplingParams(max_tokens=25, ignore_eos=True, logit_bias={77: 1000.0}),
     ]
-    engine = Engine(model, tokenizer, max_running=3, max_context=200, token_budget=131)
+    engine = Engine(model, tokenizer, max_num_seqs=3, max_model_len=200, max_num_batched_tokens=131)
     first, second, third = outs = engine.generate(texts, params)
     assert len(set(first.token_ids)) == 30 and third.token_ids == [77] * 25
     assert all(len(top) == 3 and max(top, key=lambda pair: pair[1]) == top[0] for top in first.top_logprobs)
     assert second.top_logprobs is None and third.logprobs is None
     for text, p, out in zip(texts, params, outs, strict=True):
-        alone = Engine(model, tokenizer, max_running=1, max_context=200).generate([text], p)[0]
+        alone = Engine(model, tokenizer, max_num_seqs=1, max_model_len=200).generate([text], p)[0]
         assert alone.token_ids == out.token_ids

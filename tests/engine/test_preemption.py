@@ -37,7 +37,11 @@ class Memory(RuleBasedStateMachine):
     def begin(self, slots, pages, budget, overcommit, drafts):
         pools = SlotPool(slots), PagePool(pages)
         self.scheduler = Scheduler(
-            *pools, page_size=PAGE, max_context=10 * PAGE, token_budget=budget, overcommit=overcommit
+            *pools,
+            page_size=PAGE,
+            max_model_len=10 * PAGE,
+            max_num_batched_tokens=budget,
+            overcommit=overcommit,
         )
         self.scheduler.propose = (lambda _, room: [6] * min(room, drafts)) if drafts else None
         self.slots, self.pages = {}, {}
@@ -95,7 +99,7 @@ class Memory(RuleBasedStateMachine):
         work = self.scheduler.schedule()
         self.move()
         assert bool(work) == bool(self.alive)
-        assert sum(length for _, _, length in work) <= self.scheduler.token_budget
+        assert sum(length for _, _, length in work) <= self.scheduler.max_num_batched_tokens
         decoding = {r.id for r in self.scheduler.running.values() if r.known - r.computed == 1}
         assert decoding <= {r.id for r, _, _ in work}, "a decoding request was left out of a step"
         for r, start, length in work:
@@ -160,7 +164,7 @@ def prompt(length, seed=0):
 
 @pytest.mark.parametrize("length", [1, 2, 127, 128, 300])
 def test_a_request_put_aside_goes_on_bit_for_bit_in_another_place(model, tokenizer, length):
-    engine = Engine(model, tokenizer, max_running=3, max_context=400, token_budget=140)
+    engine = Engine(model, tokenizer, max_num_seqs=3, max_model_len=400, max_num_batched_tokens=140)
     wanted = engine.generate([prompt(length)], PARAMS)[0]
     request = engine.add(prompt(length), PARAMS)
     places, count = set(), 0
@@ -199,8 +203,8 @@ def poison(engine):
 def test_overcommitted_pages_put_the_youngest_aside_and_change_no_text(model, tokenizer):
     texts = [prompt(length, seed) for seed, length in enumerate((120, 100, 125, 5, 127))]
     params = [replace(PARAMS, seed=seed, max_tokens=150) for seed in range(5)]
-    wanted = Engine(model, tokenizer, max_running=6, max_context=400).generate(texts, params)
-    engine = Engine(model, tokenizer, max_running=6, max_context=400, pages=8, overcommit=True)
+    wanted = Engine(model, tokenizer, max_num_seqs=6, max_model_len=400).generate(texts, params)
+    engine = Engine(model, tokenizer, max_num_seqs=6, max_model_len=400, num_kv_pages=8, overcommit=True)
     got = engine.generate(texts, params)
     assert engine.scheduler.preemptions > 0
     for ours, theirs in zip(got, wanted, strict=True):
@@ -212,7 +216,7 @@ def test_overcommitted_pages_put_the_youngest_aside_and_change_no_text(model, to
 
 def test_choices_survive_preemption(model, tokenizer):
     params = replace(PARAMS, n=4, max_tokens=150)
-    wanted = Engine(model, tokenizer, max_running=5, max_context=400).generate([prompt(120)], params)
-    engine = Engine(model, tokenizer, max_running=4, max_context=400, pages=7, overcommit=True)
+    wanted = Engine(model, tokenizer, max_num_seqs=5, max_model_len=400).generate([prompt(120)], params)
+    engine = Engine(model, tokenizer, max_num_seqs=4, max_model_len=400, num_kv_pages=7, overcommit=True)
     assert [c.token_ids for c in engine.generate([prompt(120)], params)] == [c.token_ids for c in wanted]
     assert engine.scheduler.preemptions > 0

@@ -24,11 +24,11 @@ def engine(model, tokenizer, cache=64 * MIB, running=1, budget=2048, every=1024,
     return Engine(
         model,
         tokenizer,
-        max_running=running,
-        max_context=1100,
-        token_budget=budget,
-        cache_bytes=cache,
-        checkpoint_every=every,
+        max_num_seqs=running,
+        max_model_len=1100,
+        max_num_batched_tokens=budget,
+        prefix_cache_bytes=cache,
+        prefix_cache_interval=every,
         **more,
     )
 
@@ -135,7 +135,7 @@ def test_a_miss_says_why(model, tokenizer):
     assert ask(it, ids).cache_miss == "no checkpoint"
     assert ask(it, ids[:200] + prompt(100, 5)).cache_miss == "diverged at token 200"
     assert ask(it, ids).cache_miss is None
-    assert ask(Engine(model, tokenizer, max_running=1, max_context=400), ids).cache_miss == "off"
+    assert ask(Engine(model, tokenizer, max_num_seqs=1, max_model_len=400), ids).cache_miss == "off"
     small = engine(model, tokenizer, cache=it.cache.bytes // 2)
     ask(small, ids)
     ask(small, prompt(300, 9))
@@ -171,16 +171,16 @@ def test_checkpoints_of_one_text_share_their_pages(model, tokenizer):
 def test_cached_preempted_and_mixed_requests_say_what_fresh_ones_say(model, tokenizer):
     texts = [prompt(150, 1) + prompt(length, length) for length in (1, 50, 106, 107, 200)] * 2
     params = [replace(PARAMS, seed=i, max_tokens=180) for i in range(10)]
-    wanted = Engine(model, tokenizer, max_running=10, max_context=600).generate(texts, params)
+    wanted = Engine(model, tokenizer, max_num_seqs=10, max_model_len=600).generate(texts, params)
     it = Engine(
         model,
         tokenizer,
-        max_running=5,
-        max_context=600,
-        token_budget=140,
-        pages=9,
+        max_num_seqs=5,
+        max_model_len=600,
+        max_num_batched_tokens=140,
+        num_kv_pages=9,
         overcommit=True,
-        cache_bytes=8 * MIB,
+        prefix_cache_bytes=8 * MIB,
     )
     got = it.generate(texts, params)
     assert [c.token_ids for c in got] == [c.token_ids for c in wanted]

@@ -28,7 +28,11 @@ class Schedules(RuleBasedStateMachine):
     @initialize(slots=st.integers(1, 5), pages=st.integers(4, 12), budget=st.integers(1, 700))
     def begin(self, slots, pages, budget):
         self.scheduler = Scheduler(
-            SlotPool(slots), PagePool(pages), page_size=128, max_context=4 * 128, token_budget=budget
+            SlotPool(slots),
+            PagePool(pages),
+            page_size=128,
+            max_model_len=4 * 128,
+            max_num_batched_tokens=budget,
         )
         self.alive, self.admitted, self.count = [], [], 0
 
@@ -49,7 +53,7 @@ class Schedules(RuleBasedStateMachine):
     def step(self):
         work = self.scheduler.schedule()
         assert bool(work) == bool(self.alive)
-        assert sum(length for _, _, length in work) <= self.scheduler.token_budget
+        assert sum(length for _, _, length in work) <= self.scheduler.max_num_batched_tokens
         assert len({r.id for r, _, _ in work}) == len(work)
         decoding = {r.id for r in self.scheduler.running.values() if r.known - r.computed == 1}
         assert decoding <= {r.id for r, _, _ in work}, "a decoding request was left out of a step"
@@ -87,7 +91,9 @@ TestSchedules = Schedules.TestCase
 
 
 def test_a_request_that_could_never_run_is_refused_in_one_line():
-    scheduler = Scheduler(SlotPool(2), PagePool(3), page_size=128, max_context=1000, token_budget=256)
+    scheduler = Scheduler(
+        SlotPool(2), PagePool(3), page_size=128, max_model_len=1000, max_num_batched_tokens=256
+    )
     with pytest.raises(
         InputError, match="a prompt of 990 tokens and max_tokens 20 make 1010, more than the context of 1000"
     ):
@@ -99,7 +105,9 @@ def test_a_request_that_could_never_run_is_refused_in_one_line():
 
 
 def test_a_long_prompt_does_not_stop_those_who_decode():
-    scheduler = Scheduler(SlotPool(3), PagePool(64), page_size=128, max_context=4096, token_budget=300)
+    scheduler = Scheduler(
+        SlotPool(3), PagePool(64), page_size=128, max_model_len=4096, max_num_batched_tokens=300
+    )
     first, second = request(0, 5, 50), request(1, 1000, 5)
     scheduler.add(first)
     scheduler.add(second)

@@ -77,7 +77,7 @@ def test_scores_by_family_and_difficulty_are_parts_of_the_whole():
 
 
 def test_a_checkpoint_answers_the_same_alone_and_again(checkpoint):
-    llm, problems = LLM(checkpoint, torch.float32, max_running=8), draw_problems(("sums",), 6)
+    llm, problems = LLM(checkpoint, torch.float32, max_num_seqs=8), draw_problems(("sums",), 6)
     mode = Mode(thinking=True, budget=6, max_tokens=16, temperature=1.0, grace=2)
     together = answer(llm, problems, mode)
     assert together == answer(llm, problems, mode)

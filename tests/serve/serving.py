@@ -68,11 +68,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def started(settings=None, limits=None, max_running=4, before=lambda service: None, llm=None):
-    llm = llm or LLM.random(CONFIG, torch.float32, seed=5, max_running=max_running)
-    service = Service(
-        llm, settings or Settings(name="tiny", max_context=1024, max_queued=8), limits or Limits()
-    )
+def started(settings=None, limits=None, before=lambda service: None, llm=None, **options):
+    """`options` are those of the engine, of a random model."""
+    options = {"max_num_seqs": 4, "max_model_len": 1024, **options}
+    llm = llm or LLM.random(CONFIG, torch.float32, seed=5, **options)
+    service = Service(llm, settings or Settings(model_name="tiny", max_queue=8), limits or Limits())
     before(service)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))

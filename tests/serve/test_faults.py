@@ -91,7 +91,7 @@ def test_a_slow_reader_delays_nobody(serve):
 
 def test_deadlines_end_what_takes_too_long():
     limits = Limits(queue_seconds=0.2, request_seconds=1.0)
-    with started(Settings(name="tiny", max_context=4096, max_queued=8), limits, max_running=1) as serve:
+    with started(limits=limits, max_num_seqs=1, max_model_len=4096) as serve:
         step = serve.service.loop.engine.step
         serve.service.loop.engine.step = lambda: (time.sleep(0.02), step())[1]
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -173,7 +173,7 @@ def test_200_requests_on_a_queue_of_32_are_served_or_told_to_come_again():
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
     asked = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
     with (
-        started(Settings(name="tiny", max_context=256, max_queued=32), max_running=8) as serve,
+        started(Settings(max_queue=32), max_num_seqs=8, max_model_len=256) as serve,
         contextlib.ExitStack() as opened,
     ):
         serve.gate.clear()
@@ -210,7 +210,7 @@ def test_a_client_gone_in_mid_call_frees_what_it_held(serve):
 
 
 def test_a_client_that_reads_nothing_is_let_go_at_the_deadline():
-    with started(Settings(name="tiny", max_context=8192), Limits(request_seconds=1.0)) as serve:
+    with started(limits=Limits(request_seconds=1.0), max_model_len=8192) as serve:
         body = json.dumps({**LONG, "max_tokens": 8000, "logprobs": True, "top_logprobs": 20}).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         with socket.socket() as reader:

@@ -70,7 +70,7 @@ def page():
     ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with started(Settings(name="tiny", max_context=2048, max_queued=4), before=before) as serve:
+    with started(Settings(model_name="tiny", max_queue=4), before=before, max_model_len=2048) as serve:
         driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
         try:
             yield Page(driver, serve, script)

@@ -50,7 +50,7 @@ def processes():
                 "--preset",
                 "tiny",
                 "--random-weights",
-                "--max-running",
+                "--max-num-seqs",
                 "2",
                 "--port",
                 port,

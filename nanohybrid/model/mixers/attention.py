@@ -63,6 +63,7 @@ class Attention(Mixer[AttentionFields]):
     prunable = (
         PrunableAxis("num_attention_heads", "--attention-heads", "query heads", groups="num_key_value_heads"),
     )
+    cuda_graphs = True
     activation = InnerActivation("o_proj", "input", ("num_attention_heads", "head_dim"), writer="o_proj")
 
     q_proj: nn.Linear

@@ -28,6 +28,9 @@ from nanohybrid.model.mixers.declarations import (
 )
 from nanohybrid.ops.layout import Layout
 
+PROMISES = ("block_types", "gguf_names", "official", "cpu_kernel", "cuda_graphs", "commits_drafts")
+"""What a class does not inherit."""
+
 Fields = TypeVar("Fields", bound=LayerFields)
 
 
@@ -62,12 +65,17 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
     """The axes that pruning may shorten, beside the hidden size."""
     activation: ClassVar[InnerActivation | None] = None
     """Where importance is measured; needed where `prunable` is not empty."""
+    cuda_graphs: ClassVar[bool] = False
+    """Whether its decode step reads the layout on the device alone, so that a CUDA graph can record it."""
+    commits_drafts: ClassVar[bool] = False
+    """Whether it leaves its recurrent states as they are for a layout's speculative sequences and buffers their tokens for
+    `commit`. A layer without recurrent states need not: its rows are overwritten by position."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """A subclass inherits what it computes, but no promise of what others can do with it: which programs know the layer
         and which kernels run it are answers that each class gives for itself, since its forward may differ."""
         super().__init_subclass__(**options)
-        for promise in ("block_types", "gguf_names", "official", "cpu_kernel"):
+        for promise in PROMISES:
             if promise not in vars(cls):
                 setattr(cls, promise, vars(Mixer)[promise])
 
@@ -123,6 +131,12 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
     def small(cls, config: Fields) -> dict[str, Any]:
         """The fields to change for a small model of the same kind, for checks that need a second copy or a gradient."""
         return {}
+
+    @classmethod
+    def takes_drafts(cls, config: Fields) -> bool:
+        """Whether speculative decoding can run this kind: rejected draft tokens leave no trace in its cache."""
+        recurrent = any(spec.kind == "recurrent" for spec in cls.declare(config).cache.values())
+        return cls.commits_drafts or not recurrent
 
     # ---- estimates, all from above; executors are measured against them in the tests
 

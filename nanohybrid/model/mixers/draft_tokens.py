@@ -60,8 +60,7 @@ def _draft_form(mixer: Any) -> Recurrence:
         (conv_ZLC,), (dt_ZLH,) = plan.split(xBC_TC), plan.split(dt_TH)
         (x_ZLHP,), (B_ZLGN,), (C_ZLGN,) = map(plan.split, mixer.split(y_TC))
         conv_ZXC = torch.cat([stored_ZWC.to(conv_ZLC.dtype), conv_ZLC], dim=1)
-        rounded = cache["ssm"].dtype == torch.float16
-        rounding = Rounding.of(layout, cache.layer, dt_ZLH.device) if rounded else None
+        rounding = Rounding.of(layout, cache.layer, dt_ZLH.device) if "ssm" in cache.rounded else None
         drafts = Mamba2Drafts(layout.slots, conv_ZXC, x_ZLHP, dt_ZLH, A_H, B_ZLGN, C_ZLGN, D_H, rounding)
         cache.drafts = drafts
         return plan.join([drafts.run(states.initial_or_zeros("ssm").clone())]).flatten(-2)

@@ -99,6 +99,8 @@ class Mamba2(Mixer[Mamba2Fields]):
             "mamba_head_dim", "--mamba-head-dim", "channels of a Mamba head", shared=True, multiple=True
         ),
     )
+    cuda_graphs = True
+    commits_drafts = True
     activation = InnerActivation(  # in_proj's output is z | x B C | dt: these are the columns of x
         "in_proj", "output", ("mamba_num_heads", "mamba_head_dim"), writer="out_proj",
         columns=lambda config: (config.mamba_inner_size, 2 * config.mamba_inner_size),
@@ -170,7 +172,7 @@ class Mamba2(Mixer[Mamba2Fields]):
         self, xBC_SC: Tensor, dt_SH: Tensor, layout: Layout, cache: LayerCache | None
     ) -> Tensor | None:
         """y [S, H, P] of a decode step by the one kernel that does all of it; None where the device has none."""
-        if cache is None or cache["ssm"].dtype == torch.float16:  # the kernel does not round stochastically
+        if cache is None or "ssm" in cache.rounded:  # the kernel does not round stochastically
             return None
         config, conv = self.config, self.conv1d
         return mamba_step(

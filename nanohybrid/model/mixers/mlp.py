@@ -44,6 +44,7 @@ class MLP(Mixer[MLPFields]):
         "gate_proj.weight": "ffn_gate.weight", "up_proj.weight": "ffn_up.weight", "down_proj.weight": "ffn_down.weight",
     }  # fmt: skip
     prunable = (PrunableAxis("intermediate_size", "--intermediate-size", "FFN neurons", multiple=True),)
+    cuda_graphs = True
     activation = InnerActivation("down_proj", "input", ("intermediate_size",), writer="down_proj")
 
     up_proj: nn.Linear

@@ -5,7 +5,6 @@ S sequences.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from nanohybrid.model.layer_cache import LayerCache
@@ -36,7 +35,7 @@ class RecurrentStates:
         if len(self._layout.continues) < self._layout.sequences:
             fresh = self._layout.fresh_mask(pool.device).view(-1, *[1] * (rows.ndim - 1))
             rows = rows.masked_fill(fresh, 0)
-        return rows.float() if _is_rounded(name, rows) else rows
+        return rows.float() if name in self._cache.rounded else rows
 
     def initial_or_zeros(self, name: str) -> Tensor:
         """As `initial`, with zeros in place of None. Raises ValueError where there is no cache."""
@@ -46,21 +45,16 @@ class RecurrentStates:
         if rows is None:
             pool = self._cache[name]
             rows = pool.new_zeros(self._layout.sequences, *pool.shape[1:])
-        return rows.float() if _is_rounded(name, rows) else rows
+        return rows.float() if name in self._cache.rounded else rows
 
     def store(self, name: str, rows: Tensor | None) -> None:
         """Store [S, ...] at the slots. In training, or where `rows` is the cache's own memory, there is nothing to do."""
         if self._cache is None or rows is None:
             return
         pool = self._cache[name]
-        if _is_rounded(name, pool):
+        if name in self._cache.rounded:
             rows = Rounding.of(self._layout, self._cache.layer, rows.device).after(rows, -1)
         if self._run is None:
             pool.index_copy_(0, self._layout.slot_index(pool.device), rows.to(pool.dtype))
         elif rows.data_ptr() != pool[self._run].data_ptr():
             pool[self._run].copy_(rows)
-
-
-def _is_rounded(name: str, rows: Tensor) -> bool:
-    """Whether these are SSM states in fp16; activations in fp16, such as the conv's inputs, are stored as they are."""
-    return name == "ssm" and rows.dtype == torch.float16

@@ -5,13 +5,14 @@ from torch import Tensor
 from nanohybrid.ops.attention import reference
 from nanohybrid.ops.attention import torch as torch_form
 from nanohybrid.ops.attention.cache import PagedCache
+from nanohybrid.ops.attention.window import RingCache, window_attention
 from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.layout import Layout
 
 TRITON = Kernel("nanohybrid.ops.attention.triton:attention")
 
 
-__all__ = ["PagedCache", "attention"]
+__all__ = ["PagedCache", "RingCache", "attention", "window_attention"]
 
 
 def attention(
