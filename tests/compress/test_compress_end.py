@@ -12,8 +12,9 @@ from compress_models import make_model, write_parent
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
 from nanohybrid.compress import latency_table
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import Grid
-from nanohybrid.compress.stage import CompressRecipe, compress
+from nanohybrid.compress.stage import compress
 from nanohybrid.distill.stage import DistillRecipe
 from nanohybrid.engine import LLM, SamplingParams
 from nanohybrid.estimate import free_memory as room
@@ -30,7 +31,7 @@ DISTILL = DistillRecipe(
 )  # fmt: skip
 RECIPE = CompressRecipe(
     quantize="int8", gguf="q8_0", problems=3, tasks=("sums", "parity"), context=64, samples=8, length=30, distill=DISTILL,
-    grid=Grid(hidden=(1.0,), ffn=(1.0, 0.75, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=2),
+    grid=Grid(multiple=4, tried=2, fractions={"hidden_size": (1.0,), "intermediate_size": (1.0, 0.75, 0.5), "mamba_head_dim": (1.0, 0.5)}),
 )  # fmt: skip
 
 

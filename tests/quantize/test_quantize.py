@@ -38,9 +38,9 @@ def parent(request, tmp_path_factory):
     train_bpe(["some words"], 269).save(folder)
     ChatTemplate.default().save(folder)
     config = (
-        HybridConfig("M-*M-", **SIZES)
+        HybridConfig(pattern="M-*M-", **SIZES)
         if request.param == "hybrid"
-        else HybridConfig("*-*-", **(SIZES | TIED))
+        else HybridConfig(pattern="*-*-", **(SIZES | TIED))
     )
     save(HybridLM(config, seed=2).bfloat16(), folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 11], "temperature": 0.6}')
@@ -233,7 +233,7 @@ def test_what_int4_has_no_form_for_is_said(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantized")
-    save(HybridLM(HybridConfig("M-*", **SIZES), seed=2).bfloat16(), folder / "plain")
+    save(HybridLM(HybridConfig(pattern="M-*", **SIZES), seed=2).bfloat16(), folder / "plain")
     quantize_stage(QuantizeRecipe("int8"), folder / "plain", folder / "int8")
     return folder / "int8"
 
@@ -310,28 +310,27 @@ def test_a_quantized_model_in_memory_is_not_pruned_either(quantized):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_verify_proves_a_quantized_checkpoint(quantized, tmp_path, format, capsys):
+def test_verify_passes_for_a_quantized_checkpoint(quantized, tmp_path, format, capsys):
     path = quantize_stage(QuantizeRecipe(format), quantized.parent / "plain", tmp_path / format)
     assert main(["verify", str(path), "--json", "--dtype", "fp32"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["passed"] and all(math.isfinite(proof["difference"]) for proof in told["proofs"])
+    assert told["passed"] and all(math.isfinite(check["difference"]) for check in told["checks"])
 
 
-def test_verify_sees_a_code_that_does_not_come_back(quantized, monkeypatch):
-    from nanohybrid.verify.subject import Subject
+def test_verify_fails_where_a_code_is_not_read_back(quantized, monkeypatch):
+    from nanohybrid.verify import checkpoint_check
+    from nanohybrid.verify.model_under_test import ModelUnderTest
 
-    from nanohybrid.verify import saving
-
-    def forgetful(path, **options):
+    def with_another_code(path, **options):
         model = load(path, **options)
         linear = model.backbone.layers[0].mixer.in_proj
         assert isinstance(linear, QuantizedLinear)
         linear.codes[0, 0] += 1
         return model
 
-    assert saving.saved_is_loaded(Subject(load(quantized))).passed
-    monkeypatch.setattr(saving, "load", forgetful)
-    assert not saving.saved_is_loaded(Subject(load(quantized))).passed
+    assert checkpoint_check.saved_equals_loaded(ModelUnderTest(load(quantized))).passed
+    monkeypatch.setattr(checkpoint_check, "load", with_another_code)
+    assert not checkpoint_check.saved_equals_loaded(ModelUnderTest(load(quantized))).passed
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -364,7 +363,7 @@ def test_generate_quantizes_at_load_and_says_what_the_quantized_checkpoint_says(
 def test_random_weights_are_quantized_as_they_are_made(format):
     from nanohybrid.engine.random_weights import random_model
 
-    config = HybridConfig("M-*", **SIZES)
+    config = HybridConfig(pattern="M-*", **SIZES)
     want = random_model(config, torch.bfloat16, seed=3)
     quantize_model(want, format)
     same(random_model(config, torch.bfloat16, seed=3, quantize=format), want)
