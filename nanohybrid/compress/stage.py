@@ -38,7 +38,7 @@ from nanohybrid.errors import ConfigError
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.budget import DTYPES, QUANTIZED, STEP, Budget
 from nanohybrid.estimate.devices import device
-from nanohybrid.evaluate.accuracy import check_count, right_answers
+from nanohybrid.evaluate.accuracy import check_problem_settings, measure_accuracy
 from nanohybrid.export import TYPES
 from nanohybrid.extras import require
 from nanohybrid.files import atomic_write
@@ -118,7 +118,7 @@ class CompressRecipe:
             )
         if self.gguf is not None and self.gguf not in TYPES:
             raise ConfigError(f"gguf is {self.gguf!r}: known are {', '.join(TYPES)}")
-        check_count(self.problems, self.tasks)
+        check_problem_settings(self.problems, self.tasks)
         if self.speed not in (ROOFLINE, MEASURED):
             raise ConfigError(f"speed is {self.speed!r}: known are {ROOFLINE} and {MEASURED}")
         if self.layers_by not in (ITERATIVE, ONE_SHOT, COSINE):
@@ -247,7 +247,7 @@ class Compression:
             losses={name: quality.loss for name, quality in qualities.items()},
             agreement={name: quality.agreement for name, quality in qualities.items()},
             at_work=at_work({"parent": self.model, "result": result}, budget, self.run_on),
-            accuracy=right_answers(
+            accuracy=measure_accuracy(
                 recipe.problems, recipe.tasks, recipe.distill.seed, steps, stage, self.run_on
             ),
             **({} if recipe.quantize is None else {"quantized": read_record(result)["measures"]}),
