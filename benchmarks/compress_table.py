@@ -34,8 +34,8 @@ from nanohybrid.engine import LLM
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.budget import Budget
 from nanohybrid.evaluate.perplexity import loss_of
-from nanohybrid.evaluate.recipe import Mode
-from nanohybrid.evaluate.suites import answer, by_family, draw_problems, score
+from nanohybrid.evaluate.recipe import GenerationConfig
+from nanohybrid.evaluate.suites import aggregate, answer_problems, by_family, draw_problems
 from nanohybrid.files import atomic_write
 from nanohybrid.model import HybridLM
 from nanohybrid.prune import baselines as controls
@@ -170,10 +170,12 @@ class Run:
             return
         path = model()
         llm = LLM(path, torch.float32, max_num_seqs=256)
-        answers = answer(
-            llm, draw_problems(self.recipes.evaluate.tasks, PROBLEMS, seed=1), Mode(max_tokens=160, grace=8)
+        answers = answer_problems(
+            llm,
+            draw_problems(self.recipes.evaluate.tasks, PROBLEMS, seed=1),
+            GenerationConfig(max_tokens=160, thinking_grace=8),
         )
-        row = {**score(answers).as_dict(), "parameters": Footprint.of(llm.model.config).parameters}
+        row = {**aggregate(answers).as_dict(), "parameters": Footprint.of(llm.model.config).parameters}
         row["tokens"] = self.trained(name, path)
         row["families"] = {family: found.accuracy for family, found in by_family(answers).items()}
         row["loss"] = loss_of(llm.model, self.calibration().batches()).loss

@@ -60,9 +60,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "quantize": Command(
             "nanohybrid.cli.quantize", "a model -> the same with its matrices in int8, int4 or FP8"
         ),
-        "evaluate": Command(
-            "nanohybrid.cli.evaluate", "accuracy, accuracy against thinking budget, decode time"
-        ),
+        "evaluate": Command("nanohybrid.cli.evaluate", "accuracy, accuracy vs. thinking budget, decode time"),
     },
     "with a model": {
         "generate": Command("nanohybrid.cli.generate", "prompts in, text out; thinking within a budget"),

@@ -17,7 +17,7 @@ from nanohybrid.compress.search import targets
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.estimate.budget import within
-from nanohybrid.evaluate.accuracy import check_problems
+from nanohybrid.evaluate.accuracy import check_can_answer
 from nanohybrid.export import GgufExport
 from nanohybrid.quantize.stage import QuantizeRecipe, quantize_stage
 from nanohybrid.stages import progress
@@ -29,7 +29,7 @@ SAME_CODES = {"int8": "q8_0", "int4": "q4_0"}  # whose values a GGUF takes over 
 def check_ends(recipe: CompressRecipe, model: Path, pretraining: Path | None, device: str) -> None:
     """Raise, before any work, what would stop the later steps: InputError, or MissingExtra for a package that is not there."""
     if recipe.problems:
-        check_problems(recipe.tasks, model, device)
+        check_can_answer(recipe.tasks, model, device)
     if recipe.gguf is not None:
         with GgufExport(model, recipe.gguf):
             pass

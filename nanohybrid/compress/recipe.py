@@ -14,7 +14,7 @@ from nanohybrid.errors import ConfigError
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.budget import DTYPES, QUANTIZED, STEP, Budget
 from nanohybrid.estimate.devices import device
-from nanohybrid.evaluate.accuracy import check_count
+from nanohybrid.evaluate.accuracy import check_problem_settings
 from nanohybrid.export import TYPES
 from nanohybrid.prune.measure import COSINE, ITERATIVE, ONE_SHOT
 from nanohybrid.tasks import DEFAULT_MIX
@@ -85,7 +85,7 @@ class CompressRecipe:
             )
         if self.gguf is not None and self.gguf not in TYPES:
             raise ConfigError(f"gguf is {self.gguf!r}: known are {', '.join(TYPES)}")
-        check_count(self.problems, self.tasks)
+        check_problem_settings(self.problems, self.tasks)
         if self.speed not in (ROOFLINE, MEASURED):
             raise ConfigError(f"speed is {self.speed!r}: known are {ROOFLINE} and {MEASURED}")
         if self.layers_by not in (ITERATIVE, ONE_SHOT, COSINE):

@@ -33,7 +33,7 @@ from nanohybrid.compress.select_candidate import decide, speed_of, try_shapes
 from nanohybrid.data import TokenStore
 from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.estimate.devices import device
-from nanohybrid.evaluate.accuracy import right_answers
+from nanohybrid.evaluate.accuracy import measure_accuracy
 from nanohybrid.extras import require
 from nanohybrid.model import HybridLM
 from nanohybrid.prune.calibration import Calibration
@@ -140,7 +140,7 @@ class Compression:
             losses={name: quality.loss for name, quality in qualities.items()},
             agreement={name: quality.agreement for name, quality in qualities.items()},
             at_work=at_work({"parent": self.model, "result": result}, budget, self.run_on),
-            accuracy=right_answers(
+            accuracy=measure_accuracy(
                 recipe.problems, recipe.tasks, recipe.distill.seed, steps, stage, self.run_on
             ),
             **({} if recipe.quantize is None else {"quantized": read_record(result)["measures"]}),

@@ -82,7 +82,8 @@ def work(root: Path, out: Path, kill_at: int | None) -> None:
     )
     recipe = CompressRecipe(
         budget_share=0.6, quantize="int8", gguf="q8_0", context=64, samples=8, length=30, race=RaceRecipe(2, 200),
-        grid=Grid(multiple=4, tried=2, fractions={"hidden_size": (1.0, 0.75), "intermediate_size": (1.0, 0.75, 0.5), "mamba_head_dim": (1.0, 0.5)}),
+        grid=Grid(multiple=4, tried=2, fractions={"hidden_size": (1.0, 0.75), "intermediate_size": (1.0, 0.75, 0.5),
+        "mamba_head_dim": (1.0, 0.5)}),
         distill=DistillRecipe(tokens=400, batch_tokens=100, sequence_length=40, measured_tokens=100, **learning), after=after,
     )  # fmt: skip
     compress(recipe, root / "parent", root / "sft", out)

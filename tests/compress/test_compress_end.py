@@ -117,7 +117,7 @@ def test_the_report_says_what_each_step_is_worth(result):
     page = (out / "report.html").read_text()
     assert (
         "In int8" in page
-        and "Right answers" in page
+        and "Accuracy by family" in page
         and "model-q8_0.gguf" in page
         and "the parent in bf16" in page
     )
@@ -196,7 +196,7 @@ def test_every_model_is_asked_once_even_when_the_run_is_interrupted(folders, res
         (["--quantize", "int8", "--dtype", "fp32"], "with dtype bf16"),
         (["--gguf", "q5_0"], "known are bf16"),
         (["--problems", "-1"], "give 0 or more"),
-        (["--problems", "2", "--tasks", '["riddles"]'], "there is no task 'riddles'"),
+        (["--problems", "2", "--tasks", '["riddles"]'], "unknown task 'riddles'"),
     ],
 )
 def test_what_would_stop_the_last_steps_is_said_before_the_first(folders, tmp_path, capsys, flags, message):

@@ -32,7 +32,8 @@ DISTILL = DistillRecipe(
 )  # fmt: skip
 RECIPE = CompressRecipe(
     budget_share=0.8, context=64, samples=8, length=30, distill=DISTILL,
-    grid=Grid(multiple=4, tried=2, fractions={"hidden_size": (1.0, 0.75), "intermediate_size": (1.0, 0.75, 0.5), "mamba_head_dim": (1.0, 0.5)}),
+    grid=Grid(multiple=4, tried=2, fractions={"hidden_size": (1.0, 0.75), "intermediate_size": (1.0, 0.75, 0.5),
+    "mamba_head_dim": (1.0, 0.5)}),
 )  # fmt: skip
 
 

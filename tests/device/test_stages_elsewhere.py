@@ -63,12 +63,13 @@ DISTILL = DistillRecipe(
 )
 COMPRESS = CompressRecipe(
     budget_share=0.6, context=32, samples=4, length=30, distill=replace(DISTILL, tokens=100), quantize="int8", tasks=("running",),
-    grid=Grid(drop_layers=(0, 1), multiple=4, tried=2, fractions={"hidden_size": (1.0, 0.75), "intermediate_size": (1.0, 0.5), "mamba_head_dim": (1.0, 0.5)}),
+    grid=Grid(drop_layers=(0, 1), multiple=4, tried=2, fractions={"hidden_size": (1.0, 0.75), "intermediate_size":
+    (1.0, 0.5), "mamba_head_dim": (1.0, 0.5)}),
 )  # fmt: skip
 EVALUATE = EvaluateRecipe(
     tasks=("running",),
     problems=2,
-    budgets=(2,),
+    thinking_budgets=(2,),
     max_tokens=6,
     contexts=(8,),
     decode_batch=2,

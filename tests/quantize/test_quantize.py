@@ -139,7 +139,9 @@ def test_both_models_answer_where_problems_are_asked(parent, tmp_path, capsys, m
         assert list(told["accuracy"]) == ["before", "int4"] and ("perplexity_before" in told) == bool(more)
         page = (tmp_path / name / "report.html").read_text()
         assert "What it can do now" in page and ("What it says now" in page) == bool(more)
-    recipe = EvaluateRecipe(("parity", "sums"), 2, curve_models=(), contexts=(), budgets=(), max_tokens=6)
+    recipe = EvaluateRecipe(
+        ("parity", "sums"), 2, curve_models=(), contexts=(), thinking_budgets=(), max_tokens=6
+    )
     evaluate(recipe, {"before": parent, "int4": tmp_path / "b"}, tmp_path / "evaluation")
     found = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["accuracy"]
     for name, share in told["accuracy"].items():
