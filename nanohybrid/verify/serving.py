@@ -60,7 +60,7 @@ def put_aside_says_what_it_would_have(subject: Subject) -> Line:
 
     found = _finish(engine, request, disturb)
     return _exact(
-        subject, "engine: preempted == not", f"put aside {engine.scheduler.preemptions} times", found
+        subject, "engine: preempted == not", f"put aside {engine.scheduler.num_preemptions} times", found
     )
 
 
@@ -79,8 +79,8 @@ def drafted_says_what_is_said_token_by_token(subject: Subject) -> Line:
 
     engine.scheduler.propose = propose
     found = _ask(engine, _prompt(subject), GREEDY)
-    drafter = engine.drafter
-    on = f"{drafter.accepted} of {drafter.drafted} drafts right" if drafter else ""
+    proposer = engine.proposer
+    on = f"{proposer.num_accepted_tokens} of {proposer.num_draft_tokens} drafts right" if proposer else ""
     return Line("engine: drafted == plain", on, _distance(found, wanted), TOLERANCE[subject.model.dtype])
 
 
