@@ -46,10 +46,8 @@ class StructuredOutputs:
             )
         given = [name for name in self.__dataclass_fields__ if getattr(self, name) not in (None, False)]
         if len(given) != 1:
-            found = " and ".join(given) if given else "none of them"
-            raise InputError(
-                f"structured outputs need exactly one of {', '.join(self.__dataclass_fields__)}; given: {found}"
-            )
+            names, found = ", ".join(self.__dataclass_fields__), " and ".join(given) or "none of them"
+            raise InputError(f"structured outputs need exactly one of {names}; given: {found}")
 
 
 @dataclass(frozen=True)
