@@ -46,10 +46,10 @@ def tokens_per_second(
         engine.step()
         steps += 1
     rate = (len(request.tokens) - 1) / (time.perf_counter() - began)
-    drafter = engine.drafter
+    proposer = engine.proposer
     said = (
-        f"{steps} steps, {drafter.accepted} of {drafter.drafted} drafts accepted"
-        if drafter
+        f"{steps} steps, {proposer.num_accepted_tokens} of {proposer.num_draft_tokens} drafts accepted"
+        if proposer
         else f"{steps} steps"
     )
     return rate, request.tokens, said

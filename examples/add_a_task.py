@@ -11,8 +11,8 @@ import torch
 
 import nanohybrid
 from nanohybrid import LLM
-from nanohybrid.evaluate import answer, draw_problems, score
-from nanohybrid.evaluate.recipe import Mode
+from nanohybrid.evaluate import aggregate, answer_problems, draw_problems
+from nanohybrid.evaluate.recipe import GenerationConfig
 from nanohybrid.tasks.problem import Family
 from nanohybrid.tasks.registry import register
 
@@ -43,7 +43,7 @@ def main() -> None:
 
     llm = LLM.random(nanohybrid.preset("tiny"), torch.float32)
     problems = draw_problems([task.name], 4)
-    result = score(answer(llm, problems, Mode(thinking=True, max_tokens=24)))
+    result = aggregate(answer_problems(llm, problems, GenerationConfig(max_tokens=24)))
     print(
         f"random weights solve {result.accuracy:.0%} of {result.problems} ({result.low:.0%} to {result.high:.0%})"
     )

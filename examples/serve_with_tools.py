@@ -30,7 +30,6 @@ TOOLS = [
                     "b": {"type": "integer", "minimum": 0, "maximum": 99},
                 },
                 "required": ["a", "b"],
-                "additionalProperties": False,
             },
         },
     }

@@ -129,7 +129,7 @@ class Runner:
 
         def go_on(request: Request) -> None:
             """As the prefix cache would: all but the last token has been computed, and this is what it left."""
-            request.computed, request.saved = (
+            request.num_computed_tokens, request.offloaded = (
                 len(request.prompt) - 1,
                 OffloadedCache([pool[0] for pool in state.slot_pools], ()),
             )

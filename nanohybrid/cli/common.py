@@ -10,7 +10,7 @@ import jsonargparse
 from nanohybrid.cli.parser import CommandParser
 from nanohybrid.stages.plain import to_json
 from nanohybrid.stages.recipe import from_namespace as recipe_from
-from nanohybrid.stages.report import is_number, spell
+from nanohybrid.stages.report import format_value, is_number
 
 if TYPE_CHECKING:
     import torch
@@ -84,5 +84,5 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
         numbers = bool(cells) and all(is_number(row[index]) for row in cells)
         result.add_column(header, justify="right" if numbers else "left")
     for row in cells:
-        result.add_row(*(Text(spell(value)) for value in row))
+        result.add_row(*(Text(format_value(value)) for value in row))
     Console().print(result)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nanohybrid.engine.detokenizer import partial_match
 from nanohybrid.engine.params import Completion, SamplingParams
-from nanohybrid.engine.stops import begun
 from nanohybrid.errors import InputError
 from nanohybrid.text import THINK_CLOSE, split_thinking
 
@@ -40,7 +40,7 @@ class Parts:
         if closed:
             self.thinking, self._held = False, ""
             return [Piece(True, before), *self._answer(after)] if before else self._answer(after)
-        keep = len(before) - begun(before, THINK_CLOSE)
+        keep = len(before) - partial_match(before, THINK_CLOSE)
         self._held = before[keep:]
         return [Piece(True, before[:keep])] if keep else []
 

@@ -118,7 +118,7 @@ class EngineLoop:
         params: SamplingParams,
         live: bool = True,
         grammar: Grammar | None = None,
-        checkpoint_at: Sequence[int] = (),
+        cache_breakpoints: Sequence[int] = (),
         salt: str = "",
     ) -> list[Ticket]:
         """Ask for `params.n` choices of a prompt; `live` hands over each step's text, else only the end is told.
@@ -126,7 +126,11 @@ class EngineLoop:
         `grammar` is the compiled one of `params.structured_outputs`, so that no step waits for the compiler.
         """
         tickets = [Ticket(prompt, params, live) for _ in range(params.n)]
-        tickets[0].checkpoint_at, tickets[0].salt, tickets[0].grammar = tuple(checkpoint_at), salt, grammar
+        tickets[0].cache_breakpoints, tickets[0].salt, tickets[0].grammar = (
+            tuple(cache_breakpoints),
+            salt,
+            grammar,
+        )
         self._tell(lambda: self._add(tickets))
         return tickets
 
@@ -187,7 +191,7 @@ class EngineLoop:
                 first.prompt,
                 first.params,
                 stream=True,
-                checkpoint_at=first.checkpoint_at,
+                cache_breakpoints=first.cache_breakpoints,
                 salt=first.salt,
                 grammar=first.grammar,
             )

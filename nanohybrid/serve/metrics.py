@@ -29,9 +29,9 @@ class Metrics:
 
         gauge("requests_running", "requests that hold a slot", lambda: loop.running)
         gauge("requests_waiting", "requests that wait for a slot", lambda: max(loop.held - loop.running, 0))
-        gauge("slots_free", "free slots of recurrent state", lambda: scheduler.slots.free)
+        gauge("slots_free", "free slots of recurrent state", lambda: scheduler.slots.num_free)
         gauge("slots_total", "slots of recurrent state", lambda: scheduler.slots.size)
-        gauge("pages_free", "free pages of keys and values", lambda: scheduler.pages.free)
+        gauge("pages_free", "free pages of keys and values", lambda: scheduler.pages.num_free)
         gauge("pages_total", "pages of keys and values", lambda: scheduler.pages.size)
         registry.register(_Preemptions(loop))
         self._first = Histogram(
@@ -108,4 +108,4 @@ class _Preemptions(Collector):
     def collect(self) -> Iterator[CounterMetricFamily]:
         """The one counter."""
         text = "times a running request was put aside for want of pages"
-        yield CounterMetricFamily("nanohybrid_preemptions", text, self._scheduler.preemptions)
+        yield CounterMetricFamily("nanohybrid_preemptions", text, self._scheduler.num_preemptions)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from nanohybrid.engine import LLM, Completion, Engine, SamplingParams
-from nanohybrid.engine.oom_retry import out_of_memory
+from nanohybrid.engine.step import out_of_memory
 from nanohybrid.engine.structured_output import Grammar
 from nanohybrid.errors import InputError, NanohybridError, shown
 from nanohybrid.serve.errors import ApiError
@@ -115,7 +115,7 @@ class Service:
     ) -> list[int]:
         """Where other prompts will part from this one: after system and tools, and before the `<think>` of the answer, which the
         next turn does not show. Found by what the tokens have in common, not by looking for special tokens."""
-        if self.loop.engine.cache is None:
+        if self.loop.engine.prefix_cache is None:
             return []
         system = [message for message in messages[:1] if message.role in ("system", "developer")]
         other = self.conversation([*system, Message(role="user", content="\x01")], tools, thinking)
@@ -220,14 +220,14 @@ class Service:
         live: bool,
         places: Places,
         grammar: Grammar | None = None,
-        checkpoint_at: Sequence[int] = (),
+        cache_breakpoints: Sequence[int] = (),
         salt: str = "",
     ) -> "Generation":
         """Submit `n` choices of each prompt, for which `places` are held; `grammar` constrains every one of them."""
         params = replace(params, n=n)
         tickets: list[Ticket] = []
         for prompt in prompts:
-            tickets += self.loop.submit(prompt, params, live, grammar, checkpoint_at, salt)
+            tickets += self.loop.submit(prompt, params, live, grammar, cache_breakpoints, salt)
         return Generation(self, tickets, places)
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ class Ticket:
         self.first: float | None = None  # when its first token came
         self.last = self.arrived
         self.grammar: Grammar | None = None
-        self.checkpoint_at: tuple[
+        self.cache_breakpoints: tuple[
             int, ...
         ] = ()  # where the prompt leaves a checkpoint, for whoever has the same salt
         self.salt = ""

@@ -63,7 +63,7 @@ def preempted_request(subject: ModelUnderTest) -> CheckResult:
 
     found = _finish(engine, request, disturb)
     return _exact(
-        subject, "engine: preempted == not", f"preempted {engine.scheduler.preemptions} times", found
+        subject, "engine: preempted == not", f"preempted {engine.scheduler.num_preemptions} times", found
     )
 
 
@@ -88,8 +88,8 @@ def drafted_request(subject: ModelUnderTest) -> CheckResult:
 
     engine.scheduler.propose = propose
     found = _ask(engine, _prompt(subject), GREEDY)
-    drafter = engine.drafter
-    on = f"{drafter.accepted} of {drafter.drafted} draft tokens right" if drafter else ""
+    proposer = engine.proposer
+    on = f"{proposer.num_accepted_tokens} of {proposer.num_draft_tokens} draft tokens right" if proposer else ""
     exact = engine.runner.executor.is_batch_invariant
     tolerance = 0.0 if exact else TOLERANCE[subject.model.dtype]
     return CheckResult("engine: drafted == plain", on, _distance(found, wanted), tolerance)

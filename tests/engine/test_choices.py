@@ -19,9 +19,9 @@ def prompt(length, seed=0):
 
 def drained(engine):
     return (
-        engine.scheduler.slots.used == engine.scheduler.pages.used == 0
+        engine.scheduler.slots.num_used == engine.scheduler.pages.num_used == 0
         and not engine.busy
-        and not engine.scheduler.moves
+        and not engine.scheduler.swaps
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.parallel_sampling import choice_seed
 from nanohybrid.engine.params import SamplingParams
-from nanohybrid.engine.runner import pieces
+from nanohybrid.engine.runner import chunks
 
 KINDS = [
     SamplingParams(max_tokens=12, ignore_eos=True, logprobs=True, top_logprobs=2),
@@ -71,7 +71,7 @@ def test_nothing_that_shares_the_engine_changes_a_bit(
     requests, step = [], 0
     while waiting or engine.busy:
         for one in [one for one in waiting if one[0] <= step]:
-            choices = engine.add_choices(text(*one[2][:2]), one[1], checkpoint_at=places)
+            choices = engine.add_choices(text(*one[2][:2]), one[1], cache_breakpoints=places)
             requests += [
                 (choice, (*one[2][:3], choice_seed(one[2][3], i))) for i, choice in enumerate(choices)
             ]
@@ -85,7 +85,7 @@ def test_nothing_that_shares_the_engine_changes_a_bit(
     for one, key in [(one, key) for one, key in requests if not one.cancelled]:
         got = replace(one.completion(), cached_tokens=0, cache_miss=None)
         assert got == replace(alone(model, tokenizer, *key), cache_miss=None)
-    assert engine.scheduler.slots.used == engine.scheduler.pages.used == 0
+    assert engine.scheduler.slots.num_used == engine.scheduler.pages.num_used == 0
 
 
 def test_choices_are_separate_requests_bit_for_bit(model, tokenizer):
@@ -106,7 +106,7 @@ def test_choices_are_separate_requests_bit_for_bit(model, tokenizer):
     ],
 )
 def test_pieces_end_where_chunks_do(start, end, wanted):
-    assert pieces(start, end) == wanted
+    assert chunks(start, end) == wanted
 
 
 def test_a_model_that_computes_everybody_as_if_alone_is_asked_once_a_step(packed, tokenizer, monkeypatch):

@@ -24,7 +24,7 @@ def prompts(seed=0, lengths=LENGTHS):
 
 
 def drained(engine):
-    return engine.scheduler.slots.used == engine.scheduler.pages.used == 0 and not engine.busy
+    return engine.scheduler.slots.num_used == engine.scheduler.pages.num_used == 0 and not engine.busy
 
 
 def whole_forward(model, prompt, count):

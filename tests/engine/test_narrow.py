@@ -65,7 +65,7 @@ def test_a_request_says_the_same_bit_for_bit_in_any_slot_batch_and_order_cached_
                 engine.scheduler.preempt(next(iter(engine.scheduler.running.values())))
         for i, request in requests.items():
             assert replace(request.completion(), cached_tokens=0, cache_miss="off") == alone[i]
-    assert request.cached or engine.cache.hits
+    assert request.num_cached_tokens or engine.prefix_cache.hits
 
 
 def test_drafts_change_nothing_where_states_are_narrow(model, tokenizer):
@@ -82,7 +82,7 @@ def test_drafts_change_nothing_where_states_are_narrow(model, tokenizer):
             expected.logprobs, abs=0.15
         )  # another rounding of one product moves a state by its last bit
         assert got.token_ids[:3] == expected.token_ids[:3]
-    assert engine.drafter.accepted > 50
+    assert engine.proposer.num_accepted_tokens > 50
 
 
 def test_another_seed_rounds_otherwise(model, tokenizer):

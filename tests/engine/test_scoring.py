@@ -18,7 +18,7 @@ def truth(model, prompt):
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("values", [1, 1000, 1 << 22])
 def test_a_prompt_is_scored_as_one_forward_scores_it(model, tokenizer, monkeypatch, values, deterministic):
-    monkeypatch.setattr(scoring, "VALUES", values)
+    monkeypatch.setattr(scoring, "LOGITS", values)
     engine = Engine(
         model,
         tokenizer,

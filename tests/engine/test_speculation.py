@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
-from nanohybrid.engine.prompt_lookup import PAUSE, Drafter, Lookup
+from nanohybrid.engine.prompt_lookup import MAX_PAUSE, History, PromptLookupProposer
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.errors import InputError
 from nanohybrid.model import HybridCache, Layout
@@ -87,7 +87,7 @@ def test_drafts_change_no_text_of_any_model(tokenizer, pattern, seed):
     half_right(engine, [one.token_ids for one in wanted], 5, seed)
     for got, expected in zip(engine.generate(prompts, GREEDY), wanted, strict=True):
         same(got, expected)
-    assert 100 < engine.drafter.accepted < engine.drafter.drafted - 20
+    assert 100 < engine.proposer.num_accepted_tokens < engine.proposer.num_draft_tokens - 20
 
 
 def test_a_text_that_repeats_itself_is_guessed(model, tokenizer):
@@ -100,7 +100,7 @@ def test_a_text_that_repeats_itself_is_guessed(model, tokenizer):
         steps += 1
     same(request.completion(), wanted)
     assert set(wanted.token_ids) == {40, 41, 42} and steps < 100
-    assert engine.drafter.accepted == 150 - steps <= engine.drafter.drafted
+    assert engine.proposer.num_accepted_tokens == 150 - steps <= engine.proposer.num_draft_tokens
 
 
 ALONE = {}
@@ -145,7 +145,7 @@ def test_drafts_change_nothing_whatever_else_happens(
         for request, alone in zip(requests, expected, strict=True):
             if not request.cancelled:
                 same(replace(request.completion(), cached_tokens=0, cache_miss="off"), alone)
-    assert engine.scheduler.slots.used == engine.scheduler.pages.used == 0
+    assert engine.scheduler.slots.num_used == engine.scheduler.pages.num_used == 0
 
 
 @pytest.mark.parametrize("stay", [0, 1, 2, 3, 4, 5])
@@ -231,41 +231,43 @@ def test_a_stream_gets_several_tokens_at_once_and_the_same_text(model, tokenizer
 def test_a_draft_is_what_followed_the_longest_match(text, count, wanted):
     from array import array
 
-    lookup = Lookup(8)
+    lookup = History(8)
     lookup.text += array("i", text).tobytes()
-    assert lookup.follow(count) == wanted
+    assert lookup.propose(count) == wanted
 
 
 @given(text=st.lists(st.integers(0, 3), min_size=1, max_size=40), count=st.integers(1, 15))
 def test_a_draft_is_found_where_a_plain_search_finds_it(text, count):
     from array import array
 
-    lookup = Lookup(15)
+    lookup = History(15)
     lookup.text += array("i", text).tobytes()
     places = [p for p in range(2, len(text)) if text[p - 2 : p] == text[-2:]]
-    got = lookup.follow(count)
+    got = lookup.propose(count)
     assert bool(got) == bool(places) and len(got) == (count if places else 0)
     assert not places or any(got[0] == text[p] for p in places)
 
 
 def test_a_request_whose_drafts_are_useless_drafts_ever_less():
     class Said:
-        forced, lookup, draft, known = (), None, [], 0
+        forced, draft, num_tokens = (), [], 0
 
         def slice(self, start, length):
             return [1, 2] * length
 
-    drafter, request, steps = Drafter(8), Said(), []
+    proposer, request, steps = PromptLookupProposer(8), Said(), []
     for step in range(400):
-        request.known += 2
-        request.draft = drafter.propose(request, 100)
+        request.num_tokens += 2
+        request.draft = proposer.propose(request, 100)
         if request.draft:
             steps.append((step, len(request.draft)))
-            drafter.learn(request, 0)
+            proposer.update(request, 0)
     assert [length for _, length in steps[:3]] == [8, 1, 1] and len(steps) < 12
-    assert steps[-1][0] - steps[-2][0] == PAUSE + 1
-    drafter.learn(request, len(request.draft))
-    assert drafter.accepted == 0 and drafter.drafted == sum(length for _, length in steps)
+    assert steps[-1][0] - steps[-2][0] == MAX_PAUSE + 1
+    proposer.update(request, len(request.draft))
+    assert proposer.num_accepted_tokens == 0 and proposer.num_draft_tokens == sum(
+        length for _, length in steps
+    )
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_preempted_request_goes_on_in_its_grammar(model, tokenizer):
         count += 1
         if count % 3 == 0 and not request.finished:
             engine.scheduler.preempt(request)
-    assert engine.scheduler.preemptions > 3 and valid(request.completion())
+    assert engine.scheduler.num_preemptions > 3 and valid(request.completion())
     assert request.completion().token_ids == wanted.token_ids
 
 
@@ -125,7 +125,10 @@ def test_drafts_change_no_constrained_answer(model, tokenizer, seed):
     engine.scheduler.propose = propose
     found = engine.generate([[50]] * 3, params)
     assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
-    assert all(map(valid, found[:2])) and engine.drafter.drafted - 20 > engine.drafter.accepted > 20
+    assert (
+        all(map(valid, found[:2]))
+        and engine.proposer.num_draft_tokens - 20 > engine.proposer.num_accepted_tokens > 20
+    )
 
 
 @pytest.mark.parametrize("budget", [0, 5])
@@ -193,7 +196,7 @@ def test_a_grammar_that_exceeds_its_limits_fails_its_own_request(model, tokenize
         engine.step()
     failed, fine = (request.completion() for request in requests)
     assert failed.finish_reason == "error" and failed.error.code == "grammar_too_complex" and valid(fine)
-    assert engine.scheduler.slots.used == engine.scheduler.pages.used == 0
+    assert engine.scheduler.slots.num_used == engine.scheduler.pages.num_used == 0
     with pytest.raises(NanohybridError, match="the grammar exceeds its limits"):
         engine.generate([[50]], large)
 

@@ -79,7 +79,7 @@ def test_a_last_piece_shorter_than_the_window_of_the_conv(model, tokenizer, trut
         request = it.add(ending, GREEDY)
         run_out(it)
         right(request, truth)
-    assert request.cached == 128
+    assert request.num_cached_tokens == 128
 
 
 @pytest.mark.parametrize("length", [127, 128, 129, 255, 256, 257, 384])
@@ -87,10 +87,10 @@ def test_a_prompt_that_is_an_exact_multiple_of_the_chunk(model, tokenizer, truth
     """Its checkpoint is at its end, where the logits of its last token are still wanted: a hit may not use it whole."""
     it = engine(model, tokenizer, prefix_cache_bytes=2**22, prefix_cache_interval=128)
     for _ in range(2):
-        request = it.add(prompt(length), GREEDY, checkpoint_at=[length])
+        request = it.add(prompt(length), GREEDY, cache_breakpoints=[length])
         run_out(it)
         right(request, truth)
-    assert request.cached == (length - 1) // 128 * 128
+    assert request.num_cached_tokens == (length - 1) // 128 * 128
 
 
 def test_a_checkpoint_is_not_what_a_later_request_made_of_it(model, tokenizer, truth):
@@ -100,7 +100,7 @@ def test_a_checkpoint_is_not_what_a_later_request_made_of_it(model, tokenizer, t
         request = it.add(prompt(256) + prompt(7 + seed, seed + 5), GREEDY)
         run_out(it)
         right(request, truth)
-    assert request.cached == 256 and it.cache.hits == 3
+    assert request.num_cached_tokens == 256 and it.prefix_cache.hits == 3
 
 
 @pytest.mark.parametrize("lengths", [(1, 130, 5, 128), (129, 2, 300, 17), (16, 17, 31, 33)])
@@ -123,14 +123,14 @@ def test_a_request_put_aside_in_mid_prompt_goes_on_from_its_own_state(model, tok
     it = engine(model, tokenizer, running=2, max_num_batched_tokens=1)
     first = it.add(prompt(400), GREEDY)
     it.step()
-    assert 0 < first.computed < 400
+    assert 0 < first.num_computed_tokens < 400
     old = first.slot.ids
     it.scheduler.preempt(first)
-    thief = it.scheduler.slots.take()
+    thief = it.scheduler.slots.allocate()
     assert thief.ids == old
     others = [it.add(prompt(30, 3), GREEDY)]
     it.step()
-    it.scheduler.slots.give(thief)
+    it.scheduler.slots.free(thief)
     all_right(it, (first, *others), truth)
 
 
@@ -152,7 +152,11 @@ def test_drafts_are_no_part_of_a_prompt_that_is_still_being_read(model, tokenize
     for _ in range(2):
         requests = [it.add([7, 8, 9] * 60 + prompt(length, 1), longer) for length in (3, 150)]
         all_right(it, requests, truth, 25)
-    assert it.drafter.accepted > 20 and requests[0].cached and requests[1].cached
+    assert (
+        it.proposer.num_accepted_tokens > 20
+        and requests[0].num_cached_tokens
+        and requests[1].num_cached_tokens
+    )
 
 
 def test_steps_without_drafts_beside_and_after_steps_with_them(model, tokenizer, truth):
@@ -204,21 +208,21 @@ def test_a_system_prompt_hits_wherever_it_begins_and_ends(model, tokenizer, trut
     it = engine(model, tokenizer, prefix_cache_bytes=2**23, prefix_cache_interval=128)
     system = prompt(shift, 50) + prompt(210, 51)
     for question in range(3):
-        request = it.add(system + prompt(9, question), GREEDY, checkpoint_at=[len(system)])
+        request = it.add(system + prompt(9, question), GREEDY, cache_breakpoints=[len(system)])
         run_out(it)
         right(request, truth)
-        assert request.cached == (len(system) if question else 0)
-    assert (it.cache.hits, it.cache.misses.total()) == (2, 1)
+        assert request.num_cached_tokens == (len(system) if question else 0)
+    assert (it.prefix_cache.hits, it.prefix_cache.misses.total()) == (2, 1)
 
 
 @pytest.mark.parametrize("length", [1, 2, 60])
 def test_a_prompt_shorter_than_a_chunk_is_found_too(model, tokenizer, truth, length):
     it = engine(model, tokenizer, prefix_cache_bytes=2**22)
     for ending in range(2):
-        request = it.add(prompt(length) + prompt(3, ending), GREEDY, checkpoint_at=[length])
+        request = it.add(prompt(length) + prompt(3, ending), GREEDY, cache_breakpoints=[length])
         run_out(it)
         right(request, truth)
-    assert request.cached == length and request.cache_miss is None
+    assert request.num_cached_tokens == length and request.cache_miss is None
 
 
 def test_answers_do_not_get_worse_run_by_run(model, tokenizer, truth):

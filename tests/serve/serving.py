@@ -61,8 +61,8 @@ class Running:
         return not (
             scheduler.running
             or scheduler.waiting
-            or scheduler.slots.used
-            or scheduler.pages.used
+            or scheduler.slots.num_used
+            or scheduler.pages.num_used
             or loop.held
         )
 
