@@ -123,7 +123,7 @@ def measured(engine: Engine, forward: CpuExecutor, steps: int) -> tuple[dict[str
         (engine, "_schedule", "schedule"),
         (engine, "_postprocess", "taking the tokens"),
         (engine.runner, "_layout", "layout"),
-        (engine.runner, "_draw", "sampling"),
+        (engine.runner, "_sample_async", "sampling"),
         (engine.runner, "run", "runner"),
         (engine.runner.executor, "run", "arguments"),
     ):

@@ -89,7 +89,11 @@ def drafted_request(subject: ModelUnderTest) -> CheckResult:
     engine.scheduler.propose = propose
     found = _ask(engine, _prompt(subject), GREEDY)
     proposer = engine.proposer
-    on = f"{proposer.num_accepted_tokens} of {proposer.num_draft_tokens} draft tokens right" if proposer else ""
+    on = (
+        f"{proposer.num_accepted_tokens} of {proposer.num_draft_tokens} draft tokens right"
+        if proposer
+        else ""
+    )
     exact = engine.runner.executor.is_batch_invariant
     tolerance = 0.0 if exact else TOLERANCE[subject.model.dtype]
     return CheckResult("engine: drafted == plain", on, _distance(found, wanted), tolerance)
