@@ -32,7 +32,7 @@ from nanohybrid.model.mixers import (
     register,
 )
 from nanohybrid.model.mixers.recurrent_state import RecurrentStates
-from nanohybrid.model.spec import DRAFT_ROOM
+from nanohybrid.model.spec import DRAFT_ROWS
 from nanohybrid.verify import verify
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "add_a_mixer.py"
@@ -161,7 +161,7 @@ def test_saving_refuses_a_field_that_it_cannot_write(tmp_path):
 def test_the_memory_of_a_window_does_not_grow_with_the_context(window):
     footprint = Footprint.of(config_with("W-", sliding_window=WINDOW), torch.bfloat16)
     assert footprint.kv_bytes_per_token == 0
-    assert footprint.state_bytes_per_sequence == 2 * (WINDOW + DRAFT_ROOM) * 2 * 16 * 2
+    assert footprint.state_bytes_per_sequence == 2 * (WINDOW + DRAFT_ROWS) * 2 * 16 * 2
     assert footprint.max_context(2**30) is None
 
 
