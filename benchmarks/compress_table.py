@@ -26,8 +26,8 @@ import torch
 
 from nanohybrid.align.sft import SftRecipe, sft
 from nanohybrid.checkpoint import load, load_config, save
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import dominated, enumerate_shapes
-from nanohybrid.compress.stage import CompressRecipe
 from nanohybrid.data.build import build
 from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.engine import LLM
@@ -224,7 +224,7 @@ def choose_shape(run: Run, out: Path) -> Target:
     found = tuple(candidate for candidate in found if candidate.parameters <= most)
     tried = [candidate for candidate in found if not dominated(candidate, found)][: grid.tried]
     losses = [
-        loss_of(prune_model(parent, c.target.kept(parent.config, scores)), calibration.batches()).loss
+        loss_of(prune_model(parent, c.target.select(parent.config, scores)), calibration.batches()).loss
         for c in tried
     ]
     best = tried[losses.index(min(losses))]

@@ -26,7 +26,7 @@ import torch
 from nanohybrid.bench.generate import Job, step_bytes
 from nanohybrid.bench.machine import Machine
 from nanohybrid.engine import LLM, Engine, SamplingParams
-from nanohybrid.executors.cpu.forward import CompiledForward, compiled_forward
+from nanohybrid.executors.cpu.forward import CpuExecutor
 from nanohybrid.executors.cpu.kernels import profiler as clock
 from nanohybrid.ops.numba import threads as team
 from nanohybrid.presets import preset
@@ -58,7 +58,7 @@ class Stopwatch:
         return timed
 
 
-def phase_bytes(forward: CompiledForward, context: int, batch: int) -> dict[str, int]:
+def phase_bytes(forward: CpuExecutor, context: int, batch: int) -> dict[str, int]:
     """What each phase of a step reads and writes: weights once, states in and out, keys and values in."""
     config = forward.config
     counts: dict[str, int] = defaultdict(int)
@@ -76,7 +76,7 @@ def phase_bytes(forward: CompiledForward, context: int, batch: int) -> dict[str,
             counts[name] += next(weights).data.numel()
     channels = config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size
     state = config.mamba_inner_size * config.ssm_state_size * 4 + (config.conv_kernel - 1) * channels * 2
-    counts["conv and recurrence"] = config.pattern.count("M") * 2 * state * batch
+    counts["conv and recurrence"] = forward.recurrent_layers * 2 * state * batch
     counts["attention"] = (
         config.pattern.count("*") * 2 * config.num_key_value_heads * config.head_dim * 2 * context * batch
     )
@@ -94,8 +94,8 @@ def profile(llm: LLM, prompt_tokens: int, steps: int, batch: int) -> dict[str, A
         engine.add(prompt, SamplingParams(max_tokens=steps + 8, ignore_eos=True))
     for _ in range(6):  # prompts, and steps that warm up
         engine.step()
-    forward = compiled_forward(engine.model, engine.runner.state)
-    if forward is None:
+    forward = engine.runner.executor
+    if not isinstance(forward, CpuExecutor):
         raise SystemExit("this model does not run on the compiled kernels here, there is nothing to profile")
     machine = Machine("cpu")
     before, _ = machine.rates(LOOKS, median)
@@ -116,16 +116,16 @@ def profile(llm: LLM, prompt_tokens: int, steps: int, batch: int) -> dict[str, A
     }
 
 
-def measured(engine: Engine, forward: CompiledForward, steps: int) -> tuple[dict[str, float], float]:
+def measured(engine: Engine, forward: CpuExecutor, steps: int) -> tuple[dict[str, float], float]:
     """Median milliseconds of each part, and of a whole step."""
     watch = Stopwatch()
     for owner, attribute, name in (
         (engine, "_schedule", "schedule"),
         (engine, "_postprocess", "taking the tokens"),
         (engine.runner, "_layout", "layout"),
-        (engine.runner, "_draw", "sampling"),
+        (engine.runner, "_sample_async", "sampling"),
         (engine.runner, "run", "runner"),
-        (engine.model, "step", "arguments"),
+        (engine.runner.executor, "run", "arguments"),
     ):
         setattr(owner, attribute, watch.around(name, getattr(owner, attribute)))
     before, team.Team.run = team.Team.run, watch.around("forward", team.Team.run)  # type: ignore[method-assign]

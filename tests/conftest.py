@@ -1,6 +1,8 @@
 """What all tests share: few threads, quick property tests, and uninitialized memory that cannot pass for zeros."""
 
 import os
+import sys
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: a second thread in each would only take turns
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -10,7 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import fcntl
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # for configurations.py
 
 import hypothesis
 import pytest

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanohybrid.ops.attention import Cache
+from nanohybrid.ops.attention import PagedCache
 from nanohybrid.ops.attention import torch as attention_torch
 from nanohybrid.ops.attention import triton as attention
 from nanohybrid.ops.causal_conv import torch as conv_torch
@@ -281,6 +281,6 @@ def attentions(toy: bool) -> Iterator[Case]:
 def _paged(
     form: Op, layout: Layout, q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
-    found = form(q_THP, k_TKP, v_TKP, layout, Cache(keys.clone(), values.clone()))
+    found = form(q_THP, k_TKP, v_TKP, layout, PagedCache(keys.clone(), values.clone()))
     assert isinstance(found, Tensor)
     return found

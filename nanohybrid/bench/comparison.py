@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.estimate.serving import PROCESS
+from nanohybrid.estimate.units import GIB
 from nanohybrid.model.quantized import quantizable
 from nanohybrid.ops.quantized import holds
 from nanohybrid.ops.sizes import CHUNK
 from nanohybrid.presets import preset
 
-GIB = 2**30
 STEP_TOKENS = 512  # of a step, where memory is what decides: the engine's usual 2,048 cost the 9B two of eight sequences at 8k/16k
 HYBRID, DENSE = "nano-9b-v2", "qwen3-8b"
 SCALES = (1, 2, 4, 8)  # what divides every width of both

@@ -24,7 +24,7 @@ from nanohybrid.bench.roofline import prefill_flops
 from nanohybrid.engine import LLM, Engine, SamplingParams
 from nanohybrid.errors import InputError
 from nanohybrid.estimate import Footprint
-from nanohybrid.executors.cpu.weights import PackedLinear
+from nanohybrid.executors.cpu.weights import PackedLinear, is_packed
 from nanohybrid.model.quantized import QuantizedLinear
 from nanohybrid.ops.sizes import PAGE
 from nanohybrid.stages.lineage import peak_memory_bytes
@@ -91,7 +91,7 @@ def measure(llm: LLM, job: Job, advance: Callable[[], object] = lambda: None) ->
         "prompt_tokens": job.prompt_tokens, "new_tokens": job.new_tokens, "batch": job.batch,
         "repeats": job.repeats,
         "threads": torch.get_num_threads(),
-        "kernels": "compiled" if llm.model.packed else "torch",
+        "kernels": "compiled" if is_packed(llm.model) else "torch",
         "peak_memory_bytes": peak_memory_bytes(),
     }  # fmt: skip
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nanohybrid.bench.comparison import Contender, Mix, step_tokens
-from nanohybrid.config import ATTENTION, HybridConfig
+from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.estimate.budget import Budget, weight_bytes
 from nanohybrid.estimate.devices import Device
@@ -72,5 +72,5 @@ def prefill_flops(config: HybridConfig, tokens: int) -> float:
     """FLOPs of one prompt, the logits of its last token only."""
     vocabulary = config.vocab_size * config.hidden_size
     tables = vocabulary if config.tie_word_embeddings else 2 * vocabulary
-    attention = 2 * config.pattern.count(ATTENTION) * config.num_attention_heads * config.head_dim * tokens**2
-    return 2.0 * (Footprint.of(config).parameters - tables) * tokens + attention
+    mixing = sum(mixer.mixing_flops(config, tokens, 0) for mixer in config.mixers)
+    return 2.0 * (Footprint.of(config).parameters - tables) * tokens + mixing

@@ -1,9 +1,12 @@
 """`config.json` in and out: every dialect in which the family's configurations are written, and Qwen3's.
 
 Read: the official one (`hybrid_override_pattern`, bare `Infinity`), the one that transformers 5 saves (`layers_block_type`,
-`{"__float__": "Infinity"}`), `qwen3`, and our own. Written: the official one, `qwen3` for a dense model of that architecture, and
-for what neither can say our own: the official keys and `rope_theta`, `qk_norm`, `mlp_activation` under another `model_type`, so
-that a program that does not know them refuses the file and does not compute something else.
+`{"__float__": "Infinity"}`), `qwen3`, and our own.
+
+Written: `qwen3` for a dense model of that architecture, the official dialect where every kind of layer says that it describes
+it (Mixer.official), and else our own: the official keys and all further fields that the layers read, under another
+`model_type`, so that a program that does not know these fields refuses the file instead of computing something else. What is
+written is read back before it is returned; a field that does not survive is an error.
 """
 
 from __future__ import annotations
@@ -14,16 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from nanohybrid.checkpoint.jsonfile import read_object
-from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig, check_float32
+from nanohybrid.config import OWN_FIELDS, HybridConfig, used_fields
 from nanohybrid.errors import CheckpointError, ConfigError, shown
+from nanohybrid.model.mixers import MIXERS, MLP, Attention, kinds, known_kinds, widths
+from nanohybrid.model.mixers.checks import check_float32
 
 CONFIG = "config.json"
 NEMOTRON, QWEN, OWN = "nemotron_h", "qwen3", "nanohybrid"
 MOST_LAYERS = 10_000
-BLOCK_TYPES = {
-    "mamba": MAMBA, "mamba2": MAMBA, "linear_attention": MAMBA, "attention": ATTENTION, "full_attention": ATTENTION, "mlp": MLP, "moe": "E",
-}  # fmt: skip
-EXTRAS = ("rope_theta", "qk_norm", "mlp_activation")  # options of ours that the official dialect cannot say
+DENSE = Attention.symbol + MLP.symbol  # one of Qwen3's layers is two of ours
+MOE = "E"
+"""The character of a mixture of experts in `hybrid_override_pattern`, which is recognized to be refused by name."""
+
+
+def block_types() -> dict[str, str]:
+    """The names in `layers_block_type`, and the character of the pattern that each stands for."""
+    return {name: symbol for symbol, mixer in MIXERS.items() for name in mixer.block_types} | {"moe": MOE}
 
 
 def load_config(directory: str | Path) -> HybridConfig:
@@ -58,17 +67,29 @@ def parse(raw: Mapping[str, Any]) -> HybridConfig:
 
 def model_type(config: HybridConfig) -> str:
     """The `model_type` under which a configuration is written: the first of qwen3, nemotron_h and nanohybrid that can say it."""
-    has_attention, has_mlp = ATTENTION in config.pattern, MLP in config.pattern
     rotary, normed, gated = config.rope_theta is not None, config.qk_norm, config.mlp_activation == "swiglu"
-    if config.pattern == "*-" * (len(config.pattern) // 2) and rotary and normed and gated:
+    if config.pattern == DENSE * (len(config.pattern) // 2) and rotary and normed and gated:
         return QWEN
-    return OWN if (has_attention and (rotary or normed)) or (has_mlp and gated) else NEMOTRON
+    return NEMOTRON if all(mixer.official(config) for mixer in kinds(config.pattern)) else OWN
 
 
 def config_object(config: HybridConfig, dtype: str) -> dict[str, Any]:
-    """What is written to `config.json`; dtype is the weights', as "bfloat16"."""
+    """What is written to `config.json`; dtype is the weights', as "bfloat16".
+
+    Raises CheckpointError where a field that the model uses would not be read back as it is.
+    """
     kind = model_type(config)
-    return _qwen_object(config, dtype) if kind == QWEN else _hybrid_object(config, dtype, kind)
+    result = _qwen_object(config, dtype) if kind == QWEN else _hybrid_object(config, dtype, kind)
+    again = parse(result)
+    used = used_fields(config.pattern) | {field.name for field in fields(config)} - OWN_FIELDS
+    missing = object()
+    lost = [name for name in sorted(used) if getattr(again, name, missing) != getattr(config, name)]
+    if lost:
+        raise CheckpointError(
+            f"config.json with model_type {kind} cannot hold {lost[0]} = {shown(getattr(config, lost[0]))}: "
+            "declare it in the `fields` of the mixer that reads it"
+        )
+    return result
 
 
 # ---- Nemotron-H, and our own beside it
@@ -94,22 +115,33 @@ def _parse_hybrid(raw: Mapping[str, Any]) -> HybridConfig:
         values["rope_theta"] = _theta(raw.get("rope_theta"))
         values["qk_norm"] = _flag(raw, "qk_norm")
         values["mlp_activation"] = raw.get("mlp_activation")
+        values["extra"] = _extra(raw, pattern)
     return _build(values, pattern)
 
 
+def _extra(raw: Mapping[str, Any], pattern: str) -> dict[str, Any]:
+    """The fields of kinds of layers that others registered; a tuple is a list in the file."""
+    found: dict[str, Any] = {}
+    for mixer in kinds(pattern):
+        for field in fields(mixer.fields):
+            if raw.get(field.name) is not None and field.name not in OWN_FIELDS:
+                value = _plain(raw[field.name])
+                found[field.name] = tuple(value) if isinstance(field.default, tuple) else value
+    return found
+
+
 def _pattern(raw: Mapping[str, Any]) -> str:
+    known = block_types()
     written, blocks = raw.get("hybrid_override_pattern"), raw.get("layers_block_type", raw.get("layer_types"))
     if blocks is not None:
         if not isinstance(blocks, list) or not all(isinstance(block, str) for block in blocks):
             raise ConfigError(
-                f"layers_block_type is {shown(blocks)}: it must be a list of {', '.join(BLOCK_TYPES)}"
+                f"layers_block_type is {shown(blocks)}: it must be a list of {', '.join(known)}"
             )
-        unknown = [block for block in blocks if block not in BLOCK_TYPES]
+        unknown = [block for block in blocks if block not in known]
         if unknown:
-            raise ConfigError(
-                f'layers_block_type has "{shown(unknown[0])}": known are {", ".join(BLOCK_TYPES)}'
-            )
-        listed = "".join(BLOCK_TYPES[block] for block in blocks)
+            raise ConfigError(f'layers_block_type has "{shown(unknown[0])}": known are {", ".join(known)}')
+        listed = "".join(known[block] for block in blocks)
         if written is not None and written != listed:
             raise ConfigError(
                 f"hybrid_override_pattern is {shown(written)} and layers_block_type says {shown(listed)}: which is it?"
@@ -117,9 +149,9 @@ def _pattern(raw: Mapping[str, Any]) -> str:
         written = listed
     if not isinstance(written, str) or not written:
         raise ConfigError("neither hybrid_override_pattern nor layers_block_type names the layers")
-    if "E" in written:
+    if MOE in written and MOE not in MIXERS:
         raise ConfigError(
-            f"layer {written.index('E')} is a mixture of experts (E): not supported yet, only M, * and -"
+            f"layer {written.index(MOE)} is a mixture of experts (E): not supported yet; known are {known_kinds()}"
         )
     layers = raw.get("num_hidden_layers")
     if layers is not None and layers != len(written):
@@ -150,7 +182,8 @@ def _hybrid_object(config: HybridConfig, dtype: str, kind: str) -> dict[str, Any
     if config.tie_word_embeddings:
         result["tied_head"] = True
     if kind == OWN:
-        result |= {name: getattr(config, name) for name in EXTRAS}
+        further = sorted(used_fields(config.pattern) - {"pattern"} - set(result))
+        result |= {name: getattr(config, name) for name in further} | dict(config.extra)
     return result
 
 
@@ -172,7 +205,7 @@ def _parse_qwen(raw: Mapping[str, Any]) -> HybridConfig:
     values["layer_norm_epsilon"] = raw.get("rms_norm_eps", 1e-6)
     values["rope_theta"] = _rope(raw)
     values["tie_word_embeddings"] = _flag(raw, "tie_word_embeddings")
-    values |= {"pattern": "*-" * layers, "qk_norm": True, "mlp_activation": "swiglu"}
+    values |= {"pattern": DENSE * layers, "qk_norm": True, "mlp_activation": "swiglu"}
     return _build(values, values["pattern"])
 
 
@@ -208,17 +241,13 @@ def _qwen_object(config: HybridConfig, dtype: str) -> dict[str, Any]:
         "rms_norm_eps": config.layer_norm_epsilon, "rope_scaling": None, "rope_theta": config.rope_theta, "sliding_window": None,
         "tie_word_embeddings": config.tie_word_embeddings, "torch_dtype": dtype, "use_cache": True, "use_sliding_window": False,
         "vocab_size": config.vocab_size,
+        **({} if config.rescale_prenorm_residual else {"rescale_prenorm_residual": False}),
     }  # fmt: skip
 
 
 # ---- what both need
 
-# widths that are never guessed: needed by every model, or where the pattern has the mixer
-_WIDTHS = {
-    "vocab_size": "", "hidden_size": "", "intermediate_size": MLP, "num_attention_heads": ATTENTION, "num_key_value_heads": ATTENTION,
-    "head_dim": ATTENTION, "mamba_num_heads": MAMBA, "mamba_head_dim": MAMBA, "n_groups": MAMBA, "ssm_state_size": MAMBA,
-}  # fmt: skip
-_READ_APART = {"pattern", "rope_theta", "qk_norm", "mlp_activation", "tie_word_embeddings"}
+_READ_APART = {"pattern", "extra", "rope_theta", "qk_norm", "mlp_activation", "tie_word_embeddings"}
 
 
 def _common(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,8 +265,9 @@ def _common(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _build(values: dict[str, Any], pattern: str) -> HybridConfig:
     """A HybridConfig; None means the default, where a width must not be guessed it is an error."""
     present = {name: _plain(value) for name, value in values.items() if value is not None}
-    for name, mixer in _WIDTHS.items():
-        if name not in present and mixer in pattern:
+    needed = ["vocab_size", "hidden_size", *(name for mixer in kinds(pattern) for name in widths(mixer))]
+    for name in needed:  # an unknown character in the pattern is told by HybridConfig
+        if name not in present and name not in present.get("extra", {}):
             raise ConfigError(f"{name} is missing")
     present.setdefault("intermediate_size", 1)  # of a pattern without MLPs: not used
     return HybridConfig(**present)

@@ -13,7 +13,7 @@ from nanohybrid.checkpoint.quantization import ASIDE, PACKED, PLAIN, SCALE, SHAP
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError
 from nanohybrid.model.quantized import quantizable
-from nanohybrid.model.spec import Declared, parameters
+from nanohybrid.model.spec import ParamSpec, param_specs
 from nanohybrid.ops.quantized import group_of, holds
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,7 +40,7 @@ class Matched:
 
 def match(directory: Path, found: dict[str, Entry], config: HybridConfig, quantized: bool) -> Matched:
     """Every tensor of the model, checked against the declaration. quantized: whether config.json says that some matrices are."""
-    wanted = parameters(config)
+    wanted = param_specs(config)
     named: dict[str, Entry] = {}
     for disk, entry in found.items():
         name = model_name(disk, config)
@@ -131,7 +131,7 @@ def _blame(found: Mapping[str, Entry], directory: Path) -> Path:
     return paths.pop() if len(paths) == 1 else directory / (INDEX if paths else SINGLE)
 
 
-def _check(entry: Entry, declared: Declared) -> None:
+def _check(entry: Entry, declared: ParamSpec) -> None:
     if entry.dtype not in FLOATS:
         raise CheckpointError(
             f"{entry.path}: {entry.name}: is of type {entry.dtype}: weights must be one of {', '.join(FLOATS)}"

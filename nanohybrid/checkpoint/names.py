@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from nanohybrid.checkpoint.dialects import QWEN, model_type
 from nanohybrid.config import HybridConfig
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.spec import param_specs
 
 EMBEDDINGS, HEAD = "backbone.embeddings.weight", "lm_head.weight"
 _WHOLE = {EMBEDDINGS: "model.embed_tokens.weight", "backbone.norm_f.weight": "model.norm.weight", HEAD: HEAD}
@@ -17,7 +17,7 @@ _WHOLE = {EMBEDDINGS: "model.embed_tokens.weight", "backbone.norm_f.weight": "mo
 
 def disk_names(config: HybridConfig) -> dict[str, str]:
     """Our name -> the name under which the tensor is saved, in the order of the forward pass."""
-    names = list(parameters(config))
+    names = list(param_specs(config))
     return (
         {name: _qwen(name) for name in names}
         if model_type(config) == QWEN

@@ -15,7 +15,7 @@ from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, disk_names
 from nanohybrid.checkpoint.quantization import PACKED, PLAIN, SCALE, SHAPE
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.spec import param_specs
 from nanohybrid.ops import quantized
 
 SHARD_BYTES = 5 * 10**9
@@ -38,7 +38,7 @@ def placed_tensors(
     config: HybridConfig, dtype: torch.dtype | Mapping[str, torch.dtype], formats: Mapping[str, str]
 ) -> list[Placed]:
     """What is to be written, in the order of the forward pass. A tied head of a hybrid is written too, for readers that know no tie."""
-    declared, disk = parameters(config), disk_names(config)
+    declared, disk = param_specs(config), disk_names(config)
     result: list[Placed] = []
     for name in declared:
         if name in formats:

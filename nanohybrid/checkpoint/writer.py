@@ -27,7 +27,7 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.files import flush, publish, scratch
 from nanohybrid.model.quantized import quantizable
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.spec import param_specs
 
 GENERATION = "generation_config.json"
 ASSETS = (
@@ -70,7 +70,7 @@ class CheckpointWriter:
             raise InputError(f"{directory} is a file, and a checkpoint is a directory: give another name")
         self._tensors = placed_tensors(config, dtype, self.formats)
         self._shards = shards(self._tensors, max_shard_bytes)
-        self._left = set(parameters(config))
+        self._left = set(param_specs(config))
         self._into = self.directory.is_dir() and any(self.directory.iterdir())
         self._beside = (
             self.directory / ".checkpoint.writing" if self._into else scratch(self.directory.resolve())
@@ -118,7 +118,7 @@ class CheckpointWriter:
 
     def _expect(self, name: str) -> None:
         if name not in self._left:
-            written = name in parameters(self.config)
+            written = name in param_specs(self.config)
             raise CheckpointError(
                 f"{self.directory}: {name}: {'was written already' if written else 'is no tensor of this model'}"
             )
@@ -160,7 +160,7 @@ class CheckpointWriter:
         plain = [
             placed
             for placed in self._tensors
-            if placed.name in parameters(self.config) and placed.name not in self.formats
+            if placed.name in param_specs(self.config) and placed.name not in self.formats
         ]
         common = max(
             {placed.dtype for placed in plain},

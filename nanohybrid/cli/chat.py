@@ -111,7 +111,7 @@ def _budget(talk: "Conversation", value: str) -> str:
 
 def _answer(talk: "Conversation", text: str, as_json: bool) -> None:
     """Say one answer. Ctrl-C stops it; what cannot be answered is one line and the conversation goes on."""
-    from nanohybrid.cli.generate import as_json as described
+    from nanohybrid.cli.completion import as_json as described
 
     clock, show = Clock(), _Writer(sys.stdout.isatty())
     try:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from nanohybrid.cli.common import DTYPES, command_parser, print_json, spelled
 from nanohybrid.cli.model_flags import check_seed, random_dtype
 from nanohybrid.errors import InputError
-from nanohybrid.presets import preset
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -38,6 +37,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     from nanohybrid.checkpoint import CheckpointWriter
     from nanohybrid.engine.random_weights import random_weights, stand_in_tokenizer, whole
     from nanohybrid.model import HybridLM
+    from nanohybrid.presets import preset
     from nanohybrid.text import ChatTemplate
 
     check_seed(arguments.seed)

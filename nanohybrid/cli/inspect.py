@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 from nanohybrid.cli.common import DTYPES, FORMATS, command_parser, precision, print_json, spelled, table
 from nanohybrid.cli.model_flags import add_shape_flags, check_shape
 from nanohybrid.errors import InputError
-from nanohybrid.estimate.serving import GIB, size
-from nanohybrid.presets import preset
+from nanohybrid.estimate.units import GIB, size
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from nanohybrid.estimate import Footprint
 
 SUMMARY = "layers, parameters, memory; what fits where"
-COLORS = {"M": "black on bright_cyan", "*": "bold white on red", "-": "white on grey37"}
 
 
 def parser() -> "jsonargparse.ArgumentParser":
@@ -82,7 +80,7 @@ def fit(footprint: "Footprint", budget: int, context: int, batch: int) -> dict[s
 
 def as_json(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> dict[str, Any]:
     """Everything that people see, for machines. An unbounded time_step_limit or max_context is null."""
-    config = asdict(subject.config)
+    config = subject.config.as_dict()
     config["time_step_limit"] = [
         bound if bound < float("inf") else None for bound in subject.config.time_step_limit
     ]
@@ -97,10 +95,10 @@ def show(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> N
 
     config, console = subject.config, Console(highlight=False)
     strip = Text()
-    for kind in config.pattern:
-        strip.append(kind, style=COLORS[kind])
+    for mixer in config.mixers:
+        strip.append(mixer.symbol, style=f"bold white on {mixer.color}")
     console.print(strip)
-    console.print(_legend(config.pattern), style="dim")
+    console.print(_legend(config), style="dim")
     table(("shape", ""), _shape_rows(config))
     print()
     total = footprint.parameters
@@ -136,6 +134,7 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
 
     from nanohybrid.checkpoint import CheckpointReader, load_config
     from nanohybrid.checkpoint.reader import has_weights
+    from nanohybrid.presets import preset
 
     chosen, format = precision(arguments.dtype)
     if arguments.preset is not None:
@@ -161,11 +160,12 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
             raise InputError(f"--{name} is {value}; it must be at least 1")
 
 
-def _legend(pattern: str) -> str:
-    from nanohybrid.config import KINDS
-
-    kinds = [f"{kind} {name} x {pattern.count(kind)}" for kind, name in KINDS.items() if kind in pattern]
-    return f"{len(pattern)} layers: {', '.join(kinds)}"
+def _legend(config: "HybridConfig") -> str:
+    kinds = [
+        f"{mixer.symbol} {mixer.label} x {config.mixers.count(mixer)}"
+        for mixer in dict.fromkeys(config.mixers)
+    ]
+    return f"{config.num_hidden_layers} layers: {', '.join(kinds)}"
 
 
 def _shape_rows(config: "HybridConfig") -> list[tuple[str, str]]:
@@ -176,15 +176,5 @@ def _shape_rows(config: "HybridConfig") -> list[tuple[str, str]]:
         ),
         ("longest context trained", f"{config.max_position_embeddings:,}"),
     ]
-    if "M" in config.pattern:
-        mamba = f"{config.mamba_num_heads} heads x {config.mamba_head_dim}, {config.n_groups} groups, state {config.ssm_state_size}"
-        rows.append(("Mamba-2", f"{mamba}, conv {config.conv_kernel}"))
-    if "*" in config.pattern:
-        positions = "no positions" if config.rope_theta is None else f"RoPE theta {config.rope_theta:g}"
-        heads = (
-            f"{config.num_attention_heads} heads, {config.num_key_value_heads} key/value, x {config.head_dim}"
-        )
-        rows.append(("attention", f"{heads}, {positions}{', QK norm' if config.qk_norm else ''}"))
-    if "-" in config.pattern:
-        rows.append(("MLP", f"{config.intermediate_size:,}, {config.mlp_activation}"))
+    rows += [(mixer.label, mixer.describe(config)) for mixer in dict.fromkeys(config.mixers)]
     return rows

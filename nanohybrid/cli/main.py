@@ -75,7 +75,8 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "export": Command("nanohybrid.cli.export", "a checkpoint for other programs (gguf: llama.cpp)"),
         "verify": Command(
-            "nanohybrid.cli.verify", "prove that packing, chunking, stepping and saving change nothing"
+            "nanohybrid.cli.verify",
+            "check that every executor, packing, chunking, caching and saving give the same numbers",
         ),
     },
 }

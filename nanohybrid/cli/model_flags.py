@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from nanohybrid.cli.common import DTYPES, FORMATS, precision
 from nanohybrid.engine.prompt_lookup import MOST_DRAFT_TOKENS
 from nanohybrid.errors import InputError
-from nanohybrid.presets import preset
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -211,6 +210,8 @@ def sampling_params(
 def open_model(arguments: "jsonargparse.Namespace", **engine_options: Any) -> "LLM":
     """Load the checkpoint, or make the preset's random weights. `engine_options` are fields of EngineConfig beside those that the
     flags of `add_model_flags` give."""
+    from nanohybrid.presets import preset
+
     _check(arguments)
     from nanohybrid.engine import LLM, EngineConfig
 
@@ -229,7 +230,9 @@ def open_model(arguments: "jsonargparse.Namespace", **engine_options: Any) -> "L
         config = preset(arguments.preset)
         dtype, seed = dtype or random_dtype(config), arguments.seed or 0
         llm = LLM.random(config, dtype, seed, device, quantize=format, engine_config=engine_config)
-    if llm.model.packed:
+    from nanohybrid.executors.cpu.weights import is_packed
+
+    if is_packed(llm.model):
         _tell_of_compiling()
     return llm
 

@@ -14,8 +14,8 @@ from nanohybrid.cli.model_flags import (
     chosen_precision,
 )
 from nanohybrid.errors import InputError
-from nanohybrid.estimate.serving import PAGE, STEP_TOKENS, plan_serve, size
-from nanohybrid.presets import preset
+from nanohybrid.estimate.serving import PAGE, STEP_TOKENS, plan_serve
+from nanohybrid.estimate.units import size
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -137,6 +137,7 @@ def opened(
     from nanohybrid.checkpoint.reader import has_weights
     from nanohybrid.estimate import Footprint
     from nanohybrid.model.spec import KV_DTYPES, STATE_DTYPES
+    from nanohybrid.presets import preset
 
     memory = STATE_DTYPES[arguments.mamba_ssm_cache_dtype], KV_DTYPES[arguments.kv_cache_dtype]
     chosen, format = chosen_precision(arguments)

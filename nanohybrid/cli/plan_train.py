@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from nanohybrid.cli.common import command_parser, print_json, table
 from nanohybrid.cli.model_flags import add_shape_flags, check_shape
 from nanohybrid.errors import InputError
-from nanohybrid.presets import preset
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -31,14 +30,16 @@ def parser() -> "jsonargparse.ArgumentParser":
 
 def run(arguments: "jsonargparse.Namespace") -> int:
     """Print the bytes of each part, and of all at the worst moment."""
+    from nanohybrid.presets import preset
+
     check_shape(arguments)
     if arguments.batch_tokens < 1:
         raise InputError(f"--batch-tokens is {arguments.batch_tokens}; it must be at least 1")
     if arguments.checkpoint_every < 0:
         raise InputError(f"--checkpoint-every is {arguments.checkpoint_every}; it must be 0 or more")
     from nanohybrid.checkpoint import load_config
-    from nanohybrid.estimate.serving import size
     from nanohybrid.estimate.training import PROCESS, TrainingMemory
+    from nanohybrid.estimate.units import size
 
     config = preset(arguments.preset) if arguments.path is None else load_config(arguments.path)
     memory = TrainingMemory.of(config, arguments.batch_tokens, arguments.mode, arguments.checkpoint_every)

@@ -65,7 +65,7 @@ def run(arguments: "jsonargparse.Namespace") -> None:
 
 def rows(measures: dict[str, Any]) -> list[list[str]]:
     """The table for people."""
-    from nanohybrid.estimate.budget import amount
+    from nanohybrid.estimate.units import amount
 
     result = [["bytes", amount(measures["bytes_before"]), amount(measures["bytes_after"])]]
     result += [[f"  {kind}", *map(amount, pair)] for kind, pair in measures["bytes_by_kind"].items()]

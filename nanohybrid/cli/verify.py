@@ -1,4 +1,4 @@
-"""`nanohybrid verify`: the proofs of the room `verify`, on a checkpoint or on random weights."""
+"""`nanohybrid verify`: checks that a model gives the same numbers however it is run."""
 
 import math
 import sys
@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, command_parser, print_json, table
 from nanohybrid.cli.model_flags import add_choice_flags, check_choice, usable_device
-from nanohybrid.presets import preset
 
 if TYPE_CHECKING:
     import jsonargparse
 
     from nanohybrid.model import HybridLM
-    from nanohybrid.verify import Line
+    from nanohybrid.verify import CheckResult
 
-SUMMARY = "prove that packing, chunking, stepping and saving change nothing"
-PRECISIONS = {**DTYPES, "fp64": "float64"}  # a proof in fp64 tells a defect from rounding
+SUMMARY = "check that every executor, packing, chunking, caching and saving give the same numbers"
+PRECISIONS = {**DTYPES, "fp64": "float64"}  # fp64 tells a defect from rounding
 
 
 def parser() -> "jsonargparse.ArgumentParser":
@@ -33,7 +32,7 @@ def parser() -> "jsonargparse.ArgumentParser":
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:
-    """Print a line for each proof; 1 where one failed."""
+    """Print a line for each check; 1 where one failed."""
     check_choice(arguments)
     from nanohybrid.verify import verify
 
@@ -43,32 +42,32 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         lines.append(line)
     passed = all(line.passed for line in lines)
     if arguments.json:
-        print_json({"passed": passed, "proofs": [as_json(line) for line in lines]})
+        print_json({"passed": passed, "checks": [as_json(line) for line in lines]})
     else:
-        headers = ("proof", "on", "differs", "allowed", "forgetful", "")
+        headers = ("check", "on", "differs", "allowed", "memoryless", "")
         table(headers, [as_row(line) for line in lines])
         print(
-            'Largest differences, of logits relative to the largest one; "forgetful": of a model without memory. See docs/verify.md.'
+            'Largest differences, of logits relative to the largest one; "memoryless": of a model that forgets. See docs/verify.md.'
         )
     return 0 if passed else 1
 
 
-def as_json(line: "Line") -> dict[str, Any]:
-    """One proof for machines. A difference that is not finite is null."""
+def as_json(line: "CheckResult") -> dict[str, Any]:
+    """One check for machines. A difference that is not finite is null."""
     difference = line.difference if math.isfinite(line.difference) else None
     return {
         "what": line.what, "on": line.on, "difference": difference, "tolerance": line.tolerance,
-        "forgetful": line.forgetful, "telling": line.telling, "passed": line.passed,
+        "memoryless": line.memoryless, "telling": line.telling, "passed": line.passed,
     }  # fmt: skip
 
 
-def as_row(line: "Line") -> tuple[str, ...]:
-    """One proof for people."""
-    forgetful = "" if line.forgetful is None else f"{line.forgetful:.1e}"
-    return line.what, line.on, f"{line.difference:.1e}", f"{line.tolerance:.1e}", forgetful, _verdict(line)
+def as_row(line: "CheckResult") -> tuple[str, ...]:
+    """One check for people."""
+    memoryless = "" if line.memoryless is None else f"{line.memoryless:.1e}"
+    return line.what, line.on, f"{line.difference:.1e}", f"{line.tolerance:.1e}", memoryless, _verdict(line)
 
 
-def _verdict(line: "Line") -> str:
+def _verdict(line: "CheckResult") -> str:
     if not line.passed:
         return "FAIL"
     return "pass" if line.telling else "pass (a model that forgets would too)"
@@ -84,5 +83,6 @@ def _open(arguments: "jsonargparse.Namespace") -> "HybridLM":
 
         return load(arguments.path, dtype, device)
     from nanohybrid.engine.random_weights import random_model
+    from nanohybrid.presets import preset
 
     return random_model(preset(arguments.preset), dtype or torch.float32, arguments.seed, device)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanohybrid.checkpoint import load_config
 from nanohybrid.compress.post_training import check_after
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import targets
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
@@ -20,9 +21,6 @@ from nanohybrid.evaluate.accuracy import check_can_answer
 from nanohybrid.export import GgufExport
 from nanohybrid.quantize.stage import QuantizeRecipe, quantize_stage
 from nanohybrid.stages import progress
-
-if TYPE_CHECKING:
-    from nanohybrid.compress.stage import CompressRecipe
 
 QUANTIZED = "quantized"
 SAME_CODES = {"int8": "q8_0", "int4": "q4_0"}  # whose values a GGUF takes over as they are

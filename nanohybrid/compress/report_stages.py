@@ -10,7 +10,7 @@ from typing import Any
 from nanohybrid.compress.post_training import FOLDER
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.estimate.budget import amount
+from nanohybrid.estimate.units import amount
 from nanohybrid.evaluate.accuracy import add_accuracy, format_accuracy
 from nanohybrid.export.architecture import architecture
 from nanohybrid.stages import Report, plots

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nanohybrid.engine.sampler import SampleFuture, to_device
 from nanohybrid.engine.scheduler import Work
-from nanohybrid.executors.cuda_graphs import DecodeGraphs
+from nanohybrid.executors.cuda_graphs import GraphExecutor
 from nanohybrid.model import Layout
 
 
@@ -35,7 +35,7 @@ class AsyncDecoder:
         draft rolled back, since its state must then be where the host believes it to be.
     """
 
-    def __init__(self, graphs: DecodeGraphs) -> None:
+    def __init__(self, graphs: GraphExecutor) -> None:
         self.graphs, self.prefetch_enabled = graphs, False
         self._prefetched: _Prefetched | None = None
 
@@ -74,7 +74,7 @@ class AsyncDecoder:
 
         Does nothing unless every request of it decodes and has a page for the next token.
         """
-        size = self.graphs.state.page_size
+        size = self.graphs.cache.page_size
         if not self.prefetch_enabled or not all(map(self.supports, work)):
             return
         if all(request.pages and start + 1 < len(request.pages.ids) * size for request, start, _ in work):
@@ -88,5 +88,5 @@ class AsyncDecoder:
             [start for _, start, _ in work],
             [request.slot.ids[0] for request, _, _ in work if request.slot],
             [request.pages.ids for request, _, _ in work if request.pages],
-            self.graphs.state.page_size,
+            self.graphs.cache.page_size,
         )

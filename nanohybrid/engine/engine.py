@@ -44,6 +44,11 @@ class Engine:
         self, model: HybridLM, tokenizer: Tokenizer, config: EngineConfig | None = None, **options: Any
     ) -> None:
         config = EngineConfig.of(config, options)
+        refusing = [mixer.label for mixer in model.config.mixers if not mixer.takes_drafts(model.config)]
+        if config.num_speculative_tokens and refusing:
+            raise InputError(
+                f"speculative decoding cannot roll back {refusing[0]} layers: set num_speculative_tokens to 0"
+            )
         max_model_len = config.longest(model.config.max_position_embeddings)
         pages = config.num_kv_pages
         pages = config.max_num_seqs * -(-max_model_len // PAGE) if pages is None else pages

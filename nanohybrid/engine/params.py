@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nanohybrid.config import FLOAT32_LARGEST, FLOAT32_SMALLEST
 from nanohybrid.errors import InputError, shown
+from nanohybrid.model.mixers.checks import FLOAT32_LARGEST, FLOAT32_SMALLEST
 
 FinishReason = Literal["stop", "length", "error"]
 Top = list[list[tuple[int, float]]]  # for each token, the most probable ids and their log-probabilities

@@ -21,7 +21,8 @@ from nanohybrid.engine.sampler import Sampled, SampleFuture, SamplingMetadata, s
 from nanohybrid.engine.sanitizer import CacheSanitizer
 from nanohybrid.engine.scheduler import Freed, Swap, Work
 from nanohybrid.estimate.serving import transient
-from nanohybrid.executors.cuda_graphs import Capture, DecodeGraphs, cuda_graph, graphs_apply
+from nanohybrid.executors import TorchExecutor, executor_for
+from nanohybrid.executors.cuda_graphs import Capture, GraphExecutor, cuda_graph, graphs_apply
 from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.model.cache import OffloadedCache
 from nanohybrid.ops.sizes import CHUNK
@@ -66,10 +67,14 @@ class Runner:
             state_dtype,
             kv_dtype,
         )
+        self.executor = executor_for(model, self.state)
         self.decoder: AsyncDecoder | None = None
         if capture is not None:
-            graphs = DecodeGraphs(
-                model, self.state, most_rows=slots, context=context or pages * page_size, capture=capture
+            graphs = GraphExecutor(
+                TorchExecutor(model, self.state),
+                most_rows=slots,
+                context=context or pages * page_size,
+                capture=capture,
             )
             graphs.self_test()
             self.decoder = AsyncDecoder(graphs)
@@ -155,7 +160,7 @@ class Runner:
         rows = [last[index] for index in wanted] + drafted
         ascending = rows if len(rows) == 1 else sorted(set(rows))
         tokens_T = torch.tensor(tokens, dtype=torch.int64, device=self.device)
-        hidden_TE, logits_SV = self.model.step(tokens_T, self._layout(work), self.state, ascending)
+        hidden_TE, logits_SV = self.executor.run(tokens_T, self._layout(work), ascending)
         self._score(work, hidden_TE)
         if rows != ascending:  # a group samples from one row, and the rows of drafts come last
             place = {row: at for at, row in enumerate(ascending)}
@@ -179,7 +184,7 @@ class Runner:
             ended.
         """
         rows = [row for row, request in enumerate(self._drafting) if request.id in accepted]
-        self.state.settle(rows, [accepted[self._drafting[row].id] for row in rows])
+        self.executor.commit(rows, [accepted[self._drafting[row].id] for row in rows])
         self._drafting, self._logits_DV = [], torch.empty(0)
         self._drafts.clear()
 
@@ -207,7 +212,7 @@ class Runner:
             if start + length == request.num_tokens
         ]
         result = [torch.empty(0)] * len(work)
-        if self.model.alike(self.state):
+        if self.executor.is_batch_invariant:
             logits_SV = self._logits(work, wanted)
             for index, row_V in zip(wanted, logits_SV, strict=True):
                 result[index] = row_V[None].clone()  # every copy has the same alignment in memory

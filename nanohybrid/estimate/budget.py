@@ -15,19 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import ceil
 from typing import TypeVar
 
 import torch
 
-from nanohybrid.config import ATTENTION, HybridConfig
+from nanohybrid.config import HybridConfig
 from nanohybrid.errors import ConfigError, InputError
-from nanohybrid.estimate.footprint import GIB, Footprint
+from nanohybrid.estimate.footprint import Footprint
 from nanohybrid.estimate.linear_shapes import Matrix, matrices_of
 from nanohybrid.estimate.serving import transient
-from nanohybrid.model.mixers.axes import axis_sizes, shape
-from nanohybrid.model.spec import MIXERS
-from nanohybrid.ops.attention.torch import QUERY_TILE
+from nanohybrid.estimate.units import GIB, amount
 from nanohybrid.ops.quantized import FORMATS, holds, stored_bytes
 from nanohybrid.ops.sizes import CHUNK
 
@@ -114,14 +112,6 @@ class Budget:
         return f"{amount(self.bytes)} at context {self.context:,}, batch {self.batch}, {self.dtype}"
 
 
-def amount(count: int) -> str:
-    """Bytes in GiB, or in MiB or KiB where there are few."""
-    unit, name = (
-        (GIB, "GiB") if count >= GIB / 10 else (2**20, "MiB") if count >= 2**20 / 10 else (2**10, "KiB")
-    )
-    return f"{count / unit:.2f} {name}"
-
-
 def matrix_bytes(matrix: Matrix, dtype: str) -> int:
     """Bytes of one linear, scales included; of one that the format has no form for, as bf16."""
     rows, columns = matrix
@@ -146,30 +136,21 @@ def activation_bytes(
             transient(config, tokens) + gathered_bytes(config, batch, context) + batch * config.vocab_size * 4
         )
     kind = DTYPES.get(dtype, torch.bfloat16)
-    sizes = axis_sizes(config)
     widest = 0
-    for layer, shapes in matrices_of(config).items():
-        states = [
-            spec
-            for spec in MIXERS[layer].declare(config).states.values()
-            if spec.dtype is not None and not spec.per_token
-        ]
-        chunks = ceil(tokens / CHUNK) * sum(
-            prod(shape(spec.axes, sizes)) * spec.kind(kind).itemsize for spec in states
+    for mixer in set(config.mixers):
+        outputs = sum(rows for rows, _ in matrices_of(mixer, config))
+        chunks = (
+            ceil(tokens / CHUNK)
+            * mixer.chunk_numbers(config)
+            * torch.promote_types(kind, torch.float32).itemsize
         )
-        widest = max(widest, 2 * tokens * kind.itemsize * sum(rows for rows, _ in shapes) + chunks)
+        widest = max(widest, 2 * tokens * kind.itemsize * outputs + chunks)
     return widest + 2 * tokens * config.hidden_size * kind.itemsize + batch * config.vocab_size * 4
 
 
 def gathered_bytes(config: HybridConfig, batch: int, context: int) -> int:
-    """What attention without kernels takes beside its pages: keys and values of one sequence in order and once more for each query head,
-    and the mask of a tile of queries; or, in a decode step, keys and values of all sequences. In fp32.
-    """
-    if ATTENTION not in config.pattern:
-        return 0
-    keys, queries = config.num_key_value_heads, config.num_attention_heads
-    prefill = 2 * (keys + queries) * config.head_dim + 2 * QUERY_TILE
-    return 4 * context * max(prefill, 4 * batch * keys * config.head_dim)
+    """What the torch forms of a layer take beside the cache, for each token of context; in fp32."""
+    return 4 * context * max(mixer.context_numbers(config, batch) for mixer in set(config.mixers))
 
 
 def within(

@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass
 
 from nanohybrid.errors import InputError
+from nanohybrid.estimate.units import GIB
 
-GIB = 2**30
 FRAMEWORK = 0.05  # of the memory, for CUDA context, allocator and graphs: the paper's reserve
 
 

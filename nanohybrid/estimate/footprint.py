@@ -10,12 +10,10 @@ from math import prod
 
 import torch
 
-from nanohybrid.config import KINDS, HybridConfig
+from nanohybrid.config import HybridConfig
 from nanohybrid.model.quantized import quantizable
-from nanohybrid.model.spec import kept, parameters
+from nanohybrid.model.spec import cache_specs, param_specs, part_label
 from nanohybrid.ops.quantized import holds, stored_bytes
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,12 @@ class Footprint:
         format: int8, int4 or fp8, in which the matrices are that model/quantized.py quantizes; the rest stays in `dtype`.
         """
         by_part: dict[str, int] = {}
-        for declared in parameters(config).values():
-            part = KINDS.get(declared.part, declared.part)
+        for declared in param_specs(config).values():
+            part = part_label(declared.part)
             by_part[part] = by_part.get(part, 0) + prod(declared.shape)
-        stored = [one for layer in kept(config, dtype, state_dtype, kv_dtype) for one in layer.values()]
+        stored = [
+            one for layer in cache_specs(config, dtype, state_dtype, kv_dtype) for one in layer.values()
+        ]
         total = sum(by_part.values())
         return cls(
             parameters=total,

@@ -8,7 +8,8 @@ import torch
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.estimate.footprint import GIB, Footprint
+from nanohybrid.estimate.footprint import Footprint
+from nanohybrid.estimate.units import GIB
 from nanohybrid.ops.quantized import FORMATS
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")

@@ -15,15 +15,13 @@ How fine its differences are to be trusted: those three were measured at 161.02,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 
-from nanohybrid.config import ATTENTION, HybridConfig
+from nanohybrid.config import HybridConfig
 from nanohybrid.estimate.budget import DTYPES, QUANTIZED, Budget, matrix_bytes, weight_bytes
 from nanohybrid.estimate.devices import Device
 from nanohybrid.estimate.footprint import Footprint
 from nanohybrid.estimate.linear_shapes import every_matrix
-from nanohybrid.model.mixers.axes import axis_sizes, shape
-from nanohybrid.model.spec import states
 
 TILE = 128
 
@@ -64,20 +62,6 @@ def decode_step(config: HybridConfig, budget: Budget, tile: int = TILE) -> Step:
     )
     kv = footprint.kv_bytes_per_token
     sequence = budget.context * kv + 2 * footprint.state_bytes_per_sequence + kv
-    attention = (
-        4 * config.pattern.count(ATTENTION) * config.num_attention_heads * config.head_dim * budget.context
-    )
-    token = 2 * (footprint.parameters - table) + attention + 5 * ssm_elements(config)
+    mixing = sum(mixer.mixing_flops(config, 1, budget.context) for mixer in config.mixers)
+    token = 2 * (footprint.parameters - table) + mixing
     return Step(weights + budget.batch * sequence, budget.batch * token, budget.batch)
-
-
-def ssm_elements(config: HybridConfig) -> int:
-    """Entries of all states that are kept in full precision, of one sequence."""
-    sizes = axis_sizes(config)
-    specs = [
-        spec
-        for layer in states(config)
-        for spec in layer.values()
-        if spec.dtype is not None and not spec.per_token
-    ]
-    return sum(prod(shape(spec.axes, sizes)) for spec in specs)

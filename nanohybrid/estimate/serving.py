@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nanohybrid.errors import InputError
-from nanohybrid.ops.sizes import CHUNK, PAGE
+from nanohybrid.estimate.units import GIB, size
+from nanohybrid.ops.sizes import PAGE
 
 if TYPE_CHECKING:
     from nanohybrid.config import HybridConfig
     from nanohybrid.estimate import Footprint
 
-GIB = 2**30
 STEP_TOKENS = 2048
 LOGITS = 4  # copies of a row of fp32 logits at a time: itself, scaled or cut, and its cumulative sum in float64 counts twice
 PROCESS = (
@@ -128,7 +128,7 @@ def plan_slots(
 ) -> ServePlan:
     """What `slots` running requests of `context` tokens each take, of which each may draft; the budget is just that."""
     pages = slots * -(-context // PAGE)
-    per_row = 4 * config.vocab_size * LOGITS + window(
+    per_row = 4 * config.vocab_size * LOGITS + draft_bytes(
         config, speculate
     )  # a running request's logits, and what sampling makes of it
     plan = ServePlan(
@@ -156,34 +156,13 @@ def _too_small(plan: ServePlan, budget_bytes: int, other: str = "or shorten the 
 
 def transient(config: "HybridConfig", tokens: int) -> int:
     """Bytes that the widest layer makes of a step of `tokens`, at most, beside the residual stream; all counted as fp32."""
-    widest = 0
-    if "M" in config.pattern:
-        inner, grouped = config.mamba_inner_size, config.n_groups * config.ssm_state_size
-        projected = 2 * inner + 2 * grouped + config.mamba_num_heads
-        chunk = config.mamba_num_heads * CHUNK * 4 + 3 * config.mamba_num_heads * config.mamba_head_dim
-        widest = max(
-            widest, 4 * projected + chunk
-        )  # projected, convolved, regrouped; decays and scores of a round of chunks
-    if "-" in config.pattern:
-        widest = max(widest, 2 * config.intermediate_size)
-    if "*" in config.pattern:
-        heads = config.num_attention_heads + 2 * config.num_key_value_heads
-        widest = max(widest, 3 * heads * config.head_dim)
+    widest = max(mixer.transient_numbers(config) for mixer in set(config.mixers))
     return 4 * tokens * (widest + 3 * config.hidden_size)
 
 
-def window(config: "HybridConfig", speculate: int) -> int:
-    """Bytes that one request's drafts take until they are settled: logits of each, and what each Mamba layer keeps of it."""
-    if not speculate:
+def draft_bytes(config: "HybridConfig", drafts: int) -> int:
+    """Bytes that one request's draft tokens take until they are accepted or rejected: logits of each, and what layers buffer."""
+    if not drafts:
         return 0
-    fed = config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size + config.mamba_num_heads
-    tokens = speculate + config.conv_kernel
-    return 4 * speculate * config.vocab_size + 4 * tokens * 2 * fed * config.pattern.count("M")
-
-
-def size(count: int) -> str:
-    """Bytes as people read them, in binary units."""
-    for unit, scale in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(count) >= scale:
-            return f"{count / scale:,.2f} {unit}"
-    return f"{count} bytes"
+    numbers = sum(mixer.draft_numbers(config, drafts) for mixer in config.mixers)
+    return 4 * drafts * config.vocab_size + 4 * numbers

@@ -12,15 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from nanohybrid.config import ATTENTION, MAMBA, HybridConfig
+from nanohybrid.config import HybridConfig
 from nanohybrid.errors import ConfigError
-from nanohybrid.estimate.footprint import GIB
-from nanohybrid.model.spec import parameters
+from nanohybrid.estimate.units import MIB
+from nanohybrid.model.spec import param_specs
 from nanohybrid.ops.losses.stream import default_chunk
 
-__all__ = ["GIB", "TrainingMemory", "kept"]
 WIDE = 4  # bytes of fp32: weights, gradients, moments, the residual stream, what the scan returns
-PROCESS = 450 * 2**20  # torch, numba and what they have compiled
+PROCESS = 450 * MIB  # torch, numba and what they have compiled
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class TrainingMemory:
             asked = f"a step of {tokens} tokens in {mode}, checkpoint_every {checkpoint_every}"
             raise ConfigError(f"{asked}: modes are fp32 and bf16, sizes positive")
         narrow = 2 if mode == "bf16" else WIDE
-        inside = [tokens * kept(config, kind, narrow) for kind in config.pattern]
+        inside = [tokens * mixer.saved_bytes(config, narrow) for mixer in config.mixers]
         stream = tokens * WIDE * config.hidden_size
         made_again = [
             bool(checkpoint_every) and index % checkpoint_every == 0 for index in range(len(inside))
@@ -63,7 +62,7 @@ class TrainingMemory:
         ]
         layers = [sizes(config, index) for index in range(len(inside))]
         casts = [2 * matrices if mode == "bf16" else 0 for _, matrices in layers]
-        total = sum(prod(one.shape) for one in parameters(config).values())
+        total = sum(prod(one.shape) for one in param_specs(config).values())
         head = config.vocab_size * config.hidden_size
         part = (
             narrow * head if mode == "bf16" else 0
@@ -103,29 +102,6 @@ class TrainingMemory:
 
 def sizes(config: HybridConfig, layer: int) -> tuple[int, int]:
     """Parameters of a layer, and how many of them are in its linears."""
-    mine = {name: one.shape for name, one in parameters(config).items() if one.layer == layer}
+    mine = {name: one.shape for name, one in param_specs(config).items() if one.layer == layer}
     linears = sum(prod(shape) for name, shape in mine.items() if len(shape) == 2 and "conv1d" not in name)
     return sum(prod(shape) for shape in mine.values()), linears
-
-
-def kept(config: HybridConfig, kind: str, narrow: int) -> int:
-    """Bytes a token that one layer keeps inside, its input on the residual stream aside; `narrow`: of what linears read and write."""
-    normed = narrow * config.hidden_size
-    if kind == MAMBA:
-        inner, heads = config.mamba_inner_size, config.mamba_num_heads
-        both = 2 * config.n_groups * config.ssm_state_size
-        projected, convolved, out = 2 * inner + both + heads, inner + both, inner
-        return (
-            normed + narrow * (projected + convolved + out) + WIDE * (inner + 2 * heads)
-        )  # the scan's y, dt before and after softplus
-    if kind == ATTENTION:
-        queries, keys = (
-            config.num_attention_heads * config.head_dim,
-            config.num_key_value_heads * config.head_dim,
-        )
-        turned = 6 * config.head_dim if config.rope_theta is not None else 0
-        before = (queries + keys if config.qk_norm else 0) + turned  # what the norms read, and angles
-        return (
-            normed + narrow * (before + queries) + WIDE * (2 * queries + 2 * keys)
-        )  # q, k, v, o in fp32 where documents are short
-    return normed + narrow * config.intermediate_size * (4 if config.mlp_activation == "swiglu" else 2)

@@ -1,57 +1,72 @@
-"""Decode steps recorded once and replayed: one launch for the whole model instead of several for each layer.
+"""The CUDA-graph executor: decode steps of the torch executor, recorded once and replayed with one launch for the whole model.
 
-A graph reads fixed memory, so everything that changes from step to step (ids, slots, positions, pages) lies in static index
-buffers that one copy fills, and a layout whose tables are those buffers stands for every batch. Batches are filled up to the
-next of a few sizes; what fills them up works on a slot and a page that nobody has, at position 0.
+A graph reads fixed memory. So everything that changes from step to step (ids, slots, positions, pages) lies in static index
+buffers that one copy fills, and a layout whose tables are those buffers stands for every batch. Batches are padded to the next
+of a few sizes; padding rows work on a slot and a page that no sequence owns, at position 0.
 
-It asks of the kernels that they read the layout on the device, never on the host: the Triton forms do, the torch forms do not.
+The ops must read the layout on the device, never on the host: the Triton forms do, the torch forms do not.
 
-B rows of a graph · W pages a sequence may have · E embedding · V vocabulary.
+B rows of a graph · W pages a sequence may have · E hidden size · V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nanohybrid.model import HybridCache, HybridLM, Layout
+from nanohybrid.executors.executor import Executor
+from nanohybrid.executors.torch import TorchExecutor
+from nanohybrid.model.lm import HybridLM
 from nanohybrid.ops.dispatch import runs_triton
+from nanohybrid.ops.layout import Layout
 
-Step = Callable[[], Tensor]
+Outputs = tuple[Tensor, Tensor]  # hidden states [B, E] and logits [B, V]
+Step = Callable[[], Outputs]
 Capture = Callable[[Step], Step]
-TOLERANCE = (
-    0.02  # of the self-test, relative: an eager step of fewer rows may sum its products in another order
-)
+TOLERANCE = 0.02
+"""Of the self-test, relative: an eager step of fewer rows may sum its products in another order."""
 
 
-class DecodeGraphs:
-    """The decode steps of one model over one state, whose last slot and last page belong to the graphs.
+class GraphExecutor(Executor):
+    """Replays the decode steps of a torch executor; everything else runs on that executor.
 
-    `capture` turns a step into one that does the same to the same memory and returns the same tensor: `cuda_graph`, or `called`
-    to test everything else without a GPU.
+    The last slot and the last page of the cache belong to the graphs. `capture` turns a step into one that does the same to
+    the same memory and returns the same tensors: `cuda_graph`, or `called` to test everything else without a GPU.
     """
 
-    def __init__(
-        self, model: HybridLM, state: HybridCache, *, most_rows: int, context: int, capture: Capture
-    ) -> None:
-        self.model, self.state = model, state
-        width = -(-context // state.page_size)
+    name = "cuda_graphs"
+
+    def __init__(self, eager: TorchExecutor, *, most_rows: int, context: int, capture: Capture) -> None:
+        super().__init__(eager.model, eager.cache)
+        self.eager, self.most_rows = eager, most_rows
+        width = -(-context // self.cache.page_size)
         self._buckets: dict[int, _Bucket] = {}
         with torch.inference_mode():
             for rows in reversed(
                 sizes(most_rows)
             ):  # the largest first: the others fit into the memory it leaves
-                self._buckets[rows] = _Bucket(model, state, rows, width, capture)
+                self._buckets[rows] = _Bucket(eager, rows, width, capture)
+
+    def run(self, tokens_T: Tensor, layout: Layout, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As Executor.run; a decode step that fits a graph is replayed."""
+        if not layout.is_decode or layout.speculative or layout.sequences > self.most_rows:
+            return self.eager.run(tokens_T, layout, wanted)
+        hidden_SE, logits_SV = self._replay(tokens_T, layout)
+        rows = torch.tensor(list(wanted), dtype=torch.int64, device=logits_SV.device)
+        return hidden_SE.clone(), logits_SV[rows] if wanted else torch.empty(0)
 
     def logits(self, tokens: list[int] | Tensor, layout: Layout) -> Tensor:
-        """Logits [S, V] in fp32 of one token for each sequence of a decode layout; updates the state.
+        """Logits [S, V] in fp32 of one token for each sequence of a decode layout; updates the cache.
 
         tokens: ids, or int64 [S] on the device. The logits lie in memory that the next step overwrites.
         """
+        return self._replay(tokens, layout)[1]
+
+    def _replay(self, tokens: list[int] | Tensor, layout: Layout) -> Outputs:
         rows = min(size for size in self._buckets if size >= len(tokens))
         return self._buckets[rows].run(tokens, layout)
 
@@ -64,21 +79,21 @@ class DecodeGraphs:
         before = 0
         for rows in sorted(self._buckets):
             filled = min(
-                (before + rows + 1) // 2, self.state.slots - 1, self.state.pages - 1
+                (before + rows + 1) // 2, self.cache.slots - 1, self.cache.pages - 1
             )  # not all rows, where there is a choice
             before = rows
             slots, pages = range(filled), [[page] for page in range(filled)]
             for position in (0, 1):
                 layout = Layout.with_cache(
-                    [1] * filled, [position] * filled, slots, pages, self.state.page_size
+                    [1] * filled, [position] * filled, slots, pages, self.cache.page_size
                 )
                 tokens = [(7 * row + position) % self.model.config.vocab_size for row in range(filled)]
-                saved = [self.state.save(slot, [slot]) for slot in slots]
+                saved = [self.cache.save(slot, [slot]) for slot in slots]
                 replayed = self.logits(tokens, layout).clone()
                 for slot, copy in zip(slots, saved, strict=True):
-                    self.state.load(copy, slot, [slot])
+                    self.cache.load(copy, slot, [slot])
                 ids = torch.tensor(tokens, device=replayed.device)
-                eager = self.model.head(self.model.hidden(ids, layout, self.state))
+                _, eager = self.eager.run(ids, layout, range(filled))
                 error = float((replayed - eager).norm() / eager.norm().clamp(min=1e-30))
                 if not error <= TOLERANCE:
                     raise RuntimeError(
@@ -89,8 +104,8 @@ class DecodeGraphs:
 class _Bucket:
     """One recorded step and its index buffer: ids, slots, positions and rows of the page pool [4, B], then the pages [B, W]."""
 
-    def __init__(self, model: HybridLM, state: HybridCache, rows: int, width: int, capture: Capture) -> None:
-        device = model.device
+    def __init__(self, eager: TorchExecutor, rows: int, width: int, capture: Capture) -> None:
+        device, state = eager.model.device, eager.cache
         self._rows, self._page_size = rows, state.page_size
         self._spare = np.zeros((4 + width) * rows, dtype=np.int64)  # what stands where no sequence does
         columns, pages = self._parts(self._spare)
@@ -118,9 +133,9 @@ class _Bucket:
             state.page_size,
         )
         layout = any_batch.on_device(device, tables)
-        self._replay = capture(lambda: model.head(model.hidden(ids, layout, state)))
+        self._replay = capture(lambda: eager.run(ids, layout, range(rows)))
 
-    def run(self, tokens: list[int] | Tensor, layout: Layout) -> Tensor:
+    def run(self, tokens: list[int] | Tensor, layout: Layout) -> Outputs:
         assert layout.slots is not None and layout.pages is not None
         if self._copied is not None:
             self._copied.synchronize()  # the last copy has left the pinned buffer: it ran before the last step did
@@ -138,14 +153,17 @@ class _Bucket:
             self._copied.record()
         if isinstance(tokens, Tensor):
             self._device[:S].copy_(tokens)
-        return self._replay()[:S]
+        hidden_BE, logits_BV = self._replay()
+        return hidden_BE[:S], logits_BV[:S]
 
     def _parts(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return flat[: 4 * self._rows].reshape(4, self._rows), flat[4 * self._rows :].reshape(self._rows, -1)
 
 
 def graphs_apply(model: HybridLM) -> bool:
-    """Whether the model's ops read layouts on the device alone: on a GPU, in their Triton forms."""
+    """Whether the model's layers read layouts on the device alone: on a GPU, kinds that promise it, in their Triton forms."""
+    if not all(mixer.cuda_graphs for mixer in model.config.mixers):
+        return False
     return model.device.type == "cuda" and runs_triton() and model.dtype != torch.float64
 
 
@@ -166,7 +184,7 @@ def cuda_graph(step: Step) -> Step:
     with torch.cuda.graph(graph):
         out = step()
 
-    def replay() -> Tensor:
+    def replay() -> Outputs:
         graph.replay()
         return out
 
@@ -174,10 +192,12 @@ def cuda_graph(step: Step) -> Step:
 
 
 def called(step: Step) -> Step:
-    """No graph: the step itself, into the same tensor each time."""
+    """No graph: the step itself, into the same tensors each time."""
     out = step()
 
-    def replay() -> Tensor:
-        return out.copy_(step())
+    def replay() -> Outputs:
+        for mine, new in zip(out, step(), strict=True):
+            mine.copy_(new)
+        return out
 
     return replay

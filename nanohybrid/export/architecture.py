@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanohybrid.checkpoint.dialects import NEMOTRON, QWEN, model_type
-from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
+from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.mixers import MIXERS, MLP, Attention, Mamba2, kinds
+from nanohybrid.model.spec import param_specs
 
 Value = int | float | list[int]
 Role = Literal["matrix", "embedding", "vector", "decay"]
@@ -32,13 +33,6 @@ WHOLE = {
     "backbone.norm_f.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-MIXERS = {
-    "in_proj.weight": "ssm_in.weight", "conv1d.weight": "ssm_conv1d.weight", "conv1d.bias": "ssm_conv1d.bias", "dt_bias": "ssm_dt.bias",
-    "A_log": "ssm_a", "D": "ssm_d", "norm.weight": "ssm_norm.weight", "out_proj.weight": "ssm_out.weight",
-    "q_proj.weight": "attn_q.weight", "k_proj.weight": "attn_k.weight", "v_proj.weight": "attn_v.weight",
-    "o_proj.weight": "attn_output.weight", "q_norm.weight": "attn_q_norm.weight", "k_norm.weight": "attn_k_norm.weight",
-    "gate_proj.weight": "ffn_gate.weight", "up_proj.weight": "ffn_up.weight", "down_proj.weight": "ffn_down.weight",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,22 +58,19 @@ def architecture(config: HybridConfig) -> str:
     if kind == NEMOTRON:
         _check_hybrid(config)
         return kind
-    asked = {
-        f"rotary positions (rope_theta = {config.rope_theta})": ATTENTION in config.pattern
-        and config.rope_theta is not None,
-        "a norm of queries and keys (qk_norm)": ATTENTION in config.pattern and config.qk_norm,
-        "a gated MLP (mlp_activation = swiglu)": MLP in config.pattern and config.mlp_activation == "swiglu",
-    }
-    options = " and ".join(name for name, given in asked.items() if given)
+    unknown = [
+        f"{mixer.label} layers ({mixer.symbol})" for mixer in kinds(config.pattern) if not mixer.gguf_names
+    ]
+    options = unknown or [option for mixer in kinds(config.pattern) for option in mixer.gguf_options(config)]
     raise InputError(
-        f"llama.cpp has no architecture for the pattern {config.pattern[:40]} with {options}: "
+        f"llama.cpp has no architecture for the pattern {config.pattern[:40]} with {' and '.join(options)}: "
         "it knows hybrids without these, and *-*-... with all three"
     )
 
 
 def _check_hybrid(config: HybridConfig) -> None:
-    if MAMBA not in config.pattern or ATTENTION not in config.pattern:
-        lacking = "Mamba-2" if MAMBA not in config.pattern else "attention"
+    lacking = next((one.label for one in (Mamba2, Attention) if one.symbol not in config.pattern), None)
+    if lacking is not None:
         raise InputError(
             f"the pattern {config.pattern[:40]} has no {lacking} layer, and llama.cpp's {NEMOTRON} aborts without one of each"
         )
@@ -107,8 +98,8 @@ def sizes(config: HybridConfig) -> dict[str, Value]:
         }  # fmt: skip
     return common | {
         "block_count": config.num_hidden_layers, "attention.layer_norm_epsilon": config.layer_norm_epsilon,
-        "feed_forward_length": [config.intermediate_size if layer == MLP else 0 for layer in config.pattern],
-        "attention.head_count_kv": [config.num_key_value_heads if layer == ATTENTION else 0 for layer in config.pattern],
+        "feed_forward_length": [config.intermediate_size if layer == MLP.symbol else 0 for layer in config.pattern],
+        "attention.head_count_kv": [config.num_key_value_heads if layer == Attention.symbol else 0 for layer in config.pattern],
         "ssm.conv_kernel": config.conv_kernel, "ssm.state_size": config.ssm_state_size, "ssm.group_count": config.n_groups,
         "ssm.inner_size": config.mamba_inner_size, "ssm.time_step_rank": config.mamba_num_heads,
     }  # fmt: skip
@@ -119,7 +110,7 @@ def targets(config: HybridConfig) -> dict[str, Target]:
     kind = architecture(config)
     return {
         name: _target(name, declared.shape, declared.part, kind, config)
-        for name, declared in parameters(config).items()
+        for name, declared in param_specs(config).items()
     }
 
 
@@ -130,13 +121,13 @@ def _target(name: str, shape: tuple[int, ...], part: str, kind: str, config: Hyb
     _, _, index, *rest = name.split(".")
     block, leaf = int(index), ".".join(rest).removeprefix("mixer.")
     if ".".join(rest) == "norm.weight":
-        after_attention = kind == QWEN and part == MLP
+        after_attention = kind == QWEN and part == MLP.symbol
         return Target(
             f"blk.{_block(block, kind)}.{'ffn_norm' if after_attention else 'attn_norm'}.weight",
             shape,
             "vector",
         )
-    place = f"blk.{_block(block, kind)}.{MIXERS[leaf]}"
+    place = f"blk.{_block(block, kind)}.{MIXERS[part].gguf_names[leaf]}"
     if leaf in ("A_log", "D"):
         return Target(place, (*shape, 1), "decay" if leaf == "A_log" else "vector")
     if leaf == "norm.weight":

@@ -1,39 +1,39 @@
-"""The memory of a model between calls: for each layer, pools of what it declares."""
+"""The memory of a model between calls: for each layer, the tensors that its mixer declares."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.model.mixers.draft_tokens import LayerCache
-from nanohybrid.model.spec import kept
+from nanohybrid.model.layer_cache import LayerCache
+from nanohybrid.model.spec import cache_specs
 from nanohybrid.ops.sizes import PAGE
 
 
 @dataclass(frozen=True, eq=False)
 class OffloadedCache:
-    """What one sequence left in the pools, in host memory and never changed: its slot's rows, and its pages one by one."""
+    """A copy of one sequence's cache in host memory, never changed: its slot's rows, and its pages one by one."""
 
     rows: list[Tensor]
     pages: tuple[list[Tensor], ...]
 
     @property
     def parts(self) -> list[tuple[int, int]]:
-        """Identity and bytes of each piece of memory in it: copies that share a page name the same piece."""
-        return [(id(piece), sum(tensor.nbytes for tensor in piece)) for piece in (self.rows, *self.pages)]
+        """Identity and bytes of each block of memory in it: copies that share a page name the same block."""
+        return [(id(block), sum(tensor.nbytes for tensor in block)) for block in (self.rows, *self.pages)]
 
 
 @dataclass(frozen=True, eq=False)
 class HybridCache:
-    """layers[i] maps a name to its pool: [slots, ...] for what a sequence keeps, [pages, page size, ...] for its tokens.
+    """Recurrent states and KV cache of many sequences.
 
-    The forward reads and writes the pools in place, by the layout's slots and pages. A sequence that begins reads zeros
+    layers[i] maps a name to a tensor: [slots, ...] for what a sequence keeps, [pages, page size, ...] for what a token
+    keeps. An executor reads and writes them in place, by the layout's slots and pages. A sequence that begins reads zeros
     whatever its slot holds.
     """
 
@@ -43,9 +43,7 @@ class HybridCache:
     page_size: int
     slot_pools: list[Tensor]
     page_pools: list[Tensor]
-    remembered: dict[str, Any] = field(
-        default_factory=dict
-    )  # what a model derives from these pools' addresses
+    _executor: list[str] = field(default_factory=list)
 
     @classmethod
     def allocate(
@@ -59,18 +57,23 @@ class HybridCache:
         state_dtype: torch.dtype | None = None,
         kv_dtype: torch.dtype | None = None,
     ) -> HybridCache:
-        """Zeroed pools; `dtype` is that of the activations, the SSM state is fp32 whatever it is (float64 for float64), unless
-        `state_dtype` and `kv_dtype` say otherwise (declare.kept)."""
+        """Zeroed tensors.
+
+        dtype: of the activations. Recurrent states are fp32 (float64 for float64) and KV rows in `dtype`, unless
+        `state_dtype` and `kv_dtype` say otherwise (model/spec.py).
+        """
         layers: list[LayerCache] = []
         slot_pools: list[Tensor] = []
         page_pools: list[Tensor] = []
-        for index, stored in enumerate(kept(config, dtype, state_dtype, kv_dtype)):
-            pools = LayerCache(index)
+        for index, stored in enumerate(cache_specs(config, dtype, state_dtype, kv_dtype)):
+            layer = LayerCache(index)
             for name, one in stored.items():
                 rows = (pages, page_size) if one.per_token else (slots,)
-                pools[name] = torch.zeros(*rows, *one.shape, dtype=one.dtype, device=device)
-                (page_pools if one.per_token else slot_pools).append(pools[name])
-            layers.append(pools)
+                if one.rounded:
+                    layer.rounded.add(name)
+                layer[name] = torch.zeros(*rows, *one.shape, dtype=one.dtype, device=device)
+                (page_pools if one.per_token else slot_pools).append(layer[name])
+            layers.append(layer)
         return cls(layers, slots, pages, page_size, slot_pools, page_pools)
 
     @classmethod
@@ -82,22 +85,34 @@ class HybridCache:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> HybridCache:
-        """Pools for `sequences` of up to `context` tokens, to be used with Layout.contiguous(..., context)."""
+        """A cache for `sequences` of up to `context` tokens, to be used with Layout.contiguous(..., context)."""
         return cls.allocate(config, sequences, sequences * -(-context // PAGE), PAGE, dtype, device)
 
     @property
     def bytes(self) -> int:
         return sum(pool.nbytes for layer in self.layers for pool in layer.values())
 
+    def claim(self, form: str) -> None:
+        """State in which form keys and values lie inside a page. Raises ValueError where it was another form before.
+
+        The plain model and the torch executor write rows in order ("rows"); the CPU kernels write panels ("panels"), which
+        only they can read.
+        """
+        if not self._executor:
+            self._executor.append(form)
+        if self._executor[0] != form:
+            raise ValueError(
+                f"this cache holds its pages as {self._executor[0]}, and they were asked for as {form}"
+            )
+
     def save(self, slot: int, pages: Sequence[int], known: Sequence[list[Tensor]] = ()) -> OffloadedCache:
-        """Copy a slot and these pages to the host; `known` are copies of the first pages that exist already."""
-        rows = [_host(pool[slot]) for pool in self.slot_pools]
-        return OffloadedCache(
-            rows, (*known, *([_host(pool[page]) for pool in self.page_pools] for page in pages[len(known) :]))
-        )
+        """Copy a slot and these pages to the host. known: copies of the first pages, where they exist already."""
+        rows = [_to_host(pool[slot]) for pool in self.slot_pools]
+        copies = ([_to_host(pool[page]) for pool in self.page_pools] for page in pages[len(known) :])
+        return OffloadedCache(rows, (*known, *copies))
 
     def load(self, saved: OffloadedCache, slot: int, pages: Sequence[int]) -> None:
-        """Put it back, into any slot and any pages, bit for bit."""
+        """Copy it back, into any slot and any pages, bit for bit."""
         for pool, row in zip(self.slot_pools, saved.rows, strict=True):
             pool[slot].copy_(row)
         for page, parts in zip(pages, saved.pages, strict=False):
@@ -114,14 +129,16 @@ class HybridCache:
                     else:
                         pool[place].fill_(number)
 
-    def settle(self, rows: Sequence[int], counts: Sequence[int]) -> None:
-        """Of the layout's speculative sequences, in their order, let the first `counts` tokens of those in `rows` stay; the others
-        are as if the window had never been."""
-        for pools in self.layers:
-            window, pools.window = pools.window, None
-            if window is not None and rows:
-                window.settle(pools, rows, counts)
+    def commit(self, rows: Sequence[int], counts: Sequence[int]) -> None:
+        """Accept draft tokens: the first counts[i] of the layout's speculative sequence rows[i].
+
+        The sequences that are not named are as they were before the drafts.
+        """
+        for layer in self.layers:
+            drafts, layer.drafts = layer.drafts, None
+            if drafts is not None and rows:
+                drafts.commit(layer, rows, counts)
 
 
-def _host(row: Tensor) -> Tensor:
+def _to_host(row: Tensor) -> Tensor:
     return row.to("cpu", copy=True)

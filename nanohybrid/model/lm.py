@@ -1,31 +1,24 @@
 """The language model: embeddings, blocks of norm and mixer on a residual stream, a final norm, a head.
 
-T tokens of the ragged batch · B, T a rectangular batch · E embedding · V vocabulary.
+This is the plain forward that every executor (executors/) computes and is tested against.
+
+T tokens of the ragged batch · B, T a rectangular batch · E hidden size · V vocabulary.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.executors.cpu.weights import PackedLinear
 from nanohybrid.model.cache import HybridCache
 from nanohybrid.model.initialize import initialize
+from nanohybrid.model.layer_cache import LayerCache
+from nanohybrid.model.mixers import MIXERS
 from nanohybrid.model.mixers.base import embedding, linear
 from nanohybrid.model.norms import RMSNorm
-from nanohybrid.model.quantized import QuantizedLinear
-from nanohybrid.model.spec import MIXERS
 from nanohybrid.ops.layout import Layout
-from nanohybrid.ops.residual_norm import residual_norm
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from nanohybrid.executors.cpu.forward import CompiledForward
 
 
 class Block(nn.Module):
@@ -36,8 +29,8 @@ class Block(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mixer = MIXERS[kind](config)
 
-    def forward(self, h_TE: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
-        return h_TE + self.mixer(self.norm(h_TE), layout, state)
+    def forward(self, h_TE: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
+        return h_TE + self.mixer(self.norm(h_TE), layout, cache)
 
 
 class Backbone(nn.Module):
@@ -59,12 +52,9 @@ class HybridLM(nn.Module):
     def __init__(self, config: HybridConfig, seed: int | None = None) -> None:
         super().__init__()
         self.config = config
-        self.packed = False  # whether executors/cpu/weights.py laid out the linears for the CPU kernels
         self.backbone = Backbone(config)
         if not config.tie_word_embeddings:
-            self.lm_head: nn.Linear | QuantizedLinear | PackedLinear = linear(
-                config.hidden_size, config.vocab_size
-            )
+            self.lm_head = linear(config.hidden_size, config.vocab_size)
         if seed is not None:
             self.reset_parameters(seed)
 
@@ -84,86 +74,41 @@ class HybridLM(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """[V, E]: the head's weight, which the losses read chunk by chunk; of a quantized or packed head a new tensor each time."""
-        if self.config.tie_word_embeddings:
-            return self.backbone.embeddings.weight
-        return (
-            self.lm_head.weight
-            if isinstance(self.lm_head, nn.Linear)
-            else self.lm_head.dequantized(self.dtype)
-        )
+        """[V, E] in the dtype of the activations: the head's weight, which the losses read chunk by chunk."""
+        tied = self.config.tie_word_embeddings
+        return (self.backbone.embeddings if tied else self.lm_head).weight.to(self.dtype)
 
-    def hidden(self, tokens_T: Tensor, layout: Layout, state: HybridCache | None = None) -> Tensor:
-        """Final hidden states [T, E], after the last norm. tokens: int64 ids below V.
+    def hidden(self, tokens_T: Tensor, layout: Layout, cache: HybridCache | None = None) -> Tensor:
+        """Final hidden states [T, E], after the last norm.
 
-        state: the pools that the layout's slots and pages point into, updated in place; None in training. What is stored has
-        no gradient, so with a state nothing has one.
+        tokens: int64 ids below V. cache: the memory that the layout's slots and pages point into, updated in place; None in
+        training. What is stored has no gradient, so with a cache nothing has one.
         """
-        if state is None:
+        if cache is not None:
+            cache.claim("rows")
+        with torch.set_grad_enabled(cache is None and torch.is_grad_enabled()):
             h_TE = self.backbone.embeddings(tokens_T)
-            for block in self.backbone.layers:
-                h_TE = block(h_TE, layout, None)
+            for index, block in enumerate(self.backbone.layers):
+                h_TE = block(h_TE, layout, None if cache is None else cache.layers[index])
             return self.backbone.norm_f(h_TE)
-        if self.packed and (forward := self._compiled(state)) is not None:
-            return forward.run(tokens_T, layout, state)[0]
-        return self._hidden_stored(tokens_T, layout, state)
-
-    def step(
-        self, tokens_T: Tensor, layout: Layout, state: HybridCache, wanted: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Final hidden states [T, E] and logits in fp32 [len(wanted), V] of these rows, which ascend: `hidden` and `head`, in one call
-        where the model's kernels do both."""
-        if self.packed and (forward := self._compiled(state)) is not None and forward.head is not None:
-            return forward.run(tokens_T, layout, state, wanted)
-        hidden_TE = self.hidden(tokens_T, layout, state)
-        if not wanted:
-            return hidden_TE, torch.empty(0)
-        every = len(wanted) == layout.tokens
-        return hidden_TE, self.head(
-            hidden_TE if every else hidden_TE[torch.tensor(wanted, device=hidden_TE.device)]
-        )
-
-    @torch.no_grad()
-    def _hidden_stored(self, tokens_T: Tensor, layout: Layout, state: HybridCache) -> Tensor:
-        """The same numbers, each addition to the stream made together with the norm that follows it."""
-        blocks = cast("list[Block]", list(self.backbone.layers))
-        norms = [*(block.norm for block in blocks), self.backbone.norm_f]
-        h_TE = self.backbone.embeddings(tokens_T)
-        normed_TE = norms[0](h_TE)
-        for block, norm, pools in zip(blocks, norms[1:], state.layers, strict=True):
-            h_TE, normed_TE = residual_norm(
-                h_TE, block.mixer(normed_TE, layout, pools), norm.weight, norm.eps
-            )
-        return normed_TE
-
-    def alike(self, state: HybridCache) -> bool:
-        """Whether what a forward with this state computes for a token is the same bits whatever shares the batch and however its
-        sequence is cut into calls: of a packed model, by the order of its kernels' sums (executors/cpu/kernels/forward.py)."""
-        return self.packed and not self.config.tie_word_embeddings and self._compiled(state) is not None
-
-    def _compiled(self, state: HybridCache) -> CompiledForward | None:
-        from nanohybrid.executors.cpu.forward import compiled_forward  # here, since it needs numba
-
-        return compiled_forward(self, state)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits in fp32, [..., V]."""
+        """Logits in fp32 (float64 for float64), [..., V]."""
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         if self.config.tie_word_embeddings:
             return F.linear(hidden, self.backbone.embeddings.weight).to(dtype)
-        return (
-            self.lm_head(hidden, dtype)
-            if isinstance(self.lm_head, PackedLinear)
-            else self.lm_head(hidden).to(dtype)
-        )
+        return self.lm_head(hidden).to(dtype)
 
     def forward(
-        self, tokens: Tensor, layout: Layout | None = None, state: HybridCache | None = None
+        self, tokens: Tensor, layout: Layout | None = None, cache: HybridCache | None = None
     ) -> Tensor:
-        """Logits of every token in fp32: [B, T] without a layout gives [B, T, V]; [T] with one gives [T, V]."""
+        """Logits of every token in fp32: [B, T] without a layout gives [B, T, V]; [T] with one gives [T, V].
+
+        Raises ValueError where tokens without a layout are not [batch, length].
+        """
         if layout is not None:
-            return self.head(self.hidden(tokens, layout, state))
+            return self.head(self.hidden(tokens, layout, cache))
         if tokens.ndim != 2:
             raise ValueError(f"tokens without a layout must be [batch, length], not {tuple(tokens.shape)}")
-        hidden = self.hidden(tokens.flatten(), Layout.equal(*tokens.shape), state)
+        hidden = self.hidden(tokens.flatten(), Layout.equal(*tokens.shape), cache)
         return self.head(hidden).unflatten(0, tuple(tokens.shape))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.spec import param_specs
 from nanohybrid.ops import quantized
 
 HEAD = "lm_head.weight"
@@ -41,9 +41,10 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return quantized.linear(x, self.codes, self.scales)
 
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out, in] that the codes stand for, made anew."""
-        return quantized.dequantize(self.codes, self.scales, dtype)
+    @property
+    def weight(self) -> Tensor:
+        """The weight [out, in] that the codes stand for, in fp32, made anew each time."""
+        return quantized.dequantize(self.codes, self.scales, torch.float32)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, format={self.format}"
@@ -59,7 +60,7 @@ def quantizable(config: HybridConfig) -> dict[str, tuple[int, int]]:
     """The matrices that may be quantized by their checkpoint names: [out, in] of the mixers' linears and of an own head."""
     return {
         name: (declared.shape[0], declared.shape[1])
-        for name, declared in parameters(config).items()
+        for name, declared in param_specs(config).items()
         if len(declared.shape) == 2 and (name == HEAD or ".mixer." in name)
     }
 

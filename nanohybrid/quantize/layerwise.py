@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from nanohybrid.checkpoint import CheckpointReader, CheckpointWriter
-from nanohybrid.config import KINDS
 from nanohybrid.model.mixers.base import linear
 from nanohybrid.model.quantized import (
     QuantizedLinear,
@@ -24,7 +23,7 @@ from nanohybrid.model.quantized import (
     quantized_names,
     replace,
 )
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.spec import param_specs, part_label
 from nanohybrid.prune.calibration import Calibration
 from nanohybrid.prune.layerwise import EMBEDDINGS, HEAD, Stored
 from nanohybrid.quantize.calibrate import Carried, Quality
@@ -86,7 +85,7 @@ class _Work:
             advance,
         )
         self.device = device
-        self.declared = parameters(reader.config)
+        self.declared = param_specs(reader.config)
         self.found = Quantization(
             format, kept=[name for name in quantizable(reader.config) if name not in chosen]
         )
@@ -139,7 +138,7 @@ class _Work:
             self.writer.write_codes(name, quantized.codes, quantized.scales)
             after = quantized.codes.nbytes + quantized.scales.nbytes
             self.found.errors[name] = _error(quantized, tensor)
-        kind = KINDS.get(self.declared[name].part, self.declared[name].part)
+        kind = part_label(self.declared[name].part)
         for table, count in ((self.found.bytes_before, tensor.nbytes), (self.found.bytes_after, after)):
             table[kind] = table.get(kind, 0) + count
         if self.advance is not None:
@@ -154,8 +153,6 @@ def _error(quantized: QuantizedLinear, weight: Tensor) -> float:
         *(tensor.split(4096) for tensor in (quantized.codes, quantized.scales, weight)), strict=True
     ):
         exact = part.float()
-        difference += float(
-            (QuantizedLinear(codes, scales).dequantized(torch.float32) - exact).square().sum()
-        )
+        difference += float((QuantizedLinear(codes, scales).weight - exact).square().sum())
         size += float(exact.square().sum())
     return float((difference / max(size, 1e-30)) ** 0.5)

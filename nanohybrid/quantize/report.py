@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nanohybrid.estimate.budget import amount
+from nanohybrid.estimate.units import amount
 from nanohybrid.evaluate.accuracy import add_accuracy, format_accuracy
 from nanohybrid.quantize.layerwise import Quality, Quantization
 from nanohybrid.stages.plots import bars, lines

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from nanohybrid.align.grpo import GrpoRecipe
 from nanohybrid.align.sft import SftRecipe
-from nanohybrid.compress.stage import CompressRecipe
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.data.recipe import DataRecipe
 from nanohybrid.errors import InputError
 from nanohybrid.evaluate.recipe import EvaluateRecipe

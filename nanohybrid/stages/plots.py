@@ -22,7 +22,6 @@ COLORS = (
     "#7d6be0",
 )  # each at least 3:1 on white and on #14171b
 MUTED = "#8b949e"
-LAYERS = {"M": ("#2f81d6", "Mamba-2"), "-": (MUTED, "MLP"), "*": ("#d9730d", "attention")}
 MAX_VALUE_LABELS = 14  # numbers that fit side by side in a figure
 WIDTH, HEIGHT = 6.8, 3.4  # inches: 490 points, so that 10 point text is 10 to 16 pixels on a phone and a desk
 
@@ -52,6 +51,13 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "lines.markersize": 4,
 }
+
+
+def layer_styles() -> dict[str, tuple[str, str]]:
+    """Color and label of each kind of layer, by its symbol."""
+    from nanohybrid.model.mixers import MIXERS  # imports torch, which the other plots do not need
+
+    return {symbol: (mixer.color, mixer.label) for symbol, mixer in MIXERS.items()}
 
 
 def lines(
@@ -156,7 +162,7 @@ def strip(patterns: Mapping[str, str], title: str = "") -> "Figure":
     with style():
         figure, axes = canvas("layer", "", title, height=0.9 + 0.45 * len(patterns))
         for row, pattern in enumerate(patterns.values()):
-            for kind, (color, _) in LAYERS.items():
+            for kind, (color, _) in layer_styles().items():
                 spans = [(place - 0.46, 0.92) for place, layer in enumerate(pattern) if layer == kind]
                 axes.broken_barh(spans, (row - 0.36, 0.72), facecolors=color)
         axes.set_yticks(range(len(patterns)), list(patterns))
@@ -174,7 +180,7 @@ def by_layer(pattern: str, heights: Sequence[float], y: str) -> "Figure":
     """A bar for each layer of a pattern, in the color of its kind; heights are written out for up to MAX_VALUE_LABELS layers."""
     with style():
         figure, axes = canvas("layer", y, "")
-        colors = [LAYERS[layer][0] for layer in pattern]
+        colors = [layer_styles()[layer][0] for layer in pattern]
         axes.bar(range(len(pattern)), heights, 0.74, color=colors)
         if len(pattern) <= MAX_VALUE_LABELS:
             for place, height in enumerate(heights):
@@ -197,7 +203,9 @@ def kinds(figure: "Figure", layers: str) -> None:
     """A legend of the kinds of layers, above the axes."""
     patches = require("matplotlib.patches", "train")
     handles = [
-        patches.Patch(color=color, label=name) for kind, (color, name) in LAYERS.items() if kind in layers
+        patches.Patch(color=color, label=name)
+        for kind, (color, name) in layer_styles().items()
+        if kind in layers
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=9)
 

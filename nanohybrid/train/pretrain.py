@@ -15,7 +15,8 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.data import Loader, Mixture, Phase, TokenStore
 from nanohybrid.data.corpus import Corpus
 from nanohybrid.errors import ConfigError
-from nanohybrid.estimate.training import GIB, TrainingMemory
+from nanohybrid.estimate.training import TrainingMemory
+from nanohybrid.estimate.units import GIB
 from nanohybrid.model import HybridLM
 from nanohybrid.presets import preset
 from nanohybrid.stages import Stage, open_stage

@@ -1,7 +1,6 @@
-"""Proofs, on any checkpoint and machine, of what silently breaks hybrid models elsewhere: that however work is packed, cut,
-stepped, batched, saved or interrupted, the results are the same."""
+"""Checks that a model gives the same numbers however it is run: on every executor, cut, batched, cached, saved and resumed."""
 
-from nanohybrid.verify.line import Line
-from nanohybrid.verify.proofs import PROOFS, verify
+from nanohybrid.verify.checks import verify
+from nanohybrid.verify.result import CheckResult
 
-__all__ = ["PROOFS", "Line", "verify"]
+__all__ = ["CheckResult", "verify"]

@@ -12,8 +12,9 @@ from compress_models import make_model, write_parent
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
 from nanohybrid.compress import latency_table
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import Grid
-from nanohybrid.compress.stage import CompressRecipe, compress
+from nanohybrid.compress.stage import compress
 from nanohybrid.distill.stage import DistillRecipe
 from nanohybrid.engine import LLM, SamplingParams
 from nanohybrid.estimate import free_memory as room
@@ -30,7 +31,7 @@ DISTILL = DistillRecipe(
 )  # fmt: skip
 RECIPE = CompressRecipe(
     quantize="int8", gguf="q8_0", problems=3, tasks=("sums", "parity"), context=64, samples=8, length=30, distill=DISTILL,
-    grid=Grid(hidden=(1.0,), ffn=(1.0, 0.75, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=2),
+    grid=Grid(multiple=4, tried=2, fractions={"hidden_size": (1.0,), "intermediate_size": (1.0, 0.75, 0.5), "mamba_head_dim": (1.0, 0.5)}),
 )  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def test_the_result_is_the_distilled_model_in_codes_and_the_engine_runs_it(resul
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
             weight = distilled.get_parameter(f"{name}.weight")
-            assert (module.dequantized(torch.float32) - weight).norm() < 0.01 * weight.norm(), name
+            assert (module.weight - weight).norm() < 0.01 * weight.norm(), name
     assert len(LLM(out).generate(["some words"], SamplingParams(max_tokens=3))[0].token_ids) > 0
 
 
@@ -128,11 +129,7 @@ def test_the_gguf_holds_the_codes_of_the_quantized_checkpoint(result):
     reader = gguf.GGUFReader(out / "model-q8_0.gguf")
     stored = {tensor.name: tensor for tensor in reader.tensors}["blk.1.ffn_up.weight"]
     values = gguf.dequantize(stored.data, stored.tensor_type)
-    wanted = (
-        load(out, dtype=torch.float32)
-        .get_submodule("backbone.layers.1.mixer.up_proj")
-        .dequantized(torch.float32)
-    )
+    wanted = load(out, dtype=torch.float32).get_submodule("backbone.layers.1.mixer.up_proj").weight
     assert stored.tensor_type.name == "Q8_0" and np.array_equal(values, wanted.numpy())
     assert (
         measures["gguf"]["bytes"] == (out / "model-q8_0.gguf").stat().st_size

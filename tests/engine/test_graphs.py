@@ -8,7 +8,8 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.engine import Engine, SamplingParams, StructuredOutputs
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.engine.runner import Runner
-from nanohybrid.executors.cuda_graphs import DecodeGraphs, called, cuda_graph, sizes
+from nanohybrid.executors import TorchExecutor
+from nanohybrid.executors.cuda_graphs import GraphExecutor, called, cuda_graph, sizes
 from nanohybrid.model import HybridCache, Layout
 
 CUDA = torch.cuda.is_available()
@@ -57,7 +58,7 @@ def test_a_step_is_the_eager_one_and_touches_no_other_sequence(small, rows):
     state = pools(small, slots=5, pages=9)
     truth = copied(state, small)
     with torch.inference_mode():
-        graphs = DecodeGraphs(small, state, most_rows=4, context=64, capture=CAPTURE)
+        graphs = GraphExecutor(TorchExecutor(small, state), most_rows=4, context=64, capture=CAPTURE)
         slots, pages, positions = [2, 0, 3][:rows], [[5, 1], [7], [3, 0, 2]][:rows], [20, 0, 46][:rows]
         for step in range(2):
             layout = Layout.with_cache(
@@ -77,14 +78,15 @@ def test_a_step_is_the_eager_one_and_touches_no_other_sequence(small, rows):
 
 def test_the_self_test_passes_and_notices_a_graph_that_keeps_old_indices(small):
     state = pools(small, slots=3, pages=5)
-    DecodeGraphs(small, state, most_rows=2, context=32, capture=CAPTURE).self_test()
+    GraphExecutor(TorchExecutor(small, state), most_rows=2, context=32, capture=CAPTURE).self_test()
 
     def deaf(step):
-        out = step().clone()
+        hidden, logits = step()
+        out = hidden.clone(), logits.clone()
         return lambda: out
 
     with pytest.raises(RuntimeError, match="differs from the eager step"):
-        DecodeGraphs(small, state, most_rows=2, context=32, capture=deaf).self_test()
+        GraphExecutor(TorchExecutor(small, state), most_rows=2, context=32, capture=deaf).self_test()
 
 
 def test_an_engine_with_graphs_says_what_one_without_says(small, tokenizer, monkeypatch):
@@ -151,7 +153,9 @@ def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(s
 
 @pytest.mark.gpu
 def test_no_replay_allocates_and_none_waits_for_the_device(small):
-    graphs = DecodeGraphs(small, pools(small, slots=9, pages=20), most_rows=8, context=64, capture=cuda_graph)
+    graphs = GraphExecutor(
+        TorchExecutor(small, pools(small, slots=9, pages=20)), most_rows=8, context=64, capture=cuda_graph
+    )
     layout = Layout.with_cache([1] * 5, [3] * 5, range(5), [[i] for i in range(5)], 16)
     graphs.logits([1] * 5, layout)
     torch.cuda.synchronize()
@@ -173,4 +177,4 @@ def test_graphs_of_a_larger_model_pass_their_self_test(dtype):
     )  # fmt: skip
     model = random_model(config, dtype, seed=1, device="cuda")
     state = HybridCache.allocate(config, 65, 129, 128, dtype, "cuda")
-    DecodeGraphs(model, state, most_rows=64, context=4096, capture=cuda_graph).self_test()
+    GraphExecutor(TorchExecutor(model, state), most_rows=64, context=4096, capture=cuda_graph).self_test()

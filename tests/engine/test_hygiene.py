@@ -38,13 +38,13 @@ def test_a_slot_is_zeroed_when_given_and_poisoned_when_freed(model, tokenizer, n
     )
     request, other = engine.add(prompt(200), GREEDY), engine.add(prompt(5, 1), replace(GREEDY, max_tokens=60))
     seen = []
-    run = engine.runner.model.hidden
-    engine.runner.model.hidden = lambda *a: (
+    run = engine.runner.executor.run
+    engine.runner.executor.run = lambda *a: (
         seen.append(rows(engine, request.slot, state.slot_pools)),
         run(*a),
     )[1]
     engine.step()
-    engine.runner.model.hidden = run
+    engine.runner.executor.run = run
     assert not any(row.any() for row in seen[0]), "the prompt began in a slot that was not zero"
     slot, pages = request.slot, request.pages
     while not request.finished:

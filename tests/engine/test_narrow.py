@@ -13,7 +13,7 @@ from nanohybrid.errors import InputError
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.serving import plan_slots
 from nanohybrid.model import HybridCache, Layout
-from nanohybrid.ops.attention import Cache, attention
+from nanohybrid.ops.attention import PagedCache, attention
 from nanohybrid.ops.attention.cache import dequantize, quantize
 
 NARROW = {"mamba_ssm_cache_dtype": "fp16", "kv_cache_dtype": "fp8"}
@@ -124,7 +124,7 @@ def test_attention_over_fp8_pages_is_attention_over_their_numbers(form, monkeypa
     monkeypatch.setenv("NANOHYBRID_KERNELS", form)
     layout = Layout.with_cache([1, 3, 1], [20, 9, 31], [0, 1, 2], [(3, 1), (0,), (5, 4)], page_size=16)
     pool = lambda *shape, dtype: torch.zeros(*shape, dtype=dtype)  # noqa: E731
-    eight = Cache(
+    eight = PagedCache(
         *(pool(6, 16, 2, 8, dtype=torch.float8_e4m3fn) for _ in range(2)),
         *(pool(6, 16, 2, dtype=torch.bfloat16) for _ in range(2)),
     )
@@ -132,7 +132,7 @@ def test_attention_over_fp8_pages_is_attention_over_their_numbers(form, monkeypa
     eight.write(torch.randn(60, 2, 8), torch.randn(60, 2, 8), before)
     q, k, v = torch.randn(5, 4, 8), torch.randn(5, 2, 8), torch.randn(5, 2, 8)
     found = attention(q, k, v, layout, eight)
-    plain = Cache(
+    plain = PagedCache(
         dequantize(eight.key.view(torch.uint8), eight.key_scale),
         dequantize(eight.value.view(torch.uint8), eight.value_scale),
     )

@@ -11,7 +11,8 @@ from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.errors import InputError
 from nanohybrid.estimate import Footprint
-from nanohybrid.estimate.serving import GIB, plan_serve
+from nanohybrid.estimate.serving import plan_serve
+from nanohybrid.estimate.units import GIB
 
 
 @given(

@@ -161,7 +161,7 @@ def test_a_window_taken_back_leaves_the_state_of_the_tokens_that_stay_bit_for_bi
             copy.hidden(text[:40], Layout.contiguous([20, 20], [0, 0], [2, 0], 128), state)
         ragged = Layout.with_cache([1, 5, 7], [20, 20, 0], [0, 2, 3], [(0,), (2,), (3,)], speculative=[1])
         copy.hidden(text[:13], ragged, states[0])
-        states[0].settle([0] if stay else [], [stay] if stay else [])
+        states[0].commit([0] if stay else [], [stay] if stay else [])
         for token in range(stay):
             copy.hidden(
                 text[1 + token : 2 + token], Layout.with_cache([1], [20 + token], [2], [(2,)]), states[1]

@@ -6,14 +6,14 @@ import torch
 import nanohybrid
 from nanohybrid.estimate import Footprint
 from nanohybrid.model import HybridCache, HybridLM
-from nanohybrid.model.mixers.axes import Outer, Stack, axis_sizes, kept_index, names, size
-from nanohybrid.model.spec import parameters
+from nanohybrid.model.mixers.axes import Outer, Stack, axis_sizes, names, selected_index, size
+from nanohybrid.model.spec import param_specs
 
 PUBLISHED = {"nano-12b-v2": 12_310_001_152, "nano-9b-v2": 8_888_227_328, "qwen3-8b": 8_190_735_360}
 
 
 def test_declared_shapes_are_those_of_the_parameters(config):
-    declared = {name: parameter.shape for name, parameter in parameters(config).items()}
+    declared = {name: parameter.shape for name, parameter in param_specs(config).items()}
     real = {name: tuple(parameter.shape) for name, parameter in HybridLM(config).named_parameters()}
     assert declared == real
 
@@ -55,17 +55,21 @@ def test_kept_entries_of_a_product_and_of_a_stack():
     sizes = {"heads": 3, "channels": 2, "rest": 2}
     axis = Stack(Outer("heads", "channels"), "rest")
     assert size(axis, sizes) == 8 and names(axis) == {"heads", "channels", "rest"}
-    assert kept_index(axis, sizes, {"heads": [2, 0]}).tolist() == [4, 5, 0, 1, 6, 7]
-    assert kept_index(axis, sizes, {"channels": [1], "rest": [0]}).tolist() == [1, 3, 5, 6]
+    assert selected_index(axis, sizes, {"heads": [2, 0]}).tolist() == [4, 5, 0, 1, 6, 7]
+    assert selected_index(axis, sizes, {"channels": [1], "rest": [0]}).tolist() == [1, 3, 5, 6]
 
 
 def test_slices_by_declared_axes_are_a_model_of_the_smaller_configuration(mixed):
     """The one rule of pruning: the slices have the shapes that the smaller configuration declares."""
-    kept = {"mamba_heads": [0, 2], "ffn": list(range(7)), "embedding": list(range(0, 24, 2))}
+    kept = {
+        "mamba_num_heads": [0, 2],
+        "intermediate_size": list(range(7)),
+        "hidden_size": list(range(0, 24, 2)),
+    }
     smaller = mixed.replace(mamba_num_heads=2, intermediate_size=7, hidden_size=12)
-    sizes, target = axis_sizes(mixed), parameters(smaller)
-    for name, declared in parameters(mixed).items():
+    sizes, target = axis_sizes(mixed), param_specs(smaller)
+    for name, declared in param_specs(mixed).items():
         tensor = torch.empty(declared.shape)
         for dimension, axis in enumerate(declared.axes):
-            tensor = tensor.index_select(dimension, kept_index(axis, sizes, kept))
+            tensor = tensor.index_select(dimension, selected_index(axis, sizes, kept))
         assert tuple(tensor.shape) == target[name].shape, name

@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from nanohybrid.ops.attention import Cache
+from nanohybrid.ops.attention import PagedCache
 from nanohybrid.ops.attention import triton as attention
 from nanohybrid.ops.causal_conv import triton_autograd as conv
 from nanohybrid.ops.fp8 import kernels as fp8
@@ -133,7 +133,7 @@ def attend() -> None:
     for lengths in ([1, 1], [70, 3]):
         layout = Layout.contiguous(lengths, [200, 9], [0, 1], 300)
         q, k, v = (torch.randn(sum(lengths), heads, 128, dtype=BF16) for heads in (40, 8, 8))
-        attention.attention(q, k, v, layout, Cache(*torch.randn(2, 6, 128, 8, 128, dtype=BF16)))
+        attention.attention(q, k, v, layout, PagedCache(*torch.randn(2, 6, 128, 8, 128, dtype=BF16)))
 
 
 def weight_only() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanohybrid.ops.attention import Cache, pages, reference
+from nanohybrid.ops.attention import PagedCache, pages, reference
 from nanohybrid.ops.attention import torch as torch_form
 from nanohybrid.ops.layout import Layout
 
@@ -19,12 +19,12 @@ def inputs(layout: Layout, H: int, K: int, P: int) -> dict[str, Tensor]:
     return {"q_THP": torch.randn(T, H, P), "k_TKP": torch.randn(T, K, P), "v_TKP": torch.randn(T, K, P)}
 
 
-def pools(layout: Layout, K: int, P: int, dtype: torch.dtype = torch.float64) -> Cache | None:
+def pools(layout: Layout, K: int, P: int, dtype: torch.dtype = torch.float64) -> PagedCache | None:
     """Pools with something in every row, where the layout is stored."""
     if layout.pages is None:
         return None
     key, value = torch.randn(2, PAGES, layout.page_size, K, P, dtype=dtype)
-    return Cache(key, value)
+    return PagedCache(key, value)
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
@@ -32,7 +32,7 @@ def test_attention_is_its_equation_in_float64(layout, heads):
     H, K, P = heads
     tensors = {name: t.double() for name, t in inputs(layout, H, K, P).items()}
     cache = pools(layout, K, P)
-    copies = [None if cache is None else Cache(cache.key.clone(), cache.value.clone()) for _ in range(2)]
+    copies = [None if cache is None else PagedCache(cache.key.clone(), cache.value.clone()) for _ in range(2)]
     fast = torch_form.attention(**tensors, layout=layout, cache=copies[0])
     truth = reference.attention(**tensors, layout=layout, cache=copies[1])
     torch.testing.assert_close(fast, truth, atol=1e-10, rtol=1e-10)
@@ -55,7 +55,7 @@ def test_stored_attention_in_narrow_types(layout, dtype):
     H, K, P = HEADS[0]
     tensors = {name: t.to(dtype) for name, t in inputs(layout, H, K, P).items()}
     cache = pools(layout, K, P, dtype)
-    wide = None if cache is None else Cache(cache.key.double(), cache.value.double())
+    wide = None if cache is None else PagedCache(cache.key.double(), cache.value.double())
     fast = torch_form.attention(**tensors, layout=layout, cache=cache)
     truth = reference.attention(
         **{name: t.double() for name, t in tensors.items()}, layout=layout, cache=wide
@@ -85,7 +85,7 @@ def test_attention_never_reads_the_pages_of_another_sequence_nor_past_its_end():
     tensors = inputs(layout, 2, 1, 4)
     cache = pools(layout, 1, 4, torch.float32)
     clean = torch_form.attention(
-        **tensors, layout=layout, cache=Cache(cache.key.clone(), cache.value.clone())
+        **tensors, layout=layout, cache=PagedCache(cache.key.clone(), cache.value.clone())
     )
     for pool in (cache.key, cache.value):
         others = [page for page in range(PAGES) if page not in (3, 9, 5)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanohybrid.ops.attention import Cache, reference
+from nanohybrid.ops.attention import PagedCache, reference
 from nanohybrid.ops.attention.triton import attention, decode_attention
 from nanohybrid.ops.layout import Layout
 
@@ -24,7 +24,7 @@ STORED = {
 
 def inputs(
     layout: Layout, H: int, K: int, P: int, pages: int, dtype: torch.dtype
-) -> tuple[list[Tensor], Cache]:
+) -> tuple[list[Tensor], PagedCache]:
     """q, k and v, and pools that hold garbage: NaN wherever no sequence of the layout has a token before this batch."""
     rows = [torch.randn(layout.tokens, heads, P).to(dtype) for heads in (H, K, K)]
     pools = torch.full((2, pages, layout.page_size, K, P), float("nan"))
@@ -32,7 +32,7 @@ def inputs(
         for j in range(position):
             pools[:, owned[j // layout.page_size], j % layout.page_size] = torch.randn(2, K, P)
     key, value = pools.to(dtype)
-    return rows, Cache(key, value)
+    return rows, PagedCache(key, value)
 
 
 def check(
@@ -40,10 +40,10 @@ def check(
 ) -> None:
     rows, cache = inputs(layout, H, K, P, pages, dtype)
     truth = reference.attention(
-        *(row.double() for row in rows), layout, Cache(cache.key.double(), cache.value.double())
+        *(row.double() for row in rows), layout, PagedCache(cache.key.double(), cache.value.double())
     )
     found = attention(
-        *(row.to(chip) for row in rows), layout, Cache(cache.key.to(chip), cache.value.to(chip))
+        *(row.to(chip) for row in rows), layout, PagedCache(cache.key.to(chip), cache.value.to(chip))
     )
     assert found.dtype == dtype
     close(found, truth, TOLERANCE[dtype])
@@ -64,7 +64,7 @@ def test_paged_attention_in_narrow_types(name, dtype, chip, close):
 def test_a_sequence_decodes_to_the_same_bits_alone_and_among_others(chip):
     layout = STORED["decode"]
     rows, cache = inputs(layout, 5, 1, 16, PAGES, torch.float32)
-    on_chip = Cache(cache.key.to(chip), cache.value.to(chip))
+    on_chip = PagedCache(cache.key.to(chip), cache.value.to(chip))
     together = attention(*(row.to(chip) for row in rows), layout, on_chip)
     for i in range(layout.sequences):
         alone = Layout.with_cache([1], [layout.positions[i]], [0], [layout.pages[i]], 16)

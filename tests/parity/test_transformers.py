@@ -70,7 +70,7 @@ def in_pieces(model, tokens_BT, lengths):
     for length in lengths:
         layout = Layout.contiguous([length] * batch, [at] * batch, slots, context=total)
         logits.append(
-            model(tokens_BT[:, at : at + length].flatten(), layout=layout, state=state).unflatten(
+            model(tokens_BT[:, at : at + length].flatten(), layout=layout, cache=state).unflatten(
                 0, (batch, length)
             )
         )

@@ -21,7 +21,8 @@ from nanohybrid.engine import Engine, SamplingParams
 from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
 from nanohybrid.errors import InputError
 from nanohybrid.estimate import Footprint
-from nanohybrid.estimate.serving import GIB, PROCESS, ServePlan, plan_serve
+from nanohybrid.estimate.serving import PROCESS, ServePlan, plan_serve
+from nanohybrid.estimate.units import GIB
 from nanohybrid.model import HybridLM
 from nanohybrid.presets import preset
 from nanohybrid.text import Tokenizer

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from bench import SETS, Bench, milliseconds
 
-from nanohybrid.ops.attention import Cache
+from nanohybrid.ops.attention import PagedCache
 from nanohybrid.ops.attention.triton import decode_attention
 from nanohybrid.ops.causal_conv import triton as conv
 from nanohybrid.ops.causal_conv.backward import causal_conv_backward
@@ -235,7 +235,7 @@ def _decode(s: Sizes) -> Iterator[Work]:
         pools = torch.randn(2, s.batch * -(-s.context // layout.page_size), layout.page_size, keys, P).to(
             BF16
         )
-        return partial(decode_attention, torch.randn(s.batch, heads, P).to(BF16), layout, Cache(*pools))
+        return partial(decode_attention, torch.randn(s.batch, heads, P).to(BF16), layout, PagedCache(*pools))
 
     yield Work(
         f"decode attention, {s.batch} sequences of {s.context}", attend, 4 * s.batch * s.context * keys * P

@@ -1,239 +1,215 @@
-"""The forward of a packed model as one kernel: the model and its state as the tables that executors/cpu/kernels/forward.py reads.
+"""The CPU executor: the whole forward of a packed model as one kernel call (kernels/forward.py).
 
-T tokens · E embedding · P size of a head.
+T tokens · E hidden size · P head dimension · V vocabulary · W rows whose logits are wanted.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nanohybrid.config import ATTENTION, MAMBA
-from nanohybrid.config import MLP as MLP_KIND
-from nanohybrid.executors.cpu.kernels import forward as step
+from nanohybrid.executors.cpu.drafts import CpuDrafts
+from nanohybrid.executors.cpu.kernels import call as words
+from nanohybrid.executors.cpu.kernels import forward as kernels
 from nanohybrid.executors.cpu.kernels.gemm import FEW, OUTPUTS, ROWS_AT_ONCE
 from nanohybrid.executors.cpu.kernels.packing import Packed
 from nanohybrid.executors.cpu.weights import PackedLinear
-from nanohybrid.model.mixers.attention import Attention, rotary_angles
-from nanohybrid.model.mixers.mamba2 import Mamba2
-from nanohybrid.model.mixers.mlp import MLP
+from nanohybrid.executors.executor import Executor
+from nanohybrid.model.cache import HybridCache
+from nanohybrid.model.layer_cache import LayerCache
+from nanohybrid.model.lm import HybridLM
+from nanohybrid.model.mixers import CpuKernel
+from nanohybrid.model.mixers.attention import rotary_angles
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.numba import threads as team
 from nanohybrid.ops.sizes import PAGE
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from nanohybrid.model.cache import HybridCache
-    from nanohybrid.model.lm import HybridLM
+CACHE_DTYPES = {"conv": torch.bfloat16, "ssm": torch.float32, "key": torch.bfloat16, "value": torch.bfloat16}
+MEMORY: dict[str, type[Any]] = {"mamba2": words.MambaMemory, "attention": words.AttentionMemory}
+"""The struct of addresses that a kernel reads; the others read none."""
 
 
-def compiled_forward(model: HybridLM, state: HybridCache) -> CompiledForward | None:
-    """The one that belongs to this state, made at the first call; None where the state is kept in other types than the kernels'."""
-    where = [pools[0].data_ptr() for pools in (state.slot_pools, state.page_pools) if pools]
-    if state.remembered.get("compiled", (None,))[0] != (
-        where,
-        id(model),
-    ):  # a copied state is other memory, all of it
-        kinds = {"conv": torch.bfloat16, "ssm": torch.float32, "key": torch.bfloat16, "value": torch.bfloat16}
-        fits = all(kinds.get(name) == pool.dtype for pools in state.layers for name, pool in pools.items())
-        forward = CompiledForward(model, state) if fits and state.page_size == PAGE else None
-        state.remembered["compiled"] = (where, id(model)), forward
-    found: CompiledForward | None = state.remembered["compiled"][1]
-    return found
+class CpuExecutor(Executor):
+    """Runs one packed model (weights.py) over one cache, whose memory it reads and writes in place.
 
-
-class CompiledForward:
-    """Forwards of one packed model (executors/cpu/weights.py) over one state, whose memory it reads and writes where it lies.
-
-    Inside a page, keys and values lie in an order of their own (executors/cpu/kernels/kv_cache.py), which nothing else reads.
+    Inside a page, keys and values lie in an order of their own (kernels/kv_cache.py), which nothing else reads. Every sum has
+    one order, so results have the same bits in any batch and for any cut into calls.
     """
 
-    def __init__(self, model: HybridLM, state: HybridCache) -> None:
+    name = "cpu"
+
+    @classmethod
+    def holds(cls, model: HybridLM, cache: HybridCache) -> bool:
+        """Whether the kernels can use this cache: its dtypes are theirs, and its pages of their size."""
+        tensors = (pair for layer in cache.layers for pair in layer.items())
+        dtypes = all(CACHE_DTYPES.get(name) == pool.dtype for name, pool in tensors)
+        return dtypes and cache.page_size == PAGE
+
+    def __init__(self, model: HybridLM, cache: HybridCache) -> None:
+        super().__init__(model, cache)
+        cache.claim("panels")
         self.config = config = model.config
-        self._embeddings = model.backbone.embeddings.weight
-        self._kept: list[Tensor | Packed] = []  # what only the tables point to
-        self._records: list[np.ndarray] = []
-        rows = [
-            self._layer(cast(Any, block), state.layers[i]) for i, block in enumerate(model.backbone.layers)
-        ]
-        rows.append([0, self._address(model.backbone.norm_f.weight)])
-        self._layers = np.zeros((len(rows), len(step.LAYERS)), dtype=np.int64)
+        self.is_batch_invariant = not config.tie_word_embeddings  # else torch computes the logits
+        self._tensors: list[Tensor] = []  # keeps alive what only the tables point to
+        self.weights: list[Packed] = []  # the linears, in the order of the layers
+        self._kernels: list[str] = []  # of the layers, in order
+        layers = zip(list(model.backbone.layers), cache.layers, strict=True)
+        rows = [self._layer(block, memory) for block, memory in layers]
+        rows.append(words.Layer(kernel=0, norm=self._address(model.backbone.norm_f.weight), first_linear=0))
+        self._layers = np.zeros((len(rows), words.ROW), dtype=np.int64)
         for index, row in enumerate(rows):
             self._layers[index, : len(row)] = row
-        self._linears = np.stack(self._records)
-        mamba = (
-            config.mamba_num_heads,
-            config.mamba_head_dim,
-            config.n_groups,
-            config.ssm_state_size,
-            config.conv_kernel,
-        )
-        heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-        self._mamba = np.array(mamba if MAMBA in config.pattern else (0,) * 5, dtype=np.int64)
-        gated = config.mlp_activation == "swiglu"
-        self._attention = np.array(
-            (*(heads if ATTENTION in config.pattern else (0,) * 3), gated), dtype=np.int64
-        )
+        self._linears = np.stack([weight.record() for weight in self.weights])
+        self._mamba = np.array(self._mamba_sizes(), dtype=np.int64)
+        self._attention = np.array(self._attention_sizes(), dtype=np.int64)
         self._limits = np.array([*config.time_step_limit, config.layer_norm_epsilon], dtype=np.float32)
         self.head = None if config.tie_word_embeddings else cast(PackedLinear, model.lm_head).packed
-        """Where the model has one of its own; then `run` can be asked for logits."""
         self.bytes_read = sum(weight.data.numel() for weight in self.weights)
-        self._model = [
-            self._layers.ctypes.data, len(self._layers), self._linears.ctypes.data, len(self._linears), self._mamba.ctypes.data,
-            self._attention.ctypes.data, self._limits.ctypes.data, self._embeddings.data_ptr(),
-            0 if self.head is None else self.head.record().ctypes.data,
-        ]  # fmt: skip
-        self.clock: np.ndarray | None = (
-            None  # of executors/cpu/kernels/profiler.py: whoever sets one finds the times of each phase there
+        self.clock: np.ndarray | None = None  # a profiler's counters (kernels/profiler.py), where one is set
+        self._scratch: dict[tuple[int, int], _Scratch] = {}
+        self._model_words = {
+            "layers": self._layers.ctypes.data,
+            "layer_count": len(self._layers),
+            "linears": self._linears.ctypes.data,
+            "linear_count": len(self._linears),
+            "mamba": self._mamba.ctypes.data,
+            "attention": self._attention.ctypes.data,
+            "limits": self._limits.ctypes.data,
+            "embeddings": model.backbone.embeddings.weight.data_ptr(),
+            "head": 0 if self.head is None else self.head.record().ctypes.data,
+        }
+
+    def run(self, tokens_T: Tensor, layout: Layout, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As Executor.run; hidden states are bfloat16. Long batches go through in parts, with the same bits."""
+        if layout.slots is None or layout.pages is None:
+            raise ValueError("an executor needs a layout with slots and pages")
+        chosen = wanted if self.head is not None else ()
+        out_TE = torch.empty(layout.tokens, self.config.hidden_size, dtype=torch.bfloat16)
+        logits_WV = torch.empty(len(chosen), self.config.vocab_size if chosen else 0)
+        drafts = CpuDrafts(self, self.cache, layout) if layout.speculative else None
+        tokens_T, done = tokens_T.to(torch.int64).contiguous(), 0
+        for parts in split_layout(layout):
+            first = layout.starts[parts[0].sequence] + parts[0].offset
+            rows = sum(part.length for part in parts)
+            here = [row - first for row in chosen[done:] if row < first + rows]
+            addresses = (tokens_T[first:].data_ptr(), out_TE[first:].data_ptr(), logits_WV[done:].data_ptr())
+            self._call(layout, parts, rows, here, addresses, drafts)
+            done += len(here)
+        if drafts is not None:
+            drafts.roll_back(self.cache)
+        if self.head is None and wanted:
+            every = len(wanted) == layout.tokens
+            logits_WV = self.model.head(out_TE if every else out_TE[torch.tensor(list(wanted))])
+        return out_TE, logits_WV
+
+    def _call(
+        self,
+        layout: Layout,
+        parts: list[Part],
+        rows: int,
+        wanted: list[int],
+        addresses: tuple[int, int, int],
+        drafts: CpuDrafts | None,
+    ) -> None:
+        """One call of the kernel, on parts of some sequences. addresses: of ids, hidden states and logits."""
+        slots, pages = (
+            cast("tuple[int, ...]", layout.slots),
+            cast("tuple[tuple[int, ...], ...]", layout.pages),
         )
-        self._rooms: dict[tuple[int, int], _Room] = {}
-        self.mamba_columns = (
-            2 * config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size + config.mamba_num_heads
+        starts = [0, *accumulate(part.length for part in parts)]
+        positions = [layout.positions[part.sequence] + part.offset for part in parts]
+        owned = [pages[part.sequence] for part in parts]
+        most = max(map(len, owned))
+        kept = [] if drafts is None else drafts.places(parts)
+        angles = self._angles(positions, starts)
+        tables = [starts, [slots[part.sequence] for part in parts], positions, wanted, kept]
+        tables += [list(pages) + [0] * (most - len(pages)) for pages in owned]
+        numbers = array("q", chain.from_iterable(tables))
+        base = numbers.buffer_info()[0]
+        at = [base + 8 * place for place in accumulate(map(len, tables[:5]), initial=0)]
+        threads = team.threads(self.bytes_read)
+        tokens, out, logits = addresses
+        call = words.Call(
+            **self._model_words, **self._scratch_for(rows, threads).words,
+            tokens=tokens, rows=rows, sequences=len(parts), starts=at[0], slots=at[1], positions=at[2], pages=at[5],
+            pages_per_sequence=most, angles=0 if angles is None else angles.data_ptr(),
+            draft_inputs=0 if drafts is None else drafts.inputs.data_ptr(), draft_rows=0 if drafts is None else at[4],
+            draft_count=0 if drafts is None else drafts.inputs.shape[1],
+            out=out, logits=logits, wanted_rows=at[3], wanted_count=len(wanted),
+            clock=0 if self.clock is None else self.clock.ctypes.data,
+        )  # fmt: skip
+        team.run(kernels.forward, *call, size=threads, soon=True)
+
+    def advance(self, drafts: CpuDrafts, sequences: Sequence[int], counts: Sequence[int]) -> None:
+        """Bring the recurrent states of these sequences forward by the first counts[i] draft tokens of each."""
+        layout = drafts.layout
+        slots = cast("tuple[int, ...]", layout.slots)
+        tables = [
+            [drafts.first_rows[s] for s in sequences],
+            [slots[s] for s in sequences],
+            [layout.positions[s] for s in sequences],
+            list(counts),
+        ]
+        numbers = array("q", chain.from_iterable(tables))
+        base, length = numbers.buffer_info()[0], 8 * len(sequences)
+        threads = team.threads(self.bytes_read)
+        call = words.Call(
+            **self._model_words, **self._scratch_for(max(counts, default=1), threads).words,
+            tokens=0, rows=0, sequences=len(sequences), starts=base, slots=base + length, positions=base + 2 * length,
+            pages=0, pages_per_sequence=0, angles=0,
+            draft_inputs=drafts.inputs.data_ptr(), draft_rows=0, draft_count=drafts.inputs.shape[1],
+            out=0, logits=0, wanted_rows=base + 3 * length, wanted_count=0, clock=0,
+        )  # fmt: skip
+        team.run(kernels.advance, *call, size=threads, soon=True)
+
+    def _layer(self, block: Any, cache: LayerCache) -> tuple[int, ...]:
+        """A row of the table of layers. Raises ValueError where no kernel computes the layer."""
+        plan: CpuKernel | None = block.mixer.cpu_kernel()
+        if plan is None:
+            raise ValueError(f"the CPU kernels cannot compute a {block.mixer.label} layer")
+        self._kernels.append(plan.name)
+        first = len(self.weights)
+        self.weights += [block.mixer.get_submodule(name).packed for name in plan.linears]
+        addresses = [cache[name].data_ptr() for name in plan.cache]
+        addresses += [0 if vector is None else self._address(vector) for vector in plan.vectors]
+        memory = MEMORY[plan.name](*addresses) if plan.name in MEMORY else ()
+        return (
+            *words.Layer(words.KERNELS.index(plan.name), self._address(block.norm.weight), first),
+            *memory,
         )
 
     @property
-    def weights(self) -> list[Packed]:
-        """The linears, in the order of the layers."""
-        return [weight for weight in self._kept if isinstance(weight, Packed)]
+    def recurrent_layers(self) -> int:
+        """How many layers have a recurrent state."""
+        return self._kernels.count("mamba2")
 
-    def run(
-        self, tokens_T: Tensor, layout: Layout, state: HybridCache, wanted: Sequence[int] = ()
-    ) -> tuple[Tensor, Tensor]:
-        """Final hidden states [T, E] in bfloat16, and logits [len(wanted), V] in fp32 of these rows, which ascend; brings the state up to
-        date. Long batches go through in parts, with the same bits."""
-        assert layout.slots is not None and layout.pages is not None
-        out_TE = torch.empty(layout.tokens, self.config.hidden_size, dtype=torch.bfloat16)
-        logits_WV = torch.empty(len(wanted), self.config.vocab_size if wanted else 0)
-        window = CompiledWindow(self, state, layout) if layout.speculative else None
-        tokens_T, done = tokens_T.to(torch.int64).contiguous(), 0
-        for pieces in calls(layout):
-            first = layout.starts[pieces[0].sequence] + pieces[0].offset
-            rows = sum(piece.length for piece in pieces)
-            chosen = [row - first for row in wanted[done:] if row < first + rows]
-            call = _Call(
-                pieces,
-                rows,
-                chosen,
-                tokens_T[first:].data_ptr(),
-                out_TE[first:].data_ptr(),
-                logits_WV[done:].data_ptr(),
-            )
-            self._call(layout, call, window)
-            done += len(chosen)
-        if window is not None:
-            window.take_back(state)
-        return out_TE, logits_WV
-
-    def _call(self, layout: Layout, call: _Call, window: CompiledWindow | None) -> None:
-        """One call of the kernel, of pieces of some sequences."""
-        assert layout.slots is not None and layout.pages is not None
-        pieces = call.pieces
-        starts = [0, *accumulate(piece.length for piece in pieces)]
-        positions = [layout.positions[piece.sequence] + piece.offset for piece in pieces]
-        slots, pages = (
-            [layout.slots[piece.sequence] for piece in pieces],
-            [layout.pages[piece.sequence] for piece in pieces],
-        )
-        most = max(map(len, pages))
-        kept = [] if window is None else window.places(pieces)
-        angles = self._angles(positions, starts)
-        numbers = [
-            starts,
-            slots,
-            positions,
-            call.chosen,
-            kept,
-            *(list(owned) + [0] * (most - len(owned)) for owned in pages),
-        ]
-        words = array("q", chain.from_iterable(numbers))
-        base, at = (
-            words.buffer_info()[0],
-            [8 * place for place in accumulate(map(len, numbers[:5]), initial=0)],
-        )
-        threads = team.threads(self.bytes_read)
-        team.run(
-            step.forward, *self._model, *self._room(call.rows, threads).words,
-            call.tokens, call.rows, len(pieces), base + at[0], base + at[1], base + at[2], base + at[5], most,
-            0 if angles is None else angles.data_ptr(),
-            *((0, 0, 0) if window is None else (window.kept.data_ptr(), base + at[4], window.kept.shape[1])),
-            call.out, call.logits, base + at[3], len(call.chosen), 0 if self.clock is None else self.clock.ctypes.data,
-            size=threads, soon=True,
+    def _mamba_sizes(self) -> words.MambaSizes:
+        config = self.config
+        if "mamba2" not in self._kernels:
+            return words.MambaSizes(0, 0, 0, 0, 0)
+        return words.MambaSizes(
+            heads=config.mamba_num_heads, head_dim=config.mamba_head_dim, groups=config.n_groups,
+            state_size=config.ssm_state_size, conv_kernel=config.conv_kernel,
         )  # fmt: skip
 
-    def feed(self, window: CompiledWindow, sequences: Sequence[int], counts: Sequence[int]) -> None:
-        """Bring the states of a window's sequences forward by the first tokens of each."""
-        layout = window.layout
-        assert layout.slots is not None
-        numbers = [[of[s] for s in sequences] for of in (window.rows, layout.slots, layout.positions)] + [
-            list(counts)
-        ]
-        words = array("q", chain.from_iterable(numbers))
-        base, length = words.buffer_info()[0], 8 * len(sequences)
-        threads = team.threads(self.bytes_read)
-        team.run(
-            step.feed, *self._model, *self._room(max(counts, default=1), threads).words,
-            0, 0, len(sequences), base, base + length, base + 2 * length, 0, 0, 0,
-            window.kept.data_ptr(), 0, window.kept.shape[1], 0, 0, base + 3 * length, 0, 0,
-            size=threads, soon=True,
-        )  # fmt: skip
-
-    def _layer(self, block: Any, state: dict[str, Tensor]) -> list[int]:
-        """The words of a layer: kind, norm, first linear, then what its kernel reads by `at`."""
-        mixer, head = block.mixer, [self._address(block.norm.weight)]
-        if isinstance(mixer, Mamba2):
-            first = self._linear(*(cast(Any, part).packed for part in (mixer.in_proj, mixer.out_proj)))
-            taps = mixer.conv1d.weight.detach()[:, 0].float().T
-            vectors = (
-                taps,
-                mixer.conv1d.bias,
-                mixer.dt_bias,
-                -mixer.A_log.detach().float().exp(),
-                mixer.D,
-                mixer.norm.weight,
-            )
-            at = [state["conv"].data_ptr(), state["ssm"].data_ptr(), *map(self._address, vectors)]
-            return [step.KINDS.index(MAMBA), *head, first, *at]
-        if isinstance(mixer, Attention):
-            parts = (mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj)
-            first = self._linear(*(cast(Any, part).packed for part in parts))
-            norms = (
-                [self._address(mixer.q_norm.weight), self._address(mixer.k_norm.weight)]
-                if self.config.qk_norm
-                else [0, 0]
-            )
-            return [
-                step.KINDS.index(ATTENTION),
-                *head,
-                first,
-                state["key"].data_ptr(),
-                state["value"].data_ptr(),
-                *norms,
-            ]
-        assert isinstance(mixer, MLP)
-        gate = [mixer.gate_proj] if self.config.mlp_activation == "swiglu" else []
-        first = self._linear(*(cast(Any, part).packed for part in (*gate, mixer.up_proj, mixer.down_proj)))
-        return [step.KINDS.index(MLP_KIND), *head, first]
-
-    def _linear(self, *weights: Packed) -> int:
-        """Add them to the table; the index of the first."""
-        first = len(self._records)
-        for weight in weights:
-            self._kept.append(weight)
-            self._records.append(weight.record())
-        return first
+    def _attention_sizes(self) -> words.AttentionSizes:
+        config = self.config
+        if "attention" not in self._kernels:
+            return words.AttentionSizes(0, 0, 0)
+        return words.AttentionSizes(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
 
     def _address(self, vector: Tensor) -> int:
-        """Where a copy in fp32 lies, kept as long as this."""
+        """The address of a copy in fp32, which lives as long as this executor."""
         copy = vector.detach().to(torch.float32, copy=True).contiguous()
-        self._kept.append(copy)
+        self._tensors.append(copy)
         return copy.data_ptr()
 
     def _angles(self, positions: Sequence[int], starts: Sequence[int]) -> Tensor | None:
@@ -245,44 +221,33 @@ class CompiledForward:
         cos_TP, sin_TP = rotary_angles(torch.from_numpy(each), self.config.head_dim, self.config.rope_theta)
         return torch.cat([cos_TP[:, :half], sin_TP[:, :half]], dim=1).contiguous()
 
-    def _room(self, rows: int, threads: int) -> _Room:
-        """Scratch for so many rows, made once for each power of two of them and each number of threads."""
+    def _scratch_for(self, rows: int, threads: int) -> _Scratch:
+        """Scratch memory for so many rows, made once for each power of two of them and each number of threads."""
         size = min(ROWS_AT_ONCE, max(8, 1 << (rows - 1).bit_length()))
-        if (size, threads) not in self._rooms:
+        if (size, threads) not in self._scratch:
             every = self.weights if self.head is None else [*self.weights, self.head]
             widest, outputs = max(weight.width for weight in every), int(self._linears[:, OUTPUTS].max())
-            projected = max(outputs, int((self._attention[0] + 2 * self._attention[1]) * self._attention[2]))
+            heads = self._attention_sizes()
+            projected = max(outputs, (heads.heads + 2 * heads.kv_heads) * heads.head_dim)
             fixed = max(weight.fixed_bytes for weight in every)
-            private = step.private_size(size, widest, fixed, self._mamba, self._attention)
+            private = kernels.private_size(size, widest, fixed, self._mamba, self._attention)
             many = fixed if size > FEW and any(weight.form != "bf16" for weight in every) else 0
-            self._rooms[size, threads] = _Room.make(
-                size, self.config.hidden_size, projected, widest, many, private, threads
-            )
-        return self._rooms[size, threads]
+            sizes = (size, self.config.hidden_size, projected, widest, many, private, threads)
+            self._scratch[size, threads] = _Scratch.make(*sizes)
+        return self._scratch[size, threads]
 
 
-class _Piece(NamedTuple):
-    """Some tokens of a sequence, from the `offset`-th of those that the layout brings."""
+class Part(NamedTuple):
+    """`length` tokens of a sequence, from the `offset`-th of those that the layout brings."""
 
     sequence: int
     offset: int
     length: int
 
 
-class _Call(NamedTuple):
-    """One call of the kernel: pieces of `rows` tokens in all, which of them want logits, and the addresses of what goes in and out."""
-
-    pieces: list[_Piece]
-    rows: int
-    chosen: list[int]
-    tokens: int
-    out: int
-    logits: int
-
-
-def calls(layout: Layout) -> list[list[_Piece]]:
+def split_layout(layout: Layout) -> list[list[Part]]:
     """A layout cut into calls of at most ROWS_AT_ONCE tokens, in their order."""
-    result: list[list[_Piece]] = [[]]
+    result: list[list[Part]] = [[]]
     free = ROWS_AT_ONCE
     for sequence, length in enumerate(layout.lengths):
         offset = 0
@@ -290,64 +255,41 @@ def calls(layout: Layout) -> list[list[_Piece]]:
             if not free:
                 result.append([])
                 free = ROWS_AT_ONCE
-            take = min(length - offset, free)
-            result[-1].append(_Piece(sequence, offset, take))
-            offset, free = offset + take, free - take
+            taken = min(length - offset, free)
+            result[-1].append(Part(sequence, offset, taken))
+            offset, free = offset + taken, free - taken
     return result
 
 
 @dataclass(frozen=True, eq=False)
-class _Room:
-    """Scratch of one size: residual, projected, normed, rows made integers, shared, and each thread's own."""
+class _Scratch:
+    """Scratch memory of one size, under the names of call.Call."""
 
-    tensors: tuple[Tensor, ...]
+    residual: Tensor
+    projected: Tensor
+    normed: Tensor
+    quantized_rows: Tensor
+    shared: Tensor
+    private: Tensor
 
     @classmethod
     def make(
         cls, rows: int, hidden: int, projected: int, widest: int, fixed: int, private: int, threads: int
-    ) -> _Room:
+    ) -> _Scratch:
         packed = torch.zeros(2, rows + 12, widest, dtype=torch.bfloat16)
-        own = torch.zeros(threads, private, dtype=torch.uint8)
-        integers = torch.zeros(rows + 12, fixed, dtype=torch.uint8)
         return cls(
-            (torch.zeros(rows, hidden), torch.zeros(rows, projected), packed[0], integers, packed[1], own)
+            residual=torch.zeros(rows, hidden),
+            projected=torch.zeros(rows, projected),
+            normed=packed[0],
+            quantized_rows=torch.zeros(rows + 12, fixed, dtype=torch.uint8),
+            shared=packed[1],
+            private=torch.zeros(threads, private, dtype=torch.uint8),
         )
 
     @cached_property
-    def words(self) -> tuple[int, ...]:
-        """As a call of the kernels names them."""
-        return (*(tensor.data_ptr() for tensor in self.tensors), self.tensors[-1].shape[1])
-
-
-class CompiledWindow:
-    """The speculative sequences of a layout (model/mixers/draft_tokens.py): states before, and each token's Mamba-2 projections."""
-
-    def __init__(self, forward: CompiledForward, state: HybridCache, layout: Layout) -> None:
-        assert layout.slots is not None
-        self.forward, self.layout = forward, layout
-        self.rows: dict[int, int] = {}  # by sequence, where among `kept` its tokens begin
-        count = 0
-        for sequence in layout.speculative:
-            self.rows[sequence] = count
-            count += layout.lengths[sequence]
-        self.kept = torch.empty(forward.config.pattern.count(MAMBA), count, forward.mamba_columns)
-        self._slots = [layout.slots[sequence] for sequence in layout.speculative]
-        self._before = [pool[self._slots] for pool in state.slot_pools]
-
-    def places(self, pieces: Sequence[_Piece]) -> list[int]:
-        """For each row of a call, where among `kept` its projections go: -1 for what is no window's."""
-        places: list[int] = []
-        for sequence, offset, length in pieces:
-            first = self.rows.get(sequence)
-            places += [-1] * length if first is None else range(first + offset, first + offset + length)
-        return places
-
-    def take_back(self, state: HybridCache) -> None:
-        """The states as they were; whatever stays is fed to them by `settle`."""
-        for pool, before in zip(state.slot_pools, self._before, strict=True):
-            pool[self._slots] = before
-        state.layers[0].window = self
-
-    def settle(self, pools: dict[str, Tensor], rows: Sequence[int], counts: Sequence[int]) -> None:
-        """As model/mixers/draft_tokens.py's, for all layers at once."""
-        self.forward.feed(self, [self.layout.speculative[row] for row in rows], counts)
+    def words(self) -> dict[str, int]:
+        """The words of a call that name this memory."""
+        addresses = {
+            name: tensor.data_ptr() for name, tensor in vars(self).items() if isinstance(tensor, Tensor)
+        }
+        return addresses | {"private_bytes": self.private.shape[1]}

@@ -1,38 +1,110 @@
 """The Mamba-2 mixer (Dao & Gu 2024; paper, section 2.1).
 
-in_proj -> z | x B C | dt;  x B C through a causal conv and SiLU;  dt = softplus(dt + dt_bias);  A = -exp(A_log);
-y = SSD scan;  y = group norm(y silu(z));  out_proj.
+    z | x B C | dt = in_proj(u)
+    x B C = silu(causal conv(x B C));   dt = softplus(dt + dt_bias);   A = -exp(A_log)
+    S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T;   y_t = S_t C_t + D x_t
+    out = out_proj(group norm(y * silu(z)))
 
-T tokens · S sequences · E embedding · H heads · P head dimension · G groups · N state size · C conv channels.
+T tokens · S sequences · E hidden size · D inner size H * P · H heads · P head dimension · G groups · N state size ·
+C conv channels · W conv kernel.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanohybrid.config import HybridConfig
-from nanohybrid.model.mixers.axes import Declaration, Outer, Stack, StateSpec
+from nanohybrid.errors import ConfigError, shown
+from nanohybrid.model.layer_cache import LayerCache
+from nanohybrid.model.mixers.axes import Outer, Stack
 from nanohybrid.model.mixers.base import Mixer, Weights
-from nanohybrid.model.mixers.draft_tokens import LayerCache, Window, parts
-from nanohybrid.model.mixers.stochastic_rounding import Rounding
+from nanohybrid.model.mixers.checks import check_divides, check_float32, is_number
+from nanohybrid.model.mixers.declarations import (
+    CacheSpec,
+    CpuKernel,
+    InnerActivation,
+    LayerFields,
+    MixerSpec,
+    PrunableAxis,
+    width,
+)
+from nanohybrid.model.mixers.draft_tokens import speculative_recurrence
+from nanohybrid.model.mixers.recurrent_state import RecurrentStates
 from nanohybrid.ops.causal_conv import conv_silu
 from nanohybrid.ops.gated_norm import gated_norm
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.mamba_step import mamba_step
+from nanohybrid.ops.sizes import CHUNK
 from nanohybrid.ops.ssd_scan import ssd_scan
 from nanohybrid.ops.ssd_step import ssd_step
 
-INNER = Outer("mamba_heads", "mamba_channels")
-GROUPED = Outer("groups", "ssm_state")
+INNER = Outer("mamba_num_heads", "mamba_head_dim")
+GROUPED = Outer("n_groups", "ssm_state_size")
 CONV = Stack(INNER, GROUPED, GROUPED)
 
 
-class Mamba2(Mixer):
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Fields(LayerFields):
+    """What Mamba-2 reads of the configuration."""
+
+    mamba_num_heads: int = width(128)
+    mamba_head_dim: int = width(80)
+    n_groups: int = width(8)
+    ssm_state_size: int = width(128)
+    conv_kernel: int = 4
+    chunk_size: int = 128
+    """Only written to the checkpoint: our chunks are always 128 tokens, and results do not depend on it."""
+    time_step_limit: tuple[float, float] = (0.0, math.inf)
+    time_step_min: float = 0.001
+    time_step_max: float = 0.1
+    time_step_floor: float = 1e-4
+
+    @property
+    def mamba_inner_size(self) -> int:
+        """D: channels of all heads together."""
+        return self.mamba_num_heads * self.mamba_head_dim
+
+    @property
+    def conv_cache_length(self) -> int:
+        """W - 1: inputs of the conv that a sequence keeps."""
+        return self.conv_kernel - 1
+
+    @property
+    def recurrence_inputs(self) -> int:
+        """Numbers a token that enter the conv and the recurrence: x, B, C and dt."""
+        return self.mamba_inner_size + 2 * self.n_groups * self.ssm_state_size + self.mamba_num_heads
+
+
+class Mamba2(Mixer[Mamba2Fields]):
     """The recurrent mixer. Its state is the last W - 1 inputs of the conv and one [H, P, N] matrix a sequence, in fp32."""
+
+    symbol = "M"
+    label = "Mamba-2"
+    color = "#2f81d6"
+    fields = Mamba2Fields
+    block_types = ("mamba", "mamba2", "linear_attention")
+    gguf_names: ClassVar[dict[str, str]] = {
+        "in_proj.weight": "ssm_in.weight", "conv1d.weight": "ssm_conv1d.weight", "conv1d.bias": "ssm_conv1d.bias",
+        "dt_bias": "ssm_dt.bias", "A_log": "ssm_a", "D": "ssm_d", "norm.weight": "ssm_norm.weight",
+        "out_proj.weight": "ssm_out.weight",
+    }  # fmt: skip
+    prunable = (
+        PrunableAxis("mamba_num_heads", "--mamba-heads", "Mamba heads", groups="n_groups"),
+        PrunableAxis(
+            "mamba_head_dim", "--mamba-head-dim", "channels of a Mamba head", shared=True, multiple=True
+        ),
+    )
+    cuda_graphs = True
+    commits_drafts = True
+    activation = InnerActivation(  # in_proj's output is z | x B C | dt: these are the columns of x
+        "in_proj", "output", ("mamba_num_heads", "mamba_head_dim"), writer="out_proj",
+        columns=lambda config: (config.mamba_inner_size, 2 * config.mamba_inner_size),
+    )  # fmt: skip
 
     in_proj: nn.Linear
     conv1d: Weights
@@ -42,127 +114,74 @@ class Mamba2(Mixer):
     norm: Weights
     out_proj: nn.Linear
 
-    @staticmethod
-    def declare(config: HybridConfig) -> Declaration:
-        return Declaration(
+    @classmethod
+    def declare(cls, config: Mamba2Fields) -> MixerSpec:
+        return MixerSpec(
             parameters={
-                "in_proj.weight": (Stack(INNER, INNER, GROUPED, GROUPED, "mamba_heads"), "embedding"),
-                "conv1d.weight": (CONV, "one", "conv_window"),
+                "in_proj.weight": (Stack(INNER, INNER, GROUPED, GROUPED, "mamba_num_heads"), "hidden_size"),
+                "conv1d.weight": (CONV, 1, "conv_kernel"),
                 "conv1d.bias": (CONV,),
-                "dt_bias": ("mamba_heads",),
-                "A_log": ("mamba_heads",),
-                "D": ("mamba_heads",),
+                "dt_bias": ("mamba_num_heads",),
+                "A_log": ("mamba_num_heads",),
+                "D": ("mamba_num_heads",),
                 "norm.weight": (INNER,),
-                "out_proj.weight": ("embedding", INNER),
+                "out_proj.weight": ("hidden_size", INNER),
             },
-            states={
-                "conv": StateSpec(("conv_context", CONV), per_token=False, dtype=None),
-                "ssm": StateSpec(
-                    ("mamba_heads", "mamba_channels", "ssm_state"), per_token=False, dtype=torch.float32
+            cache={
+                "conv": CacheSpec(("conv_cache_length", CONV), "recurrent"),
+                "ssm": CacheSpec(
+                    ("mamba_num_heads", "mamba_head_dim", "ssm_state_size"), "recurrent", torch.float32
                 ),
             },
         )
 
-    def forward(self, x_TE: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
+    def forward(self, x_TE: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         config = self.config
-        inner, grouped = config.mamba_inner_size, config.n_groups * config.ssm_state_size
+        inner, heads = config.mamba_inner_size, config.mamba_num_heads
         z_TD, xBC_TC, dt_TH = self.in_proj(x_TE).split(
-            [inner, inner + 2 * grouped, config.mamba_num_heads], dim=-1
+            [inner, config.recurrence_inputs - heads, heads], dim=-1
         )
-        recur = self._in_parts if layout.speculative else self._recur
-        y_TD = gated_norm(
-            recur(xBC_TC, dt_TH, layout, state),
-            z_TD,
-            self.norm.weight,
-            config.n_groups,
-            config.layer_norm_epsilon,
-        )
+        recur = self.recurrence if not layout.speculative else speculative_recurrence(self)
+        y_TD = recur(xBC_TC, dt_TH, layout, cache)
+        y_TD = gated_norm(y_TD, z_TD, self.norm.weight, config.n_groups, config.layer_norm_epsilon)
         return self.out_proj(y_TD)
 
-    def _recur(
-        self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None
-    ) -> Tensor:
-        """Conv and recurrence; y_TD."""
-        y_THP = self._fused_step(xBC_TC, dt_TH, layout, state)
-        return (self._scan(xBC_TC, dt_TH, layout, state) if y_THP is None else y_THP).flatten(-2)
-
-    def _fused_step(
-        self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None
-    ) -> Tensor | None:
-        """y of a decode step in one go on the pools, where there are kernels for it."""
-        if (
-            state is None or not layout.is_decode or state["ssm"].dtype == torch.float16
-        ):  # no kernel rounds stochastically
-            return None
-        config, conv = self.config, self.conv1d
-        parameters = conv.weight[:, 0], conv.bias, self.dt_bias, self.A_log, self.D
-        return mamba_step(
-            xBC_TC,
-            dt_TH,
-            *parameters,
-            state["conv"],
-            state["ssm"],
-            layout,
-            config.n_groups,
-            config.time_step_limit,
-        )
-
-    def _scan(self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None) -> Tensor:
-        """y of any layout, op by op; states are read from the pools and written back."""
-        dt_TH, A_H, D_H = self._steps(dt_TH)
-        carried, keep = _Carried(state, layout), state is not None
-        xBC_TC, conv_SWC = conv_silu(
-            xBC_TC, self.conv1d.weight[:, 0], self.conv1d.bias, layout, carried.read("conv"), keep
-        )
-        x_THP, B_TGN, C_TGN = self._features(xBC_TC)
-        y_THP: Tensor
+    def recurrence(self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
+        """Conv and SSD recurrence of a layout without draft tokens: y [T, D]. The cache is brought up to date."""
+        is_step = cache is not None and layout.is_decode
+        if is_step and (y_THP := self.fused_step(xBC_TC, dt_TH, layout, cache)) is not None:
+            return y_THP.flatten(-2)
+        states = RecurrentStates(cache, layout)
         ssm_SHPN: Tensor | None
-        if layout.is_decode and state is not None:
-            y_THP, ssm_SHPN = ssd_step(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, carried.read_or_zeros("ssm"))
+        keep = cache is not None
+        weight_CW, bias_C = self.conv1d.weight[:, 0], self.conv1d.bias
+        xBC_TC, conv_SWC = conv_silu(xBC_TC, weight_CW, bias_C, layout, states.initial("conv"), keep)
+        x_THP, B_TGN, C_TGN = self.split(xBC_TC)
+        dt_TH, A_H, D_H = self.discretize(dt_TH)
+        if is_step:
+            y_THP, ssm_SHPN = ssd_step(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, states.initial_or_zeros("ssm"))
         else:
             y_THP, ssm_SHPN = ssd_scan(
-                x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, carried.read("ssm"), keep
+                x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, states.initial("ssm"), keep
             )
-        carried.write("conv", conv_SWC)
-        carried.write("ssm", ssm_SHPN)
-        return y_THP
+        states.store("conv", conv_SWC)
+        states.store("ssm", ssm_SHPN)
+        return y_THP.flatten(-2)
 
-    def _in_parts(
-        self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None
-    ) -> Tensor:
-        """`_recur` for a batch with windows of drafts: they, single tokens and prompts each in the form that suits them."""
-        y_TD = None
-        for rows, part, windows in layout.memoize(
-            f"parts {xBC_TC.device}", lambda: parts(layout, xBC_TC.device)
-        ):
-            y_PD = (self._window if windows else self._recur)(xBC_TC[rows], dt_TH[rows], part, state)
-            y_TD = y_PD.new_empty(len(xBC_TC), y_PD.shape[1]) if y_TD is None else y_TD
-            y_TD[rows] = y_PD
-        assert y_TD is not None
-        return y_TD
+    def fused_step(
+        self, xBC_SC: Tensor, dt_SH: Tensor, layout: Layout, cache: LayerCache | None
+    ) -> Tensor | None:
+        """y [S, H, P] of a decode step by the one kernel that does all of it; None where the device has none."""
+        if cache is None or "ssm" in cache.rounded:  # the kernel does not round stochastically
+            return None
+        config, conv = self.config, self.conv1d
+        return mamba_step(
+            xBC_SC, dt_SH, conv.weight[:, 0], conv.bias, self.dt_bias, self.A_log, self.D, cache["conv"], cache["ssm"],
+            layout, config.n_groups, config.time_step_limit,
+        )  # fmt: skip
 
-    def _window(
-        self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, state: dict[str, Tensor] | None
-    ) -> Tensor:
-        """Conv and recurrence of sequences whose tokens may be taken back: states are read, and left as they are; y_TD."""
-        assert isinstance(state, LayerCache) and layout.slots is not None
-        dt_TH, A_H, D_H = self._steps(dt_TH)
-        carried, plan = _Carried(state, layout), layout.plan(None)
-        stored_ZWC = carried.read_or_zeros("conv")
-        y_TC, _ = conv_silu(
-            xBC_TC, self.conv1d.weight[:, 0], self.conv1d.bias, layout, stored_ZWC, keep=False
-        )
-        (conv_ZLC,), (dt_ZLH,) = plan.split(xBC_TC), plan.split(dt_TH)
-        (x_ZLHP,), (B_ZLGN,), (C_ZLGN,) = map(plan.split, self._features(y_TC))
-        conv_ZXC = torch.cat([stored_ZWC.to(conv_ZLC.dtype), conv_ZLC], dim=1)
-        rounding = (
-            Rounding.of(layout, state.layer, dt_ZLH.device) if state["ssm"].dtype == torch.float16 else None
-        )
-        state.window = Window(layout.slots, conv_ZXC, x_ZLHP, dt_ZLH, A_H, B_ZLGN, C_ZLGN, D_H, rounding)
-        return plan.join([state.window.run(carried.read_or_zeros("ssm").clone())]).flatten(-2)
-
-    def _features(self, xBC_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x_THP, B_TGN and C_TGN of what left the conv."""
+    def split(self, xBC_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, H, P], B and C [T, G, N] of the conv's output."""
         config = self.config
         inner, grouped = config.mamba_inner_size, config.n_groups * config.ssm_state_size
         x_TD, B_TM, C_TM = xBC_TC.split([inner, grouped, grouped], dim=-1)
@@ -170,8 +189,8 @@ class Mamba2(Mixer):
         B_TGN, C_TGN = (m.unflatten(-1, (config.n_groups, config.ssm_state_size)) for m in (B_TM, C_TM))
         return x_THP, B_TGN, C_TGN
 
-    def _steps(self, dt_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Step sizes, decay rates and skip weights in fp32 (float64 for float64)."""
+    def discretize(self, dt_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Step sizes dt [T, H], decay rates A [H] and skip weights D [H], in fp32 (float64 for float64)."""
         dtype = torch.promote_types(dt_TH.dtype, torch.float32)
         dt_TH = F.softplus(dt_TH.to(dtype) + self.dt_bias.to(dtype))
         low, high = self.config.time_step_limit
@@ -179,48 +198,89 @@ class Mamba2(Mixer):
             dt_TH = dt_TH.clamp(low, high)
         return dt_TH, -self.A_log.to(dtype).exp(), self.D.to(dtype)
 
+    @classmethod
+    def check(cls, config: Mamba2Fields) -> None:
+        check_divides(config, "mamba_num_heads", "n_groups")
+        low, high = config.time_step_min, config.time_step_max
+        if low > high:
+            raise ConfigError(
+                f"time_step_min is {low} and time_step_max {high}: the first must be no more than the second"
+            )
+        limit: Any = config.time_step_limit
+        two_numbers = isinstance(limit, tuple) and len(limit) == 2 and all(map(is_number, limit))
+        if two_numbers:
+            check_float32("the lower bound of time_step_limit", limit[0])
+            if limit[1] != math.inf:
+                check_float32("the upper bound of time_step_limit", limit[1], fix="Infinity means no limit")
+        if not two_numbers or not limit[0] <= limit[1]:
+            raise ConfigError(f"time_step_limit is {shown(limit)}: it must be two numbers, the smaller first")
 
-class _Carried:
-    """The states of a batch's sequences in their pools: read as [S, ...], written back in place.
+    @classmethod
+    def official(cls, config: Mamba2Fields) -> bool:
+        return True
 
-    Sequences in neighboring slots are read as a view, so that the decode step updates the pool itself.
-    """
+    @classmethod
+    def describe(cls, config: Mamba2Fields) -> str:
+        heads = f"{config.mamba_num_heads} heads x {config.mamba_head_dim}"
+        return f"{heads}, {config.n_groups} groups, state {config.ssm_state_size}, conv {config.conv_kernel}"
 
-    def __init__(self, pools: dict[str, Tensor] | None, layout: Layout) -> None:
-        self._pools, self._layout, self._run = pools, layout, layout.slot_run
-
-    def read(self, name: str) -> Tensor | None:
-        """[S, ...] with zeros for the sequences that begin here; None where all do."""
-        if self._pools is None or not self._layout.continues:
-            return None
-        pool = self._pools[name]
-        rows = (
-            pool[self._run]
-            if self._run is not None
-            else pool.index_select(0, self._layout.slot_index(pool.device))
+    @classmethod
+    def small(cls, config: Mamba2Fields) -> dict[str, Any]:
+        groups = min(config.n_groups, 2)
+        heads = groups * min(config.mamba_num_heads // max(config.n_groups, 1), 2)
+        sizes = dict(
+            mamba_head_dim=min(config.mamba_head_dim, 20), ssm_state_size=min(config.ssm_state_size, 16)
         )
-        if len(self._layout.continues) < self._layout.sequences:
-            fresh = self._layout.fresh_mask(pool.device).view(-1, *[1] * (rows.ndim - 1))
-            rows = rows.masked_fill(fresh, 0)
-        return rows.float() if name == "ssm" and rows.dtype == torch.float16 else rows
+        return dict(n_groups=groups, mamba_num_heads=heads, **sizes)
 
-    def read_or_zeros(self, name: str) -> Tensor:
-        """As `read`, with zeros in place of None."""
-        rows = self.read(name)
-        assert self._pools is not None
-        if rows is None:
-            rows = self._pools[name].new_zeros(self._layout.sequences, *self._pools[name].shape[1:])
-        return rows.float() if name == "ssm" and rows.dtype == torch.float16 else rows
+    @classmethod
+    def mixing_flops(cls, config: Mamba2Fields, tokens: int, position: int) -> int:
+        return 5 * tokens * cls.chunk_numbers(config)
 
-    def write(self, name: str, rows: Tensor | None) -> None:
-        """Store [S, ...] at the slots; nothing to do in training, or where `rows` is the pool's own memory."""
-        if self._pools is None or rows is None:
-            return
-        pool = self._pools[name]
-        if name == "ssm" and pool.dtype == torch.float16:
-            assert isinstance(self._pools, LayerCache)
-            rows = Rounding.of(self._layout, self._pools.layer, rows.device).after(rows, -1)
-        if self._run is None:
-            pool.index_copy_(0, self._layout.slot_index(pool.device), rows.to(pool.dtype))
-        elif rows.data_ptr() != pool[self._run].data_ptr():
-            pool[self._run].copy_(rows)
+    @classmethod
+    def transient_numbers(cls, config: Mamba2Fields) -> int:
+        """Projected, convolved and regrouped inputs; the decays and scores of a round of chunks."""
+        heads, inner = config.mamba_num_heads, config.mamba_inner_size
+        projected = inner + config.recurrence_inputs
+        return 4 * projected + heads * CHUNK * 4 + 3 * inner
+
+    @classmethod
+    def draft_numbers(cls, config: Mamba2Fields, drafts: int) -> int:
+        """The conv's inputs and the recurrence's, of each draft token and of the conv's cache."""
+        return 2 * (drafts + config.conv_kernel) * config.recurrence_inputs
+
+    @classmethod
+    def saved_bytes(cls, config: Mamba2Fields, narrow: int) -> int:
+        """in_proj's output, the conv's, the gated norm's; in fp32 the scan's y, and dt before and after softplus."""
+        inner, heads = config.mamba_inner_size, config.mamba_num_heads
+        projected, convolved = inner + config.recurrence_inputs, config.recurrence_inputs - heads
+        return narrow * (config.hidden_size + projected + convolved + inner) + 4 * (inner + 2 * heads)
+
+    @classmethod
+    def initial(cls, config: Mamba2Fields, name: str, parameter: Tensor, generator: torch.Generator) -> bool:
+        """Mamba-2's rules: A in [1, 16], step sizes log-uniform between time_step_min and time_step_max."""
+        if name == "D":
+            parameter.fill_(1.0)
+        elif name == "A_log":
+            parameter.copy_(torch.empty(parameter.shape).uniform_(1, 16, generator=generator).log())
+        elif name == "dt_bias":
+            parameter.copy_(_initial_dt_bias(parameter.shape, config, generator))
+        elif name.startswith("conv1d."):
+            bound = config.conv_kernel**-0.5
+            parameter.uniform_(-bound, bound, generator=generator)
+        else:
+            return False
+        return True
+
+    def cpu_kernel(self) -> CpuKernel | None:
+        taps_WC = self.conv1d.weight.detach()[:, 0].float().T
+        decay_H = -self.A_log.detach().float().exp()
+        vectors = (taps_WC, self.conv1d.bias, self.dt_bias, decay_H, self.D, self.norm.weight)
+        return CpuKernel("mamba2", ("in_proj", "out_proj"), ("conv", "ssm"), vectors)
+
+
+def _initial_dt_bias(shape: torch.Size, config: Mamba2Fields, generator: torch.Generator) -> Tensor:
+    """The inverse softplus of log-uniform step sizes."""
+    low, high = math.log(config.time_step_min), math.log(config.time_step_max)
+    dt = torch.empty(shape).uniform_(low, high, generator=generator).exp().clamp(min=config.time_step_floor)
+    return dt + torch.log(-torch.expm1(-dt))

@@ -4,18 +4,19 @@ from torch import Tensor
 
 from nanohybrid.ops.attention import reference
 from nanohybrid.ops.attention import torch as torch_form
-from nanohybrid.ops.attention.cache import Cache
+from nanohybrid.ops.attention.cache import PagedCache
+from nanohybrid.ops.attention.window import RingCache, window_attention
 from nanohybrid.ops.dispatch import Kernel, choose
 from nanohybrid.ops.layout import Layout
 
 TRITON = Kernel("nanohybrid.ops.attention.triton:attention")
 
 
-__all__ = ["Cache", "attention"]
+__all__ = ["PagedCache", "RingCache", "attention", "window_attention"]
 
 
 def attention(
-    q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: Cache | None = None
+    q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: PagedCache | None = None
 ) -> Tensor:
     """o_THP: each token attends to itself and to the earlier tokens of its own sequence; scale P^-0.5.
 

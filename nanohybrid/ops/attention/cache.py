@@ -8,6 +8,7 @@ T tokens · Z sequences · C tokens of context · K key/value heads · P head di
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +22,19 @@ SMALLEST = 2.0**-100  # of a scale: a row of zeros is zeros, not 0 / 0
 
 
 @dataclass(frozen=True)
-class Cache:
+class PagedCache:
     """key and value [pages, page size, K, P]; in FP8 also their scales [pages, page size, K]."""
 
     key: Tensor
     value: Tensor
     key_scale: Tensor | None = None
     value_scale: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> PagedCache:
+        """From a layer's cache, by name."""
+        scales = tensors.get("key_scale"), tensors.get("value_scale")
+        return cls(tensors["key"], tensors["value"], *scales)
 
     @property
     def quantized(self) -> bool:

@@ -13,11 +13,11 @@ from torch import Tensor
 from nanohybrid.ops.layout import Layout
 
 if TYPE_CHECKING:
-    from nanohybrid.ops.attention.cache import Cache
+    from nanohybrid.ops.attention.cache import PagedCache
 
 
 def attention(
-    q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: Cache | None = None
+    q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: PagedCache | None = None
 ) -> Tensor:
     """o_THP in q's dtype; sums in fp32 (float64 for float64)."""
     dtype = torch.promote_types(q_THP.dtype, torch.float32)

@@ -18,14 +18,14 @@ from torch import Tensor
 from nanohybrid.ops.layout import Layout
 
 if TYPE_CHECKING:
-    from nanohybrid.ops.attention.cache import Cache
+    from nanohybrid.ops.attention.cache import PagedCache
 
 QUERY_TILE = 256  # queries of a continuation that share one mask: [256, context] booleans at most
 SHORT = 256  # on a CPU the gradient of sequences up to here is about three times faster in fp32 than in bf16 (docs/ops.md)
 
 
 def attention(
-    q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: Cache | None = None
+    q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: PagedCache | None = None
 ) -> Tensor:
     """o_THP in q's dtype."""
     if cache is None:
@@ -74,7 +74,7 @@ def _begin(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout) -> Tenso
     return plan.join(outputs)
 
 
-def _decode(q_ZHP: Tensor, layout: Layout, cache: Cache, sequences: tuple[int, ...]) -> Tensor:
+def _decode(q_ZHP: Tensor, layout: Layout, cache: PagedCache, sequences: tuple[int, ...]) -> Tensor:
     """One token each: the query heads of a key head stand as its rows, so that keys are read once and never repeated."""
     lengths = [layout.positions[i] + 1 for i in sequences]
     context = max(lengths)
@@ -88,7 +88,7 @@ def _decode(q_ZHP: Tensor, layout: Layout, cache: Cache, sequences: tuple[int, .
     return F.scaled_dot_product_attention(q_ZKgP, k, v, attn_mask=mask).flatten(1, 2)
 
 
-def _continue(q_LHP: Tensor, layout: Layout, cache: Cache, sequence: int) -> Tensor:
+def _continue(q_LHP: Tensor, layout: Layout, cache: PagedCache, sequence: int) -> Tensor:
     """Several tokens of one sequence against all that its pages hold, a tile of queries at a time."""
     position, length = layout.positions[sequence], len(q_LHP)
     k, v = (

@@ -15,6 +15,7 @@ import math
 
 import numpy as np
 
+from nanohybrid.executors.cpu.kernels.call import ATTENTION, ATTENTION_AT
 from nanohybrid.executors.cpu.kernels.gemm import run_tile, tile_panels, tile_rows
 from nanohybrid.executors.cpu.kernels.gemm_tile import make_tiles
 from nanohybrid.executors.cpu.kernels.kv_cache import turn
@@ -39,7 +40,7 @@ _added_tiles = make_tiles(
 @inlined
 def blocks_of(count, sizes):
     """How many blocks `attend` cuts the queries of `count` tokens and one key/value head into."""
-    rows = count * (sizes[0] // sizes[1])
+    rows = count * (sizes[ATTENTION.heads] // sizes[ATTENTION.kv_heads])
     height = tile_rows(rows) * TILES
     return (rows + height - 1) // height
 
@@ -64,7 +65,8 @@ def attend(
     width,
 ):
     """One block of queries of one head over all that they may see. `room`: scratch; the outputs go to `packed`, at the tokens' rows."""
-    queries, kv_heads, head_dim = sizes[0], sizes[1], sizes[2]
+    queries, kv_heads = sizes[ATTENTION.heads], sizes[ATTENTION.kv_heads]
+    head_dim = sizes[ATTENTION.head_dim]
     each = queries // kv_heads
     height = tile_rows(count * each)
     first = block * height * TILES
@@ -75,7 +77,7 @@ def attend(
         row = start + index // each
         query = projected + (row * columns + (head * each + index % each) * head_dim) * 4
         if r < rows:
-            turn(query, at[2], eps, head_dim, angles + row * head_dim * 4 if angles else 0)
+            turn(query, at[ATTENTION_AT.q_norm], eps, head_dim, angles + row * head_dim * 4 if angles else 0)
         pack_values(query, head_dim, q, r, 0, height, head_dim)
         _clear(sums + r * head_dim * 4, head_dim, most + r * 4, weights + r * 64)
     numbers, page_bytes = words(pages), PAGE * head_dim * 2
@@ -90,13 +92,19 @@ def attend(
             seen = position + (first + r + mine - 1) // each + 1 - page  # by the tile's last row
             if seen > 0:
                 _multiply_keys(
-                    height, at[0] + base, q + r * head_dim * 2, scores, head_dim, min(seen, PAGE), ahead
+                    height,
+                    at[ATTENTION_AT.key] + base,
+                    q + r * head_dim * 2,
+                    scores,
+                    head_dim,
+                    min(seen, PAGE),
+                    ahead,
                 )
                 _weigh(mine, first + r, each, position - page, min(seen, PAGE), scores, head_dim, sums + r * head_dim * 4, most + r * 4,
                        weights + r * 64)  # fmt: skip
                 _add_values(
                     height,
-                    at[1] + base,
+                    at[ATTENTION_AT.value] + base,
                     scores + TALLEST * PAGE * 4,
                     sums + r * head_dim * 4,
                     head_dim,
@@ -123,7 +131,9 @@ def _places(room, head_dim):
 @inlined
 def attention_room(sizes):
     """fp32 numbers of scratch that `attend` needs."""
-    return BLOCK * (sizes[2] // 2 + sizes[2] + 1 + 16) + TALLEST * (PAGE + PAGE // 2)
+    return BLOCK * (sizes[ATTENTION.head_dim] // 2 + sizes[ATTENTION.head_dim] + 1 + 16) + TALLEST * (
+        PAGE + PAGE // 2
+    )
 
 
 @inlined

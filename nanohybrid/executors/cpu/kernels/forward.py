@@ -1,6 +1,6 @@
 """A ragged batch of tokens through the whole model, in one kernel: weights pass by once, however many tokens there are.
 
-The model is a table: LAYERS' words for each layer, LINEAR's words for each linear. Threads share the outputs of a linear, the
+The model is a table of layers and a table of linears, and a call is a struct of words (call.py). Threads share the outputs of a linear, the
 groups of a Mamba-2 layer, the heads of an attention layer, and meet where one needs what another made. The residual stream and
 all sums are fp32; activations enter a linear as bfloat16.
 
@@ -15,6 +15,16 @@ import numpy as np
 
 from nanohybrid.executors.cpu.kernels import profiler as laps
 from nanohybrid.executors.cpu.kernels.attention import attend, attention_room, blocks_of
+from nanohybrid.executors.cpu.kernels.call import (
+    AT,
+    ATTENTION,
+    CALL,
+    KERNELS,
+    LAYER,
+    MAMBA,
+    MAMBA_AT,
+    ROW,
+)
 from nanohybrid.executors.cpu.kernels.gemm import (
     ADD,
     FEW,
@@ -42,49 +52,18 @@ from nanohybrid.ops.numba.panels import clear_padding, inverse_rms, norm_and_pac
 from nanohybrid.ops.numba.scalars import narrow, widen
 from nanohybrid.ops.numba.threads import deal_anew, meet, share, take
 
-KINDS = ("M", "*", "-")
-LAYERS = ("kind", "norm", "first linear", *(f"address {i}" for i in range(8)))
-KIND, NORM, LINEARS, AT = 0, 1, 2, 3  # AT: what the mixer's own kernel reads, see mamba.py and attend.py
-
-# The words of a call. First the model and whatever else stays from step to step ...
-MODEL = ("layers", "how many", "linears", "how many", "mamba", "attention", "limits", "embeddings", "head")
-ROOM = ("residual", "projected", "normed", "fixed", "shared", "private", "private bytes")
-BATCH = (
-    "tokens",
-    "rows",
-    "sequences",
-    "starts",
-    "slots",
-    "positions",
-    "pages",
-    "pages of a sequence",
-    "angles",
-)
-WANTED = (
-    "kept",
-    "rows",
-    "count",
-    "out",
-    "logits",
-    "chosen",
-    "count",
-    "clock",
-)  # ... then what is wanted of it
-AT_ROOM = len(MODEL)
-AT_BATCH = AT_ROOM + len(ROOM)
-AT_WANTED = AT_BATCH + len(BATCH)
+MAMBA2_KERNEL, ATTENTION_KERNEL, GATED_MLP_KERNEL = map(KERNELS.index, ("mamba2", "attention", "gated_mlp"))
 
 
 @inlined
 def _tables(call):
     """layers, linears, and the numbers that are the same for all of them."""
     w = words(call)
-    layers, linears = (
-        numba.carray(words(w[0]), (w[1], len(LAYERS))),
-        numba.carray(words(w[2]), (w[3], len(LINEAR))),
-    )
-    mamba, attention = numba.carray(words(w[4]), (5,)), numba.carray(words(w[5]), (4,))
-    return layers, linears, mamba, attention, numba.carray(floats(w[6]), (3,))
+    layers = numba.carray(words(w[CALL.layers]), (w[CALL.layer_count], ROW))
+    linears = numba.carray(words(w[CALL.linears]), (w[CALL.linear_count], len(LINEAR)))
+    mamba = numba.carray(words(w[CALL.mamba]), (len(MAMBA),))
+    attention = numba.carray(words(w[CALL.attention]), (len(ATTENTION),))
+    return layers, linears, mamba, attention, numba.carray(floats(w[CALL.limits]), (3,))
 
 
 @inlined
@@ -106,14 +85,15 @@ def _groups(
     size,
 ):
     """The groups of all sequences, shared out."""
-    heads, head_dim, groups, states, window = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    heads, head_dim, groups = sizes[MAMBA.heads], sizes[MAMBA.head_dim], sizes[MAMBA.groups]
+    states, window = sizes[MAMBA.state_size], sizes[MAMBA.conv_kernel]
     channels = heads * head_dim + 2 * groups * states
     first, last = share(sequences * groups, rank, size)
     for item in range(first, last):
         sequence, group = item // groups, item % groups
         start, slot = starts[sequence], slots[sequence]
-        conv = layer[AT] + slot * (window - 1) * channels * 2
-        ssm = layer[AT + 1] + slot * heads * head_dim * states * 4
+        conv = layer[AT + MAMBA_AT.conv] + slot * (window - 1) * channels * 2
+        ssm = layer[AT + MAMBA_AT.ssm] + slot * heads * head_dim * states * 4
         run_group(
             start, starts[sequence + 1] - start, positions[sequence], group, projected + start * columns * 4, columns,
             sizes, layer[AT:], limits, conv, ssm, room, packed, height, width,
@@ -126,7 +106,7 @@ def _heads(
     rank, size,
 ):  # fmt: skip
     """Keys and values of all sequences into their pages; then the queries, block by block, whoever is free."""
-    at, kv_heads = layer[AT:], sizes[1]
+    at, kv_heads = layer[AT:], sizes[ATTENTION.kv_heads]
     first, last = share(sequences * kv_heads, rank, size)
     for item in range(first, last):
         s, head = item // kv_heads, item % kv_heads
@@ -161,37 +141,24 @@ def forward(rank, size, barrier, call):
     """Final hidden states [T, E] in bfloat16, T up to ROWS_AT_ONCE, and logits of some rows; states and pages are brought up to date
     in place.
 
-    layers, linears: the tables; the last row of layers is the final norm. mamba: H, P, G, N, W. attention: query heads, key/value
-    heads, head size, gated (1: SwiGLU). limits: dt's least and most, eps. head: its linear's words, or 0. Sequence s has the rows
-    starts[s] to starts[s + 1], and stands at positions[s]. angles: rotary cos and sin of each row, or 0. kept: where a copy of a row's
-    Mamba-2 projections goes, in each layer the rows[row]-th of `count` (-1: nowhere). residual [T, E], projected [T, widest]: fp32 room;
-    normed, shared: packed rows; fixed: rows made integers. logits: fp32 [count, V] of the rows `chosen`. clock: where each thread's
-    phases are timed (clock.py), or 0.
+    The words of `call` are those of call.Call. Sequence s has the rows starts[s] to starts[s + 1].
     """
     layers, linears, mamba, attention, limits = _tables(call)
     w = words(call)
-    embeddings, head = w[AT_ROOM - 2], w[AT_ROOM - 1]
-    given = words(call + AT_ROOM * 8)
-    residual, projected, normed, fixed, shared, private = (
-        given[0],
-        given[1],
-        given[2],
-        given[3],
-        given[4],
-        given[5] + rank * given[6],
+    embeddings, head = w[CALL.embeddings], w[CALL.head]
+    residual, projected, normed, fixed = (
+        w[CALL.residual],
+        w[CALL.projected],
+        w[CALL.normed],
+        w[CALL.quantized_rows],
     )
-    given = words(call + AT_BATCH * 8)
-    tokens, rows, sequences, starts, slots = (
-        words(given[0]),
-        given[1],
-        given[2],
-        words(given[3]),
-        words(given[4]),
-    )
-    positions, pages, page_bytes, angles = words(given[5]), given[6], given[7] * 8, given[8]
-    given = words(call + AT_WANTED * 8)
-    kept, kept_rows, kept_count, out = given[0], words(given[1]), given[2], given[3]
-    logits, chosen, count, clock = given[4], words(given[5]), given[6], given[7]
+    shared, private = w[CALL.shared], w[CALL.private] + rank * w[CALL.private_bytes]
+    tokens, rows, sequences = words(w[CALL.tokens]), w[CALL.rows], w[CALL.sequences]
+    starts, slots, positions = words(w[CALL.starts]), words(w[CALL.slots]), words(w[CALL.positions])
+    pages, page_bytes, angles = w[CALL.pages], w[CALL.pages_per_sequence] * 8, w[CALL.angles]
+    kept, kept_rows, kept_count = w[CALL.draft_inputs], words(w[CALL.draft_rows]), w[CALL.draft_count]
+    out, logits, chosen, count = w[CALL.out], w[CALL.logits], words(w[CALL.wanted_rows]), w[CALL.wanted_count]
+    clock = w[CALL.clock]
     watch = laps.start(clock, rank)
     hidden, height, sums = linears[0, INPUTS], tile_rows(rows), private
     room = sums + SUMS * 4
@@ -214,15 +181,23 @@ def forward(rank, size, barrier, call):
     mambas = 0
     for index in range(len(layers) - 1):
         layer = layers[index]
-        at = layer[LINEARS]
+        at = layer[LAYER.first_linear]
         norm_and_pack(
-            residual, norm_first, norm_last, hidden, layer[NORM], limits[2], mine, height, linears[at, WIDTH]
+            residual,
+            norm_first,
+            norm_last,
+            hidden,
+            layer[LAYER.norm],
+            limits[2],
+            mine,
+            height,
+            linears[at, WIDTH],
         )
         lap(watch, laps.NORMS)
         if rows > FEW:
             meet(barrier, size)
             lap(watch, laps.WAITING)
-        if layer[KIND] == 0:
+        if layer[LAYER.kernel] == MAMBA2_KERNEL:
             columns, width = linears[at, OUTPUTS], linears[at + 1, WIDTH]
             x = suited(linears[at], mine, rows, rank, size, barrier, own, fixed)
             multiply(linears[at], x, rows, rank, size, barrier, sums, STORE, projected, columns, 0, 0, 0)
@@ -256,9 +231,10 @@ def forward(rank, size, barrier, call):
             lap(watch, laps.RECURRENCE)
             mambas += 1
             back, last_phase = at + 1, laps.MAMBA_OUT
-        elif layer[KIND] == 1:
+        elif layer[LAYER.kernel] == ATTENTION_KERNEL:
             columns, offset, width = (
-                (attention[0] + 2 * attention[1]) * attention[2],
+                (attention[ATTENTION.heads] + 2 * attention[ATTENTION.kv_heads])
+                * attention[ATTENTION.head_dim],
                 0,
                 linears[at + 3, WIDTH],
             )
@@ -289,7 +265,7 @@ def forward(rank, size, barrier, call):
             )  # fmt: skip
             lap(watch, laps.ATTENTION)
             back, last_phase = at + 3, laps.ATTENTION_OUT
-        elif attention[3]:
+        elif layer[LAYER.kernel] == GATED_MLP_KERNEL:
             columns, width = linears[at, OUTPUTS], linears[at + 2, WIDTH]
             # each thread multiplies by the gate that it made itself
             x = suited(linears[at], mine, rows, rank, size, barrier, own, fixed)
@@ -328,7 +304,7 @@ def forward(rank, size, barrier, call):
         lap(watch, last_phase)
         meet(barrier, size)
         lap(watch, laps.WAITING)
-    last_norm = layers[len(layers) - 1, NORM]
+    last_norm = layers[len(layers) - 1, LAYER.norm]
     gain, result = floats(last_norm), halves(out)
     for row in range(first, last):
         scale = inverse_rms(residual + row * hidden * 4, hidden, limits[2])
@@ -356,30 +332,37 @@ def forward(rank, size, barrier, call):
 
 
 @kernel
-def feed(rank, size, barrier, call):
+def advance(rank, size, barrier, call):
     """Bring conv and SSM states forward by the first counts[s] of the tokens whose projections `forward` kept from row starts[s] on.
 
-    Of a call's words it reads the tables, room, sequences, starts, slots, positions and kept; and `chosen` as the counts.
+    `wanted_rows` are the counts.
     """
     layers, linears, mamba, _, limits = _tables(call)
-    given = words(call + AT_ROOM * 8)
-    shared, room = given[4], given[5] + rank * given[6] + SUMS * 4
-    given = words(call + AT_BATCH * 8)
-    sequences, starts, slots, positions = given[2], words(given[3]), words(given[4]), words(given[5])
-    given = words(call + AT_WANTED * 8)
-    kept, kept_count, counts = given[0], given[2], words(given[5])
-    mambas, groups = 0, mamba[2]
+    w = words(call)
+    shared, room = w[CALL.shared], w[CALL.private] + rank * w[CALL.private_bytes] + SUMS * 4
+    sequences, starts, slots, positions = (
+        w[CALL.sequences],
+        words(w[CALL.starts]),
+        words(w[CALL.slots]),
+        words(w[CALL.positions]),
+    )
+    kept, kept_count, counts = w[CALL.draft_inputs], w[CALL.draft_count], words(w[CALL.wanted_rows])
+    mambas, groups, states = 0, mamba[MAMBA.groups], mamba[MAMBA.state_size]
+    inner = mamba[MAMBA.heads] * mamba[MAMBA.head_dim]
     first, last = share(sequences * groups, rank, size)
-    channels = mamba[0] * mamba[1] + 2 * groups * mamba[3]
+    channels = inner + 2 * groups * states
     for index in range(len(layers) - 1):
         layer = layers[index]
-        if layer[KIND] == 0:
-            columns, width = linears[layer[LINEARS], OUTPUTS], linears[layer[LINEARS] + 1, WIDTH]
+        if layer[LAYER.kernel] == MAMBA2_KERNEL:
+            columns, width = (
+                linears[layer[LAYER.first_linear], OUTPUTS],
+                linears[layer[LAYER.first_linear] + 1, WIDTH],
+            )
             for item in range(first, last):
                 s, group = item // groups, item % groups
                 rows = kept + (mambas * kept_count + starts[s]) * columns * 4
-                conv = layer[AT] + slots[s] * (mamba[4] - 1) * channels * 2
-                ssm = layer[AT + 1] + slots[s] * mamba[0] * mamba[1] * mamba[3] * 4
+                conv = layer[AT + MAMBA_AT.conv] + slots[s] * (mamba[MAMBA.conv_kernel] - 1) * channels * 2
+                ssm = layer[AT + MAMBA_AT.ssm] + slots[s] * inner * states * 4
                 run_group(  # what comes out is not wanted: it goes to the first rows, of which there are enough
                     0,
                     counts[s],
@@ -403,6 +386,7 @@ def feed(rank, size, barrier, call):
 def private_size(rows: int, width: int, fixed: int, mamba: np.ndarray, attention: np.ndarray) -> int:
     """Bytes of scratch that each thread needs for a batch; `width` of the widest input, `fixed` bytes of the longest row of integers."""
     room = max(
-        mamba_room.py_func(mamba) if mamba[2] else 0, attention_room.py_func(attention) if attention[1] else 0
+        mamba_room.py_func(mamba) if mamba[MAMBA.groups] else 0,
+        attention_room.py_func(attention) if attention[ATTENTION.kv_heads] else 0,
     )
     return int(-(-((min(rows, FEW) + 12) * (width * 2 + fixed) + (SUMS + room) * 4) // 64) * 64)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nanohybrid.executors.cpu.kernels.call import ATTENTION, ATTENTION_AT
 from nanohybrid.ops.numba.jit import called, inlined
 from nanohybrid.ops.numba.llvm import floats, halves, words
 from nanohybrid.ops.numba.panels import inverse_rms
@@ -37,12 +38,15 @@ def turn(vector, gain, eps, head_dim, angles):
 @called
 def remember(start, count, position, head, projected, columns, sizes, at, eps, pages, angles):
     """Write keys and values of one head, of the `count` tokens from row `start` on, into the sequence's pages."""
-    queries, kv_heads, head_dim = sizes[0], sizes[1], sizes[2]
-    keys, values, numbers = halves(at[0]), halves(at[1]), words(pages)
+    queries, kv_heads = sizes[ATTENTION.heads], sizes[ATTENTION.kv_heads]
+    head_dim = sizes[ATTENTION.head_dim]
+    keys, values, numbers = halves(at[ATTENTION_AT.key]), halves(at[ATTENTION_AT.value]), words(pages)
     for t in range(count):
         row = projected + (start + t) * columns * 4
         key, value = row + (queries + head) * head_dim * 4, row + (queries + kv_heads + head) * head_dim * 4
-        turn(key, at[3], eps, head_dim, angles + (start + t) * head_dim * 4 if angles else 0)
+        turn(
+            key, at[ATTENTION_AT.k_norm], eps, head_dim, angles + (start + t) * head_dim * 4 if angles else 0
+        )
         here, k, v = (position + t) % PAGE, floats(key), floats(value)
         base = (numbers[(position + t) // PAGE] * kv_heads + head) * PAGE * head_dim
         at_key = base + here // 16 * 16 * head_dim + here % 16 * 2

@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 
+from nanohybrid.executors.cpu.kernels.call import MAMBA, MAMBA_AT
 from nanohybrid.ops.numba.jit import called, inlined
 from nanohybrid.ops.numba.llvm import floats, halves
 from nanohybrid.ops.numba.panels import inverse_rms, pack_columns, silu
@@ -84,7 +85,8 @@ def run_group(
 
     A few tokens at a time, each head runs through all of them while its state is near. Where they are cut changes nothing.
     """
-    heads, head_dim, groups, states = sizes[0], sizes[1], sizes[2], sizes[3]
+    heads, head_dim = sizes[MAMBA.heads], sizes[MAMBA.head_dim]
+    groups, states = sizes[MAMBA.groups], sizes[MAMBA.state_size]
     mine = heads // groups * head_dim
     done = 0
     while done < count:
@@ -106,7 +108,15 @@ def run_group(
         for t in range(here):
             scale = inverse_rms(y + t * mine * 4, mine, limits[2])
             pack_columns(
-                y + t * mine * 4, scale, at[7], mine, packed, row + t, group * mine, tile_rows, width
+                y + t * mine * 4,
+                scale,
+                at[MAMBA_AT.norm],
+                mine,
+                packed,
+                row + t,
+                group * mine,
+                tile_rows,
+                width,
             )
         done += here
 
@@ -114,7 +124,8 @@ def run_group(
 @called
 def _some_tokens(count, position, group, projected, columns, sizes, at, limits, conv_pool, ssm_pool, room):
     """At most TOKENS tokens of a group, up to y silu(z), which lies in `room` behind x, B and C."""
-    heads, head_dim, groups, states, window = sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]
+    heads, head_dim, groups = sizes[MAMBA.heads], sizes[MAMBA.head_dim], sizes[MAMBA.groups]
+    states, window = sizes[MAMBA.state_size], sizes[MAMBA.conv_kernel]
     inner, each = heads * head_dim, heads // groups
     channels, mine = inner + 2 * groups * states, each * head_dim
     x, B = room, room + TOKENS * mine * 4
@@ -122,13 +133,24 @@ def _some_tokens(count, position, group, projected, columns, sizes, at, limits, 
     y = C + TOKENS * states * 4
     for t in range(count):
         xBC, fresh = projected + (t * columns + inner) * 4, position + t == 0
-        convolve(fresh, xBC, conv_pool, at[2], at[3], channels, group * mine, mine, window, x + t * mine * 4)
         convolve(
             fresh,
             xBC,
             conv_pool,
-            at[2],
-            at[3],
+            at[MAMBA_AT.taps],
+            at[MAMBA_AT.conv_bias],
+            channels,
+            group * mine,
+            mine,
+            window,
+            x + t * mine * 4,
+        )
+        convolve(
+            fresh,
+            xBC,
+            conv_pool,
+            at[MAMBA_AT.taps],
+            at[MAMBA_AT.conv_bias],
             channels,
             inner + group * states,
             states,
@@ -139,15 +161,15 @@ def _some_tokens(count, position, group, projected, columns, sizes, at, limits, 
             fresh,
             xBC,
             conv_pool,
-            at[2],
-            at[3],
+            at[MAMBA_AT.taps],
+            at[MAMBA_AT.conv_bias],
             channels,
             inner + (groups + group) * states,
             states,
             window,
             C + t * states * 4,
         )
-    bias, rate, skip = floats(at[4]), floats(at[5]), floats(at[6])
+    bias, rate, skip = floats(at[MAMBA_AT.dt_bias]), floats(at[MAMBA_AT.decay]), floats(at[MAMBA_AT.skip])
     for local in range(each):
         head = group * each + local
         state, place = ssm_pool + head * head_dim * states * 4, local * head_dim * 4
@@ -170,4 +192,6 @@ def _some_tokens(count, position, group, projected, columns, sizes, at, limits, 
 @inlined
 def mamba_room(sizes):
     """fp32 numbers of scratch that `run_group` needs."""
-    return TOKENS * (2 * (sizes[0] // sizes[2]) * sizes[1] + 2 * sizes[3])
+    return TOKENS * (
+        2 * (sizes[MAMBA.heads] // sizes[MAMBA.groups]) * sizes[MAMBA.head_dim] + 2 * sizes[MAMBA.state_size]
+    )

@@ -21,14 +21,14 @@ from nanohybrid.ops.launch import LEAST_DOT, operand, power
 from nanohybrid.ops.layout import Layout
 
 if TYPE_CHECKING:
-    from nanohybrid.ops.attention import Cache
+    from nanohybrid.ops.attention import PagedCache
 
 KEYS = 64  # a step of either loop
 QUERIES = 64  # of one head, in a program of prefill
 
 
 def attention(
-    q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: Cache | None = None
+    q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: PagedCache | None = None
 ) -> Tensor:
     """o_THP in q's dtype; products take operands in it, sums and softmax are fp32."""
     if cache is None or not (layout.continues or layout.is_decode):
@@ -38,7 +38,7 @@ def attention(
     return (decode_attention if layout.is_decode else prefill_attention)(q_THP, layout, cache)
 
 
-def decode_attention(q_SHP: Tensor, layout: Layout, cache: Cache) -> Tensor:
+def decode_attention(q_SHP: Tensor, layout: Layout, cache: PagedCache) -> Tensor:
     """One token of each sequence against its pages, which hold it already.
 
     The context is cut into 16 parts whatever its length and whatever else is in the batch, so a sequence's sums are made in
@@ -58,7 +58,7 @@ def decode_attention(q_SHP: Tensor, layout: Layout, cache: Cache) -> Tensor:
     return o_SHP
 
 
-def prefill_attention(q_THP: Tensor, layout: Layout, cache: Cache) -> Tensor:
+def prefill_attention(q_THP: Tensor, layout: Layout, cache: PagedCache) -> Tensor:
     """Any ragged batch, each token against the pages of its sequence, which hold this batch already."""
     (_, H, P), K = q_THP.shape, cache.key.shape[2]
     table, tile_X4 = page_table(layout, q_THP.device), tiles(layout, QUERIES, q_THP.device)

@@ -1,0 +1,154 @@
+"""A loss on hidden states: what faces what, whom its gradient reaches, and that a killed run learns the same."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from compress_models import make_calibration, make_model
+
+from nanohybrid.checkpoint import load, save
+from nanohybrid.cli.main import main
+from nanohybrid.data import Batch, TokenStore
+from nanohybrid.distill.hidden_state_loss import Between, BetweenRecipe
+from nanohybrid.distill.stage import DistillRecipe, distill, divergence
+from nanohybrid.distill.teacher import teaching
+from nanohybrid.errors import ConfigError, InputError
+from nanohybrid.prune.activations import measure_activations
+from nanohybrid.prune.selection import Selection
+from nanohybrid.prune.slicing import prune_checkpoint
+from nanohybrid.prune.target import Target
+from nanohybrid.text import train_bpe
+from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
+
+RECIPE = DistillRecipe(
+    tokens=600, batch_tokens=100, sequence_length=40, optimizer=OptimizerConfig(learning_rate=1e-2), precision=PrecisionConfig("fp32"),
+    loop=LoopConfig(snapshot_steps=1, log_steps=1), measured_tokens=100, between=BetweenRecipe(2.0),
+)  # fmt: skip
+TARGET = Target(drop_layers=(1,), sizes={"hidden_size": 24, "intermediate_size": 32})
+BATCH = Batch.of([(np.arange(20, 33), np.r_[np.zeros(4), np.ones(9)]), (np.arange(40, 47), np.ones(7))])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A parent, and a student that lost a layer, channels and neurons."""
+    root, rng = tmp_path_factory.mktemp("between"), np.random.default_rng(0)
+    model = make_model(vocab_size=269)
+    train_bpe(["some words"], 269).save(root / "parent")
+    save(model.float(), root / "parent")
+    scores = measure_activations(model, make_calibration())
+    (root / "student").mkdir()
+    prune_checkpoint(root / "parent", TARGET.select(model.config, scores), root / "student")
+    documents = [
+        (rng.integers(13, 60, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in rng.integers(5, 30, 30)
+    ]
+    (root / "data").mkdir()
+    TokenStore.from_documents(documents).write(root / "data" / "chats.safetensors")
+    return root
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine"])
+def test_the_loss_faces_what_stayed_with_what_it_was(root, kind):
+    student, teacher = load(root / "student", dtype=torch.float32), load(root / "parent", dtype=torch.float32)
+    between = Between.of(BetweenRecipe(3.0, (2, 6), kind), root / "student", root / "parent")
+    selection = Selection.read(root / "student")
+
+    def states(model):
+        h_TE, found = model.backbone.embeddings(BATCH.tokens_T), []
+        for block in model.backbone.layers:
+            h_TE = block(h_TE, BATCH.layout, None)
+            found.append(h_TE.detach().double())
+        return found
+
+    mine, theirs, wanted_T = states(student), states(teacher), 0
+    for layer in (2, 6):  # the student lost layer 1, so they are its layers 1 and 5
+        s, t = mine[layer - 1], theirs[layer][:, list(selection.hidden)]
+        wanted_T = wanted_T + (
+            (s - t).norm(dim=1) ** 2 / t.norm(dim=1) ** 2
+            if kind == "mse"
+            else 1 - (s * t).sum(1) / s.norm(dim=1) / t.norm(dim=1)
+        )
+    targets = BATCH.targets_T != -100
+    total = [divergence(teacher, 1.0, False, extra)(student, BATCH)[0].item() for extra in (between, None)]
+    assert total[0] - total[1] == pytest.approx(3.0 * (wanted_T[targets] / 2).sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine"])
+def test_a_student_that_was_not_cut_is_at_no_distance(root, kind):
+    between = Between.of(BetweenRecipe(1.0, kind=kind), root / "parent", root / "parent")
+    model = load(root / "parent", dtype=torch.float32)
+    assert len(between.place) == 7 and between.mean(model, model, [BATCH]) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("place", ["beside", "offloaded", "int8"])
+def test_the_gradient_reaches_the_student_and_nobody_else(root, place):
+    student = load(root / "student", dtype=torch.float32)
+    between = Between.of(BetweenRecipe(1.0, (5,)), root / "student", root / "parent")
+    with teaching(root / "parent", place) as teacher:
+        between.run(student, teacher, BATCH)[2].sum().backward()
+        assert place == "offloaded" or all(parameter.grad is None for parameter in teacher.parameters())
+    reached = [
+        block.norm.weight.grad is not None and bool(block.norm.weight.grad.any())
+        for block in student.backbone.layers
+    ]
+    assert reached == [True] * 5 + [
+        False
+    ]  # the student's layer 4 is the teacher's 5; the one behind it is not asked
+
+
+def test_a_killed_run_learns_the_same_and_comes_nearer(root, tmp_path, monkeypatch):
+    whole = distill(RECIPE, root / "student", root / "parent", root / "data", tmp_path / "whole")
+    measures = json.loads((whole / "lineage.json").read_text())["measures"]
+    assert measures["apart_after"] < 0.9 * measures["apart_before"]
+    for name in ("pruning_mask.json", "kept.json"):
+        assert (whole / name).read_text() == (root / "student" / name).read_text()
+    calls, original = [], Between.run
+
+    def dying(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise InterruptedError
+        return original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(Between, "run", dying)
+        distill(RECIPE, root / "student", root / "parent", root / "data", tmp_path / "out")
+    assert (tmp_path / "out.partial" / "snapshot.safetensors").exists()
+    out = distill(RECIPE, root / "student", root / "parent", root / "data", tmp_path / "out")
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [(1, "does not have it any more; nearest 0"), (9, "layers 0 to 6; nearest 6"), (-1, "nearest 0")],
+)
+def test_a_layer_that_is_not_there_is_one_line(root, tmp_path, capsys, layer, words):
+    command = [
+        "distill",
+        str(root / "student"),
+        str(root / "parent"),
+        "--data",
+        str(root / "data"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main([*command, "--between.weight", "1", "--between.layers", f"[{layer}]"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and words in error[0] and not list(tmp_path.iterdir())
+
+
+def test_without_word_of_what_was_kept_the_line_says_so(root, tmp_path):
+    save(load(root / "student"), tmp_path / "bare")
+    with pytest.raises(InputError, match=r"holds no pruning_mask\.json"):
+        Between.of(BetweenRecipe(1.0), tmp_path / "bare", root / "parent")
+    with pytest.raises(InputError, match="is not about"):
+        Between.of(BetweenRecipe(1.0), root / "student", tmp_path / "bare")
+
+
+@pytest.mark.parametrize("change", [dict(weight=-1.0), dict(weight=float("nan")), dict(kind="l1")])
+def test_what_makes_no_sense_is_refused(change):
+    with pytest.raises(ConfigError):
+        BetweenRecipe(**change)
+    with pytest.raises(ConfigError, match="top_k"):
+        replace(RECIPE, top_k=4)
