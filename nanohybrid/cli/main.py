@@ -73,7 +73,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "nanohybrid.cli.plan",
             "what fits a memory, and how fast it can be, before a weight is read (compress, serve, train)",
         ),
-        "export": Command("nanohybrid.cli.export", "a checkpoint for other programs (gguf: llama.cpp)"),
+        "export": Command("nanohybrid.cli.export", "export a checkpoint to other programs (gguf: llama.cpp)"),
         "verify": Command(
             "nanohybrid.cli.verify",
             "check that every executor, packing, chunking, caching and saving give the same numbers",

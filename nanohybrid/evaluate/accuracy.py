@@ -37,7 +37,7 @@ def check_can_answer(tasks: Sequence[str], model: Path, device: str) -> None:
     Tokenizer.from_directory(model)
     draw_problems(tasks, 1)
     with CheckpointReader(model) as reader:
-        check_room(reader.config, reader.held_bytes(PRECISION), device)
+        check_room(reader.config, reader.weight_bytes(PRECISION), device)
 
 
 def measure_accuracy(
