@@ -42,7 +42,7 @@ HEADERS = {
     "type not a word": (lambda header: header[A_LOG].update(dtype=["F32"]), (A_LOG, "type")),
     "a name of several lines": (
         lambda header: header.update({"a\nb": header.pop(A_LOG)}),
-        ("'a\\nb'", "no name"),
+        ("'a\\nb'", "valid name"),
     ),
     "entry not an object": (lambda header: header.update({A_LOG: 5}), (A_LOG,)),
     "shape negative": (lambda header: header[A_LOG].update(shape=[-4]), (A_LOG, "shape")),

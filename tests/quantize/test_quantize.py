@@ -245,10 +245,10 @@ def quantized(tmp_path_factory):
     [
         (
             ["quantize", "{int8}", "--to", "int4", "--out", "{out}"],
-            "is a quantized checkpoint: it can be quantized no further",
+            "is a quantized checkpoint; it can be quantized no further",
         ),
         (["quantize", "{empty}", "--to", "int4", "--out", "{out}"], "config.json: no such file"),
-        (["quantize", "{bare}", "--to", "int4", "--out", "{out}"], "where are the weights?"),
+        (["quantize", "{bare}", "--to", "int4", "--out", "{out}"], "are the weights missing?"),
         (["quantize", "{plain}", "--to", "int5", "--out", "{out}"], "invalid choice: 'int5'"),
         (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--samples", "0"], "at least 1 document"),
         (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--problems", "-1"], "problems is -1"),
@@ -262,32 +262,32 @@ def quantized(tmp_path_factory):
         ),
         (
             ["compress", "{int8}", "--out", "{out}"],
-            "is a quantized checkpoint: take the one that it was made from",
+            "is a quantized checkpoint; use the checkpoint that it was made from",
         ),
         (
             ["prune", "{int8}", "--drop-layers", "1", "--out", "{out}"],
-            "is a quantized checkpoint: take the one that it was made from",
+            "is a quantized checkpoint; use the checkpoint that it was made from",
         ),
         (
             ["align", "sft", "--model", "{int8}", "--shares.text", "0", "--out", "{out}"],
-            "is a quantized checkpoint: take the one",
+            "is a quantized checkpoint; use the checkpoint",
         ),
-        (["align", "grpo", "--model", "{int8}", "--out", "{out}"], "is a quantized checkpoint: take the one"),
+        (["align", "grpo", "--model", "{int8}", "--out", "{out}"], "is a quantized checkpoint; use the checkpoint"),
         (
             ["align", "merge", "--first", "{plain}", "--second", "{int8}", "--out", "{out}"],
-            "is a quantized checkpoint: take the one",
+            "is a quantized checkpoint; use the checkpoint",
         ),
         (
             ["distill", "{int8}", "{plain}", "--data", "{plain}", "--out", "{out}"],
-            "is a quantized checkpoint: take the one",
+            "is a quantized checkpoint; use the checkpoint",
         ),
         (
             ["generate", "{int8}", "--prompt", "x", "--quantize", "bf16"],
-            "is a quantized checkpoint: it cannot be made bf16",
+            "is a quantized checkpoint; it cannot be made bf16",
         ),
         (
             ["generate", "{int8}", "--prompt", "x", "--quantize", "int4"],
-            r"is quantized already (int8), and cannot be made int4",
+            r"is quantized already (int8), so it cannot be quantized to int4",
         ),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
