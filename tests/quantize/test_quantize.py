@@ -272,7 +272,10 @@ def quantized(tmp_path_factory):
             ["align", "sft", "--model", "{int8}", "--shares.text", "0", "--out", "{out}"],
             "is a quantized checkpoint; use the checkpoint",
         ),
-        (["align", "grpo", "--model", "{int8}", "--out", "{out}"], "is a quantized checkpoint; use the checkpoint"),
+        (
+            ["align", "grpo", "--model", "{int8}", "--out", "{out}"],
+            "is a quantized checkpoint; use the checkpoint",
+        ),
         (
             ["align", "merge", "--first", "{plain}", "--second", "{int8}", "--out", "{out}"],
             "is a quantized checkpoint; use the checkpoint",
