@@ -9,7 +9,7 @@ from nanohybrid.cli.common import command_parser, print_json, table
 from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.errors import InputError
 
-SUMMARY = "only the first half of compress"
+SUMMARY = "a model -> a smaller one by given sizes or layers (the first half of compress)"
 LAYERS = "--layers"
 SIZES = {  # written out since --help must not import torch; tests/prune/test_prune_command.py compares it with the mixers' flags
     "--hidden-size": "embedding channels to keep",

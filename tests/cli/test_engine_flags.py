@@ -24,7 +24,7 @@ VALUES = {"--state-dtype": "fp16", "--kv-dtype": "fp8", "--cache-gib": "1.5"}
     CASES,
     ids=[f"{case[0].__name__.rpartition('.')[2]}{case[2]}" for case in CASES],
 )
-def test_an_old_flag_means_the_new_one_and_warns_on_stderr(command, needed, old, new, capsys):
+def test_old_engine_flag_sets_the_new_one_and_warns_on_stderr(command, needed, old, new, capsys):
     value = VALUES.get(old, "3")
     parsed = [command.parser().parse_args([*needed, flag, value]) for flag in (old, new)]
     assert parsed[0] == parsed[1] and str(parsed[0][new[2:].replace("-", "_")]) == value
