@@ -1,4 +1,4 @@
-"""The inference engine: pools, scheduler, runner, sampler, thinking budgets."""
+"""The inference engine: scheduler, block manager, prefix cache, sampler, thinking budget, grammars."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -11,7 +11,7 @@ import torch
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine import LLM
 from nanohybrid.serve.limits import Limits
-from nanohybrid.serve.server import made
+from nanohybrid.serve.server import make_server
 from nanohybrid.serve.service import Service, Settings
 
 httpx = pytest.importorskip("httpx")
@@ -63,7 +63,7 @@ class Running:
             or scheduler.waiting
             or scheduler.slots.num_used
             or scheduler.pages.num_used
-            or loop.held
+            or loop.num_admitted
         )
 
 
@@ -76,7 +76,7 @@ def started(settings=None, limits=None, before=lambda service: None, llm=None, *
     before(service)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    server = made(service, "127.0.0.1", 0, 10)
+    server = make_server(service, "127.0.0.1", 0, 10)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     running = Running(service, server, f"http://127.0.0.1:{listening.getsockname()[1]}")
     thread.start()

@@ -79,7 +79,7 @@ def test_an_open_loop_sends_whether_or_not_the_server_answers():
             [*command, "--prompt-tokens", "4", "--output-tokens", "3"], stdout=subprocess.PIPE, text=True
         )
         serve.until(
-            lambda: serve.service.loop.held == 1 or process.poll() is not None, 20
+            lambda: serve.service.loop.num_admitted == 1 or process.poll() is not None, 20
         )  # the warming request
         step, serve.service.loop.engine.step = (
             serve.service.loop.engine.step,

@@ -38,7 +38,7 @@ def test_a_client_gone_before_the_first_token_is_never_run(serve):
     serve.gate.clear()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{serve.url}/v1/chat/completions", json={**LONG, "stream": False}, timeout=0.3)
-    serve.until(lambda: serve.service.loop.held == 0)
+    serve.until(lambda: serve.service.loop.num_admitted == 0)
     steps = []
     step = serve.service.loop.engine.step
     serve.service.loop.engine.step = lambda: steps.append(1) or step()
@@ -52,10 +52,10 @@ def test_a_client_gone_while_queued_leaves_the_queue(serve):
     serve.gate.clear()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         first = [pool.submit(leave_after, serve, 4) for _ in range(6)]  # four run, two wait
-        serve.until(lambda: serve.service.loop.held == 6)
+        serve.until(lambda: serve.service.loop.num_admitted == 6)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{serve.url}/v1/chat/completions", json={**LONG, "stream": False}, timeout=0.3)
-        serve.until(lambda: serve.service.loop.held == 6)
+        serve.until(lambda: serve.service.loop.num_admitted == 6)
         serve.gate.set()
         assert [one.result() for one in first] == [200] * 6
     serve.until(serve.idle, 5)
@@ -138,7 +138,7 @@ def test_a_dead_engine_fails_its_requests_and_health_and_ends_the_server(capfd):
                 pool.submit(serve.chat, max_tokens=50),
                 pool.submit(serve.chat, max_tokens=50, stream=True),
             )
-            serve.until(lambda: serve.service.loop.held == 2)
+            serve.until(lambda: serve.service.loop.num_admitted == 2)
 
             def die():
                 raise RuntimeError("a sticky error")
@@ -182,7 +182,7 @@ def test_200_requests_on_a_queue_of_32_are_served_or_told_to_come_again():
         for client in clients:
             client.sendall(asked)
         serve.until(lambda: serve.metric('refused_total{status="429"}') == 160, 60)
-        assert serve.http.get("/health").status_code == 200 and serve.service.loop.held == 40
+        assert serve.http.get("/health").status_code == 200 and serve.service.loop.num_admitted == 40
         serve.gate.set()
         statuses = [int(client.recv(1 << 16).split()[1]) for client in clients]
         assert (statuses.count(200), statuses.count(429)) == (40, 160)
@@ -217,9 +217,9 @@ def test_a_client_that_reads_nothing_is_let_go_at_the_deadline():
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             reader.connect(("127.0.0.1", int(serve.url.rpartition(":")[2])))
             reader.sendall(head.encode() + body)
-            serve.until(lambda: serve.service.loop.held == 1)
+            serve.until(lambda: serve.service.loop.num_admitted == 1)
             begin = time.monotonic()
-            serve.until(lambda: serve.service.loop.held == 0, 12)
+            serve.until(lambda: serve.service.loop.num_admitted == 0, 12)
             assert time.monotonic() - begin < 11
         serve.until(serve.idle)
 

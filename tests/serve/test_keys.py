@@ -79,14 +79,14 @@ def test_a_key_has_its_share_and_the_others_theirs():
         serve.gate.clear()
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
             first = [pool.submit(ask, "one"), pool.submit(ask, "one")]
-            serve.until(lambda: serve.service.loop.held == 2)
+            serve.until(lambda: serve.service.loop.num_admitted == 2)
             refused = ask("one")
             assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
             other = pool.submit(ask, "two", n=2)
-            serve.until(lambda: serve.service.loop.held == 4)
+            serve.until(lambda: serve.service.loop.num_admitted == 4)
             serve.gate.set()
             assert [one.result().status_code for one in (*first, other)] == [200] * 3
-        assert ask("one").status_code == 200 and not serve.service.loop.held_by
+        assert ask("one").status_code == 200 and not serve.service.loop.admitted_by_key
 
 
 def test_keys_do_not_share_what_was_computed_unless_there_is_one():
