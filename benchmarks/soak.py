@@ -106,7 +106,7 @@ async def resident(pid: int, peak: list[int]) -> None:
 
 
 async def soak(url: str, pid: int, minutes: float, clients: int) -> dict:
-    """What was seen, the most memory, and what the server's counters say when nobody asks any more."""
+    """Counts of answers, peak memory, and the server's counters after the last request."""
     seen: Counter = Counter()
     peak = [0]
     async with httpx.AsyncClient(
