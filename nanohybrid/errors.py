@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
-A message is one line that names the problem and the fix. The command line catches these errors (exit code 2), and so does the server
-(HTTP 4xx).
+A message is one line that names the problem and the fix. The command line catches these errors (exit code 2),
+and so does the server (HTTP 4xx).
 """
 
 

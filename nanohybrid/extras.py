@@ -7,7 +7,10 @@ from nanohybrid.errors import MissingExtraError
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import `module`, which the extra `extra` of this package installs. Raises MissingExtraError if it is not installed."""
+    """Import `module`, which the extra `extra` of this package installs.
+
+    Raises MissingExtraError if it is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

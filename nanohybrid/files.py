@@ -31,7 +31,10 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory to fill. On a clean exit it is renamed to `path`, replacing a directory of that name."""
+    """Yield an empty directory to fill.
+
+    On a clean exit it is renamed to `path`, replacing a directory of that name.
+    """
     beside = scratch(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(beside, ignore_errors=True)
@@ -45,7 +48,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def publish(directory: Path, path: Path) -> None:
-    """Flush all files of `directory` and rename it to `path`, replacing a directory. Raises InputError if `path` is a file."""
+    """Flush all files of `directory` and rename it to `path`, replacing a directory.
+
+    Raises InputError if `path` is a file.
+    """
     if path.is_file():
         raise InputError(f"{path} is a file, but a directory is to be written; give another name")
     for folder, _, names in os.walk(directory):

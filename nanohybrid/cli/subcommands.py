@@ -1,6 +1,7 @@
 """Commands of several modules: `plan compress | serve`, `bench generate | serve | headline`, `export gguf`.
 
-Each module has `SUMMARY`, `parser()` and `run(arguments)`, like the module of a command. A group is a table of names and modules.
+Each module has `SUMMARY`, `parser()` and `run(arguments)`, like the module of a command. A group is a table
+of names and modules.
 """
 
 import importlib

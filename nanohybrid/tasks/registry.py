@@ -27,7 +27,10 @@ def register(family: Family) -> None:
 
 
 def names() -> list[str]:
-    """Names of the built-in families. `gym/NAME` is a task for each generator of reasoning-gym (extra `rl`)."""
+    """Names of the built-in families.
+
+    `gym/NAME` is a task for each generator of reasoning-gym (extra `rl`).
+    """
     return list(FAMILIES)
 
 

@@ -1,4 +1,5 @@
-"""The budget of a template render, and the operations that can produce large results; each is charged before it runs.
+"""The budget of a template render, and the operations that can produce large results; each is charged before
+it runs.
 
 The budget is a context variable, so renders in other threads have their own.
 """
@@ -19,7 +20,10 @@ INTEGER_BITS = 4_096
 
 
 class Budget:
-    """Remaining work units and the deadline of a render. A unit is a loop step, a list entry or a character."""
+    """Remaining work units and the deadline of a render.
+
+    A unit is a loop step, a list entry or a character.
+    """
 
     def __init__(self, work: int, seconds: float) -> None:
         self.work = work
@@ -50,7 +54,8 @@ def charge(amount: int) -> None:
 
 
 def flatten(value: Any) -> Iterator[Any]:
-    """All values inside nested lists and dictionaries, containers included; an entry that occurs twice is yielded twice."""
+    """All values inside nested lists and dictionaries, containers included; an entry that occurs twice is
+    yielded twice."""
     stack = [value]
     while stack:
         top = stack.pop()
