@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 import jsonargparse
 import pytest
 
+from nanohybrid.cli import bench
 from nanohybrid.cli.common import command_parser, recipe_from, recipe_parser
-from nanohybrid.cli.main import COMMANDS
+from nanohybrid.cli.main import COMMANDS, main
 from nanohybrid.cli.parser import default_text
 from nanohybrid.errors import InputError
 
@@ -128,3 +129,15 @@ def test_help_of_every_command_has_no_snake_case_flag_and_no_type_noise(command,
 )
 def test_default_text_is_what_a_user_would_type(default, text):
     assert default_text(default) == text
+
+
+def test_old_subcommand_name_runs_the_renamed_one_with_a_warning(capsys):
+    ((old, new),) = bench.RENAMED.items()
+    flags = ["--roofline", "a10g", "--workloads", "8k/16k", "--quantized", "none"]
+    assert main(["bench", new, *flags]) == 0
+    by_new_name = capsys.readouterr()
+    assert main(["bench", old, *flags]) == 0
+    by_old_name = capsys.readouterr()
+    assert by_old_name.out == by_new_name.out
+    assert f"{old} is now {new}; the old name works until the next release" in by_old_name.err
+    assert old not in by_new_name.err
