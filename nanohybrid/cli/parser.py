@@ -8,6 +8,7 @@ flags are given to `CommandParser.renamed`.
 
 import argparse
 import dataclasses
+import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -192,5 +193,5 @@ def default_text(default: Any) -> str:
         return ""
     if isinstance(default, tuple | list):
         plain = not any(dataclasses.is_dataclass(entry) for entry in default)
-        return f"[{', '.join(map(str, default))}]" if default and plain else ""
+        return json.dumps(list(default), default=str) if default and plain else ""
     return str(default).lower() if isinstance(default, bool) else str(default)
