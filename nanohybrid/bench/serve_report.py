@@ -1,4 +1,4 @@
-"""Report of `bench serve`: percentiles, rates and errors of each level, and a plot of the times."""
+"""What came of a load: percentiles, rates and errors of each level, and the picture of them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,10 +14,7 @@ PERCENTILES = (50, 90, 99)
 
 
 def summary(point: Point) -> dict[str, Any]:
-    """Figures of one level.
-
-    Times in seconds; throughput over the time from the first request to the last output.
-    """
+    """One level: times in seconds, throughput over the time from the first request to the last answer."""
     good = [seen for seen in point.seen if seen.error is None]
     seconds = max(point.ended - point.began, 1e-9)
     written = sum(seen.tokens for seen in good)
@@ -38,7 +35,7 @@ def summary(point: Point) -> dict[str, Any]:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """A percentile of a sorted, non-empty sequence, with linear interpolation."""
+    """Of a sorted sequence that is not empty, linear between neighbors."""
     place = (len(values) - 1) * percent / 100
     low = int(place)
     high = min(low + 1, len(values) - 1)
@@ -46,7 +43,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def picture(levels: Sequence[dict[str, Any]], title: str) -> "Figure":
-    """Plot TTFT and TPOT percentiles, in milliseconds, against the offered load."""
+    """Times to the first token and for each token, in milliseconds, against the load that was offered."""
     by_rate = any(level["rate"] is not None for level in levels)
     kind, label = ("rate", "requests a second, offered") if by_rate else ("clients", "requests at once")
     series = {

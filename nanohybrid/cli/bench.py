@@ -1,4 +1,4 @@
-"""`nanohybrid bench generate`, `bench serve` and `bench compare`: measured speed."""
+"""`nanohybrid bench generate`, `bench serve` and `bench headline`: what is measured, and not planned."""
 
 from typing import TYPE_CHECKING
 
@@ -7,17 +7,16 @@ from nanohybrid.cli.subcommands import group_parser, run_chosen
 if TYPE_CHECKING:
     import jsonargparse
 
-SUMMARY = "measured speed of a model, a server, two models compared (generate, serve, compare)"
+SUMMARY = "how fast it is, measured (generate, serve, headline)"
 BENCHES = {
     "generate": "nanohybrid.cli.bench_generate",
     "serve": "nanohybrid.cli.bench_serve",
-    "compare": "nanohybrid.cli.bench_compare",
+    "headline": "nanohybrid.cli.bench_headline",
 }
-RENAMED = {"headline": "compare"}
 
 
 def parser() -> "jsonargparse.ArgumentParser":
-    return group_parser("bench", SUMMARY, BENCHES, RENAMED)
+    return group_parser("bench", SUMMARY, BENCHES)
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:

@@ -1,4 +1,4 @@
-"""A CUDA device (a mock in the default suite, a real GPU with `-m gpu`) and tiny models for it."""
+"""A device other than the CPU: pretended in the default suite, a real GPU with `-m gpu`; and tiny models to put there."""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mock_cuda import mock_cuda_device
+from pretend import pretended_gpu
 
 from nanohybrid.checkpoint import save
 from nanohybrid.config import HybridConfig
@@ -29,20 +29,20 @@ DENSE: dict[str, Any] = dict(
 )
 
 
-@pytest.fixture(params=["mock", pytest.param("real", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["pretended", pytest.param("real", marks=pytest.mark.gpu)])
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A device for a stage. The torch forms of the ops run on the mock; a real GPU runs its own kernels."""
+    """A device to give to a stage. On the pretended one plain torch runs, on a real one what a GPU has."""
     if request.param == "real":
         yield "cuda"
         return
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
-    with mock_cuda_device():
+    with pretended_gpu():
         yield "cuda"
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of `nanohybrid data`: a store, a held-out store, the tokenizer and the mixture."""
+    """What `nanohybrid data` would write: a store, a held-out one, the tokenizer and the mixture."""
     directory = tmp_path_factory.mktemp("data")
     tokenizer = train_bpe(TEXT, 290)
     tokenizer.save(directory)
@@ -65,7 +65,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def dense(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A Transformer checkpoint of random weights."""
+    """The same of a Transformer."""
     return written(tmp_path_factory.mktemp("models") / "dense", data, SMALL | DENSE)
 
 

@@ -57,7 +57,7 @@ def recorded(step: DecodeStep) -> Callable[[], object]:
 
     @torch.inference_mode()
     def forward() -> torch.Tensor:
-        return step.model.head(step.model.hidden(step.tokens, step.layout, step.state))
+        return step.executor.run(step.tokens, step.layout, step.rows)[1]
 
     with torch.inference_mode():
         return cuda_graph(forward)

@@ -12,6 +12,7 @@ from bench import Bench, milliseconds
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.estimate import Footprint
+from nanohybrid.executors import executor_for
 from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.ops.ssd_scan import ssd_scan
 from nanohybrid.presets import preset
@@ -46,15 +47,14 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
 
 @torch.inference_mode()
 def prefill(model: HybridLM, tokens: torch.Tensor, state: HybridCache) -> torch.Tensor:
-    length = len(tokens)
-    hidden = None
+    """Logits [1, V] of the last token, by the executor that the engine chooses, in chunks of PIECE tokens."""
+    length, executor = len(tokens), executor_for(model, state)
     for begin in range(0, length, PIECE):
         end = min(begin + PIECE, length)
-        hidden = model.hidden(
-            tokens[begin:end], Layout.contiguous([end - begin], [begin], [0], length), state
-        )
-    assert hidden is not None
-    return model.head(hidden[-1:])
+        layout = Layout.contiguous([end - begin], [begin], [0], length)
+        wanted = [end - begin - 1] if end == length else []
+        _, logits = executor.run(tokens[begin:end], layout, wanted)
+    return logits
 
 
 def scan_of(config: HybridConfig, T: int, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
