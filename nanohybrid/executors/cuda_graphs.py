@@ -161,7 +161,7 @@ class _Bucket:
 
 
 def graphs_apply(model: HybridLM) -> bool:
-    """Whether the model's layers read layouts on the device alone: on a GPU, kinds that promise it, in their Triton forms."""
+    """Whether graphs can run the model: on a GPU, with Triton kernels and layers that read layouts on the device."""
     if not all(mixer.cuda_graphs for mixer in model.config.mixers):
         return False
     return model.device.type == "cuda" and runs_triton() and model.dtype != torch.float64

@@ -1,4 +1,4 @@
-"""The cache of one layer: its tensors by name, and the buffer of draft tokens that wait to be accepted or rejected."""
+"""The cache of one layer: its tensors by name, and its buffer of draft tokens that are not yet verified."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class DraftBuffer(Protocol):
-    """What a layer holds of draft tokens until it is known how many of them are accepted."""
+    """A layer's data of draft tokens, until they are accepted or rejected."""
 
     def commit(self, cache: LayerCache, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Bring the layer's cache forward by the first counts[i] draft tokens of the speculative sequence rows[i].

@@ -1,4 +1,4 @@
-"""Draft tokens on the CPU executor: states from before them, and what each draft token projects in each Mamba-2 layer."""
+"""Draft tokens of the CPU executor: their inputs in each Mamba-2 layer, buffered until they are verified."""
 
 from __future__ import annotations
 

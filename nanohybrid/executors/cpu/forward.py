@@ -149,7 +149,7 @@ class CpuExecutor(Executor):
         team.run(kernels.forward, *call, size=threads, soon=True)
 
     def advance(self, drafts: CpuDrafts, sequences: Sequence[int], counts: Sequence[int]) -> None:
-        """Bring the recurrent states of these sequences forward by the first counts[i] draft tokens of each."""
+        """Advance the recurrent states of these sequences by the first counts[i] draft tokens of each."""
         layout = drafts.layout
         slots = cast("tuple[int, ...]", layout.slots)
         tables = [
@@ -222,7 +222,7 @@ class CpuExecutor(Executor):
         return torch.cat([cos_TP[:, :half], sin_TP[:, :half]], dim=1).contiguous()
 
     def _scratch_for(self, rows: int, threads: int) -> _Scratch:
-        """Scratch memory for so many rows, made once for each power of two of them and each number of threads."""
+        """Scratch memory for a number of rows, allocated once per power of two and number of threads."""
         size = min(ROWS_AT_ONCE, max(8, 1 << (rows - 1).bit_length()))
         if (size, threads) not in self._scratch:
             every = self.weights if self.head is None else [*self.weights, self.head]

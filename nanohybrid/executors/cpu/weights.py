@@ -51,7 +51,10 @@ class PackedLinear(nn.Module):
 
 
 def prepare(model: Any) -> bool:
-    """Pack a HybridLM where the CPU kernels can run it and NANOHYBRID_KERNELS does not ask for others; whether it was packed."""
+    """Pack a HybridLM in place if the CPU kernels can run it and NANOHYBRID_KERNELS allows them.
+
+    Returns whether it is packed.
+    """
     asked = os.environ.get("NANOHYBRID_KERNELS", "")
     if asked not in ("", "numba") or not packable(model) or not available():
         return False

@@ -92,7 +92,7 @@ class Attention(Mixer[AttentionFields]):
         return self.o_proj(attention(q_THP, k_TKP, v_TKP, layout, pages).flatten(-2))
 
     def project(self, x_TE: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [T, H, P], keys and values [T, K, P], normed and rotated where the configuration says so."""
+        """Queries [T, H, P], keys and values [T, K, P], after QK norm and RoPE if they are configured."""
         config = self.config
         q_THP = self.q_proj(x_TE).unflatten(-1, (config.num_attention_heads, config.head_dim))
         k_TKP = self.k_proj(x_TE).unflatten(-1, (config.num_key_value_heads, config.head_dim))
@@ -175,7 +175,7 @@ class Attention(Mixer[AttentionFields]):
 
 
 def rotary_angles(positions_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, P] of position * theta^(-2i/P), with the frequencies repeated for the two halves (Su et al. 2021)."""
+    """cos and sin [T, P] of position * theta^(-2i/P), repeated for both halves (Su et al. 2021)."""
     exponents = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim
     angles = positions_T.to(torch.float32)[:, None] * theta**-exponents
     angles = torch.cat([angles, angles], dim=-1)

@@ -35,7 +35,7 @@ Fields = TypeVar("Fields", bound=LayerFields)
 
 
 class Weights(nn.Module):
-    """Parameters under one name of the checkpoint; what is computed with them stands in the mixer's forward."""
+    """Parameters that share a prefix of the checkpoint. The mixer's forward computes with them."""
 
     weight: Tensor
     bias: Tensor
@@ -142,7 +142,7 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
 
     @classmethod
     def mixing_flops(cls, config: Fields, tokens: int, position: int) -> int:
-        """FLOPs beside the linears of `tokens` tokens of one sequence of which `position` tokens came before."""
+        """FLOPs in addition to the linears, for `tokens` tokens of a sequence after `position` earlier ones."""
         return 0
 
     @classmethod
@@ -170,7 +170,7 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
 
     @classmethod
     def draft_numbers(cls, config: Fields, drafts: int) -> int:
-        """fp32 numbers that one sequence with so many draft tokens holds until they are accepted or rejected."""
+        """fp32 numbers that a sequence buffers for its draft tokens until they are accepted or rejected."""
         return 0
 
     @classmethod
@@ -191,7 +191,7 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
         return False
 
     def cpu_kernel(self) -> CpuKernel | None:
-        """How the CPU kernels compute this layer; None where they cannot, and the model then runs on torch."""
+        """How the CPU kernels compute this layer, or None if they cannot; the model then runs on torch."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""The words in which a mixer declares its facts: configuration fields, caches, prunable axes, activations, CPU kernels."""
+"""Types of a mixer's declarations: configuration fields, caches, prunable axes, activations, CPU kernels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LayerFields:
 
 
 def width(default: int | None = None) -> Any:
-    """A configuration field that decides a tensor's shape: a checkpoint must state it, whatever the default is."""
+    """A configuration field that sets a tensor's shape. A checkpoint must state it, even if it has a default."""
     if default is None:
         return field(metadata={"width": True})
     return field(default=default, metadata={"width": True})
@@ -85,7 +85,7 @@ class InnerActivation:
 
 @dataclass(frozen=True)
 class MixerSpec:
-    """The tensors of a layer: the axes of its parameters by checkpoint name, and what it keeps between calls."""
+    """The tensors of a layer: the axes of its parameters by checkpoint name, and its cache."""
 
     parameters: Mapping[str, Axes]
     cache: Mapping[str, CacheSpec] = field(default_factory=dict)

@@ -30,7 +30,7 @@ Recurrence = Callable[[Tensor, Tensor, Layout, LayerCache | None], Tensor]
 
 
 def speculative_recurrence(mixer: Any) -> Recurrence:
-    """The recurrence of a Mamba2 mixer for layouts with draft tokens: single tokens, prompts and drafts each in their form."""
+    """The recurrence of a Mamba2 mixer with draft tokens; single tokens, prompts and drafts run separately."""
 
     def recurrence(xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         device, y_TD = xBC_TC.device, None
@@ -47,7 +47,7 @@ def speculative_recurrence(mixer: Any) -> Recurrence:
 
 
 def _draft_form(mixer: Any) -> Recurrence:
-    """Conv and recurrence of sequences with draft tokens; the cache is read, left as it is, and given the buffer."""
+    """Conv and recurrence of sequences with draft tokens. The cache is not changed; it gets a draft buffer."""
 
     def recurrence(xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         if cache is None or layout.slots is None:

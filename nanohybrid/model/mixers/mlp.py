@@ -1,4 +1,4 @@
-"""The MLP mixer: squared ReLU without a gate in the Nano 2 family (paper, section 2.1), SwiGLU as an option, as in Qwen3."""
+"""The MLP mixer: squared ReLU without a gate in Nano 2 (paper, section 2.1), or SwiGLU as in Qwen3."""
 
 from __future__ import annotations
 
