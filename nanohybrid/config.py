@@ -1,4 +1,6 @@
-"""What a model is: one frozen dataclass. The layer pattern is a string with one character a layer (model/mixers).
+"""What a model is: one frozen dataclass.
+
+The layer pattern is a string with one character a layer (model/mixers).
 
 Field names are those of the official `config.json`.
 """
@@ -29,10 +31,10 @@ from nanohybrid.model.mixers.checks import check_float32, check_int
 class HybridConfig(MLPFields, Mamba2Fields, AttentionFields):
     """The shape of a hybrid (or, by its pattern, dense or pure Mamba-2) language model.
 
-    Each kind of layer declares the fields that it reads; those of Mamba-2, attention and MLP are fields here, those of
-    further registered kinds stand in `extra` and read as attributes (`config.sliding_window`). Defaults are the Nemotron
-    Nano 2 family's (paper, section 2.1 and Table 1). Raises ConfigError where fields contradict one another; only fields
-    that the pattern uses are checked.
+    Each kind of layer declares the fields that it reads; those of Mamba-2, attention and MLP are fields here,
+    those of further registered kinds stand in `extra` and read as attributes (`config.sliding_window`).
+    Defaults are the Nemotron Nano 2 family's (paper, section 2.1 and Table 1). Raises ConfigError where
+    fields contradict one another; only fields that the pattern uses are checked.
     """
 
     pattern: str = field(kw_only=False)
@@ -123,7 +125,10 @@ def _check_pattern(pattern: object) -> None:
 
 
 def _complete_extra(pattern: str, given: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The fields of further kinds, with their defaults. Raises ConfigError for a field that is unknown or missing."""
+    """The fields of further kinds, with their defaults.
+
+    Raises ConfigError for a field that is unknown or missing.
+    """
     complete: dict[str, Any] = {}
     for mixer in kinds(pattern):
         for one in fields(mixer.fields):

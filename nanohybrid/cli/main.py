@@ -69,10 +69,13 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "use a model": {
         "generate": Command("nanohybrid.cli.generate", "prompts in, text out; thinking within a budget"),
-        "chat": Command("nanohybrid.cli.chat", "talk with it in the terminal"),
+        "chat": Command("nanohybrid.cli.chat", "talk with a model in the terminal"),
         "serve": Command("nanohybrid.cli.serve", "an OpenAI-compatible server, with a chat page"),
         "init": Command("nanohybrid.cli.init", "a checkpoint of random weights, for tests and measurements"),
-        "bench": Command("nanohybrid.cli.bench", "how fast it is, measured (generate, serve, headline)"),
+        "bench": Command(
+            "nanohybrid.cli.bench",
+            "measured speed of a model, a server, two models compared (generate, serve, compare)",
+        ),
         "inspect": Command("nanohybrid.cli.inspect", "layers, parameters, memory; what fits where"),
         "plan": Command(
             "nanohybrid.cli.plan",

@@ -8,8 +8,9 @@ flags are given to `CommandParser.renamed`.
 
 import argparse
 import dataclasses
+import json
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         super().__init__(*args, **{"formatter_class": HelpFormatter, "print_config": None, **kwargs})
         self._recipe: type | None = None
         self._old_flags: dict[str, str] = {}
+        self._old_subcommands: dict[str, str] = {}
 
     def add_recipe(self, kind: type) -> None:
         """Add `--recipe FILE.toml` and a flag for each field of the dataclass `kind`, nested with dots."""
@@ -89,6 +91,10 @@ class CommandParser(jsonargparse.ArgumentParser):
         """Accept old flags for one release: old -> new, both with dashes (`{"--max-running":
         "--max-num-seqs"}`)."""
         self._old_flags |= {kebab_case(old): kebab_case(new) for old, new in flags.items()}
+
+    def renamed_subcommands(self, names: Mapping[str, str]) -> None:
+        """Accept old names of subcommands for one release: old -> new."""
+        self._old_subcommands |= names
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, *others: Any, **kwargs: Any
@@ -119,6 +125,10 @@ class CommandParser(jsonargparse.ArgumentParser):
         alone."""
         result, used = [], {}
         for index, argument in enumerate(arguments):
+            if argument in self._old_subcommands:
+                used[argument] = self._old_subcommands[argument]
+                result += [used[argument], *arguments[index + 1 :]]
+                break
             if argument == "--" or (
                 self._subcommands_action and argument in self._subcommands_action.choices
             ):
@@ -183,5 +193,5 @@ def default_text(default: Any) -> str:
         return ""
     if isinstance(default, tuple | list):
         plain = not any(dataclasses.is_dataclass(entry) for entry in default)
-        return f"[{', '.join(map(str, default))}]" if default and plain else ""
+        return json.dumps(list(default), default=str) if default and plain else ""
     return str(default).lower() if isinstance(default, bool) else str(default)

@@ -1,4 +1,4 @@
-"""The matrices of a model's layers as rows and columns: what is multiplied, read and quantized."""
+"""Shapes of the weight matrices of a model's layers, for counts of FLOPs, bytes and quantized bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def matrices_of(mixer: type[Mixer[Any]], config: HybridConfig) -> list[Matrix]:
 
 
 def every_matrix(config: HybridConfig) -> Iterator[tuple[Matrix, int]]:
-    """Each shape, and how many layers have it."""
+    """Each matrix shape with the number of layers that have it."""
     for mixer in dict.fromkeys(config.mixers):
         for matrix in matrices_of(mixer, config):
             yield matrix, config.mixers.count(mixer)

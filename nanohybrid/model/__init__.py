@@ -1,4 +1,7 @@
-"""The model: one ragged forward, mixers that declare themselves, and the cache. Names are imported when first used."""
+"""The model: one ragged forward, mixers that declare themselves, and the cache.
+
+Names are imported when first used.
+"""
 
 from importlib import import_module
 from typing import Any

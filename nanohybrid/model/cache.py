@@ -32,9 +32,9 @@ class OffloadedCache:
 class HybridCache:
     """Recurrent states and KV cache of many sequences.
 
-    layers[i] maps a name to a tensor: [slots, ...] for what a sequence keeps, [pages, page size, ...] for what a token
-    keeps. An executor reads and writes them in place, by the layout's slots and pages. A sequence that begins reads zeros
-    whatever its slot holds.
+    layers[i] maps a name to a tensor: [slots, ...] for what a sequence keeps, [pages, page size, ...] for
+    what a token keeps. An executor reads and writes them in place, by the layout's slots and pages. A
+    sequence that begins reads zeros whatever its slot holds.
     """
 
     layers: list[LayerCache]
@@ -59,8 +59,8 @@ class HybridCache:
     ) -> HybridCache:
         """Zeroed tensors.
 
-        dtype: of the activations. Recurrent states are fp32 (float64 for float64) and KV rows in `dtype`, unless
-        `state_dtype` and `kv_dtype` say otherwise (model/spec.py).
+        dtype: of the activations. Recurrent states are fp32 (float64 for float64) and KV rows in `dtype`,
+        unless `state_dtype` and `kv_dtype` say otherwise (model/spec.py).
         """
         layers: list[LayerCache] = []
         slot_pools: list[Tensor] = []
@@ -93,10 +93,12 @@ class HybridCache:
         return sum(pool.nbytes for layer in self.layers for pool in layer.values())
 
     def claim(self, form: str) -> None:
-        """State in which form keys and values lie inside a page. Raises ValueError where it was another form before.
+        """State in which form keys and values lie inside a page.
 
-        The plain model and the torch executor write rows in order ("rows"); the CPU kernels write panels ("panels"), which
-        only they can read.
+        Raises ValueError where it was another form before.
+
+        The plain model and the torch executor write rows in order ("rows"); the CPU kernels write panels
+        ("panels"), which only they can read.
         """
         if not self._executor:
             self._executor.append(form)

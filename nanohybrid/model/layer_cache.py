@@ -12,7 +12,8 @@ class DraftBuffer(Protocol):
     """A layer's data of draft tokens, until they are accepted or rejected."""
 
     def commit(self, cache: LayerCache, rows: Sequence[int], counts: Sequence[int]) -> None:
-        """Bring the layer's cache forward by the first counts[i] draft tokens of the speculative sequence rows[i].
+        """Bring the layer's cache forward by the first counts[i] draft tokens of the speculative sequence
+        rows[i].
 
         Sequences that are not named keep the cache from before the drafts.
         """
@@ -21,8 +22,9 @@ class DraftBuffer(Protocol):
 class LayerCache(dict[str, Tensor]):
     """The tensors of one layer: [slots, ...] for each sequence, [pages, page size, ...] for each token.
 
-    layer: the layer's index. drafts: the buffer of draft tokens that are not committed yet, None where there are none.
-    rounded: names of the states that are declared in fp32 and stored in fp16, rounded stochastically.
+    layer: the layer's index. drafts: the buffer of draft tokens that are not committed yet, None where there
+    are none. rounded: names of the states that are declared in fp32 and stored in fp16, rounded
+    stochastically.
     """
 
     def __init__(self, layer: int) -> None:

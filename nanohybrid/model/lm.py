@@ -44,9 +44,12 @@ class Backbone(nn.Module):
 
 
 class HybridLM(nn.Module):
-    """A hybrid language model. Training, prefill, chunked prefill and decode are one forward under different layouts.
+    """A hybrid language model.
 
-    A new model's parameters are uninitialized unless `seed` is given or `reset_parameters` is called; `load` fills them.
+    Training, prefill, chunked prefill and decode are one forward under different layouts.
+
+    A new model's parameters are uninitialized unless `seed` is given or `reset_parameters` is called; `load`
+    fills them.
     """
 
     def __init__(self, config: HybridConfig, seed: int | None = None) -> None:
@@ -81,8 +84,8 @@ class HybridLM(nn.Module):
     def hidden(self, tokens_T: Tensor, layout: Layout, cache: HybridCache | None = None) -> Tensor:
         """Final hidden states [T, E], after the last norm.
 
-        tokens: int64 ids below V. cache: the memory that the layout's slots and pages point into, updated in place; None in
-        training. What is stored has no gradient, so with a cache nothing has one.
+        tokens: int64 ids below V. cache: the memory that the layout's slots and pages point into, updated in
+        place; None in training. What is stored has no gradient, so with a cache nothing has one.
         """
         if cache is not None:
             cache.claim("rows")

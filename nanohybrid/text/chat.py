@@ -224,7 +224,7 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({error}); was the download cut off?") from None
+        raise CheckpointError(f"{path}: is not JSON ({error}); is it truncated?") from None
     return value if isinstance(value, dict) else {}
 
 

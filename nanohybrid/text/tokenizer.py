@@ -204,7 +204,7 @@ def _read(path: Path) -> RawTokenizer:
     try:
         json.loads(source)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({_line(error)}); was the download cut off?") from None
+        raise CheckpointError(f"{path}: is not JSON ({_line(error)}); is it truncated?") from None
     try:
         raw = RawTokenizer.from_str(source)
     except Exception as error:  # noqa: BLE001  the library raises bare Exception
@@ -230,7 +230,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _ids(value: Any) -> list[int]:
-    """Those of one id or a list that an id can be: some files say -1 for none."""
+    """The valid ids of a setting, which is one id or a list; some files have -1 for no id."""
     each = value if isinstance(value, list) else [value]
     return [one for one in each if type(one) is int and 0 <= one < 2**31]
 

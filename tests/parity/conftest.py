@@ -4,7 +4,7 @@ import pytest
 import torch
 
 transformers = pytest.importorskip(
-    "transformers", reason="the oracle of this room: pip install 'nanohybrid[dev]'"
+    "transformers", reason="the reference of these tests: pip install 'nanohybrid[dev]'"
 )
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

@@ -27,7 +27,8 @@ class Advances(Protocol):
 class CpuDrafts:
     """The speculative sequences of one layout, whose draft tokens wait to be accepted or rejected.
 
-    inputs: fp32 [Mamba-2 layers, draft tokens, columns of in_proj]. first_rows: by sequence, the row of its first token.
+    inputs: fp32 [Mamba-2 layers, draft tokens, columns of in_proj]. first_rows: by sequence, the row of its
+    first token.
     """
 
     def __init__(self, executor: Advances, cache: HybridCache, layout: Layout) -> None:

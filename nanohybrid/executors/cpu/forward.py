@@ -40,8 +40,8 @@ MEMORY: dict[str, type[Any]] = {"mamba2": words.MambaMemory, "attention": words.
 class CpuExecutor(Executor):
     """Runs one packed model (weights.py) over one cache, whose memory it reads and writes in place.
 
-    Inside a page, keys and values lie in an order of their own (kernels/kv_cache.py), which nothing else reads. Every sum has
-    one order, so results have the same bits in any batch and for any cut into calls.
+    Inside a page, keys and values lie in an order of their own (kernels/kv_cache.py), which nothing else
+    reads. Every sum has one order, so results have the same bits in any batch and for any cut into calls.
     """
 
     name = "cpu"
@@ -88,7 +88,10 @@ class CpuExecutor(Executor):
         }
 
     def run(self, tokens_T: Tensor, layout: Layout, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """As Executor.run; hidden states are bfloat16. Long batches go through in parts, with the same bits."""
+        """As Executor.run; hidden states are bfloat16.
+
+        Long batches go through in parts, with the same bits.
+        """
         if layout.slots is None or layout.pages is None:
             raise ValueError("an executor needs a layout with slots and pages")
         chosen = wanted if self.head is not None else ()

@@ -1,7 +1,7 @@
 """The registry of mixers: one character of the layer pattern for each kind of layer.
 
-To add a kind, subclass Mixer in a file of its own and call `register` with it (examples/add_a_mixer.py). Everything else
-reads the registry and the facts that the class declares.
+To add a kind, subclass Mixer in a file of its own and call `register` with it (examples/add_a_mixer.py).
+Everything else reads the registry and the facts that the class declares.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ Kind = TypeVar("Kind", bound=type[Mixer[Any]])
 def register(mixer: Kind) -> Kind:
     """Make a kind of layer known under its `symbol`; usable as a class decorator.
 
-    Raises ConfigError where the class declares its facts incompletely or its symbol is taken by another class.
+    Raises ConfigError where the class declares its facts incompletely or its symbol is taken by another
+    class.
     """
     name = mixer.__name__
     for fact in ("symbol", "label", "color"):

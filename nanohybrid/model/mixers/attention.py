@@ -1,4 +1,5 @@
-"""The attention mixer: causal grouped-query attention, without position embedding in the Nano 2 family (paper, section 2.1).
+"""The attention mixer: causal grouped-query attention, without position embedding in the Nano 2 family
+(paper, section 2.1).
 
 Rotary positions and a norm of queries and keys are options of the configuration, as in Qwen3.
 
@@ -149,8 +150,9 @@ class Attention(Mixer[AttentionFields]):
 
     @classmethod
     def context_numbers(cls, config: AttentionFields, batch: int) -> int:
-        """Keys and values of one sequence in order and once more for each query head, and the mask of a tile of queries;
-        or, in a decode step, keys and values of all sequences."""
+        """Keys and values of one sequence in order and once more for each query head, and the mask of a tile
+        of queries; or, in a decode step, keys and values of all sequences.
+        """
         keys, queries = config.num_key_value_heads, config.num_attention_heads
         return max(
             2 * (keys + queries) * config.head_dim + 2 * QUERY_TILE, 4 * batch * keys * config.head_dim

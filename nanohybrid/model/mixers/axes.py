@@ -1,9 +1,10 @@
 """Named axes: the language in which a mixer declares the shape of every parameter and cache tensor.
 
-    "hidden_size"                                   one axis, named after the configuration field (or property) that is its size
-    1                                               a fixed size
-    Outer("mamba_num_heads", "mamba_head_dim")      the flattened product of axes, the last one running fastest
-    Stack(INNER, INNER, "mamba_num_heads")          axes concatenated one after the other
+    "hidden_size"                                   one axis, named after the configuration field (or
+    property) that is its size
+    1                                               a fixed size Outer("mamba_num_heads", "mamba_head_dim")
+    the flattened product of axes, the last one running fastest Stack(INNER, INNER, "mamba_num_heads")
+    axes concatenated one after the other
 
 From such a declaration follow shape checks, parameter counts, pruning slices and sharding plans.
 """

@@ -53,10 +53,10 @@ class CacheSpec:
 class PrunableAxis:
     """An axis of which pruning may remove entries.
 
-    axis: its name, which is also the configuration field of its size. flag: the option of `nanohybrid prune` that sets it.
-    label: what its entries are called. groups: the field that says how many equal groups the entries form; as many remain
-    in each. shared: one selection for all layers, else one for each layer. multiple: sizes that a search proposes are
-    multiples of 8 where this is set.
+    axis: its name, which is also the configuration field of its size. flag: the option of `nanohybrid prune`
+    that sets it. label: what its entries are called. groups: the field that says how many equal groups the
+    entries form; as many remain in each. shared: one selection for all layers, else one for each layer.
+    multiple: sizes that a search proposes are multiples of 8 where this is set.
     """
 
     axis: str
@@ -71,9 +71,9 @@ class PrunableAxis:
 class InnerActivation:
     """Where the activations are observed that score a layer's prunable axes (paper, section 4.1).
 
-    module: the submodule; side: its input or its output; columns: of a wide output, the columns (start, stop) under a
-    configuration. axes: the named axes whose product the columns are. writer: the linear that reads these activations and
-    writes the layer's output; its column norms weight the scores.
+    module: the submodule; side: its input or its output; columns: of a wide output, the columns (start, stop)
+    under a configuration. axes: the named axes whose product the columns are. writer: the linear that reads
+    these activations and writes the layer's output; its column norms weight the scores.
     """
 
     module: str
@@ -95,8 +95,8 @@ class MixerSpec:
 class CpuKernel:
     """How the CPU executor computes a layer (executors/cpu/forward.py).
 
-    name: the kernel. linears: names of the linears it multiplies by, in its order. cache: names of the cache tensors it
-    updates. vectors: fp32 vectors that it reads, None where it reads none.
+    name: the kernel. linears: names of the linears it multiplies by, in its order. cache: names of the cache
+    tensors it updates. vectors: fp32 vectors that it reads, None where it reads none.
     """
 
     name: str

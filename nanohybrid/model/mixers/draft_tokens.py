@@ -1,12 +1,12 @@
-"""Draft tokens of speculative decoding in a recurrent layer: the recurrence runs on a copy of the state, and what is accepted
-is committed to the state itself.
+"""Draft tokens of speculative decoding in a recurrent layer: the recurrence runs on a copy of the state, and
+what is accepted is committed to the state itself.
 
-A recurrent state cannot be truncated like keys and values. So the inputs of each draft token are buffered, a few kB a layer
-where a state after each token would be megabytes. When the sampler has decided, the accepted tokens are fed into the state by
-the same steps, with the same bits as if they had come one by one.
+A recurrent state cannot be truncated like keys and values. So the inputs of each draft token are buffered, a
+few kB a layer where a state after each token would be megabytes. When the sampler has decided, the accepted
+tokens are fed into the state by the same steps, with the same bits as if they had come one by one.
 
-Z speculative sequences · L tokens of the longest of them · X = W - 1 + L inputs of the conv · C conv channels · W conv kernel ·
-H heads · P head dimension · G groups · N state size.
+Z speculative sequences · L tokens of the longest of them · X = W - 1 + L inputs of the conv · C conv channels
+· W conv kernel · H heads · P head dimension · G groups · N state size.
 """
 
 from __future__ import annotations

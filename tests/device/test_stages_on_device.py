@@ -1,6 +1,7 @@
-"""Every stage that has a model computes on another device what it computes on the CPU, and mixes no tensors of both on the way.
+"""Every stage with a model computes the same on a CUDA device as on the CPU, and mixes no tensors of both.
 
-Compared are losses, divergences and scores: on a real GPU sums run in another order, and Adam makes of a gradient's last bit a step.
+Losses, divergences and scores are compared, not weights: a real GPU sums in another order, and Adam turns the
+last bit of a gradient into a whole step.
 """
 
 import json
@@ -110,7 +111,7 @@ def measures(out: Path) -> dict[str, Any]:
 
 
 def same(stage: Callable[[Path, str], Path], gpu: str, folder: Path, *names: str) -> tuple[Path, Path]:
-    """Run a stage on the CPU and elsewhere, and compare what it measured under these names; the two outputs."""
+    """Run a stage on the CPU and on the device, compare the named measurements, and return both outputs."""
     outs = stage(folder / "here", "cpu"), stage(folder / "there", gpu)
     here, there = map(measures, outs)
     for name in names:
@@ -128,7 +129,7 @@ def test_a_seed_gives_the_same_weights_on_every_device(gpu: str, parent: Path) -
         assert found.device.type == "cuda" and torch.equal(found.cpu(), wanted), name
 
 
-def test_pretraining(gpu: str, data: Path, tmp_path: Path) -> None:
+def test_pretrain_on_cuda_equals_cpu(gpu: str, data: Path, tmp_path: Path) -> None:
     outs = same(
         lambda out, device: pretrain(PRETRAIN, data, out, device),
         gpu,
@@ -146,7 +147,7 @@ def test_pretraining(gpu: str, data: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_run_goes_on_on_another_device(
+def test_pretrain_resumes_on_another_device(
     gpu: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = pretrain(PRETRAIN, data, tmp_path / "whole")
@@ -165,7 +166,7 @@ def test_a_run_goes_on_on_another_device(
     assert measures(parts)["final_loss"] == pytest.approx(measures(whole)["final_loss"], rel=1e-3)
 
 
-def test_a_model_that_a_device_cannot_hold_is_refused(
+def test_model_larger_than_the_device_is_refused(
     gpu: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = sys.modules["nanohybrid.train.pretrain"]  # the package has a function of this name
@@ -174,7 +175,9 @@ def test_a_model_that_a_device_cannot_hold_is_refused(
         pretrain(PRETRAIN, data, tmp_path / "out", gpu)
 
 
-def test_alignment(gpu: str, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_align_on_cuda_equals_cpu(
+    gpu: str, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     same(lambda out, device: sft(SFT, parent, out, device=device), gpu, tmp_path / "sft", "final_loss")
     monkeypatch.setattr(
         "nanohybrid.align.rollouts.reward", lambda problem, completion: float(completion.token_ids[0] % 2)
@@ -201,7 +204,9 @@ def test_alignment(gpu: str, parent: Path, tmp_path: Path, monkeypatch: pytest.M
     ],
     ids=["beside", "offloaded", "int8", "int4", "top-k", "top-k-offloaded", "between", "between-offloaded"],
 )
-def test_distillation(gpu: str, parent: Path, data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_distill_on_cuda_equals_cpu(
+    gpu: str, parent: Path, data: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     student = prune(PruneRecipe(Target(drop_layers=(1,))), parent, tmp_path / "student")
     recipe = replace(DISTILL, **changes)
     names = [
@@ -215,7 +220,7 @@ def test_distillation(gpu: str, parent: Path, data: Path, tmp_path: Path, change
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_compression(
+def test_compress_on_cuda_equals_cpu(
     gpu: str, parent: Path, data: Path, tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nanohybrid.evaluate.accuracy.EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))
@@ -236,7 +241,7 @@ def test_compression(
     )
 
 
-def test_speed_is_measured_where_the_stage_runs(
+def test_compress_measures_speed_on_its_device(
     gpu: str, parent: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -251,7 +256,7 @@ def test_speed_is_measured_where_the_stage_runs(
     assert len(tables) == 1 and "cpu" not in tables[0].name
 
 
-def test_a_dense_model(gpu: str, dense: Path, data: Path, tmp_path: Path) -> None:
+def test_dense_model_stages_on_cuda_equal_cpu(gpu: str, dense: Path, data: Path, tmp_path: Path) -> None:
     same(lambda out, device: sft(SFT, dense, out, device=device), gpu, tmp_path / "sft", "final_loss")
     recipe = replace(COMPRESS, quantize=None, budget_share=0.8)
     same(
@@ -264,14 +269,16 @@ def test_a_dense_model(gpu: str, dense: Path, data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
-def test_quantizing(gpu: str, parent: Path, data: Path, tmp_path: Path, format: str) -> None:
+def test_quantize_on_cuda_equals_cpu(gpu: str, parent: Path, data: Path, tmp_path: Path, format: str) -> None:
     names = ["perplexity_before", "perplexity_after", "kl_divergence", "weight_error"]
     stage = QuantizeRecipe(format, num_calibration_samples=4, max_calibration_length=30)
     same(lambda out, device: quantize_stage(stage, parent, out, data, device), gpu, tmp_path, *names)
 
 
 @pytest.mark.parametrize("how", ["iterative", "one-shot", "cosine"])
-def test_pruning_by_measured_scores(gpu: str, parent: Path, data: Path, tmp_path: Path, how: str) -> None:
+def test_prune_by_measured_scores_on_cuda_equals_cpu(
+    gpu: str, parent: Path, data: Path, tmp_path: Path, how: str
+) -> None:
     recipe = PruneRecipe(
         Target(layers=4, sizes={"hidden_size": 24}),
         num_calibration_samples=4,
@@ -282,7 +289,7 @@ def test_pruning_by_measured_scores(gpu: str, parent: Path, data: Path, tmp_path
     assert (outs[0] / "pruning_mask.json").read_text() == (outs[1] / "pruning_mask.json").read_text()
 
 
-def test_evaluation(gpu: str, parent: Path, data: Path, tmp_path: Path) -> None:
+def test_evaluate_on_cuda_equals_cpu(gpu: str, parent: Path, data: Path, tmp_path: Path) -> None:
     outs = same(lambda out, device: evaluate(EVALUATE, {"parent": parent}, out, data, device), gpu, tmp_path)
     first, second = (json.loads((out / "summary.json").read_text()) for out in outs)
     assert first["accuracy"] == second["accuracy"]
