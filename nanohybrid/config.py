@@ -65,6 +65,12 @@ class HybridConfig(MLPFields, Mamba2Fields, AttentionFields):
             for key, value in self.__dict__.get("extra", ()):
                 if key == name:
                     return value
+            for mixer in kinds(self.__dict__.get("pattern", "")):  # what a kind derives from its fields
+                if (
+                    isinstance(derived := getattr(mixer.fields, name, None), property)
+                    and derived.fget is not None
+                ):
+                    return derived.fget(self)
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     @property
@@ -120,7 +126,8 @@ def _check_pattern(pattern: object) -> None:
     for position, character in enumerate(pattern):
         if character not in MIXERS:
             raise ConfigError(
-                f'the layer pattern has "{character}" at position {position}: known are {known_kinds()}'
+                f'the layer pattern has "{character}" at position {position}: known are {known_kinds()}; '
+                "a file that registers a further kind is named by NANOHYBRID_MIXERS"
             )
 
 
@@ -133,6 +140,7 @@ def _complete_extra(pattern: str, given: dict[str, Any]) -> tuple[tuple[str, Any
     for mixer in kinds(pattern):
         for one in fields(mixer.fields):
             if one.name in OWN_FIELDS:
+                _check_shared_field(mixer, one)
                 continue
             default = one.default_factory() if one.default_factory is not MISSING else one.default
             if one.name not in given and default is MISSING:
@@ -144,6 +152,16 @@ def _complete_extra(pattern: str, given: dict[str, Any]) -> tuple[tuple[str, Any
             f"{unknown[0]} is no field that a layer of the pattern {pattern[:40]} has: remove it"
         )
     return tuple(sorted(complete.items()))
+
+
+def _check_shared_field(mixer: type[Mixer[Any]], field_of_kind: Any) -> None:
+    """Raise ConfigError where a kind gives a field of HybridConfig another default, which would not be used."""
+    own = next(one for one in fields(HybridConfig) if one.name == field_of_kind.name)
+    if field_of_kind.default is not MISSING and field_of_kind.default != own.default:
+        raise ConfigError(
+            f"{mixer.__name__}.fields gives {own.name} the default {shown(field_of_kind.default)}, and its default is "
+            f"{shown(own.default)}: inherit the field, or give yours another name"
+        )
 
 
 def _check_numbers(config: HybridConfig) -> None:

@@ -33,15 +33,6 @@ from nanohybrid.prune.slicing import prune_model
 from nanohybrid.prune.target import Target, sizes_of
 
 Speed = Callable[[HybridConfig], float]
-WHOLE = (1.0,)
-FRACTIONS: Mapping[str, tuple[float, ...]] = {
-    "hidden_size": (1.0, 0.9375, 0.875, 0.8125, 0.75),
-    "intermediate_size": (1.0, 0.875, 0.75, 0.6875, 0.625, 0.5625, 0.5),
-    "mamba_head_dim": (1.0, 0.875, 0.75),
-    "mamba_num_heads": WHOLE,
-    "num_attention_heads": WHOLE,
-}
-"""What a grid tries of an axis that it does not name; one that is not here stays whole."""
 
 
 def shape_of(config: HybridConfig) -> dict[str, int]:
@@ -57,7 +48,7 @@ class Grid:
     """How many layers go."""
     fractions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Axis -> fractions of the base model's size, as {"intermediate_size": [1.0, 0.5]}, rounded to a size
-    that is possible. An axis that is not named has the fractions of FRACTIONS, else it stays whole."""
+    that is possible. An axis that is not named has those that its mixer declares (PrunableAxis.fractions)."""
     multiple: int = 8
     """Sizes of the hidden size, the FFN width and the channels of a head are multiples of this."""
     max_evaluated: int = 16
@@ -74,7 +65,8 @@ class Grid:
 
     def __post_init__(self) -> None:
         given = {name.replace("-", "_"): tuple(values) for name, values in self.fractions.items()}
-        axes = {**FRACTIONS, **given}
+        known = known_axes()
+        axes = {name: one.fractions for name, one in known.items()} | given
         object.__setattr__(self, "fractions", axes)
         named = {"drop_layers": self.drop_layers, **axes}
         empty = [name for name, values in named.items() if not values]
@@ -87,7 +79,6 @@ class Grid:
             raise ConfigError(
                 f"grid: drop_layers is {list(self.drop_layers)}: give how many layers may go, each 0 or more"
             )
-        known = known_axes()
         for name, values in axes.items():
             if name not in known:
                 raise ConfigError(
@@ -100,7 +91,7 @@ class Grid:
 
     def of(self, axis: str) -> tuple[float, ...]:
         """The fractions of an axis."""
-        return self.fractions.get(axis, WHOLE)
+        return self.fractions[axis]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
+from nanohybrid.model.mixers.axes import is_linear
 from nanohybrid.model.spec import param_specs
 from nanohybrid.ops import quantized
 
@@ -64,7 +65,7 @@ def quantizable(config: HybridConfig) -> dict[str, tuple[int, int]]:
     return {
         name: (declared.shape[0], declared.shape[1])
         for name, declared in param_specs(config).items()
-        if len(declared.shape) == 2 and (name == HEAD or ".mixer." in name)
+        if name == HEAD or (".mixer." in name and is_linear(name.split(".mixer.")[1], declared.axes))
     }
 
 

@@ -15,7 +15,10 @@ from nanohybrid.model.mixers import MIXERS, PrunableAxis
 from nanohybrid.model.mixers.axes import names
 
 HIDDEN = "hidden_size"
-HIDDEN_AXIS = PrunableAxis(HIDDEN, "--hidden-size", "embedding channels", shared=True, multiple=True)
+HIDDEN_FRACTIONS = (1.0, 0.9375, 0.875, 0.8125, 0.75)
+HIDDEN_AXIS = PrunableAxis(
+    HIDDEN, "--hidden-size", "embedding channels", shared=True, multiple=True, fractions=HIDDEN_FRACTIONS
+)
 
 
 def layer_axes(kind: str) -> tuple[PrunableAxis, ...]:

@@ -62,7 +62,13 @@ class Attention(Mixer[AttentionFields]):
         "o_proj.weight": "attn_output.weight", "q_norm.weight": "attn_q_norm.weight", "k_norm.weight": "attn_k_norm.weight",
     }  # fmt: skip
     prunable = (
-        PrunableAxis("num_attention_heads", "--attention-heads", "query heads", groups="num_key_value_heads"),
+        PrunableAxis(
+            "num_attention_heads",
+            "--attention-heads",
+            "query heads",
+            groups="num_key_value_heads",
+            fractions=(1.0,),
+        ),
     )
     cuda_graphs = True
     activation = InnerActivation("o_proj", "input", ("num_attention_heads", "head_dim"), writer="o_proj")

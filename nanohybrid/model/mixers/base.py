@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nanohybrid.model.layer_cache import LayerCache
-from nanohybrid.model.mixers.axes import Axes, axis_sizes, shape
+from nanohybrid.model.mixers.axes import Axes, axis_sizes, is_linear, shape
 from nanohybrid.model.mixers.declarations import (
     CpuKernel,
     InnerActivation,
@@ -131,7 +131,7 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
         return {
             name
             for name, axes in cls.declare(config).parameters.items()
-            if len(axes) == 2 and axes[0] == "hidden_size"
+            if is_linear(name, axes) and axes[0] == "hidden_size"
         }
 
     @classmethod
@@ -187,16 +187,16 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
         narrow: bytes of a number that linears read and write. As it stands: inputs and outputs of all
         linears, twice.
         """
-        widths = [shape(axes, axis_sizes(config)) for axes in cls.declare(config).parameters.values()]
-        return 2 * narrow * sum(sum(width) for width in widths if len(width) == 2)
+        sizes, parameters = axis_sizes(config), cls.declare(config).parameters.items()
+        return 2 * narrow * sum(sum(shape(axes, sizes)) for name, axes in parameters if is_linear(name, axes))
 
     @classmethod
     def initial(cls, config: Fields, name: str, parameter: Tensor, generator: torch.Generator) -> bool:
         """Fill a parameter of this checkpoint name with its initial values, and return whether the kind has a
         rule for it.
 
-        Without a rule, norms become 1 and matrices are drawn from a normal distribution
-        (model/initialize.py).
+        Without a rule, parameters whose name ends in `norm.weight` become 1 and all others are drawn
+        from a normal distribution (model/initialize.py).
         """
         return False
 
@@ -208,7 +208,11 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
 def linear_outputs(kind: type[Mixer[Any]], config: Any) -> int:
     """Numbers a token that all linears of a layer write."""
     sizes = axis_sizes(config)
-    return sum(shape(axes, sizes)[0] for axes in kind.declare(config).parameters.values() if len(axes) == 2)
+    return sum(
+        shape(axes, sizes)[0]
+        for name, axes in kind.declare(config).parameters.items()
+        if is_linear(name, axes)
+    )
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -229,7 +233,7 @@ def build(module: nn.Module, parameters: Mapping[str, Axes], config: Any) -> Non
     for name, axes in parameters.items():
         *path, leaf = name.split(".")
         dimensions = shape(axes, sizes)
-        if len(path) == 1 and leaf == "weight" and len(dimensions) == 2:
+        if is_linear(name, axes):
             module.add_module(path[0], linear(dimensions[1], dimensions[0]))
             continue
         owner: nn.Module = module

@@ -56,7 +56,8 @@ class PrunableAxis:
     axis: its name, which is also the configuration field of its size. flag: the option of `nanohybrid prune`
     that sets it. label: what its entries are called. groups: the field that says how many equal groups the
     entries form; as many remain in each. shared: one selection for all layers, else one for each layer.
-    multiple: sizes that a search proposes are multiples of 8 where this is set.
+    multiple: sizes that a search proposes are multiples of 8 where this is set. fractions: of the size, those that the search
+    of `compress` tries where a recipe does not name others.
     """
 
     axis: str
@@ -65,6 +66,7 @@ class PrunableAxis:
     groups: str | None = None
     shared: bool = False
     multiple: bool = False
+    fractions: tuple[float, ...] = (1.0, 0.875, 0.75)
 
 
 @dataclass(frozen=True)

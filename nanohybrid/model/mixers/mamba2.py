@@ -97,7 +97,7 @@ class Mamba2(Mixer[Mamba2Fields]):
         "out_proj.weight": "ssm_out.weight",
     }  # fmt: skip
     prunable = (
-        PrunableAxis("mamba_num_heads", "--mamba-heads", "Mamba heads", groups="n_groups"),
+        PrunableAxis("mamba_num_heads", "--mamba-heads", "Mamba heads", groups="n_groups", fractions=(1.0,)),
         PrunableAxis(
             "mamba_head_dim", "--mamba-head-dim", "channels of a Mamba head", shared=True, multiple=True
         ),
