@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from nanohybrid.ops.causal_conv import torch as torch_form
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.numba import causal_conv as conv
-from nanohybrid.ops.numba.threads import run, threads
+from nanohybrid.ops.numba.threads import num_threads, run
 
 
 def conv_silu(
@@ -49,7 +49,7 @@ class _Conv(Function):
             *_shape(x, weight_WC, layout),
             *where,
             x.dtype == torch.bfloat16,
-            size=threads(2 * y_TC.nbytes),
+            size=num_threads(2 * y_TC.nbytes),
         )
         return y_TC
 
@@ -70,7 +70,7 @@ class _Conv(Function):
             *_shape(x, weight_WC, layout=ctx.layout),
             *where,
             x.dtype == torch.bfloat16,
-            size=threads(3 * dx_TC.nbytes),
+            size=num_threads(3 * dx_TC.nbytes),
         )
         return dx_TC, dweight_WC.t().to(weight_CW.dtype), dbias_C.to(bias_C.dtype), None
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nanohybrid.ops.numba import pointwise
-from nanohybrid.ops.numba.threads import run, threads
+from nanohybrid.ops.numba.threads import num_threads, run
 
 
 def cross_entropy(logits_QV: Tensor, targets_Q: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
@@ -25,6 +25,6 @@ def cross_entropy(logits_QV: Tensor, targets_Q: Tensor, slope: bool) -> tuple[Te
         *where,
         slope,
         logits_QV.dtype == torch.bfloat16,
-        size=threads(2 * logits_QV.nbytes),
+        size=num_threads(2 * logits_QV.nbytes),
     )
     return loss_Q, logits_QV if slope else None

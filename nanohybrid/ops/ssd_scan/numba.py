@@ -12,7 +12,7 @@ from torch import Tensor
 from nanohybrid.ops.dispatch import wants_gradient
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.numba import ssd_scan as scan
-from nanohybrid.ops.numba.threads import run, threads
+from nanohybrid.ops.numba.threads import num_threads, run
 from nanohybrid.ops.ssd_scan import torch as torch_form
 from nanohybrid.ops.ssd_scan.autograd import Scan
 
@@ -55,7 +55,7 @@ def _forward(
         _sizes(x, B, C),
         at,
         x.dtype == torch.bfloat16,
-        size=threads(_work(x, B)),
+        size=num_threads(_work(x, B)),
     )
     return y_THP, final_SHPN
 
@@ -73,7 +73,7 @@ def _backward(
     dA_SH, dD_SH = torch.empty(layout.sequences, H), torch.empty(layout.sequences, H)
     given = x, dt, A, B, C, D, initial, dy_THP.float().contiguous(), dfinal
     at = _addresses(*given, dx, ddt, dB, dC, dinitial, dA_SH, dD_SH)
-    room = scan.backward_room(P, N, layout.max_length)
+    room = scan.backward_scratch(P, N, layout.max_length)
     run(
         scan.scan_backward,
         layout.sequences,
@@ -82,7 +82,7 @@ def _backward(
         at,
         x.dtype == torch.bfloat16,
         room,
-        size=threads(_work(x, B)),
+        size=num_threads(_work(x, B)),
     )
     return dx, ddt, dA_SH.sum(0), dB, dC, dD_SH.sum(0), dinitial
 

@@ -5,7 +5,7 @@ import torch
 from numba import uint16, uint32
 from torch import Tensor
 
-from nanohybrid.ops.numba.jit import loop
+from nanohybrid.ops.numba.jit import njit
 
 
 def to_half(x: Tensor, key_S: Tensor, layer: int) -> Tensor:
@@ -22,7 +22,7 @@ def to_half(x: Tensor, key_S: Tensor, layer: int) -> Tensor:
     return out
 
 
-@loop
+@njit
 def _to_half(bits_SD: np.ndarray, key_S: np.ndarray, layer: int, out_SD: np.ndarray) -> None:
     for s in range(bits_SD.shape[0]):
         key = uint32(key_S[s] + layer)
