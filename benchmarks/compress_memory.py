@@ -121,10 +121,11 @@ def score(model: Path, stream: bool, tokens: int) -> dict[str, Any]:
             model if stream else parent, calibration, Path(out), True, ROUNDS, stream=stream
         )
         config = parent.config
-        kept = Target(
-            layers=config.num_hidden_layers - 1, intermediate_size=config.intermediate_size * 3 // 4
-        ).kept(config, scores)
-        loss = Judge(parent, calibration)(cut(parent, kept)).loss
+        target = Target(
+            layers=config.num_hidden_layers - 1,
+            sizes={"intermediate_size": config.intermediate_size * 3 // 4},
+        )
+        loss = Judge(parent, calibration)(cut(parent, target.select(config, scores))).loss
     return {"order": list(scores.order[:ROUNDS]), "loss": loss}
 
 

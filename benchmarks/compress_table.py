@@ -26,16 +26,16 @@ import torch
 
 from nanohybrid.align.sft import SftRecipe, sft
 from nanohybrid.checkpoint import load, load_config, save
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import dominated, enumerate_shapes
-from nanohybrid.compress.stage import CompressRecipe
 from nanohybrid.data.build import build
 from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.engine import LLM
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.budget import Budget
 from nanohybrid.evaluate.perplexity import loss_of
-from nanohybrid.evaluate.recipe import Mode
-from nanohybrid.evaluate.suites import answer, by_family, draw_problems, score
+from nanohybrid.evaluate.recipe import GenerationConfig
+from nanohybrid.evaluate.suites import aggregate, answer_problems, by_family, draw_problems
 from nanohybrid.files import atomic_write
 from nanohybrid.model import HybridLM
 from nanohybrid.prune import baselines as controls
@@ -169,11 +169,13 @@ class Run:
         if name in known:
             return
         path = model()
-        llm = LLM(path, torch.float32, max_running=256)
-        answers = answer(
-            llm, draw_problems(self.recipes.evaluate.tasks, PROBLEMS, seed=1), Mode(max_tokens=160, grace=8)
+        llm = LLM(path, torch.float32, max_num_seqs=256)
+        answers = answer_problems(
+            llm,
+            draw_problems(self.recipes.evaluate.tasks, PROBLEMS, seed=1),
+            GenerationConfig(max_tokens=160, thinking_grace=8),
         )
-        row = {**score(answers).as_dict(), "parameters": Footprint.of(llm.model.config).parameters}
+        row = {**aggregate(answers).as_dict(), "parameters": Footprint.of(llm.model.config).parameters}
         row["tokens"] = self.trained(name, path)
         row["families"] = {family: found.accuracy for family, found in by_family(answers).items()}
         row["loss"] = loss_of(llm.model, self.calibration().batches()).loss
@@ -222,7 +224,7 @@ def choose_shape(run: Run, out: Path) -> Target:
     found = tuple(candidate for candidate in found if candidate.parameters <= most)
     tried = [candidate for candidate in found if not dominated(candidate, found)][: grid.tried]
     losses = [
-        loss_of(prune_model(parent, c.target.kept(parent.config, scores)), calibration.batches()).loss
+        loss_of(prune_model(parent, c.target.select(parent.config, scores)), calibration.batches()).loss
         for c in tried
     ]
     best = tried[losses.index(min(losses))]

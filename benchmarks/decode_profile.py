@@ -124,7 +124,7 @@ def measured(engine: Engine, executor: CpuExecutor, steps: int) -> tuple[dict[st
         (engine, "_schedule", "schedule"),
         (engine, "_postprocess", "postprocess"),
         (engine.runner, "_layout", "layout"),
-        (engine.runner, "_draw", "sampling"),
+        (engine.runner, "_sample_async", "sampling"),
         (engine.runner, "run", "runner"),
         (engine.runner.executor, "run", "arguments"),
     ):

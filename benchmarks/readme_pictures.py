@@ -10,7 +10,7 @@ from pathlib import Path
 from nanohybrid.stages.plots import COLORS, STYLE
 from nanohybrid.stages.report import INK
 
-SHOWN = {"parent": "parent", "pruned": "pruned", "distilled": "distilled", "transformer": "Transformer"}
+SHOWN = {"parent": "original", "pruned": "pruned", "distilled": "distilled", "transformer": "Transformer"}
 GRAY = "#7d8590"  # reads on the light and the dark pages of a code host
 
 
@@ -39,7 +39,7 @@ def main(run: Path, out: Path) -> None:
         for color, (name, points) in zip(COLORS, summary["decode_ms"].items(), strict=False):
             decode.plot(*zip(*points, strict=True), color=color, marker="o", label=name)
         decode.set(xscale="log", xlabel="context, tokens")
-        decode.set_title("milliseconds a decode step")
+        decode.set_title("milliseconds per decode step")
         decode.legend(fontsize=8)
         out.mkdir(parents=True, exist_ok=True)
         figure.savefig(out / "quickstart.svg", transparent=True, metadata={"Date": None})

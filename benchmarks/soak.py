@@ -1,7 +1,7 @@
 """Minutes of mixed load on a real server: is its memory within the plan it printed, and is all given back afterwards?
 
     python benchmarks/soak.py runs/quickstart/4-compress --memory-gib 2 --minutes 10
-    python benchmarks/soak.py --preset tiny --random-weights --memory-gib 1.5 --minutes 2 --max-context 2048
+    python benchmarks/soak.py --preset tiny --random-weights --memory-gib 1.5 --minutes 2 --max-model-len 2048
 
 Streams, clients that leave, forced tool calls, schemas, several choices, repeated beginnings, echoes, and prompts that are refused.
 Flags that are not its own go to `nanohybrid serve`. Exit code 1 where anything failed.
@@ -106,7 +106,7 @@ async def resident(pid: int, peak: list[int]) -> None:
 
 
 async def soak(url: str, pid: int, minutes: float, clients: int) -> dict:
-    """What was seen, the most memory, and what the server's counters say when nobody asks any more."""
+    """Counts of answers, peak memory, and the server's counters after the last request."""
     seen: Counter = Counter()
     peak = [0]
     async with httpx.AsyncClient(

@@ -1,7 +1,7 @@
 """What drafts gain: tokens a second with and without, on texts that repeat themselves and on texts that do not.
 
-    python benchmarks/speculate.py runs/quickstart/4-compress --speculate 7
-    python benchmarks/speculate.py --preset nano-291m --new-tokens 48 --speculate 7
+    python benchmarks/speculate.py runs/quickstart/4-compress --num-speculative-tokens 7
+    python benchmarks/speculate.py --preset nano-291m --new-tokens 48 --num-speculative-tokens 7
 
 Greedy, one request at a time, on the task prompts of the quickstart and on a list that a model goes on copying. A preset has
 random weights, which repeat nothing: its answer is held to three tokens by a bias, which is the text of a perfect copier with
@@ -12,6 +12,7 @@ import argparse
 import random
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def texts(llm: LLM, kinds: list[str]) -> dict[str, list[int]]:
 def tokens_per_second(
     llm: LLM, prompt: list[int], params: SamplingParams, speculate: int
 ) -> tuple[float, list[int], str]:
-    llm.options["speculate"] = speculate
+    llm.engine_config = replace(llm.engine_config, num_speculative_tokens=speculate)
     engine = llm.engine([prompt], params.max_tokens)
     request, steps = engine.add(prompt, params), 0
     engine.step()  # the prompt
@@ -45,10 +46,10 @@ def tokens_per_second(
         engine.step()
         steps += 1
     rate = (len(request.tokens) - 1) / (time.perf_counter() - began)
-    drafter = engine.drafter
+    proposer = engine.proposer
     said = (
-        f"{steps} steps, {drafter.accepted} of {drafter.drafted} drafts accepted"
-        if drafter
+        f"{steps} steps, {proposer.num_accepted_tokens} of {proposer.num_draft_tokens} drafts accepted"
+        if proposer
         else f"{steps} steps"
     )
     return rate, request.tokens, said
@@ -58,7 +59,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("path", nargs="?", type=Path)
     parser.add_argument("--preset")
-    parser.add_argument("--speculate", type=int, default=7)
+    parser.add_argument("--num-speculative-tokens", type=int, default=7)
     parser.add_argument("--new-tokens", type=int, default=200)
     parser.add_argument("--tasks", nargs="*", default=["sums", "swaps", "running"])
     arguments = parser.parse_args()
@@ -75,7 +76,7 @@ def main() -> int:
     for name, prompt in chosen.items():
         tokens_per_second(llm, prompt, params, 0)  # warm
         plain, wanted, _ = tokens_per_second(llm, prompt, params, 0)
-        sooner, got, said = tokens_per_second(llm, prompt, params, arguments.speculate)
+        sooner, got, said = tokens_per_second(llm, prompt, params, arguments.num_speculative_tokens)
         same = "the same text" if got == wanted else "ANOTHER TEXT"
         print(
             f"{name}: {plain:.1f} -> {sooner:.1f} tokens/s, {sooner / plain:.2f} times ({said}); {same}",

@@ -1,4 +1,4 @@
-"""How far states kept in 16 bits drift from fp32 over a long text, in the recurrent steps that write an answer.
+"""How far states stored in 16 bits drift from fp32 over a long text, in the recurrent steps that write an answer.
 
     python benchmarks/state_drift.py runs/quickstart/4-compress --tokens 4096
     python benchmarks/state_drift.py --preset nano-291m --tokens 4096
@@ -36,9 +36,9 @@ def main() -> int:
     states = {"fp32": HybridCache.for_context(model.config, 1, total + 1)}
     for variant in VARIANTS:
         pages = states["fp32"].pages
-        kept = torch.float16 if variant == "fp16 stochastic" else None
+        stored = torch.float16 if variant == "fp16 stochastic" else None
         eight = torch.float8_e4m3fn if variant == "keys and values fp8" else None
-        states[variant] = HybridCache.allocate(model.config, 1, pages, state_dtype=kept, kv_dtype=eight)
+        states[variant] = HybridCache.allocate(model.config, 1, pages, state_dtype=stored, kv_dtype=eight)
     generator = torch.Generator().manual_seed(arguments.seed)
     token = torch.tensor([model.config.bos_token_id])
     print("| tokens | " + " | ".join(f"{name}: state | logits" for name in VARIANTS) + " |")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nanohybrid.config import ATTENTION, MAMBA, MLP
 from nanohybrid.model import HybridLM
+from nanohybrid.model.mixers import MLP, Attention, Mamba2
 
 if TYPE_CHECKING:
     from torch.profiler import profile
@@ -73,19 +73,19 @@ def floors(model: HybridLM, lengths: list[int], stream: float, product: float) -
     """
     config, T = model.config, sum(lengths)
     linear, head = matrix_parameters(model)
-    count = {kind: config.pattern.count(kind) for kind in (MAMBA, ATTENTION, MLP)}
+    count = {kind: config.mixers.count(kind) for kind in (Mamba2, Attention, MLP)}
     D, channels = (
         config.mamba_inner_size,
         config.mamba_inner_size + 2 * config.n_groups * config.ssm_state_size,
     )
-    scanned = T * count[MAMBA] * (2 * channels + 4 * config.mamba_num_heads + 4 * D)
-    state_work = T * count[MAMBA] * D * config.ssm_state_size
-    norm = T * ((len(config.pattern) + 1) * 16 * config.hidden_size + count[MAMBA] * 22 * D)
+    scanned = T * count[Mamba2] * (2 * channels + 4 * config.mamba_num_heads + 4 * D)
+    state_work = T * count[Mamba2] * D * config.ssm_state_size
+    norm = T * ((len(config.pattern) + 1) * 16 * config.hidden_size + count[Mamba2] * 22 * D)
     pairs = (
         sum(length * length for length in lengths)
         * config.num_attention_heads
         * config.head_dim
-        * count[ATTENTION]
+        * count[Attention]
     )
     parameters = sum(p.numel() for p in model.parameters())
 
@@ -97,7 +97,7 @@ def floors(model: HybridLM, lengths: list[int], stream: float, product: float) -
         "loss and head": least(flops=6 * head * T),
         "scan, forward": least(scanned, 5 * state_work),  # decay, feed, read
         "scan, backward": least(2 * scanned, 5 * state_work + 8 * state_work),
-        "conv": least(T * count[MAMBA] * 10 * channels),
+        "conv": least(T * count[Mamba2] * 10 * channels),
         "norms": least(norm),
         "squared ReLU": least(
             T * count[MLP] * 10 * config.intermediate_size if config.mlp_activation == "relu2" else 0

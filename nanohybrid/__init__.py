@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from nanohybrid.engine import LLM as LLM
     from nanohybrid.engine import SamplingParams as SamplingParams
     from nanohybrid.engine import StructuredOutputs as StructuredOutputs
-    from nanohybrid.model import HybridCache as HybridCache
-    from nanohybrid.model import HybridLM as HybridLM
-    from nanohybrid.model import Layout as Layout
+    from nanohybrid.model.cache import HybridCache as HybridCache
+    from nanohybrid.model.lm import HybridLM as HybridLM
+    from nanohybrid.ops.layout import Layout as Layout
     from nanohybrid.presets import preset as preset
 
 __version__ = VERSION
@@ -30,12 +30,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {
     "HybridConfig": "nanohybrid.config",
-    "HybridLM": "nanohybrid.model",
+    "HybridLM": "nanohybrid.model.lm",
     "LLM": "nanohybrid.engine",
-    "Layout": "nanohybrid.model",
+    "Layout": "nanohybrid.ops.layout",
     "SamplingParams": "nanohybrid.engine",
     "StructuredOutputs": "nanohybrid.engine",
-    "HybridCache": "nanohybrid.model",
+    "HybridCache": "nanohybrid.model.cache",
     "load": "nanohybrid.checkpoint",
     "load_config": "nanohybrid.checkpoint",
     "preset": "nanohybrid.presets",

@@ -82,8 +82,8 @@ class HybridConfig(MLPFields, Mamba2Fields, AttentionFields):
         if "pattern" in changes:  # fields of a kind that is gone go too
             used = {name for mixer in kinds(changes["pattern"]) for name in field_names(mixer)}
             extra = {name: value for name, value in extra.items() if name in used or name in changes}
-        kept = {name: value for name, value in changes.items() if name in own}
-        return replace(self, **{"extra": extra, **kept})
+        direct = {name: value for name, value in changes.items() if name in own}
+        return replace(self, **{"extra": extra, **direct})
 
     def as_dict(self) -> dict[str, Any]:
         """All fields by name, those of `extra` among them."""

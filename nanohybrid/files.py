@@ -1,6 +1,12 @@
-"""Writing that a kill cannot cut in half: write beside, flush to the disk, rename.
+<<<<<<< HEAD
+"""Atomic writes of files and directories: write under a temporary name, flush to the disk, rename.
 
-The temporary name depends only on the target, so what a killed writer left behind is overwritten by the next one.
+The temporary name depends on the target only, so the next writer overwrites the leftovers of a killed one.
+=======
+"""Atomic writing: write under a temporary name, flush to the disk, rename. A killed process leaves no half-written file.
+
+The temporary name depends only on the target, so the next writer overwrites what a killed one left.
+>>>>>>> 3c3fde9 (Errors, extras, files: plain English)
 """
 
 import ctypes
@@ -17,7 +23,7 @@ RENAME_EXCHANGE = 2
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Replace the file `path` by `content`: a reader sees the old file or the new one, never a part."""
+    """Replace the file `path` by `content`. A reader sees the old file or the new one."""
     beside = scratch(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
@@ -31,7 +37,11 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory to fill; on a clean exit it takes the name `path`, replacing what had it."""
+<<<<<<< HEAD
+    """Yield an empty directory to fill. On a clean exit it is renamed to `path`, replacing a directory of that name."""
+=======
+    """Yield an empty directory to fill; on a clean exit it is renamed to `path` and replaces what was there."""
+>>>>>>> 3c3fde9 (Errors, extras, files: plain English)
     beside = scratch(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(beside, ignore_errors=True)
@@ -45,9 +55,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def publish(directory: Path, path: Path) -> None:
-    """Flush every file of `directory` to the disk and give it the name `path`, replacing a directory of that name."""
+    """Flush all files of `directory` and rename it to `path`, replacing a directory. Raises InputError if `path` is a file."""
     if path.is_file():
-        raise InputError(f"{path} is a file, and a directory is to be written there: give another name")
+        raise InputError(f"{path} is a file, but a directory is to be written; give another name")
     for folder, _, names in os.walk(directory):
         for name in names:
             flush(Path(folder) / name)
@@ -61,12 +71,16 @@ def publish(directory: Path, path: Path) -> None:
 
 
 def scratch(path: Path) -> Path:
-    """The name beside `path` under which its next content is written."""
+    """The temporary name for writing `path`, in the same directory."""
     return path.with_name(f".{path.name}.writing")
 
 
 def flush(path: Path) -> None:
-    """Have the operating system put a file, or a directory's list of names, on the disk."""
+<<<<<<< HEAD
+    """Flush a file, or the entries of a directory, to the disk (fsync)."""
+=======
+    """Flush a file, or the entries of a directory, to the disk."""
+>>>>>>> 3c3fde9 (Errors, extras, files: plain English)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -75,7 +89,7 @@ def flush(path: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> None:
-    """Swap the names of two directories; in one step where the system can (Linux), else in three."""
+    """Swap the names of two directories: atomically on Linux, else with three renames."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if (
         rename is not None
@@ -89,7 +103,7 @@ def exchange(first: Path, second: Path) -> None:
 
 
 def cache_directory() -> Path:
-    """Where what can be computed again is stored: NANOHYBRID_CACHE, else `nanohybrid` in the user's cache directory.
+    """The directory of caches: NANOHYBRID_CACHE, else `nanohybrid` in the user's cache directory.
 
     Raises OSError where the user has no home directory.
     """

@@ -1,7 +1,7 @@
-"""Configurations known by name: data only.
+"""Model configurations by name.
 
-`nano-*` are the paper's; `qwen3-8b` is its baseline, the same classes in another pattern; `tiny-*` train on two CPU cores.
-A `-dense` twin has about the parameters of its hybrid and is Qwen3's architecture, so that it saves as a `qwen3` checkpoint.
+`nano-*` are those of the paper, except `nano-291m`; `qwen3-8b` is the paper's baseline; `tiny*` and `mini*` train on two CPU cores. A
+`-dense` model is a matched baseline: Qwen3's architecture with about the parameters of the hybrid, saved as a `qwen3` checkpoint.
 """
 
 import difflib
@@ -46,7 +46,7 @@ PRESETS = {
 
 
 def preset(name: str) -> HybridConfig:
-    """The configuration called `name`. Raises ConfigError naming the nearest and all known ones."""
+    """The configuration of a preset. Raises ConfigError, with the known names, for an unknown one."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f", nearest {near[0]}" if near else ""

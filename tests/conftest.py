@@ -41,7 +41,7 @@ def pytest_configure(config):
 
 
 def poisoned(create):
-    """A creator of uninitialized tensors whose floating-point ones hold NaN, so that reading what nobody wrote shows."""
+    """A creator of uninitialized tensors whose floating-point ones hold NaN, so that a read of unwritten memory shows."""
 
     def create_poisoned(*args, **kwargs):
         tensor = create(*args, **kwargs)

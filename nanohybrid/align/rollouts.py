@@ -114,7 +114,9 @@ def sample_completions(
         )
         for _ in prompts
     ]
-    engine = Engine.sized_for(model, maker.tokenizer, prompts, sampling.max_tokens, sampling.max_num_seqs)
+    engine = Engine.sized_for(
+        model, maker.tokenizer, prompts, sampling.max_tokens, max_num_seqs=sampling.max_num_seqs
+    )
     completions = engine.generate(prompts, params)
     return [
         Rollout(problem, prompt, completion, reward(problem, completion))

@@ -81,7 +81,11 @@ class Runner:
         whole = extent.seconds(planned)
         before = this_machine(self.model.device)
         engine = Engine(
-            self.model, self.tokenizer, planned.sequences, planned.mix.context, step_tokens(scale)
+            self.model,
+            self.tokenizer,
+            max_num_seqs=planned.sequences,
+            max_model_len=planned.mix.context,
+            max_num_batched_tokens=step_tokens(scale),
         )
         self._warm_up(engine, planned.mix, draw)
         prompts = []
@@ -125,7 +129,7 @@ class Runner:
 
         def go_on(request: Request) -> None:
             """As the prefix cache would: all but the last token has been computed, and this is what it left."""
-            request.computed, request.saved = (
+            request.num_computed_tokens, request.offloaded = (
                 len(request.prompt) - 1,
                 OffloadedCache([pool[0] for pool in state.slot_pools], ()),
             )

@@ -1,4 +1,4 @@
-"""Checkpoints in the official layout, in and out: configuration dialects, safetensors, shards."""
+"""Reading and writing checkpoints in the Hugging Face layout: configuration dialects, safetensors, shards."""
 
 from nanohybrid.checkpoint.dialects import load_config
 from nanohybrid.checkpoint.hf import load, save

@@ -1,9 +1,8 @@
-"""The head of a safetensors file: which tensors it holds, of what type and shape, and where.
+"""The header of a safetensors file: names, types, shapes and positions of its tensors.
 
-    8 bytes: N, little-endian  |  N bytes: JSON {name: {dtype, shape, data_offsets}}  |  the tensors' bytes, without holes
+    8 bytes: N, little-endian  |  N bytes: JSON {name: {dtype, shape, data_offsets}}  |  bytes of the tensors, without gaps
 
-Nothing of the tensors is read here, and nothing in the head is believed: sizes, types, shapes and offsets are checked against
-one another and against the file.
+Tensors are not read here. The header is untrusted: sizes, types, shapes and offsets are checked against each other and the file.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch
 from nanohybrid.checkpoint.jsonfile import parse_object
 from nanohybrid.errors import CheckpointError
 
-LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+LARGEST_HEADER = 100_000_000  # bytes; the limit of the format
 WIDTHS = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
@@ -40,7 +39,7 @@ NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: its type as the file calls it, its shape, and the bytes [begin, end) of the file that hold it."""
+    """One tensor of a file: its type by safetensors' name, its shape, and its bytes [begin, end) in the file."""
 
     path: Path
     name: str
@@ -51,7 +50,7 @@ class Entry:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """The tensors of a safetensors file by name. Raises CheckpointError in one line naming the file (and tensor)."""
+    """The tensors of a safetensors file by name. Raises CheckpointError, naming file and tensor, for a damaged header."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -59,11 +58,11 @@ def read_header(path: Path) -> dict[str, Entry]:
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
             if len(first) < 8 or length > size - 8:
                 raise CheckpointError(
-                    f"{path}: says it has a header of {length:,} bytes and holds {size:,} in all; was it cut off?"
+                    f"{path}: has {size:,} bytes, too few for its header of {length or 8:,}; is the file truncated?"
                 )
             if length > LARGEST_HEADER:
                 raise CheckpointError(
-                    f"{path}: its header of {length:,} bytes is larger than safetensors allows; is it a safetensors file?"
+                    f"{path}: its header of {length:,} bytes exceeds the limit of safetensors; is it a safetensors file?"
                 )
             header = parse_object(file.read(length), f"{path}: its header")
     except OSError as error:
@@ -79,13 +78,13 @@ def _entry(path: Path, name: str, value: Any, base: int) -> Entry:
         return CheckpointError(f"{path}: {shown(name)}: {what}; is the file damaged?")
 
     if shown(name) != name:
-        raise wrong("is no name for a tensor")
+        raise wrong("is not a valid name of a tensor")
 
     if not isinstance(value, dict):
         raise wrong("its header entry is not an object")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in WIDTHS:
-        raise wrong(f"its type is {str(dtype)[:40]!r}, which is unknown")
+        raise wrong(f"its type {str(dtype)[:40]!r} is unknown")
     if not _naturals(shape) or len(shape) > 16:
         raise wrong("its shape is not a list of sizes")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -93,13 +92,13 @@ def _entry(path: Path, name: str, value: Any, base: int) -> Entry:
     need = prod(shape) * WIDTHS[dtype]
     if offsets[1] - offsets[0] != need:
         raise wrong(
-            f"{dtype} {list(shape)} takes {need:,} bytes and its data_offsets span {offsets[1] - offsets[0]:,}"
+            f"{dtype} {list(shape)} needs {need:,} bytes, but its data_offsets span {offsets[1] - offsets[0]:,}"
         )
     return Entry(path, name, dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 
 def shown(name: str) -> str:
-    """A name from a file as it may stand in a message: on one line, and not without end."""
+    """A name from a file for a message: on one line, and of limited length."""
     return name if name.isprintable() and len(name) <= 200 else repr(name[:60]) + "..."
 
 
@@ -110,27 +109,27 @@ def _naturals(value: Any) -> TypeGuard[list[int]]:
 
 
 def _check_cover(path: Path, entries: Mapping[str, Entry], base: int, size: int) -> None:
-    """The tensors must fill the rest of the file: one after another, no holes, nothing over."""
+    """Raise CheckpointError unless the tensors fill the rest of the file without gaps and overlaps."""
     at = base
     for entry in entries.values():
         if entry.end > size:
             raise CheckpointError(
-                f"{path}: {entry.name}: ends at byte {entry.end:,} of a file of {size:,}; was the file cut off?"
+                f"{path}: {entry.name}: ends at byte {entry.end:,}, but the file has {size:,}; is the file truncated?"
             )
     for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != at:
             raise CheckpointError(
-                f"{path}: {entry.name}: begins at byte {entry.begin:,}, expected at {at:,}; is the file damaged?"
+                f"{path}: {entry.name}: starts at byte {entry.begin:,}, but byte {at:,} is expected; is the file damaged?"
             )
         at = entry.end
     if at != size:
         raise CheckpointError(
-            f"{path}: its tensors end at byte {at:,} and the file at {size:,}; is it damaged or still being written?"
+            f"{path}: its tensors end at byte {at:,}, but the file has {size:,}; is it damaged or still being written?"
         )
 
 
 def encode_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
-    """The head of a file that will hold these tensors in this order, and the byte at which each begins."""
+    """The header of a file with these tensors in this order, and the first byte of each tensor in the file."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begins, at = {}, 0
     for name, (dtype, shape) in tensors.items():
@@ -138,6 +137,6 @@ def encode_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) ->
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
         begins[name], at = at, end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # aligned, for readers that map the file
+    text += b" " * (-len(text) % 8)  # alignment, for readers that map the file
     head = struct.pack("<Q", len(text)) + text
     return head, {name: len(head) + begin for name, begin in begins.items()}

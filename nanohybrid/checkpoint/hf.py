@@ -1,4 +1,4 @@
-"""Whole models from and to directories in the official Hugging Face layout."""
+"""Loading and saving of whole models in the Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ def load(
     device: str | torch.device = "cpu",
     quantize: str | None = None,
 ) -> HybridLM:
-    """Load a checkpoint in `dtype` (None: as stored) onto `device`, tensor by tensor straight to where it belongs.
+    """Load a checkpoint onto `device`, tensor by tensor. Beside the weights it needs 16 MiB of host memory.
 
-    On the host it needs the weights where they are to stay there, and 16 MiB. Quantized matrices stay as they are, `dtype` is of
-    all the rest. quantize: int8, int4 or fp8 quantizes each matrix as it is read, some rows at a time; beside the result it then
-    needs 20 MiB. Raises CheckpointError, ConfigError or InputError, the last also where the weights exceed what memory is free.
+    dtype     of the parameters; None keeps the stored types. Quantized matrices keep their format.
+    quantize  int8, int4 or fp8: quantize each matrix while it is read, some rows at a time, with 20 MiB beside the result
+
+    Raises CheckpointError or ConfigError for a damaged or unknown checkpoint, and InputError for a bad dtype or format, or where the
+    weights exceed the free memory.
     """
     if dtype is not None and not dtype.is_floating_point:
-        raise InputError(f"a model cannot be loaded as {dtype}: weights are floating-point")
+        raise InputError(f"a model cannot be loaded as {dtype}: weights must be floating-point")
     with CheckpointReader(directory) as reader:
         chosen = _to_quantize(reader, quantize)
-        check_room(reader.config, reader.held_bytes(dtype, quantize), device)
+        check_room(reader.config, reader.weight_bytes(dtype, quantize), device)
         reader.check_tied_head()
         with torch.device("meta"):
             model = HybridLM(reader.config)
@@ -53,14 +55,14 @@ def load(
 
 
 def _to_quantize(reader: CheckpointReader, format: str | None) -> set[str]:
-    """The matrices to quantize on the way. A checkpoint that is in this format already is taken as it is."""
+    """The matrices to quantize; none if the checkpoint has this format already. Raises InputError if it has another one."""
     if format is None:
         return set()
     check_format(format)
     stored = set(reader.formats.values())
     if stored - {format}:
         raise InputError(
-            f"{reader.directory}: is quantized already ({', '.join(sorted(stored))}), and cannot be made {format}"
+            f"{reader.directory}: is quantized already ({', '.join(sorted(stored))}), so it cannot be quantized to {format}"
         )
     return set() if stored else set(quantized_names(reader.config, format))
 
@@ -71,10 +73,11 @@ def save(
     max_shard_bytes: int = SHARD_BYTES,
     assets: str | Path | None = None,
 ) -> None:
-    """Save a model, each parameter in its own type; above `max_shard_bytes` in several files with an index.
+    """Save a model, each parameter in its dtype; in several files with an index above `max_shard_bytes`.
 
-    The directory appears whole; in one that exists only the checkpoint's own files are replaced, the others stay.
-    assets: a directory (a checkpoint's) whose tokenizer and chat template are copied.
+    A new directory appears when it is complete. In an existing one, only files of the checkpoint are replaced.
+    assets: a checkpoint directory whose tokenizer and chat template are copied.
+    Raises CheckpointError or InputError where the directory or a dtype cannot be written.
     """
     parameters = dict(model.named_parameters())
     linears = {

@@ -1,4 +1,4 @@
-"""Reading a JSON object from a file that a stranger wrote: whatever is wrong is one line naming the file."""
+"""Reading of JSON objects from untrusted files, with errors of one line that name the file."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from nanohybrid.errors import CheckpointError
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file (bare `Infinity` allowed). Raises CheckpointError."""
+    """The object in a JSON file; `Infinity` is allowed. Raises CheckpointError where it cannot be read."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -17,15 +17,15 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, name: str) -> dict[str, Any]:
-    """The object in JSON text; a key that stands twice is refused, since readers disagree on which one counts."""
+    """The object in a JSON text. Raises CheckpointError, with `name`, for other values and for duplicate keys, which are ambiguous."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{name}: is not JSON ({' '.join(str(error).split())[:100]}); was it cut off?"
+            f"{name}: is not JSON ({' '.join(str(error).split())[:100]}); is it truncated?"
         ) from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{name}: holds a JSON {type(value).__name__}, not an object")
+        raise CheckpointError(f"{name}: is a JSON {type(value).__name__}, not an object")
     return value
 
 
@@ -34,5 +34,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:80]!r} stands twice")
+        raise ValueError(f"duplicate key {twice[:80]!r}")
     return result

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint's files against what the layers declare: each there, of its shape, and no other."""
+"""Checks that the files of a checkpoint have exactly the tensors of the model, with their shapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nanohybrid.checkpoint.header import FLOATS, Entry
 from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, is_ignored, model_name
-from nanohybrid.checkpoint.quantization import ASIDE, PACKED, PLAIN, SCALE, SHAPE
+from nanohybrid.checkpoint.quantization import PACKED, PLAIN, SCALE, SHAPE, UNUSED_SCALES
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError
 from nanohybrid.model.quantized import quantizable
@@ -21,7 +21,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Quantized:
-    """A matrix on the disk as codes and scales."""
+    """A quantized matrix in the files: codes and scales."""
 
     format: str
     shape: tuple[int, int]  # of the matrix, [out, in]
@@ -31,7 +31,7 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Matched:
-    """The tensors by the model's names; a tied head's copy if there is one."""
+    """The tensors by the model's names; `head_copy` is a stored copy of a tied head."""
 
     plain: dict[str, Entry]
     quantized: dict[str, Quantized]
@@ -39,14 +39,17 @@ class Matched:
 
 
 def match(directory: Path, found: dict[str, Entry], config: HybridConfig, quantized: bool) -> Matched:
-    """Every tensor of the model, checked against the declaration. quantized: whether config.json says that some matrices are."""
+    """Match the tensors of the files with those of the model. quantized: whether config.json has a quantization.
+
+    Raises CheckpointError, naming file and tensor, for missing, additional or duplicate tensors, and for wrong types or shapes.
+    """
     wanted = param_specs(config)
     named: dict[str, Entry] = {}
     for disk, entry in found.items():
         name = model_name(disk, config)
         if name in named:
             raise CheckpointError(
-                f"{entry.path}: {disk}: is the same tensor as {named[name].name}; which one counts?"
+                f"{entry.path}: {disk}: is the same tensor as {named[name].name}; remove one of them"
             )
         named[name] = entry
     matrices = _matrices(named, config) if quantized else {}
@@ -55,14 +58,14 @@ def match(directory: Path, found: dict[str, Entry], config: HybridConfig, quanti
     extra = [entry for entry in named.values() if not is_ignored(entry.name)]
     for name, declared in wanted.items():
         if name not in plain and name not in matrices:
-            hint = f", and {extra[0].name} is no tensor of this model" if extra else ""
+            hint = f", and {extra[0].name} is not a tensor of this model" if extra else ""
             raise CheckpointError(f"{_blame(found, directory)}: {name}: is missing{hint}")
         if name in plain:
             _check(plain[name], declared)
     if extra:
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
         raise CheckpointError(
-            f"{extra[0].path}: {extra[0].name}{more}: is no tensor of the model that config.json describes"
+            f"{extra[0].path}: {extra[0].name}{more}: is not a tensor of the model in config.json"
         )
     if copy is not None:
         _check(copy, wanted[EMBEDDINGS])
@@ -70,7 +73,7 @@ def match(directory: Path, found: dict[str, Entry], config: HybridConfig, quanti
 
 
 def _matrices(named: dict[str, Entry], config: HybridConfig) -> dict[str, Quantized]:
-    """Take the parts of quantized matrices out of `named`, and what goes with them."""
+    """Remove the tensors of quantized matrices from `named`, and return the matrices."""
     found = {}
     for name, shape in quantizable(config).items():
         owner = name.removesuffix(PLAIN)
@@ -80,13 +83,13 @@ def _matrices(named: dict[str, Entry], config: HybridConfig) -> dict[str, Quanti
             found[name] = _quantized(codes, scales, shape)
             del named[owner + PACKED if codes is named.get(owner + PACKED) else name]
             named.pop(owner + SHAPE, None)
-    for name in [name for name in named if name.rpartition(".")[2] in ASIDE]:
+    for name in [name for name in named if name.rpartition(".")[2] in UNUSED_SCALES]:
         del named[name]
     return found
 
 
 def _quantized(codes: Entry, scales: Entry | None, shape: tuple[int, int]) -> Quantized:
-    """The parts of one matrix, of a known form and of the shapes that belong together."""
+    """One quantized matrix. Raises CheckpointError for an unknown format or shapes that do not fit."""
 
     def wrong(entry: Entry, what: str) -> CheckpointError:
         return CheckpointError(f"{entry.path}: {entry.name}: {what}")
@@ -100,16 +103,16 @@ def _quantized(codes: Entry, scales: Entry | None, shape: tuple[int, int]) -> Qu
     if codes.dtype not in known:
         raise wrong(
             codes,
-            f"is of type {codes.dtype} {list(codes.shape)}, which is no form of a quantized [{outputs}, {inputs}]",
+            f"is {codes.dtype} {list(codes.shape)}, which is no known format of a quantized [{outputs}, {inputs}]",
         )
     format, width = known[codes.dtype]
     if codes.shape != (outputs, width):
         raise wrong(
             codes,
-            f"is {list(codes.shape)} and config.json says {[outputs, width]}; was this checkpoint pruned?",
+            f"is {list(codes.shape)}, but config.json says {[outputs, width]}; was this checkpoint pruned?",
         )
     if scales is None:
-        raise wrong(codes, f"has no {SCALE} beside it")
+        raise wrong(codes, f"has no {SCALE}")
     count, least = prod(scales.shape), group_of(format, inputs)
     per_row = 1 if count == 1 else count // outputs
     fits = (
@@ -120,13 +123,13 @@ def _quantized(codes: Entry, scales: Entry | None, shape: tuple[int, int]) -> Qu
     if scales.dtype not in FLOATS or not holds(format, inputs) or not fits or (inputs // per_row) % least:
         raise wrong(
             scales,
-            f"is {scales.dtype} {list(scales.shape)}: scales of groups of {least} or of multiples of it are known",
+            f"is {scales.dtype} {list(scales.shape)}; group sizes must be multiples of {least}",
         )
     return Quantized(format, shape, codes, scales)
 
 
 def _blame(found: Mapping[str, Entry], directory: Path) -> Path:
-    """The file to name where a tensor is nowhere: the only one, or the index."""
+    """The file to name for a missing tensor: the only file, or the index."""
     paths = {entry.path for entry in found.values()}
     return paths.pop() if len(paths) == 1 else directory / (INDEX if paths else SINGLE)
 
@@ -134,9 +137,9 @@ def _blame(found: Mapping[str, Entry], directory: Path) -> Path:
 def _check(entry: Entry, declared: ParamSpec) -> None:
     if entry.dtype not in FLOATS:
         raise CheckpointError(
-            f"{entry.path}: {entry.name}: is of type {entry.dtype}: weights must be one of {', '.join(FLOATS)}"
+            f"{entry.path}: {entry.name}: has type {entry.dtype}; weights must have one of {', '.join(FLOATS)}"
         )
     if entry.shape != declared.shape:
         raise CheckpointError(
-            f"{entry.path}: {entry.name}: is {list(entry.shape)} and config.json says {list(declared.shape)}; was this checkpoint pruned?"
+            f"{entry.path}: {entry.name}: is {list(entry.shape)}, but config.json says {list(declared.shape)}; was this checkpoint pruned?"
         )

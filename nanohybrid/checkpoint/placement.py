@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint's files will hold, of what types, and in which file each: known before the first is written."""
+"""The layout of a checkpoint's files: names, types and shapes of the tensors, and the file of each."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from nanohybrid.ops import quantized
 SHARD_BYTES = 5 * 10**9
 
 
-class Placed(NamedTuple):
-    """One tensor of a file: our name for it, its name on the disk, type and shape."""
+class TensorPlacement(NamedTuple):
+    """One tensor of a file: the model's name for it, its name in the file, type and shape."""
 
     name: str
     disk: str
@@ -34,12 +34,15 @@ class Placed(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
-def placed_tensors(
+def place_tensors(
     config: HybridConfig, dtype: torch.dtype | Mapping[str, torch.dtype], formats: Mapping[str, str]
-) -> list[Placed]:
-    """What is to be written, in the order of the forward pass. A tied head of a hybrid is written too, for readers that know no tie."""
+) -> list[TensorPlacement]:
+    """The tensors to write, in the order of the forward pass.
+
+    The tied head of a hybrid is written too, for programs without tied heads. Raises InputError for a type that cannot be stored.
+    """
     declared, disk = param_specs(config), disk_names(config)
-    result: list[Placed] = []
+    result: list[TensorPlacement] = []
     for name in declared:
         if name in formats:
             result += _parts(name, disk[name], formats[name], declared[name].shape)
@@ -49,15 +52,15 @@ def placed_tensors(
             raise InputError(
                 f"{name} cannot be saved as {kind}: known are {', '.join(map(str, FLOATS.values()))}"
             )
-        result.append(Placed(name, disk[name], kind, declared[name].shape))
+        result.append(TensorPlacement(name, disk[name], kind, declared[name].shape))
     if config.tie_word_embeddings and model_type(config) in (NEMOTRON, OWN):
-        embeddings = next(placed for placed in result if placed.name == EMBEDDINGS)
-        result.append(Placed(HEAD, HEAD, embeddings.dtype, embeddings.shape))
+        embeddings = next(placement for placement in result if placement.name == EMBEDDINGS)
+        result.append(TensorPlacement(HEAD, HEAD, embeddings.dtype, embeddings.shape))
     return result
 
 
-def _parts(name: str, disk: str, format: str, shape: tuple[int, ...]) -> list[Placed]:
-    """The tensors of one quantized matrix (quantization.py)."""
+def _parts(name: str, disk: str, format: str, shape: tuple[int, ...]) -> list[TensorPlacement]:
+    """The tensors of one quantized matrix (see quantization.py)."""
     ours, theirs = name.removesuffix(PLAIN), disk.removesuffix(PLAIN)
     (outputs, width), scales = quantized.shapes(format, shape[0], shape[1])
     parts: list[tuple[str, torch.dtype, tuple[int, ...]]] = [
@@ -66,18 +69,20 @@ def _parts(name: str, disk: str, format: str, shape: tuple[int, ...]) -> list[Pl
     if format == "int4":
         parts = [(PACKED, torch.int32, (outputs, width // 4)), (SHAPE, torch.int64, (2,))]
     parts.append((SCALE, quantized.SCALES[format], scales))
-    return [Placed(ours + part, theirs + part, dtype, of_part) for part, dtype, of_part in parts]
+    return [TensorPlacement(ours + part, theirs + part, dtype, of_part) for part, dtype, of_part in parts]
 
 
-def shards(tensors: list[Placed], most: int) -> dict[str, list[Placed]]:
-    """Files and what lies in each: in order, as many as fit in `most` bytes, at least one."""
-    files: list[list[Placed]] = [[]]
-    for placed in tensors:
-        if files[-1] and sum(other.bytes for other in files[-1]) + placed.bytes > most:
+def shards(tensors: list[TensorPlacement], most: int) -> dict[str, list[TensorPlacement]]:
+    """Files and their tensors: in order, as many as fit in `most` bytes, at least one."""
+    files: list[list[TensorPlacement]] = [[]]
+    for placement in tensors:
+        if files[-1] and sum(other.bytes for other in files[-1]) + placement.bytes > most:
             files.append([])
-        files[-1].append(placed)
+        files[-1].append(placement)
     for shard in files:
-        shard.sort(key=lambda placed: -placed.dtype.itemsize)  # so that each tensor is aligned to its type
+        shard.sort(
+            key=lambda placement: -placement.dtype.itemsize
+        )  # so each tensor is aligned to the size of its type
     if len(files) == 1:
         return {SINGLE: files[0]}
     return {

@@ -1,4 +1,4 @@
-"""Reading a checkpoint tensor by tensor: every file's head is checked when it is opened, no weight is read before it is asked for."""
+"""Reading of checkpoints tensor by tensor. The headers of all files are checked on opening; weights are read on demand."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from nanohybrid.errors import CheckpointError
 from nanohybrid.estimate import Footprint
 from nanohybrid.ops import quantized
 
-PIECE = 16 * 2**20  # bytes read at once where the type or device changes on the way
+CHUNK_BYTES = 16 * 2**20  # buffer size where the type or the device of a tensor changes
 
 
 class CheckpointReader:
-    """A checkpoint directory whose heads are sound and complete: every tensor of the model is there, of its shape, and no other.
+    """An open checkpoint directory. On opening, all files must have valid headers, and exactly the tensors of the model.
 
-    `names()` are the model's own (`backbone.layers.0...`) whatever the files say. Raises CheckpointError or ConfigError.
+    Names are those of the model (`backbone.layers.0...`), whatever the files use. Raises CheckpointError or ConfigError.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -49,52 +49,53 @@ class CheckpointReader:
         self.close()
 
     def close(self) -> None:
-        """Close the shard that was read last."""
+        """Close the open file."""
         if self._file is not None:
             self._file[1].close()
             self._file = None
 
     def names(self) -> list[str]:
-        """The tensors in the order in which they lie on the disk, which is the quickest to read them in."""
+        """The tensors in the order of the files, in which reading is fastest."""
         first = self._entries | {name: matrix.codes for name, matrix in self._quantized.items()}
         return sorted(first, key=lambda name: (first[name].path, first[name].begin))
 
     @property
     def formats(self) -> dict[str, str]:
-        """The format of each matrix that is quantized: `codes` reads it, and nothing else does."""
+        """The format of each quantized matrix; only `codes` reads these."""
         return {name: matrix.format for name, matrix in self._quantized.items()}
 
     @property
     def format(self) -> str | None:
-        """The format of the quantized matrices, that of most of them; None where there are none."""
+        """The most frequent format of the quantized matrices; None if there are none."""
         found = list(self.formats.values())
         return max(set(found), key=found.count) if found else None
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor; of a quantized matrix [out, in]."""
         return self._quantized[name].shape if name in self._quantized else self._entries[name].shape
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all tensors as they are stored."""
+        """Bytes of all tensors in the files."""
         parts = [part for matrix in self._quantized.values() for part in (matrix.codes, matrix.scales)]
         return sum(entry.end - entry.begin for entry in (*self._entries.values(), *parts))
 
-    def held_bytes(self, dtype: torch.dtype | None = None, format: str | None = None) -> int:
-        """Bytes of the weights as `load` gives them: in `dtype` (None: as stored), the matrices in a format where one is given.
+    def weight_bytes(self, dtype: torch.dtype | None = None, format: str | None = None) -> int:
+        """Bytes of the weights after `load` with this dtype (None: as stored) and this quantization format.
 
-        Quantized matrices stay as they are, and all the rest counts as stored beside them.
+        A checkpoint that is quantized already is counted as stored.
         """
         if self.format is not None:
             return self.stored_bytes
         return Footprint.of(self.config, dtype or self.common_dtype, format=format).weight_bytes
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type in which the tensor is stored. Raises CheckpointError for a quantized one."""
+        """The stored type of a tensor. Raises CheckpointError for a quantized one."""
         return FLOATS[self._plain(name).dtype]
 
     @property
     def common_dtype(self) -> torch.dtype:
-        """The type in which most bytes are stored that are not quantized."""
+        """The type of most bytes that are not quantized."""
         size = {
             name: sum(e.end - e.begin for e in self._entries.values() if e.dtype == name) for name in FLOATS
         }
@@ -103,28 +104,26 @@ class CheckpointReader:
     def tensor(
         self, name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
     ) -> Tensor:
-        """Read one tensor; dtype None keeps the stored one."""
+        """Read one tensor; dtype None keeps the stored type. Raises CheckpointError for a quantized one."""
         target = torch.empty(self._plain(name).shape, dtype=dtype or self.dtype(name), device=device)
         self.read_into(name, target)
         return target
 
     def read_into(self, name: str, target: Tensor) -> None:
-        """Read one tensor into contiguous memory of its shape, of any type and device; needs at most 16 MiB beside it."""
+        """Read one tensor into a contiguous tensor of its shape, of any type and device, with at most 16 MiB of buffer."""
         if not target.is_meta:
             with _disk_errors(self._plain(name)):
                 self._copy(self._entries[name], target.detach().view(-1))
 
     def rows(self, name: str, device: str | torch.device = "cpu") -> StoredRows:
-        """A matrix as it is stored, some rows at a time. Raises CheckpointError for a quantized one."""
+        """A stored matrix, to be read some rows at a time. Raises CheckpointError for a quantized one."""
         return StoredRows(self, self._plain(name), torch.device(device))
 
     def codes(self, name: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
-        """Codes and scales of a quantized matrix, in our formats (ops/quantized/formats.py), scales in their types."""
+        """Codes and scales of a quantized matrix, in the formats of ops/quantized/formats.py; scales keep their stored type."""
         matrix = self._quantized[name]
         codes, scales = (self._whole(entry, device) for entry in (matrix.codes, matrix.scales))
-        if (
-            matrix.codes.dtype == "I32"
-        ):  # words of several codes: the bytes as they lie; eight bits count from 128
+        if matrix.codes.dtype == "I32":  # words of several codes; 8-bit codes have an offset of 128
             codes = codes.view(torch.uint8)
             codes = codes if matrix.format == "int4" else codes.bitwise_xor_(0x80).view(torch.int8)
         return codes, quantized.spread(scales, matrix.format, *matrix.shape)
@@ -139,26 +138,26 @@ class CheckpointReader:
     def _plain(self, name: str) -> Entry:
         if name in self._quantized:
             raise CheckpointError(
-                f"{self.directory}: is quantized ({self._quantized[name].format}): this needs the checkpoint that it was made from"
+                f"{self.directory}: is quantized ({self._quantized[name].format}); use the checkpoint that it was made from"
             )
         return self._entries[name]
 
     def check_tied_head(self) -> None:
-        """Where the head is the embeddings and the files hold a copy of it all the same, the two must agree."""
+        """Raise CheckpointError where the head is tied to the embeddings but the files have a different copy of it."""
         if self._head_copy is None:
             return
         here, copy = self._entries[EMBEDDINGS], self._head_copy
-        rows = max(1, PIECE // (here.shape[1] * WIDTHS[here.dtype]))
+        rows = max(1, CHUNK_BYTES // (here.shape[1] * WIDTHS[here.dtype]))
         for begin in range(0, here.shape[0], rows):
             end = min(begin + rows, here.shape[0])
-            ours, theirs = (self.some_rows(entry, begin, end) for entry in (here, copy))
+            ours, theirs = (self.read_rows(entry, begin, end) for entry in (here, copy))
             if not torch.equal(ours, theirs):
                 raise CheckpointError(
-                    f"{copy.path}: {copy.name}: differs from {here.name}, to which config.json ties it; which of the two is wrong?"
+                    f"{copy.path}: {copy.name}: differs from {here.name}, to which config.json ties it"
                 )
 
-    def some_rows(self, entry: Entry, begin: int, end: int) -> Tensor:
-        """Rows `begin` to `end` of a stored matrix, on the host."""
+    def read_rows(self, entry: Entry, begin: int, end: int) -> Tensor:
+        """Rows [begin, end) of a stored matrix, on the host."""
         row = (entry.end - entry.begin) // entry.shape[0]
         part = Entry(
             entry.path,
@@ -179,23 +178,23 @@ class CheckpointReader:
         if target.dtype == dtype and target.device.type == "cpu":
             _fill(file, target, entry)
             return
-        count = max(1, PIECE // dtype.itemsize)
+        count = max(1, CHUNK_BYTES // dtype.itemsize)
         buffer = torch.empty(min(count, target.numel()), dtype=dtype)
         for begin in range(0, target.numel(), count):
-            piece = buffer[: min(count, target.numel() - begin)]
-            _fill(file, piece, entry)
-            target[begin : begin + len(piece)].copy_(piece)
+            chunk = buffer[: min(count, target.numel() - begin)]
+            _fill(file, chunk, entry)
+            target[begin : begin + len(chunk)].copy_(chunk)
 
     def _open(self, path: Path) -> BinaryIO:
         if self._file is None or self._file[0] != path:
             self.close()
-            self._file = (path, open(path, "rb", buffering=0))  # noqa: SIM115  kept open until another shard is read
+            self._file = (path, open(path, "rb", buffering=0))  # noqa: SIM115  stays open until another shard is read
         return self._file[1]
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """A matrix on the disk, to be asked for slices of its rows: what `quantize` reads (ops/quantized/torch.py)."""
+    """A stored matrix that is sliced by rows; `quantize` reads it (ops/quantized/torch.py)."""
 
     reader: CheckpointReader
     entry: Entry
@@ -210,7 +209,7 @@ class StoredRows:
         return self.device.type == "meta"
 
     def __getitem__(self, rows: slice) -> Tensor:
-        return self.reader.some_rows(self.entry, *rows.indices(self.shape[0])[:2]).to(self.device)
+        return self.reader.read_rows(self.entry, *rows.indices(self.shape[0])[:2]).to(self.device)
 
 
 def _fill(file: BinaryIO, target: Tensor, entry: Entry) -> None:
@@ -219,7 +218,7 @@ def _fill(file: BinaryIO, target: Tensor, entry: Entry) -> None:
         got = file.readinto(memory)  # type: ignore[attr-defined]
         if not got:
             raise CheckpointError(
-                f"{entry.path}: {entry.name}: the file ends inside it; is it being written to?"
+                f"{entry.path}: {entry.name}: the file ends within it; is it being written to?"
             )
         memory = memory[got:]
 
@@ -233,14 +232,14 @@ def _disk_errors(entry: Entry) -> Iterator[None]:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a directory holds weights, or what should be some, beside its configuration."""
+    """Whether a directory has weight files, valid or not."""
     return any((directory / name).exists() for name in (SINGLE, INDEX)) or any(
         directory.glob("*.safetensors")
     )
 
 
 def _open_headers(directory: Path) -> dict[str, Entry]:
-    """The tensors of all weight files by the names on disk."""
+    """The tensors of all weight files by their names in the files."""
     single, index = directory / SINGLE, directory / INDEX
     if single.exists():
         return read_header(single)
@@ -248,26 +247,26 @@ def _open_headers(directory: Path) -> dict[str, Entry]:
         return _open_index(index)
     shards = sorted(directory.glob("model-*-of-*.safetensors"))
     if not shards:
-        raise CheckpointError(f"{directory}: has no {SINGLE} and no {INDEX}: where are the weights?")
+        raise CheckpointError(f"{directory}: has neither {SINGLE} nor {INDEX}; are the weights missing?")
     if len(shards) == 1 and re.fullmatch(r"model-0*1-of-0*1\.safetensors", shards[0].name):
         return read_header(shards[0])
     raise CheckpointError(
-        f"{index}: no such file, and {shards[0].name} is one of several; copy it from where the shards came"
+        f"{index}: no such file, and {shards[0].name} is one of several shards; copy the index too"
     )
 
 
 def _open_index(index: Path) -> dict[str, Entry]:
     where = read_object(index).get("weight_map")
     if not isinstance(where, dict) or not where:
-        raise CheckpointError(f"{index}: has no weight_map, the table of which file holds which tensor")
+        raise CheckpointError(f"{index}: has no weight_map, the table of the tensors and their files")
     for name, file in where.items():
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]{1,200}\.safetensors", file):
             raise CheckpointError(
-                f"{index}: {shown(name)}: its file is {str(file)[:80]!r}, which is not a *.safetensors beside the index"
+                f"{index}: {shown(name)}: its file {str(file)[:80]!r} is not a *.safetensors beside the index"
             )
         if not (index.parent / file).exists():
             raise CheckpointError(
-                f"{index.parent / file}: no such file, and the index says it holds weights; is the download complete?"
+                f"{index.parent / file}: no such file, but the index lists it; is the download complete?"
             )
     entries: dict[str, Entry] = {}
     for file in sorted(set(where.values())):
@@ -276,12 +275,12 @@ def _open_index(index: Path) -> dict[str, Entry]:
                 entries[name] = entry
             elif not is_ignored(name):
                 raise CheckpointError(
-                    f"{index.parent / file}: {shown(name)}: the index {_elsewhere(where.get(name))}; are the files of one set?"
+                    f"{index.parent / file}: {shown(name)}: the index {_elsewhere(where.get(name))}; do the files belong together?"
                 )
     for name, file in where.items():
         if name not in entries:
             raise CheckpointError(
-                f"{index.parent / file}: {shown(name)}: is not in the file, and the index says it is"
+                f"{index.parent / file}: {shown(name)}: is not in the file, but the index lists it"
             )
     return entries
 

@@ -1,8 +1,8 @@
-"""Writing a checkpoint tensor by tensor, in any order: shapes are known from the configuration, so the files are laid out first.
+"""Writing of checkpoints tensor by tensor, in any order. The files are laid out first, from the shapes of the configuration.
 
-A kill cannot leave half a checkpoint under a name that loads: everything is written beside and renamed. A new directory appears
-whole. In a directory that exists (a stage's) only the checkpoint's own files are replaced: `config.json` goes first and comes back
-last, so that between the two renames nothing loads.
+A killed process leaves no incomplete checkpoint that loads. All files are written to a temporary directory and renamed. In an existing
+directory (of a stage) only the files of the checkpoint are replaced: `config.json` is removed first and written last, so that in between
+nothing loads.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from nanohybrid.checkpoint.dialects import CONFIG, config_object, model_type
 from nanohybrid.checkpoint.header import encode_header
 from nanohybrid.checkpoint.match import INDEX, SINGLE
 from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, disk_names
-from nanohybrid.checkpoint.placement import SHARD_BYTES, Placed, placed_tensors, shards
-from nanohybrid.checkpoint.quantization import KEY, PACKED, PLAIN, SCALE, SHAPE, described
+from nanohybrid.checkpoint.placement import SHARD_BYTES, TensorPlacement, place_tensors, shards
+from nanohybrid.checkpoint.quantization import KEY, PACKED, PLAIN, SCALE, SHAPE, quantization_config
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.files import flush, publish, scratch
@@ -37,18 +37,21 @@ ASSETS = (
     "chat_template.jinja",
     GENERATION,
 )
-STOPS = (2, 11, 12)  # </s>, <SPECIAL_11>, <SPECIAL_12>: where the official models stop
+STOP_IDS = (2, 11, 12)  # </s>, <SPECIAL_11>, <SPECIAL_12>: the stop ids of the official models
 
 
 class CheckpointWriter:
-    """Writes a checkpoint of `config` into `directory`; a context manager whose clean exit makes it appear.
+    """Writes a checkpoint of `config` into `directory`, which appears on a clean exit of the context.
 
-        with CheckpointWriter(out, config, torch.bfloat16, assets=parent) as writer:
+        with CheckpointWriter(out, config, torch.bfloat16, assets=original) as writer:
             for name in reader.names():
                 writer.write(name, prune(reader.tensor(name)))
 
-    dtype: one for all tensors, or by name. assets: a directory from which tokenizer and chat template are copied.
-    formats: of the matrices that are stored quantized, by name; these `write_codes` takes.
+    dtype    of all tensors, or of each by name
+    assets   a directory from which tokenizer and chat template are copied
+    formats  format of each matrix that is stored quantized, by name; `write_codes` writes these
+
+    Raises InputError for a bad directory or dtype, and CheckpointError for disk errors and for missing, additional or wrong tensors.
     """
 
     def __init__(
@@ -67,22 +70,22 @@ class CheckpointWriter:
             None if assets is None else Path(assets),
         )
         if self.directory.exists() and not self.directory.is_dir():
-            raise InputError(f"{directory} is a file, and a checkpoint is a directory: give another name")
-        self._tensors = placed_tensors(config, dtype, self.formats)
+            raise InputError(f"{directory} is a file; a checkpoint needs a directory")
+        self._tensors = place_tensors(config, dtype, self.formats)
         self._shards = shards(self._tensors, max_shard_bytes)
         self._left = set(param_specs(config))
         self._into = self.directory.is_dir() and any(self.directory.iterdir())
-        self._beside = (
+        self._temporary = (
             self.directory / ".checkpoint.writing" if self._into else scratch(self.directory.resolve())
         )
         self._at: dict[str, tuple[Path, int, torch.dtype, tuple[int, ...]]] = {}
 
     def __enter__(self) -> CheckpointWriter:
         with self._disk_errors():
-            shutil.rmtree(self._beside, ignore_errors=True)
-            self._beside.mkdir(parents=True)
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.mkdir(parents=True)
             for file, tensors in self._shards.items():
-                self._begin_shard(self._beside / file, tensors)
+                self._begin_shard(self._temporary / file, tensors)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -90,13 +93,13 @@ class CheckpointWriter:
             if kind is None:
                 self._finish()
         finally:
-            shutil.rmtree(self._beside, ignore_errors=True)
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Store one tensor under the model's name for it, cast to the type it is saved in; in any order, each once."""
+        """Write one tensor under its name in the model, cast to its stored type. Each tensor is written once, in any order."""
         if name in self.formats:
             raise CheckpointError(
-                f"{self.directory}: {name}: is stored quantized ({self.formats[name]}), and was given as it is"
+                f"{self.directory}: {name}: is stored quantized ({self.formats[name]}); write it with write_codes"
             )
         self._expect(name)
         self._store(name, tensor)
@@ -105,7 +108,7 @@ class CheckpointWriter:
             self._store(HEAD, tensor)
 
     def write_codes(self, name: str, codes: Tensor, scales: Tensor) -> None:
-        """Store one matrix of `formats` as codes and scales (ops/quantized/formats.py)."""
+        """Write one quantized matrix as codes and scales (ops/quantized/formats.py)."""
         self._expect(name)
         owner = name.removesuffix(PLAIN)
         if self.formats[name] == "int4":
@@ -120,14 +123,14 @@ class CheckpointWriter:
         if name not in self._left:
             written = name in param_specs(self.config)
             raise CheckpointError(
-                f"{self.directory}: {name}: {'was written already' if written else 'is no tensor of this model'}"
+                f"{self.directory}: {name}: {'was written already' if written else 'is not a tensor of this model'}"
             )
 
     def _store(self, name: str, tensor: Tensor) -> None:
         path, begin, dtype, shape = self._at[name]
         if tuple(tensor.shape) != shape:
             raise CheckpointError(
-                f"{self.directory}: {name}: is {list(tensor.shape)}, the configuration says {list(shape)}"
+                f"{self.directory}: {name}: is {list(tensor.shape)}, but the configuration says {list(shape)}"
             )
         data = (
             tensor.detach().to(device="cpu", dtype=dtype).contiguous().view(-1).view(torch.uint8).numpy().data
@@ -136,13 +139,15 @@ class CheckpointWriter:
             file.seek(begin)
             file.write(data)
 
-    def _begin_shard(self, path: Path, tensors: list[Placed]) -> None:
-        head, begins = encode_header({placed.disk: (placed.dtype, placed.shape) for placed in tensors})
-        for placed in tensors:
-            self._at[placed.name] = (path, begins[placed.disk], placed.dtype, placed.shape)
+    def _begin_shard(self, path: Path, tensors: list[TensorPlacement]) -> None:
+        head, begins = encode_header(
+            {placement.disk: (placement.dtype, placement.shape) for placement in tensors}
+        )
+        for placement in tensors:
+            self._at[placement.name] = (path, begins[placement.disk], placement.dtype, placement.shape)
         with open(path, "wb") as file:
             file.write(head)
-            file.truncate(len(head) + sum(placed.bytes for placed in tensors))
+            file.truncate(len(head) + sum(placement.bytes for placement in tensors))
 
     def _finish(self) -> None:
         if self._left:
@@ -152,44 +157,44 @@ class CheckpointWriter:
         with self._disk_errors():
             self._write_texts()
             if self._into:
-                _move_into(self._beside, self.directory)
+                _move_into(self._temporary, self.directory)
             else:
-                publish(self._beside, self.directory.resolve())
+                publish(self._temporary, self.directory.resolve())
 
     def _write_texts(self) -> None:
         plain = [
-            placed
-            for placed in self._tensors
-            if placed.name in param_specs(self.config) and placed.name not in self.formats
+            placement
+            for placement in self._tensors
+            if placement.name in param_specs(self.config) and placement.name not in self.formats
         ]
         common = max(
-            {placed.dtype for placed in plain},
-            key=lambda dtype: sum(placed.bytes for placed in plain if placed.dtype == dtype),
+            {placement.dtype for placement in plain},
+            key=lambda dtype: sum(placement.bytes for placement in plain if placement.dtype == dtype),
         )
         _dump(
-            self._beside / CONFIG,
+            self._temporary / CONFIG,
             config_object(self.config, str(common).removeprefix("torch.")) | self._quantization(),
         )
         if len(self._shards) > 1:
-            where = {placed.disk: file for file, tensors in self._shards.items() for placed in tensors}
-            total = sum(placed.bytes for placed in self._tensors)
+            where = {placement.disk: file for file, tensors in self._shards.items() for placement in tensors}
+            total = sum(placement.bytes for placement in self._tensors)
             _dump(
-                self._beside / INDEX,
+                self._temporary / INDEX,
                 {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))},
             )
-        _dump(self._beside / GENERATION, _generation(self.config))
+        _dump(self._temporary / GENERATION, _generation(self.config))
         for name in ASSETS:
             if self.assets is not None and (self.assets / name).is_file():
-                shutil.copyfile(self.assets / name, self._beside / name)
+                shutil.copyfile(self.assets / name, self._temporary / name)
 
     def _quantization(self) -> dict[str, object]:
-        """What config.json says of quantized matrices; of none, nothing."""
+        """The quantization in config.json; empty without quantized matrices."""
         if not self.formats:
             return {}
         sizes = quantizable(self.config)
         called = {
             name: name.split(".")[-2] for name in sizes
-        }  # in_proj, up_proj, lm_head: alike in every layer
+        }  # in_proj, up_proj, lm_head; the same in every layer
         formats = {called[name]: format for name, format in self.formats.items()}
         disk = disk_names(self.config)
         left = {
@@ -200,7 +205,7 @@ class CheckpointWriter:
         if self.config.tie_word_embeddings:
             left.add(HEAD.split(".")[0])
         return {
-            KEY: described(
+            KEY: quantization_config(
                 formats, {called[name]: inputs for name, (_, inputs) in sizes.items()}, sorted(left)
             )
         }
@@ -216,7 +221,7 @@ class CheckpointWriter:
 
 
 def _path(disk: str) -> str:
-    """A linear of one layer as a pattern: `layers[.]3[.]mixer[.]in_proj`."""
+    """A pattern for the linear of one layer: `layers[.]3[.]mixer[.]in_proj`."""
     return disk[disk.index("layers.") :].removesuffix(f".{PLAIN}").replace(".", "[.]")
 
 
@@ -224,7 +229,7 @@ def _generation(config: HybridConfig) -> dict[str, object]:
     stops = sorted(
         {
             config.eos_token_id,
-            *(STOPS if model_type(config) != "qwen3" and config.vocab_size > max(STOPS) else ()),
+            *(STOP_IDS if model_type(config) != "qwen3" and config.vocab_size > max(STOP_IDS) else ()),
         }
     )
     return {
@@ -236,15 +241,15 @@ def _dump(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _move_into(beside: Path, directory: Path) -> None:
-    """Replace the checkpoint's files in a directory that keeps its others."""
-    written = sorted(path.name for path in beside.iterdir())
+def _move_into(temporary: Path, directory: Path) -> None:
+    """Replace the files of the checkpoint in a directory; other files stay."""
+    written = sorted(path.name for path in temporary.iterdir())
     for name in written:
-        flush(beside / name)
+        flush(temporary / name)
     (directory / CONFIG).unlink(missing_ok=True)
     for old in [*directory.glob("model-*-of-*.safetensors"), directory / SINGLE, directory / INDEX]:
         if old.name not in written:
             old.unlink(missing_ok=True)
     for name in sorted(written, key=lambda name: name == CONFIG):
-        os.replace(beside / name, directory / name)
+        os.replace(temporary / name, directory / name)
     flush(directory)

@@ -1,1 +1,1 @@
-"""The command line: one thin module a command. Parse, call the room that knows, print."""
+"""The command line: one module per command. It parses arguments, calls a package and prints the result."""

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from nanohybrid import strict_json
 from nanohybrid.cli.common import print_json
+from nanohybrid.cli.completion import as_json, chat_wanted, thinking_wanted
 from nanohybrid.cli.model_flags import Clock, open_model
 from nanohybrid.errors import InputError
 from nanohybrid.stages.lineage import peak_memory_bytes
@@ -140,7 +141,6 @@ def _answer(
     tell: Callable[[int], object],
 ) -> int:
     """Run all lines through one engine and write each answer when all before it are written; returns the tokens made."""
-    from nanohybrid.cli.generate import as_json, chat_wanted, thinking_wanted
 
     thinking = thinking_wanted(arguments)
     prompts = []

@@ -41,11 +41,11 @@ def run(arguments: "jsonargparse.Namespace") -> int:
 
     set_threads(arguments.threads)
     others = {
-        "max_running": arguments.batch,
+        "max_num_seqs": arguments.batch,
         "seed": 0,
-        "speculate": 0,
-        "state_dtype": "fp32",
-        "kv_dtype": "auto",
+        "num_speculative_tokens": 0,
+        "mamba_ssm_cache_dtype": "fp32",
+        "kv_cache_dtype": "auto",
     }
     for name, value in others.items():  # the flags of `generate` that do not stand here
         arguments[name] = value

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,12 +37,13 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--system", metavar="TEXT", help="a system message")
     result.add_argument("--no-think", action="store_true", help="begin with thinking off")
     result.add_argument(
-        "--context",
+        "--max-model-len",
         type=int,
         default=8192,
         metavar="N",
-        help="tokens of conversation and answer that memory is kept for",
+        help="tokens of conversation and answer together",
     )
+    result.renamed({"--context": "--max-model-len"})
     add_sampling_flags(result, max_new_tokens=4096, temperature=None, top_p=None)
     return result
 
@@ -52,15 +54,16 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     arguments.temperature = 0.0 if arguments.temperature is None else arguments.temperature
     arguments.top_p = 1.0 if arguments.top_p is None else arguments.top_p
     params = sampling_params(arguments)
-    if arguments.context < 1:
-        raise InputError(f"--context is {arguments.context}; it must be at least 1")
+    if arguments.max_model_len < 1:
+        raise InputError(f"--max-model-len is {arguments.max_model_len}; it must be at least 1")
     llm = open_model(arguments)
 
     from nanohybrid.cli.conversation import Conversation
     from nanohybrid.engine import Engine
 
-    context = min(arguments.context, llm.model.config.max_position_embeddings)
-    engine = Engine(llm.model, llm.tokenizer, max_running=1, max_context=context)
+    longest = min(arguments.max_model_len, llm.model.config.max_position_embeddings)
+    config = replace(llm.engine_config, max_num_seqs=1, max_model_len=longest)
+    engine = Engine(llm.model, llm.tokenizer, config)
     talk = Conversation(
         llm, engine, params, free, thinking=False if arguments.no_think else None, system=arguments.system
     )
@@ -100,8 +103,6 @@ def command(talk: "Conversation", line: str) -> str | None:
 
 
 def _budget(talk: "Conversation", value: str) -> str:
-    from dataclasses import replace
-
     if value not in ("off", "none") and not (value.isascii() and value.isdigit() and len(value) < 10):
         return "give a number of tokens, or off: /budget 200"
     talk.params = replace(talk.params, thinking_budget=int(value) if value.isdigit() else None)
@@ -110,7 +111,7 @@ def _budget(talk: "Conversation", value: str) -> str:
 
 def _answer(talk: "Conversation", text: str, as_json: bool) -> None:
     """Say one answer. Ctrl-C stops it; what cannot be answered is one line and the conversation goes on."""
-    from nanohybrid.cli.generate import as_json as described
+    from nanohybrid.cli.completion import as_json as described
 
     clock, show = Clock(), _Writer(sys.stdout.isatty())
     try:

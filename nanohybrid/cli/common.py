@@ -10,16 +10,16 @@ import jsonargparse
 from nanohybrid.cli.parser import CommandParser
 from nanohybrid.stages.plain import to_json
 from nanohybrid.stages.recipe import from_namespace as recipe_from
-from nanohybrid.stages.report import is_number, spell
+from nanohybrid.stages.report import format_value, is_number
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["command_parser", "print_json", "recipe_from", "recipe_parser", "table"]
 
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # as flags spell them, and torch
-FORMATS = ("int8", "int4", "fp8")  # of quantized weights; ops/quantized has what they are
-API_KEY = "NANOHYBRID_API_KEY"  # in the environment: of the server, and of its clients
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # names of flags -> names of torch
+FORMATS = ("int8", "int4", "fp8")  # of quantized weights, see ops/quantized
+API_KEY = "NANOHYBRID_API_KEY"  # environment variable of the server and of its clients
 OWN_FLAGS = ("recipe", "out", "json")
 
 
@@ -53,7 +53,7 @@ def recipe_parser(command: str, summary: str, recipe: type, *, out: str | None =
 
 
 def precision(name: str) -> "tuple[torch.dtype | None, str | None]":
-    """What `--dtype NAME` of a plan means: the type of what is not quantized, and the format of the matrices; None as stored."""
+    """The meaning of `--dtype NAME` of a plan: dtype of unquantized parameters, and format of the matrices; None is as stored."""
     import torch
 
     if name in FORMATS:
@@ -62,17 +62,17 @@ def precision(name: str) -> "tuple[torch.dtype | None, str | None]":
 
 
 def spelled(dtype: "torch.dtype", format: str | None = None) -> str:
-    """The precision of a model for people and machines: `bfloat16`, or `int8` where its matrices are quantized."""
+    """The name of a precision: `bfloat16`, or `int8` for quantized matrices."""
     return str(dtype).removeprefix("torch.") if format is None else format
 
 
 def print_json(result: Any) -> None:
-    """One JSON object on stdout; paths and dataclasses inside it become strings and objects."""
+    """Print one JSON object to stdout; paths become strings, dataclasses become objects."""
     print(to_json(result))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """A table on stdout; columns of numbers are aligned to the right."""
+    """Print a table to stdout; columns of numbers are aligned to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -84,5 +84,5 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
         numbers = bool(cells) and all(is_number(row[index]) for row in cells)
         result.add_column(header, justify="right" if numbers else "left")
     for row in cells:
-        result.add_row(*(Text(spell(value)) for value in row))
+        result.add_row(*(Text(format_value(value)) for value in row))
     Console().print(result)

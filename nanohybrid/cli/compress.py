@@ -16,7 +16,7 @@ SUMMARY = "a model -> a smaller one in a given memory (prune, then distill)"
 
 def parser() -> jsonargparse.ArgumentParser:
     """Flags of the command: the model, the budget, the documents, and those of CompressRecipe."""
-    from nanohybrid.compress.stage import CompressRecipe
+    from nanohybrid.compress.recipe import CompressRecipe
 
     result = recipe_parser("compress", SUMMARY, CompressRecipe)
     result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
@@ -34,8 +34,8 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def run(arguments: jsonargparse.Namespace) -> None:
     """Compress, and tell both shapes and their losses."""
-    from nanohybrid.compress.search import SHAPE
-    from nanohybrid.compress.stage import CompressRecipe, compress
+    from nanohybrid.compress.recipe import CompressRecipe
+    from nanohybrid.compress.stage import compress
     from nanohybrid.stages.output import read_record
 
     if arguments.device is not None and arguments.device.startswith(("auto", "cuda")):
@@ -60,7 +60,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
     if arguments.json:
         print_json({"out": out, "chosen": chosen, "budget_bytes": found["budget_bytes"], **measures})
         return
-    rows = [[name, chosen["config"][name]] for name in SHAPE]
+    rows = [[name, size] for name, size in chosen["config"].items() if name != "pattern"]
     rows += [["parameters", chosen["parameters"]], ["bytes at work", chosen["bytes"]["total"]]]
     rows += [[f"loss, {name}", loss] for name, loss in measures["losses"].items()]
     rows += [

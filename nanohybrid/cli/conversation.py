@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nanohybrid.engine.detokenizer import partial_match
 from nanohybrid.engine.params import Completion, SamplingParams
-from nanohybrid.engine.stops import begun
 from nanohybrid.errors import InputError
 from nanohybrid.text import THINK_CLOSE, split_thinking
 
@@ -40,7 +40,7 @@ class Parts:
         if closed:
             self.thinking, self._held = False, ""
             return [Piece(True, before), *self._answer(after)] if before else self._answer(after)
-        keep = len(before) - begun(before, THINK_CLOSE)
+        keep = len(before) - partial_match(before, THINK_CLOSE)
         self._held = before[keep:]
         return [Piece(True, before[:keep])] if keep else []
 
@@ -107,10 +107,10 @@ class Conversation:
         return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def _params(self, thinks: bool, length: int) -> SamplingParams:
-        left = self.engine.scheduler.max_context - length
+        left = self.engine.scheduler.max_model_len - length
         if left < ROOM:
             raise InputError(
-                f"the conversation has {length} tokens and the context holds {self.engine.scheduler.max_context}; /clear begins anew"
+                f"the conversation has {length} tokens and the context holds {self.engine.scheduler.max_model_len}; /clear begins anew"
             )
         params = replace(self.params, max_tokens=min(self.params.max_tokens, left))
         if params.seed is not None:

@@ -1,4 +1,4 @@
-"""`nanohybrid data`: raw text and generated problems to a corpus of tokens."""
+"""`nanohybrid data`: raw text and generated problems -> a tokenized corpus."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ SUMMARY = "raw text -> filtered, deduplicated, tokenized documents"
 
 
 def parser() -> jsonargparse.ArgumentParser:
-    """Flags of the command: those of DataRecipe."""
+    """The flags of DataRecipe."""
     return recipe_parser("data", SUMMARY, DataRecipe)
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
-    """Build the corpus and tell what is in it."""
+    """Build the corpus and print its statistics."""
     from nanohybrid.data.build import build
     from nanohybrid.data.describe import read_stats
 
@@ -30,7 +30,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
         for name, store in stats["stores"].items()
     ]
     table(
-        ["store", "documents", "tokens", "learned", "dropped"],
+        ["store", "documents", "tokens", "tokens with loss", "dropped"],
         rows,
         title=f"{out}: {stats['tokens']:,} tokens",
     )

@@ -7,7 +7,7 @@ import jsonargparse
 from nanohybrid.cli.common import print_json, recipe_from, recipe_parser, table
 from nanohybrid.cli.model_flags import add_device_flag, usable_device
 
-SUMMARY = "only the second half of compress"
+SUMMARY = "train a pruned model towards its teacher (the second half of compress)"
 
 
 def parser() -> jsonargparse.ArgumentParser:

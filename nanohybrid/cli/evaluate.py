@@ -1,4 +1,4 @@
-"""`nanohybrid evaluate`: checkpoints to accuracies, budget curves, decode times and a report."""
+"""`nanohybrid evaluate`: accuracy, budget curves, decode times and a report of one or more checkpoints."""
 
 import json
 from pathlib import Path
@@ -11,11 +11,11 @@ from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.errors import InputError
 from nanohybrid.evaluate.recipe import EvaluateRecipe
 
-SUMMARY = "accuracy, accuracy against thinking budget, decode time"
+SUMMARY = "accuracy, accuracy vs. thinking budget, decode time"
 
 
 def parser() -> jsonargparse.ArgumentParser:
-    """Flags of the command: the models, and those of EvaluateRecipe."""
+    """The models, and the flags of EvaluateRecipe."""
     result = recipe_parser("evaluate", SUMMARY, EvaluateRecipe)
     result.add_argument(
         "models", nargs="+", metavar="MODEL", help="checkpoint directories, each as PATH or NAME=PATH"
@@ -24,14 +24,14 @@ def parser() -> jsonargparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="DIR",
-        help="a data directory whose held-out documents (validation*) give a loss",
+        help="a data directory; the loss on its held-out documents (validation*) is measured",
     )
     add_device_flag(result)
     return result
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
-    """Evaluate and print the table of accuracies."""
+    """Evaluate, and print accuracies and decode times."""
     from nanohybrid.evaluate.stage import SUMMARY as FILE
     from nanohybrid.evaluate.stage import evaluate
 
@@ -58,7 +58,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
         table(
             ["model", *(f"{context:,}" for context in contexts)],
             times,
-            title="milliseconds of a decode step against context",
+            title="ms per decode step, by context length",
         )
 
 
@@ -68,13 +68,16 @@ def interval(score: dict[str, float]) -> str:
 
 
 def named(models: list[str]) -> dict[str, Path]:
-    """`PATH` or `NAME=PATH` for each model; a path alone is called as its last directory."""
+    """Models by name, from `PATH` or `NAME=PATH`; without a name, the last directory of the path is the name.
+
+    Raises InputError where two models have the same name.
+    """
     result: dict[str, Path] = {}
     for model in models:
         name, given, path = model.partition("=")
         if not given:
             name, path = Path(model).resolve().name, model
         if name in result:
-            raise InputError(f"two models are called {name}: name them, as in first={path} second=...")
+            raise InputError(f"two models have the name {name}: name them, as in first={path} second=...")
         result[name] = Path(path)
     return result

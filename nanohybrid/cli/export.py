@@ -1,4 +1,4 @@
-"""`nanohybrid export gguf`: a checkpoint for other programs."""
+"""`nanohybrid export gguf`: export to other programs."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ from nanohybrid.cli.subcommands import group_parser, run_chosen
 if TYPE_CHECKING:
     import jsonargparse
 
-SUMMARY = "a checkpoint for other programs (gguf: llama.cpp)"
+SUMMARY = "export a checkpoint to other programs (gguf: llama.cpp)"
 FORMATS = {"gguf": "nanohybrid.cli.export_gguf"}
 
 

@@ -1,4 +1,4 @@
-"""`nanohybrid export gguf PATH OUT`: one file that llama.cpp loads, with weights, tokenizer and chat template."""
+"""`nanohybrid export gguf PATH OUT`: one file for llama.cpp, with weights, tokenizer and chat template."""
 
 import time
 from pathlib import Path
@@ -18,18 +18,18 @@ TYPES = ("bf16", "f16", "f32", "q8_0", "q4_0")
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("export gguf", SUMMARY)
     result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
-    result.add_argument("out", type=Path, metavar="OUT", help="the file to write, model.gguf for instance")
+    result.add_argument("out", type=Path, metavar="OUT", help="the file to write, as model.gguf")
     result.add_argument(
         "--type",
         choices=TYPES,
         default="bf16",
-        help="of matrices and embeddings; norms and states' parameters are fp32",
+        help="type of matrices and embeddings; other parameters are fp32",
     )
     return result
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:
-    """Write the file, and say what is in it."""
+    """Write the file and print a summary of its contents."""
     from nanohybrid.export import GgufExport
     from nanohybrid.stages.progress import progress
 
@@ -49,11 +49,11 @@ def run(arguments: "jsonargparse.Namespace") -> int:
 
 
 def summary(export: "GgufExport", out: Path, seconds: float) -> dict[str, object]:
-    """What was written."""
+    """A summary of the written file."""
     vocabulary = export.vocabulary
     return {
         "out": out, "architecture": export.architecture, "type": export.kind, "tensors": len(export.tensors),
         "file_bytes": out.stat().st_size, **{f"bytes_{kind}": count for kind, count in export.bytes_by_type.items()},
-        "tokenizer": "none: no tokenizer.json, so ids only" if vocabulary is None else vocabulary.rule,
+        "tokenizer": "none (no tokenizer.json); ids only" if vocabulary is None else vocabulary.rule,
         "chat_template": vocabulary is not None and vocabulary.template is not None, "seconds": round(seconds, 2),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`nanohybrid init`: a checkpoint of random weights, with a tokenizer and a chat template, where a whole directory is wanted."""
+"""`nanohybrid init`: a checkpoint directory of random weights, with a tokenizer and a chat template."""
 
 import tempfile
 from pathlib import Path
@@ -11,27 +11,27 @@ from nanohybrid.errors import InputError
 if TYPE_CHECKING:
     import jsonargparse
 
-SUMMARY = "a checkpoint of random weights, to measure and to test with"
+SUMMARY = "a checkpoint of random weights, for tests and measurements"
 
 
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("init", SUMMARY)
-    result.add_argument("--preset", required=True, metavar="NAME", help="a configuration by name")
+    result.add_argument("--preset", required=True, metavar="NAME", help="the configuration")
     result.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the directory to write; it must not exist"
+        "--out", type=Path, required=True, metavar="DIR", help="the directory to write, which must not exist"
     )
     result.add_argument(
         "--dtype",
         choices=["auto", *DTYPES],
         default="auto",
-        help="precision (default: bf16 from a billion parameters on)",
+        help="precision (default: fp32, or bf16 from a billion parameters on)",
     )
-    result.add_argument("--seed", type=int, default=0, metavar="S", help="of the weights")
+    result.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the weights")
     return result
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:
-    """Write weights, config.json, tokenizer and template."""
+    """Write weights, config.json, tokenizer and chat template. Raises InputError where --out exists."""
     import torch
 
     from nanohybrid.checkpoint import CheckpointWriter
@@ -43,7 +43,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     check_seed(arguments.seed)
     config = preset(arguments.preset)
     if arguments.out.exists():
-        raise InputError(f"--out {arguments.out} exists; name a directory that does not, or remove it")
+        raise InputError(f"--out {arguments.out} exists; give another directory, or remove it")
     dtype = random_dtype(config) if arguments.dtype == "auto" else getattr(torch, DTYPES[arguments.dtype])
     with tempfile.TemporaryDirectory() as assets:
         stand_in_tokenizer(config).save(assets)

@@ -1,6 +1,6 @@
-"""The command `nanohybrid`: finds the one module that a command needs, and turns what goes wrong into one line.
+"""The command `nanohybrid`: runs the module of a subcommand, and reports errors in one line.
 
-Nothing heavy is imported here: `--help` must answer at once, and a typing mistake must not wait for torch.
+No large package is imported here, so `--help` and errors in the arguments do not wait for torch.
 """
 
 import argparse
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the module that holds it, and the line that `--help` shows for it."""
+    """A command: its module, and its line in `--help`."""
 
     module: str
     summary: str
 
 
 class CommandModule(Protocol):
-    """What a command's module must hold."""
+    """The interface of a command's module."""
 
     SUMMARY: str
 
@@ -39,12 +39,12 @@ class CommandModule(Protocol):
 
 
 GROUPS: dict[str, dict[str, Command]] = {
-    "the whole pipeline in miniature": {
+    "the whole pipeline at a small scale": {
         "quickstart": Command(
             "nanohybrid.cli.quickstart", "every stage below on a CPU, from raw text to report.html"
         ),
     },
-    "the pipeline, a stage a command": {
+    "the stages of the pipeline": {
         "data": Command("nanohybrid.cli.data", "raw text -> filtered, deduplicated, tokenized documents"),
         "tokenizer": Command("nanohybrid.cli.tokenizer", "train or convert a tokenizer"),
         "pretrain": Command("nanohybrid.cli.pretrain", "documents -> a base model"),
@@ -55,27 +55,30 @@ GROUPS: dict[str, dict[str, Command]] = {
         "compress": Command(
             "nanohybrid.cli.compress", "a model -> a smaller one in a given memory (prune, then distill)"
         ),
-        "prune": Command("nanohybrid.cli.prune", "only the first half of compress"),
-        "distill": Command("nanohybrid.cli.distill", "only the second half of compress"),
+        "prune": Command(
+            "nanohybrid.cli.prune",
+            "a model -> a smaller one by given sizes or layers (the first half of compress)",
+        ),
+        "distill": Command(
+            "nanohybrid.cli.distill", "train a pruned model towards its teacher (the second half of compress)"
+        ),
         "quantize": Command(
             "nanohybrid.cli.quantize", "a model -> the same with its matrices in int8, int4 or FP8"
         ),
-        "evaluate": Command(
-            "nanohybrid.cli.evaluate", "accuracy, accuracy against thinking budget, decode time"
-        ),
+        "evaluate": Command("nanohybrid.cli.evaluate", "accuracy, accuracy vs. thinking budget, decode time"),
     },
-    "with a model": {
+    "use a model": {
         "generate": Command("nanohybrid.cli.generate", "prompts in, text out; thinking within a budget"),
         "chat": Command("nanohybrid.cli.chat", "talk with it in the terminal"),
         "serve": Command("nanohybrid.cli.serve", "an OpenAI-compatible server, with a chat page"),
-        "init": Command("nanohybrid.cli.init", "a checkpoint of random weights, to measure and to test with"),
+        "init": Command("nanohybrid.cli.init", "a checkpoint of random weights, for tests and measurements"),
         "bench": Command("nanohybrid.cli.bench", "how fast it is, measured (generate, serve, headline)"),
         "inspect": Command("nanohybrid.cli.inspect", "layers, parameters, memory; what fits where"),
         "plan": Command(
             "nanohybrid.cli.plan",
             "what fits a memory, and how fast it can be, before a weight is read (compress, serve, train)",
         ),
-        "export": Command("nanohybrid.cli.export", "a checkpoint for other programs (gguf: llama.cpp)"),
+        "export": Command("nanohybrid.cli.export", "export a checkpoint to other programs (gguf: llama.cpp)"),
         "verify": Command(
             "nanohybrid.cli.verify",
             "check that every executor, packing, chunking, caching and saving give the same numbers",
@@ -87,17 +90,17 @@ COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for n
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (a check failed), 2 (the user can mend it), 130 (stopped)."""
+    """Run one command. Returns the exit code: 0, 1 (a check failed), 2 (bad arguments or input), 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    forgive_encodings()
+    set_encoding_errors()
     try:
         code = run(arguments)
         sys.stdout.flush()
         return code
     except NanohybridError as error:
-        return complain(str(error))
+        return report_error(str(error))
     except MemoryError:
-        return complain("the memory does not hold this: use smaller sizes, or a machine with more")
+        return report_error("out of memory: use smaller sizes, or a machine with more memory")
     except KeyboardInterrupt:
         print(
             f"nanohybrid: stopped{'; the same command resumes' if resumes(arguments) else ''}",
@@ -105,18 +108,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # otherwise the interpreter reports an error at exit
         return 141
-    except OSError as error:  # a full disk, a directory that may not be written
-        return complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except OSError as error:  # a full disk, a directory without write permission
+        return report_error(f"{error.filename or 'a file'}: {error.strerror or error}")
     except RuntimeError as error:
         if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
             raise
-        return complain("the memory does not hold this: use smaller sizes, or a machine with more")
+        return report_error("out of memory: use smaller sizes, or a machine with more memory")
 
 
 def run(arguments: list[str]) -> int:
-    """Answer `--help` and `--version`, or hand the arguments to the command they name."""
+    """Print `--help` or `--version`, or run the named command."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -127,7 +132,7 @@ def run(arguments: list[str]) -> int:
 
 
 def run_command(name: str, arguments: list[str]) -> int:
-    """Import the module of the command `name`, parse its arguments and run it."""
+    """Import the module of a command, parse its arguments and run it. Raises InputError for bad arguments."""
     if name not in COMMANDS:
         raise InputError(unknown(name))
     from nanohybrid.stages.recipe import one_line
@@ -140,36 +145,36 @@ def run_command(name: str, arguments: list[str]) -> int:
         parsed = parser.instantiate(parser.parse_args(arguments))
     except argparse.ArgumentError as error:
         raise InputError(f"{name}: {one_line(error)} (see nanohybrid {name} --help)") from None
-    except SystemExit as stop:  # --help and --print-...: done
+    except SystemExit as stop:  # --help was printed
         return stop.code if isinstance(stop.code, int) else 0
     return module.run(parsed) or 0
 
 
 def resumes(arguments: list[str]) -> bool:
-    """Whether a command that was stopped goes on when it is repeated: a stage does, and answers to a file of prompts."""
-    return arguments[0] not in GROUPS["with a model"] or "--input" in arguments
+    """Whether an interrupted command resumes when it is repeated: stages do, and `generate --input`."""
+    return arguments[0] not in GROUPS["use a model"] or "--input" in arguments
 
 
 def check_environment() -> None:
-    """Refuse a form of the ops that does not exist, or cannot run here, before any work is done."""
+    """Raise InputError for a NANOHYBRID_KERNELS that does not exist or cannot run here."""
     from nanohybrid.ops.dispatch import FORMS, interpreted
 
     forced = os.environ.get("NANOHYBRID_KERNELS", "")
     if forced and forced not in FORMS:
         raise InputError(
-            f"NANOHYBRID_KERNELS is {forced!r}: known are {', '.join(FORMS)}; unset it for the fast ones"
+            f"NANOHYBRID_KERNELS is {forced!r}; known are {', '.join(FORMS)}; unset it for the fastest"
         )
     if forced == "triton" and not interpreted():
         import torch
 
         if not torch.cuda.is_available():
             raise InputError(
-                "NANOHYBRID_KERNELS is 'triton' and there is no CUDA GPU; unset it, or set TRITON_INTERPRET=1 to try kernels slowly"
+                "NANOHYBRID_KERNELS is 'triton', but there is no CUDA GPU; unset it, or set TRITON_INTERPRET=1 to run the kernels slowly"
             )
 
 
-def forgive_encodings() -> None:
-    """Text that the terminal's encoding lacks is written as escapes; bytes that are no UTF-8 are read, and refused where they are used."""
+def set_encoding_errors() -> None:
+    """Write characters outside the terminal's encoding as escapes; read invalid UTF-8, which is refused where it is used."""
     for stream, errors in (
         (sys.stdout, "backslashreplace"),
         (sys.stderr, "backslashreplace"),
@@ -180,28 +185,28 @@ def forgive_encodings() -> None:
 
 
 def unknown(name: str) -> str:
-    """The line for a command that does not exist, with the nearest one that does."""
+    """The error for an unknown command, with the most similar known one."""
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
-    return f"there is no command {name!r}: {hint}"
+    return f"unknown command {name!r}: {hint}"
 
 
 def overview() -> str:
     """The text of `nanohybrid --help`."""
     lines = ["usage: nanohybrid COMMAND ...", ""]
     lines += [
-        "A hybrid Mamba-2 / attention language model, from raw text to a compressed, thinking model.",
+        "Hybrid Mamba-2 / attention language models: data, training, alignment, compression, evaluation, serving.",
         "",
     ]
     for title, group in GROUPS.items():
         lines += [f"{title}:", *(f"  {name:<11} {command.summary}" for name, command in group.items()), ""]
     lines.append(
-        "nanohybrid COMMAND --help tells more; every command takes --json; an interrupted stage resumes when repeated."
+        "See nanohybrid COMMAND --help. Every command has --json. An interrupted stage resumes when the command is repeated."
     )
     return "\n".join(lines)
 
 
-def complain(message: str) -> int:
-    """Say on one line of stderr what is wrong; returns the exit code."""
+def report_error(message: str) -> int:
+    """Print an error as one line to stderr. Returns the exit code 2."""
     print(f"nanohybrid: error: {' '.join(message.split())}", file=sys.stderr)
     return 2

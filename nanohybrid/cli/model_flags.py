@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, FORMATS, precision
-from nanohybrid.engine.prompt_lookup import MOST
+from nanohybrid.engine.prompt_lookup import MOST_DRAFT_TOKENS
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
     import jsonargparse
     import torch
 
+    from nanohybrid.cli.parser import CommandParser
     from nanohybrid.config import HybridConfig
     from nanohybrid.engine import LLM, SamplingParams, StructuredOutputs
 
@@ -54,7 +55,7 @@ def add_device_flag(
     parser.add_argument(flag, default="auto", metavar="DEVICE", help=f"{what}: {DEVICE}")
 
 
-def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
+def add_model_flags(parser: "CommandParser") -> None:
     add_choice_flags(parser)
     parser.add_argument(
         "--dtype", choices=["checkpoint", *DTYPES], default="checkpoint", help="precision of the weights"
@@ -65,32 +66,40 @@ def add_model_flags(parser: "jsonargparse.ArgumentParser") -> None:
         help="the matrices in bf16, int8, int4 or fp8, made while loading, one after another",
     )
     parser.add_argument(
-        "--max-running", type=int, default=64, metavar="N", help="at most so many sequences at once"
+        "--max-num-seqs", type=int, default=64, metavar="N", help="sequences that run at once, at most"
     )
-    add_memory_flags(parser)
+    parser.renamed({"--max-running": "--max-num-seqs"})
+    add_cache_dtype_flags(parser)
+    add_speculation_flag(parser)
+
+
+def add_speculation_flag(parser: "CommandParser") -> None:
+    """How many tokens are drafted: what `check_speculation` looks at."""
     parser.add_argument(
-        "--speculate",
+        "--num-speculative-tokens",
         type=int,
         default=0,
         metavar="N",
-        help="draft up to N tokens a step from the text itself; 0 none",
+        help=f"tokens drafted in a step by prompt lookup, 0 to {MOST_DRAFT_TOKENS}; 0 turns it off",
     )
+    parser.renamed({"--speculate": "--num-speculative-tokens"})
 
 
-def add_memory_flags(parser: "jsonargparse.ArgumentParser") -> None:
-    """How states, keys and values are kept."""
+def add_cache_dtype_flags(parser: "CommandParser") -> None:
+    """The precision of recurrent states, keys and values in the cache."""
     parser.add_argument(
-        "--state-dtype",
+        "--mamba-ssm-cache-dtype",
         choices=["fp32", "fp16"],
         default="fp32",
-        help="SSM states; fp16 is rounded stochastically",
+        help="of SSM states; fp16 is rounded stochastically",
     )
     parser.add_argument(
-        "--kv-dtype",
+        "--kv-cache-dtype",
         choices=["auto", "fp8"],
         default="auto",
-        help="keys and values; auto is as the activations",
+        help="of keys and values; auto: the model's",
     )
+    parser.renamed({"--state-dtype": "--mamba-ssm-cache-dtype", "--kv-dtype": "--kv-cache-dtype"})
 
 
 def add_sampling_flags(
@@ -198,29 +207,29 @@ def sampling_params(
     )
 
 
-def open_model(arguments: "jsonargparse.Namespace") -> "LLM":
-    """Load the checkpoint, or make the preset's random weights."""
+def open_model(arguments: "jsonargparse.Namespace", **engine_options: Any) -> "LLM":
+    """Load the checkpoint, or make the preset's random weights. `engine_options` are fields of EngineConfig beside those that the
+    flags of `add_model_flags` give."""
     from nanohybrid.presets import preset
 
     _check(arguments)
-    from nanohybrid.engine import LLM
+    from nanohybrid.engine import LLM, EngineConfig
 
     dtype, format = chosen_precision(arguments)
     device = usable_device(arguments.device)
-    memory = {"state_dtype": arguments.state_dtype, "kv_dtype": arguments.kv_dtype}
-    options: dict[str, Any] = {"quantize": format, "speculate": arguments.speculate, **memory}
+    engine_config = EngineConfig(
+        max_num_seqs=arguments.max_num_seqs,
+        num_speculative_tokens=arguments.num_speculative_tokens,
+        mamba_ssm_cache_dtype=arguments.mamba_ssm_cache_dtype,
+        kv_cache_dtype=arguments.kv_cache_dtype,
+        **engine_options,
+    )
     if arguments.path is not None:
-        llm = LLM(arguments.path, dtype, device, arguments.max_running, **options)
+        llm = LLM(arguments.path, dtype, device, quantize=format, engine_config=engine_config)
     else:
         config = preset(arguments.preset)
-        llm = LLM.random(
-            config,
-            dtype or random_dtype(config),
-            arguments.seed or 0,
-            device,
-            arguments.max_running,
-            **options,
-        )
+        dtype, seed = dtype or random_dtype(config), arguments.seed or 0
+        llm = LLM.random(config, dtype, seed, device, quantize=format, engine_config=engine_config)
     from nanohybrid.executors.cpu.weights import is_packed
 
     if is_packed(llm.model):
@@ -273,15 +282,15 @@ class Clock:
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
     check_choice(arguments)
-    if arguments.max_running < 1:
-        raise InputError(f"--max-running is {arguments.max_running}; it must be at least 1")
-    check_speculate(arguments.speculate)
+    if arguments.max_num_seqs < 1:
+        raise InputError(f"--max-num-seqs is {arguments.max_num_seqs}; it must be at least 1")
+    check_speculation(arguments.num_speculative_tokens)
 
 
-def check_speculate(most: int) -> None:
-    """Raise InputError for a length of drafts that there is not."""
-    if not 0 <= most <= MOST:
-        raise InputError(f"--speculate is {most}; it must be from 0 to {MOST}")
+def check_speculation(tokens: int) -> None:
+    """Raise InputError for a number of speculative tokens that is out of range."""
+    if not 0 <= tokens <= MOST_DRAFT_TOKENS:
+        raise InputError(f"--num-speculative-tokens is {tokens}; it must be from 0 to {MOST_DRAFT_TOKENS}")
 
 
 def check_shape(arguments: "jsonargparse.Namespace") -> None:

@@ -1,4 +1,4 @@
-"""What a training command says when it is done: where the checkpoint lies, what was measured, how to go on."""
+"""The output of a training command: its directory, time, tokens and results."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from nanohybrid.cli.common import print_json, table
 
 
 def report(out: Path, as_json: bool) -> None:
-    """Print the measures that a stage left in its lineage."""
+    """Print the results in the lineage of a stage."""
     lineage = json.loads((out / "lineage.json").read_text())
     result = {
         "out": str(out),
@@ -18,4 +18,4 @@ def report(out: Path, as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
-        table(["measure", "value"], [[key.replace("_", " "), value] for key, value in result.items()])
+        table(["result", "value"], [[key.replace("_", " "), value] for key, value in result.items()])

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import FORMATS, command_parser, print_json, table
 from nanohybrid.cli.model_flags import add_shape_flags, check_shape
-from nanohybrid.cli.prune import SIZES
 from nanohybrid.errors import InputError
 from nanohybrid.estimate.units import GIB
 
@@ -147,9 +146,10 @@ def _show(budget: "Budget", profile: "Device", found: "Plan", rows: int) -> None
 
 def command(target: "Target") -> str:
     """How to prune to a shape."""
+    from nanohybrid.prune.prunable import known_axes
+
     flags = [f"--drop-layers {','.join(map(str, target.drop_layers))}"] if target.drop_layers else []
-    sizes = [(flag, getattr(target, flag[2:].replace("-", "_"))) for flag in SIZES]
-    flags += [f"{flag} {size}" for flag, size in sizes if size is not None]
+    flags += [f"{known_axes()[axis].flag} {size}" for axis, size in target.sizes.items()]
     if not flags:
         return "the model as it is; nothing needs to go"
     return f"nanohybrid prune PATH --out DIR {' '.join(flags)} --calibration DIR"

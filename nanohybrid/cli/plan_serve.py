@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, FORMATS, command_parser, print_json, spelled, table
 from nanohybrid.cli.model_flags import (
-    add_memory_flags,
+    add_cache_dtype_flags,
     add_shape_flags,
+    add_speculation_flag,
     check_shape,
-    check_speculate,
+    check_speculation,
     chosen_precision,
 )
 from nanohybrid.errors import InputError
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from nanohybrid.estimate import Footprint
     from nanohybrid.estimate.serving import ServePlan
 
+RENAMED = {
+    "--context": "--max-model-len",
+    "--max-running": "--max-num-seqs",
+    "--step-tokens": "--max-num-batched-tokens",
+    "--cache-gib": "--prefix-cache-gib",
+}
 SUMMARY = "how many requests of which length a memory serves"
 
 
@@ -38,35 +45,34 @@ def parser() -> "jsonargparse.ArgumentParser":
         help="memory for all of it, 1 GiB = 2^30 bytes",
     )
     result.add_argument(
-        "--context",
+        "--max-model-len",
         type=int | None,
         metavar="N",
         help="tokens of each request (default: the model's longest)",
     )
     result.add_argument(
-        "--max-running",
+        "--max-num-seqs",
         type=int | None,
         metavar="N",
-        help="no more requests at once than this (default: what fits)",
+        help="requests at once, at most (default: what fits)",
     )
     result.add_argument(
-        "--step-tokens",
+        "--max-num-batched-tokens",
         type=int,
         default=STEP_TOKENS,
         metavar="N",
         help="tokens that one step computes at most",
     )
     result.add_argument(
-        "--cache-gib",
+        "--prefix-cache-gib",
         type=float,
         default=0.0,
         metavar="G",
         help="of the memory, for the prefix cache (on a CPU)",
     )
-    add_memory_flags(result)
-    result.add_argument(
-        "--speculate", type=int, default=0, metavar="N", help="drafts of each request in a step; 0 none"
-    )
+    result.renamed(RENAMED)
+    add_cache_dtype_flags(result)
+    add_speculation_flag(result)
     precisions = ["checkpoint", *DTYPES, *FORMATS]
     what = (
         "of weights and keys; int8, int4, fp8: of the matrices, all else bf16 (default: as stored, else bf16)"
@@ -83,11 +89,11 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         config,
         footprint,
         int(arguments.memory_gib * 2**30),
-        arguments.context or config.max_position_embeddings,
-        arguments.max_running,
-        arguments.step_tokens,
-        int(arguments.cache_gib * 2**30),
-        arguments.speculate,
+        arguments.max_model_len or config.max_position_embeddings,
+        arguments.max_num_seqs,
+        arguments.max_num_batched_tokens,
+        int(arguments.prefix_cache_gib * 2**30),
+        arguments.num_speculative_tokens,
     )
     if arguments.json:
         print_json(facts(plan, dtype))
@@ -133,7 +139,7 @@ def opened(
     from nanohybrid.model.spec import KV_DTYPES, STATE_DTYPES
     from nanohybrid.presets import preset
 
-    memory = STATE_DTYPES[arguments.state_dtype], KV_DTYPES[arguments.kv_dtype]
+    memory = STATE_DTYPES[arguments.mamba_ssm_cache_dtype], KV_DTYPES[arguments.kv_cache_dtype]
     chosen, format = chosen_precision(arguments)
     if arguments.preset is not None or not has_weights(arguments.path):
         config = preset(arguments.preset) if arguments.path is None else load_config(arguments.path)
@@ -148,13 +154,13 @@ def opened(
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
-    check_speculate(arguments.speculate)
+    check_speculation(arguments.num_speculative_tokens)
     check_shape(arguments)
     if not 0 < arguments.memory_gib < 2**30:
         raise InputError(f"--memory-gib is {arguments.memory_gib}; it must be positive")
-    if not 0 <= arguments.cache_gib < 2**30:
-        raise InputError(f"--cache-gib is {arguments.cache_gib}; it must be 0 or more")
-    for name in ("context", "max_running", "step_tokens"):
+    if not 0 <= arguments.prefix_cache_gib < 2**30:
+        raise InputError(f"--prefix-cache-gib is {arguments.prefix_cache_gib}; it must be 0 or more")
+    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")

@@ -19,12 +19,13 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument("--batch-tokens", type=int, default=2048, metavar="N", help="tokens of a step")
     result.add_argument("--mode", choices=["fp32", "bf16"], default="bf16", help="of the matrix products")
     result.add_argument(
-        "--checkpoint-every",
+        "--activation-checkpoint-every",
         type=int,
         default=0,
         metavar="N",
-        help="every N-th layer is made again in backward; 0 none",
+        help="recompute the activations of every N-th layer in the backward pass; 0 saves all activations",
     )
+    result.renamed({"--checkpoint-every": "--activation-checkpoint-every"})
     return result
 
 
@@ -35,14 +36,15 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     check_shape(arguments)
     if arguments.batch_tokens < 1:
         raise InputError(f"--batch-tokens is {arguments.batch_tokens}; it must be at least 1")
-    if arguments.checkpoint_every < 0:
-        raise InputError(f"--checkpoint-every is {arguments.checkpoint_every}; it must be 0 or more")
+    every = arguments.activation_checkpoint_every
+    if every < 0:
+        raise InputError(f"--activation-checkpoint-every is {every}; it must be 0 or more")
     from nanohybrid.checkpoint import load_config
     from nanohybrid.estimate.training import PROCESS, TrainingMemory
     from nanohybrid.estimate.units import size
 
     config = preset(arguments.preset) if arguments.path is None else load_config(arguments.path)
-    memory = TrainingMemory.of(config, arguments.batch_tokens, arguments.mode, arguments.checkpoint_every)
+    memory = TrainingMemory.of(config, arguments.batch_tokens, arguments.mode, every)
     if arguments.json:
         print_json(asdict(memory))
         return 0

@@ -1,5 +1,6 @@
 """`nanohybrid prune`: a checkpoint to a smaller one, by sizes or by named layers."""
 
+import sys
 from pathlib import Path
 
 import jsonargparse
@@ -8,9 +9,9 @@ from nanohybrid.cli.common import command_parser, print_json, table
 from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.errors import InputError
 
-SUMMARY = "only the first half of compress"
-SIZES = {
-    "--layers": "layers to keep; which ones go is found by skipping them, iteratively",
+SUMMARY = "a model -> a smaller one by given sizes or layers (the first half of compress)"
+LAYERS = "--layers"
+SIZES = {  # written out since --help must not import torch; tests/prune/test_prune_command.py compares it with the mixers' flags
     "--hidden-size": "embedding channels to keep",
     "--intermediate-size": "FFN neurons to keep in each MLP layer",
     "--mamba-heads": "heads to keep in each Mamba layer, as many in each group",
@@ -20,11 +21,17 @@ SIZES = {
 
 
 def parser() -> jsonargparse.ArgumentParser:
-    """The flags of pruning: sizes that are not given stay the parent's."""
+    """The flags of pruning: an axis whose size is not given stays whole."""
     result = command_parser("prune", SUMMARY)
     result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
     result.add_argument("--out", type=Path, required=True, metavar="DIR", help="the output directory")
-    for flag, what in SIZES.items():
+    result.add_argument(
+        LAYERS,
+        type=int | None,
+        metavar="N",
+        help="layers to keep; which ones go is found by skipping them, iteratively",
+    )
+    for flag, what in size_flags().items():
         result.add_argument(flag, type=int | None, metavar="N", help=what)
     result.add_argument("--drop-layers", metavar="I,J", help="remove these layers, counted from 0")
     result.add_argument(
@@ -62,40 +69,58 @@ def run(arguments: jsonargparse.Namespace) -> None:
     """Prune, and tell the shape before and after."""
     from nanohybrid.checkpoint import load_config
     from nanohybrid.estimate import Footprint
+    from nanohybrid.prune.prunable import known_axes
     from nanohybrid.prune.stage import PruneRecipe, prune
-    from nanohybrid.prune.target import Target
+    from nanohybrid.prune.target import Target, sizes_of
 
-    sizes = {name: getattr(arguments, name) for name in (flag[2:].replace("-", "_") for flag in SIZES)}
-    target = Target(**sizes, drop_layers=numbers("--drop-layers", arguments.drop_layers))
+    given = {axis: getattr(arguments, name_of(one.flag)) for axis, one in known_axes().items()}
+    target = Target(
+        arguments.layers,
+        numbers("--drop-layers", arguments.drop_layers),
+        {axis: size for axis, size in given.items() if size is not None},
+    )
     if target == Target():
-        raise InputError(f"nothing is to go: give --drop-layers or a size ({', '.join(SIZES)})")
+        raise InputError(
+            f"nothing is to go: give --drop-layers or a size ({', '.join([LAYERS, *size_flags()])})"
+        )
     recipe = PruneRecipe(
         target, not arguments.plain, arguments.samples, arguments.length, arguments.layers_by
     )
     device = usable_device(arguments.device)
     out = prune(recipe, arguments.path, arguments.out, arguments.importance, arguments.calibration, device)
     before, after = load_config(arguments.path), load_config(out)
-    fields = (
-        "pattern",
-        "num_hidden_layers",
-        "hidden_size",
-        "intermediate_size",
-        "mamba_num_heads",
-        "mamba_head_dim",
-        "num_attention_heads",
-    )
     shapes = [
-        {"parameters": Footprint.of(c).parameters, **{field: getattr(c, field) for field in fields}}
-        for c in (before, after)
+        {
+            "parameters": Footprint.of(config).parameters,
+            "pattern": config.pattern,
+            "num_hidden_layers": config.num_hidden_layers,
+            **{axis: getattr(config, axis) for axis in sizes_of(before) if hasattr(config, axis)},
+        }
+        for config in (before, after)
     ]
     if arguments.json:
         print_json({"out": out, "parent": shapes[0], "pruned": shapes[1]})
     else:
         table(
             ["", "parent", "pruned"],
-            [[field, shapes[0][field], shapes[1][field]] for field in shapes[0]],
+            [[field, size, shapes[1].get(field, "")] for field, size in shapes[0].items()],
             title=str(out),
         )
+
+
+def size_flags() -> dict[str, str]:
+    """Flag -> help of each axis that can be pruned, those of kinds of layers that were registered before the command too."""
+    if "nanohybrid.model.mixers" not in sys.modules:
+        return SIZES
+    from nanohybrid.prune.prunable import known_axes
+
+    own = {one.flag: f"{one.label} to keep" for one in known_axes().values()}
+    return SIZES | {flag: what for flag, what in own.items() if flag not in SIZES}
+
+
+def name_of(flag: str) -> str:
+    """The attribute of the parsed arguments that holds a flag's value."""
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def numbers(flag: str, text: str | None) -> tuple[int, ...]:

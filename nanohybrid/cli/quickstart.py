@@ -1,4 +1,4 @@
-"""nanohybrid quickstart: the whole chain on two CPU cores."""
+"""`nanohybrid quickstart`: the whole pipeline at a small scale, on two CPU cores."""
 
 import sys
 from pathlib import Path
@@ -9,21 +9,21 @@ import jsonargparse
 from nanohybrid.cli.common import command_parser, print_json, table
 from nanohybrid.cli.model_flags import add_device_flag, usable_device
 
-SUMMARY = "the paper in miniature: raw text to a compressed, thinking model, in about a quarter of an hour"
+SUMMARY = "the whole pipeline at a small scale: raw text to a compressed, thinking model in about 15 minutes"
 
 
 def parser() -> jsonargparse.ArgumentParser:
     result = command_parser("quickstart", SUMMARY)
     result.add_argument(
-        "--out", type=Path, metavar="DIR", default=Path("runs/quickstart"), help="where everything goes"
+        "--out", type=Path, metavar="DIR", default=Path("runs/quickstart"), help="the output directory"
     )
     result.add_argument(
         "--scale",
         type=float,
         default=1.0,
-        help="tokens, problems and time as multiples; from 4 the model grows too",
+        help="multiplies tokens, problems and time; from 4 on the model is larger too",
     )
-    result.add_argument("--seed", type=int, default=0, help="of data, models and samples")
+    result.add_argument("--seed", type=int, default=0, help="seed of data, models and sampling")
     add_device_flag(result)
     return result
 
@@ -42,7 +42,7 @@ def run(arguments: jsonargparse.Namespace) -> int:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """The headline as a table."""
+    """Print the accuracies as a table."""
     rows = [
         [name, summary["parameters"][name], f"{scores['thinking']:.1%}", f"{scores['no_thinking']:.1%}"]
         for name, scores in summary["accuracy"].items()
@@ -51,10 +51,10 @@ def show(summary: dict[str, Any]) -> None:
     table(
         ["model", "parameters", "thinking", "no thinking"],
         rows,
-        title=f"held-out problems solved ({minutes:.1f} min, {gib:.1f} GiB)",
+        title=f"accuracy on held-out problems ({minutes:.1f} min, {gib:.1f} GiB)",
     )
 
 
 def launcher() -> str:
-    """How this very program was called: the installed command, or the module."""
+    """The command that started this program: the installed one, or the module."""
     return "nanohybrid" if Path(sys.argv[0]).name == "nanohybrid" else f"{sys.executable} -m nanohybrid"

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from nanohybrid.serve.limits import Limits
     from nanohybrid.serve.service import Service
 
+RENAMED = {
+    "--model-name": "--served-model-name",
+    "--max-context": "--max-model-len",
+    "--step-tokens": "--max-num-batched-tokens",
+    "--max-queued": "--max-queue",
+    "--max-running-per-key": "--max-requests-per-key",
+    "--cache-gib": "--prefix-cache-gib",
+}
 SUMMARY = "an OpenAI-compatible server, with a chat page"
 RUNNING = 16  # slots where no memory is given
 MOST = 256  # ... and the most that a memory is turned into unless told otherwise: a step of more takes too long to talk with
@@ -31,7 +39,7 @@ def parser() -> "jsonargparse.ArgumentParser":
 
     result = command_parser("serve", SUMMARY)
     add_model_flags(result)
-    result.set_defaults({"max_running": None})
+    result.set_defaults({"max_num_seqs": None})
     result.add_argument("--seed", type=int, default=0, metavar="S", help="of --random-weights")
     result.add_argument(
         "--host",
@@ -41,7 +49,9 @@ def parser() -> "jsonargparse.ArgumentParser":
     )
     result.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one")
     result.add_argument(
-        "--model-name", metavar="NAME", help="what clients call the model (default: the directory's name)"
+        "--served-model-name",
+        metavar="NAME",
+        help="what clients call the model (default: the directory's name)",
     )
     result.add_argument(
         "--memory-gib",
@@ -50,10 +60,14 @@ def parser() -> "jsonargparse.ArgumentParser":
         help="all the memory, from which slots and pages follow (plan serve)",
     )
     result.add_argument(
-        "--max-context", type=int, default=8192, metavar="N", help="tokens of a request, prompt and answer"
+        "--max-model-len",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="tokens of the longest request, prompt and answer together",
     )
     result.add_argument(
-        "--step-tokens",
+        "--max-num-batched-tokens",
         type=int,
         default=STEP_TOKENS,
         metavar="N",
@@ -68,11 +82,11 @@ def parser() -> "jsonargparse.ArgumentParser":
         "--deterministic", action="store_true", help="what else is served changes no bit of an answer; slower"
     )
     result.add_argument(
-        "--max-queued",
+        "--max-queue",
         type=int,
         default=128,
         metavar="N",
-        help="requests that may wait; beyond them the answer is 429",
+        help="requests that may wait for a slot; the next one gets 429",
     )
     result.add_argument(
         "--api-key-file",
@@ -81,10 +95,10 @@ def parser() -> "jsonargparse.ArgumentParser":
         help=f"keys, one a line; or one in the environment, {API_KEY}",
     )
     result.add_argument(
-        "--max-running-per-key",
+        "--max-requests-per-key",
         type=int,
         metavar="N",
-        help="requests of one key at once, those that wait too",
+        help="requests of one key that may run and wait at once",
     )
     result.add_argument("--no-keys", action="store_true", help="listen beyond loopback without keys")
     result.add_argument(
@@ -98,11 +112,11 @@ def parser() -> "jsonargparse.ArgumentParser":
         help="... and the most to wait for a line's end",
     )
     result.add_argument(
-        "--cache-gib",
+        "--prefix-cache-gib",
         type=float,
         default=1.0,
         metavar="G",
-        help="host memory for the prefix cache; 0 keeps none",
+        help="host memory for the prefix cache; 0 turns it off",
     )
     result.add_argument(
         "--drain-seconds",
@@ -111,6 +125,7 @@ def parser() -> "jsonargparse.ArgumentParser":
         metavar="N",
         help="how long requests under way may go on after SIGTERM",
     )
+    result.renamed(RENAMED)
     limits = result.add_argument_group("limits, beyond which a request is refused")
     for field in dataclasses.fields(Limits):
         kind = type(field.default)
@@ -136,30 +151,32 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         raise InputError(
             f"--host {arguments.host} is reached by others: give --api-key-file FILE, or --no-keys where that is meant"
         )
-    if arguments.max_running_per_key is not None and not keys:
-        raise InputError("--max-running-per-key needs keys: give --api-key-file FILE")
+    if arguments.max_requests_per_key is not None and not keys:
+        raise InputError("--max-requests-per-key needs keys: give --api-key-file FILE")
     limits = _limits(arguments)
     check_choice(arguments)
     plan, lines = _plan(arguments)
-    arguments.max_running = plan.slots
-    llm = open_model(arguments)
+    arguments.max_num_seqs = plan.slots
+    llm = open_model(
+        arguments,
+        max_model_len=arguments.max_model_len,
+        max_num_batched_tokens=plan.step_tokens,
+        num_kv_pages=plan.pages,
+        overcommit=arguments.overcommit,
+        prefix_cache_bytes=int(arguments.prefix_cache_gib * 2**30),
+        deterministic=arguments.deterministic,
+    )
 
     from nanohybrid.serve.server import serve
     from nanohybrid.serve.service import Service, Settings, model_name
 
     settings = Settings(
-        name=arguments.model_name or model_name(arguments.path, arguments.preset),
-        max_context=arguments.max_context,
-        max_queued=arguments.max_queued,
+        model_name=arguments.served_model_name or model_name(arguments.path, arguments.preset),
+        max_queue=arguments.max_queue,
         thinking_budget=arguments.thinking_budget,
         thinking_grace=arguments.thinking_grace,
-        cache_bytes=int(arguments.cache_gib * 2**30),
-        step_tokens=plan.step_tokens,
-        pages=plan.pages,
-        overcommit=arguments.overcommit,
-        deterministic=arguments.deterministic,
-        keys=keys,
-        max_per_key=arguments.max_running_per_key,
+        api_keys=keys,
+        max_requests_per_key=arguments.max_requests_per_key,
     )
     service = Service(llm, settings, limits)
     _announce(service, arguments, plan, lines)
@@ -183,18 +200,20 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
 def _plan(arguments: "jsonargparse.Namespace") -> "tuple[ServePlan, list[str]]":
     """What memory goes where, before a weight is read, and the lines that say so. Raises InputError where it does not fit."""
     config, dtype, footprint = opened(arguments, random_dtype)
-    context = min(arguments.max_context, config.max_position_embeddings)
+    context = min(arguments.max_model_len, config.max_position_embeddings)
     cache = (
-        int(arguments.cache_gib * 2**30) if usable_device(arguments.device) == "cpu" else 0
+        int(arguments.prefix_cache_gib * 2**30) if usable_device(arguments.device) == "cpu" else 0
     )  # else it lies in another memory
     budget = int((arguments.memory_gib or 0) * 2**30)
-    step = arguments.step_tokens, cache, arguments.speculate
+    step = arguments.max_num_batched_tokens, cache, arguments.num_speculative_tokens
     if not budget:
-        plan = plan_slots(config, footprint, arguments.max_running or RUNNING, context, *step)
+        plan = plan_slots(config, footprint, arguments.max_num_seqs or RUNNING, context, *step)
     elif arguments.overcommit:
-        plan = plan_overcommitted(config, footprint, budget, context, arguments.max_running or RUNNING, *step)
+        plan = plan_overcommitted(
+            config, footprint, budget, context, arguments.max_num_seqs or RUNNING, *step
+        )
     else:
-        plan = plan_serve(config, footprint, budget, context, arguments.max_running or MOST, *step)
+        plan = plan_serve(config, footprint, budget, context, arguments.max_num_seqs or MOST, *step)
     title, rows = plan_lines(plan, footprint, dtype)
     width = max(len(name) for name, _ in rows)
     return plan, [title, *(f"  {name:<{width}}  {value:>11}" for name, value in rows)]
@@ -212,8 +231,8 @@ def _limits(arguments: "jsonargparse.Namespace") -> "Limits":
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
     least = {
-        "max_context": 2, "max_queued": 0, "thinking_budget": 0, "thinking_grace": 0, "drain_seconds": 0, "port": 0, "cache_gib": 0,
-        "max_running": 1, "step_tokens": 1, "max_running_per_key": 1,
+        "max_model_len": 2, "max_queue": 0, "thinking_budget": 0, "thinking_grace": 0, "drain_seconds": 0, "port": 0,
+        "prefix_cache_gib": 0, "max_num_seqs": 1, "max_num_batched_tokens": 1, "max_requests_per_key": 1,
     }  # fmt: skip
     for name, bound in least.items():
         value = arguments[name]
@@ -225,9 +244,10 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
         raise InputError(
             "--overcommit needs --memory-gib G: without a bound there are pages for all, and nothing to overcommit"
         )
-    if arguments.deterministic and arguments.speculate:
+    if arguments.deterministic and arguments.num_speculative_tokens:
         raise InputError(
-            "--deterministic contradicts --speculate: several tokens computed at once round differently; give one of the two"
+            "--deterministic contradicts --num-speculative-tokens: several tokens computed at once round differently; "
+            "give one of the two"
         )
     if arguments.port > 65535:
         raise InputError(f"--port is {arguments.port}; the largest is 65535")
@@ -236,17 +256,17 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
 def _announce(
     service: "Service", arguments: "jsonargparse.Namespace", plan: "ServePlan", lines: list[str]
 ) -> None:
-    keys = service.settings.keys
+    keys = service.settings.api_keys
     facts = {
-        "url": f"http://{arguments.host}:{arguments.port}", "model": service.settings.name, "max_running": service.llm.max_running,
-        "max_context": service.context, "max_queued": service.settings.max_queued, "keys": len(keys),
+        "url": f"http://{arguments.host}:{arguments.port}", "model": service.settings.model_name, "max_num_seqs": plan.slots,
+        "max_model_len": service.context, "max_queue": service.settings.max_queue, "keys": len(keys),
         "plan": plan_facts(plan, spelled(service.llm.model.dtype)),
     }  # fmt: skip
     if arguments.json:
         print_json(facts)
     else:
         locked = f"{len(keys)} keys" if keys else "no key is wanted"
-        slots = f"{facts['max_running']} at once of {facts['max_context']:,} tokens each, {facts['max_queued']} more may wait"
+        slots = f"{facts['max_num_seqs']} at once of {facts['max_model_len']:,} tokens each, {facts['max_queue']} more may wait"
         print(*lines, sep="\n", file=sys.stderr)
         print(
             f"{facts['model']}: {facts['url']} (the chat page), {facts['url']}/v1 (the API)\n{slots}; {locked}",

@@ -1,6 +1,6 @@
 """Commands of several modules: `plan compress | serve`, `bench generate | serve | headline`, `export gguf`.
 
-Each module has `SUMMARY`, `parser()` and `run(arguments)`, as a command's has; a group is their names.
+Each module has `SUMMARY`, `parser()` and `run(arguments)`, like the module of a command. A group is a table of names and modules.
 """
 
 import importlib
@@ -24,7 +24,7 @@ def group_parser(command: str, summary: str, modules: Mapping[str, str]) -> "jso
 
 
 def run_chosen(command: str, arguments: "jsonargparse.Namespace", modules: Mapping[str, str]) -> int:
-    """Run the module that was named; `--json` counts before its name and behind it."""
+    """Run the chosen module; `--json` may come before or after its name."""
     name = arguments[command]
     chosen = arguments[name]
     chosen.json = chosen.json or arguments.json

@@ -1,4 +1,4 @@
-"""`nanohybrid tokenizer`: make a tokenizer, or look at what one does to a text."""
+"""`nanohybrid tokenizer`: train or convert a tokenizer, encode and decode."""
 
 import json
 import sys
@@ -15,12 +15,12 @@ CHUNK_CHARACTERS = 1 << 20
 
 
 def parser() -> CommandParser:
-    """The arguments of the four subcommands."""
+    """The parser of the four subcommands."""
     top = CommandParser(prog="nanohybrid tokenizer", description=SUMMARY, exit_on_error=False)
     actions = top.add_subcommands(dest="action")
-    actions.add_subcommand("train", _train_parser(), help="learn a small byte-level BPE from text files")
+    actions.add_subcommand("train", _train_parser(), help="train a small byte-level BPE on text files")
     actions.add_subcommand(
-        "tekken", _tekken_parser(), help="rebuild the 131,072 tokens of the official checkpoints"
+        "tekken", _tekken_parser(), help="write the tokenizer of the official checkpoints, with 131,072 ids"
     )
     actions.add_subcommand("encode", _encode_parser(), help="ids of a text")
     actions.add_subcommand("decode", _decode_parser(), help="text of ids")
@@ -28,7 +28,7 @@ def parser() -> CommandParser:
 
 
 def run(arguments: Any) -> int | None:
-    """Carry the chosen subcommand out; results on stdout, notes on stderr."""
+    """Run the chosen subcommand; results go to stdout, notes to stderr."""
     actions = {"train": _train, "tekken": _tekken, "encode": _encode, "decode": _decode}
     actions[arguments.action](arguments[arguments.action])
     return 0
@@ -36,7 +36,7 @@ def run(arguments: Any) -> int | None:
 
 def _train_parser() -> CommandParser:
     one = CommandParser(
-        description="Special tokens are ids 0 to 12, then the 256 bytes, then what is learned.",
+        description="Ids 0 to 12 are special tokens, 13 to 268 the bytes, then the learned merges.",
         exit_on_error=False,
     )
     one.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help="UTF-8 text files")
@@ -46,14 +46,14 @@ def _train_parser() -> CommandParser:
 
 def _tekken_parser() -> CommandParser:
     one = CommandParser(
-        description="Reads tekken_240718.json of the package mistral-common.", exit_on_error=False
+        description="Reads tekken_240718.json from the package mistral-common.", exit_on_error=False
     )
     one.add_argument(
         "--path",
         type=Path | None,
         default=None,
         metavar="FILE",
-        help="that file, if mistral-common is not installed",
+        help="the file, if mistral-common is not installed",
     )
     return _with_out(one)
 
@@ -62,9 +62,9 @@ def _encode_parser() -> CommandParser:
     one = CommandParser(exit_on_error=False)
     one.add_argument("path", type=Path, help="a checkpoint directory, or a tokenizer.json")
     one.add_argument(
-        "--text", type=str, required=True, metavar="TEXT", help="the text; - reads it from standard input"
+        "--text", type=str, required=True, metavar="TEXT", help="the text; - reads standard input"
     )
-    one.add_argument("--bos", action="store_true", help="begin with <s>")
+    one.add_argument("--bos", action="store_true", help="start with <s>")
     one.add_argument("--plain", action="store_true", help="encode special tokens in the text as plain text")
     return _with_json(one)
 
@@ -117,7 +117,7 @@ def _save(tokenizer: Any, arguments: Any, started: float) -> None:
     asked = arguments.get("vocab_size")
     if asked is not None and tokenizer.vocab_size < asked:
         print(
-            f"only {tokenizer.vocab_size} of {asked} ids: no other pair of tokens comes twice in these files",
+            f"only {tokenizer.vocab_size} of {asked} ids: no other pair of tokens occurs twice in these files",
             file=sys.stderr,
         )
     result = {
@@ -160,7 +160,7 @@ def _shown(tokenizer: Any, number: int) -> str:
 
 
 def _texts(files: list[Path]) -> Iterator[str]:
-    """The files' texts, in pieces of about a megabyte that end with a line."""
+    """The texts of the files, in chunks of whole lines, each of about a megabyte."""
     for file in files:
         try:
             with file.open(encoding="utf-8") as stream:

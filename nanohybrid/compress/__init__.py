@@ -1,10 +1,11 @@
 """Compression: importance, pruning to a memory budget, distillation from the parent."""
 
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import Grid
-from nanohybrid.compress.stage import CompressRecipe, compress
+from nanohybrid.compress.stage import compress
 from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.estimate.budget import Budget
-from nanohybrid.prune.selection import Kept
+from nanohybrid.prune.selection import Selection
 from nanohybrid.prune.slicing import prune_checkpoint, prune_model, prune_state
 from nanohybrid.prune.stage import PruneRecipe
 from nanohybrid.prune.target import Target
@@ -14,8 +15,8 @@ __all__ = [
     "CompressRecipe",
     "DistillRecipe",
     "Grid",
-    "Kept",
     "PruneRecipe",
+    "Selection",
     "Target",
     "compress",
     "distill",

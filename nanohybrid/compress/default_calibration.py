@@ -26,7 +26,7 @@ def documents_for(model: Path, out: Path) -> Path:
         tokenizer=model,
         tasks=(),
         phases=phases,
-        near_duplicates=0,
+        near_duplicate_threshold=0,
         code_megabytes=MEGABYTES,
         prose_megabytes=MEGABYTES,
     )

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanohybrid.checkpoint import load_config
 from nanohybrid.compress.post_training import check_after
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import targets
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.estimate.budget import within
-from nanohybrid.evaluate.accuracy import check_problems
+from nanohybrid.evaluate.accuracy import check_can_answer
 from nanohybrid.export import GgufExport
 from nanohybrid.quantize.stage import QuantizeRecipe, quantize_stage
 from nanohybrid.stages import progress
-
-if TYPE_CHECKING:
-    from nanohybrid.compress.stage import CompressRecipe
 
 QUANTIZED = "quantized"
 SAME_CODES = {"int8": "q8_0", "int4": "q4_0"}  # whose values a GGUF takes over as they are
@@ -31,7 +29,7 @@ SAME_CODES = {"int8": "q8_0", "int4": "q4_0"}  # whose values a GGUF takes over 
 def check_ends(recipe: CompressRecipe, model: Path, pretraining: Path | None, device: str) -> None:
     """Raise, before any work, what would stop the later steps: InputError, or MissingExtra for a package that is not there."""
     if recipe.problems:
-        check_problems(recipe.tasks, model, device)
+        check_can_answer(recipe.tasks, model, device)
     if recipe.gguf is not None:
         with GgufExport(model, recipe.gguf):
             pass

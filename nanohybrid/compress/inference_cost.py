@@ -64,7 +64,7 @@ def untimed(path: Path, budget: Budget) -> dict[str, float]:
 def held_bytes(path: Path, budget: Budget) -> int:
     """Of the weights of a checkpoint as they would be loaded."""
     with CheckpointReader(path) as reader:
-        return reader.held_bytes(budget.kind)
+        return reader.weight_bytes(budget.kind)
 
 
 def state_bytes(config: HybridConfig, budget: Budget) -> int:

@@ -6,13 +6,13 @@ difference of a model of three such layers and one, in turns, so that what surro
 
 The table is a file in the user's cache: each time is written as it is measured, so a kill loses one, and the next run on this machine
 measures nothing. Its name is all that a time hangs on (`conditions`): the device and its threads, the kernels that run, this version of
-the project and of torch and the very text of `ops` and `model`, the dtype, context and batch, and what of a model no pruning changes.
+the project and of torch, the text of `ops`, `model` and `executors`, the dtype, context and batch, and
+what of a model no pruning changes.
 Where one of these is another there is another file, so an old table is measured again and not believed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -33,21 +33,15 @@ from nanohybrid.evaluate.throughput import decode_times
 from nanohybrid.executors.cpu.weights import prepare
 from nanohybrid.files import atomic_write
 from nanohybrid.model import HybridLM
+from nanohybrid.model.mixers import MIXERS
 from nanohybrid.model.quantized import quantize_model
 from nanohybrid.ops.numba import available
+from nanohybrid.prune.prunable import known_axes
 from nanohybrid.version import VERSION
 
 POINTS = 4  # shapes of each kind that are timed
 HEAD = "head"
 LITTLE = 64  # entries of a vocabulary whose head takes no time
-PRUNED = (
-    "pattern",
-    "hidden_size",
-    "intermediate_size",
-    "mamba_num_heads",
-    "mamba_head_dim",
-    "num_attention_heads",
-)  # what a grid changes
 Timer = Callable[[dict[str, HybridConfig]], dict[str, float]]
 
 
@@ -160,7 +154,7 @@ def decode_timer(budget: Budget, device: torch.device, rounds: int = 15) -> Time
 
 def layer_bytes(config: HybridConfig, kind: str) -> int:
     """Of the matrices of one layer, in bf16; a unit of size, whatever the dtype that is timed."""
-    return 2 * sum(rows * columns for rows, columns in matrices_of(config)[kind])
+    return 2 * sum(rows * columns for rows, columns in matrices_of(MIXERS[kind], config))
 
 
 def head_bytes(config: HybridConfig) -> int:
@@ -192,7 +186,8 @@ def conditions(budget: Budget, device: torch.device, model: HybridConfig) -> dic
     kernels = forced or (
         "packed" if device.type == "cpu" and available() else "fastest"
     )  # on a CPU `prepare` packs where numba is
-    fixed = {name: value for name, value in dataclasses.asdict(model).items() if name not in PRUNED}
+    pruned = {"pattern", *known_axes()}  # what a grid changes
+    fixed = {name: value for name, value in model.as_dict().items() if name not in pruned}
     return {
         "device": device_name(device),
         "kernels": kernels,
@@ -208,7 +203,9 @@ def conditions(budget: Budget, device: torch.device, model: HybridConfig) -> dic
 def code_hash() -> str:
     """A name for the text of what runs in a step, which changes more often than the version does."""
     digest, package = hashlib.sha256(), Path(__file__).parent.parent
-    for file in sorted(file for room in ("ops", "model") for file in (package / room).rglob("*.py")):
+    for file in sorted(
+        file for folder in ("ops", "model", "executors") for file in (package / folder).rglob("*.py")
+    ):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

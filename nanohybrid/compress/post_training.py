@@ -20,8 +20,7 @@ from nanohybrid.align import GrpoRecipe, MergeRecipe, SftRecipe, grpo, merge, sf
 from nanohybrid.data.corpus import Corpus
 from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.errors import ConfigError, InputError
-from nanohybrid.files import atomic_write
-from nanohybrid.prune.selection import FILE
+from nanohybrid.prune.selection import copy_mask
 from nanohybrid.stages.output import read_record
 from nanohybrid.text import ChatTemplate, Tokenizer
 
@@ -102,10 +101,7 @@ def align(
             distill(recipe.distill, last, teacher, data, folder, pretraining, device)
         elif recipe.merge is not None:
             merge(recipe.merge, before, last, folder)
-        if (student / FILE).is_file() and not (folder / FILE).exists():
-            atomic_write(
-                folder / FILE, (student / FILE).read_bytes()
-            )  # no stage changes what stayed, and a later one may ask
+        copy_mask(student, folder)  # no stage changes which entries these are, and a later one may ask
         before, last, made[name] = last, folder, folder
     return made
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from nanohybrid.compress.report_stages import through_the_stages
-from nanohybrid.compress.search import SHAPE, Candidate, Search
-from nanohybrid.config import ATTENTION, KINDS, MAMBA, MLP, HybridConfig
+from nanohybrid.compress.search import Candidate, Search
+from nanohybrid.config import HybridConfig
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.budget import QUANTIZED, Budget
 from nanohybrid.estimate.units import amount
+from nanohybrid.model.mixers import MIXERS
 from nanohybrid.prune.importance import Importance
-from nanohybrid.prune.importance_loss import Promise
-from nanohybrid.prune.target import Target, sizes_of
+from nanohybrid.prune.importance_loss import ImportanceLoss
+from nanohybrid.prune.prunable import known_axes, layers_with, prunable_axes, unit_of
+from nanohybrid.prune.target import Target
 from nanohybrid.stages import Report, plots
 from nanohybrid.stages.report import machine
 
@@ -139,36 +141,18 @@ def _sequences(budget: Budget) -> str:
     return f"{budget.batch:,} sequence{'s' * (budget.batch > 1)}"
 
 
-WHY = {
-    "num_hidden_layers": ("layers", "those without which the output changes least"),
-    "hidden_size": (
-        "embedding channels",
-        "those whose activations, and the weights that read them, are smallest; the same in every layer",
-    ),
-    "intermediate_size": ("neurons of each MLP", "those that fire least into weights that matter"),
-    "mamba_num_heads": ("heads of each Mamba-2 layer", "the weakest, as many in each group"),
-    "mamba_head_dim": ("channels of each Mamba-2 head", "the weakest, the same in every head"),
-    "num_attention_heads": (
-        "query heads of each attention layer",
-        "the weakest, as many for each key/value head",
-    ),
-}
-
-
-def _removed(report: Report, parent: HybridConfig, scores: Importance, chosen: Candidate) -> None:
+def _removed(report: Report, base: HybridConfig, scores: Importance, chosen: Candidate) -> None:
     """What went from each axis, and the share of its measured importance that went with it."""
-    promise, sizes = Promise(parent, scores), sizes_of(parent)
+    proxy, after = ImportanceLoss(base, scores), chosen.target
     report.section("What was removed, and why").text(
-        "Everything that could go was scored (next section). What scored least went, as much as the budget asked. Importance lost: the "
-        "share of the squared scores that went, of layers the share of their changes of the output."
+        "Everything that could go was scored (next section). The entries with the lowest scores went, as many as the budget asked. "
+        "Importance lost: the share of the squared scores that went, of layers the share of their changes of the output."
     )
     rows = []
-    for (axis, before), shape in zip(sizes.items(), SHAPE, strict=True):
-        after = getattr(chosen.config, shape)
-        if before != after:
-            lost = promise.lost(Target(**{axis: after}))
-            what, which = WHY[shape]
-            rows.append([what, before, after, f"{1 - after / before:.0%}", f"{lost:.1%}", which])
+    for what, which, size, target in _removals(base, after):
+        left = target.layers or next(iter(target.sizes.values()), 0)
+        if left != size:
+            rows.append([what, size, left, f"{1 - left / size:.0%}", f"{proxy.of(target):.1%}", which])
     if rows:
         report.table(["what", "parent", "result", "removed", "importance lost", "which went"], rows)
     else:
@@ -176,11 +160,24 @@ def _removed(report: Report, parent: HybridConfig, scores: Importance, chosen: C
     by_part = Footprint.of(chosen.config).parameters_by_part
     report.table(
         ["parameters of", "parent", "result"],
-        [[p, n, by_part.get(p, 0)] for p, n in Footprint.of(parent).parameters_by_part.items()],
+        [[p, n, by_part.get(p, 0)] for p, n in Footprint.of(base).parameters_by_part.items()],
     )
 
 
-def _importance(report: Report, parent: HybridConfig, scores: Importance) -> None:
+def _removals(base: HybridConfig, after: Target) -> Iterator[tuple[str, str, int, Target]]:
+    """What can be removed, which entries go, the size before, and the part of the target that says how many remain."""
+    count = base.num_hidden_layers
+    least = "those without which the output changes least"
+    yield "layers", least, count, Target(layers=after.layers or count)
+    for name, axis in prunable_axes(base.pattern).items():
+        _, groups = unit_of(base, name)
+        which = "those with the lowest scores"
+        which += f", as many in each group ({groups})" if groups else ""
+        which += ", the same in every layer" if axis.shared else ""
+        yield axis.label, which, getattr(base, name), Target(sizes={name: after.size_of(name, base)})
+
+
+def _importance(report: Report, base: HybridConfig, scores: Importance) -> None:
     facts = scores.facts
     times = ", times the norm of the weights that read it" if facts.get("outgoing") else ""
     report.section("What matters").text(
@@ -188,36 +185,26 @@ def _importance(report: Report, parent: HybridConfig, scores: Importance) -> Non
         f"summed squares over documents{times}. Measured on {facts['samples']:,} documents of {facts['tokens']:,} tokens together (their "
         f"hash: `{facts['calibration']}`). A curve that falls steeply has much to spare.{_stability(facts)}"
     )
-    curves, rest, some = _few({f"MLP {layer}": values for layer, values in scores.ffn.items()})
+    axes = prunable_axes(base.pattern)
+    shared = {axis.label: scores.of_shared(name) for name, axis in axes.items() if axis.shared}
     report.figure(
-        _sorted(
-            {"embedding": scores.embedding} | curves,
-            rest,
-            "embedding channels, and neurons of the MLP in layer ...",
-        ),
-        f"Scores from the highest to the lowest, as shares of the highest.{some}",
+        _sorted(shared, [], "axes with one ranking for all layers"),
+        "Scores from the highest to the lowest, as shares of the highest.",
     )
-    if scores.mamba:
-        channels = scores.mamba_channels()
-        heads, rest, some = _few(
-            {f"heads {layer}": scores.mamba_heads(layer, range(len(channels))) for layer in scores.mamba}
-        )
+    for name, axis in axes.items():
+        if axis.shared:
+            continue
+        table = {
+            f"layer {layer}": scores.of_layer(layer, name, {}) for layer in layers_with(base.pattern, name)
+        }
+        curves, rest, some = _few(table)
         report.figure(
-            _sorted(
-                {"channels": channels} | heads, rest, "channels of all Mamba-2 heads, and heads of layer ..."
-            ),
-            f"The same for Mamba-2: the channels of a head, over all heads and layers, and the heads of a layer.{some}",
-        )
-    if scores.attention:
-        table, rest, some = _few({f"layer {layer}": values for layer, values in scores.attention.items()})
-        report.figure(
-            _sorted(table, rest, "query heads of attention layers"),
-            f"The same for the query heads of an attention layer.{some}",
+            _sorted(curves, rest, axis.label), f"The same for the {axis.label} of each layer.{some}"
         )
     by_cosine = facts.get("layers_by") == "cosine"
     if len(scores.layers) and not by_cosine:
         report.figure(
-            plots.by_layer(parent.pattern, scores.layers.tolist(), "mean squared change of the logits"),
+            plots.by_layer(base.pattern, scores.layers.tolist(), "mean squared change of the logits"),
             "How much the logits, the model's scores for the next token, change when one layer alone is skipped. The order in which "
             f"layers would go: {', '.join(map(str, scores.order))}.",
         )
@@ -226,17 +213,17 @@ def _importance(report: Report, parent: HybridConfig, scores: Importance) -> Non
             f" The order in which they would go: {', '.join(map(str, scores.order))}." if by_cosine else ""
         )
         report.figure(
-            plots.by_layer(parent.pattern, scores.cosine.tolist(), "1 - cosine"),
+            plots.by_layer(base.pattern, scores.cosine.tolist(), "1 - cosine"),
             "How far each layer turns the hidden state, 0 where it leaves its direction alone: a second opinion, which costs one pass."
             f"{order}",
         )
     rows = [
         [
             index,
-            KINDS[kind],
+            MIXERS[kind].label,
             *(float(values[index]) if len(values) else "" for values in (scores.layers, scores.cosine)),
         ]
-        for index, kind in enumerate(parent.pattern)
+        for index, kind in enumerate(base.pattern)
     ]
     report.table(["layer", "kind", "change of the logits", "1 - cosine"], rows)
 
@@ -244,7 +231,10 @@ def _importance(report: Report, parent: HybridConfig, scores: Importance) -> Non
 def _stability(facts: Mapping[str, Any]) -> str:
     """How far the rankings on the even and on the odd documents agree, as a sentence."""
     rows = facts.get("stability") or {}
-    named = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in rows.items())
+    labels = {name: axis.label for name, axis in known_axes().items()}
+    named = ", ".join(
+        f"{labels.get(name, name.replace('_', ' '))} {value:.2f}" for name, value in rows.items()
+    )
     what = "Are these orders the model's, or the documents'? Rank correlation of the scores on every other document with those on the rest"
     return f" {what} (1: the same order): {named}." if rows else ""
 
@@ -284,13 +274,6 @@ def _falling(values: Tensor) -> list[tuple[float, float]]:
     return [(place / last, float(ordered[place] / ordered[0].clamp(min=1e-30))) for place in places]
 
 
-COLUMNS = {
-    "num_hidden_layers": ("layers", None), "hidden_size": ("hidden", None), "intermediate_size": ("FFN", MLP),
-    "mamba_num_heads": ("Mamba heads", MAMBA), "mamba_head_dim": ("head channels", MAMBA),
-    "num_attention_heads": ("query heads", ATTENTION),
-}  # fmt: skip
-
-
 def _candidates(report: Report, budget: Budget, found: Search) -> None:
     tried = [candidate for candidate in found.candidates if candidate.loss is not None]
     raced = [candidate for candidate in tried if candidate.healed is not None]
@@ -307,11 +290,11 @@ def _candidates(report: Report, budget: Budget, found: Search) -> None:
         "document, in nats (1 nat is 1.44 bits), right after the cut; lower is better. Agreement: how often its likeliest next token is "
         "the parent's. Tokens a second are an estimate, of all sequences together."
     )
-    kinds = set(found.chosen.config.pattern)
-    shown = {name: label for name, (label, kind) in COLUMNS.items() if kind is None or kind in kinds}
+    axes = prunable_axes(found.chosen.config.pattern)
     rows = [
         [
-            *(getattr(c.config, name) for name in shown),
+            c.config.num_hidden_layers,
+            *(getattr(c.config, name) for name in axes),
             c.parameters,
             amount(c.bytes["total"]),
             f"{c.tokens_per_second:,.0f}",
@@ -321,7 +304,8 @@ def _candidates(report: Report, budget: Budget, found: Search) -> None:
         + ([] if not raced else ["" if c.healed is None else c.healed])
         for c in tried[:ROWS]
     ]
-    names = [*shown.values(), "parameters", "memory", "tok/s, estimated", "loss, nats", "agreement"]
+    labels = [axis.label for axis in axes.values()]
+    names = ["layers", *labels, "parameters", "memory", "tok/s, estimated", "loss, nats", "agreement"]
     report.table([*names, *(["KL, learned"] if raced else [])], rows)
     unit, name = (GIB, "GiB") if tried[0].bytes["total"] >= GIB else (MIB, "MiB")
     places = [(c.bytes["total"] / unit, float(c.loss or 0.0)) for c in tried]

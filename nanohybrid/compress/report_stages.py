@@ -11,7 +11,7 @@ from nanohybrid.compress.post_training import FOLDER
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.estimate.units import amount
-from nanohybrid.evaluate.accuracy import share, show_answers
+from nanohybrid.evaluate.accuracy import add_accuracy, format_accuracy
 from nanohybrid.export.architecture import architecture
 from nanohybrid.stages import Report, plots
 
@@ -111,7 +111,8 @@ def _steps(report: Report, measured: Mapping[str, Any]) -> None:
     accuracy = measured.get("accuracy", {})
     report.section("Through the steps")
     rows = [
-        [name, loss, f"{measured['agreement'][name]:.1%}"] + ([share(accuracy[name])] if accuracy else [])
+        [name, loss, f"{measured['agreement'][name]:.1%}"]
+        + ([format_accuracy(accuracy[name])] if accuracy else [])
         for name, loss in measured["losses"].items()
     ]
     report.table(["", "loss, nats", "agrees with the parent", *(["right answers"] if accuracy else [])], rows)
@@ -124,7 +125,7 @@ def _steps(report: Report, measured: Mapping[str, Any]) -> None:
         )
     )
     if accuracy:
-        show_answers(report, accuracy)
+        add_accuracy(report, accuracy)
 
 
 def _to_use(report: Report, name: str, config: HybridConfig, measured: Mapping[str, Any]) -> None:

@@ -8,53 +8,72 @@ the same model, documents, grid and speeds give the same choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from math import lcm
+from typing import Any, ClassVar
 
 from nanohybrid.compress.candidate_quality import Judge, Quality
-from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
+from nanohybrid.config import HybridConfig
 from nanohybrid.errors import ConfigError
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.budget import Budget, within
 from nanohybrid.model import HybridLM
+from nanohybrid.model.mixers import PrunableAxis
 from nanohybrid.prune.importance import Importance
-from nanohybrid.prune.importance_loss import Promise
+from nanohybrid.prune.importance_loss import ImportanceLoss
 from nanohybrid.prune.layerwise import Stored
-from nanohybrid.prune.selection import Kept
+from nanohybrid.prune.prunable import known_axes, prunable_axes, unit_of
+from nanohybrid.prune.selection import Selection
 from nanohybrid.prune.slicing import prune_model
-from nanohybrid.prune.target import Target
+from nanohybrid.prune.target import Target, sizes_of
 
 Speed = Callable[[HybridConfig], float]
-SHAPE = (
-    "num_hidden_layers",
-    "hidden_size",
-    "intermediate_size",
-    "mamba_num_heads",
-    "mamba_head_dim",
-    "num_attention_heads",
-)
+WHOLE = (1.0,)
+FRACTIONS: Mapping[str, tuple[float, ...]] = {
+    "hidden_size": (1.0, 0.9375, 0.875, 0.8125, 0.75),
+    "intermediate_size": (1.0, 0.875, 0.75, 0.6875, 0.625, 0.5625, 0.5),
+    "mamba_head_dim": (1.0, 0.875, 0.75),
+    "mamba_num_heads": WHOLE,
+    "num_attention_heads": WHOLE,
+}
+"""What a grid tries of an axis that it does not name; one that is not here stays whole."""
+
+
+def shape_of(config: HybridConfig) -> dict[str, int]:
+    """What a search changes of a model: the number of layers, and the size of each prunable axis."""
+    return {"num_hidden_layers": config.num_hidden_layers, **sizes_of(config)}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is enumerated: layers to drop as numbers, every width as fractions of the parent's, rounded to a multiple that works."""
+    """The shapes that are enumerated: all combinations of numbers of layers and of fractions of each axis."""
 
     drop_layers: tuple[int, ...] = (0,)
-    hidden: tuple[float, ...] = (1.0, 0.9375, 0.875, 0.8125, 0.75)
-    ffn: tuple[float, ...] = (1.0, 0.875, 0.75, 0.6875, 0.625, 0.5625, 0.5)
-    mamba_heads: tuple[float, ...] = (1.0,)
-    mamba_channels: tuple[float, ...] = (1.0, 0.875, 0.75)
-    attention_heads: tuple[float, ...] = (1.0,)
+    """How many layers go."""
+    fractions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Axis -> fractions of the base model's size, as {"intermediate_size": [1.0, 0.5]}, rounded to a size that is possible.
+    An axis that is not named has the fractions of FRACTIONS, else it stays whole."""
     multiple: int = 8
-    """Hidden width, FFN width and channels of a head are multiples of this."""
+    """Sizes of the hidden size, the FFN width and the channels of a head are multiples of this."""
     tried: int = 16
-    """Shapes that are pruned and tried, the most promising first."""
+    """Shapes that are pruned and evaluated, those that lose least importance first."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "hidden": "fractions.hidden_size",
+        "ffn": "fractions.intermediate_size",
+        "mamba_heads": "fractions.mamba_num_heads",
+        "mamba_channels": "fractions.mamba_head_dim",
+        "attention_heads": "fractions.num_attention_heads",
+    }
 
     def __post_init__(self) -> None:
-        axes = {name: value for name, value in asdict(self).items() if isinstance(value, tuple)}
-        empty = [name for name, values in axes.items() if not values]
+        given = {name.replace("-", "_"): tuple(values) for name, values in self.fractions.items()}
+        axes = {**FRACTIONS, **given}
+        object.__setattr__(self, "fractions", axes)
+        named = {"drop_layers": self.drop_layers, **axes}
+        empty = [name for name, values in named.items() if not values]
         if empty or self.multiple < 1 or self.tried < 1:
             raise ConfigError(
                 f"grid: {', '.join(empty) or 'multiple and tried'}: give at least one value, and positive numbers"
@@ -63,11 +82,20 @@ class Grid:
             raise ConfigError(
                 f"grid: drop_layers is {list(self.drop_layers)}: give how many layers may go, each 0 or more"
             )
+        known = known_axes()
         for name, values in axes.items():
-            if name != "drop_layers" and not all(0 < share <= 1 for share in values):
+            if name not in known:
                 raise ConfigError(
-                    f"grid: {name} is {list(values)}: fractions of the parent's width are above 0 and at most 1"
+                    f"grid: fractions names {name!r}: the axes that can be pruned are {', '.join(known)}"
                 )
+            if not all(0 < fraction <= 1 for fraction in values):
+                raise ConfigError(
+                    f"grid: fractions of {name} are {list(values)}: give numbers above 0 and at most 1"
+                )
+
+    def of(self, axis: str) -> tuple[float, ...]:
+        """The fractions of an axis."""
+        return self.fractions.get(axis, WHOLE)
 
 
 @dataclass(frozen=True)
@@ -89,7 +117,7 @@ class Candidate:
     healed: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        shape = {name: getattr(self.config, name) for name in ("pattern", *SHAPE)}
+        shape = {"pattern": self.config.pattern, **shape_of(self.config)}
         names = ("parameters", "bytes", "tokens_per_second", "loss", "agreement", "healed")
         return {
             "config": shape,
@@ -114,17 +142,17 @@ def enumerate_shapes(
     config: HybridConfig, importance: Importance, grid: Grid, budget: Budget, speed: Speed | None = None
 ) -> Search:
     """Every shape of the grid that fits the budget, the most promising first. Raises InputError where none does."""
-    promise, rate = Promise(config, importance), speed or (lambda _: 0.0)
+    proxy, rate = ImportanceLoss(config, importance), speed or (lambda _: 0.0)
     found, rejected = within(
         budget, config, ((target, target.config(config, importance)) for target in targets(config, grid))
     )
     fitting = [
         Candidate(
-            target, shape, Footprint.of(shape).parameters, memory.as_dict(), promise.lost(target), rate(shape)
+            target, shape, Footprint.of(shape).parameters, memory.as_dict(), proxy.of(target), rate(shape)
         )
         for target, shape, memory in found
     ]
-    return Search(tuple(sorted(fitting, key=lambda c: (c.lost, sizes(c.target)))), rejected)
+    return Search(tuple(sorted(fitting, key=lambda c: (c.lost, numbers(c.target)))), rejected)
 
 
 def search(
@@ -153,17 +181,17 @@ def search(
     for candidate in tried:
         key = key_of(candidate)
         if key not in known:
-            known[key] = judge(cut(model, candidate.target.kept(model.config, importance)))
+            known[key] = judge(cut(model, candidate.target.select(model.config, importance)))
         ranked.append(replace(candidate, loss=known[key].loss, agreement=known[key].agreement))
         if advance is not None:
             advance(1)
-    ranked.sort(key=lambda c: (c.loss, -c.parameters, sizes(c.target)))
+    ranked.sort(key=lambda c: (c.loss, -c.parameters, numbers(c.target)))
     return Search((*ranked, *rest), found.rejected)
 
 
-def cut(model: HybridLM | Stored, kept: Kept) -> HybridLM | Stored:
+def cut(model: HybridLM | Stored, selection: Selection) -> HybridLM | Stored:
     """What remains of a model, in memory or as it is read."""
-    return prune_model(model, kept) if isinstance(model, HybridLM) else model.cut(kept)
+    return prune_model(model, selection) if isinstance(model, HybridLM) else model.cut(selection)
 
 
 def choose(found: Search, near: float) -> Search:
@@ -181,67 +209,47 @@ def choose(found: Search, near: float) -> Search:
 
 
 def key_of(candidate: Candidate) -> str:
-    """A name for a shape, in logs and of directories."""
-    return "-".join("x" if size < 0 else str(size) for size in sizes(candidate.target))
+    """A name for a shape, in logs and of directories: the number of layers and the sizes of its target."""
+    return "-".join(map(str, numbers(candidate.target)))
 
 
 def targets(config: HybridConfig, grid: Grid) -> Iterable[Target]:
-    """The grid's shapes for a model, each once; axes of mixers that the model lacks are left alone."""
-    kinds = set(config.pattern)
-    head_channels = (
-        widths(config.mamba_head_dim, grid.mamba_channels, grid.multiple) if MAMBA in kinds else [None]
-    )
-    axes: tuple[Sequence[int | None], ...] = (
-        [
-            config.num_hidden_layers - gone
-            for gone in grid.drop_layers
-            if 0 <= gone < config.num_hidden_layers
-        ],
-        widths(config.hidden_size, grid.hidden, grid.multiple),
-        widths(config.intermediate_size, grid.ffn, grid.multiple) if MLP in kinds else [None],
-        widths(config.mamba_num_heads, grid.mamba_heads, config.n_groups) if MAMBA in kinds else [None],
-        head_channels,
-        widths(config.num_attention_heads, grid.attention_heads, config.num_key_value_heads)
-        if ATTENTION in kinds
-        else [None],
-    )
-    for layers, hidden, ffn, heads, channels, queries in product(*axes):
-        yield Target(
-            layers=layers,
-            hidden_size=hidden,
-            intermediate_size=ffn,
-            mamba_heads=heads,
-            mamba_head_dim=channels,
-            attention_heads=queries,
-        )
+    """The grid's shapes for a model, each once; axes that the model does not have are left out."""
+    count = config.num_hidden_layers
+    layers = [count - gone for gone in grid.drop_layers if 0 <= gone < count]
+    axes = prunable_axes(config.pattern)
+    options = [
+        widths(getattr(config, name), grid.of(name), multiple_of(config, axis, grid))
+        for name, axis in axes.items()
+    ]
+    for left, *sizes in product(layers, *options):
+        yield Target(layers=left, sizes=dict(zip(axes, sizes, strict=True)))
 
 
-def widths(parent: int, shares: Iterable[float], multiple: int) -> list[int]:
-    """Fractions of a width as multiples, each once, the parent's own width as it is."""
+def multiple_of(config: HybridConfig, axis: PrunableAxis, grid: Grid) -> int:
+    """The number that the sizes tried of an axis are multiples of."""
+    unit, _ = unit_of(config, axis.axis)
+    return lcm(unit, grid.multiple) if axis.multiple else unit
+
+
+def widths(size: int, fractions: Iterable[float], multiple: int) -> list[int]:
+    """Fractions of a size as multiples, each once, the whole size unchanged."""
     found = [
-        parent if share == 1 else min(parent, max(multiple, round(parent * share / multiple) * multiple))
-        for share in shares
+        size if fraction == 1 else min(size, max(multiple, round(size * fraction / multiple) * multiple))
+        for fraction in fractions
     ]
     return list(dict.fromkeys(found))
 
 
-def sizes(target: Target) -> tuple[int, ...]:
-    """A shape as numbers, to compare and to name it by."""
-    values = (
-        target.layers,
-        target.hidden_size,
-        target.intermediate_size,
-        target.mamba_heads,
-        target.mamba_head_dim,
-        target.attention_heads,
-    )
-    return tuple(-1 if value is None else value for value in values)
+def numbers(target: Target) -> tuple[int, ...]:
+    """A target of `targets` as numbers, to compare it by: its layers, and the size of each axis."""
+    return (-1 if target.layers is None else target.layers, *target.sizes.values())
 
 
 def dominated(candidate: Candidate, others: Iterable[Candidate]) -> bool:
     """Whether another one that fits is at least as large on every axis."""
-    mine = sizes(candidate.target)
+    mine = numbers(candidate.target)
     return any(
-        mine != sizes(o.target) and all(a <= b for a, b in zip(mine, sizes(o.target), strict=True))
+        mine != numbers(o.target) and all(a <= b for a, b in zip(mine, numbers(o.target), strict=True))
         for o in others
     )

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from nanohybrid.compress.candidate_quality import Judge, Quality
 from nanohybrid.compress.latency_table import LatencyTable, decode_timer
+from nanohybrid.compress.recipe import ROOFLINE, CompressRecipe
 from nanohybrid.compress.search import Grid, Search, Speed, choose, enumerate_shapes, search, targets
 from nanohybrid.compress.successive_halving import Learn, race
 from nanohybrid.config import HybridConfig
@@ -27,10 +27,6 @@ from nanohybrid.prune.importance import Importance
 from nanohybrid.prune.layerwise import Stored
 from nanohybrid.stages import Stage, progress
 
-if TYPE_CHECKING:
-    from nanohybrid.compress.stage import CompressRecipe
-
-ROOFLINE, MEASURED = "roofline", "measured"
 LATENCY = "latency.json"
 
 

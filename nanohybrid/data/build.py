@@ -1,7 +1,6 @@
-"""Sources -> quality -> exact and near duplicates -> tokenizer -> token stores, as one stage.
+"""The stage `data`: sources -> quality filter -> deduplication -> decontamination -> tokenizer -> token stores.
 
-Natural text is held in memory while it is curated, since the tokenizer is trained on all of it; problems are generated and
-tokenized as a stream.
+Natural text stays in memory, because the tokenizer is trained on all of it; problems are generated and tokenized as a stream.
 """
 
 from collections import Counter
@@ -26,21 +25,26 @@ from nanohybrid.text.chat import ChatTemplate
 
 T = TypeVar("T")
 
-# What stands around every chat, without a problem in it. A small model whose chat tags are one or two tokens and not six thinks in
-# shorter sequences. Repeated, so that their pairs outnumber those of any text.
+# The frame of every chat, without a problem. If its tags are one or two tokens instead of six, the sequences of a small model are
+# shorter. Repeated, so that their byte pairs outnumber those of the text.
 CHAT_FRAME = ("System\n\n", "User\n", "Assistant\n", "<think>\n", "</think>\n\n", "<think></think>")
 FRAME_REPEATS = 5000
-BESIDE_TOKENIZER = ("chat_template.jinja", "tokenizer_config.json", "config.json", "generation_config.json")
-"""The files of `--tokenizer` that are read too: the chat template, and the ids that end a text."""
+TOKENIZER_ASSETS = ("chat_template.jinja", "tokenizer_config.json", "config.json", "generation_config.json")
+"""Files beside `tokenizer.json` that are read too: the chat template and the ids of special tokens."""
 
 
 def build(recipe: DataRecipe, out: Path) -> Path:
-    """Build the corpus of a recipe in the directory `out`, and return it."""
+    """Build the corpus of a recipe in the directory `out`, which is returned.
+
+    Raises ConfigError or InputError for sources, tasks or a tokenizer that cannot be used.
+    """
     sources = [(source, source.resolved()) for source in recipe.tasks]
-    inputs = {f"files.{index}": path for index, path in enumerate((*recipe.files, *recipe.evaluation))}
+    inputs = {
+        f"files.{index}": path for index, path in enumerate((*recipe.files, *recipe.decontaminate_against))
+    }
     if recipe.tokenizer is not None:
         inputs["tokenizer"] = recipe.tokenizer / "tokenizer.json"
-        beside = [recipe.tokenizer / name for name in BESIDE_TOKENIZER]
+        beside = [recipe.tokenizer / name for name in TOKENIZER_ASSETS]
         inputs |= {f"tokenizer.{path.name}": path for path in beside if path.is_file()}
     with open_stage(out, "data", recipe, inputs, recipe.seed) as stage:
         if not stage.complete:
@@ -50,7 +54,7 @@ def build(recipe: DataRecipe, out: Path) -> Path:
 
 @dataclass
 class Builder:
-    """One run of the stage: what it holds between its steps."""
+    """One run of the stage."""
 
     recipe: DataRecipe
     stage: Stage
@@ -58,17 +62,17 @@ class Builder:
 
     def run(self, sources: list[tuple[TaskSource, tuple[int, ...]]]) -> None:
         recipe, directory = self.recipe, self.stage.directory
-        prompts = [prompt for path in recipe.evaluation for prompt in files.texts(path)]
-        curator = Curator(recipe.quality, recipe.near_duplicates, Decontaminator(prompts))
-        # 1. natural text, curated
+        prompts = [prompt for path in recipe.decontaminate_against for prompt in files.texts(path)]
+        curator = Curator(recipe.quality, recipe.near_duplicate_threshold, Decontaminator(prompts))
+        # 1. filtered natural text
         texts = {name: list(documents) for name, documents in self.texts(curator).items()}
         mixture = recipe.mixture.among(
             [
-                *(name for name, kept in texts.items() if kept),
+                *(name for name, documents in texts.items() if documents),
                 *(problems.store_of(s.name) for s, _ in sources),
             ]
         )
-        # 2. the tokenizer, from natural text and what frames a chat: digits and signs of the problems then stay single tokens
+        # 2. the tokenizer, trained on natural text and chat frames only: digits and signs of the problems stay single tokens
         natural = (document.text for documents in texts.values() for document in documents)
         tokenizer = self.tokenizer(chain(natural, CHAT_FRAME * FRAME_REPEATS))
         tokenizer.save(directory)
@@ -78,14 +82,14 @@ class Builder:
             else ChatTemplate.from_directory(recipe.tokenizer)
         )
         template.save(directory)
-        # 3. the stores
+        # 3. the token stores
         total = sum(map(len, texts.values())) + sum(source.count for source, _ in sources)
         with progress("data", total, unit="doc") as bar:
             for name, documents in texts.items():
-                self.write_texts(name, counted(documents, bar), tokenizer)
+                self.write_texts(name, with_progress(documents, bar), tokenizer)
             for source, difficulties in sources:
                 self.write_problems(source, difficulties, tokenizer, curator, bar)
-        # 4. the account
+        # 4. statistics and report
         write_mixture(directory, mixture)
         measures = describe(self.stats, curator.counts, tokenizer)
         self.stage.measure(**measures)
@@ -93,13 +97,15 @@ class Builder:
         write_report(directory, measures, mixture, self.stats)
 
     def texts(self, curator: Curator) -> dict[str, Iterator[Document]]:
-        """Every source of natural text, curated, up to its size."""
+        """Each source of natural text, filtered, up to its size."""
         recipe = self.recipe
-        own = (document for path in recipe.files for document in files.files(path, recipe.section_characters))
+        user_files = (
+            document for path in recipe.files for document in files.files(path, recipe.section_characters)
+        )
         sources: dict[str, tuple[Iterable[Document], float]] = {
             "prose": (python_install.prose(recipe.seed, recipe.section_characters), recipe.prose_megabytes),
             "code": (python_install.code(recipe.seed, recipe.section_characters), recipe.code_megabytes),
-            "files": (own, recipe.files_megabytes),
+            "files": (user_files, recipe.files_megabytes),
         }
         return {
             name: up_to(curator.texts(documents), megabytes)
@@ -107,18 +113,20 @@ class Builder:
         }
 
     def tokenizer(self, texts: Iterable[str]) -> Tokenizer:
+        """The given tokenizer, or one trained on `texts`. Raises ConfigError where they are too few for the vocabulary."""
         if self.recipe.tokenizer is not None:
             return Tokenizer.from_directory(self.recipe.tokenizer)
         tokenizer = train_bpe(texts, self.recipe.vocab_size)
         if tokenizer.vocab_size < self.recipe.vocab_size:
             raise ConfigError(
-                f"vocab_size {self.recipe.vocab_size}: the text only gave {tokenizer.vocab_size} ids; add megabytes of text or take that"
+                f"vocab_size is {self.recipe.vocab_size}, but the text yields only {tokenizer.vocab_size} ids; add text or lower vocab_size"
             )
         return tokenizer
 
     def write_texts(self, name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> None:
-        """Natural text, of which every so many documents are held out."""
-        every = round(1 / self.recipe.validation) if self.recipe.validation else 0
+        """Write natural text; every n-th document is held out."""
+        fraction = self.recipe.validation_fraction
+        every = round(1 / fraction) if fraction else 0
         parts: dict[bool, list[Document]] = {False: [], True: []}
         for number, document in enumerate(documents, 1):
             parts[every > 0 and number % every == 0].append(document)
@@ -134,10 +142,10 @@ class Builder:
         curator: Curator,
         bar: Progress,
     ) -> None:
-        """Problems of the training split, and some of the test split to measure the loss on."""
+        """Write problems of the training split, and some of the test split for the validation loss."""
         name = problems.store_of(source.name)
         seed = self.recipe.seed
-        drawn = counted(problems.problems(source.name, difficulties, source.count, seed), bar)
+        drawn = with_progress(problems.problems(source.name, difficulties, source.count, seed), bar)
         answers: Counter[str] = Counter()
 
         def documents() -> Iterator[Document]:
@@ -147,7 +155,7 @@ class Builder:
 
         stats = self.write(name, tokenizer, curator.problems(documents()))
         stats.majority = answers.most_common(1)[0][1] / answers.total()
-        if held_out := round(source.count * self.recipe.validation):
+        if held_out := round(source.count * self.recipe.validation_fraction):
             unseen = map(
                 problems.document, problems.problems(source.name, difficulties, held_out, seed, "test")
             )
@@ -158,12 +166,12 @@ class Builder:
         stats = self.stats[name] = StoreStats(name)
         store = TokenStore.from_documents(encode(tokenizer, stats.watch(documents)))
         store.write(store_path(self.stage.directory, name))
-        stats.tokens, stats.learned = store.token_count, int(store.loss.sum())
+        stats.tokens, stats.learned = store.token_count, int(store.loss_mask.sum())
         return stats
 
 
-def counted(items: Iterable[T], bar: Progress) -> Iterator[T]:
-    """The items, each told to the progress bar."""
+def with_progress(items: Iterable[T], bar: Progress) -> Iterator[T]:
+    """Yield the items unchanged and advance the progress bar."""
     for item in items:
         bar.advance()
         yield item

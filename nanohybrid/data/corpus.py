@@ -1,4 +1,4 @@
-"""A built corpus on disk: the stores, the mixture over them, and a loader for a run."""
+"""A built corpus on disk: token stores, the mixture over them, and a loader."""
 
 import dataclasses
 import json
@@ -16,9 +16,9 @@ MIXTURE, VALIDATION = "mixture.json", "validation-"
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token stores by name, what to read of them when, and the documents held out of them (`validation-NAME` on disk).
+    """Training stores and held-out stores by name, and the mixture of the training stores.
 
-    The directory also holds tokenizer.json and chat_template.jinja.
+    On disk a held-out store is `validation-NAME.safetensors`. The directory also has tokenizer.json and chat_template.jinja.
     """
 
     directory: Path
@@ -28,7 +28,7 @@ class Corpus:
 
     @classmethod
     def read(cls, directory: Path | str) -> "Corpus":
-        """Open what `nanohybrid data` wrote; the stores are mapped, not loaded."""
+        """Open the output of `nanohybrid data`; stores are memory-mapped. Raises InputError where it is not a corpus."""
         directory = Path(directory)
         try:
             phases = json.loads((directory / MIXTURE).read_text())
@@ -47,7 +47,7 @@ class Corpus:
         return cls(directory, training, held_out, mixture.among(training))
 
     def loader(self, *, batch_tokens: int, sequence_length: int, seed: int, total_steps: int) -> Loader:
-        """Batches for a run of `total_steps`."""
+        """The loader of a run of `total_steps`."""
         return Loader(self.stores, self.mixture, batch_tokens, sequence_length, seed, total_steps)
 
 
@@ -57,7 +57,7 @@ def store_path(directory: Path, name: str) -> Path:
 
 
 def write_mixture(directory: Path, mixture: Mixture) -> None:
-    """Write the phases beside the stores."""
+    """Write the phases as mixture.json."""
     atomic_write(
         directory / MIXTURE,
         json.dumps([dataclasses.asdict(phase) for phase in mixture.phases], indent=1) + "\n",

@@ -1,4 +1,4 @@
-"""What a corpus turned out to be: numbers for machines, a page for people."""
+"""Statistics of a corpus: stats.json and report.html."""
 
 import json
 from collections import Counter
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanohybrid.data.corpus import VALIDATION
+from nanohybrid.data.curate.curator import PASSED
 from nanohybrid.data.documents import Document
 from nanohybrid.data.mixture import Mixture
 from nanohybrid.files import atomic_write
@@ -19,7 +20,7 @@ STATS = "stats.json"
 
 @dataclass
 class StoreStats:
-    """What went into one store. majority: how often its commonest answer is right (problems only)."""
+    """Statistics of one store. majority: accuracy of always giving the most common answer (problems only)."""
 
     name: str
     documents: int = 0
@@ -30,10 +31,10 @@ class StoreStats:
     example: str = ""
 
     def watch(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """The documents, counted as they pass."""
+        """Yield the documents unchanged and count them."""
         for document in documents:
             self.documents += 1
-            self.characters += sum(len(piece.text) for piece in document.pieces)
+            self.characters += sum(len(span.text) for span in document.spans)
             self.example = self.example or document.text
             yield document
 
@@ -41,7 +42,7 @@ class StoreStats:
 def describe(
     stats: Mapping[str, StoreStats], counts: Mapping[str, Counter[str]], tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """Everything counted; the totals are those of training, without what is held out."""
+    """All counts, by store; the totals leave out held-out stores."""
     stores: dict[str, dict[str, Any]] = {
         name: {
             "documents": store.documents,
@@ -49,7 +50,7 @@ def describe(
             "tokens": store.tokens,
             "learned_tokens": store.learned,
             "dropped": {
-                reason: count for reason, count in sorted(counts.get(name, {}).items()) if reason != "kept"
+                reason: count for reason, count in sorted(counts.get(name, {}).items()) if reason != PASSED
             },
             **({} if store.majority is None else {"majority_rate": round(store.majority, 4)}),
         }
@@ -66,16 +67,16 @@ def describe(
 def write_report(
     directory: Path, measures: Mapping[str, Any], mixture: Mixture, stats: Mapping[str, StoreStats]
 ) -> None:
-    """stats.json and report.html."""
+    """Write stats.json and report.html."""
     atomic_write(directory / STATS, json.dumps(measures, indent=1) + "\n")
     stores = measures["stores"]
     report = Report("nanohybrid data")
     report.text(
-        f"{measures['documents']:,} documents, {measures['tokens']:,} tokens of a vocabulary of {measures['vocab_size']:,}, of which "
-        f"{measures['learned_tokens']:,} are learned (the questions of problems are only read)."
+        f"{measures['documents']:,} documents, {measures['tokens']:,} tokens of a vocabulary of {measures['vocab_size']:,}. "
+        f"{measures['learned_tokens']:,} tokens have a loss; the questions of problems have none."
     )
     report.section("Stores").table(
-        ["store", "documents", "tokens", "learned", "characters a token", "commonest answer"],
+        ["store", "documents", "tokens", "tokens with loss", "characters per token", "most common answer"],
         [
             [
                 name,
@@ -88,7 +89,7 @@ def write_report(
             for name, store in stores.items()
         ],
     )
-    report.section("Dropped").table(
+    report.section("Dropped documents").table(
         ["store", "reason", "documents"],
         [
             [name, reason, count]
@@ -97,12 +98,12 @@ def write_report(
         ],
     )
     names = mixture.names
-    report.section("Mixture").text("Shares of tokens in each phase of a run.")
+    report.section("Mixture").text("Shares of tokens in each phase of training.")
     report.table(
-        ["until", *names],
+        ["until (fraction of the run)", *names],
         [[phase.until, *(f"{phase.shares.get(name, 0):.1%}" for name in names)] for phase in mixture.phases],
     )
-    report.section("A document of each")
+    report.section("One document of each store")
     for name, store in stats.items():
         if not name.startswith(VALIDATION):
             report.text(f"**{name}**").code(store.example[:1000])
@@ -110,6 +111,6 @@ def write_report(
 
 
 def read_stats(directory: Path) -> dict[str, Any]:
-    """What `describe` counted, from a built corpus."""
+    """The statistics of a built corpus (`describe`)."""
     stats: dict[str, Any] = json.loads((directory / STATS).read_text())
     return stats

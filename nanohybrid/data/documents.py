@@ -1,38 +1,39 @@
-"""A document: pieces of text, each of which is either learned or only read.
+"""A document: spans of text, each with or without a loss.
 
-The question of a task is read, its trace and answer are learned. That matters more than anything else for a small model: with a
-loss on the questions, which no one can predict, the same model in the same time stayed at a quarter of the accuracy.
+The question of a problem has no loss, its reasoning trace and answer have one. For a small model this matters more than anything
+else: with a loss on the questions, which cannot be predicted, the same model reached a quarter of the accuracy in the same time.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
-class Piece(NamedTuple):
-    """A run of text; `loss` says whether its tokens are targets."""
+class TextSpan(NamedTuple):
+    """A span of text; `loss` says whether its tokens are targets."""
 
     text: str
     loss: bool = True
 
 
 class Document(NamedTuple):
-    """Pieces that follow each other, and the name of the store that they are for."""
+    """Consecutive spans of text, and the name of the token store that they belong to."""
 
     store: str
-    pieces: tuple[Piece, ...]
+    spans: tuple[TextSpan, ...]
 
     @property
     def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+        """The whole text."""
+        return "".join(span.text for span in self.spans)
 
 
 def plain(store: str, text: str) -> Document:
-    """A document that is learned from its first token to its last."""
-    return Document(store, (Piece(text),))
+    """A document that has a loss on all of its tokens."""
+    return Document(store, (TextSpan(text),))
 
 
 def sections(store: str, text: str, limit: int) -> Iterator[Document]:
-    """A long text as documents of about `limit` characters, cut at empty lines where there are any, else at line ends."""
+    """Split a long text into documents of about `limit` characters, at empty lines if possible, else at line ends."""
     part: list[str] = []
     size = 0
     for line in text.splitlines(keepends=True):
@@ -46,7 +47,7 @@ def sections(store: str, text: str, limit: int) -> Iterator[Document]:
 
 
 def up_to(documents: Iterable[Document], megabytes: float) -> Iterator[Document]:
-    """The first documents, until they hold `megabytes` of characters."""
+    """The first documents, until they have `megabytes` million characters or more."""
     left = megabytes * 1e6
     for document in documents:
         if left <= 0:

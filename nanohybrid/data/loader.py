@@ -1,10 +1,10 @@
-"""Batches as a pure function of (seed, step): to resume is to ask for the next step.
+"""Batches as a pure function of (seed, step); a resumed run asks for its next step.
 
-Each store is an endless stream of pieces, in a new order every epoch. The mixture says how many tokens of the stream the steps
-before k and before k + 1 take; batch k holds the pieces that begin between the two. So nothing is carried from step to step,
-every piece of an epoch is in exactly one batch, and a batch misses its size and its weights by less than a document a store.
+Each store is an endless stream of sequences, in a new order in every epoch. The mixture gives the number of tokens of each stream
+before step k and before step k + 1; batch k has the sequences that start between the two. The loader has no state, each sequence
+of an epoch is in exactly one batch, and for each store a batch misses its share by less than one sequence.
 
-T tokens of the ragged batch.
+T tokens of the packed batch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,29 +18,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanohybrid.data.mixture import Mixture
-from nanohybrid.data.packing import IGNORED, cut, read
-from nanohybrid.data.store import TokensAndLoss, TokenStore
+from nanohybrid.data.packing import IGNORED, index_sequences, read_sequence
+from nanohybrid.data.store import TokensAndLossMask, TokenStore
 from nanohybrid.errors import ConfigError
 from nanohybrid.ops.layout import Layout
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents end to end. targets_T holds the token that follows, or -100 where nothing is to be learned."""
+    """Sequences laid end to end.
+
+    tokens_T   int64 ids
+    targets_T  int64: the next token of the document, or -100 where there is no loss
+    layout     lengths and positions of the sequences
+    """
 
     tokens_T: Tensor
     targets_T: Tensor
     layout: Layout
 
     @classmethod
-    def of(cls, documents: Iterable[TokensAndLoss]) -> "Batch":
-        """A batch of whole documents, given as pairs of tokens and loss flags."""
+    def of(cls, documents: Iterable[TokensAndLossMask]) -> "Batch":
+        """A batch of whole documents, given as (tokens, loss mask)."""
         store = TokenStore.from_documents(documents)
-        pieces = cut(store, max(store.token_count, 1))
+        index = index_sequences(store, max(store.token_count, 1))
         return _pack(
             [
-                read(store, *map(int, piece))
-                for piece in zip(pieces.starts, pieces.lengths, pieces.document_ends, strict=True)
+                read_sequence(store, *map(int, place))
+                for place in zip(index.starts, index.lengths, index.document_ends, strict=True)
             ]
         )
 
@@ -54,12 +59,16 @@ class Batch:
 
     @property
     def target_count(self) -> int:
-        """Tokens that are learned."""
+        """Number of tokens that are targets."""
         return int((self.targets_T != IGNORED).sum())
 
 
 class Loader:
-    """Mixes stores into batches of about `batch_tokens` tokens, in sequences of at most `sequence_length`."""
+    """Mixes stores into batches of about `batch_tokens` tokens, in sequences of at most `sequence_length` tokens.
+
+    Raises ConfigError for sizes that are not positive, a mixture that does not fit the stores, an empty store, and batches so small
+    that some would be empty.
+    """
 
     def __init__(
         self,
@@ -87,26 +96,26 @@ class Loader:
         self._refuse_empty_batches()
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0; the last phase goes on where `step` is past the end."""
+        """The batch of a step, counted from 0. Steps beyond `total_steps` continue the last phase."""
         begin = self.mixture.tokens_before(step, self.total_steps, self.batch_tokens)
         end = self.mixture.tokens_before(step + 1, self.total_steps, self.batch_tokens)
         return _pack(
             [
-                piece
+                sequence
                 for name, stream in self.streams.items()
-                for piece in stream.between(_whole(begin[name]), _whole(end[name]))
+                for sequence in stream.between(_whole_tokens(begin[name]), _whole_tokens(end[name]))
             ]
         )
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How often each store has been read before `step`."""
+        """Epochs of each store before `step`: the number of times that it has been read, with fractions."""
         tokens = self.mixture.tokens_before(step, self.total_steps, self.batch_tokens)
         return {name: tokens[name] / stream.total for name, stream in self.streams.items()}
 
     def _refuse_empty_batches(self) -> None:
         for phase in self.mixture.phases:
             name, share = max(phase.shares.items(), key=lambda item: item[1])
-            longest = int(self.streams[name].pieces.lengths.max())
+            longest = int(self.streams[name].index.lengths.max())
             if share * self.batch_tokens < longest:
                 raise ConfigError(
                     f"batch_tokens {self.batch_tokens} leaves {name} {share * self.batch_tokens:.0f} tokens a batch, less than its longest "
@@ -115,51 +124,51 @@ class Loader:
 
 
 class _Stream:
-    """The pieces of one store, epoch after epoch, as a line of tokens that can be cut anywhere."""
+    """The sequences of one store, epoch after epoch, addressed by their first token."""
 
     def __init__(self, name: str, store: TokenStore, sequence_length: int, seed: int) -> None:
         self.store = store
-        self.pieces = cut(store, sequence_length)
-        self.total = int(self.pieces.lengths.sum())
+        self.index = index_sequences(store, sequence_length)
+        self.total = int(self.index.lengths.sum())
         if self.total == 0:
             raise ConfigError(f"the store {name} is empty; leave it out of the mixture")
         self.entropy = [seed, int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")]
         self.order = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The pieces in the order of an epoch, and where each begins in it."""
-        order = np.random.default_rng([*self.entropy, epoch]).permutation(len(self.pieces))
-        lengths = self.pieces.lengths[order]
+        """The order of the sequences in an epoch, and the first token of each in it."""
+        order = np.random.default_rng([*self.entropy, epoch]).permutation(len(self.index))
+        lengths = self.index.lengths[order]
         return order, np.cumsum(lengths) - lengths
 
     def between(self, begin: int, end: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """The pieces that begin at `begin` or after it and before `end`."""
+        """Tokens and targets of the sequences that start in [begin, end)."""
         found = []
         for epoch in range(begin // self.total, -(-end // self.total)):
             order, begins = self.order(epoch)
             first, last = np.searchsorted(begins, (begin - epoch * self.total, end - epoch * self.total))
-            for piece in order[first:last]:
+            for number in order[first:last]:
                 place = (
-                    self.pieces.starts[piece],
-                    self.pieces.lengths[piece],
-                    self.pieces.document_ends[piece],
+                    self.index.starts[number],
+                    self.index.lengths[number],
+                    self.index.document_ends[number],
                 )
-                found.append(read(self.store, *map(int, place)))
+                found.append(read_sequence(self.store, *map(int, place)))
         return found
 
 
-def _whole(tokens: float) -> int:
-    """Whole tokens; a sum of shares that missed a whole number by rounding counts as that number."""
+def _whole_tokens(tokens: float) -> int:
+    """Whole tokens. A sum of shares that is below a whole number by a rounding error counts as that number."""
     return int(tokens + 1e-6)
 
 
-def _pack(pieces: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Batch:
-    """Pieces of (tokens, targets) laid end to end."""
+def _pack(sequences: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Batch:
+    """Sequences of (tokens, targets) laid end to end."""
     empty = np.zeros(0, dtype=np.int64)
-    tokens = np.concatenate([tokens for tokens, _ in pieces] or [empty])
-    targets = np.concatenate([targets for _, targets in pieces] or [empty])
+    tokens = np.concatenate([tokens for tokens, _ in sequences] or [empty])
+    targets = np.concatenate([targets for _, targets in sequences] or [empty])
     return Batch(
         torch.from_numpy(tokens),
         torch.from_numpy(targets),
-        Layout.packed([len(tokens) for tokens, _ in pieces]),
+        Layout.packed([len(tokens) for tokens, _ in sequences]),
     )

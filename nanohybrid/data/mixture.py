@@ -1,6 +1,6 @@
-"""What a model reads when: phases of a run, each with weights by tokens, as in the paper (switches at 60 % and 90 %).
+"""The data mixture: phases of a run, each with weights of the stores by tokens (paper, section 2: switches at 60 % and 90 %).
 
-Plain Python: a mixture says how many tokens of each store the first k steps hold, and nothing else decides what a batch is.
+The mixture gives the number of tokens of each store in the first k steps; the loader derives the batches from it.
 """
 
 import math
@@ -13,43 +13,43 @@ from nanohybrid.errors import ConfigError
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the run."""
+    """A phase of the run."""
 
     until: float
-    """The fraction of the run at which it ends."""
+    """Fraction of the run at which the phase ends."""
     weights: dict[str, float] = field(default_factory=dict)
-    """The share of tokens from each store (or group of stores), in any unit."""
+    """Weight of each store, or group of stores, in tokens; only their ratios matter."""
 
     def __post_init__(self) -> None:
         if not 0 < self.until <= 1:
             raise ConfigError(
-                f"a phase lasts until a fraction of the run above 0 and at most 1, not {self.until}"
+                f"until is {self.until}; a phase ends at a fraction of the run above 0 and at most 1"
             )
         for name, weight in self.weights.items():
             if not (weight >= 0 and math.isfinite(weight)):
                 raise ConfigError(f"the weight of {name} is {weight}; give a number of 0 or more")
         if not sum(self.weights.values()) > 0:
             raise ConfigError(
-                f"the phase until {self.until} has no weight above 0; give it something to read"
+                f"the phase until {self.until} has no weight above 0; give it at least one store"
             )
 
     @property
     def shares(self) -> dict[str, float]:
-        """The weights, summing to one; stores without weight are left out."""
+        """The weights, normalized to a sum of 1; stores of weight 0 are left out."""
         total = sum(self.weights.values())
         return {name: weight / total for name, weight in self.weights.items() if weight > 0}
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Phases one after another, the last of which ends at 1."""
+    """Consecutive phases; the last one ends at 1. Raises ConfigError for others."""
 
     phases: tuple[Phase, ...]
 
     def __post_init__(self) -> None:
         ends = [phase.until for phase in self.phases]
         if not ends or ends[-1] != 1 or any(a >= b for a, b in pairwise(ends)):
-            raise ConfigError(f"phases must end one after another and the last at 1.0; these end at {ends}")
+            raise ConfigError(f"phases end at {ends}; their ends must rise, and the last must be 1.0")
 
     @classmethod
     def of(cls, phases: Iterable[tuple[float, Mapping[str, float]]]) -> "Mixture":
@@ -58,15 +58,18 @@ class Mixture:
 
     @property
     def names(self) -> list[str]:
-        """Every store that some phase reads, in the order in which they are named."""
+        """All stores of all phases, in order of their first use."""
         return list(dict.fromkeys(name for phase in self.phases for name in phase.shares))
 
     def among(self, stores: Collection[str]) -> "Mixture":
-        """The same mixture over `stores`: a group's weight (`tasks`) is shared equally by its members (`tasks-sums`, ...)."""
+        """The mixture over `stores`: the weight of a group (`tasks`) is divided equally among its members (`tasks-sums`, ...).
+
+        Raises ConfigError for a name that is neither a store nor a group.
+        """
         return Mixture(tuple(Phase(phase.until, _spread(phase.weights, stores)) for phase in self.phases))
 
     def tokens_before(self, step: int, total_steps: int, batch_tokens: int) -> dict[str, float]:
-        """How many tokens of each store the steps before `step` hold."""
+        """Number of tokens of each store in the steps before `step`, with fractions."""
         tokens = dict.fromkeys(self.names, 0.0)
         begin = 0
         for phase in self.phases:

@@ -1,7 +1,8 @@
-"""What a corpus is made of, as one value."""
+"""The recipe of a corpus: sources, tokenizer, filters and mixture."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from nanohybrid import tasks
 from nanohybrid.data.curate import QualityLimits
@@ -16,9 +17,9 @@ class TaskSource:
     name: str
     """The task."""
     count: int = 24_000
-    """How many are drawn; those that were drawn before are dropped."""
+    """Number of problems to draw; duplicates are dropped."""
     difficulties: tuple[int, ...] = ()
-    """Which ones, in turn; empty for all that the task has."""
+    """Difficulties, in turn; empty for all of the task."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -27,7 +28,7 @@ class TaskSource:
             )
 
     def resolved(self) -> tuple[int, ...]:
-        """The difficulties; ConfigError where the task has no such one."""
+        """The difficulties. Raises ConfigError for one that the task does not have."""
         offered = tasks.get(self.name).difficulties
         wrong = [difficulty for difficulty in self.difficulties if difficulty not in offered]
         if wrong:
@@ -39,7 +40,7 @@ class TaskSource:
 
 DEFAULT_TASKS = tuple(TaskSource(name) for name in tasks.DEFAULT_MIX)
 
-# Diversity first, quality last, with the paper's switches: natural text gives way to worked traces.
+# Diverse text first, high quality last, with the paper's switch points (section 2): reasoning traces replace natural text.
 DEFAULT_PHASES = (
     Phase(0.6, {"code": 0.15, "prose": 0.15, "tasks": 0.7}),
     Phase(0.9, {"code": 0.05, "prose": 0.1, "tasks": 0.85}),
@@ -49,44 +50,53 @@ DEFAULT_PHASES = (
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """A corpus."""
+    """The corpus."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "near_duplicates": "near_duplicate_threshold",
+        "validation": "validation_fraction",
+        "evaluation": "decontaminate_against",
+    }
 
     seed: int = 0
-    """Decides the order of the sources and every generated problem."""
+    """Seed of the order of the sources and of the generated problems."""
     vocab_size: int = 512
-    """Ids of the tokenizer that is trained on the natural text."""
+    """Vocabulary size of the tokenizer, which is trained on the natural text."""
     tokenizer: Path | None = None
-    """A directory with a tokenizer.json to use instead."""
+    """A directory with a tokenizer.json, to use instead of training one."""
     code_megabytes: float = 1.5
-    """Standard library sources to keep, after filtering."""
+    """Million characters of the standard library's sources, after filtering."""
     prose_megabytes: float = 1.5
-    """Docstrings and documentation to keep, after filtering."""
+    """Million characters of docstrings and documentation, after filtering."""
     files: tuple[Path, ...] = ()
-    """Directories (or files) of .txt, .md, .py and .jsonl documents of one's own."""
+    """Your own documents: directories or files of .txt, .md, .py and .jsonl."""
     files_megabytes: float = 100.0
-    """How much of them to keep, after filtering."""
+    """Million characters of `files`, after filtering."""
     tasks: tuple[TaskSource, ...] = DEFAULT_TASKS
-    """Generated problems with worked traces."""
+    """Generated problems with reasoning traces."""
     section_characters: int = 3000
-    """About where long texts are cut into documents."""
+    """Long texts are split into documents of about this many characters."""
     quality: QualityLimits = field(default_factory=QualityLimits)
-    """Limits of the quality filter."""
-    near_duplicates: float = 0.8
-    """Similarity from which two texts count as one; 0 switches this filter (extra `data`) off."""
-    validation: float = 0.02
-    """Share of the documents to hold out for the loss on unseen text; of problems, this many more, from their test split."""
-    evaluation: tuple[Path, ...] = ()
-    """Files of prompts, as in `files`, that no document may hold."""
+    near_duplicate_threshold: float = 0.8
+    """Jaccard similarity from which texts count as duplicates (extra `data`); 0 turns this filter off."""
+    validation_fraction: float = 0.02
+    """Share of the documents held out for the validation loss; of problems, this share is added from the test split."""
+    decontaminate_against: tuple[Path, ...] = ()
+    """Files of evaluation prompts, as in `files`; documents that contain one are dropped."""
     phases: tuple[Phase, ...] = DEFAULT_PHASES
-    """What is read when, by stores (code, prose, files, tasks-NAME) or groups of them (tasks)."""
+    """Phases of the mixture, by stores (code, prose, files, tasks-NAME) or groups of them (tasks)."""
 
     def __post_init__(self) -> None:
         if min(self.code_megabytes, self.prose_megabytes, self.files_megabytes) < 0:
-            raise ConfigError("megabytes of text cannot be negative; give 0 to leave a source out")
-        if not 0 <= self.near_duplicates <= 1:
-            raise ConfigError(f"near_duplicates is a similarity between 0 and 1, not {self.near_duplicates}")
-        if not 0 <= self.validation <= 0.5:
-            raise ConfigError(f"validation is a share between 0 and 0.5, not {self.validation}")
+            raise ConfigError("megabytes of text must not be negative; 0 leaves a source out")
+        if not 0 <= self.near_duplicate_threshold <= 1:
+            raise ConfigError(
+                f"near_duplicate_threshold is {self.near_duplicate_threshold}; it must be between 0 and 1"
+            )
+        if not 0 <= self.validation_fraction <= 0.5:
+            raise ConfigError(
+                f"validation_fraction is {self.validation_fraction}; it must be between 0 and 0.5"
+            )
         if self.section_characters < 1:
             raise ConfigError(
                 f"section_characters is {self.section_characters}; documents need at least one character"
@@ -94,7 +104,7 @@ class DataRecipe:
         names = [source.name for source in self.tasks]
         if len(set(names)) < len(names):
             raise ConfigError("a task is named twice; give one entry with all its difficulties")
-        Mixture(self.phases)  # which refuses phases that do not follow each other
+        Mixture(self.phases)  # raises for phases that are not consecutive
 
     @property
     def mixture(self) -> Mixture:

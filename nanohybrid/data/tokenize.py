@@ -1,4 +1,4 @@
-"""Documents to tokens and loss flags: BOS, the pieces, EOS."""
+"""Documents to tokens and loss masks: BOS, the spans, EOS."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -10,22 +10,22 @@ DOCUMENTS_AT_ONCE = 4096
 
 
 def encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Iterator[tuple[list[int], list[int]]]:
-    """Each document as (tokens, loss).
+    """Each document as (tokens, loss mask), two lists of one length.
 
-    Pieces are encoded by themselves, so that no token spans the border between what is read and what is learned; special tokens in
-    a text are plain characters. EOS is learned, BOS is not.
+    Each span is encoded alone, so no token crosses the border between text with and without a loss. Special tokens in the text are
+    encoded as plain characters. EOS has a loss, BOS has none.
     """
     stream = iter(documents)
     while several := list(islice(stream, DOCUMENTS_AT_ONCE)):
         ids = iter(
             tokenizer.encode_batch(
-                [piece.text for document in several for piece in document.pieces], parse_special=False
+                [span.text for document in several for span in document.spans], parse_special=False
             )
         )
         for document in several:
-            tokens, loss = [tokenizer.bos_id], [0]
-            for piece in document.pieces:
+            tokens, loss_mask = [tokenizer.bos_id], [0]
+            for span in document.spans:
                 part = next(ids)
                 tokens += part
-                loss += [int(piece.loss)] * len(part)
-            yield [*tokens, tokenizer.eos_id], [*loss, 1]
+                loss_mask += [int(span.loss)] * len(part)
+            yield [*tokens, tokenizer.eos_id], [*loss_mask, 1]

@@ -6,8 +6,8 @@
     cosine   1 - cos(s, t)
 
 s is what leaves a layer of the student, t the channels that the student kept of what leaves the same layer of the teacher. Which layer and
-which channels these are stands in the `kept.json` that pruning wrote, so the projection between two widths is a choice of channels: it
-has nothing to learn, and a student that was not cut is at distance 0.
+which channels these are stands in the `pruning_mask.json` that pruning wrote, so the projection between two
+widths is a choice of channels: it has nothing to learn, and a student that was not cut is at distance 0.
 
 T tokens · E embedding, of the student.
 """
@@ -27,7 +27,7 @@ from nanohybrid.distill.teacher import Offloaded, Teacher
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.model import HybridLM
 from nanohybrid.prune.layerwise import Loaded, Parts
-from nanohybrid.prune.selection import FILE, Kept
+from nanohybrid.prune.selection import FILE, Selection, file_in
 
 MSE, COSINE = "mse", "cosine"
 
@@ -65,8 +65,8 @@ class Between:
         """For two checkpoints; None where the recipe wants no such loss. InputError where it cannot be known what is what."""
         if not recipe.weight:
             return None
-        kept = kept_of(student, teacher)
-        place = {theirs: mine for mine, theirs in enumerate(kept.layers)}
+        selection = selection_of(student, teacher)
+        place = {theirs: mine for mine, theirs in enumerate(selection.layers)}
         count = load_config(teacher).num_hidden_layers
         for layer in recipe.layers:
             if layer not in place:
@@ -75,14 +75,16 @@ class Between:
                     if 0 <= layer < count
                     else f"the teacher has layers 0 to {count - 1}"
                 )
-                nearest = min(kept.layers, key=lambda other: abs(other - layer))
+                nearest = min(selection.layers, key=lambda other: abs(other - layer))
                 raise InputError(f"between.layers names {layer}: {why}; nearest {nearest}")
-        return cls(recipe, {layer: place[layer] for layer in recipe.layers or kept.layers}, kept.hidden)
+        return cls(
+            recipe, {layer: place[layer] for layer in recipe.layers or selection.layers}, selection.hidden
+        )
 
     def run(self, student: HybridLM, teacher: Teacher, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Both models' final hidden states, and [T]: the mean distance over the layers. Only the student's has a gradient."""
         with torch.no_grad():
-            parts = teacher.parts if isinstance(teacher, Offloaded) else Loaded(teacher)  # type: ignore[arg-type]
+            parts = teacher.parts if isinstance(teacher, Offloaded) else Loaded(teacher)
             teacher_TE, theirs = forward(parts, batch, self.place)
         student_TE, mine = forward(Loaded(student), batch, self.place.values())
         channels_E = torch.tensor(self.hidden, device=teacher_TE.device)
@@ -102,25 +104,26 @@ class Between:
         )
 
 
-def kept_of(student: Path, teacher: Path) -> Kept:
-    """What of the teacher the student is. InputError where that is not known, or is not of these two."""
+def selection_of(student: Path, teacher: Path) -> Selection:
+    """What of the teacher the student has. Raises InputError where that is not known, or is not of these two."""
     mine, theirs = load_config(student), load_config(teacher)
-    if not (student / FILE).is_file():
+    file = file_in(student)
+    if file is None:
         if mine != theirs:
             raise InputError(
                 f"{student}: holds no {FILE} to say which of {teacher}'s channels it has; without between.weight it can learn"
             )
-        return Kept.everything(theirs)
-    kept = Kept.read(student)
+        return Selection.everything(theirs)
+    selection = Selection.read(file)
     try:
-        same = kept.config(theirs) == mine
+        same = selection.config(theirs) == mine
     except InputError:
         same = False
     if not same:
         raise InputError(
-            f"{student / FILE} is not about {teacher}: name the model that it was pruned from as the teacher"
+            f"{file} is not about {teacher}: name the model that it was pruned from as the teacher"
         )
-    return kept
+    return selection
 
 
 def forward(parts: Parts, batch: Batch, wanted: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:

@@ -28,7 +28,7 @@ from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.model import HybridLM
 from nanohybrid.ops.losses import chunked_forward_kl, summed_forward_kl, summed_top_k_kl
 from nanohybrid.prune.calibration import VALIDATION, store_paths
-from nanohybrid.prune.selection import FILE
+from nanohybrid.prune.selection import copy_mask
 from nanohybrid.stages import Stage, open_stage, progress
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig, fit, training_state
 
@@ -132,8 +132,7 @@ def distill(
         learn(recipe, stage, network, teacher, loader, measured_batches(recipe, data, loader), between)
         stage.measure(final_loss=stage.series("distill")[-1]["loss"], epochs=loader.last.epochs(recipe.steps))
         save(network, stage.directory, assets=student)
-        if (student / FILE).is_file():
-            shutil.copyfile(student / FILE, stage.directory / FILE)  # it is still what it says of its parent
+        copy_mask(student, stage.directory)  # which entries of the base model these are has not changed
         training_state.remove(stage.directory)
         shutil.rmtree(stage.directory / ANSWERS, ignore_errors=True)
     return out

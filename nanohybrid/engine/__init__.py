@@ -1,8 +1,9 @@
-"""The inference engine: pools, scheduler, runner, sampler, thinking budgets."""
+"""The inference engine: scheduler, block manager, prefix cache, sampler, thinking budget, grammars."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nanohybrid.engine.config import EngineConfig
     from nanohybrid.engine.engine import Engine
     from nanohybrid.engine.llm import LLM
     from nanohybrid.engine.params import Completion, SamplingParams, StructuredOutputs
@@ -10,11 +11,12 @@ if TYPE_CHECKING:
 _HOME = {
     "LLM": "llm",
     "Engine": "engine",
+    "EngineConfig": "config",
     "Completion": "params",
     "SamplingParams": "params",
     "StructuredOutputs": "params",
 }
-__all__ = ["LLM", "Completion", "Engine", "SamplingParams", "StructuredOutputs"]
+__all__ = ["LLM", "Completion", "Engine", "EngineConfig", "SamplingParams", "StructuredOutputs"]
 
 
 def __getattr__(name: str) -> Any:  # lazily: the policy files and the command line's --help need no torch

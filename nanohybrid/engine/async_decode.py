@@ -1,8 +1,9 @@
-"""Decode steps on graphs, the next one begun before the host knows the last one's tokens.
+"""Asynchronous decoding with CUDA graphs: a step begins before the host knows the tokens of the last one.
 
-A step's tokens stay on the device and are the next step's input, so the host's work (texts, stops, scheduling) is done while the
-device computes. Only the logits are computed ahead: they are sampled when the host has caught up, so penalties, grammars and forced
-tokens apply as ever. Sequences that ended or were cancelled meanwhile were computed once in vain; others may have joined.
+The sampled tokens stay on the device and are the input of the next step, so the host's work (text, stop
+strings, scheduling) overlaps with the device's. Only logits are computed ahead. They are sampled when the
+host has caught up, so penalties, grammars and forced tokens apply as usual. A sequence that ended or was
+cancelled in the meantime was computed once in vain; others may have joined.
 
 S sequences · V vocabulary.
 """
@@ -14,66 +15,72 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nanohybrid.engine.sampler import Drawn, sent
+from nanohybrid.engine.sampler import SampleFuture, to_device
 from nanohybrid.engine.scheduler import Work
 from nanohybrid.executors.cuda_graphs import GraphExecutor
 from nanohybrid.model import Layout
 
 
-class _Begun(NamedTuple):
-    """A step under way: the ids of its requests, and its logits."""
+class _Prefetched(NamedTuple):
+    """A step that was begun early: the ids of its requests, and its logits."""
 
     ids: list[int]
     logits_SV: Tensor
 
 
-class AheadDecoder:
-    """One token of each of many requests at a time.
+class AsyncDecoder:
+    """Computes one token of each of many requests at a time.
 
-    `look_ahead` says whether steps may be begun early: not where a request may be put aside or its tokens taken back, since its
-    state must then stand where the host believes it to stand.
+    `prefetch_enabled`: whether steps may begin early. They may not where a request may be preempted or its
+        draft rolled back, since its state must then be where the host believes it to be.
     """
 
     def __init__(self, graphs: GraphExecutor) -> None:
-        self.graphs, self.look_ahead = graphs, False
-        self._begun: _Begun | None = None
+        self.graphs, self.prefetch_enabled = graphs, False
+        self._prefetched: _Prefetched | None = None
 
     def reset(self) -> None:
-        """Forget the step that was begun."""
-        self._begun = None
+        """Discard the step that was begun early."""
+        self._prefetched = None
 
     @staticmethod
-    def takes(work: Work) -> bool:
-        """Whether this is one token that the request wrote itself."""
+    def supports(work: Work) -> bool:
+        """Whether this is a single token of an answer, without a draft."""
         return work.length == 1 and bool(work.request.tokens) and not work.request.draft
 
     def logits(self, work: list[Work]) -> Tensor:
-        """Logits [S, V] after this work, all of which it takes: from the step that was begun, where that has them."""
-        begun, self._begun = self._begun, None
+        """Logits [S, V] after this work, from the step begun early where it has them.
+
+        All of the work must be supported.
+        """
+        prefetched, self._prefetched = self._prefetched, None
         ids = [request.id for request, _, _ in work]
-        if begun is not None and begun.ids == ids:
-            return begun.logits_SV
+        if prefetched is not None and prefetched.ids == ids:
+            return prefetched.logits_SV
         parts: list[Tensor] = []
         row: dict[int, int] = {}
-        if begun is not None and not set(begun.ids).isdisjoint(ids):
-            parts.append(begun.logits_SV.clone())  # the next replay may overwrite it
-            row = {id_: place for place, id_ in enumerate(begun.ids)}
+        if prefetched is not None and not set(prefetched.ids).isdisjoint(ids):
+            parts.append(prefetched.logits_SV.clone())  # the next replay may overwrite it
+            row = {id_: index for index, id_ in enumerate(prefetched.ids)}
         left = [item for item in work if item.request.id not in row]
         if left:
-            row |= {item.request.id: len(row) + place for place, item in enumerate(left)}
+            row |= {item.request.id: len(row) + index for index, item in enumerate(left)}
             tokens = [request.tokens[start - len(request.prompt)] for request, start, _ in left]
             parts.append(self.graphs.logits(tokens, self._layout(left)))
-        return torch.cat(parts)[sent([row[id_] for id_ in ids], parts[0].device)]
+        return torch.cat(parts)[to_device([row[id_] for id_ in ids], parts[0].device)]
 
-    def begin_next(self, work: list[Work], drawn: Drawn) -> None:
-        """Begin the step that follows `work`, whose tokens were drawn in its order, where all of it decodes and has pages left."""
+    def prefetch_next(self, work: list[Work], future: SampleFuture) -> None:
+        """Begin the step that follows `work`, with the tokens that were sampled for it.
+
+        Does nothing unless every request of it decodes and has a page for the next token.
+        """
         size = self.graphs.cache.page_size
-        if not self.look_ahead or not all(map(self.takes, work)):
+        if not self.prefetch_enabled or not all(map(self.supports, work)):
             return
         if all(request.pages and start + 1 < len(request.pages.ids) * size for request, start, _ in work):
             following = [Work(request, start + 1, 1) for request, start, _ in work]
-            logits_SV = self.graphs.logits(drawn.token_S, self._layout(following))
-            self._begun = _Begun([request.id for request, _, _ in work], logits_SV)
+            logits_SV = self.graphs.logits(future.token_S, self._layout(following))
+            self._prefetched = _Prefetched([request.id for request, _, _ in work], logits_SV)
 
     def _layout(self, work: list[Work]) -> Layout:
         return Layout.with_cache(

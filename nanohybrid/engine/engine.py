@@ -1,30 +1,31 @@
 """The engine: requests in, tokens out. A step is schedule, run, postprocess.
 
-    engine = Engine(model, tokenizer)
+    engine = Engine(model, tokenizer, max_num_seqs=8)
     completions = engine.generate(prompts, SamplingParams(max_tokens=64))
 
-Beneath `generate` and `stream` lie `add`, `step` and `cancel`, from which a server makes its own loop.
+`generate` and `stream` are loops over `add`, `step` and `cancel`, from which a server makes its own.
 """
 
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
 from nanohybrid.engine.block_manager import PagePool, SlotPool
-from nanohybrid.engine.oom_retry import compute
-from nanohybrid.engine.parallel_sampling import choice_seed, fork, leave
+from nanohybrid.engine.config import EngineConfig
+from nanohybrid.engine.parallel_sampling import choice_seed, detach, fork
 from nanohybrid.engine.params import Completion, GenerationError, SamplingParams
-from nanohybrid.engine.prefix_cache import PrefixCache, begin
-from nanohybrid.engine.prompt_lookup import Drafter
+from nanohybrid.engine.prefix_cache import PrefixCache, restore_prefix
+from nanohybrid.engine.prompt_lookup import PromptLookupProposer
 from nanohybrid.engine.request import Request
 from nanohybrid.engine.runner import Runner
 from nanohybrid.engine.sampler import Sampled
 from nanohybrid.engine.scheduler import Scheduler, Work
 from nanohybrid.engine.scoring import PromptScores
+from nanohybrid.engine.step import Watchdog, run_step
 from nanohybrid.engine.structured_output import Grammar, GrammarCompiler
-from nanohybrid.engine.watchdog import Watchdog
 from nanohybrid.errors import InputError, NanohybridError
 from nanohybrid.model import HybridLM
 from nanohybrid.model.spec import KV_DTYPES, STATE_DTYPES, known
@@ -33,79 +34,62 @@ from nanohybrid.text import Tokenizer
 
 
 class Engine:
-    """One model, one tokenizer, the memory of `max_running` sequences of at most `max_context` tokens each.
+    """One model, one tokenizer, and the memory that `config` asks for, which is taken once.
 
-    `pages` saves memory: so many KV pages of 128 tokens instead of enough for all at full length. A request then waits until
-    all that it can ever need are free; with `overcommit` it begins with what its prompt needs, and where pages run out the
-    youngest is put aside in host memory and later goes on exactly as if it had not been. `cache_bytes` of host memory keep
-    checkpoints of prompts (prefix.py), one every `checkpoint_every` tokens and where a request asks for one; 0 keeps none.
-    `deterministic` computes each request by itself, so that what else runs changes not a bit of it; checkpoints are then at
-    multiples of 128 only. It costs what batching gains.
-    `speculate` drafts up to so many tokens a step for each that decodes, from its own text (draft.py), and says the same sooner.
-    `state_dtype` fp16 keeps recurrent states in half the memory, rounded stochastically; `kv_dtype` fp8 keys and values.
-    `token_budget` bounds the tokens of a step, and so its transient memory and how long a prompt delays the others.
-    `step_seconds` is how long a step may take before `watchdog` calls it stalled; `debug` checks who holds what (hygiene.py).
+    `options` are fields of EngineConfig by name, instead of or on top of `config`. Raises InputError for an
+    option that does not exist or cannot be used.
     """
 
     def __init__(
-        self,
-        model: HybridLM,
-        tokenizer: Tokenizer,
-        max_running: int = 64,
-        max_context: int = 4096,
-        token_budget: int = 2048,
-        pages: int | None = None,
-        overcommit: bool = False,
-        cache_bytes: int = 0,
-        checkpoint_every: int = 1024,
-        deterministic: bool = False,
-        speculate: int = 0,
-        state_dtype: str = "fp32",
-        kv_dtype: str = "auto",
-        step_seconds: float = float("inf"),
-        debug: bool | None = None,
+        self, model: HybridLM, tokenizer: Tokenizer, config: EngineConfig | None = None, **options: Any
     ) -> None:
-        if speculate and deterministic:
-            raise InputError(
-                "speculate computes several tokens of a request at once, which rounds differently; deterministic forbids it"
-            )
+        config = EngineConfig.of(config, options)
         refusing = [mixer.label for mixer in model.config.mixers if not mixer.takes_drafts(model.config)]
-        if speculate and refusing:
+        if config.num_speculative_tokens and refusing:
             raise InputError(
-                f"speculative decoding cannot roll back {refusing[0]} layers: turn it off for this model"
+                f"speculative decoding cannot roll back {refusing[0]} layers: set num_speculative_tokens to 0"
             )
-        pages = max_running * -(-max_context // PAGE) if pages is None else pages
-        self.model, self.tokenizer = model, tokenizer
+        max_model_len = config.longest(model.config.max_position_embeddings)
+        pages = config.num_kv_pages
+        pages = config.max_num_seqs * -(-max_model_len // PAGE) if pages is None else pages
+        debug = config.debug
+        debug = os.environ.get("NANOHYBRID_DEBUG", "") not in ("", "0") if debug is None else debug
+        self.model, self.tokenizer, self.config = model, tokenizer, config
         self.scheduler = Scheduler(
-            SlotPool(max_running),
+            SlotPool(config.max_num_seqs),
             PagePool(pages),
             page_size=PAGE,
-            max_context=max_context,
-            token_budget=token_budget,
-            overcommit=overcommit,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            overcommit=config.overcommit,
         )
-        self.cache = PrefixCache(cache_bytes, checkpoint_every) if cache_bytes else None
-        if self.cache is not None:
-            self.scheduler.on_admit = partial(begin, self.cache)
-        debug = os.environ.get("NANOHYBRID_DEBUG", "") not in ("", "0") if debug is None else debug
-        self.scheduler.tell_freed = debug
-        self.watchdog = Watchdog(step_seconds)
+        self.scheduler.report_freed = debug
+        self.prefix_cache: PrefixCache | None = None
+        if config.prefix_cache_bytes:
+            self.prefix_cache = PrefixCache(config.prefix_cache_bytes, config.prefix_cache_interval)
+            self.scheduler.on_admit = partial(restore_prefix, self.prefix_cache)
+        self.watchdog = Watchdog(config.step_timeout)
         self.runner = Runner(
             model,
-            slots=max_running,
+            slots=config.max_num_seqs,
             pages=pages,
             page_size=PAGE,
-            deterministic=deterministic,
-            state_dtype=STATE_DTYPES[known(state_dtype, STATE_DTYPES, "state_dtype")],
-            kv_dtype=KV_DTYPES[known(kv_dtype, KV_DTYPES, "kv_dtype")],
+            deterministic=config.deterministic,
+            state_dtype=STATE_DTYPES[
+                known(config.mamba_ssm_cache_dtype, STATE_DTYPES, "mamba_ssm_cache_dtype")
+            ],
+            kv_dtype=KV_DTYPES[known(config.kv_cache_dtype, KV_DTYPES, "kv_cache_dtype")],
             debug=debug,
-            context=max_context,
+            context=max_model_len,
         )
+        speculate = config.num_speculative_tokens
         if self.runner.decoder is not None:
-            self.runner.decoder.look_ahead = not (overcommit or deterministic or speculate)
-        self.drafter = Drafter(speculate) if speculate else None
-        if self.drafter is not None:
-            self.scheduler.propose = self.drafter.propose
+            self.runner.decoder.prefetch_enabled = not (
+                config.overcommit or config.deterministic or speculate
+            )
+        self.proposer = PromptLookupProposer(speculate) if speculate else None
+        if self.proposer is not None:
+            self.scheduler.propose = self.proposer.propose
         self._eos = tokenizer.stop_ids | {model.config.eos_token_id}
         self._next_id = 0
 
@@ -116,31 +100,34 @@ class Engine:
         tokenizer: Tokenizer,
         prompts: Sequence[Sequence[int]],
         max_tokens: int,
-        max_running: int = 64,
+        config: EngineConfig | None = None,
         n: int = 1,
         **options: Any,
     ) -> "Engine":
-        """An engine with no more memory than this job needs, and no more context than the model was made for; further options as
-        given."""
-        longest = max((len(prompt) for prompt in prompts), default=1)
-        context = min(longest + max_tokens, model.config.max_position_embeddings)
-        return cls(
-            model,
-            tokenizer,
-            max_running=max(1, min(max_running, n * len(prompts))),
-            max_context=context,
-            **options,
+        """An engine with no more slots and no longer sequences than this job needs and `config` allows.
+
+        prompts: ids. max_tokens: of the longest answer. n: answers of each prompt. Sequences are no longer
+            than the model was made
+        for: `add` raises InputError for a prompt that would be.
+        """
+        config = EngineConfig.of(config, options)
+        longest = max((len(prompt) for prompt in prompts), default=1) + max_tokens
+        if config.max_model_len is not None:
+            longest = min(longest, config.max_model_len)
+        job = replace(
+            config,
+            max_num_seqs=max(1, min(config.max_num_seqs, n * len(prompts))),
+            max_model_len=min(longest, model.config.max_position_embeddings),
         )
+        return cls(model, tokenizer, job)
 
     def step(self) -> list[Request]:
-        """Advance every running request; returns those that took a token (some are `finished` now)."""
+        """Advance every running request. Returns those that got a token; some may be finished now."""
         with self.watchdog:
             if not (work := self._schedule()):
                 return []
-            work, (ready, sampled) = compute(work, self.scheduler, self.runner, self._schedule)
+            work, (ready, sampled) = run_step(work, self.scheduler, self.runner, self._schedule)
             self._postprocess(work, ready, sampled)
-            if self.drafter is not None:
-                self._verify([request for request in ready if request.draft], self.drafter)
             return ready
 
     def add(
@@ -148,33 +135,38 @@ class Engine:
         prompt: Sequence[int],
         params: SamplingParams,
         stream: bool = False,
-        checkpoint_at: Sequence[int] = (),
+        cache_breakpoints: Sequence[int] = (),
         salt: str = "",
         grammar: Grammar | None = None,
     ) -> Request:
-        """Queue a prompt of ids. Raises InputError where it is longer than the engine's context, or has ids that are none.
+        """Queue one completion of a prompt of ids.
 
-        `grammar`: that of `params.structured_outputs` from `compile_grammar`, where compiling it here would delay a step too long.
+        stream: detokenize as tokens are written (`Request.take_text`). cache_breakpoints: after how many of
+            its tokens another prompt is likely to differ (the end of system message and tools; just before
+            the `<think>` of the generation prompt); the prefix cache saves its state there. salt: only
+            prompts of the same salt share cached states. grammar: that of `params.structured_outputs`, from
+            `compile_grammar`; compiled here where it is None.
 
-        `checkpoint_at`: after how many of its tokens another prompt is likely to differ (the end of system and tools; just
-        before the `<think>` of the generation prompt). `salt`: only prompts of the same salt share what was computed.
+        Raises InputError where the prompt and its answer are longer than `max_model_len`, where an id is out
+        of range, and where the structured outputs cannot be compiled.
         """
         if params.n != 1:
             raise ValueError("a request is one completion: add_choices makes params.n of them")
-        return self.add_choices(prompt, params, stream, checkpoint_at, salt, grammar)[0]
+        return self.add_choices(prompt, params, stream, cache_breakpoints, salt, grammar)[0]
 
     def add_choices(
         self,
         prompt: Sequence[int],
         params: SamplingParams,
         stream: bool = False,
-        checkpoint_at: Sequence[int] = (),
+        cache_breakpoints: Sequence[int] = (),
         salt: str = "",
         grammar: Grammar | None = None,
     ) -> list[Request]:
-        """Queue `params.n` completions of one prompt, which is computed once. Each is a request of its own.
+        """Queue `params.n` completions of a prompt, which is computed once; each is a request of its own.
 
-        The first has the seed itself; the others draw as separate requests with `choice_seed(seed, index)` would.
+        The first has the seed of `params`; the others sample as separate requests with `choice_seed(seed,
+        index)` would. The arguments and errors are those of `add`.
         """
         vocabulary = self.model.config.vocab_size
         if prompt and not 0 <= min(prompt) <= max(prompt) < vocabulary:
@@ -184,38 +176,38 @@ class Engine:
             )
         seed = secrets.randbits(64) if params.seed is None else params.seed
         if self.runner.deterministic:
-            checkpoint_at = [place // PAGE * PAGE for place in checkpoint_at]
-        stop_ids = frozenset() if params.ignore_eos else self._eos
-        scores = (
-            None if params.prompt_logprobs is None else PromptScores(list(prompt), params.prompt_logprobs)
-        )
+            cache_breakpoints = [position // PAGE * PAGE for position in cache_breakpoints]
+        alternatives = params.prompt_logprobs
+        scores = None if alternatives is None else PromptScores(list(prompt), alternatives)
         grammar = self.compile_grammar(params) if grammar is None else grammar
-        family = [
+        group = [
             Request(
-                self._next_id + i,
+                self._next_id + index,
                 list(prompt),
                 params,
                 self.tokenizer,
-                seed=choice_seed(seed, i),
-                stop_ids=stop_ids,
+                seed=choice_seed(seed, index),
+                stop_ids=frozenset() if params.ignore_eos else self._eos,
                 stream=stream,
-                checkpoint_at=tuple(checkpoint_at),
+                cache_breakpoints=tuple(cache_breakpoints),
                 salt=salt,
                 scores=scores,
                 grammar=grammar,
             )
-            for i in range(params.n)
+            for index in range(params.n)
         ]
-        self.scheduler.add(family[0])
+        self.scheduler.add(group[0])
         self._next_id += params.n
         if params.n > 1:
-            for request in family:
-                request.family = family
-            return list(family)
-        return family
+            for request in group:
+                request.group = group
+            return list(group)
+        return group
 
     def compile_grammar(self, params: SamplingParams) -> Grammar | None:
-        """The compiled grammar of `params.structured_outputs`; None where there are none. May be called from any thread.
+        """The compiled grammar of `params.structured_outputs`; None where there are none.
+
+        May be called from any thread.
 
         Raises InputError where it cannot be compiled, MissingExtraError where llguidance is not installed.
         """
@@ -223,23 +215,31 @@ class Engine:
         return None if wanted is None else self._grammar_compiler.compile(wanted)
 
     def cancel(self, request: Request) -> None:
-        """Stop a request, wherever it is; its slot and pages are free at once. A finished one is left as it is."""
+        """Stop a request, whether it waits or runs; its slot and pages are free at once.
+
+        A finished one is left as it is.
+        """
         if not request.finished:
             request.cancelled = True
-            if request.family is None:
+            if request.group is None:
                 self.scheduler.remove(request)
             else:
-                leave(request, request.family, self.scheduler)
+                detach(request, request.group, self.scheduler)
 
     def reset(self) -> None:
-        """Cancel every request and free all slots and pages, after a step that raised; what the prefix cache holds stays."""
-        self.runner.reset([page for request in self.scheduler.clear() for page in request])
+        """Cancel every request and free all slots and pages, after a step that raised.
+
+        The prefix cache is kept.
+        """
+        self.runner.reset([page for pages in self.scheduler.clear() for page in pages])
 
     def check(self, prompt: Sequence[int]) -> None:
-        """Generate up to two tokens after a prompt of ids, to see that the engine works. Raises whatever a step raises, and
-        NanohybridError where the model's logits are not numbers."""
-        prompt = prompt[: max(1, self.scheduler.max_context - 2)]
-        params = SamplingParams(max_tokens=max(1, min(2, self.scheduler.max_context - len(prompt))))
+        """Generate up to two tokens after a prompt of ids, to see that the engine works.
+
+        Raises what a step raises, and NanohybridError where the logits are not finite.
+        """
+        prompt = prompt[: max(1, self.scheduler.max_model_len - 2)]
+        params = SamplingParams(max_tokens=max(1, min(2, self.scheduler.max_model_len - len(prompt))))
         request = self.add(prompt, params, salt="nanohybrid.check")
         while not request.finished:
             self.step()
@@ -247,6 +247,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
+        """Whether any request runs or waits."""
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def generate(
@@ -255,9 +256,11 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams],
         progress: Callable[[int], object] | None = None,
     ) -> list[Completion]:
-        """Complete all prompts, in their order, `n` completions each. `progress` is told how many more are finished.
+        """Complete prompts of ids: `n` completions of each, in the order of the prompts.
 
-        One `params` serves every prompt, its seed too: equal prompts then get equal texts; give a list for different ones.
+        params: one for all prompts, its seed included (equal prompts then get equal texts), or one for each.
+        progress: is called with how many more completions are finished. Raises NanohybridError where a
+            request fails.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
@@ -276,7 +279,7 @@ class Engine:
         return [completed(request) for request in requests]
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[str]:
-        """Yield the text piece by piece; closing the iterator cancels the request."""
+        """Yield the text of one completion as it is written; closing the iterator cancels the request."""
         request = self.add(prompt, params, stream=True)
         try:
             while not request.finished:
@@ -290,82 +293,90 @@ class Engine:
     @cached_property
     def _grammar_compiler(self) -> GrammarCompiler:
         vocab_size = self.model.config.vocab_size
-        return GrammarCompiler(
-            self.tokenizer, vocab_size, frozenset(token for token in self._eos if token < vocab_size)
-        )
+        stop_ids = frozenset(token for token in self._eos if token < vocab_size)
+        return GrammarCompiler(self.tokenizer, vocab_size, stop_ids)
 
     def _schedule(self) -> list[Work]:
         work = self.scheduler.schedule()
-        if self.scheduler.moves:
-            self.runner.move(self.scheduler.moves)
-            self.scheduler.moves.clear()
+        if self.scheduler.swaps:
+            self.runner.swap(self.scheduler.swaps)
+            self.scheduler.swaps.clear()
         return work
 
     def _postprocess(self, work: list[Work], ready: list[Request], sampled: Sampled) -> None:
+        """Record what was computed, save snapshots, give each request its token, and verify the drafts."""
         for request, start, length in work:
-            request.computed = start + length - len(request.draft)
-        if self.cache is not None:
+            request.num_computed_tokens = start + length - len(request.draft)
+        if self.prefix_cache is not None:
             for request, _, _ in work:
-                if request.stops and request.stops[-1] == request.computed:
-                    self._checkpoint(request, self.cache)
+                if request.breakpoints and request.breakpoints[-1] == request.num_computed_tokens:
+                    self._save_snapshot(request, self.prefix_cache)
         for request in ready:
-            if request.family is not None:
-                fork(request, request.family, self.scheduler, self.runner)
+            if request.group is not None:
+                fork(request, request.group, self.scheduler, self.runner)
         self._accept(ready, sampled)
+        if self.proposer is not None:
+            self._verify([request for request in ready if request.draft], self.proposer)
 
-    def _verify(self, drafting: list[Request], drafter: Drafter) -> None:
-        """Say the drafts as far as they are what would have been said; the states go back to there."""
-        said = dict.fromkeys((request.id for request in drafting), 0)
+    def _verify(self, drafting: list[Request], proposer: PromptLookupProposer) -> None:
+        """Accept each draft as far as it is what is sampled, and roll the state back to there."""
+        accepted = dict.fromkeys((request.id for request in drafting), 0)
         going, offset = drafting, 0
         while going := [
-            r for r in going if not r.finished and len(r.draft) > offset and r.tokens[-1] == r.draft[offset]
+            request
+            for request in going
+            if not request.finished
+            and len(request.draft) > offset
+            and request.tokens[-1] == request.draft[offset]
         ]:
             offset += 1
             for request in going:
-                request.computed += 1
-                said[request.id] = offset
+                request.num_computed_tokens += 1
+                accepted[request.id] = offset
             self._accept(going, self.runner.sample_draft(going, offset))
         if drafting:
-            self.runner.settle({r.id: 1 + said[r.id] for r in drafting if not r.finished})
+            alive = [request for request in drafting if not request.finished]
+            self.runner.commit({request.id: 1 + accepted[request.id] for request in alive})
         for request in drafting:
-            drafter.learn(request, said[request.id])
+            proposer.update(request, accepted[request.id])
             request.draft = []
 
     def _accept(self, ready: list[Request], sampled: Sampled) -> None:
-        """Give each request its token; those that end with it, or that failed, give back what they hold."""
+        """Give each request its token; those that end with it, or that failed, free what they hold."""
         tokens, logprobs, top = sampled.tokens, sampled.logprobs, sampled.top
-        failed = {row: not_finite(len(ready[row].tokens)) for row in sampled.broken}
+        failed = {row: not_finite(len(ready[row].tokens)) for row in sampled.non_finite}
         for row, request in enumerate(ready):
             error = request.error or failed.get(row)
             finished = request.accept(
                 tokens[row], None if logprobs is None else logprobs[row], None if top is None else top[row]
             )
             if row in failed and request.pages is not None:
-                self.runner.scrub(request.pages.ids)
+                self.runner.zero_pages(request.pages.ids)
             if finished or error is not None:
                 self.scheduler.remove(request)
             if error is not None:
                 request.fail(error)
 
-    def _checkpoint(self, request: Request, cache: PrefixCache) -> None:
-        """Leave a copy of the state and of the pages here, unless there is one."""
-        request.stops.pop()
-        beginning = request.prompt[: request.computed]
-        if request.slot and request.pages and not cache.holds(beginning, request.salt):
+    def _save_snapshot(self, request: Request, cache: PrefixCache) -> None:
+        """Save the state and pages of a request at its breakpoint, unless the cache has them."""
+        request.breakpoints.pop()
+        prefix = request.prompt[: request.num_computed_tokens]
+        if request.slot and request.pages and not cache.contains(prefix, request.salt):
             saved = self.runner.save(request, request.slot.ids[0], request.pages.ids)
-            cache.put(beginning, request.salt, saved, saved.parts)
+            cache.put(prefix, request.salt, saved, saved.parts)
 
 
 def not_finite(tokens: int) -> GenerationError:
-    """The error of a request whose logits after `tokens` written tokens were not numbers."""
+    """The error of a request whose logits after `tokens` written tokens are not finite."""
     return GenerationError(
         "not_finite",
-        f"the model's logits are not numbers after {tokens} tokens; was the checkpoint trained without diverging?",
+        f"the model's logits are not numbers after {tokens} tokens; "
+        "was the checkpoint trained without diverging?",
     )
 
 
 def completed(request: Request) -> Completion:
-    """What came of a finished request. Raises NanohybridError where it failed."""
+    """The result of a finished request. Raises NanohybridError where it failed."""
     completion = request.completion()
     if completion.error is not None:
         raise NanohybridError(completion.error.message)

@@ -1,6 +1,6 @@
-"""Several completions of one prompt: a family of requests, of which the first computes the prompt for all.
+"""Parallel sampling (`n` > 1): a sequence group shares one prompt, which its first request computes for all.
 
-The others wait until there is something to copy, and then are requests as any other.
+The others wait until there is a state to copy. After that each is a request like any other.
 """
 
 from nanohybrid.engine.request import Request
@@ -9,29 +9,33 @@ from nanohybrid.engine.scheduler import Scheduler
 
 
 def choice_seed(seed: int, index: int) -> int:
-    """The seed of the choice `index` of a prompt; of the first, the seed itself. The step is odd and large, so that the
-    choices of neighboring seeds are not each other's."""
+    """The seed of completion `index` of a prompt; that of the first is `seed` itself.
+
+    The step between two seeds is odd and large, so that prompts with neighboring seeds have no seed in
+    common.
+    """
     return seed + index * 0xD1B54A32D192ED03
 
 
-def fork(first: Request, family: list[Request], scheduler: Scheduler, runner: Runner) -> None:
-    """The prompt is computed: the others of the family wait for a slot with a copy of what it left behind."""
-    others = family[1:]
+def fork(first: Request, group: list[Request], scheduler: Scheduler, runner: Runner) -> None:
+    """The prompt is computed: queue the others of the group with a copy of the first one's state."""
+    others = group[1:]
     if others and first.slot and first.pages:
         saved = runner.save(first, first.slot.ids[0], first.pages.ids)
         for request in others:
-            request.computed, request.saved, request.kept = first.computed, saved, first.kept
-            request.cached, request.cache_miss = first.cached, first.cache_miss
+            request.num_computed_tokens, request.offloaded = first.num_computed_tokens, saved
+            request.host_pages = first.host_pages
+            request.num_cached_tokens, request.cache_miss = first.num_cached_tokens, first.cache_miss
         scheduler.resume(others)
-    for request in family:
-        request.family = None
+    for request in group:
+        request.group = None
 
 
-def leave(request: Request, family: list[Request], scheduler: Scheduler) -> None:
-    """Take a cancelled request out of its family; where it was computing the prompt, the next one goes on with that."""
-    computing = family[0] is request
-    family.remove(request)
-    if computing and family:
-        scheduler.replace(request, family[0])
+def detach(request: Request, group: list[Request], scheduler: Scheduler) -> None:
+    """Remove a cancelled request from its group. The next one takes over the prompt it was computing."""
+    computing = group[0] is request
+    group.remove(request)
+    if computing and group:
+        scheduler.hand_over(request, group[0])
     elif computing:
         scheduler.remove(request)

@@ -1,4 +1,4 @@
-"""What a caller asks of a generation and what comes back: two frozen values."""
+"""What a caller asks of a generation and what it gets back: frozen values, without torch."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,22 +9,25 @@ from nanohybrid.errors import InputError, shown
 from nanohybrid.model.mixers.checks import FLOAT32_LARGEST, FLOAT32_SMALLEST
 
 FinishReason = Literal["stop", "length", "error"]
-Top = list[list[tuple[int, float]]]  # for each token, the likeliest ids with their log-probabilities
+Top = list[list[tuple[int, float]]]  # for each token, the most probable ids and their log-probabilities
 ThinkingEnd = Literal["natural", "newline", "forced", "none"]
 
 
 @dataclass(frozen=True)
 class StructuredOutputs:
-    """What the text of an answer must match: exactly one of these fields, which are those of vLLM's `StructuredOutputsParams`.
+    """What an answer must match: exactly one of these fields.
 
-    json: a JSON schema, as a mapping or as JSON text (kept as text); the answer is JSON that is valid under it.
+    The names are those of vLLM's `StructuredOutputsParams`.
+
+    json: a JSON schema, as a mapping or as JSON text (stored as text); the answer is JSON that is valid under
+        it.
     json_object: the answer is any JSON object.
     regex: a regular expression that the whole answer matches, in Rust's syntax (no look-around).
     choice: the answer is one of these strings.
     grammar: a context-free grammar in llguidance's Lark syntax, whose rule `start` the whole answer matches.
 
-    Raises InputError where none or several are given, and where `json` is not a JSON object. The engine compiles it
-    (structured_output.py) and raises InputError for what cannot be compiled.
+    Raises InputError where none or several are given, and where `json` is not a JSON object. The engine
+    compiles the value (structured_output.py) and raises InputError where it cannot.
     """
 
     json: Mapping[str, Any] | str | None = None
@@ -43,18 +46,16 @@ class StructuredOutputs:
             )
         given = [name for name in self.__dataclass_fields__ if getattr(self, name) not in (None, False)]
         if len(given) != 1:
-            found = " and ".join(given) if given else "none of them"
-            raise InputError(
-                f"structured outputs need exactly one of {', '.join(self.__dataclass_fields__)}; given: {found}"
-            )
+            names, found = ", ".join(self.__dataclass_fields__), " and ".join(given) or "none of them"
+            raise InputError(f"structured outputs need exactly one of {names}; given: {found}")
 
 
 @dataclass(frozen=True)
 class GenerationError:
     """Why a request ended with `finish_reason` "error": a code for programs, and one line for people.
 
-    not_finite: the model's logits had NaN or infinities. grammar_too_complex: the grammar's automaton exceeded the
-    limits of llguidance in the middle of the answer.
+    not_finite: the model's logits had NaN or infinities. grammar_too_complex: the grammar's automaton
+        exceeded the limits of llguidance in the middle of the answer.
     """
 
     code: Literal["not_finite", "grammar_too_complex"]
@@ -63,18 +64,27 @@ class GenerationError:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request is decoded. Temperature 0 is greedy; top-k 0, top-p 1 and min-p 0 cut nothing.
+    """How one request is decoded. The names are vLLM's.
 
-    `seed` makes the text a function of (model, prompt, parameters); None draws a fresh one for each request.
-    `thinking_budget` ends an open `<think>` at the first newline after that many tokens, `thinking_grace` tokens later at
-    the latest. `logprobs` returns, for each token, its log-probability in the distribution that was sampled from before
-    top-k, top-p and min-p cut it: log_softmax(logits / temperature); of a greedy request, log_softmax(logits). The logits
-    are those after penalties and bias (penalties.py has the formula). `top_logprobs` adds the likeliest of that distribution.
-    `logit_bias` is a mapping of ids to what is added, kept as pairs. `n` completions share the prompt's computation; the
-    first draws with the seed itself, the others with seeds made of it. `prompt_logprobs` is None, or how many alternatives to give
-    beside the log-probability of each token of the prompt (scoring.py); such a prompt is computed whole, not found in a cache.
-    `structured_outputs` constrains the answer to a schema, a regular expression or a grammar; after a thinking trace, where there
-    is one, it applies to what follows the trace. Tokens that it excludes have log-probability -inf.
+    max_tokens: the most tokens to write, a thinking trace included.
+    temperature: 0 is greedy. top_k, top_p, min_p: filters of the distribution; 0, 1 and 0 turn them off.
+    seed: makes the text a function of (model, prompt, parameters); None: a new seed for each request.
+    stop: strings before which the text ends. stop_ids: further ids that end it. ignore_eos: no id of the
+        tokenizer or the configuration ends it.
+    thinking_budget: an open `<think>` is closed at the first newline after so many tokens, and
+        `thinking_grace` tokens later at the latest; None: no limit.
+    logprobs: return the log-probability of each token, in the distribution before top-k, top-p and min-p:
+        log_softmax(logits / temperature), or log_softmax(logits) of a greedy request. The logits are those
+        after penalties, bias and grammar. top_logprobs: return so many of the most probable tokens as well.
+    presence_penalty, frequency_penalty, repetition_penalty: see penalties.py for the formula.
+    logit_bias: a mapping of ids to what is added to their logits (stored as pairs).
+    n: completions of the prompt, which is computed once. The first has the seed itself.
+    prompt_logprobs: None, or how many alternatives to return beside the log-probability of each token of the
+        prompt. Such a prompt is computed whole, not taken from the prefix cache.
+    structured_outputs: constrains the answer to a schema, a regular expression or a grammar. It applies to
+        the text after a thinking trace. Tokens that it excludes have log-probability -inf.
+
+    Raises InputError, with the field's name, for a value out of range.
     """
 
     max_tokens: int = 256
@@ -112,7 +122,7 @@ class SamplingParams:
             "a number of at least 0 that float32 holds",
         )
         _demand(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _demand(0 <= self.top_k < 2**31, "top_k", self.top_k, "at least 0 (0 cuts nothing) and below 2^31")
+        _demand(0 <= self.top_k < 2**31, "top_k", self.top_k, "at least 0 (0 turns it off) and below 2^31")
         _demand(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
         _demand(
             self.thinking_budget is None or self.thinking_budget >= 0,
@@ -151,29 +161,35 @@ class SamplingParams:
         )
         if self.structured_outputs is not None and self.ignore_eos:
             raise InputError(
-                "ignore_eos contradicts structured_outputs: an answer that is complete must end; give one of the two"
+                "ignore_eos contradicts structured_outputs: an answer that is complete must end; "
+                "give one of the two"
             )
 
     @property
     def penalized(self) -> bool:
-        """Whether tokens that were seen lose or gain."""
+        """Whether a penalty is on."""
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
 
     @property
     def bias(self) -> tuple[tuple[int, float], ...]:
-        """`logit_bias` as it is kept: pairs of an id and what is added to its logit."""
+        """`logit_bias` as pairs of an id and what is added to its logit."""
         return self.logit_bias  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished request. `token_ids` holds all tokens, a final stop id too; `text` leaves out special tokens and the stop string.
+    """One finished request.
 
-    `thinking_tokens` counts what the model sampled up to the end of its trace, its own `</think>` included. Tokens in the
-    range `forced` were written by the thinking budget, not sampled. `top_logprobs` has, for each token, the likeliest ids
-    with their log-probabilities, the best first. `cached_tokens` of the prompt were not computed but found in the prefix
-    cache; where none were, `cache_miss` says why: "off", "no checkpoint", "evicted", or "diverged at token k". `prompt_logprobs` and
-    `prompt_top_logprobs` are of the prompt's tokens from the second on. `error` says why where `finish_reason` is "error".
+    text: without special tokens and without the stop string. token_ids: all tokens, a final stop id too.
+    thinking_tokens: sampled tokens of the trace, `</think>` included where the model wrote it.
+    thinking_end: how the trace ended: by itself ("natural"), at a newline after the budget, "forced" after
+        the grace, or "none" where there was no trace or it did not end.
+    logprobs, top_logprobs: for each token; of the most probable tokens as (id, log-probability), best first.
+    forced: the range of `token_ids` that the thinking budget inserted.
+    cached_tokens: tokens of the prompt that were found in the prefix cache. cache_miss: why there are none:
+        "off", "no checkpoint", "evicted", or "diverged at token k".
+    prompt_logprobs, prompt_top_logprobs: for the tokens of the prompt, from the second on.
+    error: why `finish_reason` is "error".
     """
 
     text: str

@@ -1,10 +1,11 @@
-"""What a request adds to its logits before anything is chosen: penalties for tokens seen, and a bias.
+"""Logits processors: penalties for tokens that were seen, and a bias, applied before a token is chosen.
 
-    l = logit / r where it is positive, logit * r where not      r: repetition_penalty, of tokens in the prompt or written
-    l = l - count * frequency_penalty - (count > 0) * presence_penalty     count: how often the token was written
-    l = l + logit_bias
+    l = l / r where l is positive, else l * r        r: repetition_penalty, for tokens of the prompt or the
+    answer l = l - count * frequency_penalty - (count > 0) * presence_penalty        count: in the answer l =
+    l + logit_bias
 
-Only (row, token) cells that were seen are touched, so the cost is that of the tokens seen, not of the vocabulary.
+This is what transformers and vLLM compute. Only cells (row, token) of tokens that were seen are touched, so
+the cost is that of the tokens seen, not of the vocabulary.
 
 S rows (sequences) · V vocabulary · C cells.
 """
@@ -19,31 +20,34 @@ from torch import Tensor
 from nanohybrid.engine.params import SamplingParams
 
 
-class Written(NamedTuple):
-    """A request's ids: its prompt, and the live list of those written since."""
+class TokenHistory(NamedTuple):
+    """The ids of a request: its prompt, and the list of its answer, which grows."""
 
     prompt: Sequence[int]
     tokens: Sequence[int]
 
 
-class Edits:
-    """The penalties and biases of a batch's rows. Tokens that a row writes are counted at the next `apply`."""
+class LogitsProcessors:
+    """The penalties and biases of the rows of a batch.
+
+    `apply` counts the tokens written since its last call.
+    """
 
     def __init__(
-        self, params: Sequence[SamplingParams], written: Sequence[Written], device: torch.device | str
+        self, params: Sequence[SamplingParams], history: Sequence[TokenHistory], device: torch.device | str
     ) -> None:
         self._device = device
         self._repetition_S = np.array([p.repetition_penalty for p in params], dtype=np.float32)
         self._frequency_S = np.array([p.frequency_penalty for p in params], dtype=np.float32)
         self._presence_S = np.array([p.presence_penalty for p in params], dtype=np.float32)
-        self._written = [(row, written[row].tokens) for row, p in enumerate(params) if p.penalized]
-        self._counted = [0] * len(self._written)
+        self._answers = [(row, history[row].tokens) for row, p in enumerate(params) if p.penalized]
+        self._counted = [0] * len(self._answers)
         self._cell: dict[tuple[int, int], int] = {}
         self._at_C2 = np.zeros((64, 2), dtype=np.int64)  # row and token of each cell; grows by doubling
         self._count_C = np.zeros(64, dtype=np.float32)
         for row, p in enumerate(params):
             if p.repetition_penalty != 1:
-                for token in written[row].prompt:
+                for token in history[row].prompt:
                     self._cell_of(row, token)
         bias = [(row, token, value) for row, p in enumerate(params) for token, value in p.bias]
         self._bias_at_C2 = torch.tensor(
@@ -52,7 +56,7 @@ class Edits:
         self._bias_C = torch.tensor([value for _, _, value in bias], dtype=torch.float32, device=device)
 
     def apply(self, logits_SV: Tensor) -> Tensor:
-        """The logits with everything added; the given ones are left as they were."""
+        """The processed logits [S, V]; the given ones stay as they are."""
         logits_SV = logits_SV.clone()
         self._count()
         if used := len(self._cell):
@@ -73,9 +77,9 @@ class Edits:
         return logits_SV
 
     def _count(self) -> None:
-        for index, (row, tokens) in enumerate(self._written):
+        for index, (row, tokens) in enumerate(self._answers):
             for token in tokens[self._counted[index] :]:
-                cell = self._cell_of(row, token)  # may make the arrays anew
+                cell = self._cell_of(row, token)  # may replace the arrays
                 self._count_C[cell] += 1
             self._counted[index] = len(tokens)
 

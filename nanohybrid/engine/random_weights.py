@@ -1,4 +1,7 @@
-"""Models of random weights in a configuration's full size, made quickly: to measure speed and memory without a checkpoint."""
+"""Models with random weights in the full size of a configuration, made quickly.
+
+They serve to measure speed and memory without a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,19 @@ from nanohybrid.model.quantized import check_format, quantized_linear, quantized
 from nanohybrid.text import Tokenizer, tekken
 from nanohybrid.text.bytelevel import assemble, to_characters
 
-LARGE = 1 << 22  # a parameter of more elements than this is filled by repetition
+LARGE = 1 << 22  # a parameter with more elements than this repeats one block of random numbers
 TEKKEN = 131_072  # ids of the official vocabulary
-BLOCK = (
-    1_048_573  # normal numbers repeated in a large one: a prime, so that no two rows of a matrix are equal
-)
+BLOCK = 1_048_573  # numbers in that block: a prime, so that no two rows of a matrix are equal
 
 
 def random_model(
     config: HybridConfig, dtype: torch.dtype, seed: int = 0, device: str = "cpu", quantize: str | None = None
 ) -> HybridLM:
-    """A model of the weights of `random_weights`: nothing but them is ever held.
+    """A model with the weights of `random_weights`, in no more memory than they take.
 
-    quantize: int8, int4 or fp8, of the matrices, each quantized as it is made, some rows at a time.
+    quantize: int8, int4 or fp8, for the matrices; each is quantized as it is made, some rows at a time.
+
+    Raises InputError where the weights do not fit in memory.
     """
     if quantize is not None:
         check_format(quantize)
@@ -49,18 +52,17 @@ def random_model(
 def random_weights(
     model: HybridLM, dtype: torch.dtype, seed: int = 0, device: str = "cpu"
 ) -> Iterator[tuple[str, Tensor | RepeatedRows]]:
-    """Every parameter of a model (on the meta device: it is only asked for names and shapes), by the family's rules, one at a time.
+    """Yield every parameter of a model as (name, values), drawn by the initialization rules of the family.
 
-    Large matrices repeat one block of normal numbers of their own standard deviation: drawing 9e9 of them takes minutes,
-    copying takes seconds; `whole` gives them as tensors.
+    model: is asked for names and shapes only, and may be on the meta device. A large matrix repeats one block
+        of normal numbers of its standard deviation, since drawing 9e9 numbers takes minutes and copying them
+        seconds; `whole` makes a tensor of it.
     """
     generator = torch.Generator().manual_seed(seed)
     block = torch.empty(BLOCK).normal_(generator=generator)
     for name, parameter in list(model.named_parameters()):
         large = parameter.numel() > LARGE
-        drawn = torch.empty(
-            4096 if large else parameter.shape
-        )  # of a large one, how it is scaled: asked of the rules themselves
+        drawn = torch.empty(4096 if large else parameter.shape)  # a sample of a large one gives its scale
         fill(drawn, name, model.config, generator)
         values = (block * drawn.std() if large else drawn).to(device, dtype)
         yield name, RepeatedRows(parameter.shape, values) if large else values
@@ -72,7 +74,7 @@ def whole(weight: Tensor | RepeatedRows) -> Tensor:
 
 
 class RepeatedRows:
-    """A matrix [N, K] that repeats one block, K of which are no more than the block; its rows made when they are asked for."""
+    """A matrix [N, K] that repeats one block of at least K numbers; its rows are made on access."""
 
     is_meta = False
 
@@ -81,20 +83,23 @@ class RepeatedRows:
         self._twice, self._length = torch.cat([block, block]), len(block)
 
     def __getitem__(self, rows: slice) -> Tensor:
-        """As many rows as together are no more than the block."""
+        """Some consecutive rows, together no more numbers than the block has."""
         width = self.shape[1]
         begin = rows.start * width % self._length
         return self._twice[begin : begin + (rows.stop - rows.start) * width].view(-1, width)
 
     def tensor(self) -> Tensor:
-        """All of them: the block over and over."""
+        """All rows."""
         repeat(value := self._twice.new_empty(self.shape), self._twice[: self._length])
         return value
 
 
 def stand_in_tokenizer(config: HybridConfig) -> Tokenizer:
-    """A tokenizer for a model that has none: tekken where the vocabulary is of its size and mistral-common is installed,
-    else the special tokens, the 256 bytes, and a word like ⟨1234⟩ for every further id."""
+    """A tokenizer for a model that has none.
+
+    It is tekken where the vocabulary has its size and mistral-common is installed. Else it has the special
+    tokens, the 256 bytes, and a word like ⟨1234⟩ for every further id.
+    """
     if config.vocab_size == TEKKEN and (tokenizer := _tekken()) is not None:
         return tokenizer
     special_tokens = ["<unk>", "<s>", "</s>", *(f"<SPECIAL_{number}>" for number in range(3, 13))]
@@ -111,7 +116,7 @@ def _tekken() -> Tokenizer | None:
 
 
 def repeat(value: Tensor, block: Tensor) -> None:
-    """Fill a contiguous tensor with one block, over and over."""
+    """Fill a contiguous tensor with copies of one block."""
     flat = value.view(-1)
     whole = flat.numel() // block.numel() * block.numel()
     flat[:whole].view(-1, block.numel()).copy_(block)

@@ -1,6 +1,6 @@
-"""One request on its way through the engine: what it asked, what it holds, what it has said so far. Plain Python.
+"""One request on its way through the engine: what it asks, what it holds, what it has written. Plain Python.
 
-`accept` is the whole of postprocessing for one token and runs for every request in every step: what a request does not
+`accept` is all postprocessing of one token and runs for every request in every step. What a request does not
 use (thinking, stop strings, a stream) is None there and costs one comparison.
 """
 
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nanohybrid.engine.block_manager import Lease
+from nanohybrid.engine.block_manager import Allocation
+from nanohybrid.engine.detokenizer import Detokenizer
 from nanohybrid.engine.params import Completion, FinishReason, GenerationError, SamplingParams, Top
-from nanohybrid.engine.prompt_lookup import Lookup
-from nanohybrid.engine.stops import StopStrings
 from nanohybrid.engine.structured_output import Grammar, GrammarState
-from nanohybrid.engine.thinking import KEPT, Thinking, opens
-from nanohybrid.text import THINK_CLOSE, TextStream, Tokenizer
+from nanohybrid.engine.thinking import Thinking, opens, prompt_tail
+from nanohybrid.text import THINK_CLOSE, Tokenizer
 
 if TYPE_CHECKING:
     from nanohybrid.engine.scoring import PromptScores
@@ -25,13 +24,18 @@ THINK_CLOSE_TOKENS = 16  # `</think>` is spelled by no more tokens than this
 
 
 class Request:
-    """The engine's side of one prompt. `computed` tokens of it have their state in the slot and the pages."""
+    """The engine's side of one completion.
+
+    The state of its first `num_computed_tokens` tokens is in its slot and pages, or in `offloaded` while it
+    waits. `num_tokens` counts the prompt and what was written.
+    """
 
     __slots__ = (
-        "_answer_from", "_forced_count", "_forced_from", "_grammar", "_grammar_state", "_max_tokens", "_stopped_by_id", "_text",
-        "_tokenizer", "cache_miss", "cached", "cancelled", "checkpoint_at", "computed", "draft", "error", "family", "finish_reason",
-        "forced", "id", "kept", "known", "logprobs", "lookup", "pages",
-        "params", "prompt", "salt", "saved", "scores", "seed", "slot", "stop_ids", "stops", "thinking", "tokens", "top_logprobs",
+        "__weakref__", "_answer_from", "_detokenizer", "_forced_count", "_forced_from", "_grammar",
+        "_grammar_state", "_max_tokens", "_stopped_by_id", "_tokenizer", "breakpoints", "cache_breakpoints",
+        "cache_miss", "cancelled", "draft", "error", "finish_reason", "forced", "group", "host_pages", "id",
+        "logprobs", "num_cached_tokens", "num_computed_tokens", "num_tokens", "offloaded", "pages", "params",
+        "prompt", "salt", "scores", "seed", "slot", "stop_ids", "thinking", "tokens", "top_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -44,39 +48,34 @@ class Request:
         seed: int,
         stop_ids: frozenset[int] = frozenset(),
         stream: bool = False,
-        checkpoint_at: Sequence[int] = (),
+        cache_breakpoints: Sequence[int] = (),
         salt: str = "",
         scores: "PromptScores | None" = None,
         grammar: Grammar | None = None,
     ) -> None:
         self.id, self.prompt, self.params, self.seed = id, prompt, params, seed
         self.stop_ids = stop_ids.union(params.stop_ids)
-        self.tokens: list[int] = []
+        self.tokens: list[int] = []  # what was written
         self.logprobs: list[float] | None = [] if params.logprobs else None
         self.top_logprobs: Top | None = [] if params.top_logprobs else None
         self.finish_reason: FinishReason | None = None
         self.error: GenerationError | None = None  # why `finish_reason` is "error"
         self.cancelled = False
-        self.computed, self.known = 0, len(prompt)
-        self.slot: Lease | None = None
-        self.pages: Lease | None = None
-        self.saved: object | None = (
-            None  # what `computed` tokens left behind, where that is not in the slot and the pages
-        )
-        self.family: list[Request] | None = (
-            None  # those who wait for one prompt to be computed; the first computes it
-        )
-        self.checkpoint_at, self.salt = checkpoint_at, salt
-        self.scores = scores  # shared by a family, since one of it computes the prompt
-        self.stops: list[int] = []  # where the prompt must pause to leave a checkpoint, the last first
-        self.kept: Sequence[Any] = ()  # copies of its first full pages that exist in host memory
-        self.cached = 0
+        self.num_computed_tokens, self.num_tokens = 0, len(prompt)
+        self.slot: Allocation | None = None
+        self.pages: Allocation | None = None
+        self.offloaded: object | None = None  # a copy of its state in host memory
+        # The sequence group of a prompt with n > 1 until the prompt is computed; the first one computes it.
+        self.group: list[Request] | None = None
+        self.scores = scores  # shared by a group
+        # After which tokens of the prompt the caller and the prefix cache want a snapshot saved.
+        self.cache_breakpoints, self.salt = cache_breakpoints, salt
+        self.breakpoints: list[int] = []  # those that are ahead, the last first
+        self.host_pages: Sequence[Any] = ()  # copies of its first full pages that are in host memory
+        self.num_cached_tokens = 0
         self.cache_miss: str | None = "off"
-        self.draft: list[
-            int
-        ] = []  # what may follow the known tokens: computed in this step, and kept as far as it is said
-        self.lookup: Lookup | None = None
-        self.forced: deque[int] = deque()  # ids to write instead of sampling
+        self.draft: list[int] = []  # tokens computed speculatively in this step, after the known ones
+        self.forced: deque[int] = deque()  # ids that are written instead of sampled ones
         self._forced_from, self._forced_count = 0, 0
         self._max_tokens = params.max_tokens
         self._stopped_by_id = False
@@ -84,24 +83,29 @@ class Request:
         self._grammar_state: GrammarState | None = None  # made when the answer begins
         self._answer_from = 0  # how many tokens were written when it began
         self._tokenizer = tokenizer
-        self._text = _Text(tokenizer, params.stop) if stream or params.stop else None
-        tail = text_end(tokenizer, prompt)
+        self._detokenizer = Detokenizer(tokenizer, params.stop) if stream or params.stop else None
+        tail = prompt_tail(tokenizer, prompt)
         self.thinking: Thinking | None = None
         if opens(tail):
             self.thinking = Thinking(tail, params.thinking_budget, params.thinking_grace)
             self._force(self.thinking.begin())
 
     @property
-    def most_tokens(self) -> int:
-        """How long the sequence can get: what admission reserves."""
+    def max_total_tokens(self) -> int:
+        """The most tokens that the sequence can have, prompt and answer."""
         return len(self.prompt) + self._max_tokens
 
     @property
     def finished(self) -> bool:
         return self.finish_reason is not None or self.cancelled
 
+    @property
+    def constrained(self) -> bool:
+        """Whether a grammar may exclude tokens."""
+        return self._grammar is not None
+
     def slice(self, start: int, length: int) -> list[int]:
-        """The ids of these positions, of the prompt or of what was written since, or drafted behind it."""
+        """The ids at `length` positions from `start` on, of the prompt, the answer and the draft."""
         begin = start - len(self.prompt)
         if begin >= 0:
             ids = self.tokens[begin : begin + length]
@@ -112,9 +116,12 @@ class Request:
     def accept(
         self, token: int, logprob: float | None = None, top: list[tuple[int, float]] | None = None
     ) -> bool:
-        """Take the next token (the head of `forced` where there is one); returns whether the request is finished."""
+        """Write the next token, which is the first of `forced` where there is one.
+
+        Returns whether the request is finished.
+        """
         self.tokens.append(token)
-        self.known += 1
+        self.num_tokens += 1
         if self.logprobs is not None and logprob is not None:
             self.logprobs.append(logprob)
             if self.top_logprobs is not None and top is not None:
@@ -125,7 +132,7 @@ class Request:
             self._force(self.thinking.push(self._tokenizer.token_bytes(token)))
         if token in self.stop_ids:
             self.finish_reason, self._stopped_by_id = "stop", True
-        elif self._text is not None and self._text.push(token):
+        elif self._detokenizer is not None and self._detokenizer.push(token):
             self.finish_reason = "stop"
         elif len(self.tokens) >= self._max_tokens:
             self.finish_reason = "length"
@@ -133,16 +140,11 @@ class Request:
             return False
         return True
 
-    @property
-    def constrained(self) -> bool:
-        """Whether a grammar may exclude tokens."""
-        return self._grammar is not None
-
     def allowed_tokens(self, vocab_size: int) -> np.ndarray | None:
-        """Which ids the next token may have, bool [vocab_size]; None where any.
+        """Which ids the grammar allows as the next token, bool [vocab_size]; None where it allows all.
 
-        A thinking trace is free, but the text may not end in it, since the answer must follow. The grammar applies to the answer;
-        tokens that the thinking budget inserts are not sampled, and so not masked.
+        In a thinking trace every token is allowed but those that end the text, since the answer must follow.
+        Tokens that the thinking budget inserts are not sampled, and so not masked.
         """
         if self._grammar is None or self.forced:
             return None
@@ -161,28 +163,26 @@ class Request:
         return allowed_V
 
     def fail(self, error: GenerationError) -> None:
-        """End the request, whether or not its last token ended it."""
+        """End the request with an error."""
         self.finish_reason, self.error = "error", error
 
-    def _begun_answer(self) -> bytes:
-        """What the token that ended the trace wrote beyond `</think>`: the beginning of the answer, without leading white space."""
-        written = b"".join(map(self._tokenizer.token_bytes, self.tokens[-THINK_CLOSE_TOKENS:]))
-        return written.rpartition(THINK_CLOSE.encode())[2].lstrip() if self.tokens else b""
-
     def take_text(self) -> str:
-        """The text that became certain since the last call; only of a request that streams or has stop strings."""
-        if self._text is None:
+        """The text that became certain since the last call.
+
+        Raises RuntimeError where it was not detokenized.
+        """
+        if self._detokenizer is None:
             raise RuntimeError("this request was not added with stream=True")
-        return self._text.take(end=self.finished)
+        return self._detokenizer.take(end=self.finished)
 
     def completion(self) -> Completion:
-        """What came of it. The request must be finished."""
+        """The result of a finished request. Raises RuntimeError where it is not finished."""
         if self.finish_reason is None:
             raise RuntimeError(f"request {self.id} is not finished")
         thinking = self.thinking
         shown = self.tokens[:-1] if self._stopped_by_id else self.tokens
         return Completion(
-            text=self._tokenizer.decode(shown) if self._text is None else self._text.whole(),
+            text=self._tokenizer.decode(shown) if self._detokenizer is None else self._detokenizer.whole(),
             token_ids=self.tokens,
             finish_reason=self.finish_reason,
             thinking_tokens=thinking.tokens if thinking else 0,
@@ -191,57 +191,22 @@ class Request:
             prompt_tokens=len(self.prompt),
             forced=range(self._forced_from, min(self._forced_from + self._forced_count, len(self.tokens))),
             top_logprobs=self.top_logprobs,
-            cached_tokens=self.cached,
+            cached_tokens=self.num_cached_tokens,
             cache_miss=self.cache_miss,
             prompt_logprobs=None if self.scores is None else self.scores.logprobs,
             prompt_top_logprobs=None if self.scores is None else self.scores.top,
             error=self.error,
         )
 
+    def _begun_answer(self) -> bytes:
+        """The beginning of the answer that the last token of the trace wrote after `</think>`.
+
+        Without leading white space; often empty.
+        """
+        written = b"".join(map(self._tokenizer.token_bytes, self.tokens[-THINK_CLOSE_TOKENS:]))
+        return written.rpartition(THINK_CLOSE.encode())[2].lstrip() if self.tokens else b""
+
     def _force(self, text: str | None) -> None:
         if text is not None:
             self.forced.extend(self._tokenizer.encode(text))
             self._forced_from, self._forced_count = len(self.tokens), len(self.forced)
-
-
-def text_end(tokenizer: Tokenizer, prompt: Sequence[int]) -> bytes:
-    """The last bytes of a prompt's text, enough to see whether it leaves a trace open."""
-    return b"".join(tokenizer.token_bytes(token) for token in prompt[-KEPT:])
-
-
-class _Text:
-    """The text of a request while it is being written: complete characters only, stop strings held back."""
-
-    __slots__ = ("_characters", "_said", "_stops", "_taken")
-
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
-        self._characters = TextStream(tokenizer)
-        self._stops = StopStrings(stops)
-        self._said: list[str] = []
-        self._taken = 0
-
-    def push(self, token: int) -> bool:
-        piece = self._characters.push(token)
-        if piece:
-            self._add(self._stops.push(piece))
-        return self._stops.stopped
-
-    def take(self, end: bool) -> str:
-        if end:
-            self._finish()
-        text = "".join(self._said[self._taken :])
-        self._taken = len(self._said)
-        return text
-
-    def whole(self) -> str:
-        self._finish()
-        return "".join(self._said)
-
-    def _finish(self) -> None:
-        if not self._stops.stopped:
-            self._add(self._stops.push(self._characters.flush()))
-            self._add(self._stops.flush())
-
-    def _add(self, text: str) -> None:
-        if text:
-            self._said.append(text)

@@ -1,9 +1,9 @@
-"""What the model thought of a prompt's own tokens: log_softmax(logits) at each position, at the token that follows there.
+"""Log-probabilities of a prompt's own tokens: log_softmax(logits) at each position, of the next token.
 
-A prompt of 128k tokens would have 64 GiB of logits. They are made for a few positions at a time, as many as fit a fixed number of
-values, and only what was asked for is kept. Temperature, penalties and bias are not applied: nothing was drawn.
+The logits of a prompt of 128k tokens would take 64 GiB. They are computed for a few positions at a time, and
+only what was asked for is stored. Temperature, penalties and bias are not applied, since nothing is sampled.
 
-Letters: T tokens of a prompt (or piece of one) · R rows of logits at a time · E hidden width · V vocabulary.
+T tokens of a prompt or chunk · R rows of logits at a time · E hidden width · V vocabulary.
 """
 
 import torch
@@ -12,21 +12,27 @@ from torch import Tensor
 from nanohybrid.engine.params import Top
 from nanohybrid.model import HybridLM
 
-VALUES = 1 << 22  # logits at a time: 16 MiB in fp32, and about three times that with their softmax
+LOGITS = 1 << 22  # logits at a time: 16 MiB in fp32, and about three times that with their softmax
 
 
 class PromptScores:
-    """Grows as its prompt is computed, piece by piece. Entry i is of the token i + 1: nothing comes before the first."""
+    """The scores of one prompt, which grow as its chunks are computed. Entry i is of token i + 1.
+
+    alternatives: how many of the most probable tokens are stored for each position.
+    """
 
     def __init__(self, prompt: list[int], alternatives: int = 0) -> None:
         self.prompt, self.alternatives = prompt, alternatives
         self.logprobs: list[float] = []
         self.top: Top = []
 
-    def take(self, model: HybridLM, hidden_TE: Tensor, start: int) -> None:
-        """The hidden states of the positions from `start` on; those of tokens that were written since are left alone."""
+    def add(self, model: HybridLM, hidden_TE: Tensor, start: int) -> None:
+        """Add the scores of a chunk. hidden_TE: its hidden states, from position `start` of the prompt on.
+
+        Positions after the prompt are ignored.
+        """
         following = self.prompt[start + 1 : start + 1 + len(hidden_TE)]
-        rows = max(VALUES // model.config.vocab_size, 1)
+        rows = max(LOGITS // model.config.vocab_size, 1)
         for begin in range(0, len(following), rows):
             ids_R = hidden_TE.new_tensor(following[begin : begin + rows], dtype=torch.long)
             logits_RV = model.head(hidden_TE[begin : begin + len(ids_R)])

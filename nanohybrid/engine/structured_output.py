@@ -1,7 +1,8 @@
 """Structured output: a grammar says which tokens may come next, and all others are masked in the logits.
 
-llguidance (https://github.com/guidance-ai/llguidance) compiles a JSON schema, a regular expression or a Lark grammar into a
-matcher, which computes the mask of each step on the CPU. One grammar is compiled once; each request advances a copy of it.
+llguidance (https://github.com/guidance-ai/llguidance) compiles a JSON schema, a regular expression or a Lark
+grammar into a matcher, which computes the mask of each step on the CPU. A grammar is compiled once; each
+request advances a copy of it.
 
 V vocabulary.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,10 +24,10 @@ from nanohybrid.text import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+# Without optional white space, or a model could fill all its tokens with it.
 COMPACT_JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# JSON is written without optional white space, or a model could fill all its tokens with it
 ANY_OBJECT = json.dumps({"type": "object"})
-CACHED_GRAMMARS = 8  # compiled grammars that are kept for the next request that asks for the same
+CACHED_GRAMMARS = 8  # compiled grammars that are stored for the next request with the same structured outputs
 
 
 class Grammar(NamedTuple):
@@ -37,7 +38,9 @@ class Grammar(NamedTuple):
 
 
 class GrammarCompiler:
-    """Compiles grammars for one tokenizer. Safe to use from several threads; made in about a second for 128k tokens.
+    """Compiles grammars for one tokenizer. Safe to use from several threads.
+
+    Making one takes about a second for a vocabulary of 128k tokens.
 
     vocab_size: width of the logits. stop_ids: ids that may end an answer, all below `vocab_size`.
     Raises InputError where there are none, MissingExtraError where llguidance is not installed.
@@ -72,7 +75,8 @@ class GrammarCompiler:
         """The grammar in llguidance's own format."""
         if wanted.json is not None or wanted.json_object:
             schema = ANY_OBJECT if wanted.json is None else str(wanted.json)
-            return self._matcher.grammar_from_json_schema(schema, overrides=COMPACT_JSON)  # type: ignore[arg-type]
+            overrides: Any = COMPACT_JSON
+            return self._matcher.grammar_from_json_schema(schema, overrides=overrides)
         if wanted.regex is not None:
             return self._matcher.grammar_from_regex(wanted.regex)
         if wanted.choice is not None:
@@ -81,9 +85,10 @@ class GrammarCompiler:
 
 
 class GrammarState:
-    """How far one answer has come in its grammar.
+    """The position of one answer in its grammar.
 
-    `error` is set where llguidance gives up in the middle of the answer, since the automaton exceeds its limits.
+    `error` is set where llguidance gives up in the middle of the answer, since its automaton exceeds the
+    limits.
     """
 
     def __init__(self, grammar: Grammar, prefix: bytes = b"") -> None:
@@ -108,7 +113,7 @@ class GrammarState:
 
 
 class _Vocabulary:
-    """What llguidance wants to know of a tokenizer."""
+    """A tokenizer in the form that llguidance takes."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: list[bytes]) -> None:
         self.tokens, self._tokenizer = tokens, tokenizer

@@ -1,23 +1,35 @@
-"""The paper's thinking budget, inside the decoding loop and on the text, not on ids.
+"""The thinking budget of Nemotron Nano 2 (section 3.4 of its report), applied inside the decoding loop.
 
-After `budget` tokens the trace ends at the next newline, `grace` tokens later at the latest. `</think>` can be spelled
-in many ways in ids (`</think>`, `</think>\\n\\n` and ` </think>` are different tokens), so the bytes are watched; and what
-is inserted continues a `</think>` that the model had begun.
+After `budget` tokens the trace ends at the next newline, and `grace` tokens later at the latest. `</think>`
+can be spelled by many sequences of ids (`</think>`, `</think>\\n\\n` and ` </think>` are different tokens),
+so the bytes of the text are watched, not ids. Where the model has begun to write `</think>`, what is inserted
+completes it.
 """
 
+from collections.abc import Sequence
+
 from nanohybrid.engine.params import ThinkingEnd
+from nanohybrid.text import Tokenizer
 
 OPEN, CLOSE = b"<think>", b"</think>"
-KEPT = 32  # bytes of text remembered: a `</think>` and the blanks of a line
+TAIL = 32  # bytes of text that are remembered: a tag and the white space of a line
+
+
+def prompt_tail(tokenizer: Tokenizer, prompt: Sequence[int]) -> bytes:
+    """The last bytes of a prompt's text, enough to see whether it leaves a thinking trace open."""
+    return b"".join(tokenizer.token_bytes(token) for token in prompt[-TAIL:])
 
 
 def opens(tail: bytes) -> bool:
-    """Whether a prompt that ends in these bytes leaves a trace open."""
+    """Whether a prompt whose text ends in `tail` leaves a thinking trace open."""
     return tail.rstrip().endswith(OPEN)
 
 
 def closing(tail: bytes) -> str:
-    """What ends a trace whose text ends in `tail`: exactly one `</think>` on a line of its own, and an empty line."""
+    """The text that ends a trace whose text ends in `tail`.
+
+    It completes one `</think>` on a line of its own, followed by an empty line.
+    """
     begun = next((n for n in range(len(CLOSE) - 1, 0, -1) if tail.endswith(CLOSE[:n])), 0)
     if begun:
         return CLOSE[begun:].decode() + "\n\n"
@@ -26,7 +38,12 @@ def closing(tail: bytes) -> str:
 
 
 class Thinking:
-    """Watches one open trace. Once `active` is false it has ended (or the request has) and nothing is left to do."""
+    """Watches one open trace. `active` becomes false when the trace ends.
+
+    budget: tokens of the trace; None: no limit. A budget of 0 ends it before the first token. grace: further
+    tokens in which a newline is awaited. `tokens` counts the sampled tokens of the trace, `</think>`
+    included.
+    """
 
     __slots__ = ("_budget", "_limit", "_tail", "active", "end", "tokens")
 
@@ -35,21 +52,21 @@ class Thinking:
         self.end: ThinkingEnd = "none"
         self.tokens = 0
         self._budget = float("inf") if budget is None else budget
-        self._limit = self._budget + (grace if budget else 0)  # a budget of 0 does not wait for a newline
-        self._tail = tail[max(tail.rfind(OPEN), 0) :][-KEPT:]  # a `</think>` of an earlier turn is not ours
+        self._limit = self._budget + (grace if budget else 0)
+        self._tail = tail[max(tail.rfind(OPEN), 0) :][-TAIL:]  # without a `</think>` of an earlier turn
 
     def begin(self) -> str | None:
-        """What to insert before the first token is sampled: `</think>` where the budget is 0."""
+        """The text to insert before the first token: where the budget is 0, the end of the trace."""
         return self._close(newline=self._tail.rstrip(b" \t").endswith(b"\n")) if self._budget == 0 else None
 
     def push(self, piece: bytes) -> str | None:
-        """Take the bytes of one sampled token; returns the text to insert where the budget ends the trace here."""
+        """Add the bytes of one sampled token. Returns the text to insert where the budget ends the trace."""
         self.tokens += 1
         tail = self._tail + piece
         if CLOSE in tail:
             self.active, self.end = False, "natural"
             return None
-        self._tail = tail[-KEPT:]
+        self._tail = tail[-TAIL:]
         if self.tokens < self._budget:
             return None
         newline = b"\n" in piece

@@ -73,7 +73,9 @@ def plan_serve(
 ) -> ServePlan:
     """The most slots of `context` tokens each that fit, at most `max_running`. Raises InputError where not even one does."""
     if context < 1 or (max_running is not None and max_running < 1):
-        raise InputError(f"--context is {context} and --max-running {max_running}; both must be at least 1")
+        raise InputError(
+            f"--max-model-len is {context} and --max-num-seqs {max_running}; both must be at least 1"
+        )
     one = plan_slots(config, footprint, 1, context, step_tokens, cache_bytes, speculate)
     more = (
         plan_slots(config, footprint, 2, context, step_tokens, cache_bytes, speculate).total_bytes
@@ -107,7 +109,7 @@ def plan_overcommitted(
     pages = full.pages - (-(-missing // page_bytes) if page_bytes else 0)
     if pages < least or (missing and not page_bytes):
         raise _too_small(
-            replace(full, slots=slots, kv_bytes=least * page_bytes), budget_bytes, "or lower --max-running"
+            replace(full, slots=slots, kv_bytes=least * page_bytes), budget_bytes, "or lower --max-num-seqs"
         )
     aside = (slots - 1) * footprint.state_bytes_per_sequence + (full.pages - least) * page_bytes
     return replace(

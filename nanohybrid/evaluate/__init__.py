@@ -1,4 +1,4 @@
-"""Evaluation: accuracy with thinking on, off and within a budget; held-out loss; decode time and memory against context."""
+"""Evaluation: accuracy with and without thinking and vs. thinking budget, held-out loss, decode time vs. context length."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,17 +6,25 @@ if TYPE_CHECKING:
     from nanohybrid.evaluate.perplexity import held_out_loss
     from nanohybrid.evaluate.recipe import EvaluateRecipe
     from nanohybrid.evaluate.stage import evaluate
-    from nanohybrid.evaluate.suites import answer, draw_problems, score
+    from nanohybrid.evaluate.suites import aggregate, answer_problems, draw_problems
     from nanohybrid.evaluate.throughput import decode_times
 
 _HOME = {
-    "EvaluateRecipe": "recipe", "answer": "suites", "decode_times": "throughput", "draw_problems": "suites", "evaluate": "stage",
-    "held_out_loss": "perplexity", "score": "suites",
+    "EvaluateRecipe": "recipe", "aggregate": "suites", "answer_problems": "suites", "decode_times": "throughput",
+    "draw_problems": "suites", "evaluate": "stage", "held_out_loss": "perplexity",
 }  # fmt: skip
-__all__ = ["EvaluateRecipe", "answer", "decode_times", "draw_problems", "evaluate", "held_out_loss", "score"]
+__all__ = [
+    "EvaluateRecipe",
+    "aggregate",
+    "answer_problems",
+    "decode_times",
+    "draw_problems",
+    "evaluate",
+    "held_out_loss",
+]
 
 
-def __getattr__(name: str) -> Any:  # lazily: the recipe needs no torch
+def __getattr__(name: str) -> Any:  # lazy, because the recipe does not need torch
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,7 +1,7 @@
-"""The three things that a thinking budget may change, against the budget: accuracy, well-formed share, length of the answer.
+"""Accuracy, share of well-formed answers and answer length against the thinking budget.
 
-The last two are the paper's way to see whether a model has learned to be cut off: one that has not goes on thinking in its answer, or
-ends its trace a second time.
+The last two show whether a model has learned to answer after a truncated trace (paper, section 3.4). A model that has not continues
+to think in its answer, or ends its trace a second time.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from nanohybrid.engine import LLM
 from nanohybrid.evaluate.recipe import EvaluateRecipe
-from nanohybrid.evaluate.suites import Score, answer, score
+from nanohybrid.evaluate.suites import Score, aggregate, answer_problems
 from nanohybrid.tasks import Problem
 
 
 @dataclass(frozen=True)
 class BudgetPoint:
-    """What a budget of so many thinking tokens gives."""
+    """The score at a thinking budget, in tokens."""
 
     budget: int
     score: Score
@@ -29,8 +29,10 @@ def budget_curve(
     recipe: EvaluateRecipe,
     progress: Callable[[int], object] | None = None,
 ) -> list[BudgetPoint]:
-    """The same problems under each budget of the recipe, in ascending order."""
+    """The scores on the same problems under each budget of the recipe, in ascending order."""
     return [
-        BudgetPoint(budget, score(answer(llm, problems, recipe.mode(True, budget), progress)))
-        for budget in sorted(set(recipe.budgets))
+        BudgetPoint(
+            budget, aggregate(answer_problems(llm, problems, recipe.generation(True, budget), progress))
+        )
+        for budget in sorted(set(recipe.thinking_budgets))
     ]

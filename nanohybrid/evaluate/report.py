@@ -1,4 +1,4 @@
-"""An evaluation as a page: who is right how often, thinking or not; what a budget costs; what a long context costs."""
+"""The report of an evaluation: accuracy, accuracy vs. thinking budget, decode time and memory vs. context, losses, examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MIB = 2**20
 
 
 def evaluation_report(recipe: EvaluateRecipe, summary: Mapping[str, Any]) -> Report:
-    """The report of an evaluation, from its summary alone."""
+    """The report of an evaluation; `summary` holds the contents of summary.json."""
     report = Report("nanohybrid evaluate")
     models: Mapping[str, Any] = summary["models"]
     _accuracy(report, recipe, models)
@@ -28,8 +28,8 @@ def _accuracy(report: Report, recipe: EvaluateRecipe, models: Mapping[str, Any])
     how = "greedy" if recipe.temperature == 0 else f"sampled at temperature {recipe.temperature}"
     report.section("Accuracy").text(
         f"{first['thinking']['problems']} held-out problems of the families {', '.join(recipe.tasks)}; {how}, at most "
-        f"{recipe.max_tokens} tokens. Intervals are Wilson's at 95 %. **Well formed**: the model stopped by itself and its trace has "
-        "exactly one `</think>` (none where thinking is off)."
+        f"{recipe.max_tokens} tokens. Intervals are Wilson's 95 % intervals. **Well formed**: the model stopped by itself, and its "
+        "trace has exactly one `</think>` (none with thinking off)."
     )
     rows = [
         [name, "on" if mode == "thinking" else "off", found[mode]["accuracy"], _interval(found[mode]), found[mode]["well_formed"],
@@ -51,23 +51,23 @@ def _accuracy(report: Report, recipe: EvaluateRecipe, models: Mapping[str, Any])
     }
     report.figure(
         plots.bars(list(models), heights, "accuracy", errors=errors),
-        "Held-out accuracy of each model, thinking on and off.",
+        "Accuracy of each model on held-out problems, with thinking on and off.",
     )
     families = list(first["thinking"]["families"])
     bars = {
         name: [found["thinking"]["families"][family]["accuracy"] for family in families]
         for name, found in models.items()
     }
-    report.figure(plots.bars(families, bars, "accuracy"), "By family, with thinking.")
+    report.figure(plots.bars(families, bars, "accuracy"), "Accuracy by family, with thinking.")
 
 
 def _curves(report: Report, models: Mapping[str, Any]) -> None:
     curves = {name: found["curve"] for name, found in models.items() if "curve" in found}
     if not curves:
         return
-    report.section("Accuracy against the thinking budget").text(
-        "After so many tokens the trace is ended at its next line end, and the model must answer. A model that was trained on "
-        "truncated traces stays well formed, and its answers do not grow to make up for the missing thoughts."
+    report.section("Accuracy vs. thinking budget").text(
+        "When the budget is used up, the trace ends at its next newline, and the model answers. The answers of a model that was trained "
+        "on truncated traces stay well formed and do not get longer at small budgets."
     )
     points = {
         name: [(p["budget"], p["accuracy"], p["low"], p["high"]) for p in curve]
@@ -75,10 +75,18 @@ def _curves(report: Report, models: Mapping[str, Any]) -> None:
     }
     report.figure(
         plots.intervals(points, "thinking budget, tokens", "accuracy"),
-        "Accuracy against budget, with 95 % intervals.",
+        "Accuracy vs. thinking budget, with 95 % intervals.",
     )
     report.table(
-        ["model", "budget", "accuracy", "95 % interval", "well formed", "thinking tokens", "answer tokens"],
+        [
+            "model",
+            "thinking budget",
+            "accuracy",
+            "95 % interval",
+            "well formed",
+            "thinking tokens",
+            "answer tokens",
+        ],
         [
             [
                 name,
@@ -98,31 +106,32 @@ def _curves(report: Report, models: Mapping[str, Any]) -> None:
 def _decode(report: Report, recipe: EvaluateRecipe, decode: Mapping[str, Any]) -> None:
     if not decode:
         return
-    report.section("Decoding against context").text(
-        f"One step of {recipe.decode_batch} sequences, the median of {recipe.decode_rounds} after warming up; the models take turns "
-        "step by step. Keys, values and states are filled with random numbers and not by a prefill, which changes what a step "
-        "computes and not how long it takes."
+    report.section("Decode time vs. context length").text(
+        f"Time of one decode step at batch size {recipe.decode_batch}: the median of {recipe.decode_rounds} steps after warmup, models in "
+        "turns. KV cache and recurrent states are filled with random numbers and not by a prefill; this does not change the time."
     )
     milliseconds = {
         name: [(row["context"], row["milliseconds"]) for row in rows] for name, rows in decode.items()
     }
     report.figure(
-        plots.lines(milliseconds, "context, tokens", "milliseconds a step", log_x=True),
-        "Time of a decode step.",
+        plots.lines(milliseconds, "context length, tokens", "ms per decode step", log_x=True),
+        "Time of a decode step vs. context length.",
     )
-    kept = {
+    cache_mib = {
         name: [(row["context"], row["sequence_bytes"] / MIB) for row in rows] for name, rows in decode.items()
     }
     report.figure(
-        plots.lines(kept, "context, tokens", "MiB a sequence", log_x=True, log_y=True),
-        "What one sequence keeps in memory: keys and values of its attention layers, and the states of its Mamba layers.",
+        plots.lines(cache_mib, "context length, tokens", "MiB per sequence", log_x=True, log_y=True),
+        "Cache memory of one sequence: KV cache of the attention layers and recurrent states of the Mamba layers.",
     )
     rows = [
         [name, r["context"], r["milliseconds"], r["quickest"], r["sequence_bytes"]]
         for name, found in decode.items()
         for r in found
     ]
-    report.table(["model", "context", "ms a step", "quickest", "bytes a sequence"], rows)
+    report.table(
+        ["model", "context length", "ms per step, median", "ms per step, minimum", "bytes per sequence"], rows
+    )
 
 
 def _losses(report: Report, models: Mapping[str, Any]) -> None:
@@ -134,15 +143,15 @@ def _losses(report: Report, models: Mapping[str, Any]) -> None:
     ]
     if rows:
         report.section("Loss on held-out documents").table(
-            ["model", "documents", "loss", "perplexity", "targets"], rows
+            ["model", "token store", "loss, nats", "perplexity", "target tokens"], rows
         )
 
 
 def _examples(report: Report, models: Mapping[str, Any]) -> None:
-    report.section("What they say")
+    report.section("Example answers")
     for name, found in models.items():
         for example in found["thinking"]["examples"]:
-            verdict = "right" if example["correct"] else "wrong"
+            verdict = "correct" if example["correct"] else "wrong"
             report.text(f"**{name}**, `{example['prompt']}`: {verdict}").code(example["text"])
 
 

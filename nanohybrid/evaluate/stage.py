@@ -1,6 +1,6 @@
-"""The stage `evaluate`: models in, `summary.json` and a report with pictures out.
+"""The stage `evaluate`: models in, `summary.json` and a report with figures out.
 
-Each measurement of each model is kept as it is done, so that a resumed evaluation repeats none.
+Each result of each model is stored when it is done, so a resumed evaluation repeats none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nanohybrid.evaluate.budget_curve import budget_curve
 from nanohybrid.evaluate.perplexity import held_out_loss
 from nanohybrid.evaluate.recipe import EvaluateRecipe
 from nanohybrid.evaluate.report import evaluation_report
-from nanohybrid.evaluate.suites import answer, by_difficulty, by_family, draw_problems, score
+from nanohybrid.evaluate.suites import aggregate, answer_problems, by_difficulty, by_family, draw_problems
 from nanohybrid.evaluate.throughput import decode_times
 from nanohybrid.extras import require
 from nanohybrid.files import atomic_write
@@ -31,7 +31,7 @@ from nanohybrid.stages import Stage, open_stage, progress
 from nanohybrid.tasks import Problem
 
 SUMMARY = "summary.json"
-RUNNING = 256  # sequences at once: on a CPU a small model's step costs hardly more for many than for few
+MAX_NUM_SEQS = 256  # on a CPU a step of a small model takes hardly longer for many sequences than for few
 
 
 def evaluate(
@@ -41,10 +41,14 @@ def evaluate(
     data: Path | None = None,
     device: str = "cpu",
 ) -> Path:
-    """Measure the checkpoints `models` (by name) by a recipe, on a device; `data` is a directory with held-out stores (`validation*`)."""
-    require("matplotlib", "eval")  # for the report at the end: an hour of work should not be what finds out
+    """Evaluate the checkpoints `models` (by name) on a device; `data` is a directory with held-out stores (`validation*`).
+
+    Returns `out`, which has summary.json and report.html. Raises InputError for no model or a name in the recipe that is none of
+    `models`, and MissingExtraError without matplotlib.
+    """
+    require("matplotlib", "eval")  # checked here, because the report is only made at the end
     if not models:
-        raise InputError("there is no model to evaluate: name at least one checkpoint directory")
+        raise InputError("no model to evaluate: give at least one checkpoint directory")
     for name in (*recipe.curve_models, *recipe.decode_models):
         if name not in models:
             raise InputError(f"the recipe names the model {name}, which is not among {', '.join(models)}")
@@ -52,22 +56,22 @@ def evaluate(
     with open_stage(out, "evaluate", recipe, inputs, recipe.seed, device) as stage:
         if stage.complete:
             return out
-        done = Done(stage)
+        cache = ResultCache(stage)
         problems = draw_problems(recipe.tasks, recipe.problems, recipe.seed)
         curves = recipe.curve_models or tuple(models)[:1]
         for name, path in models.items():
-            evaluate_model(recipe, name, path, problems, data, name in curves, done, device)
+            evaluate_model(recipe, name, path, problems, data, name in curves, cache, device)
         if recipe.contexts:
-            done("decode", lambda: time_decoding(recipe, models, device))
-        summary = summarize(recipe, list(models), done.results)
+            cache("decode", lambda: time_decoding(recipe, models, device))
+        summary = summarize(recipe, list(models), cache.results)
         atomic_write(stage.directory / SUMMARY, json.dumps(summary, indent=2) + "\n")
         stage.measure(accuracy=summary["accuracy"])
         evaluation_report(recipe, summary).write(stage.directory / "report.html")
     return out
 
 
-class Done:
-    """Results by name, each computed once and kept in the stage's directory, so that a kill loses at most one."""
+class ResultCache:
+    """Results by name. Each is computed once and stored in the stage's directory, so a killed run loses at most one."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -87,13 +91,13 @@ def evaluate_model(
     problems: list[Problem],
     data: Path | None,
     curve: bool,
-    done: Done,
+    cache: ResultCache,
     device: str,
 ) -> None:
-    """All that concerns one model but the timing."""
-    llm = LLM(path, torch.float32, device, max_running=RUNNING)
+    """Accuracy, budget curve and held-out losses of one model; everything except the timing."""
+    llm = LLM(path, torch.float32, device, max_num_seqs=MAX_NUM_SEQS)
     footprint = Footprint.of(llm.model.config)
-    done(
+    cache(
         f"{name}.shape",
         lambda: {
             "parameters": footprint.parameters,
@@ -102,21 +106,21 @@ def evaluate_model(
         },
     )
     for mode, thinking in (("thinking", True), ("no_thinking", False)):
-        done(f"{name}.{mode}", partial(accuracy, recipe, llm, problems, thinking, f"{name} {mode}"))
-    if curve and recipe.budgets:
-        done(f"{name}.curve", lambda: curve_points(recipe, llm, problems, name))
+        cache(f"{name}.{mode}", partial(accuracy, recipe, llm, problems, thinking, f"{name} {mode}"))
+    if curve and recipe.thinking_budgets:
+        cache(f"{name}.curve", lambda: curve_points(recipe, llm, problems, name))
     for store in held_out(data):
-        done(f"{name}.loss.{store.stem}", partial(loss_on, llm, store, recipe.held_out_tokens))
+        cache(f"{name}.loss.{store.stem}", partial(loss_on, llm, store, recipe.held_out_tokens))
 
 
 def accuracy(
     recipe: EvaluateRecipe, llm: LLM, problems: list[Problem], thinking: bool, label: str
 ) -> dict[str, Any]:
-    """Scores over all problems, by family and by difficulty, and a few answers to look at."""
+    """The score over all problems, by family and by difficulty, and one example answer of each family."""
     with progress(label, len(problems), "problems") as bar:
-        answers = answer(llm, problems, recipe.mode(thinking), bar.advance)
+        answers = answer_problems(llm, problems, recipe.generation(thinking), bar.advance)
     return {
-        **score(answers).as_dict(),
+        **aggregate(answers).as_dict(),
         "families": {key: value.as_dict() for key, value in by_family(answers).items()},
         "difficulties": {key: value.as_dict() for key, value in by_difficulty(answers).items()},
         "examples": [
@@ -129,8 +133,8 @@ def accuracy(
 def curve_points(
     recipe: EvaluateRecipe, llm: LLM, problems: list[Problem], name: str
 ) -> list[dict[str, Any]]:
-    """A row for each budget."""
-    with progress(f"{name} budgets", len(problems) * len(set(recipe.budgets)), "problems") as bar:
+    """The scores at each thinking budget."""
+    with progress(f"{name} budgets", len(problems) * len(set(recipe.thinking_budgets)), "problems") as bar:
         return [
             {"budget": point.budget, **point.score.as_dict()}
             for point in budget_curve(llm, problems, recipe, bar.advance)
@@ -138,7 +142,7 @@ def curve_points(
 
 
 def loss_on(llm: LLM, store: Path, tokens: int) -> dict[str, Any]:
-    """Loss and perplexity on one store."""
+    """Loss, perplexity and number of targets on one store."""
     documents = TokenStore.read(store)
     documents.check_ids(llm.model.config.vocab_size, store)
     found = held_out_loss(llm.model, documents, tokens)
@@ -153,7 +157,7 @@ def held_out(data: Path | None) -> list[Path]:
 def time_decoding(
     recipe: EvaluateRecipe, models: Mapping[str, Path], device: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Decode times of the models that the recipe names."""
+    """Decode times of the models of the recipe, one row per context."""
     loaded = {
         name: load(models[name], torch.float32, device) for name in recipe.decode_models or tuple(models)
     }
@@ -165,7 +169,7 @@ def time_decoding(
 
 
 def summarize(recipe: EvaluateRecipe, models: list[str], results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results as one object: short tables first, everything under `models`."""
+    """The contents of summary.json: short tables first, all results under `models`."""
     return {
         "accuracy": {
             name: {mode: results[f"{name}.{mode}"]["accuracy"] for mode in ("thinking", "no_thinking")}

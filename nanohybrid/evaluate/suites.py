@@ -1,8 +1,8 @@
-"""Accuracy on held-out problems: the test split of the task families, answered by the engine, judged by their own verifiers.
+"""Accuracy on held-out problems: the engine answers problems of the test splits, and the verifiers of the tasks score the answers.
 
-A completion is well formed if the model stopped by itself and its trace ends exactly once: one `</think>` where thinking was
-on, none where it was off (there the prompt has closed it). These two fail first where a model was never trained on truncated
-traces (paper, section 3.4), so they stand beside accuracy.
+A completion is well formed if the model stopped by itself and its trace ends exactly once: one `</think>` with thinking on, none with
+thinking off (the prompt has it). Models that were never trained on truncated traces fail these two first (paper, section 3.4), so
+they are reported beside the accuracy.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from nanohybrid import tasks
 from nanohybrid.engine import LLM, Completion, SamplingParams
 from nanohybrid.errors import InputError
 from nanohybrid.evaluate.intervals import wilson
-from nanohybrid.evaluate.recipe import Mode
+from nanohybrid.evaluate.recipe import GenerationConfig
 from nanohybrid.tasks import Problem
 from nanohybrid.text import THINK_CLOSE
 
-DRAWS_EACH = 20  # how often a problem is drawn anew before a family counts as exhausted
+DRAWS_EACH = 20  # tries to draw a new problem before the family counts as exhausted
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of a problem."""
+    """A model's answer to a problem, scored.
+
+    correct is the score of the verifier, from 0 to 1. Lengths are in tokens; inserted tokens and EOS do not count.
+    """
 
     problem: Problem
     text: str
@@ -38,7 +41,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Score:
-    """A share of right answers with its 95 % interval, the share of well-formed ones, and mean lengths in tokens."""
+    """Accuracy with its 95 % interval (low, high), share of well-formed answers, and mean lengths in tokens."""
 
     problems: int
     accuracy: float
@@ -49,6 +52,7 @@ class Score:
     answer_tokens: float
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields, floats rounded to 4 digits."""
         return {
             name: round(value, 4) if isinstance(value, float) else value
             for name, value in asdict(self).items()
@@ -56,9 +60,9 @@ class Score:
 
 
 def draw_problems(names: Sequence[str], each: int, seed: int = 0) -> list[Problem]:
-    """`each` different problems of every family, their difficulties in turn, from the test split.
+    """`each` different problems of every family from its test split, difficulties in turn; fewer where a family has fewer.
 
-    A family that has fewer different ones gives what it has. The same seed gives the same problems.
+    The same seed gives the same problems. Raises InputError for no family, an unknown one, or `each` below 1.
     """
     if each < 1 or not names:
         raise InputError("an evaluation needs at least one family of tasks and one problem of it")
@@ -76,35 +80,45 @@ def draw_problems(names: Sequence[str], each: int, seed: int = 0) -> list[Proble
     return problems
 
 
-def answer(
-    llm: LLM, problems: Sequence[Problem], mode: Mode, progress: Callable[[int], object] | None = None
+def answer_problems(
+    llm: LLM,
+    problems: Sequence[Problem],
+    config: GenerationConfig,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Answer]:
-    """Have a model answer all problems in one batch. Sampling is seeded, one seed a problem."""
+    """The model's answers to all problems, generated in one batch with one seed per problem.
+
+    progress: called with the number of newly finished problems.
+    """
     prompts = [
-        llm.encode_chat([{"role": "user", "content": problem.prompt}], mode.thinking) for problem in problems
+        llm.encode_chat([{"role": "user", "content": problem.prompt}], config.thinking)
+        for problem in problems
     ]
     params = [
         SamplingParams(
-            max_tokens=mode.max_tokens,
-            temperature=mode.temperature,
-            top_p=mode.top_p,
-            seed=mode.seed + number,
-            thinking_budget=mode.budget if mode.thinking else None,
-            thinking_grace=mode.grace,
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=config.seed + number,
+            thinking_budget=config.thinking_budget if config.thinking else None,
+            thinking_grace=config.thinking_grace,
         )
         for number in range(len(problems))
     ]
     return [
-        judge(problem, done, mode.thinking)
+        score_completion(problem, done, config.thinking)
         for problem, done in zip(problems, llm.generate(prompts, params, progress), strict=True)
     ]
 
 
-def judge(problem: Problem, completion: Completion, thinking: bool) -> Answer:
-    """Verify one completion and see whether it is well formed."""
+def score_completion(problem: Problem, completion: Completion, thinking: bool) -> Answer:
+    """Score one completion with the verifier of its task, and check whether it is well formed.
+
+    A completion that was cut off, or whose trace never ended, has no answer and scores 0.
+    """
     text = completion.text
     stopped, closings = completion.finish_reason == "stop", text.count(THINK_CLOSE)
-    unfinished = thinking and closings == 0  # the trace never ended: what stands there is no answer
+    unfinished = thinking and closings == 0  # the trace never ended, so there is no answer
     correct = 0.0 if unfinished or not stopped else tasks.get(problem.family).verify(problem, text)
     return Answer(
         problem=problem,
@@ -118,8 +132,8 @@ def judge(problem: Problem, completion: Completion, thinking: bool) -> Answer:
     )
 
 
-def score(answers: Sequence[Answer]) -> Score:
-    """The answers in sum."""
+def aggregate(answers: Sequence[Answer]) -> Score:
+    """The score over all answers, of which there must be at least one."""
     total, right = len(answers), sum(item.correct for item in answers)
     low, high = wilson(right, total)
     return Score(
@@ -134,12 +148,12 @@ def score(answers: Sequence[Answer]) -> Score:
 
 
 def by_family(answers: Iterable[Answer]) -> dict[str, Score]:
-    """The answers in sum, for each family."""
+    """The score of each family."""
     return _grouped(answers, lambda item: item.problem.family)
 
 
 def by_difficulty(answers: Iterable[Answer]) -> dict[str, Score]:
-    """The answers in sum, for each family and difficulty, as `sums-3`."""
+    """The score of each family and difficulty, under names like `sums-3`."""
     return _grouped(answers, lambda item: f"{item.problem.family}-{item.problem.difficulty}")
 
 
@@ -147,4 +161,4 @@ def _grouped(answers: Iterable[Answer], key: Callable[[Answer], str]) -> dict[st
     groups: dict[str, list[Answer]] = {}
     for item in answers:
         groups.setdefault(key(item), []).append(item)
-    return {name: score(groups[name]) for name in sorted(groups)}
+    return {name: aggregate(groups[name]) for name in sorted(groups)}

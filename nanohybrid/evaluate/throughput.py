@@ -1,10 +1,10 @@
-"""What a decode step costs as the context grows: milliseconds, and bytes of what must be remembered.
+"""Time of a decode step against the context length, and cache memory of a sequence.
 
-The step is the engine's own forward: one token for each of `batch` sequences that stand at position `context`. Their keys, values and
-states are filled with random numbers, not computed by a prefill: a step reads and multiplies the same bytes whatever they say. A
-step writes to the same position again, so that the context stays what it is.
+A step is the engine's forward pass: one token for each of `batch` sequences at position `context`. KV cache and recurrent states are
+filled with random numbers instead of a prefill, since the time of a step does not depend on their values. Each step writes to the
+same position, so the context does not grow.
 
-A machine's speed drifts, so models take turns step by step (A B A B ...), and the median counts.
+The speed of a machine drifts, so the models take turns step by step (A B A B ...), and the median counts.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.ops.sizes import PAGE
 
 WARM_UP = 2
-NOISE = 65_537  # random numbers that fill all pools, over and over: drawn on the host, so that they are the same on every device
+NOISE = 65_537  # random numbers, repeated to fill all caches; drawn on the host, so they are the same on every device
 
 
 @dataclass(frozen=True)
 class DecodeTime:
-    """Of one model at one context: the median step and the quickest one, and the bytes that one sequence keeps."""
+    """A model at one context length: median and minimum time of a step in ms, and cache bytes of one sequence."""
 
     context: int
     milliseconds: float
@@ -36,7 +36,7 @@ class DecodeTime:
 
 
 class DecodeStep:
-    """A model with `batch` sequences in the middle of decoding; calling it does one step."""
+    """A model with `batch` sequences at position `context`; calling it does one decode step."""
 
     def __init__(self, model: HybridLM, context: int, batch: int, seed: int = 0) -> None:
         slots = range(batch)
@@ -52,7 +52,7 @@ class DecodeStep:
 
     @torch.inference_mode()
     def __call__(self) -> float:
-        """Milliseconds of one step, logits included."""
+        """Time of one step in milliseconds, logits included."""
         began = time.perf_counter()
         self.model.head(self.model.hidden(self.tokens, self.layout, self.state))
         if self.tokens.is_cuda:
@@ -68,7 +68,10 @@ def decode_times(
     seed: int = 0,
     advance: Callable[[int], object] | None = None,
 ) -> dict[str, list[DecodeTime]]:
-    """For each model, a row for each context. Memory for the states of all models at one context is needed at once."""
+    """For each model, one row per context. The caches of all models at one context are in memory at once.
+
+    advance: called with 1 after each context.
+    """
     result: dict[str, list[DecodeTime]] = {name: [] for name in models}
     footprints = {name: Footprint.of(model.config, model.dtype) for name, model in models.items()}
     for context in contexts:
@@ -80,9 +83,9 @@ def decode_times(
                 if number >= WARM_UP:
                     times[name].append(spent)
         for name, spent_each in times.items():
-            kept = footprints[name].sequence_bytes(context)
+            cache_bytes = footprints[name].sequence_bytes(context)
             result[name].append(
-                DecodeTime(context, round(median(spent_each), 3), round(min(spent_each), 3), kept)
+                DecodeTime(context, round(median(spent_each), 3), round(min(spent_each), 3), cache_bytes)
             )
         if advance is not None:
             advance(1)

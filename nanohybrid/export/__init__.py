@@ -1,4 +1,4 @@
-"""Models for other programs: GGUF files, which llama.cpp and what is built on it load."""
+"""Export to other programs: GGUF files for llama.cpp."""
 
 from nanohybrid.export.gguf_file import TYPES, GgufExport
 

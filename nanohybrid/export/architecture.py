@@ -1,13 +1,13 @@
-"""What llama.cpp calls a model of ours, its sizes and its tensors: data only, neither torch's nor the gguf library's.
+"""llama.cpp's architectures, keys and tensor names for our models. This module needs neither torch nor the gguf library.
 
-Hybrids are its `nemotron_h`, dense models of Qwen3's architecture its `qwen3`. Of a hybrid's layers llama.cpp is told by two
-lists of a number a layer: the width of the MLP and the number of key/value heads. Where both are 0 the layer is Mamba-2.
+Hybrids are `nemotron_h`, dense models of Qwen3's architecture are `qwen3`. Two lists with one number per layer tell llama.cpp the kinds
+of a hybrid's layers: MLP width and number of key/value heads. Where both are 0, the layer is Mamba-2.
 
     ours                                    nemotron_h                 stored as
     backbone.layers.7.mixer.A_log           blk.7.ssm_a                -exp(A_log), [H, 1]
     backbone.layers.7.mixer.D               blk.7.ssm_d                [H, 1]
     backbone.layers.7.mixer.dt_bias         blk.7.ssm_dt.bias          [H]
-    backbone.layers.7.mixer.conv1d.weight   blk.7.ssm_conv1d.weight    [channels, window], without the axis of one
+    backbone.layers.7.mixer.conv1d.weight   blk.7.ssm_conv1d.weight    [channels, window], without the axis of size 1
     backbone.layers.7.mixer.norm.weight     blk.7.ssm_norm.weight      [groups, channels of a group]
 
 Names and shapes: llama.cpp's src/llama-arch.cpp, src/models/nemotron-h.cpp and qwen3.cpp (November 2026).
@@ -37,12 +37,12 @@ WHOLE = {
 
 @dataclass(frozen=True)
 class Target:
-    """One tensor of the file: its name there, the shape it is stored in, and what it is.
+    """One tensor of the file: its name, its shape, and its role.
 
     matrix     multiplies activations; may be quantized
-    embedding  is looked up row by row; may be quantized
-    vector     a norm, a bias, a conv window: always fp32
-    decay      a vector, of which -exp() is stored
+    embedding  is looked up by rows; may be quantized
+    vector     a norm, a bias or a conv window; always fp32
+    decay      a vector that is stored as -exp(vector)
     """
 
     name: str
@@ -51,7 +51,7 @@ class Target:
 
 
 def architecture(config: HybridConfig) -> str:
-    """llama.cpp's name for a model of this configuration. Raises InputError that names what it has no architecture for."""
+    """llama.cpp's architecture of a configuration. Raises InputError, naming the option, where it has none."""
     kind = model_type(config)
     if kind == QWEN:
         return kind
@@ -72,18 +72,18 @@ def _check_hybrid(config: HybridConfig) -> None:
     lacking = next((one.label for one in (Mamba2, Attention) if one.symbol not in config.pattern), None)
     if lacking is not None:
         raise InputError(
-            f"the pattern {config.pattern[:40]} has no {lacking} layer, and llama.cpp's {NEMOTRON} aborts without one of each"
+            f"the pattern {config.pattern[:40]} has no {lacking} layer; llama.cpp's {NEMOTRON} aborts without Mamba-2 or attention layers"
         )
     if config.time_step_limit[0] > 0 or config.time_step_limit[1] < math.inf:
         raise InputError(
-            f"time_step_limit is {list(config.time_step_limit)}, and llama.cpp does not limit time steps"
+            f"time_step_limit is {list(config.time_step_limit)}; llama.cpp does not limit time steps"
         )
     if config.conv_kernel < 2:
-        raise InputError("conv_kernel is 1, and llama.cpp needs a conv that remembers at least one token")
+        raise InputError("conv_kernel is 1; llama.cpp needs at least 2")
 
 
 def sizes(config: HybridConfig) -> dict[str, Value]:
-    """The keys of the file that describe the model, without the architecture's name before them."""
+    """The keys of the file with the sizes of the model, without the prefix of the architecture."""
     kind = architecture(config)
     common: dict[str, Value] = {
         "vocab_size": config.vocab_size, "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
@@ -106,7 +106,7 @@ def sizes(config: HybridConfig) -> dict[str, Value]:
 
 
 def targets(config: HybridConfig) -> dict[str, Target]:
-    """Our name of every tensor -> what it becomes, in the order of the forward pass. A tied head is not stored a second time."""
+    """The model's name of each tensor -> its target, in the order of the forward pass. A tied head is stored once."""
     kind = architecture(config)
     return {
         name: _target(name, declared.shape, declared.part, kind, config)
@@ -138,5 +138,5 @@ def _target(name: str, shape: tuple[int, ...], part: str, kind: str, config: Hyb
 
 
 def _block(layer: int, kind: str) -> int:
-    """One of Qwen3's blocks is two of our layers."""
+    """The block of a layer; a block of Qwen3 is two of our layers."""
     return layer // 2 if kind == QWEN else layer

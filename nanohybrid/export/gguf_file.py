@@ -1,4 +1,4 @@
-"""A checkpoint as one GGUF file: keys, tokenizer and weights, written tensor by tensor beside its name and renamed."""
+"""Export of a checkpoint to one GGUF file: keys, tokenizer and weights, written tensor by tensor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nanohybrid.ops.quantized import dequantize
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
-# as a flag says it -> the type of matrices, of embeddings, and the number by which the file names the whole
+# value of --type -> type of matrices, type of embeddings, and GGUF's file type number
 TYPES: dict[str, tuple[str, str, int]] = {
     "bf16": ("BF16", "BF16", 32),
     "f16": ("F16", "F16", 1),
@@ -36,14 +36,14 @@ TYPES: dict[str, tuple[str, str, int]] = {
         "Q4_0",
         "Q8_0",
         2,
-    ),  # embeddings are read a row a token: their bits cost no time, and a tied head needs them
+    ),  # embeddings are read by rows, so 8 bits cost no time, and a tied head needs them
 }
 WHERE_ROWS_ARE_NO_BLOCKS = "BF16"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One tensor of the file and the type it is stored as."""
+class GgufTensor:
+    """One tensor of the file and its GGUF type."""
 
     source: str
     target: Target
@@ -52,19 +52,19 @@ class Stored:
 
 
 class GgufExport:
-    """What `export gguf` will write: everything is checked here, and nothing is written before `write`.
+    """An export. The checkpoint is checked on creation; `write` writes the file.
 
         with GgufExport(directory, "q8_0") as export:
             export.write(Path("model.gguf"))
 
-    Raises CheckpointError, ConfigError or InputError in one line, where the checkpoint is damaged or llama.cpp has no
-    architecture, or no splitting rule, for it.
+    Raises CheckpointError or ConfigError for a damaged checkpoint, and InputError where llama.cpp has no architecture or no splitting
+    rule for it.
     """
 
     def __init__(self, directory: str | Path, kind: str = "bf16") -> None:
         self._gguf = require("gguf", "gguf")
         if kind not in TYPES:
-            raise InputError(f"there is no type {kind!r}: known are {', '.join(TYPES)}")
+            raise InputError(f"unknown type {kind!r}; known are {', '.join(TYPES)}")
         self.kind = kind
         self.directory = Path(directory)
         self.reader = CheckpointReader(directory)
@@ -81,34 +81,38 @@ class GgufExport:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tensors as they will be stored."""
+        """Bytes of all tensors in the file."""
         return sum(stored.bytes for stored in self.tensors)
 
     @property
     def bytes_by_type(self) -> dict[str, int]:
+        """Bytes of the tensors of each GGUF type."""
         counts: Counter[str] = Counter()
         for stored in self.tensors:
             counts[stored.kind.name.lower()] += stored.bytes
         return dict(counts)
 
     def write(self, out: Path, progress: Callable[[int], object] | None = None) -> None:
-        """Write the file `out`, replacing one of that name; `progress` is told of bytes as they are written."""
+        """Write the file `out`, replacing an older one; `progress` is called with the bytes of each written tensor.
+
+        Raises InputError where the file cannot be written, CheckpointError for damaged weights.
+        """
         if out.is_dir():
             raise InputError(
-                f"{out} is a directory, and a GGUF is one file: name it, {out / 'model.gguf'} for instance"
+                f"{out} is a directory, but a GGUF is one file; give a file name, as {out / 'model.gguf'}"
             )
         self.reader.check_tied_head()
         out.parent.mkdir(parents=True, exist_ok=True)
-        beside = scratch(out.resolve())
+        temporary = scratch(out.resolve())
         try:
-            self._write(beside, progress)
-            flush(beside)
-            os.replace(beside, out)
+            self._write(temporary, progress)
+            flush(temporary)
+            os.replace(temporary, out)
             flush(out.resolve().parent)
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     def _write(self, path: Path, progress: Callable[[int], object] | None) -> None:
         writer = self._gguf.GGUFWriter(path, self.architecture)
@@ -128,7 +132,7 @@ class GgufExport:
         finally:
             writer.close()
 
-    def _encoded(self, stored: Stored) -> Any:
+    def _encoded(self, stored: GgufTensor) -> Any:
         format = self.reader.formats.get(stored.source)
         if format is None:
             tensor: Tensor = self.reader.tensor(stored.source)
@@ -141,12 +145,12 @@ class GgufExport:
             tensor = -tensor.float().exp()
         return encode(tensor.reshape(stored.target.shape), stored.kind, stored.source)
 
-    def _stored(self, source: str, target: Target) -> Stored:
+    def _stored(self, source: str, target: Target) -> GgufTensor:
         kinds = self._gguf.GGMLQuantizationType
         kind = kinds[_type_name(target.role, self.kind)]
         if not fits(target.shape, kind):
             kind = kinds[WHERE_ROWS_ARE_NO_BLOCKS]
-        return Stored(source, target, kind, byte_count(target.shape, kind))
+        return GgufTensor(source, target, kind, byte_count(target.shape, kind))
 
     def _add_keys(self, writer: GGUFWriter) -> None:
         writer.add_name(self.directory.resolve().name)
@@ -155,7 +159,7 @@ class GgufExport:
         for key, value in sizes(self.config).items():
             _add(writer, f"{self.architecture}.{key}", value)
         if self.vocabulary is None:
-            writer.add_tokenizer_model("none")  # llama.cpp then takes and gives ids only
+            writer.add_tokenizer_model("none")  # llama.cpp then works with ids only
         else:
             _add_vocabulary(writer, self.vocabulary)
 
@@ -175,7 +179,7 @@ def _add(writer: GGUFWriter, key: str, value: Value) -> None:
 
 
 def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")  # llama.cpp's name of byte-level BPE
+    writer.add_tokenizer_model("gpt2")  # llama.cpp's name for byte-level BPE
     writer.add_tokenizer_pre(vocabulary.rule)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)

@@ -1,9 +1,9 @@
-"""Our quantized weights as llama.cpp's blocks of 32, code by code: quantizing what is quantized already would lose a second time.
+"""Conversion of our quantized weights to llama.cpp's blocks of 32 without quantizing again, so values do not change.
 
-    q8_0    fp16 scale | 32 signed bytes                       our int8, a group of 128 being four blocks of one scale
-    q4_0    fp16 scale | 16 bytes, byte j: codes j and j + 16  our int4, of which byte j holds codes 2j and 2j + 1
+    q8_0    fp16 scale | 32 signed bytes                       our int8; a group of 128 is four blocks with one scale
+    q4_0    fp16 scale | 16 bytes, byte j: codes j and j + 16  our int4; byte j has codes 2j and 2j + 1
 
-Both sides mean (code - 8) scale in four bits. A bf16 scale is exact in fp16 from 2^-17 on (8 significant bits, least step 2^-24).
+A 4-bit value is (code - 8) scale in both. A bf16 scale of 2^-17 or more is exact in fp16 (8 significant bits, smallest step 2^-24).
 
 N rows · B blocks of 32.
 """
@@ -20,12 +20,12 @@ SAME = {"int8": "Q8_0", "int4": "Q4_0"}
 
 
 def matches(format: str, inputs: int, kind: str) -> bool:
-    """Whether a matrix of this format can be stored as `kind` without a change of its values."""
+    """Whether a matrix of this format can be stored as `kind` with the same values."""
     return SAME.get(format) == kind and group_of(format, inputs) % BLOCK == 0
 
 
 def repack(codes: Tensor, scales_NG: Tensor) -> Tensor:
-    """The blocks' bytes, one uint8 tensor, of int8 codes [N, K] or of int4 codes [N, K / 2]."""
+    """The bytes of the blocks, a flat uint8 tensor, from int8 codes [N, K] or int4 codes [N, K / 2] and scales [N, G]."""
     rows = codes.shape[0]
     if codes.dtype == torch.int8:
         codes_NB = codes.view(torch.uint8).reshape(rows, -1, BLOCK)

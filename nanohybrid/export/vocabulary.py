@@ -1,7 +1,7 @@
-"""A checkpoint's tokenizer as llama.cpp wants it: tokens and their types by id, merges, and the name of the splitting rule.
+"""The tokenizer of a checkpoint for llama.cpp: tokens and their types by id, merges, and the name of the splitting rule.
 
-llama.cpp has splitting rules by name and no others, so the one in `tokenizer.json` is looked up; one that has no name is refused,
-since a rule that is almost the same cuts some texts differently and says nothing.
+llama.cpp has a fixed set of named splitting rules. The rule of `tokenizer.json` is looked up; an unknown one is refused, because a
+similar rule would silently split some texts differently.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from nanohybrid.text.tokenizer import EOS, TOKENIZER_FILE
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 
-NEVER = BYTE_TO_CHARACTER[0xFF]  # a byte that UTF-8 does not have
+UNUSED_BYTE = BYTE_TO_CHARACTER[0xFF]  # a byte that does not occur in UTF-8
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS, _REST = r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# llama.cpp's name of a rule -> the rule, and whether a piece that is a token is taken whole, without merging
+# llama.cpp's name of a rule -> the rule, and whether a part that is a token is used without merging
 RULES: dict[str, tuple[str | None, bool]] = {
     "tekken": (SPLIT_PATTERN, True),
     "qwen2": (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}", False),
     "llama-bpe": (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}", True),
-    "gpt-2": (None, False),  # ByteLevel's own
+    "gpt-2": (None, False),  # the built-in rule of ByteLevel
 }
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the keys `tokenizer.*` of the file say."""
+    """The values of the keys `tokenizer.*`."""
 
     tokens: list[str]
     types: list[int]
@@ -42,13 +42,16 @@ class Vocabulary:
     bos: int
     eos: int
     pad: int
-    more_stops: list[int]  # ids that end an answer too
-    add_bos: bool  # whether plain text begins with the BOS token
+    more_stops: list[int]  # further ids that end an answer
+    add_bos: bool  # whether plain text starts with BOS
     template: str | None
 
 
 def read_vocabulary(directory: Path, size: int) -> Vocabulary | None:
-    """The tokenizer of a checkpoint whose model has `size` ids; None where there is no tokenizer.json."""
+    """The tokenizer of a checkpoint whose model has `size` ids; None without tokenizer.json.
+
+    Raises CheckpointError for a damaged tokenizer or a splitting rule that llama.cpp does not have.
+    """
     path = directory / TOKENIZER_FILE
     if not path.exists():
         return None
@@ -66,7 +69,7 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary | None:
 def _tokens(
     tokenizer: Tokenizer, vocab: dict[str, int], added: list[dict[str, Any]], size: int
 ) -> tuple[list[str], list[int]]:
-    """Every id of the model has a token: those that the tokenizer lacks are padding that no text becomes."""
+    """Token and type of each id of the model. Ids that the tokenizer lacks become unused padding tokens."""
     tokens, types = [f"[PAD{number}]" for number in range(size)], [UNUSED] * size
     for token, number in vocab.items():
         tokens[number], types[number] = token, NORMAL
@@ -79,22 +82,20 @@ def _tokens(
 
 
 def _merges(model: dict[str, Any]) -> list[str]:
-    """The merges, each as one text. llama.cpp refuses a file without any, so a vocabulary of bytes alone gets one that no text meets."""
+    """The merges as strings. llama.cpp needs at least one, so a vocabulary of bytes gets a merge that never applies."""
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
-    return merges or [f"{NEVER} {NEVER}"]
+    return merges or [f"{UNUSED_BYTE} {UNUSED_BYTE}"]
 
 
 def _rule(raw: dict[str, Any], path: Path) -> str:
-    """llama.cpp's name for how texts are cut into pieces."""
+    """llama.cpp's name of the splitting rule. Raises CheckpointError where it has none."""
     steps = raw.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers", [steps])
     whole = bool((raw.get("model") or {}).get("ignore_merges"))
     for name, (pattern, takes_whole) in RULES.items():
         if _is_rule(steps, pattern) and takes_whole == whole:
             return name
-    raise CheckpointError(
-        f"{path}: cuts texts by a rule that llama.cpp has no name for; known are {', '.join(RULES)}"
-    )
+    raise CheckpointError(f"{path}: its splitting rule is not one of llama.cpp's ({', '.join(RULES)})")
 
 
 def _is_rule(steps: list[dict[str, Any]], pattern: str | None) -> bool:
@@ -116,11 +117,11 @@ def _is_rule(steps: list[dict[str, Any]], pattern: str | None) -> bool:
 
 
 def _adds_bos(raw: dict[str, Any], directory: Path) -> bool:
-    """What transformers does with the same files: tokenizer_config.json decides, else a template for whole texts in tokenizer.json."""
+    """Whether transformers adds BOS: tokenizer_config.json decides, else the post-processor in tokenizer.json."""
     settings = directory / "tokenizer_config.json"
-    said = read_object(settings).get("add_bos_token") if settings.exists() else None
-    if isinstance(said, bool):
-        return said
+    setting = read_object(settings).get("add_bos_token") if settings.exists() else None
+    if isinstance(setting, bool):
+        return setting
     processor = raw.get("post_processor") or {}
     for step in processor.get("processors", [processor]):
         if step.get("type") == "TemplateProcessing" and "SpecialToken" in (step.get("single") or [{}])[0]:
@@ -129,7 +130,7 @@ def _adds_bos(raw: dict[str, Any], directory: Path) -> bool:
 
 
 def _template(directory: Path, tokenizer: Tokenizer) -> str | None:
-    """The checkpoint's own, else ours where the vocabulary has its special tokens."""
+    """The chat template of the checkpoint, else the built-in one if the vocabulary has its special tokens."""
     template = ChatTemplate.from_directory(directory)
     foreign = template is ChatTemplate.default() and tokenizer.id_of(EOS) is None
     return None if foreign else template.source

@@ -14,7 +14,7 @@ from nanohybrid.errors import InputError
 from nanohybrid.model.mixers import MIXERS
 from nanohybrid.model.mixers.axes import Axes, axis_sizes, shape
 
-DRAFT_ROOM = 64
+DRAFT_ROWS = 64
 """Rows that a window's ring has beside the window: draft tokens may be written there and rejected."""
 
 
@@ -105,7 +105,7 @@ def cache_specs(
     for kind in config.pattern:
         layer: dict[str, CacheTensor] = {}
         for name, spec in MIXERS[kind].declare(config).cache.items():
-            ring = (spec.window + DRAFT_ROOM,) if spec.kind == "window" else ()
+            ring = (spec.window + DRAFT_ROWS,) if spec.kind == "window" else ()
             rows = spec.kind != "recurrent"
             wanted = kv_dtype if rows else state_dtype if spec.dtype is not None else None
             one = shape(spec.axes, sizes)

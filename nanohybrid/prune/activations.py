@@ -1,23 +1,22 @@
 """Importance by activations (paper, section 5): the mean of |a| over a sequence, then the L2 norm over the samples.
 
-What a is, for each axis:
-    embedding channel   outputs of the norms, summed over all of them
-    FFN neuron          after the nonlinearity, which is what down_proj reads
-    Mamba head, channel the x slice of in_proj's output
-    attention head      what o_proj reads: L2 over the head's channels
-    layer               1 minus the cosine between the hidden state before it and after; over the samples the root mean square, so that
-                        it stays between 0 and 2
+What a is:
+    hidden size          the outputs of the norms; their scores are added up over all norms
+    axes of a layer      the activation that its kind declares (`Mixer.activation`), L2 over the axes that are not pruned:
+                         of an MLP what down_proj reads, of attention what o_proj reads, of Mamba-2 the x slice of in_proj's output
+    layer                1 minus the cosine between the hidden state before it and after; over the samples the root mean
+                         square, so that it stays between 0 and 2
 
-With `outgoing`, each score is multiplied by the L2 norm of the weights that read this activation: a neuron that fires into
-nothing does nothing. For pruning before any retraining this is the better ranking (docs/compress.md has numbers); without it the
+With `outgoing`, each score is multiplied by the L2 norm of the weights that read this activation, since an activation that
+nothing reads does not matter. This ranks better where nothing is retrained (docs/compress.md has numbers). Without it the
 scores are the paper's.
 
-One layer at a time: all samples go through it before the next is asked for, so that only one layer's weights need to be there.
+All samples go through one layer before the next is read, so only one layer's weights need to be in memory.
 
-Everything is scored three times, on all samples, on the even and on the odd ones: how far the last two agree says how far the
-rankings are those of the model, and not of the samples.
+Everything is scored three times: on all samples, on the even and on the odd ones. How far the last two agree tells how far
+the rankings are those of the model, and not of the samples (rank_stability.py).
 
-T tokens · S samples · D features · E embedding · F FFN width · H heads · P head dimension · R the three scorings.
+T tokens · S samples · D columns of an activation · E hidden size · H heads · P head dimension · F FFN width · R the three scorings.
 """
 
 from __future__ import annotations
@@ -30,19 +29,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
+from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM, Layout
 from nanohybrid.model.lm import Block
+from nanohybrid.model.mixers import MIXERS, InnerActivation
+from nanohybrid.model.mixers.axes import axis_sizes
 from nanohybrid.prune.calibration import Calibration
 from nanohybrid.prune.importance import Importance
 from nanohybrid.prune.layerwise import Loaded, Parts, head_norm
+from nanohybrid.prune.prunable import layer_axes
 from nanohybrid.prune.rank_stability import agreement
-
-READERS = {
-    MAMBA: "out_proj",
-    MLP: "down_proj",
-    ATTENTION: "o_proj",
-}  # what reads a mixer's inner activations, and writes its output
 
 
 class Aggregate:
@@ -85,30 +81,31 @@ def measure_activations(
     batches = [batch.to(parts.device) for batch in calibration.batches(batch_tokens)]
     layouts = [batch.layout for batch in batches]
     hidden = parts.embedded([batch.tokens_T for batch in batches])
-    channels_RE = torch.zeros(3, config.hidden_size)
-    tables: dict[str, dict[int, Tensor]] = {MAMBA: {}, MLP: {}, ATTENTION: {}}
+    hidden_RE = torch.zeros(3, config.hidden_size)
+    scores: dict[int, Tensor] = {}
     turns: list[Tensor] = []
     for index, (kind, block) in enumerate(zip(config.pattern, parts.blocks(), strict=True)):
-        norm, mixer, turn = through(block, kind, config, hidden, layouts, advance)
+        norm, inner, turn = through(block, kind, config, hidden, layouts, advance)
         turns.append(turn.score_RD)
-        channels_RE += norm.score_RD * (reader_norm(block.mixer) if outgoing else 1.0)
-        tables[kind][index] = scores_of(block.mixer, kind, config, mixer.score_RD, outgoing)
+        hidden_RE += norm.score_RD * (reader_norm(block.mixer, kind, config) if outgoing else 1.0)
+        if layer_axes(kind):
+            scores[index] = scores_of(block.mixer, kind, config, inner.score_RD, outgoing)
     last, final_norm = Aggregate(), parts.final_norm()
     for h_TE, layout in zip(hidden, layouts, strict=True):
         last.add(final_norm(h_TE), layout)
-    channels_RE += last.score_RD * (head_norm(parts) if outgoing else 1.0)
+    hidden_RE += last.score_RD * (head_norm(parts) if outgoing else 1.0)
     cosine_RL = torch.cat(turns, dim=1)
+    axes = {index: tuple(one.axis for one in layer_axes(config.pattern[index])) for index in scores}
+    stable = len(calibration.samples) > 1
     facts = {
         "calibration": calibration.hash, "samples": len(calibration.samples), "tokens": calibration.tokens,
         "outgoing": outgoing, "pattern": config.pattern, "aggregation": "mean over the sequence, L2 over samples",
-        "stability": agreement(channels_RE, tables, cosine_RL) if len(calibration.samples) > 1 else {},
+        "stability": agreement(config.pattern, hidden_RE, scores, axes, cosine_RL) if stable else {},
     }  # fmt: skip
-    whole = {kind: {index: scores[0] for index, scores in table.items()} for kind, table in tables.items()}
     return Importance(
-        channels_RE[0],
-        whole[MLP],
-        whole[MAMBA],
-        whole[ATTENTION],
+        hidden_RE[0],
+        {index: rows[0] for index, rows in scores.items()},
+        axes,
         facts=facts,
         cosine=cosine_RL[0] / len(calibration.samples) ** 0.5,
     )
@@ -122,12 +119,14 @@ def through(
     layouts: Sequence[Layout],
     advance: Callable[[int], object] | None = None,
 ) -> tuple[Aggregate, Aggregate, Aggregate]:
-    """Take the hidden states of all batches through a layer, in place in the list: aggregates of its norm, of its mixer, and of how
-    far it turns the hidden state.
+    """Run the hidden states of all batches through a layer, in place in the list.
+
+    Returns aggregates of the norm's output, of the mixer's inner activation (empty where nothing of the layer is pruned),
+    and of 1 minus the cosine between the hidden states before and after.
     """
-    norm, mixer, turn = Aggregate(), Aggregate(), Aggregate()
+    norm, inner, turn = Aggregate(), Aggregate(), Aggregate()
     for place, layout in enumerate(layouts):
-        with watching(block, kind, config, layout, norm, mixer):
+        with watching(block, kind, config, layout, norm, inner):
             after_TE = block(hidden[place], layout, None)
         turn.add(
             1 - torch.cosine_similarity(hidden[place].double(), after_TE.double(), dim=1)[:, None], layout
@@ -135,27 +134,30 @@ def through(
         hidden[place] = after_TE
         if advance is not None:
             advance(layout.tokens)
-    return norm, mixer, turn
+    return norm, inner, turn
 
 
 @contextmanager
 def watching(
-    block: Block, kind: str, config: HybridConfig, layout: Layout, norm: Aggregate, mixer: Aggregate
+    block: Block, kind: str, config: HybridConfig, layout: Layout, norm: Aggregate, inner: Aggregate
 ) -> Iterator[None]:
     """While this is open, a forward of the layer over `layout` adds its activations to the aggregates."""
+    handles = [block.norm.register_forward_hook(lambda _m, _i, out: norm.add(out, layout))]
+    if layer_axes(kind):
+        observed = activation_of(kind)
+        columns = slice(None) if observed.columns is None else slice(*observed.columns(config))
+        module = block.mixer.get_submodule(observed.module)
 
-    def output_of(module: nn.Module, aggregate: Aggregate, last: int | None = None, first: int = 0) -> Any:
-        return module.register_forward_hook(lambda _m, _i, out: aggregate.add(out[..., first:last], layout))
+        def add_output(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            inner.add(output[..., columns], layout)
 
-    def input_of(module: nn.Module, aggregate: Aggregate) -> Any:
-        return module.register_forward_pre_hook(lambda _m, inputs: aggregate.add(inputs[0], layout))
+        def add_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            inner.add(inputs[0][..., columns], layout)
 
-    handles = [output_of(block.norm, norm)]
-    if kind == MAMBA:
-        inner = config.mamba_inner_size  # in_proj's output is z | x B C | dt
-        handles.append(output_of(block.mixer.get_submodule("in_proj"), mixer, 2 * inner, inner))
-    else:
-        handles.append(input_of(block.mixer.get_submodule(READERS[kind]), mixer))
+        if observed.side == "output":
+            handles.append(module.register_forward_hook(add_output))
+        else:
+            handles.append(module.register_forward_pre_hook(add_input))
     try:
         yield
     finally:
@@ -163,24 +165,31 @@ def watching(
             handle.remove()
 
 
+def activation_of(kind: str) -> InnerActivation:
+    """Where a kind's activations are observed; of a kind with prunable axes."""
+    found = MIXERS[kind].activation
+    assert found is not None, f"{kind} declares prunable axes and no activation: register() refuses that"
+    return found
+
+
 def scores_of(mixer: nn.Module, kind: str, config: HybridConfig, score_RD: Tensor, outgoing: bool) -> Tensor:
-    """A mixer's aggregates as scores: [R, F] of an MLP, [R, H, P] of Mamba, [R, H] of attention."""
+    """The aggregate of an inner activation as scores over the layer's prunable axes: [R, F], [R, H, P], [R, H]."""
+    observed = activation_of(kind)
     if outgoing:
-        weight = mixer.get_parameter(f"{READERS[kind]}.weight")
+        weight = mixer.get_parameter(f"{observed.writer}.weight")
         score_RD = score_RD * weight.float().norm(dim=0).cpu()
-    if kind == MAMBA:
-        return score_RD.unflatten(1, (config.mamba_num_heads, config.mamba_head_dim))
-    if kind == ATTENTION:
-        return score_RD.unflatten(1, (config.num_attention_heads, config.head_dim)).norm(dim=2)
-    return score_RD
+    sizes = axis_sizes(config)
+    scores = score_RD.unflatten(1, [sizes[axis] for axis in observed.axes])
+    pruned = {one.axis for one in layer_axes(kind)}
+    others = tuple(place for place, axis in enumerate(observed.axes, 1) if axis not in pruned)
+    return scores.norm(dim=others) if others else scores
 
 
-def reader_norm(mixer: nn.Module) -> Tensor:
-    """[E]: the L2 norm of the weights by which a mixer reads each embedding channel."""
-    writers = set(READERS.values())
-    weights = [
-        module.weight
-        for name, module in mixer.named_children()
-        if isinstance(module, nn.Linear) and name not in writers
-    ]
+def reader_norm(mixer: nn.Module, kind: str, config: HybridConfig) -> Tensor:
+    """[E]: the L2 norm of the weights by which a mixer reads each channel of the hidden size."""
+    parameters = MIXERS[kind].declare(config).parameters
+    read = [name for name, axes in parameters.items() if len(axes) == 2 and axes[1] == "hidden_size"]
+    weights = [mixer.get_parameter(name) for name in read]
+    if not weights:
+        return torch.zeros(config.hidden_size)
     return torch.stack([weight.float().square().sum(0) for weight in weights]).sum(0).sqrt().cpu()

@@ -1,9 +1,9 @@
-"""What importance is to be compared with: the size of weights, and chance. Neither needs a document.
+"""Baselines that importance by activations is compared with. Neither needs a document.
 
-    magnitude   of each entry of an axis the L2 norm of all weights that write or read it, over the whole model for embedding channels
+    magnitude   the L2 norm of all weights that write or read an entry, of the hidden size over the whole model
     random      uniform numbers, drawn from a seed
 
-Both give scores of the same form as importance by activations, so that everything after them is the same code.
+Both give an Importance, so everything after them is the same code.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from nanohybrid.checkpoint import CheckpointReader
-from nanohybrid.config import ATTENTION, MAMBA, MLP, HybridConfig
-from nanohybrid.model.mixers.axes import Axis, Outer, Stack, axis_sizes, size
+from nanohybrid.config import HybridConfig
+from nanohybrid.model.mixers.axes import Axis, AxisSizes, Outer, Stack, axis_sizes, size
 from nanohybrid.model.spec import param_specs
 from nanohybrid.prune.importance import Importance
+from nanohybrid.prune.prunable import HIDDEN, layer_axes
 
-OWNERS = {MLP: ("ffn",), MAMBA: ("mamba_heads", "mamba_channels"), ATTENTION: ("attention_heads",)}
+Scores = dict[int | None, Tensor]
+"""By layer, over the product of its prunable axes, and under None of the hidden size."""
 
 
 def magnitude(checkpoint: Path) -> Importance:
@@ -27,14 +29,15 @@ def magnitude(checkpoint: Path) -> Importance:
     with CheckpointReader(checkpoint) as reader:
         config, sizes = reader.config, axis_sizes(reader.config)
         squares = blank(config)
-        for name, declared in param_specs(config).items():
-            if len(declared.shape) < 2:
-                continue  # gains, biases and decays: their size says nothing of how much they matter
+        for name, spec in param_specs(config).items():
+            if len(spec.shape) < 2:
+                continue  # the size of a gain, bias or decay does not tell how much it matters
+            own = () if spec.layer is None else names_of(config, spec.layer)
             energy = reader.tensor(name, torch.float32).square()
-            for dimension, axis in enumerate(declared.axes):
+            for dimension, axis in enumerate(spec.axes):
                 others = [d for d in range(energy.ndim) if d != dimension]
                 sums = energy.sum(others) if others else energy
-                for key, axes in ((None, ("embedding",)), (declared.layer, OWNERS.get(declared.part, ()))):
+                for key, axes in ((None, (HIDDEN,)), (spec.layer, own)):
                     entry = joint_owner(axis, sizes, axes)
                     owned = entry >= 0
                     if owned.any():
@@ -43,39 +46,40 @@ def magnitude(checkpoint: Path) -> Importance:
 
 
 def random(config: HybridConfig, seed: int) -> Importance:
-    """Scores by chance; the order in which layers would go is by chance too."""
+    """Random scores, and a random order of the layers."""
     generator = torch.Generator().manual_seed(seed)
-    scores: dict[int | None, Tensor] = {
-        key: torch.rand(shape.shape, generator=generator, dtype=torch.float64).float()
-        for key, shape in blank(config).items()
+    scores: Scores = {
+        key: torch.rand(zeros.shape, generator=generator, dtype=torch.float64).float()
+        for key, zeros in blank(config).items()
     }
     layers = torch.rand(config.num_hidden_layers, generator=generator)
     found = as_importance(config, scores, {"by": "random", "seed": seed})
     return found.with_layers(layers, layers.argsort().tolist())
 
 
-def blank(config: HybridConfig) -> dict[int | None, Tensor]:
-    """Zeros for every entry of every axis: by layer, and of embedding channels under None."""
+def names_of(config: HybridConfig, layer: int) -> tuple[str, ...]:
+    """The axes of a layer's scores."""
+    return tuple(one.axis for one in layer_axes(config.pattern[layer]))
+
+
+def blank(config: HybridConfig) -> Scores:
+    """Zeros for every entry of every prunable axis."""
     sizes = axis_sizes(config)
-    table: dict[int | None, Tensor] = {None: torch.zeros(config.hidden_size)}
-    for layer, kind in enumerate(config.pattern):
-        table[layer] = torch.zeros([sizes[name] for name in OWNERS[kind]])
+    table: Scores = {None: torch.zeros(config.hidden_size)}
+    for layer in range(config.num_hidden_layers):
+        if names := names_of(config, layer):
+            table[layer] = torch.zeros([sizes[name] for name in names])
     return table
 
 
-def as_importance(
-    config: HybridConfig, scores: dict[int | None, Tensor], facts: dict[str, object]
-) -> Importance:
-    """A table as `blank` makes it, as scores."""
-    tables = {
-        kind: {layer: scores[layer] for layer, each in enumerate(config.pattern) if each == kind}
-        for kind in (MLP, MAMBA, ATTENTION)
-    }
-    return Importance(scores[None], tables[MLP], tables[MAMBA], tables[ATTENTION], facts=facts)
+def as_importance(config: HybridConfig, scores: Scores, facts: dict[str, object]) -> Importance:
+    """A table as `blank` makes it, as an Importance."""
+    own = {layer: table for layer, table in scores.items() if layer is not None}
+    return Importance(scores[None], own, {layer: names_of(config, layer) for layer in own}, facts=facts)
 
 
-def joint_owner(axis: Axis, sizes: dict[str, int], names: tuple[str, ...]) -> Tensor:
-    """For each index along `axis` the entry of the product of the axes `names` that it belongs to; -1 where to none of that product."""
+def joint_owner(axis: Axis, sizes: AxisSizes, names: tuple[str, ...]) -> Tensor:
+    """For each index along `axis`, the entry of the product of the axes `names` that it belongs to; -1 where to none."""
     total = torch.zeros(size(axis, sizes), dtype=torch.int64)
     missing = torch.full_like(total, not names, dtype=torch.bool)
     for name in names:
@@ -85,8 +89,8 @@ def joint_owner(axis: Axis, sizes: dict[str, int], names: tuple[str, ...]) -> Te
     return torch.where(missing, -1, total)
 
 
-def owner(axis: Axis, sizes: dict[str, int], name: str) -> Tensor:
-    """For each index along `axis` the entry of the axis `name` that it belongs to; -1 where it belongs to none."""
+def owner(axis: Axis, sizes: AxisSizes, name: str) -> Tensor:
+    """For each index along `axis`, the entry of the axis `name` that it belongs to; -1 where it belongs to none."""
     if isinstance(axis, Stack):
         return torch.cat([owner(part, sizes, name) for part in axis.parts])
     if isinstance(axis, Outer):
@@ -94,4 +98,4 @@ def owner(axis: Axis, sizes: dict[str, int], name: str) -> Tensor:
         for part in axis.parts:
             found = torch.maximum(found[:, None], owner(part, sizes, name)[None, :]).flatten()
         return found
-    return torch.arange(sizes[axis]) if axis == name else torch.full((sizes[axis],), -1, dtype=torch.int64)
+    return torch.arange(sizes[name]) if axis == name else torch.full((size(axis, sizes),), -1)

@@ -1,7 +1,7 @@
-"""How promising a shape is before it is tried: the importance that it would lose.
+"""The importance-loss proxy: which share of a model's importance a shape would lose.
 
-Of each axis the share of the squared scores that would go, averaged over the layers that have the axis; of depth the share of the
-layers' scores. The shares of all axes are added. It costs no forward pass, so that a large grid needs only its best to be tried.
+Of each axis the share of the squared scores that goes, averaged over the layers that have the axis, and of depth the share
+of the layers' scores; added up. It needs no forward pass, so a search tries only the best shapes of a large grid.
 """
 
 from __future__ import annotations
@@ -12,59 +12,68 @@ import torch
 from torch import Tensor
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.prune.importance import Importance
+from nanohybrid.prune.importance import Importance, take
+from nanohybrid.prune.prunable import group_count, layer_axes, prunable_axes
 from nanohybrid.prune.target import Target, best
 
+Axes = tuple[str, ...]
 
-class Promise:
-    """Judges shapes for one model; what each axis loses is worked out once for every width."""
+
+class ImportanceLoss:
+    """The proxy for one model. What each axis loses is computed once for every size."""
 
     def __init__(self, config: HybridConfig, importance: Importance) -> None:
         self.config, self.importance = config, importance
-        groups = config.num_key_value_heads
-        self.embedding = curve(importance.embedding)
-        self.ffn = [curve(scores) for scores in importance.ffn.values()]
-        self.attention = [curve(scores, groups) for scores in importance.attention.values()]
-        self.mamba: dict[tuple[int, int], float] = {}
+        self._shared = {name for name, one in prunable_axes(config.pattern).items() if one.shared}
+        self._hidden = curve(importance.hidden_size)
+        self._curves: dict[str, list[Tensor]] = {}  # of layers with one axis that is their own
+        self._products: dict[Axes, list[int]] = {}  # of layers with several, or with a shared one
+        for layer, axes in importance.axes.items():
+            if len(axes) == 1 and axes[0] not in self._shared:
+                groups = group_count(config, layer_axes(config.pattern[layer])[0])
+                self._curves.setdefault(axes[0], []).append(curve(importance.scores[layer], groups))
+            else:
+                self._products.setdefault(axes, []).append(layer)
+        self._known: dict[tuple[Axes, tuple[int, ...]], float] = {}
 
-    def lost(self, target: Target) -> float:
-        """From 0 for the whole model upwards."""
-        config = self.config
-        neurons, queries = (
-            target.intermediate_size or config.intermediate_size,
-            target.attention_heads or config.num_attention_heads,
-        )
-        total = 1 - float(self.embedding[target.hidden_size or config.hidden_size])
-        total += 1 - fmean(float(axis[neurons]) for axis in self.ffn) if self.ffn else 0.0
-        total += 1 - fmean(float(axis[queries]) for axis in self.attention) if self.attention else 0.0
-        total += self._mamba(
-            target.mamba_heads or config.mamba_num_heads, target.mamba_head_dim or config.mamba_head_dim
-        )
+    def of(self, target: Target) -> float:
+        """What a target loses: 0 where it keeps the whole model."""
+        total = 1 - float(self._hidden[target.size_of("hidden_size", self.config)])
+        for axis, curves in sorted(self._curves.items()):
+            size = target.size_of(axis, self.config)
+            total += 1 - fmean(float(shares[size]) for shares in curves)
+        for axes in self._products:
+            sizes = tuple(target.size_of(axis, self.config) for axis in axes)
+            if (axes, sizes) not in self._known:
+                self._known[axes, sizes] = self._product(axes, sizes)
+            total += self._known[axes, sizes]
         return total + self._layers(target)
 
-    def _mamba(self, heads: int, channels: int) -> float:
-        if not self.importance.mamba:
-            return 0.0
-        if (heads, channels) not in self.mamba:
-            kept = best(self.importance.mamba_channels(), channels)
-            shares = []
-            for layer, scores_HP in self.importance.mamba.items():
-                rows = best(self.importance.mamba_heads(layer, kept), heads, self.config.n_groups)
-                energy_HP = scores_HP.double().square()
-                shares.append(
-                    float(energy_HP[list(rows)][:, list(kept)].sum() / energy_HP.sum().clamp(min=1e-300))
-                )
-            self.mamba[heads, channels] = 1 - fmean(shares)
-        return self.mamba[heads, channels]
+    def _product(self, axes: Axes, sizes: tuple[int, ...]) -> float:
+        """What layers with these axes lose when all of them are shortened to these sizes."""
+        wanted = dict(zip(axes, sizes, strict=True))
+        shared = {
+            axis: best(self.importance.of_shared(axis), size)
+            for axis, size in wanted.items()
+            if axis in self._shared
+        }
+        shares = []
+        for layer in self._products[axes]:
+            kept = dict(shared)
+            for one in layer_axes(self.config.pattern[layer]):
+                if one.axis not in shared:
+                    scores = self.importance.of_layer(layer, one.axis, shared)
+                    kept[one.axis] = best(scores, wanted[one.axis], group_count(self.config, one))
+            energy = self.importance.scores[layer].double().square()
+            shares.append(float(take(energy, axes, kept).sum() / energy.sum().clamp(min=1e-300)))
+        return 1 - fmean(shares)
 
     def _layers(self, target: Target) -> float:
         scores = self.importance.layers.double()
         gone = 0 if target.layers is None else self.config.num_hidden_layers - target.layers
-        return (
-            float(scores[list(self.importance.order[:gone])].sum() / scores.sum().clamp(min=1e-300))
-            if gone
-            else 0.0
-        )
+        if not gone:
+            return 0.0
+        return float(scores[list(self.importance.order[:gone])].sum() / scores.sum().clamp(min=1e-300))
 
 
 def curve(scores: Tensor, groups: int = 1) -> Tensor:

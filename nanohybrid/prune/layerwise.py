@@ -18,7 +18,7 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM
 from nanohybrid.model.lm import Block
 from nanohybrid.model.norms import RMSNorm
-from nanohybrid.prune.selection import Kept
+from nanohybrid.prune.selection import Selection
 from nanohybrid.prune.slicing import Slice, prune_state
 
 EMBEDDINGS, FINAL, HEAD = "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight"
@@ -99,7 +99,7 @@ class Stored:
             yield block.eval()
             for (
                 parameter
-            ) in block.parameters():  # whoever asked still holds it, and would while the next one is read
+            ) in block.parameters():  # the caller still holds the block while the next one is read
                 parameter.data = parameter.new_empty(0)
 
     def final_norm(self) -> RMSNorm:
@@ -122,17 +122,17 @@ class Stored:
         """Some rows of a table."""
         return self.reader.rows(name)[begin:end].to(self.device, self.dtype)
 
-    def cut(self, kept: Kept) -> Cut:
+    def cut(self, selection: Selection) -> Cut:
         """What remains of it, cut as it is read."""
-        return Cut(self, kept)
+        return Cut(self, selection)
 
 
 class Cut(Stored):
-    """The parts of a checkpoint as they are after pruning, which nobody has written: each tensor is cut when it was read."""
+    """The parts of a checkpoint as they are after pruning, without writing it: each tensor is cut after it is read."""
 
-    def __init__(self, whole: Stored, kept: Kept) -> None:
+    def __init__(self, whole: Stored, selection: Selection) -> None:
         super().__init__(whole.reader, whole.dtype, whole.device)
-        self.config, self.slices = prune_state(whole.config, kept)
+        self.config, self.slices = prune_state(whole.config, selection)
 
     def read(self, name: str) -> Tensor:
         piece = self.slices[name]

@@ -1,4 +1,7 @@
-"""How far a ranking is the model's and not the samples': Spearman's correlation between scores on two halves of the samples."""
+"""Rank stability: Spearman's correlation between the scores on two halves of the samples.
+
+It tells how far a ranking is the model's and not the samples'. R: row 0 all samples, rows 1 and 2 the two halves.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,33 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from nanohybrid.config import ATTENTION, MAMBA, MLP
+from nanohybrid.prune.importance import over_axis
+from nanohybrid.prune.prunable import HIDDEN, prunable_axes
 
 
 def agreement(
-    channels_RE: Tensor, tables: Mapping[str, Mapping[int, Tensor]], cosine_RL: Tensor
+    pattern: str,
+    hidden_RE: Tensor,
+    scores: Mapping[int, Tensor],
+    axes: Mapping[int, tuple[str, ...]],
+    cosine_RL: Tensor,
 ) -> dict[str, float]:
     """By axis: 1 where both halves rank alike, 0 where they have nothing in common; of layers' own axes the mean over layers.
 
-    Row 1 of every tensor is one half's scores, row 2 the other's.
+    scores: of each layer [R, ...] over its `axes`.
     """
     found = {
-        "embedding": spearman(channels_RE[1], channels_RE[2]),
+        HIDDEN: spearman(hidden_RE[1], hidden_RE[2]),
         "layers_by_cosine": spearman(cosine_RL[1], cosine_RL[2]),
     }
-    for name, kind in (("ffn", MLP), ("attention_heads", ATTENTION)):
-        if tables[kind]:
-            found[name] = fmean(spearman(scores[1], scores[2]) for scores in tables[kind].values())
-    if tables[MAMBA]:
-        heads = [scores.norm(dim=2) for scores in tables[MAMBA].values()]
-        found["mamba_heads"] = fmean(spearman(scores[1], scores[2]) for scores in heads)
-        channels = torch.stack([scores.norm(dim=1) for scores in tables[MAMBA].values()]).sum(0)
-        found["mamba_channels"] = spearman(channels[1], channels[2])
+    for name, one in prunable_axes(pattern).items():
+        rows = [
+            over_axis(table, axes[layer], name, 1) for layer, table in scores.items() if name in axes[layer]
+        ]
+        if rows and one.shared:
+            rows = [torch.stack(rows).sum(0)]
+        if rows:
+            found[name] = fmean(spearman(row[1], row[2]) for row in rows)
     return {name: round(value, 4) for name, value in found.items()}
 
 

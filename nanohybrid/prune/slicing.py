@@ -1,12 +1,12 @@
-"""Pruning as surgery between two configurations, from the axes that the layers declare and from nothing else.
+"""Slicing: every parameter of a model cut to a selection, by the axes that the mixers declare.
 
-What is exact. Let the full model be masked: weights that write or read a removed entry are zero. The sliced model then computes
-the same, but for the norms over a pruned width: with n of N channels kept, the masked norm divides by the mean over N, of which
-N - n are zeros, and the sliced one by the mean over n. So
+What is exact. Let the full model be masked: weights that write or read a removed entry are zero. The sliced model computes
+the same, except in the norms over a pruned width. With n of N channels left, the masked norm divides by the mean over N
+numbers of which N - n are zeros, the sliced one by the mean over n. So
     sliced(x; weight, eps) = masked(x; weight sqrt(n / N), eps n / N)
-holds exactly, for RMSNorm (embedding channels) and for Mamba's gated norm within each group (heads and head channels). FFN
-neurons, attention heads and layers pass no norm and are equal as they stand. The slices are plain: no weight is rescaled here;
-the channels that go carry little of the mean, and distillation finds the rest.
+holds exactly, for RMSNorm (hidden size) and for Mamba's gated norm within each group (heads and head channels). FFN
+neurons, attention heads and layers pass no norm, and are equal without a correction. The slices are plain: no weight is
+rescaled here. The channels that go contribute little to the mean, and distillation corrects for the rest.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from torch import Tensor
 
 from nanohybrid.checkpoint import CheckpointReader, CheckpointWriter
 from nanohybrid.config import HybridConfig
+from nanohybrid.errors import InputError
 from nanohybrid.model import HybridLM
 from nanohybrid.model.mixers.axes import axis_sizes, selected_index
 from nanohybrid.model.spec import param_specs
-from nanohybrid.prune.selection import Kept
+from nanohybrid.prune.selection import Selection
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numpy knows no bfloat16
 
@@ -52,22 +53,33 @@ def take(tensor: Tensor, dimension: int, index: Tensor) -> Tensor:
     return torch.from_numpy(np.take(bits, index.numpy(), axis=dimension)).view(tensor.dtype)
 
 
-def prune_state(config: HybridConfig, kept: Kept) -> tuple[HybridConfig, dict[str, Slice]]:
-    """The configuration of what remains, and how each of its tensors, by name, is cut from the parent's."""
+def prune_state(config: HybridConfig, selection: Selection) -> tuple[HybridConfig, dict[str, Slice]]:
+    """The configuration of what remains, and how each of its tensors, by name, is cut from the base model's.
+
+    Raises InputError where the selection cannot be of this model, or a kind of layer cannot follow it.
+    """
     sizes = axis_sizes(config)
-    place = {old: new for new, old in enumerate(kept.layers)}
+    place = {old: new for new, old in enumerate(selection.layers)}
+    pruned = selection.config(config)
+    wanted = param_specs(pruned)
     slices = {}
-    for name, declared in param_specs(config).items():
-        if declared.layer is not None and declared.layer not in place:
+    for name, spec in param_specs(config).items():
+        if spec.layer is not None and spec.layer not in place:
             continue
-        remaining = kept.axes(declared.layer)
-        indices = tuple(selected_index(axis, sizes, remaining) for axis in declared.axes)
-        whole = [len(index) == size for index, size in zip(indices, declared.shape, strict=True)]
-        new = name if declared.layer is None else rename(name, declared.layer, place[declared.layer])
+        remaining = selection.of(spec.layer)
+        indices = tuple(selected_index(axis, sizes, remaining) for axis in spec.axes)
+        new = name if spec.layer is None else rename(name, spec.layer, place[spec.layer])
+        shape = tuple(map(len, indices))
+        if new not in wanted or shape != wanted[new].shape:
+            raise InputError(
+                f"{name} cannot be pruned: its axes {spec.axes} give {shape}, the pruned configuration "
+                f"{wanted[new].shape if new in wanted else 'has no such tensor'}; its kind of layer must declare the axes that it prunes"
+            )
+        whole = [len(index) == size for index, size in zip(indices, spec.shape, strict=True)]
         slices[new] = Slice(
             name, tuple(None if all_of else index for index, all_of in zip(indices, whole, strict=True))
         )
-    return kept.config(config), slices
+    return pruned, slices
 
 
 def rename(name: str, old: int, new: int) -> str:
@@ -76,9 +88,9 @@ def rename(name: str, old: int, new: int) -> str:
 
 
 @torch.no_grad()
-def prune_model(model: HybridLM, kept: Kept) -> HybridLM:
-    """A model of its own with what remains of `model`."""
-    config, slices = prune_state(model.config, kept)
+def prune_model(model: HybridLM, selection: Selection) -> HybridLM:
+    """A new model with copies of what remains of `model`."""
+    config, slices = prune_state(model.config, selection)
     source = model.state_dict()
     with torch.device("meta"):
         pruned = HybridLM(config)
@@ -89,11 +101,14 @@ def prune_model(model: HybridLM, kept: Kept) -> HybridLM:
 
 
 def prune_checkpoint(
-    source: Path, kept: Kept, directory: Path, advance: Callable[[int], object] | None = None
+    source: Path, selection: Selection, directory: Path, advance: Callable[[int], object] | None = None
 ) -> HybridConfig:
-    """Prune from disk to disk: memory for one tensor and its part. Writes the checkpoint and `kept.json` into `directory`."""
+    """Prune from disk to disk, with memory for one tensor and its slice.
+
+    Writes the checkpoint and `pruning_mask.json` into `directory`. Returns the pruned configuration.
+    """
     with CheckpointReader(source) as reader:
-        config, slices = prune_state(reader.config, kept)
+        config, slices = prune_state(reader.config, selection)
         wanted = {piece.source: name for name, piece in slices.items()}
         types = {name: reader.dtype(piece.source) for name, piece in slices.items()}
         with CheckpointWriter(directory, config, types, assets=source) as writer:
@@ -103,5 +118,5 @@ def prune_checkpoint(
                     writer.write(new, slices[new].cut(reader.tensor(old)))
                 if advance is not None:
                     advance(1)
-    kept.write(directory)
+    selection.write(directory)
     return config

@@ -1,4 +1,4 @@
-"""The stage `prune`: a checkpoint in, a smaller one out, and `kept.json` that says what was kept."""
+"""The stage `prune`: a checkpoint in, a smaller one out, with `pruning_mask.json`, the entries that remain."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def prune(
     inputs = {"model": model, **{name: path for name, path in given.items() if path is not None}}
     scores = None if importance is None else Importance.load(importance)
     if scores is None and calibration is None:
-        recipe.target.kept(config, None)  # says so where scores are needed
+        recipe.target.select(config, None)  # refuses a target that needs scores
     with open_stage(out, "prune", recipe, inputs, device=device) as stage:
         if stage.complete:
             return out
@@ -63,11 +63,11 @@ def prune(
             scores = importance_of(
                 model, samples, folder, recipe.outgoing, rounds, recipe.layers_by, device=device
             )
-        kept = recipe.target.kept(config, scores)
+        selection = recipe.target.select(config, scores)
         with CheckpointReader(model) as reader:
             tensors = len(reader.names())
         with progress("prune", tensors, "tensors") as bar:
-            pruned = prune_checkpoint(model, kept, stage.directory, bar.advance)
+            pruned = prune_checkpoint(model, selection, stage.directory, bar.advance)
         stage.measure(**sizes("parent", config), **sizes("pruned", pruned))
     return out
 

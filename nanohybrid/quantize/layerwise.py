@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from nanohybrid.checkpoint import CheckpointReader, CheckpointWriter
-from nanohybrid.config import KINDS
 from nanohybrid.model.mixers.base import linear
 from nanohybrid.model.quantized import (
     QuantizedLinear,
@@ -24,7 +23,7 @@ from nanohybrid.model.quantized import (
     quantized_names,
     replace,
 )
-from nanohybrid.model.spec import param_specs
+from nanohybrid.model.spec import param_specs, part_label
 from nanohybrid.prune.calibration import Calibration
 from nanohybrid.prune.layerwise import EMBEDDINGS, HEAD, Stored
 from nanohybrid.quantize.calibrate import Carried, Quality
@@ -139,7 +138,7 @@ class _Work:
             self.writer.write_codes(name, quantized.codes, quantized.scales)
             after = quantized.codes.nbytes + quantized.scales.nbytes
             self.found.errors[name] = _error(quantized, tensor)
-        kind = KINDS.get(self.declared[name].part, self.declared[name].part)
+        kind = part_label(self.declared[name].part)
         for table, count in ((self.found.bytes_before, tensor.nbytes), (self.found.bytes_after, after)):
             table[kind] = table.get(kind, 0) + count
         if self.advance is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanohybrid.estimate.units import amount
-from nanohybrid.evaluate.accuracy import share, show_answers
+from nanohybrid.evaluate.accuracy import add_accuracy, format_accuracy
 from nanohybrid.quantize.layerwise import Quality, Quantization
 from nanohybrid.stages.plots import bars, lines
 from nanohybrid.stages.report import Report
@@ -25,9 +25,9 @@ def quantize_report(found: Quantization, model: Path, answers: Mapping[str, Mapp
         _quality(report, found, found.quality)
     if answers:
         report.section("What it can do now").table(
-            ["", *answers], [["right answers", *map(share, answers.values())]]
+            ["", *answers], [["right answers", *map(format_accuracy, answers.values())]]
         )
-        show_answers(report, answers)
+        add_accuracy(report, answers)
     report.section("Bytes")
     report.table(
         ["part", "before", "after"],

@@ -10,7 +10,7 @@ from typing import Any
 from nanohybrid.checkpoint import CheckpointReader, refuse_quantized
 from nanohybrid.data import TokenStore
 from nanohybrid.errors import ConfigError
-from nanohybrid.evaluate.accuracy import check_count, check_problems, right_answers
+from nanohybrid.evaluate.accuracy import check_can_answer, check_problem_settings, measure_accuracy
 from nanohybrid.extras import require
 from nanohybrid.model.quantized import check_format
 from nanohybrid.prune.calibration import Calibration
@@ -41,7 +41,7 @@ class QuantizeRecipe:
             raise ConfigError(
                 f"samples is {self.samples} and length {self.length}: at least 1 document and 2 tokens are needed"
             )
-        check_count(self.problems, self.tasks)
+        check_problem_settings(self.problems, self.tasks)
 
 
 def quantize_stage(
@@ -55,7 +55,7 @@ def quantize_stage(
         require("matplotlib", "train")  # for the report at the end
     refuse_quantized(model, "it can be quantized no further; take the one that it was made from")
     if recipe.problems:
-        check_problems(recipe.tasks, model, device)
+        check_can_answer(recipe.tasks, model, device)
     with CheckpointReader(model) as reader:
         tensors, vocab_size = len(reader.names()), reader.config.vocab_size
     inputs = {"model": model} | ({"documents": documents} if documents is not None else {})
@@ -69,7 +69,7 @@ def quantize_stage(
         with progress("quantize", tensors, "tensors") as bar:
             found = quantize_checkpoint(model, recipe.format, stage.directory, samples, bar.advance, device)
         both = {"before": model, recipe.format: stage.directory}
-        answers = right_answers(recipe.problems, recipe.tasks, 0, both, stage, device)
+        answers = measure_accuracy(recipe.problems, recipe.tasks, 0, both, stage, device)
         stage.measure(**measures(found), **({"accuracy": answers} if answers else {}))
         if samples is not None:
             stage.spend(tokens=samples.tokens)

@@ -1,7 +1,9 @@
-"""The paper in miniature, in one command: raw text -> a compressed, thinking model, and a page of pictures.
+"""The quickstart: the whole pipeline at a small scale, from raw text to a compressed, thinking model and a report.
 
-pipeline.py  the table of contents as an executable: six calls, one a stage      recipes.py  what each call is given
-summary.py   the results as one object                                           report.py   the same as a page
+pipeline.py  the stages in order
+recipes.py   the recipes of the stages
+summary.py   the results as one JSON object
+report.py    the results as an HTML page
 """
 
 from nanohybrid.quickstart.pipeline import quickstart

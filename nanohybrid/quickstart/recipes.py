@@ -1,4 +1,4 @@
-"""What each stage of the quickstart is given: the tiny recipes, scaled by one dial."""
+"""The recipes of the quickstart: the tiny recipes, scaled by one factor."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any, TypeVar
 
 from nanohybrid.align.grpo import GrpoRecipe
 from nanohybrid.align.sft import SftRecipe
-from nanohybrid.compress.stage import CompressRecipe
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.data.recipe import DataRecipe
 from nanohybrid.errors import InputError
 from nanohybrid.evaluate.recipe import EvaluateRecipe
 from nanohybrid.stages.recipe import load
 from nanohybrid.train.pretrain import PretrainRecipe
 
-MINI_FROM = 4.0  # scale from which the model grows too: below it, more tokens teach the tiny one more than they teach a larger one
-TWIN_SHARE = 0.3  # tokens of each of the two runs that compare FP8 with bf16, as a share of the pretraining's
+MINI_FROM = 4.0  # scale from which the model is larger; below it, the tiny model learns more from the additional tokens
+SHORT_RUN_SHARE = 0.3  # tokens of each run of the FP8 comparison, as a share of the tokens of pretraining
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class Recipes:
-    """The recipes of one run of the quickstart."""
+    """The recipes of one run."""
 
     data: DataRecipe
     pretrain: PretrainRecipe
-    twin_bf16: PretrainRecipe
-    twin_fp8: PretrainRecipe
+    short_bf16: PretrainRecipe
+    short_fp8: PretrainRecipe
     sft: SftRecipe
     grpo: GrpoRecipe
     compress: CompressRecipe
@@ -39,10 +39,10 @@ class Recipes:
 
     @classmethod
     def of(cls, scale: float, seed: int) -> Recipes:
-        """The tiny recipes with tokens, problems and rollouts times `scale`. Raises InputError for a scale that is no scale."""
+        """The tiny recipes with tokens, problems and rollout steps multiplied by `scale`. Raises InputError for a bad scale."""
         if not 0 < scale <= 1000:
             raise InputError(
-                f"--scale is {scale}: give a number above 0 and at most 1000; 1 takes about a quarter of an hour"
+                f"--scale is {scale}; it must be above 0 and at most 1000; 1 takes about 15 minutes"
             )
         size = "mini" if scale >= MINI_FROM else "tiny"
         data = read(DataRecipe, "data", seed)
@@ -52,7 +52,7 @@ class Recipes:
             times(read(PretrainRecipe, "pretrain", seed), scale, "tokens"), model=size
         )
         fp8 = read(PretrainRecipe, "pretrain-fp8", seed)
-        twin = times(pretrain, TWIN_SHARE, "tokens")
+        short = times(pretrain, SHORT_RUN_SHARE, "tokens")
         compress = read(CompressRecipe, "compress", None)
         distill = dataclasses.replace(times(compress.distill, scale, "tokens"), seed=seed)
         evaluate = dataclasses.replace(
@@ -63,8 +63,8 @@ class Recipes:
         return cls(
             data=data,
             pretrain=pretrain,
-            twin_bf16=twin,
-            twin_fp8=dataclasses.replace(twin, precision=fp8.precision),
+            short_bf16=short,
+            short_fp8=dataclasses.replace(short, precision=fp8.precision),
             sft=times(read(SftRecipe, "sft", seed), scale, "tokens"),
             grpo=times(read(GrpoRecipe, "grpo", seed), scale, "rollout_steps"),
             compress=dataclasses.replace(compress, distill=distill),
@@ -74,14 +74,14 @@ class Recipes:
 
 
 def read(kind: type[R], name: str, seed: int | None) -> R:
-    """A tiny recipe by its file's name, with the seed of this run."""
+    """A tiny recipe by file name, with the seed of this run."""
     with resources.as_file(resources.files("nanohybrid").joinpath(f"recipes/tiny/{name}.toml")) as path:
         recipe = load(kind, Path(path))
     return recipe if seed is None else dataclasses.replace(recipe, seed=seed)  # type: ignore[type-var]
 
 
 def times(recipe: R, scale: float, *fields: str) -> R:
-    """A recipe with some numbers multiplied; whole ones stay whole, and at least 1."""
+    """A recipe with some fields multiplied by `scale`; integers are rounded, to at least 1."""
     changes: dict[str, Any] = {}
     for field in fields:
         value = getattr(recipe, field)

@@ -1,4 +1,4 @@
-"""The results of the quickstart as one object, from what its stages have measured."""
+"""The results of the quickstart as one JSON object, from the results of its stages."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where each stage's output lies under the output directory."""
+class RunPaths:
+    """The output directories of the stages of one run."""
 
     out: Path
 
@@ -28,11 +28,11 @@ class Places:
         return self.out / "2-pretrain" / "hybrid"
 
     @property
-    def twin_bf16(self) -> Path:
+    def short_bf16(self) -> Path:
         return self.out / "2-pretrain" / "short-bf16"
 
     @property
-    def twin_fp8(self) -> Path:
+    def short_fp8(self) -> Path:
         return self.out / "2-pretrain" / "short-fp8"
 
     @property
@@ -44,7 +44,7 @@ class Places:
         return self.out / "3-align" / "sft"
 
     @property
-    def parent(self) -> Path:
+    def aligned(self) -> Path:
         return self.out / "3-align" / "grpo"
 
     @property
@@ -65,14 +65,14 @@ class Places:
 
     @property
     def stages(self) -> tuple[Path, ...]:
-        """Every stage that was run, in order; the parts of the compression are inside it."""
+        """All stages in order; the parts of compression are in its directory."""
         return (
-            self.data, self.base, self.twin_bf16, self.twin_fp8, self.dense_base,
-            self.sft, self.transformer, self.parent, self.distilled, self.evaluation,
+            self.data, self.base, self.short_bf16, self.short_fp8, self.dense_base,
+            self.sft, self.transformer, self.aligned, self.distilled, self.evaluation,
         )  # fmt: skip
 
     def name(self, stage: Path) -> str:
-        """How a stage is called for people: its path below the output."""
+        """The name of a stage: its path below the output directory."""
         return stage.relative_to(self.out).as_posix()
 
 
@@ -82,7 +82,7 @@ def read_json(path: Path) -> Any:
 
 
 def series(stage: Path, name: str) -> list[dict[str, Any]]:
-    """The rows that a stage logged under a name."""
+    """The rows of a stage's log."""
     return [
         json.loads(line)
         for line in (stage / "metrics" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -90,18 +90,18 @@ def series(stage: Path, name: str) -> list[dict[str, Any]]:
 
 
 def lineage(stage: Path) -> dict[str, Any]:
-    """What a stage says of itself."""
+    """The lineage of a stage."""
     found: dict[str, Any] = read_json(stage / "lineage.json")
     return found
 
 
-def summarize(places: Places, models: Mapping[str, Path], wall: float) -> dict[str, Any]:
-    """Everything that summary.json holds, and what the report draws.
+def summarize(paths: RunPaths, models: Mapping[str, Path], wall: float) -> dict[str, Any]:
+    """The contents of summary.json, which the report shows.
 
-    seconds: of all stages; more than this call's `wall` where a run was interrupted and resumed.
+    wall: seconds of this call. `seconds` of the summary counts all stages, also those of an earlier, interrupted call.
     """
-    evaluation = read_json(places.evaluation / SUMMARY)
-    records = {places.name(stage): lineage(stage) for stage in places.stages}
+    evaluation = read_json(paths.evaluation / SUMMARY)
+    records = {paths.name(stage): lineage(stage) for stage in paths.stages}
     accuracy = evaluation["accuracy"]
     parent, pruned, distilled = (accuracy[name]["thinking"] for name in ("parent", "pruned", "distilled"))
     losses = {
@@ -109,12 +109,12 @@ def summarize(places: Places, models: Mapping[str, Path], wall: float) -> dict[s
         for name, record in records.items()
         if name.startswith("2-pretrain/")
     }
-    bf16, fp8 = (losses[places.name(stage)] for stage in (places.twin_bf16, places.twin_fp8))
+    bf16, fp8 = (losses[paths.name(stage)] for stage in (paths.short_bf16, paths.short_fp8))
     return {
         "seconds": max(wall, sum(record["seconds"] for record in records.values())),
         "peak_memory_gib": max(record["peak_memory_bytes"] for record in records.values()) / 2**30,
         "tokens_trained": sum(
-            record["tokens"] for name, record in records.items() if name != places.name(places.data)
+            record["tokens"] for name, record in records.items() if name != paths.name(paths.data)
         ),
         "fp8_loss_gap": fp8 / bf16 - 1,
         "accuracy": accuracy,
@@ -125,15 +125,15 @@ def summarize(places: Places, models: Mapping[str, Path], wall: float) -> dict[s
             "transformer": evaluation["decode_ms"]["transformer"],
         },
         "grpo": {
-            key: lineage(places.parent)["measures"][key] for key in ("accuracy_before", "accuracy_after")
+            key: lineage(paths.aligned)["measures"][key] for key in ("accuracy_before", "accuracy_after")
         },
         "parameters": {name: evaluation["models"][name]["shape"]["parameters"] for name in models},
         "stage_seconds": {name: record["seconds"] for name, record in records.items()},
-        "checkpoints": {name: places.name(path) for name, path in models.items()},
+        "checkpoints": {name: paths.name(path) for name, path in models.items()},
     }
 
 
-def write_summary(places: Places, summary: dict[str, Any]) -> dict[str, Any]:
-    """Write `summary.json` and return what it holds."""
-    atomic_write(places.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+def write_summary(paths: RunPaths, summary: dict[str, Any]) -> dict[str, Any]:
+    """Write `summary.json` and return its contents."""
+    atomic_write(paths.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary

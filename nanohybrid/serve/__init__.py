@@ -1,1 +1,1 @@
-"""The server: an OpenAI-compatible API over the engine. `nanohybrid serve` starts it; docs/serve.md tells how it is used."""
+"""The OpenAI-compatible server over the engine; started by `nanohybrid serve`, described in docs/serve.md."""

@@ -1,4 +1,4 @@
-"""The routes, and the errors that come out of them in one shape."""
+"""The routes, and their errors in one format."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -14,12 +14,12 @@ from starlette.types import Receive, Scope, Send
 from nanohybrid.errors import NanohybridError
 from nanohybrid.serve.chat import chat
 from nanohybrid.serve.completions import complete
-from nanohybrid.serve.errors import ApiError, unexpected, unread
-from nanohybrid.serve.middleware import Guard, Keys
+from nanohybrid.serve.errors import ApiError, unexpected, validation_error
+from nanohybrid.serve.middleware import ApiKeys, RequestGuard
 from nanohybrid.serve.responses import ResponseRequest, respond
 from nanohybrid.serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from nanohybrid.serve.service import Service
-from nanohybrid.serve.sse import ClientGone
+from nanohybrid.serve.sse import ClientDisconnected
 from nanohybrid.version import VERSION
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # noqa: E501
@@ -32,7 +32,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     408: {"description": "the body did not arrive in time"},
     413: {"description": "the body is too large"},
     415: {"description": "the body is not application/json"},
-    429: {"description": "the queue is full; `retry-after` says when to come again"},
+    429: {"description": "the queue is full; `retry-after` says when to try again"},
     431: {"description": "the headers are too large"},
     503: {"description": "the engine has failed, or the server is not ready"},
     504: {"description": "the request took too long"},
@@ -40,7 +40,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 
 def application(service: Service) -> FastAPI:
-    """The whole server as an ASGI application; its lifespan runs the engine's thread."""
+    """The server as an ASGI application; its lifespan runs the engine's thread."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -63,9 +63,12 @@ def application(service: Service) -> FastAPI:
     _about(app, service)
     for operations in app.openapi()["paths"].values():
         for operation in operations.values():
-            operation["responses"].pop("422", None)  # what FastAPI would answer; here it is 400
+            operation["responses"].pop("422", None)  # FastAPI's status for invalid fields; here it is 400
     app.add_middleware(
-        Guard, limits=service.limits, keys=Keys(service.settings.keys), refused=service.metrics.refuse
+        RequestGuard,
+        limits=service.limits,
+        keys=ApiKeys(service.settings.api_keys),
+        refused=service.metrics.refuse,
     )
     return app
 
@@ -86,13 +89,13 @@ def _generation(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", tags=["text"])
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
         service.check_model(body.model)
-        ids = await service.prepare(lambda: _tokens(service, body))
+        ids = await service.run_in_worker(lambda: _tokens(service, body))
         return {"tokens": ids, "count": len(ids), "max_model_len": service.context}
 
     @app.post("/detokenize", tags=["text"])
     async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
         service.check_model(body.model)
-        text = await service.prepare(
+        text = await service.run_in_worker(
             lambda: service.llm.tokenizer.decode(body.tokens, skip_special_tokens=False)
         )
         return {"prompt": text}
@@ -102,20 +105,23 @@ def _about(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", tags=["about"])
     async def models() -> dict[str, Any]:
         entry = {
-            "id": service.settings.name, "object": "model", "created": service.began, "owned_by": "nanohybrid",
+            "id": service.settings.model_name,
+            "object": "model",
+            "created": service.began,
+            "owned_by": "nanohybrid",
             "max_model_len": service.context,
-        }  # fmt: skip
+        }
         return {"object": "list", "data": [entry]}
 
     @app.get("/health", tags=["about"])
     async def health() -> Response:
-        """200 while the engine lives."""
+        """200 while the engine works."""
         service.loop.check()
         return JSONResponse({"status": "ok"})
 
     @app.get("/ready", tags=["about"])
     async def ready() -> Response:
-        """200 while new requests are served: not before the start, not while draining."""
+        """200 while new requests are taken: not before the start, not while draining."""
         return JSONResponse(
             {"status": "ready"} if service.loop.ready else {"status": "not ready"},
             200 if service.loop.ready else 503,
@@ -149,12 +155,12 @@ def _errors(app: FastAPI, service: Service) -> None:
         return shown(error)
 
     @app.exception_handler(NanohybridError)
-    async def mendable(_: Request, error: NanohybridError) -> Response:
+    async def invalid_input(_: Request, error: NanohybridError) -> Response:
         return shown(ApiError(400, str(error)))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return shown(unread(error.errors()))
+        return shown(validation_error(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
@@ -162,16 +168,16 @@ def _errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
-        """A bug of ours: its traceback is in the log, and the client gets an error in the one shape."""
+        """A bug in the server. Its traceback is in the log; the client gets an error in the usual format."""
         return shown(unexpected(error))
 
-    @app.exception_handler(ClientGone)
-    async def left(_: Request, error: ClientGone) -> Response:
+    @app.exception_handler(ClientDisconnected)
+    async def left(_: Request, error: ClientDisconnected) -> Response:
         return _Nothing()
 
 
 class _Nothing(Response):
-    """To a client that is gone."""
+    """The response to a client that has disconnected."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with contextlib.suppress(OSError):
@@ -182,6 +188,6 @@ class _Nothing(Response):
 def _tokens(service: Service, body: TokenizeRequest) -> list[int]:
     if body.messages is not None:
         thinking = body.chat_template_kwargs.enable_thinking if body.chat_template_kwargs else None
-        return service.conversation(body.messages, body.tools, thinking)
+        return service.encode_conversation(body.messages, body.tools, thinking)
     text = body.prompt if body.prompt is not None else body.content or ""
     return service.llm.encode(text) if body.add_special_tokens else service.llm.tokenizer.encode(text)

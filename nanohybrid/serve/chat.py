@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: a conversation in, an answer out, whole or as it is written."""
+"""`/v1/chat/completions`: a conversation in, an answer out, whole or as a stream of events."""
 
 import json
 import time
@@ -12,84 +12,89 @@ from starlette.responses import JSONResponse, Response
 
 from nanohybrid.engine import Completion
 from nanohybrid.serve.errors import ApiError
-from nanohybrid.serve.output_parser import Answer, Part, Thought
+from nanohybrid.serve.output_parser import OutputDelta, OutputParser, ReasoningDelta
 from nanohybrid.serve.schemas import ChatRequest, NamedTool
 from nanohybrid.serve.service import EFFORTS, Generation, Service
-from nanohybrid.serve.sse import DONE, EventStream, data, unless_gone
-from nanohybrid.serve.stream import Update
+from nanohybrid.serve.sse import DONE, EventStream, run_until_disconnect, sse_event
+from nanohybrid.serve.stream import Delta
 from nanohybrid.serve.structured_output import check_structured_outputs, structured_outputs
-from nanohybrid.serve.tools import Arguments, CallBegins, Text
+from nanohybrid.serve.tools import TextDelta, ToolCallArguments, ToolCallStart
 
-LEAST = -9999.0  # the log-probability that is shown of what a grammar rules out: JSON has no infinity
+MIN_LOGPROB = -9999.0  # what is shown for a token that a grammar excludes: JSON has no infinity
 
 
 async def chat(service: Service, body: ChatRequest, request: Request) -> Response:
-    """Answer it. Everything that can be refused is refused before the first byte of a stream."""
-    talk = await Chat.begin(service, body, request.scope)
+    """Answer a request. Raises ApiError before the first byte of a stream where the request is refused."""
+    answer = await ChatAnswer.begin(service, body, request.scope)
     if body.stream:
-        return EventStream(talk.events(), talk.generation.close, service.limits.request_seconds)
+        return EventStream(answer.events(), answer.generation.close, service.limits.request_seconds)
     try:
-        return JSONResponse(await unless_gone(request, talk.whole(), service.limits.request_seconds))
+        return JSONResponse(
+            await run_until_disconnect(request, answer.response(), service.limits.request_seconds)
+        )
     finally:
-        talk.generation.close()
+        answer.generation.close()
 
 
-class Chat:
-    """One request that is being answered."""
+class ChatAnswer:
+    """The answer to one request, while it is written."""
 
     def __init__(self, service: Service, body: ChatRequest, generation: Generation, thinks: bool) -> None:
         self.service, self.body, self.generation = service, body, generation
-        self.prompt_tokens = len(generation.tickets[0].prompt)
+        self.prompt_tokens = len(generation.streams[0].prompt)
         offered = () if body.tool_choice == "none" else body.tools or ()
         names = frozenset(tool.function.name for tool in offered)
-        budgeted = generation.tickets[0].params.thinking_budget is not None
-        most_calls = 1 if body.parallel_tool_calls is False else float("inf")
-        self.answers = [Answer(thinks, names, budgeted, most_calls) for _ in generation.tickets]
+        budgeted = generation.streams[0].params.thinking_budget is not None
+        max_calls = 1 if body.parallel_tool_calls is False else float("inf")
+        self.parsers = [OutputParser(thinks, names, budgeted, max_calls) for _ in generation.streams]
         self.completions: dict[int, Completion] = {}
         self.head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
-            "model": service.settings.name,
+            "model": service.settings.model_name,
         }
 
     @classmethod
-    async def begin(cls, service: Service, body: ChatRequest, scope: Mapping[str, Any]) -> "Chat":
+    async def begin(cls, service: Service, body: ChatRequest, scope: Mapping[str, Any]) -> "ChatAnswer":
+        """Check, prepare and submit a request. Raises ApiError where it is refused."""
         check(service, body)
-        held = service.loop.take_places(body.n, service.key(scope))
+        permits = service.loop.admit(body.n, service.key(scope))
         try:
             tools = None if body.tool_choice == "none" else body.tools
             thinking, budget = thinking_of(body)
-            prompt = await service.prepare(lambda: service.conversation(body.messages, tools, thinking))
-            service.too_long(prompt)
+            prompt = await service.run_in_worker(
+                lambda: service.encode_conversation(body.messages, tools, thinking)
+            )
+            service.check_prompt_length(prompt)
             thinks = service.llm.opens_thinking(prompt)
-            params = service.params(body, prompt, body.most, budget, thinks)
+            params = service.params(body, prompt, body.max_answer_tokens, budget, thinks)
             params = replace(
                 params,
                 logprobs=body.logprobs,
                 top_logprobs=body.top_logprobs or 0,
                 structured_outputs=structured_outputs(body),
             )
-            places = await service.prepare(lambda: service.junctions(body.messages, tools, thinking, prompt))
+            breakpoints = await service.run_in_worker(
+                lambda: service.cache_breakpoints(body.messages, tools, thinking, prompt)
+            )
             grammar = await service.compile_grammar(params)
         except BaseException:
-            held.give()
+            permits.release()
             raise
         salt = service.salt(scope, body.cache_salt)
-        return cls(
-            service,
-            body,
-            service.generate([prompt], params, body.n, body.stream, held, grammar, places, salt),
-            thinks,
+        generation = service.generate(
+            [prompt], params, body.n, body.stream, permits, grammar, breakpoints, salt
         )
+        return cls(service, body, generation, thinks)
 
-    async def whole(self) -> dict[str, Any]:
-        """The answer as one object."""
+    async def response(self) -> dict[str, Any]:
+        """The whole answer as one object."""
         choices = []
-        for index, (update, completion) in enumerate(await self.generation.all()):
-            answer = self.answers[index]
-            message = _message([*answer.push(completion.text), *answer.end()])
-            choice = {"index": index, "message": message, "finish_reason": _reason(completion, answer)}
-            choice["logprobs"] = self._logprobs(update) if self.body.logprobs else None
+        for index, (delta, completion) in enumerate(await self.generation.all()):
+            parser = self.parsers[index]
+            message = _message([*parser.push(completion.text), *parser.end()])
+            choice = {"index": index, "message": message, "finish_reason": _reason(completion, parser)}
+            choice["logprobs"] = self._logprobs(delta) if self.body.logprobs else None
             choices.append(choice)
             self.completions[index] = completion
         return {
@@ -100,35 +105,35 @@ class Chat:
             "nanohybrid": self.extra(),
         }
 
-    async def parts(self) -> AsyncIterator[tuple[int, Update, list[Part]]]:
-        """What each choice says, parted."""
-        async for index, update in self.generation.each():
-            parts = self.answers[index].push(update.text)
-            if update.completion is not None:
-                parts += self.answers[index].end()
-                self.completions[index] = update.completion
-            yield index, update, parts
+    async def outputs(self) -> AsyncIterator[tuple[int, Delta, list[OutputDelta]]]:
+        """Yield (index, delta, parsed delta) of all completions as they are written."""
+        async for index, delta in self.generation.each():
+            outputs = self.parsers[index].push(delta.text)
+            if delta.completion is not None:
+                outputs += self.parsers[index].end()
+                self.completions[index] = delta.completion
+            yield index, delta, outputs
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events."""
         head = {**self.head, "object": "chat.completion.chunk"}
         with_usage = self.body.stream_options is not None and self.body.stream_options.include_usage
         for index in range(self.body.n):
-            yield data({**head, "choices": [_choice(index, {"role": "assistant", "content": ""})]})
-        async for index, update, parts in self.parts():
-            logprobs = self._logprobs(update) if self.body.logprobs and update.tokens else None
-            for delta in [_delta(part) for part in parts] or ([{}] if logprobs else []):
-                yield data({**head, "choices": [_choice(index, delta, logprobs=logprobs)]})
+            yield sse_event({**head, "choices": [_choice(index, {"role": "assistant", "content": ""})]})
+        async for index, delta, outputs in self.outputs():
+            logprobs = self._logprobs(delta) if self.body.logprobs and delta.tokens else None
+            for fields in [_delta(output) for output in outputs] or ([{}] if logprobs else []):
+                yield sse_event({**head, "choices": [_choice(index, fields, logprobs=logprobs)]})
                 logprobs = None
-            if update.completion is not None:
+            if delta.completion is not None:
                 last = {
                     **head,
-                    "choices": [_choice(index, {}, _reason(update.completion, self.answers[index]))],
+                    "choices": [_choice(index, {}, _reason(delta.completion, self.parsers[index]))],
                 }
                 ended = len(self.completions) == self.body.n
-                yield data(last | ({"nanohybrid": self.extra()} if ended and not with_usage else {}))
+                yield sse_event(last | ({"nanohybrid": self.extra()} if ended and not with_usage else {}))
         if with_usage:
-            yield data({**head, "choices": [], "usage": self.usage(), "nanohybrid": self.extra()})
+            yield sse_event({**head, "choices": [], "usage": self.usage(), "nanohybrid": self.extra()})
         yield DONE
 
     def usage(self) -> dict[str, Any]:
@@ -137,10 +142,10 @@ class Chat:
     def extra(self) -> dict[str, Any]:
         return extra([self.completions[index] for index in sorted(self.completions)])
 
-    def _logprobs(self, update: Update) -> dict[str, Any]:
-        tops = update.top or [[] for _ in update.tokens]
+    def _logprobs(self, delta: Delta) -> dict[str, Any]:
+        tops = delta.top or [[] for _ in delta.tokens]
         entries = []
-        for token, logprob, top in zip(update.tokens, update.logprobs, tops, strict=True):
+        for token, logprob, top in zip(delta.tokens, delta.logprobs, tops, strict=True):
             entries.append(
                 self._entry(token, logprob) | {"top_logprobs": [self._entry(*pair) for pair in top]}
             )
@@ -148,11 +153,15 @@ class Chat:
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         raw = self.service.llm.tokenizer.token_bytes(token, skip_special_tokens=False)
-        return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, LEAST), "bytes": list(raw)}
+        return {
+            "token": raw.decode("utf-8", "replace"),
+            "logprob": max(logprob, MIN_LOGPROB),
+            "bytes": list(raw),
+        }
 
 
 def check(service: Service, body: ChatRequest) -> None:
-    """Refuse what is too large or contradicts itself, naming the field."""
+    """Raise ApiError 400, with the field's name, for what is too large or contradicts itself."""
     limits = service.limits
     service.check_decoding(body)
     limits.count(len(body.messages), "max_messages", "messages", "messages")
@@ -175,7 +184,7 @@ def check(service: Service, body: ChatRequest) -> None:
 
 
 def thinking_of(body: ChatRequest) -> tuple[bool | None, int | None]:
-    """Whether to think (None: as the messages say) and how long (None: as the server says)."""
+    """Whether to think (None: as the messages say), and the budget in tokens (None: as the server says)."""
     wanted = body.chat_template_kwargs.enable_thinking if body.chat_template_kwargs else None
     effort = body.reasoning_effort
     if wanted is None and effort is not None:
@@ -185,7 +194,7 @@ def thinking_of(body: ChatRequest) -> tuple[bool | None, int | None]:
 
 
 def usage(prompt_tokens: int, completions: list[Completion]) -> dict[str, Any]:
-    """Tokens, of the prompt once and of all choices."""
+    """OpenAI's `usage`: the tokens of the prompt, counted once, and of all completions."""
     written = sum(len(completion.token_ids) for completion in completions)
     cached = max((completion.cached_tokens for completion in completions), default=0)
     return {
@@ -200,7 +209,7 @@ def usage(prompt_tokens: int, completions: list[Completion]) -> dict[str, Any]:
 
 
 def extra(completions: list[Completion]) -> dict[str, Any]:
-    """What is ours: how thinking ended, and why nothing of the prompt was cached."""
+    """The field `nanohybrid`: how thinking ended, and why no token of the prompt was cached."""
     ends = [completion.thinking_end for completion in completions]
     miss = completions[0].cache_miss if completions else None
     return {"thinking_end": ends[0] if ends else "none", "cache_miss": miss} | (
@@ -208,8 +217,8 @@ def extra(completions: list[Completion]) -> dict[str, Any]:
     )
 
 
-def _reason(completion: Completion, answer: Answer) -> str:
-    return "tool_calls" if answer.calls and completion.finish_reason == "stop" else completion.finish_reason
+def _reason(completion: Completion, parser: OutputParser) -> str:
+    return "tool_calls" if parser.calls and completion.finish_reason == "stop" else completion.finish_reason
 
 
 def _choice(
@@ -218,13 +227,13 @@ def _choice(
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _delta(part: Part) -> dict[str, Any]:
-    match part:
-        case Thought(text):
+def _delta(output: OutputDelta) -> dict[str, Any]:
+    match output:
+        case ReasoningDelta(text):
             return {"reasoning_content": text}
-        case Text(text):
+        case TextDelta(text):
             return {"content": text}
-        case CallBegins(index, name):
+        case ToolCallStart(index, name):
             call = {
                 "index": index,
                 "id": new_call_id(),
@@ -232,20 +241,20 @@ def _delta(part: Part) -> dict[str, Any]:
                 "function": {"name": name, "arguments": ""},
             }
             return {"tool_calls": [call]}
-        case Arguments(index, text):
+        case ToolCallArguments(index, text):
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
-def _message(parts: list[Part]) -> dict[str, Any]:
-    thought = "".join(part.text for part in parts if isinstance(part, Thought))
-    said = "".join(part.text for part in parts if isinstance(part, Text))
-    calls = calls_of(parts)
+def _message(outputs: list[OutputDelta]) -> dict[str, Any]:
+    reasoning = "".join(output.text for output in outputs if isinstance(output, ReasoningDelta))
+    content = "".join(output.text for output in outputs if isinstance(output, TextDelta))
+    calls = calls_of(outputs)
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": said if said or not calls else None,
+        "content": content if content or not calls else None,
         "refusal": None,
     }
-    message["reasoning_content"] = thought or None
+    message["reasoning_content"] = reasoning or None
     if calls:
         message["tool_calls"] = [
             {"id": new_call_id(), "type": "function", "function": call} for call in calls
@@ -253,14 +262,14 @@ def _message(parts: list[Part]) -> dict[str, Any]:
     return message
 
 
-def calls_of(parts: list[Part]) -> list[dict[str, str]]:
-    """Name and arguments of each call."""
+def calls_of(outputs: list[OutputDelta]) -> list[dict[str, str]]:
+    """The name and arguments of each tool call."""
     calls: list[dict[str, str]] = []
-    for part in parts:
-        if isinstance(part, CallBegins):
-            calls.append({"name": part.name, "arguments": ""})
-        elif isinstance(part, Arguments):
-            calls[part.call]["arguments"] += part.text
+    for output in outputs:
+        if isinstance(output, ToolCallStart):
+            calls.append({"name": output.name, "arguments": ""})
+        elif isinstance(output, ToolCallArguments):
+            calls[output.call]["arguments"] += output.text
     for call in calls:
         if not call["arguments"]:
             call["arguments"] = json.dumps({})

@@ -1,4 +1,4 @@
-"""`/v1/completions`: texts in, their continuations out."""
+"""`/v1/completions`: prompts in, their continuations out."""
 
 import time
 import uuid
@@ -11,17 +11,17 @@ from starlette.responses import JSONResponse, Response
 
 from nanohybrid.engine import Completion
 from nanohybrid.engine.params import Top
-from nanohybrid.serve.chat import LEAST, extra, usage
+from nanohybrid.serve.chat import MIN_LOGPROB, extra, usage
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.schemas import CompletionRequest
 from nanohybrid.serve.service import Generation, Service
-from nanohybrid.serve.sse import DONE, EventStream, data, unless_gone
-from nanohybrid.serve.stream import Update
+from nanohybrid.serve.sse import DONE, EventStream, run_until_disconnect, sse_event
+from nanohybrid.serve.stream import Delta
 from nanohybrid.serve.structured_output import check_structured_outputs, structured_outputs
 
 
 async def complete(service: Service, body: CompletionRequest, request: Request) -> Response:
-    """Answer it."""
+    """Answer a request. Raises ApiError before the first byte of a stream where the request is refused."""
     check(service, body)
     texts = prompts_of(body.prompt)
     count = body.n * len(texts)
@@ -32,11 +32,11 @@ async def complete(service: Service, body: CompletionRequest, request: Request) 
             f"prompt: {count} prompts times n are more than run and wait here ({service.loop.capacity})",
             "prompt",
         )
-    held = service.loop.take_places(count, service.key(request.scope))
+    permits = service.loop.admit(count, service.key(request.scope))
     try:
-        prompts = await service.prepare(lambda: [_ids(service, text) for text in texts])
+        prompts = await service.run_in_worker(lambda: [_ids(service, text) for text in texts])
         for prompt in prompts:
-            service.too_long(prompt)
+            service.check_prompt_length(prompt)
         longest = max(prompts, key=len)
         most = None if body.max_tokens is None else max(body.max_tokens, 1)
         params = service.params(body, longest, most, body.budget, service.llm.opens_thinking(prompts[0]))
@@ -50,10 +50,10 @@ async def complete(service: Service, body: CompletionRequest, request: Request) 
         )
         grammar = await service.compile_grammar(params)
     except BaseException:
-        held.give()
+        permits.release()
         raise
     salt = service.salt(request.scope, body.cache_salt)
-    generation = service.generate(prompts, params, body.n, body.stream, held, grammar, salt=salt)
+    generation = service.generate(prompts, params, body.n, body.stream, permits, grammar, salt=salt)
     echoed = (
         [
             text if isinstance(text, str) else service.llm.tokenizer.decode(text, skip_special_tokens=False)
@@ -62,17 +62,19 @@ async def complete(service: Service, body: CompletionRequest, request: Request) 
         if body.echo
         else []
     )
-    work = Completing(service, body, generation, sum(map(len, prompts)), echoed)
+    answer = CompletionAnswer(service, body, generation, sum(map(len, prompts)), echoed)
     if body.stream:
-        return EventStream(work.events(), work.generation.close, service.limits.request_seconds)
+        return EventStream(answer.events(), answer.generation.close, service.limits.request_seconds)
     try:
-        return JSONResponse(await unless_gone(request, work.whole(), service.limits.request_seconds))
+        return JSONResponse(
+            await run_until_disconnect(request, answer.response(), service.limits.request_seconds)
+        )
     finally:
-        work.generation.close()
+        answer.generation.close()
 
 
-class Completing:
-    """One request that is being answered."""
+class CompletionAnswer:
+    """The answer to one request, while it is written. echoed: texts of prompts that it contains."""
 
     def __init__(
         self,
@@ -88,18 +90,21 @@ class Completing:
             generation,
             prompt_tokens,
         )
-        self.echoed = echoed  # the prompts' texts, where they are wanted back
-        self._names: dict[int, int] = {}  # of each choice, how many characters of tokens were told
+        self.echoed = echoed
+        self._offsets: dict[int, int] = {}  # of each choice, how many characters of token names were sent
         self.head = {
-            "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": service.settings.name,
-        }  # fmt: skip
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": service.settings.model_name,
+        }
 
-    async def whole(self) -> dict[str, Any]:
+    async def response(self) -> dict[str, Any]:
         results = await self.generation.all()
         completions = [completion for _, completion in results]
         choices = [
-            self._choice(index, completion.text, completion.finish_reason, update)
-            for index, (update, completion) in enumerate(results)
+            self._choice(index, completion.text, completion.finish_reason, delta)
+            for index, (delta, completion) in enumerate(results)
         ]
         return {
             **self.head,
@@ -111,20 +116,20 @@ class Completing:
     async def events(self) -> AsyncIterator[bytes]:
         ended: dict[int, Completion] = {}
         with_usage = self.body.stream_options is not None and self.body.stream_options.include_usage
-        async for index, update in self.generation.each():
+        async for index, delta in self.generation.each():
             reason = None
-            if update.completion is not None:
-                ended[index], reason = update.completion, update.completion.finish_reason
+            if delta.completion is not None:
+                ended[index], reason = delta.completion, delta.completion.finish_reason
             chunk: dict[str, Any] = {
                 **self.head,
-                "choices": [self._choice(index, update.text, reason, update)],
+                "choices": [self._choice(index, delta.text, reason, delta)],
             }
-            if len(ended) == len(self.generation.tickets) and not with_usage:
+            if len(ended) == len(self.generation.streams) and not with_usage:
                 chunk["nanohybrid"] = extra([ended[one] for one in sorted(ended)])
-            yield data(chunk)
+            yield sse_event(chunk)
         if with_usage:
             completions = [ended[one] for one in sorted(ended)]
-            yield data(
+            yield sse_event(
                 {
                     **self.head,
                     "choices": [],
@@ -136,29 +141,29 @@ class Completing:
 
     def _usage(self, completions: list[Completion]) -> dict[str, Any]:
         counted = usage(self.prompt_tokens, completions)
-        if self.body.max_tokens == 0:  # the one token that was computed is told to nobody
+        if self.body.max_tokens == 0:  # one token was computed, which is not returned
             counted |= {"completion_tokens": 0, "total_tokens": self.prompt_tokens}
         return counted
 
-    def _choice(self, index: int, text: str, reason: str | None, update: Update) -> dict[str, Any]:
-        begins = index not in self._names
-        prompt = self.generation.tickets[index].prompt if begins and self.echoed else []
+    def _choice(self, index: int, text: str, reason: str | None, delta: Delta) -> dict[str, Any]:
+        begins = index not in self._offsets
+        prompt = self.generation.streams[index].prompt if begins and self.echoed else []
         shown = not (self.body.echo and self.body.max_tokens == 0)
         text = (self.echoed[index // self.body.n] if begins and self.echoed else "") + (text if shown else "")
         choice: dict[str, Any] = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
-        self._names.setdefault(index, 0)
-        if self.body.logprobs is not None and (update.tokens or prompt):
+        self._offsets.setdefault(index, 0)
+        if self.body.logprobs is not None and (delta.tokens or prompt):
             of_prompt = (
-                Scored(prompt, [None, *update.prompt_logprobs], [[], *update.prompt_top])
+                Scored(prompt, [None, *delta.prompt_logprobs], [[], *delta.prompt_top])
                 if prompt
                 else Scored([], [], [])
             )
-            written = Scored(update.tokens, [*update.logprobs], update.top) if shown else Scored([], [], [])
+            written = Scored(delta.tokens, [*delta.logprobs], delta.top) if shown else Scored([], [], [])
             choice["logprobs"] = self._logprobs(index, [of_prompt, written])
         return choice
 
     def _logprobs(self, index: int, parts: "list[Scored]") -> dict[str, Any]:
-        """In OpenAI's older form: lists beside each other, and the token that is there always among the alternatives."""
+        """OpenAI's older format: parallel lists, with the written token always among the alternatives."""
         names: list[str] = []
         values: list[float | None] = []
         tops: list[dict[str, float] | None] = []
@@ -168,15 +173,15 @@ class Completing:
             for token, value, top in zip(part.tokens, part.logprobs, given, strict=True):
                 name = self._name(token)
                 names.append(name)
-                values.append(None if value is None else max(value, LEAST))
-                shown = {self._name(other): max(logprob, LEAST) for other, logprob in top}
-                tops.append(None if value is None else shown | {name: max(value, LEAST)})
-                offsets.append(self._names[index])
-                self._names[index] += len(name)
+                values.append(None if value is None else max(value, MIN_LOGPROB))
+                shown = {self._name(other): max(logprob, MIN_LOGPROB) for other, logprob in top}
+                tops.append(None if value is None else shown | {name: max(value, MIN_LOGPROB)})
+                offsets.append(self._offsets[index])
+                self._offsets[index] += len(name)
         return {"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
     def _name(self, token: int) -> str:
-        """The text of a token; of one that is no whole character, its bytes, so that two of them are not taken for one."""
+        """The text of a token, or its bytes where they are no whole character: no two names are equal."""
         raw = self.service.llm.tokenizer.token_bytes(token, skip_special_tokens=False)
         try:
             return raw.decode()
@@ -185,7 +190,7 @@ class Completing:
 
 
 class Scored(NamedTuple):
-    """Tokens, their log-probabilities (None: nothing comes before it), and the alternatives."""
+    """Tokens, their log-probabilities (None for the first token of a prompt), and the alternatives."""
 
     tokens: list[int]
     logprobs: list[float | None]
@@ -193,11 +198,11 @@ class Scored(NamedTuple):
 
 
 def check(service: Service, body: CompletionRequest) -> None:
-    """Refuse what is too large, and what this engine cannot do."""
+    """Raise ApiError 400, with the field's name, for what is too large or not supported."""
     service.check_decoding(body)
     service.limits.count(body.logprobs or 0, "max_logprobs", "logprobs", "alternatives")
     if body.max_tokens == 0 and not body.echo:
-        raise ApiError(400, "max_tokens is 0, which only a prompt that is echoed can have", "max_tokens")
+        raise ApiError(400, "max_tokens is 0, which is only allowed with echo", "max_tokens")
     check_structured_outputs(body, service.limits)
     if body.suffix:
         raise ApiError(400, "suffix is not supported: the model writes forward only", "suffix")
@@ -206,7 +211,7 @@ def check(service: Service, body: CompletionRequest) -> None:
 
 
 def prompts_of(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    """One prompt or several, each a text or ids."""
+    """The prompts, each a text or ids. Raises ApiError 400 for an empty list."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:

@@ -1,4 +1,4 @@
-"""What a client did wrong, or what went wrong for it, in the shape that OpenAI's clients expect."""
+"""Errors as clients see them, in the format of OpenAI's API."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,10 @@ KINDS = {
 
 
 class ApiError(Exception):
-    """An answer that is an error: its status, its one line, the field it is about and a code for machines."""
+    """An error response.
+
+    HTTP status, a message of one line, the field that it is about, a code for programs.
+    """
 
     def __init__(
         self,
@@ -36,23 +39,23 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def busy(message: str, seconds: int) -> ApiError:
-    """Come again in so many seconds."""
+def queue_full(message: str, seconds: int) -> ApiError:
+    """The error of a request that should be sent again after `seconds`."""
     return ApiError(429, message, code="queue_full", headers={"retry-after": str(seconds)})
 
 
 def unexpected(error: Exception) -> ApiError:
-    """A bug of the server's own; the traceback is in the log."""
+    """The error of a bug in the server; the traceback is in its log."""
     return ApiError(500, f"the server failed on this request ({type(error).__name__})")
 
 
-def unread(errors: Sequence[Any]) -> ApiError:
-    """The first complaint of pydantic, about the field as a person would write it: messages[0].content."""
+def validation_error(errors: Sequence[Any]) -> ApiError:
+    """The most specific of pydantic's errors, with the field's path: messages[0].content."""
     if not errors:
         return ApiError(400, "the request cannot be read")
     first = max(
         errors, key=lambda error: len(error["loc"])
-    )  # of a union's complaints the one that got furthest
+    )  # of a union's branches the one that got furthest
     param = field(first["loc"])
     message = {"extra_forbidden": "is not a field of this request", "missing": "is missing"}.get(
         first["type"]
@@ -62,7 +65,7 @@ def unread(errors: Sequence[Any]) -> ApiError:
 
 
 def field(location: Sequence[Any]) -> str:
-    """('body', 'messages', 0, 'role') as messages[0].role; the names of a union's branches are left out."""
+    """('body', 'messages', 0, 'role') as messages[0].role, without the names of a union's branches."""
     text = ""
     for part in location:
         if isinstance(part, int):

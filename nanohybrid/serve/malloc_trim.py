@@ -1,18 +1,19 @@
-"""Memory that was freed, given back to the system now and then.
+"""Returns freed memory to the operating system every ten seconds (glibc's `malloc_trim`).
 
-The prefix cache copies and drops pieces of some KiB all the time, between the large buffers of the steps; glibc keeps the holes. In a
-soak of `tiny` resident memory went on growing by some MiB a minute beyond what was held, which a memory plan cannot promise away.
+The prefix cache allocates and frees pieces of a few KiB all the time, between the large buffers of the steps,
+and glibc does not return the holes by itself. In a soak test of the preset `tiny`, resident memory grew by
+some MiB a minute beyond what was in use, which no memory plan can account for.
 """
 
 import ctypes
 import platform
 import time
 
-SECONDS = 10.0  # between two times: a call takes about a millisecond for each GiB of heap
+SECONDS = 10.0  # between two calls: one takes about a millisecond for each GiB of heap
 
 
-class Trim:
-    """Call it as often as you like; it does something every ten seconds, and nothing where there is no glibc."""
+class MallocTrim:
+    """May be called after every step: it trims every ten seconds, and does nothing without glibc."""
 
     def __init__(self) -> None:
         self._trim = ctypes.CDLL(None).malloc_trim if platform.libc_ver()[0] == "glibc" else None

@@ -1,6 +1,6 @@
-"""What stands before every route: keys, origin, and the size and form of what is sent. Plain ASGI: nothing is parsed before.
+"""Checks before every route: size of headers, API key, origin, size and format of the body, in this order.
 
-Order: headers, key, origin, body. Only /health and /ready need no key.
+Plain ASGI, so that nothing is parsed before. Only /health and /ready need no key.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ OPEN = frozenset({"/health", "/ready"})
 PAGES = frozenset({"/", "/docs"})
 DISCARDED = (
     64 << 20
-)  # bytes of a body that is too large that are read and dropped, so that the client hears the answer
+)  # bytes of a body that is too large are read and dropped, so that the client gets the answer
 
 
-class Keys:
-    """API keys, kept as hashes and compared in constant time."""
+class ApiKeys:
+    """API keys, stored as hashes and compared in constant time."""
 
     def __init__(self, keys: tuple[str, ...]) -> None:
         self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
@@ -36,9 +36,9 @@ class Keys:
         return bool(self._hashes)
 
     def allow(self, authorization: str) -> str | None:
-        """A name for the key that the header brings, if it is one of ours.
+        """A name for the key in the header, or None where it is not a key of this server.
 
-        It comes as `Bearer KEY`, or as a browser sends it: `Basic`, with the key as the password.
+        The header is `Bearer KEY`, or what a browser sends: `Basic`, with the key as the password.
         """
         scheme, _, value = authorization.partition(" ")
         if scheme.lower() == "basic":
@@ -55,14 +55,18 @@ class Keys:
         given = hashlib.sha256(value.strip().encode("utf-8", "replace")).digest()
         return (
             given.hex()[:16] if sum(hmac.compare_digest(given, known) for known in self._hashes) else None
-        )  # compared with all: no early end
+        )  # compared with all keys, without an early end
 
 
-class Guard:
-    """The middleware. `refused` is told the status of what it turned away."""
+class RequestGuard:
+    """The middleware. refused: called with the status of each request that is refused here."""
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, keys: Keys, refused: Callable[[int], None] = lambda status: None
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        keys: ApiKeys,
+        refused: Callable[[int], None] = lambda status: None,
     ) -> None:
         self.app, self.limits, self.keys, self.refused = app, limits, keys, refused
 
@@ -96,18 +100,19 @@ class Guard:
         if size > self.limits.max_header_bytes:
             raise ApiError(
                 431,
-                f"headers of {size:,} bytes; at most {self.limits.max_header_bytes:,} are allowed (--max-header-bytes)",
+                f"headers of {size:,} bytes; at most {self.limits.max_header_bytes:,} are allowed "
+                "(--max-header-bytes)",
             )
         key = self.keys.allow(_header(scope, b"authorization")) if self.keys else ""
         scope["nanohybrid.key"] = key
         if key is None and scope["path"] not in OPEN:
             scheme = (
                 "Basic" if scope["path"] in PAGES else "Bearer"
-            )  # a browser that opens the page asks for the key
+            )  # a browser that opens the page then asks for the key
             challenge = {"www-authenticate": f'{scheme} realm="nanohybrid"'}
             raise ApiError(
                 401,
-                "this server wants an API key: Authorization: Bearer KEY",
+                "this server needs an API key: Authorization: Bearer KEY",
                 code="invalid_api_key",
                 headers=challenge,
             )
@@ -116,7 +121,7 @@ class Guard:
             raise ApiError(403, f"a page of {origin[:100]} may not use this server", code="cross_origin")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body, if it is JSON that can be parsed safely; None where there is none."""
+        """The whole body, which is JSON that can be parsed safely; None where the method has no body."""
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             return None
         declared = _header(scope, b"content-length")
@@ -167,8 +172,11 @@ class Guard:
 
 
 def check_json(body: bytes, depth: int) -> None:
-    """Refuse what is no JSON object in UTF-8, nests too deep, or holds what JSON has not: NaN, infinities, endless numbers,
-    halves of surrogate pairs. What passes can be written as JSON again, wherever in an answer it may come back."""
+    """Raise ApiError 400 for a body that is not a JSON object in UTF-8 or that nests too deep.
+
+    Also for what JSON does not have: NaN, infinities, numbers that overflow, halves of surrogate pairs.
+        Whatever passes can be written as JSON again, wherever it may come back in an answer.
+    """
     if not json_depth(body, depth):
         raise ApiError(400, f"the body nests deeper than {depth} levels (--max-json-depth)")
     try:
@@ -184,7 +192,7 @@ def check_json(body: bytes, depth: int) -> None:
 
 
 async def answer(send: Send, error: ApiError) -> None:
-    """Say an error, and close the connection where the body was left unread."""
+    """Send an error, and close the connection where the body was not read to its end."""
     body = json.dumps(error.body()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
     if error.status in (408, 413):
@@ -204,7 +212,7 @@ def _header(scope: Scope, name: bytes) -> str:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read, then whatever comes."""
+    """A `receive` that returns the body that was read, then what follows."""
     given: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

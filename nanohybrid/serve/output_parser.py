@@ -1,29 +1,29 @@
-"""The text of an answer, parted as it comes: what was thought, what is said, which tools are called.
+"""Splits the text of an answer, while it is written, into reasoning, content and tool calls.
 
-Blank space around the thought and around the answer is shown to nobody: it is held back until something follows it.
+White space around the reasoning and around the content is dropped: it is held back until other text follows.
 """
 
 from typing import NamedTuple
 
-from nanohybrid.serve.tools import Event, Text, ToolReader
+from nanohybrid.serve.tools import TextDelta, ToolCallEvent, ToolCallParser
 from nanohybrid.text import THINK_CLOSE
 
 
-class Thought(NamedTuple):
-    """Some text of the trace."""
+class ReasoningDelta(NamedTuple):
+    """Text of the thinking trace."""
 
     text: str
 
 
-Part = Thought | Event
+OutputDelta = ReasoningDelta | ToolCallEvent
 
 
-class Answer:
-    """Text goes in by pieces, parts come out; how it was cut makes no difference.
+class OutputParser:
+    """Text goes in piece by piece, deltas come out. How the text was cut makes no difference.
 
-    `thinking`: it begins inside a trace. `budgeted`: a budget may have ended the trace before the model did, and the
-    model's own `</think>` then follows in the answer: it is dropped. `tools`: the names on offer; without any, a tool tag is text.
-    `most_calls`: later ones are dropped.
+    thinking: the text begins inside a trace. budgeted: a budget may have ended the trace before the model
+        did; the model's own `</think>` then follows in the content and is dropped. tools: the names that were
+        offered; without any, tags of tool calls are content. max_calls: later calls are dropped.
     """
 
     def __init__(
@@ -31,83 +31,83 @@ class Answer:
         thinking: bool,
         tools: frozenset[str] = frozenset(),
         budgeted: bool = False,
-        most_calls: float = float("inf"),
+        max_calls: float = float("inf"),
     ) -> None:
-        self._most_calls = most_calls
-        self._thinking, self._drop = thinking, thinking and budgeted
-        self._reader = ToolReader(tools) if tools else None
-        self._thought, self._said = _Trimmed(), _Trimmed()
+        self._max_calls = max_calls
+        self._thinking, self._drop_close_tags = thinking, thinking and budgeted
+        self._tool_parser = ToolCallParser(tools) if tools else None
+        self._reasoning, self._content = _StrippedStream(), _StrippedStream()
         self._held = ""
 
     @property
     def calls(self) -> int:
-        return int(min(self._reader.calls, self._most_calls)) if self._reader else 0
+        return int(min(self._tool_parser.calls, self._max_calls)) if self._tool_parser else 0
 
-    def push(self, piece: str) -> list[Part]:
-        """The parts that this piece makes certain."""
-        if not self._thinking and not self._drop:
-            return self._say(piece)
-        parts: list[Part] = []
+    def push(self, piece: str) -> list[OutputDelta]:
+        """Add text; returns the deltas that it makes certain."""
+        if not self._thinking and not self._drop_close_tags:
+            return self._push_content(piece)
+        deltas: list[OutputDelta] = []
         *pieces, last = (
             (self._held + piece).split(THINK_CLOSE)
-            if self._drop
+            if self._drop_close_tags
             else (self._held + piece).split(THINK_CLOSE, 1)
         )
         for before in pieces:
-            parts += self._put(before)
+            deltas += self._push_text(before)
             self._thinking = False
-        if not self._thinking and not self._drop:
+        if not self._thinking and not self._drop_close_tags:
             self._held = ""
-            return parts + self._put(last)
-        keep = len(last) - begun(last)
+            return deltas + self._push_text(last)
+        keep = len(last) - partial_close_tag(last)
         self._held = last[keep:]
-        return parts + self._put(last[:keep])
+        return deltas + self._push_text(last[:keep])
 
-    def end(self) -> list[Part]:
-        """What was held back and is text after all."""
+    def end(self) -> list[OutputDelta]:
+        """The text has ended: returns what was held back."""
         held, self._held = self._held, ""
-        parts = self._put(held)
-        if self._reader:
-            parts += self._parts(self._reader.end())
-        return parts
+        deltas = self._push_text(held)
+        if self._tool_parser:
+            deltas += self._deltas(self._tool_parser.end())
+        return deltas
 
-    def _put(self, text: str) -> list[Part]:
+    def _push_text(self, text: str) -> list[OutputDelta]:
         if not self._thinking:
-            return self._say(text)
-        shown = self._thought.push(text)
-        return [Thought(shown)] if shown else []
+            return self._push_content(text)
+        shown = self._reasoning.push(text)
+        return [ReasoningDelta(shown)] if shown else []
 
-    def _say(self, text: str) -> list[Part]:
-        return self._parts(self._reader.push(text) if self._reader else [Text(text)])
+    def _push_content(self, text: str) -> list[OutputDelta]:
+        return self._deltas(self._tool_parser.push(text) if self._tool_parser else [TextDelta(text)])
 
-    def _parts(self, events: list[Event]) -> list[Part]:
-        parts: list[Part] = []
+    def _deltas(self, events: list[ToolCallEvent]) -> list[OutputDelta]:
+        deltas: list[OutputDelta] = []
         for event in events:
-            if not isinstance(event, Text):
-                if event.call < self._most_calls:
-                    parts.append(event)
-            elif shown := self._said.push(event.text):
-                parts.append(Text(shown))
-        return parts
+            if not isinstance(event, TextDelta):
+                if event.call < self._max_calls:
+                    deltas.append(event)
+            elif shown := self._content.push(event.text):
+                deltas.append(TextDelta(shown))
+        return deltas
 
 
-def begun(text: str) -> int:
-    """How many characters at the end of `text` may be the beginning of a closing tag."""
+def partial_close_tag(text: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `</think>`."""
     return next(
         (n for n in range(min(len(THINK_CLOSE) - 1, len(text)), 0, -1) if text.endswith(THINK_CLOSE[:n])), 0
     )
 
 
-class _Trimmed:
-    """A stream of text without the blank space at its ends."""
+class _StrippedStream:
+    """A stream of text without the white space at its ends."""
 
     def __init__(self) -> None:
-        self._blank = ""
+        self._white_space = ""
         self._begun = False
 
     def push(self, text: str) -> str:
-        text = self._blank + text if self._begun else text.lstrip()
-        kept = text.rstrip()
-        self._begun = self._begun or bool(kept)
-        self._blank = text[len(kept) :]
-        return kept
+        text = self._white_space + text if self._begun else text.lstrip()
+        stripped = text.rstrip()
+        self._begun = self._begun or bool(stripped)
+        self._white_space = text[len(stripped) :]
+        return stripped

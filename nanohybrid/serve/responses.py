@@ -1,6 +1,8 @@
-"""`/v1/responses`: OpenAI's newer form of the same conversation. It is made a chat, and the chat's parts become items.
+"""`/v1/responses`: OpenAI's newer API for conversations.
 
-Nothing is stored: a conversation goes on by sending its items again.
+A request is translated to a chat, its output to items.
+
+Nothing is stored: a client continues a conversation by sending its items again.
 """
 
 import time
@@ -12,13 +14,13 @@ from fastapi import Request as HttpRequest
 from pydantic import Field, ValidationError
 from starlette.responses import JSONResponse, Response
 
-from nanohybrid.serve.chat import Chat, new_call_id
-from nanohybrid.serve.errors import ApiError, unread
-from nanohybrid.serve.output_parser import Part, Thought
+from nanohybrid.serve.chat import ChatAnswer, new_call_id
+from nanohybrid.serve.errors import ApiError, validation_error
+from nanohybrid.serve.output_parser import OutputDelta, ReasoningDelta
 from nanohybrid.serve.schemas import ChatRequest, Count, Effort, Ignored, Loose, TemplateArguments
 from nanohybrid.serve.service import Service
-from nanohybrid.serve.sse import EventStream, data, unless_gone
-from nanohybrid.serve.tools import CallBegins, Text
+from nanohybrid.serve.sse import EventStream, run_until_disconnect, sse_event
+from nanohybrid.serve.tools import TextDelta, ToolCallStart
 
 
 class InputText(Loose):
@@ -46,7 +48,7 @@ class FunctionOutput(Loose):
 
 
 class Reasoning(Loose):
-    """What was thought in an earlier turn: taken, and not shown to the model again."""
+    """The reasoning of an earlier turn: accepted, and not shown to the model again."""
 
     type: Literal["reasoning"]
 
@@ -104,22 +106,27 @@ class ResponseRequest(Ignored):
 
 
 async def respond(service: Service, body: ResponseRequest, request: HttpRequest) -> Response:
-    """Answer it."""
+    """Answer a request. Raises ApiError before the first byte of a stream where the request is refused."""
     try:
         asked = ChatRequest.model_validate(as_chat(body))
     except ValidationError as error:
-        raise unread(error.errors()) from None
-    work = Responding(await Chat.begin(service, asked, request.scope), body)
+        raise validation_error(error.errors()) from None
+    answer = ResponseAnswer(await ChatAnswer.begin(service, asked, request.scope), body)
     if body.stream:
-        return EventStream(work.events(), work.chat.generation.close, service.limits.request_seconds)
+        return EventStream(answer.events(), answer.chat.generation.close, service.limits.request_seconds)
     try:
-        return JSONResponse(await unless_gone(request, work.whole(), service.limits.request_seconds))
+        return JSONResponse(
+            await run_until_disconnect(request, answer.response(), service.limits.request_seconds)
+        )
     finally:
-        work.chat.generation.close()
+        answer.chat.generation.close()
 
 
 def as_chat(body: ResponseRequest) -> dict[str, Any]:
-    """The same request as a chat."""
+    """The same request in the format of `/v1/chat/completions`.
+
+    Raises ApiError 400 where it has no message.
+    """
     messages: list[dict[str, Any]] = (
         [{"role": "system", "content": body.instructions}] if body.instructions else []
     )
@@ -154,71 +161,76 @@ def as_chat(body: ResponseRequest) -> dict[str, Any]:
             "type": "json_schema",
             "json_schema": {key: value for key, value in form.items() if key != "type"},
         }
-    chosen = body.tool_choice
-    asked = {
-        "model": body.model, "messages": messages, "tools": tools or None, "max_tokens": body.max_output_tokens, "stream": body.stream,
-        "tool_choice": {"type": "function", "function": {"name": chosen.name}} if isinstance(chosen, ChosenTool) else chosen,
-        "reasoning_effort": body.reasoning.effort if body.reasoning else None, "response_format": form,
+    choice: Any = body.tool_choice
+    if isinstance(choice, ChosenTool):
+        choice = {"type": "function", "function": {"name": choice.name}}
+    fields = {
+        "model": body.model,
+        "messages": messages,
+        "tools": tools or None,
+        "tool_choice": choice,
         "parallel_tool_calls": body.parallel_tool_calls,
+        "max_tokens": body.max_output_tokens,
+        "stream": body.stream,
+        "reasoning_effort": body.reasoning.effort if body.reasoning else None,
+        "response_format": form,
         **body.model_dump(include=SAME),
-    }  # fmt: skip
-    return {key: value for key, value in asked.items() if value is not None}
+    }
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _plain(content: str | list[InputText]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-class Responding:
-    """One response, whose items grow as parts come."""
+class ResponseAnswer:
+    """One response, whose items grow while the answer is written."""
 
-    def __init__(self, chat: Chat, body: ResponseRequest) -> None:
+    def __init__(self, chat: ChatAnswer, body: ResponseRequest) -> None:
         self.chat, self.body = chat, body
         self.items: list[dict[str, Any]] = []
         self.id, self.created = f"resp_{uuid.uuid4().hex}", int(time.time())
         self._number = -1
 
-    async def whole(self) -> dict[str, Any]:
-        async for _, _, parts in self.chat.parts():
-            for part in parts:
-                self._take(part)
+    async def response(self) -> dict[str, Any]:
+        """The whole answer as one object."""
+        async for _, _, outputs in self.chat.outputs():
+            for output in outputs:
+                self._add(output)
         self._close()
         return self._response(self._status())
 
     async def events(self) -> AsyncIterator[bytes]:
+        """The answer as server-sent events."""
         yield self._event("response.created", response=self._response("in_progress"))
         yield self._event("response.in_progress", response=self._response("in_progress"))
-        async for _, update, parts in self.chat.parts():
-            for part in parts:
-                for event in self._take(part):
+        async for _, delta, outputs in self.chat.outputs():
+            for output in outputs:
+                for event in self._add(output):
                     yield event
-            if update.completion is not None:
+            if delta.completion is not None:
                 for event in self._close():
                     yield event
         status = self._status()
         yield self._event(f"response.{status}", response=self._response(status))
 
-    def _take(self, part: Part) -> list[bytes]:
-        """Add a part to the item it belongs to, beginning one where it is of another kind; returns the events of that."""
+    def _add(self, output: OutputDelta) -> list[bytes]:
+        """Add a delta to the item it belongs to, which may be a new one; returns the events."""
         events: list[bytes] = []
-        kind = (
-            "reasoning"
-            if isinstance(part, Thought)
-            else "message"
-            if isinstance(part, Text)
-            else "function_call"
-        )
-        if isinstance(part, CallBegins) or not self.items or self.items[-1]["type"] != kind:
+        kind = "function_call"
+        if isinstance(output, ReasoningDelta | TextDelta):
+            kind = "reasoning" if isinstance(output, ReasoningDelta) else "message"
+        if isinstance(output, ToolCallStart) or not self.items or self.items[-1]["type"] != kind:
             events += self._close()
-            events += self._begin(kind, part.name if isinstance(part, CallBegins) else "")
-        if isinstance(part, CallBegins):
+            events += self._begin(kind, output.name if isinstance(output, ToolCallStart) else "")
+        if isinstance(output, ToolCallStart):
             return events
-        item, at = self.items[-1], self._at()
+        item, at, text = self.items[-1], self._at(), output.text
         if kind == "function_call":
-            item["arguments"] += part.text
-            return [*events, self._event("response.function_call_arguments.delta", **at, delta=part.text)]
-        item["content"][0]["text"] += part.text
-        return [*events, self._event(f"response.{_text(kind)}.delta", **at, content_index=0, delta=part.text)]
+            item["arguments"] += text
+            return [*events, self._event("response.function_call_arguments.delta", **at, delta=text)]
+        item["content"][0]["text"] += text
+        return [*events, self._event(f"response.{_text(kind)}.delta", **at, content_index=0, delta=text)]
 
     def _begin(self, kind: str, name: str) -> list[bytes]:
         item: dict[str, Any] = {
@@ -230,7 +242,7 @@ class Responding:
             item |= {"call_id": new_call_id(), "name": name, "arguments": ""}
         else:
             item["content"] = []
-            item.update({"summary": []} if kind == "reasoning" else {"role": "assistant"})  # type: ignore[dict-item]
+            item["summary" if kind == "reasoning" else "role"] = [] if kind == "reasoning" else "assistant"
         self.items.append(item)
         events = [self._event("response.output_item.added", output_index=len(self.items) - 1, item=item)]
         if kind != "function_call":
@@ -244,7 +256,7 @@ class Responding:
         return events
 
     def _close(self) -> list[bytes]:
-        """The last item is complete."""
+        """Complete the last item; returns the events."""
         if not self.items or self.items[-1]["status"] != "in_progress":
             return []
         item, at = self.items[-1], self._at()
@@ -276,26 +288,39 @@ class Responding:
     def _event(self, kind: str, **more: Any) -> bytes:
         self._number += 1
         extra: dict[str, Any] = {"logprobs": []} if kind.startswith("response.output_text.") else {}
-        return data({"type": kind, "sequence_number": self._number, **more, **extra}, event=kind)
+        return sse_event({"type": kind, "sequence_number": self._number, **more, **extra}, event=kind)
 
     def _response(self, status: str) -> dict[str, Any]:
         body, ended = self.body, bool(self.chat.completions)
         answer = {
-            "id": self.id, "object": "response", "created_at": self.created, "model": self.chat.service.settings.name, "status": status,
-            "output": self.items, "error": None, "instructions": body.instructions, "max_output_tokens": body.max_output_tokens,
-            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None, "metadata": body.metadata or {},
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "model": self.chat.service.settings.model_name,
+            "output": self.items,
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
             "parallel_tool_calls": body.parallel_tool_calls is not False,
-            "temperature": body.temperature, "top_p": body.top_p, "tool_choice": body.tool_choice or "auto",
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "tool_choice": body.tool_choice or "auto",
             "tools": [{"strict": None, **tool.model_dump()} for tool in body.tools or ()],
-        }  # fmt: skip
+        }
         if isinstance(body.tool_choice, ChosenTool):
             answer["tool_choice"] = body.tool_choice.model_dump()
         if ended:
             used = self.chat.usage()
             answer["usage"] = {
-                "input_tokens": used["prompt_tokens"], "output_tokens": used["completion_tokens"], "total_tokens": used["total_tokens"],
-                "input_tokens_details": used["prompt_tokens_details"], "output_tokens_details": used["completion_tokens_details"],
-            }  # fmt: skip
+                "input_tokens": used["prompt_tokens"],
+                "output_tokens": used["completion_tokens"],
+                "total_tokens": used["total_tokens"],
+                "input_tokens_details": used["prompt_tokens_details"],
+                "output_tokens_details": used["completion_tokens_details"],
+            }
             answer["nanohybrid"] = self.chat.extra()
         return answer
 

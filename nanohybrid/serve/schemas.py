@@ -1,6 +1,7 @@
-"""What requests look like. Ranges are here; sizes, which a server can set, are in limits.py.
+"""The bodies of requests. Ranges of values are here; sizes, which the server sets, are in limits.py.
 
-A field that is not named here is refused. Those in `Ignored` are OpenAI's, change nothing here, and are taken without a word.
+A field that is not named here is refused. Those of `Ignored` are OpenAI's; they are accepted and have no
+effect.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -17,7 +18,7 @@ class Request(BaseModel):
 
 
 class Loose(BaseModel):
-    """Where clients send back what we gave them: fields that mean nothing here are ignored."""
+    """Objects that clients send back as they got them: unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -27,7 +28,7 @@ class StreamOptions(Loose):
 
 
 class StructuredOutputs(Request):
-    """As vLLM names it: one of a regular expression, a JSON schema, and texts of which the answer is one."""
+    """vLLM's field: one of a regular expression, a JSON schema and a list of choices."""
 
     regex: str | None = None
     json_: dict[str, Any] | None = Field(None, alias="json")
@@ -41,7 +42,7 @@ class StructuredOutputs(Request):
 
 
 class Ignored(Request):
-    """Taken and without effect."""
+    """Fields that are accepted and have no effect."""
 
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -52,7 +53,7 @@ class Ignored(Request):
 
 
 class Decoding(Ignored):
-    """How tokens are chosen; the same for every route that generates."""
+    """Decoding parameters, the same for all routes that generate."""
 
     model: str | None = None
     temperature: float | None = Field(None, ge=0, le=10)
@@ -102,7 +103,7 @@ class ToolCall(Loose):
 
 
 class Message(Loose):
-    """A turn. What an assistant thought in earlier turns is not shown to the model again."""
+    """A message. The reasoning of earlier turns is not shown to the model again."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -118,7 +119,7 @@ class Message(Loose):
         return self
 
     def plain(self) -> dict[str, Any]:
-        """As the chat template wants it."""
+        """The message as the chat template takes it."""
         return self.model_dump(exclude_none=True) | {
             "content": (self.content and self.model_dump()["content"]) or ""
         }
@@ -157,7 +158,7 @@ class ResponseFormat(Loose):
 
 
 class TemplateArguments(Request):
-    """All that a request may tell the template."""
+    """The only arguments of the template that a request may set."""
 
     enable_thinking: bool | None = None
 
@@ -176,7 +177,7 @@ class ChatRequest(Decoding):
     chat_template_kwargs: TemplateArguments | None = None
 
     @property
-    def most(self) -> int | None:
+    def max_answer_tokens(self) -> int | None:
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
@@ -190,7 +191,7 @@ class CompletionRequest(Decoding):
 
 
 class TokenizeRequest(Ignored):
-    """A text (`prompt`, or llama.cpp's `content`), or a conversation as the model would see it."""
+    """A text (`prompt`, or llama.cpp's `content`), or a conversation as the model sees it."""
 
     model: str | None = None
     prompt: str | None = None

@@ -1,4 +1,4 @@
-"""Running it: uvicorn in one process, a drain on SIGTERM, and an exit code that tells a dead engine from a good end."""
+"""Runs the server: uvicorn in one process, draining on SIGTERM; exit code 1 where the engine failed."""
 
 import asyncio
 import sys
@@ -13,22 +13,22 @@ from nanohybrid.serve.service import Service
 
 
 class Server(uvicorn.Server):
-    """The first signal stops taking requests and waits for those under way, the second ends at once."""
+    """The first signal: no more requests, those in progress are completed. The second: ends at once."""
 
     service: Service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # not uvicorn's: that would raise the signal again after the drain, and the exit code would be the signal's
+        # Not uvicorn's handler: it raises the signal again after draining, which would be the exit code.
         if self.should_exit:
             self.force_exit = True
         self.service.loop.draining = True
         self.should_exit = True
 
 
-def patient(seconds: float) -> type[H11Protocol]:
-    """uvicorn's HTTP, but a connection whose next request has not brought all its headers after so many seconds is closed."""
+def h11_with_header_timeout(seconds: float) -> type[H11Protocol]:
+    """uvicorn's HTTP protocol, but a connection is closed that has not sent its headers within `seconds`."""
 
-    class Patient(H11Protocol):
+    class TimedH11(H11Protocol):
         _late: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -56,16 +56,16 @@ def patient(seconds: float) -> type[H11Protocol]:
                 )
                 self.transport.close()
 
-    return Patient
+    return TimedH11
 
 
-def made(service: Service, host: str, port: int, drain_seconds: int) -> Server:
-    """A server, not yet started, that ends when its engine dies."""
+def make_server(service: Service, host: str, port: int, drain_seconds: int) -> Server:
+    """A server that is not yet started. It ends when its engine fails."""
     config = uvicorn.Config(
         application(service),
         host=host,
         port=port,
-        http=patient(service.limits.header_seconds),
+        http=h11_with_header_timeout(service.limits.header_seconds),
         ws="none",
         log_level="warning",
         access_log=False,
@@ -80,19 +80,21 @@ def made(service: Service, host: str, port: int, drain_seconds: int) -> Server:
 
     def end_soon() -> None:
         print(f"nanohybrid: the engine has failed: {service.loop.dead!r}", file=sys.stderr, flush=True)
-        asyncio.get_running_loop().call_later(
-            1.0, lambda: setattr(server, "should_exit", True)
-        )  # those in flight hear of it
+        # After a second, in which the requests in progress are answered with an error.
+        asyncio.get_running_loop().call_later(1.0, lambda: setattr(server, "should_exit", True))
 
     service.loop.on_death = end_soon
     return server
 
 
 def serve(service: Service, host: str, port: int, drain_seconds: int) -> int:
-    """Serve until a signal comes or the engine dies; returns the exit code."""
+    """Serve until a signal comes or the engine fails; returns the exit code.
+
+    Raises InputError where the address cannot be used.
+    """
     try:
-        made(service, host, port, drain_seconds).run()
-    except SystemExit:  # the address cannot be had; uvicorn has said why
+        make_server(service, host, port, drain_seconds).run()
+    except SystemExit:  # uvicorn has logged why the address cannot be used
         raise InputError(
             f"{host}:{port} cannot be listened on; is another server there? --port gives another"
         ) from None

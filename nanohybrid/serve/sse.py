@@ -1,4 +1,4 @@
-"""Answers on the wire: server-sent events, and work that ends when the client is gone."""
+"""Server-sent events, and work that ends when the client disconnects."""
 
 import asyncio
 import contextlib
@@ -17,41 +17,56 @@ Result = TypeVar("Result")
 DONE = b"data: [DONE]\n\n"
 
 
-class ClientGone(Exception):
-    """Nobody is there to be answered."""
+class ClientDisconnected(Exception):
+    """The client disconnected before it was answered."""
 
 
-async def gone(receive: Callable[[], Awaitable[Any]]) -> None:
-    """Returns when the client has left."""
+async def wait_for_disconnect(receive: Callable[[], Awaitable[Any]]) -> None:
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result], seconds: float) -> Result:
-    """The result of `work`; it is cancelled, and ClientGone raised, where the client leaves first. 504 after so many seconds."""
-    task, left = asyncio.ensure_future(work), asyncio.ensure_future(gone(request.receive))
+async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, Result], seconds: float) -> Result:
+    """The result of `work`, which is cancelled where the client disconnects first.
+
+    Raises ClientDisconnected in that case, and ApiError 504 after `seconds`.
+    """
+    task, disconnected = (
+        asyncio.ensure_future(work),
+        asyncio.ensure_future(wait_for_disconnect(request.receive)),
+    )
     try:
-        done, _ = await asyncio.wait({task, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            {task, disconnected}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
         if task in done:
             return task.result()
-        raise ClientGone if left in done else late(seconds)
+        raise ClientDisconnected if disconnected in done else deadline_exceeded(seconds)
     finally:
-        await _end(task, left)
+        await _cancel(task, disconnected)
 
 
-def late(seconds: float) -> ApiError:
+def deadline_exceeded(seconds: float) -> ApiError:
+    """The error of a request that took longer than `seconds`."""
     return ApiError(504, f"the request took longer than {seconds:g} seconds", code="deadline")
 
 
-def data(value: Any, event: str | None = None) -> bytes:
-    """One server-sent event. Raises ValueError where the value has no form in JSON (NaN, an infinity, half a surrogate pair)."""
+def sse_event(value: Any, event: str | None = None) -> bytes:
+    """One server-sent event.
+
+    Raises ValueError where JSON cannot express the value (NaN, an infinity, half a surrogate pair).
+    """
     head = f"event: {event}\n" if event else ""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return f"{head}data: {text}\n\n".encode()
 
 
 class EventStream(Response):
-    """Sends events as they come. `close` is called in any case, at once when the client is gone; an error is a last event."""
+    """Sends events as they are generated, at most for `seconds`. An error is sent as the last event.
+
+    close: called at the end in any case, and at once when the client disconnects.
+    """
 
     media_type = "text/event-stream"
 
@@ -63,16 +78,21 @@ class EventStream(Response):
         self.events, self.close, self.seconds = events, close, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        pump, left = asyncio.ensure_future(self._pump(send)), asyncio.ensure_future(gone(receive))
+        pump, disconnected = (
+            asyncio.ensure_future(self._pump(send)),
+            asyncio.ensure_future(wait_for_disconnect(receive)),
+        )
         try:
-            # the deadline is the pump's; it may hang in telling so to a client that reads nothing
-            await asyncio.wait({pump, left}, timeout=self.seconds + 5, return_when=asyncio.FIRST_COMPLETED)
+            # `_pump` has the deadline, but it may hang in sending the error to a client that reads nothing
+            await asyncio.wait(
+                {pump, disconnected}, timeout=self.seconds + 5, return_when=asyncio.FIRST_COMPLETED
+            )
             if pump.done():
-                with contextlib.suppress(OSError):  # the client left between two events
+                with contextlib.suppress(OSError):  # the client disconnected between two events
                     pump.result()
         finally:
             self.close()
-            await _end(pump, left)
+            await _cancel(pump, disconnected)
 
     async def _pump(self, send: Send) -> None:
         async def put(event: bytes, more: bool = True) -> None:
@@ -84,18 +104,18 @@ class EventStream(Response):
                 async for event in self.events:
                     await put(event)
         except ApiError as error:
-            await put(data(error.body()))
+            await put(sse_event(error.body()))
         except TimeoutError:
-            await put(data(late(self.seconds).body()))
+            await put(sse_event(deadline_exceeded(self.seconds).body()))
         except OSError:
-            raise  # the client left
-        except Exception as error:  # noqa: BLE001  a bug: the status was sent, and the end must not look like a good one
+            raise  # the client disconnected
+        except Exception as error:  # noqa: BLE001  a bug: status 200 was sent, so an event must tell
             traceback.print_exception(error)
-            await put(data(unexpected(error).body()))
+            await put(sse_event(unexpected(error).body()))
         await put(b"", more=False)
 
 
-async def _end(*tasks: "asyncio.Future[Any]") -> None:
+async def _cancel(*tasks: "asyncio.Future[Any]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""One generation, as the event loop holds it: what was said and not yet read, and how it ended."""
+"""One completion, as the event loop sees it: the text that was written and not yet read, and how it ended."""
 
 import asyncio
 import time
@@ -12,68 +12,74 @@ from nanohybrid.engine.structured_output import Grammar
 
 
 @dataclass
-class Update:
-    """What was said since the last look."""
+class Delta:
+    """What was written since the last delta. The scores of the prompt come with the first one."""
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: Top = field(default_factory=list)
-    prompt_logprobs: list[float] = field(default_factory=list)  # told once, with the first token
+    prompt_logprobs: list[float] = field(default_factory=list)
     prompt_top: Top = field(default_factory=list)
     completion: Completion | None = None
 
 
-class Ticket:
-    """One generation, as the event loop sees it. Times are of `time.monotonic`."""
+class RequestStream:
+    """The handle of one completion. Times are in seconds of `time.monotonic`.
 
-    def __init__(self, prompt: list[int], params: SamplingParams, live: bool) -> None:
-        self.prompt, self.params, self.live = prompt, params, live
-        self.arrived = time.monotonic()
-        self.started: float | None = None  # when it got its slot
-        self.first: float | None = None  # when its first token came
-        self.last = self.arrived
+    streaming: a delta comes with each step; else there is one, at the end.
+    """
+
+    def __init__(self, prompt: list[int], params: SamplingParams, streaming: bool) -> None:
+        self.prompt, self.params, self.streaming = prompt, params, streaming
+        self.arrival_time = time.monotonic()
+        self.scheduled_time: float | None = None  # when it got a slot
+        self.first_token_time: float | None = None
+        self.last_token_time = self.arrival_time
         self.grammar: Grammar | None = None
-        self.checkpoint_at: tuple[
-            int, ...
-        ] = ()  # where the prompt leaves a checkpoint, for whoever has the same salt
+        self.cache_breakpoints: tuple[int, ...] = ()
         self.salt = ""
-        self.request: Request | None = None  # the engine thread's
-        self.seen = 0  # the engine thread's: tokens that were handed over
-        self._pending = Update()
+        self.request: Request | None = None  # used by the engine's thread only
+        self.num_sent = 0  # tokens that were handed over; used by the engine's thread only
+        self._pending = Delta()
         self._ended = False
         self._failure: Exception | None = None
         self._changed = asyncio.Event()
 
-    def put(self, update: Update) -> None:
+    def put(self, delta: Delta) -> None:
+        """Add a delta to what is not yet read."""
         pending = self._pending
-        pending.text += update.text
-        pending.tokens += update.tokens
-        pending.logprobs += update.logprobs
-        pending.top += update.top
-        pending.prompt_logprobs += update.prompt_logprobs
-        pending.prompt_top += update.prompt_top
-        pending.completion = update.completion
-        self._ended = update.completion is not None
+        pending.text += delta.text
+        pending.tokens += delta.tokens
+        pending.logprobs += delta.logprobs
+        pending.top += delta.top
+        pending.prompt_logprobs += delta.prompt_logprobs
+        pending.prompt_top += delta.prompt_top
+        pending.completion = delta.completion
+        self._ended = delta.completion is not None
         self._changed.set()
 
     @property
-    def over(self) -> bool:
-        """Whether it has ended, by itself or by a failure."""
+    def ended(self) -> bool:
+        """Whether it is complete or has failed."""
         return self._ended or self._failure is not None
 
     def fail(self, error: Exception) -> None:
+        """End it with an error, which `deltas` raises. A second error is ignored."""
         self._failure = self._failure or error
         self._changed.set()
 
-    async def updates(self) -> AsyncIterator[Update]:
-        """Everything that is said, to the end; a slow reader gets more at once. Raises what went wrong."""
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Yield all deltas to the end; a slow reader gets several as one.
+
+        Raises the error where it failed.
+        """
         while True:
             await self._changed.wait()
             self._changed.clear()
             if self._failure is not None:
                 raise self._failure
-            update, self._pending = self._pending, Update()
-            yield update
-            if update.completion is not None:
+            delta, self._pending = self._pending, Delta()
+            yield delta
+            if delta.completion is not None:
                 return

@@ -1,6 +1,7 @@
 """Structured output over HTTP: the fields of a request as the engine's `StructuredOutputs`.
 
-They come as OpenAI's `response_format` and `tool_choice`, or as vLLM's `structured_outputs` (and its older `guided_regex`).
+They come as OpenAI's `response_format` and `tool_choice`, or as vLLM's `structured_outputs` (and its older
+`guided_regex`).
 """
 
 import json
@@ -42,7 +43,10 @@ def check_structured_outputs(body: Decoding, limits: "Limits") -> None:
 
 
 def structured_outputs(body: Decoding) -> StructuredOutputs | None:
-    """What the answer must match; None where the request leaves it free. Raises InputError where it cannot be read."""
+    """What the answer must match; None where the request has no constraint.
+
+    Raises InputError where a schema is not JSON.
+    """
     if isinstance(body, ChatRequest):
         if tools := _forced_tools(body):
             return StructuredOutputs(grammar=tool_call_grammar(tools))
@@ -61,7 +65,7 @@ def structured_outputs(body: Decoding) -> StructuredOutputs | None:
 
 
 def tool_call_grammar(tools: dict[str, dict[str, Any]]) -> str:
-    """A Lark grammar of one call of one of these tools, given as names and JSON schemas of their arguments."""
+    """A Lark grammar of one call of one of these tools. tools: names and JSON schemas of their arguments."""
     lines = [f"start: {' | '.join(f'call{index}' for index in range(len(tools)))}"]
     for index, (name, schema) in enumerate(tools.items()):
         head = json.dumps(f'{OPEN}[{{"name": {json.dumps(name)}, "arguments": ')
@@ -78,7 +82,7 @@ def _regex(body: Decoding) -> str | None:
 
 
 def _forced_tools(body: ChatRequest) -> dict[str, dict[str, Any]]:
-    """The tools of which one must be called, with the schemas of their arguments; empty where the model may choose not to call."""
+    """The tools of which one must be called, with the schemas of their arguments; often empty."""
     choice = body.tool_choice
     if choice != "required" and not isinstance(choice, NamedTool):
         return {}

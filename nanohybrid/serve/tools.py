@@ -1,10 +1,13 @@
-"""Tool calls out of a stream of text: `<TOOLCALL>[{"name": ..., "arguments": {...}}, ...]</TOOLCALL>`.
+"""Parses tool calls in a stream of text: `<TOOLCALL>[{"name": ..., "arguments": {...}}, ...]</TOOLCALL>`.
 
-The reader looks at one character at a time and never back, so a text cut anywhere gives what the whole gives. A call is let
-out as soon as its name and the brace of its arguments are there, and its arguments then as they are written. Repaired is what
-has one meaning only: missing brackets and closing tags, arguments as a JSON text in a string, members in another order,
-`parameters` for `arguments`. What was not recognized by then (no JSON, a tool that was not offered) is content, as the model
-wrote it. Arguments that turn out to be broken after they were let out stay as they were written, as with OpenAI's own API.
+The parser reads one character at a time and never looks back, so the result does not depend on how the text
+was cut. A call is emitted as soon as its name and the first brace of its arguments were read, and its
+arguments as they are written.
+
+What has only one meaning is repaired: missing brackets and closing tags, arguments as JSON text in a string,
+members in another order, `parameters` instead of `arguments`. What is not a call (no JSON, or a tool that was
+not offered) is content, as the model wrote it. Arguments that turn out to be broken after they were emitted
+stay as they were written, as in OpenAI's API.
 """
 
 import json
@@ -16,127 +19,134 @@ from nanohybrid.strict_json import SURROGATE, refuse_constant
 
 OPEN, CLOSE = "<TOOLCALL>", "</TOOLCALL>"
 HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*')
-BLANK = " \t\r\n,"
+SEPARATORS = " \t\r\n,"
 
 
-class Text(NamedTuple):
-    """Text that is no call."""
+class TextDelta(NamedTuple):
+    """Content: text that is no tool call."""
 
     text: str
 
 
-class CallBegins(NamedTuple):
+class ToolCallStart(NamedTuple):
+    """A tool call begins. call: its index in the answer."""
+
     call: int
     name: str
 
 
-class Arguments(NamedTuple):
-    """More of a call's arguments, as JSON text."""
+class ToolCallArguments(NamedTuple):
+    """More of the arguments of a call, as JSON text."""
 
     call: int
     text: str
 
 
-Event = Text | CallBegins | Arguments
+ToolCallEvent = TextDelta | ToolCallStart | ToolCallArguments
 
 
-class ToolReader:
-    """Text goes in by pieces; text, calls and their arguments come out. `names` are the tools that were offered."""
+class ToolCallParser:
+    """Text goes in piece by piece; content, calls and their arguments come out. names: the offered tools."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self.names = names
         self.calls = 0
-        self._state: Callable[[str], Iterator[Event]] = self._outside
-        self._raw = ""  # what is not let out: of the block, or since its last call
-        self._close_tag = ""  # how much of the closing tag is there
-        self._known = False  # whether this block had a call
-        self._start = 0  # where in _raw the object begins
+        self._state: Callable[[str], Iterator[ToolCallEvent]] = self._outside
+        self._raw = ""  # what was not emitted, of the block or since its last call
+        self._close_tag = ""  # as much of the closing tag as was read
+        self._had_call = False  # whether a call of this block was emitted
+        self._object_start = 0  # where the object begins in `_raw`
         self._nesting: list[str] = []
-        self._string = self._escaped = False
+        self._in_string = self._escaped = False
 
-    def push(self, piece: str) -> list[Event]:
-        """What this piece makes certain."""
-        events: list[Event] = []
+    def push(self, piece: str) -> list[ToolCallEvent]:
+        """Add text; returns the events that it makes certain."""
+        events: list[ToolCallEvent] = []
         at = 0
         while at < len(piece):
-            if (
-                not self._raw and self._state == self._outside
-            ):  # most text has no tag: up to the next < in one go
+            if not self._raw and self._state == self._outside:  # most text has no tag: up to the next <
                 end = piece.find("<", at)
                 end = len(piece) if end < 0 else end
                 if end > at:
-                    events.append(Text(piece[at:end]))
+                    events.append(TextDelta(piece[at:end]))
                     at = end
                     continue
             events += self._state(piece[at])
             at += 1
         return merged(events)
 
-    def end(self) -> list[Event]:
-        """The end of the text: what may have become a call is text, unless a call was let out and only closing tags are missing."""
-        if self._state in (self._arguments, self._rest) or (self._known and self._state == self._between):
+    def end(self) -> list[ToolCallEvent]:
+        """The text has ended: what did not become a call is content.
+
+        Except after a call that was emitted, where only closing tags are missing.
+        """
+        if self._state in (self._arguments, self._rest) or (self._had_call and self._state == self._between):
             return []
-        return list(self._give_up(last=True))
+        return list(self._emit_text(last=True))
 
-    # Where we are; each takes one character
+    # The states of the parser; each takes one character
 
-    def _outside(self, character: str) -> Iterator[Event]:
+    def _outside(self, character: str) -> Iterator[ToolCallEvent]:
         self._raw += character
         if self._raw == OPEN:
-            self._state, self._known, self._close_tag = self._between, False, ""
+            self._state, self._had_call, self._close_tag = self._between, False, ""
         elif not OPEN.startswith(self._raw):
-            yield from self._give_up()
+            yield from self._emit_text()
 
-    def _between(self, character: str) -> Iterator[Event]:
-        """Inside the tags and outside an object."""
+    def _between(self, character: str) -> Iterator[ToolCallEvent]:
+        """Between the tags, outside an object."""
         self._raw += character
         if self._close_tag or character == "<":
             self._close_tag += character
-            if self._close_tag == CLOSE and self._known:
+            if self._close_tag == CLOSE and self._had_call:
                 self._raw, self._state = "", self._outside
             elif self._close_tag == CLOSE or not CLOSE.startswith(self._close_tag):
-                yield from self._give_up()
+                yield from self._emit_text()
         elif character == "{":
-            self._start, self._nesting, self._string = len(self._raw) - 1, ["{"], False
+            self._object_start, self._nesting, self._in_string = len(self._raw) - 1, ["{"], False
             self._state = self._object
-        elif character not in BLANK + "[]":
-            yield from self._give_up()
+        elif character not in SEPARATORS + "[]":
+            yield from self._emit_text()
 
-    def _object(self, character: str) -> Iterator[Event]:
-        """Inside an object of which nothing is let out."""
+    def _object(self, character: str) -> Iterator[ToolCallEvent]:
+        """Inside an object of which nothing was emitted."""
         self._raw += character
-        if not self._follow(character):
+        if not self._track_nesting(character):
             missing_brace = character == "]" and len(self._nesting) == 1
             yield from (
-                self._let_out(self._raw[self._start : -1] + "}", rest="]")
+                self._emit_object(self._raw[self._object_start : -1] + "}", rest="]")
                 if missing_brace
-                else self._give_up()
+                else self._emit_text()
             )
         elif not self._nesting:
-            yield from self._let_out(self._raw[self._start :])
-        elif character == "{" and len(self._nesting) == 2 and not self._string:
-            found = HEAD.fullmatch(self._raw[self._start : -1])
-            name = _text_of(found[1]) if found else None
+            yield from self._emit_object(self._raw[self._object_start :])
+        elif character == "{" and len(self._nesting) == 2 and not self._in_string:
+            found = HEAD.fullmatch(self._raw[self._object_start : -1])
+            name = _decoded(found[1]) if found else None
             if name in self.names:
-                yield from self._begin(name)
-                yield Arguments(self.calls - 1, "{")
+                yield from self._start_call(name)
+                yield ToolCallArguments(self.calls - 1, "{")
                 self._nesting, self._state = ["{"], self._arguments
 
-    def _arguments(self, character: str) -> Iterator[Event]:
-        if not self._string and (character == "<" or (character == "]" and len(self._nesting) == 1)):
-            self._raw, self._close_tag, self._state = "", "", self._between  # broken: it ends here
+    def _arguments(self, character: str) -> Iterator[ToolCallEvent]:
+        if not self._in_string and (character == "<" or (character == "]" and len(self._nesting) == 1)):
+            self._raw, self._close_tag, self._state = (
+                "",
+                "",
+                self._between,
+            )  # the arguments are broken and end here
             yield from self._between(character)
             return
-        self._follow(character)
-        yield Arguments(self.calls - 1, character)
+        self._track_nesting(character)
+        yield ToolCallArguments(self.calls - 1, character)
         if not self._nesting:
             self._nesting, self._state = ["{"], self._rest
 
-    def _rest(self, character: str) -> Iterator[Event]:
-        """After the arguments, to the end of the object; what else it says is not used."""
-        ends = not self._string and (character == "<" or (character == "]" and len(self._nesting) == 1))
+    def _rest(self, character: str) -> Iterator[ToolCallEvent]:
+        """After the arguments, to the end of the object; other members are ignored."""
+        ends = not self._in_string and (character == "<" or (character == "]" and len(self._nesting) == 1))
         if not ends:
-            self._follow(character)
+            self._track_nesting(character)
         if ends or not self._nesting:
             self._raw, self._close_tag, self._state = "", "", self._between
             if ends:
@@ -144,13 +154,13 @@ class ToolReader:
 
     # Steps
 
-    def _follow(self, character: str) -> bool:
-        """Keep track of strings and brackets; false, and nothing done, where a bracket closes what is not open."""
-        if self._string:
-            self._string = self._escaped or character != '"'
+    def _track_nesting(self, character: str) -> bool:
+        """Track strings and brackets; false where a bracket closes one that is not open."""
+        if self._in_string:
+            self._in_string = self._escaped or character != '"'
             self._escaped = character == "\\" and not self._escaped
         elif character == '"':
-            self._string, self._escaped = True, False
+            self._in_string, self._escaped = True, False
         elif character in "{[":
             self._nesting.append(character)
         elif character in "}]":
@@ -159,34 +169,37 @@ class ToolReader:
             self._nesting.pop()
         return True
 
-    def _let_out(self, text: str, rest: str = "") -> Iterator[Event]:
-        """A whole object: a call, or content."""
+    def _emit_object(self, text: str, rest: str = "") -> Iterator[ToolCallEvent]:
+        """Emit a whole object, as a call or as content."""
         call = whole_call(text)
         if call is None or call[0] not in self.names:
-            yield from self._give_up()
+            yield from self._emit_text()
             return
-        yield from self._begin(call[0])
-        yield Arguments(self.calls - 1, call[1])
+        yield from self._start_call(call[0])
+        yield ToolCallArguments(self.calls - 1, call[1])
         self._raw, self._close_tag, self._state = rest, "", self._between
 
-    def _begin(self, name: str) -> Iterator[Event]:
-        self._raw, self._known = "", True
+    def _start_call(self, name: str) -> Iterator[ToolCallEvent]:
+        self._raw, self._had_call = "", True
         self.calls += 1
-        yield CallBegins(self.calls - 1, name)
+        yield ToolCallStart(self.calls - 1, name)
 
-    def _give_up(self, last: bool = False) -> Iterator[Event]:
-        """It was text; its last character may begin the next tag."""
-        keep = "<" if self._raw.endswith("<") and not last else ""
-        text = self._raw[: len(self._raw) - len(keep)]
-        if self._known:
-            text = text.lstrip(BLANK + "[]")
-        self._raw, self._close_tag, self._known, self._state = keep, "", False, self._outside
+    def _emit_text(self, last: bool = False) -> Iterator[ToolCallEvent]:
+        """Emit what was read as content; its last character may begin the next tag."""
+        held = "<" if self._raw.endswith("<") and not last else ""
+        text = self._raw[: len(self._raw) - len(held)]
+        if self._had_call:
+            text = text.lstrip(SEPARATORS + "[]")
+        self._raw, self._close_tag, self._had_call, self._state = held, "", False, self._outside
         if text:
-            yield Text(text)
+            yield TextDelta(text)
 
 
 def whole_call(text: str) -> tuple[str, str] | None:
-    """(name, arguments) of a JSON object that is a call; None of any other. The arguments are JSON text, as the model wrote it."""
+    """(name, arguments) of a JSON object that is a call, else None.
+
+    The arguments are JSON text as it was written.
+    """
     try:
         members = _members(text)
         name = members["name"][0]
@@ -199,61 +212,68 @@ def whole_call(text: str) -> tuple[str, str] | None:
 
 
 def _members(text: str) -> dict[str, tuple[Any, str]]:
-    """The members of a JSON object by name, each as its value and the text of its value. Raises ValueError where it is none."""
+    """The members of a JSON object by name, as (value, text of the value).
+
+    Raises ValueError for other text.
+    """
     members: dict[str, tuple[Any, str]] = {}
     at = _expect("{", text, 0)
     while text[at : at + 1] != "}":
         if members:
             at = _expect(",", text, at)
         name, at = DECODER.raw_decode(text, at)
-        at = _expect(":", text, _after_blanks(text, at))
+        at = _expect(":", text, _skip_white_space(text, at))
         value, end = DECODER.raw_decode(text, at)
         if not isinstance(name, str):
             raise ValueError("a member without a name")
         members[name] = value, text[at:end]
-        at = _after_blanks(text, end)
-    if _after_blanks(text, at + 1) != len(text):
+        at = _skip_white_space(text, end)
+    if _skip_white_space(text, at + 1) != len(text):
         raise ValueError("more than an object")
     return members
 
 
 def _expect(character: str, text: str, at: int) -> int:
-    """Where the text goes on after this character and blanks. Raises ValueError where something else stands at `at`."""
+    """The position after this character and white space. Raises ValueError where `at` has another one."""
     if text[at : at + 1] != character:
         raise ValueError(f"no {character} at {at}")
-    return _after_blanks(text, at + 1)
+    return _skip_white_space(text, at + 1)
 
 
-def _after_blanks(text: str, at: int) -> int:
-    while text[at : at + 1] in JSON_BLANKS:
+def _skip_white_space(text: str, at: int) -> int:
+    while text[at : at + 1] in WHITE_SPACE:
         at += 1
     return at
 
 
 def _escape(surrogate: re.Match[str]) -> str:
-    """Half a surrogate pair as JSON's escape: the one form in which an answer can hold it."""
+    """Half a surrogate pair as an escape of JSON, the only form in which an answer can hold it."""
     return f"\\u{ord(surrogate[0]):04x}"
 
 
 DECODER = json.JSONDecoder(parse_constant=refuse_constant)
-JSON_BLANKS = frozenset(" \t\r\n")
+WHITE_SPACE = frozenset(" \t\r\n")
 
 
-def merged(events: Iterable[Event]) -> list[Event]:
-    """Neighboring texts, and neighboring arguments of one call, as one."""
-    result: list[Event] = []
+def merged(events: Iterable[ToolCallEvent]) -> list[ToolCallEvent]:
+    """The same events, with adjacent texts and adjacent arguments of one call joined."""
+    result: list[ToolCallEvent] = []
     for event in events:
         before = result[-1] if result else None
-        if isinstance(event, Text) and isinstance(before, Text):
-            result[-1] = Text(before.text + event.text)
-        elif isinstance(event, Arguments) and isinstance(before, Arguments) and event.call == before.call:
-            result[-1] = Arguments(event.call, before.text + event.text)
+        if isinstance(event, TextDelta) and isinstance(before, TextDelta):
+            result[-1] = TextDelta(before.text + event.text)
+        elif (
+            isinstance(event, ToolCallArguments)
+            and isinstance(before, ToolCallArguments)
+            and event.call == before.call
+        ):
+            result[-1] = ToolCallArguments(event.call, before.text + event.text)
         else:
             result.append(event)
     return result
 
 
-def _text_of(literal: str) -> str | None:
+def _decoded(literal: str) -> str | None:
     try:
         return str(json.loads(literal))
     except ValueError:

@@ -1,4 +1,4 @@
-"""What every stage shares: recipe in, atomic output directory, lineage, resume, progress, report."""
+"""The parts that all stages share: recipes, atomic output directories, lineage, resuming, progress and reports."""
 
 from nanohybrid.stages.output import Stage, open_stage
 from nanohybrid.stages.progress import Progress, progress

@@ -1,4 +1,4 @@
-"""The SHA-256 of an input of a stage: of every byte of it, so that no change goes unseen."""
+"""The SHA-256 of all bytes of a stage's input."""
 
 import hashlib
 import time
@@ -9,25 +9,25 @@ from nanohybrid.stages.hash_cache import HashCache, Identity
 from nanohybrid.stages.progress import Progress, progress
 
 PREFIX = "sha256:"
-"""What a fingerprint begins with. Those without it are of versions that read only the two ends of a large file."""
+"""Prefix of a fingerprint. Older versions had none, and hashed only both ends of a large file."""
 CHUNK_BYTES = 1 << 20
 CACHED_BYTES = 1 << 20
-"""Smaller files are hashed faster than looked up."""
+"""Smaller files are not cached, because hashing them is faster than a lookup."""
 SHOWN_BYTES = 1 << 29
-"""From so many bytes to hash on, a progress line is shown."""
+"""Number of bytes to hash from which progress is shown."""
 
 
 def fingerprint(path: Path, cache: HashCache | None = None) -> str:
     """`sha256:` and the SHA-256, in hex, of a file's contents or of a directory's file names and contents.
 
-    Where the path lies does not count. Hashes of large files are remembered in `cache`, by default the user's. Raises InputError
-    where there is nothing at the path, or where a file changes while it is read.
+    The location of the path does not count. Hashes of large files are cached in `cache`, by default that of the user. Raises
+    InputError where there is no such path, or a file changes while it is read.
     """
     cache = HashCache.of_user() if cache is None else cache
     if path.is_file():
         return PREFIX + _digests([path], path.name, cache)[0]
     if not path.is_dir():
-        raise InputError(f"{path}: there is no such file or directory")
+        raise InputError(f"{path}: no such file or directory")
     files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
     names = sorted(files)
     whole = hashlib.sha256()
@@ -39,12 +39,12 @@ def fingerprint(path: Path, cache: HashCache | None = None) -> str:
 
 
 def covers_whole_input(stored: object) -> bool:
-    """Whether a fingerprint in a lineage.json was made of every byte of the input, as it was not in older versions."""
+    """Whether a stored fingerprint is of all bytes of the input, which was not so in older versions."""
     return isinstance(stored, str) and stored.startswith(PREFIX)
 
 
 def _digests(files: list[Path], name: str, cache: HashCache) -> list[str]:
-    """The SHA-256 of each file, in hex, from the cache where it has it; `name` is what the progress line says."""
+    """The SHA-256 of each file in hex, from the cache if possible; `name` is shown with the progress."""
     identities = [Identity.of(file) for file in files]
     found = [
         cache.find(file, now) if now.size >= CACHED_BYTES else None

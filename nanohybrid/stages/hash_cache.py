@@ -1,8 +1,8 @@
-"""SHA-256 of files, remembered on disk, so that a checkpoint of 20 GB is hashed once and not by every command.
+"""A cache on disk of the SHA-256 of files, so a checkpoint of 20 GB is hashed once and not by every command.
 
-An entry belongs to a path and counts only while size, modification time, change time, inode and device of the file are what they
-were. A file that changed within SETTLED_SECONDS before it was hashed gets no entry, since a later change could leave it with the
-same times (git's index has the same rule: "racy git").
+An entry is valid while size, modification time, change time, inode and device of the file are unchanged. A file that changed within
+SETTLED_SECONDS before it was hashed gets no entry, because a later change could leave it with the same times (the index of git has
+the same rule: "racy git").
 """
 
 import contextlib
@@ -20,11 +20,11 @@ SETTLED_SECONDS = 3.0
 """Longer than the coarsest timestamps of a file system (FAT: 2 s)."""
 MAX_ENTRIES = 8192
 SAVE_SECONDS = 30.0
-"""How much hashing a kill may lose."""
+"""Hashing time that a killed process may lose."""
 
 
 class Identity(NamedTuple):
-    """What tells a file from what it was before. Times are in ns since 1970."""
+    """Attributes of a file that change with its content. Times are in ns since 1970."""
 
     size: int
     modified: int
@@ -34,19 +34,19 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, file: Path) -> Self:
-        """The identity that a file has now; symbolic links are followed."""
+        """The current identity of a file; symbolic links are followed."""
         stat = os.stat(file)
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
 
     def same_content(self, other: "Identity") -> bool:
-        """Whether nothing was written between the two; a new hard link changes the change time and no byte."""
+        """Whether nothing was written between the two. The change time does not count: a new hard link changes it too."""
         return self._replace(changed=0) == other._replace(changed=0)
 
 
 class HashCache:
     """Entries in one file: path -> (identity, SHA-256 in hex), oldest first.
 
-    A cache file that is missing, damaged or may not be written is no error: everything is then hashed again. `None`: no file.
+    A cache file that is missing, damaged or read-only is no error; files are then hashed again. `None`: no cache file.
     """
 
     def __init__(self, file: Path | None) -> None:
@@ -57,29 +57,29 @@ class HashCache:
 
     @classmethod
     def of_user(cls) -> Self:
-        """The cache in the user's cache directory."""
+        """The cache file in the user's cache directory."""
         try:
             return cls(cache_directory() / FILE)
         except OSError:
             return cls(None)
 
     def find(self, file: Path, now: Identity) -> str | None:
-        """The remembered SHA-256 of a file whose identity is `now`; None where there is none for it."""
+        """The cached SHA-256 of a file whose identity is `now`, or None."""
         known = self._stored.get(os.path.realpath(file))
         return known[1] if known is not None and known[0] == now else None
 
     def add(self, file: Path, before: Identity, digest: str, began: float) -> None:
-        """Remember the SHA-256 of a file that had the identity `before` when reading it began, at `began` seconds since 1970."""
+        """Cache the SHA-256 of a file that had the identity `before` when hashing started, at `began` seconds since 1970."""
         if max(before.modified, before.changed) < (began - SETTLED_SECONDS) * 1e9:
             self._new[os.path.realpath(file)] = before, digest
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Write the new entries to the file, beside those that other processes wrote meanwhile.
+        """Write the new entries to the file, together with those that other processes have written.
 
-        Beyond MAX_ENTRIES the oldest are dropped. Where two processes save at the same
-        moment, the entries of one may be missing until it saves again.
+        Beyond MAX_ENTRIES the oldest are dropped. If two processes save at the same moment, the entries of one may be missing until
+        it saves again.
         """
         self._saved = time.monotonic()
         if not self._new or self.file is None:
@@ -103,7 +103,7 @@ class HashCache:
 
 
 def _entry(value: Any) -> tuple[Identity, str]:
-    """An entry as it is in the file; ValueError or TypeError where it is none."""
+    """Parse an entry of the file. Raises ValueError or TypeError for a bad one."""
     numbers, digest = value
     if len(bytes.fromhex(digest)) != 32:
         raise ValueError("not a SHA-256")
@@ -111,7 +111,7 @@ def _entry(value: Any) -> tuple[Identity, str]:
 
 
 def _replace(file: Path, content: str) -> None:
-    """Replace a file in one step, by way of a name that no other process uses."""
+    """Replace a file atomically, through a temporary name that no other process uses."""
     handle, beside = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
         with os.fdopen(handle, "w", encoding="ascii") as stream:

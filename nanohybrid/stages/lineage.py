@@ -1,4 +1,4 @@
-"""Where a result came from: the code that made it, and the machine it was made on."""
+"""The lineage of a result: the code and the machine that made it."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ LINEAGE = "lineage.json"
 
 @cache
 def made_with() -> dict[str, Any]:
-    """The code and the machine: version, git commit in a checkout, Python, torch, system, cores."""
+    """Version, git commit, Python and torch versions, operating system and number of cores."""
     return {
         "version": VERSION,
         "commit": git_commit(),
@@ -29,7 +29,7 @@ def made_with() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, with `+changes` where files differ; None when installed."""
+    """The commit of the checkout that this package runs from, with `+changes` for modified files; None if it is installed."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -37,22 +37,22 @@ def git_commit() -> str | None:
         commit = git(root, "rev-parse", "HEAD")
         return commit + ("+changes" if git(root, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
-        return None  # no git here, or not one that may read this checkout: the version must do
+        return None  # git is missing or may not read this checkout; the version must do
 
 
 def git(root: Path, *arguments: str) -> str:
-    """What a git command prints."""
+    """The output of a git command."""
     return subprocess.run(
         ["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True, timeout=10
     ).stdout.strip()
 
 
 def machine_memory_bytes() -> int:
-    """The memory that this machine has, free or not."""
+    """Total memory of this machine in bytes, used or not."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held so far."""
+    """Peak memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,8 +1,8 @@
-"""A stage is a function of files: a recipe and inputs in, one directory out, which appears whole or not at all.
+"""The output directory of a stage. It appears when it is complete, and not before.
 
-While it works, everything lies in OUT.partial; a clean exit renames that to OUT. So a kill at any moment leaves either
-nothing under the name OUT, or all of it; and the same command finds OUT.partial and goes on from what it stored.
-OUT holds the stage's result beside `recipe.toml`, `lineage.json`, `metrics/*.jsonl` and `report.html`.
+A stage maps a recipe and input files to one directory, OUT. It works in OUT.partial, which is renamed to OUT on a clean exit. A killed
+stage leaves no OUT; the same command finds OUT.partial and resumes. OUT has the result of the stage, `recipe.toml`, `lineage.json`,
+`metrics/*.jsonl` and `report.html`.
 """
 
 import fcntl
@@ -28,7 +28,13 @@ SAVE_SECONDS = 5.0
 
 
 class Stage:
-    """The work of one stage: where to write, what was done before, what to remember. Made by `open_stage`."""
+    """A running stage: its directory, its log and its lineage. Made by `open_stage`.
+
+    out        the final output directory
+    directory  where to write now: OUT.partial, or OUT after completion
+    complete   whether OUT has the complete output of this run
+    resumed    whether OUT.partial has unfinished work of this run
+    """
 
     def __init__(
         self, out: Path, directory: Path, record: dict[str, Any], *, complete: bool, resumed: bool
@@ -41,19 +47,19 @@ class Stage:
         self.counted = self.saved = time.monotonic()
 
     def measure(self, **values: Any) -> None:
-        """Remember results (numbers, lists, tables) under "measures" in lineage.json."""
+        """Store results (numbers, lists, tables) under "measures" in lineage.json."""
         self.record["measures"].update(values)
         self.save()
 
     @property
     def measures(self) -> dict[str, Any]:
-        """What was measured so far; of a complete stage, everything."""
+        """The results stored so far."""
         return dict(self.record["measures"])
 
     def spend(self, *, tokens: int) -> None:
-        """Count tokens worked on; those done again after a kill count again, since they were spent again."""
+        """Count processed tokens. Tokens that are processed again after a kill count again."""
         self.record["tokens"] += tokens
-        self.save_now_and_then()
+        self.save_periodically()
 
     def log(self, series: str, **values: Any) -> None:
         """Append a row to metrics/SERIES.jsonl."""
@@ -61,30 +67,30 @@ class Stage:
         path.parent.mkdir(exist_ok=True)
         with open(path, "a") as file:
             file.write(to_json(values) + "\n")
-        self.save_now_and_then()
+        self.save_periodically()
 
     def series(self, name: str) -> list[dict[str, Any]]:
-        """The rows logged so far, those of an interrupted run included."""
+        """The rows logged so far, also by an interrupted run."""
         path = self.series_path(name)
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def rewind(self, name: str, **bound: float) -> None:
-        """Drop the rows at or past a bound (`step=100`): a run that resumes at step 100 logs them again."""
-        kept = [row for row in self.series(name) if all(row[key] < limit for key, limit in bound.items())]
+        """Drop the rows from a bound on (`step=100`). A run that resumes there logs them again."""
+        rows = [row for row in self.series(name) if all(row[key] < limit for key, limit in bound.items())]
         if self.series_path(name).exists():
-            atomic_write(self.series_path(name), "".join(to_json(row) + "\n" for row in kept))
+            atomic_write(self.series_path(name), "".join(to_json(row) + "\n" for row in rows))
 
     def series_path(self, name: str) -> Path:
         """The file of a series."""
         return self.directory / METRICS / f"{name}.jsonl"
 
-    def save_now_and_then(self) -> None:
-        """Write lineage.json if that was not done lately, so that a kill loses seconds of the account and no more."""
+    def save_periodically(self) -> None:
+        """Write lineage.json if SAVE_SECONDS have passed, so a killed stage loses only seconds of its statistics."""
         if time.monotonic() - self.saved >= SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Bring time and memory up to date and write lineage.json."""
+        """Update time and memory, and write lineage.json."""
         now = time.monotonic()
         self.record["seconds"] = round(self.record["seconds"] + now - self.counted, 3)
         self.record["peak_memory_bytes"] = max(self.record["peak_memory_bytes"], peak_memory_bytes())
@@ -101,55 +107,60 @@ def open_stage(
     seed: int = 0,
     device: str | None = None,
 ) -> Iterator[Stage]:
-    """Open the output directory `out` of the stage `name`, to be filled by the body of the `with`.
+    """Open the output directory `out` of the stage `name`. The body of the `with` fills it.
 
-    Where OUT already holds this very recipe, inputs and seed, `stage.complete` is true and the body must return at once;
-    where it holds anything else, InputError. Where OUT.partial holds unfinished work of the same, `stage.resumed` is true.
-    device: where the body computes, which is noted beside the machine and makes no difference to what the run is.
+    recipe  a dataclass; with the inputs and the seed it identifies the run
+    inputs  files or directories by name, which are identified by their contents
+    device  where the body computes; it is recorded, but is not part of the run's identity
+
+    If OUT has the complete output of this run, `stage.complete` is true, and the body must return at once. Raises InputError where
+    OUT or OUT.partial belongs to another run, or another process works on it.
     """
     if not 0 <= seed < 2**63:
-        raise InputError(f"the seed is {seed}: give a number from 0 to 2^63 - 1")
+        raise InputError(f"the seed is {seed}; it must be from 0 to 2^63 - 1")
     out = Path(os.path.abspath(out))
     identity = identify(name, recipe, inputs or {}, seed)
-    if find_complete(out, identity, type(recipe)):
+    if is_complete(out, identity, type(recipe)):
         yield Stage(out, out, read_record(out), complete=True, resumed=False)
         return
     partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     with lock(partial):
-        stage = begin(out, partial, identity, recipe, device)
+        stage = start_or_resume(out, partial, identity, recipe, device)
         try:
             yield stage
         except BaseException:
-            leave(stage)
+            keep_or_remove(stage)
             raise
-        finish(stage)
+        complete(stage)
 
 
 def identify(name: str, recipe: Any, inputs: Mapping[str, Path], seed: int) -> dict[str, Any]:
-    """What makes two runs the same run."""
+    """The identity of a run: stage, recipe, seed, and the hashes of its inputs."""
     hashes = {key: fingerprint(Path(path)) for key, path in inputs.items()}
     identity = {"stage": name, "seed": seed, "inputs": hashes, "recipe": recipes.to_dict(recipe)}
     return json.loads(to_json(identity))
 
 
-def find_complete(out: Path, identity: dict[str, Any], kind: type) -> bool:
+def is_complete(out: Path, identity: dict[str, Any], kind: type) -> bool:
     """Whether `out` holds the complete output of this run. Raises InputError where it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / LINEAGE).is_file():
-        raise InputError(f"{out} exists and is no stage's output: give another --out")
+        raise InputError(f"{out} exists and is not the output of a stage: give another --out")
     check_same(out, "another run", read_record(out), identity, kind)
     return True
 
 
-def begin(out: Path, partial: Path, identity: dict[str, Any], recipe: Any, device: str | None) -> Stage:
-    """Take up what an interrupted run of the same recipe left in `partial`, or start there from nothing."""
-    resumed, made = not untouched(partial), made_with() | ({} if device is None else {"device": device})
+def start_or_resume(
+    out: Path, partial: Path, identity: dict[str, Any], recipe: Any, device: str | None
+) -> Stage:
+    """Resume the unfinished work in `partial`, or start there. Raises InputError for work of another run."""
+    resumed, made = not is_empty(partial), made_with() | ({} if device is None else {"device": device})
     if resumed:
         record = read_record(partial)
         check_same(partial, "unfinished work of another run", record, identity, type(recipe))
-        clear_up(partial)
+        remove_partial_writes(partial)
         record["made_with"] = made
     else:
         record = {
@@ -166,16 +177,16 @@ def begin(out: Path, partial: Path, identity: dict[str, Any], recipe: Any, devic
     return stage
 
 
-def leave(stage: Stage) -> None:
-    """After an exception: keep what can be resumed; keep nothing where nothing was done."""
-    if untouched(stage.directory):
+def keep_or_remove(stage: Stage) -> None:
+    """After an exception: keep the directory if it has work that can be resumed, else remove it."""
+    if is_empty(stage.directory):
         shutil.rmtree(stage.directory)
     else:
         stage.save()
 
 
-def finish(stage: Stage) -> None:
-    """Complete the directory and give it its name."""
+def complete(stage: Stage) -> None:
+    """Add the report if there is none, and rename the directory to its final name."""
     stage.save()
     if not (stage.directory / REPORT).exists():
         series = {
@@ -186,16 +197,16 @@ def finish(stage: Stage) -> None:
     stage.directory = stage.out
 
 
-def untouched(partial: Path) -> bool:
-    """Whether a partial directory holds no work: only what `begin` itself writes."""
+def is_empty(partial: Path) -> bool:
+    """Whether a partial directory has no work, only the files that `start_or_resume` writes."""
     return {item.name for item in partial.iterdir() if not item.name.endswith(".writing")} <= {
         RECIPE,
         LINEAGE,
     }
 
 
-def clear_up(partial: Path) -> None:
-    """Remove what a kill cut in half: half-written files and directories, a last metrics row without its end."""
+def remove_partial_writes(partial: Path) -> None:
+    """Remove what a kill left half-written: temporary files and directories, and an incomplete last row of a log."""
     for path in sorted(partial.rglob(".*.writing")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for path in (partial / METRICS).glob("*.jsonl"):
@@ -206,7 +217,7 @@ def clear_up(partial: Path) -> None:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """The lineage of a directory."""
+    """The lineage of a directory. Raises InputError where it cannot be read."""
     try:
         record = json.loads((directory / LINEAGE).read_text())
     except (OSError, ValueError) as error:
@@ -214,21 +225,23 @@ def read_record(directory: Path) -> dict[str, Any]:
             f"{directory / LINEAGE} cannot be read ({error}): delete {directory} or give another --out"
         ) from None
     if not isinstance(record, dict):
-        raise InputError(f"{directory / LINEAGE} is not a lineage: delete {directory} or give another --out")
+        raise InputError(
+            f"{directory / LINEAGE} is not a valid lineage file: delete {directory} or give another --out"
+        )
     return record
 
 
 def check_same(
     directory: Path, other: str, record: dict[str, Any], identity: dict[str, Any], kind: type
 ) -> None:
-    """Raise InputError where a directory's lineage is not that of this run; `other` says what the directory then holds.
+    """Raise InputError where a stored lineage is not that of this run; the message calls the stored run `other`.
 
-    kind: the dataclass of the recipe. Keys of the stored recipe that were renamed since count under their new names.
+    kind: the dataclass of the recipe. Keys of the stored recipe that have been renamed count under their new names.
     """
     inputs = record.get("inputs")
     if isinstance(inputs, dict) and not all(map(covers_whole_input, inputs.values())):
         raise InputError(
-            f"{directory} was made by an older version, which read only parts of large inputs, so that a changed input cannot be told: "
+            f"{directory} was made by an older version, which hashed only parts of large inputs, so a changed input would go unnoticed: "
             "give another --out, or delete it"
         )
     stored = record.get("recipe")
@@ -236,18 +249,18 @@ def check_same(
         record = {**record, "recipe": recipes.with_current_names(kind, stored)[0]}
     different = differences(record, identity)
     if different:
-        raise InputError(f"{directory} holds {other} ({different}): give another --out, or delete it")
+        raise InputError(f"{directory} has {other} ({different}): give another --out, or delete it")
 
 
 def differences(record: dict[str, Any], identity: dict[str, Any]) -> str:
-    """The names of what differs between a stored run and this one, the first few; empty where nothing does."""
+    """The keys that differ between a stored run and this one, at most three; empty where none does."""
     stored, wanted = flatten(record, identity.keys()), flatten(identity, identity.keys())
     names = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def flatten(table: Mapping[str, Any], keys: Any) -> dict[str, Any]:
-    """Nested tables as one, with dotted names without the leading "recipe."."""
+    """Nested tables as one table with dotted keys; the prefix "recipe." is left out."""
     result: dict[str, Any] = {}
     for key in keys:
         value = table.get(key)
@@ -261,14 +274,14 @@ def flatten(table: Mapping[str, Any], keys: Any) -> dict[str, Any]:
 
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Hold a directory against a second process of the same command; a kill releases it."""
+    """Lock a directory against other processes; the lock ends with the process. Raises InputError where it is locked."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise InputError(
-            f"{directory}: another process is working on it: wait for it, or give another --out"
+            f"{directory}: another process is working on it; wait for it, or give another --out"
         ) from None
     try:
         yield

@@ -1,4 +1,4 @@
-"""Values as JSON: what a stage measures and what a command prints."""
+"""JSON of the results of stages and commands."""
 
 import dataclasses
 import json
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON; dataclasses, paths, sets and the numbers and arrays of numpy and torch are understood."""
+    """`value` as JSON. Dataclasses, paths, sets, and numpy and torch arrays are converted; raises TypeError for other types."""
     return json.dumps(value, default=jsonable, ensure_ascii=False, indent=indent)
 
 
 def jsonable(value: Any) -> Any:
-    """What json cannot write by itself, as something that it can."""
+    """A value of a type that the json module does not know, as one that it knows."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Path):

@@ -1,7 +1,6 @@
-"""The few kinds of picture that reports need, in one style that reads on light and dark pages.
+"""The figures of the reports, in one style for light and dark pages.
 
-Figures are made through matplotlib's objects (no pyplot, no global state). Axes are drawn in the ink and grid colors
-that report.py turns into the page's own.
+Figures are matplotlib objects (no pyplot, no global state). Axes and grid have the colors that report.py replaces by those of the page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ COLORS = (
     "#7d6be0",
 )  # each at least 3:1 on white and on #14171b
 MUTED = "#8b949e"
-ROOM = 14  # numbers that stand side by side over the width of a figure
+MAX_VALUE_LABELS = 14  # numbers that fit side by side in a figure
 WIDTH, HEIGHT = 6.8, 3.4  # inches: 490 points, so that 10 point text is 10 to 16 pixels on a phone and a desk
 
 Points = Sequence[tuple[float, float]]
@@ -71,7 +70,7 @@ def lines(
     log_y: bool = False,
     rest: Sequence[Points] = (),
 ) -> "Figure":
-    """Curves through points (x, y), one a name; the `rest` have none, and stand behind them in gray."""
+    """Named curves through points (x, y), over unnamed gray curves (`rest`). x and y label the axes."""
     with style():
         figure, axes = canvas(x, y, title)
         for points in rest:
@@ -92,7 +91,7 @@ def lines(
 def intervals(
     series: Mapping[str, Intervals], x: str, y: str, title: str = "", *, log_x: bool = False
 ) -> "Figure":
-    """Curves through points (x, y, low, high), each with its interval as a band."""
+    """Named curves through points (x, y, low, high), with bands from low to high."""
     with style():
         figure, axes = canvas(x, y, title)
         for color, (name, points) in zip(cycle(len(series)), series.items(), strict=True):
@@ -115,8 +114,10 @@ def bars(
     errors: Errors | None = None,
     log_y: bool = False,
 ) -> "Figure":
-    """Groups of bars: one group a label, in it one bar a name; `errors` gives how far below and above each may lie. Heights are written
-    out where there is room. On a logarithmic axis a height of 0 has no bar."""
+    """Grouped bars: a group for each label, with a bar for each name. `errors` gives the error below and above each height.
+
+    Heights are written out for up to MAX_VALUE_LABELS bars. On a logarithmic axis a height of 0 has no bar.
+    """
     with style():
         figure, axes = canvas("", y, title)
         scale(axes, log_y=log_y)
@@ -140,7 +141,7 @@ def bars(
                     axes.errorbar(
                         [place], [height], yerr=[[below], [above]], fmt="none", ecolor=INK, linewidth=1
                     )
-                if len(labels) * len(series) <= ROOM:
+                if len(labels) * len(series) <= MAX_VALUE_LABELS:
                     axes.annotate(
                         number(height),
                         (place, height + above),
@@ -157,7 +158,7 @@ def bars(
 
 
 def strip(patterns: Mapping[str, str], title: str = "") -> "Figure":
-    """Layer patterns (strings of M, - and *) as strips of colored cells, the first layer, number 0, on the left."""
+    """Layer patterns (strings of M, - and *) as strips of colored cells; layer 0 is on the left."""
     with style():
         figure, axes = canvas("layer", "", title, height=0.9 + 0.45 * len(patterns))
         for row, pattern in enumerate(patterns.values()):
@@ -176,12 +177,12 @@ def strip(patterns: Mapping[str, str], title: str = "") -> "Figure":
 
 
 def by_layer(pattern: str, heights: Sequence[float], y: str) -> "Figure":
-    """A bar for each layer of a pattern, in the color of its kind, numbered from 0; heights are written out where there is room."""
+    """A bar for each layer of a pattern, in the color of its kind; heights are written out for up to MAX_VALUE_LABELS layers."""
     with style():
         figure, axes = canvas("layer", y, "")
         colors = [layer_styles()[layer][0] for layer in pattern]
         axes.bar(range(len(pattern)), heights, 0.74, color=colors)
-        if len(pattern) <= ROOM:
+        if len(pattern) <= MAX_VALUE_LABELS:
             for place, height in enumerate(heights):
                 axes.annotate(
                     number(height),
@@ -199,7 +200,7 @@ def by_layer(pattern: str, heights: Sequence[float], y: str) -> "Figure":
 
 
 def kinds(figure: "Figure", layers: str) -> None:
-    """The colors of the kinds of layers that there are, above the axes."""
+    """A legend of the kinds of layers, above the axes."""
     patches = require("matplotlib.patches", "train")
     handles = [
         patches.Patch(color=color, label=name)
@@ -210,17 +211,17 @@ def kinds(figure: "Figure", layers: str) -> None:
 
 
 def whole_numbers(axes: "Axes") -> None:
-    """Ticks along x at whole numbers only."""
+    """Integer ticks on the x axis."""
     axes.xaxis.set_major_locator(require("matplotlib.ticker", "train").MaxNLocator("auto", integer=True))
 
 
 def style() -> Any:
-    """The context in which every figure is made."""
+    """The matplotlib settings of all figures, as a context."""
     return require("matplotlib", "train").rc_context(STYLE)
 
 
 def canvas(x: str, y: str, title: str, height: float = HEIGHT) -> "tuple[Figure, Axes]":
-    """An empty figure with one pair of axes."""
+    """An empty figure with labeled axes; the height is in inches."""
     figure = require("matplotlib.figure", "train").Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=y, title=title)
@@ -228,7 +229,7 @@ def canvas(x: str, y: str, title: str, height: float = HEIGHT) -> "tuple[Figure,
 
 
 def scale(axes: "Axes", *, log_x: bool = False, log_y: bool = False) -> None:
-    """Logarithmic axes where asked for. Their ticks, and large ones of other axes, are plain numbers, thousands parted."""
+    """Set logarithmic axes. Their ticks, and ticks from 10,000 on, are written out with thousands separators."""
     ticker = require("matplotlib.ticker", "train")
     if log_x:
         axes.set_xscale("log")
@@ -245,16 +246,16 @@ def scale(axes: "Axes", *, log_x: bool = False, log_y: bool = False) -> None:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number on a picture: as many digits as say something, thousands parted, and no powers of ten."""
+    """A number with `digits` significant digits and thousands separators, without exponents."""
     return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:,.{digits}g}"
 
 
 def legend(figure: "Figure", names: int) -> None:
-    """Names of the curves above the axes, where they hide nothing; none where there is only one."""
+    """A legend above the axes, if there is more than one name."""
     if names > 1:
         figure.legend(loc="outside upper right", ncols=min(names, 4), fontsize=9)
 
 
 def cycle(count: int) -> list[str]:
-    """The first `count` colors, over again where there are more names than colors."""
+    """The first `count` colors; they repeat after the last one."""
     return [COLORS[index % len(COLORS)] for index in range(count)]

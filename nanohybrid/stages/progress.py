@@ -1,4 +1,4 @@
-"""How far a long job is: a live line on a terminal, a plain line every few seconds elsewhere; always on stderr."""
+"""Progress of long jobs on stderr: a live line on a terminal, else a plain line every 10 seconds."""
 
 import sys
 import time
@@ -15,45 +15,47 @@ PLAIN_SECONDS = 10.0
 
 
 class Progress:
-    """Counts work done and tells rate and time left; use as `with progress("pretrain", total, unit="tok") as bar`."""
+    """Counts work and prints rate and remaining time: `with progress("pretrain", total, unit="tok") as bar`."""
 
     def __init__(self, name: str, total: float | None, unit: str, done: float, stream: TextIO) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done, self.first = done, done
         self.values: dict[str, Any] = {}
-        self.began = self.told = time.monotonic()
+        self.began = self.printed = time.monotonic()
         self.stream = stream
         self.live: RichProgress | None = None
 
     def advance(self, amount: float = 1, **values: Any) -> None:
-        """`amount` more is done; `values` (a loss, an accuracy) are shown beside it."""
+        """Add `amount` of work; `values` (a loss, an accuracy) are shown beside the count."""
         self.done += amount
         self.values.update(values)
         if self.live is not None:
             self.live.update(self.live.task_ids[0], completed=self.done, status=self.status())
-        elif time.monotonic() - self.told >= PLAIN_SECONDS:
-            self.tell()
+        elif time.monotonic() - self.printed >= PLAIN_SECONDS:
+            self.print_line()
 
     def status(self) -> str:
-        """Count, rate, time left and values, as one short text."""
+        """Count, rate, remaining time and values, on one line."""
         elapsed = max(time.monotonic() - self.began, 1e-9)
         rate = (self.done - self.first) / elapsed
-        parts = [f"{count(self.done)}{f'/{count(self.total)}' if self.total else ''} {self.unit}".rstrip()]
+        parts = [
+            f"{format_count(self.done)}{f'/{format_count(self.total)}' if self.total else ''} {self.unit}".rstrip()
+        ]
         if rate > 0:
-            parts.append(f"{count(rate)} {self.unit}/s".replace(" /s", "/s"))
+            parts.append(f"{format_count(rate)} {self.unit}/s".replace(" /s", "/s"))
         if self.total and self.done >= self.total:
-            parts.append(f"in {clock(elapsed)}")
+            parts.append(f"in {format_duration(elapsed)}")
         elif self.total and rate > 0:
-            parts.append(f"{clock((self.total - self.done) / rate)} left")
+            parts.append(f"{format_duration((self.total - self.done) / rate)} left")
         parts += [
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
             for key, value in self.values.items()
         ]
         return "  ".join(parts)
 
-    def tell(self) -> None:
+    def print_line(self) -> None:
         """Write one plain line."""
-        self.told = time.monotonic()
+        self.printed = time.monotonic()
         share = f"{self.done / self.total:4.0%}  " if self.total else ""
         print(f"{self.name}  {share}{self.status()}", file=self.stream, flush=True)
 
@@ -75,11 +77,11 @@ class Progress:
         if self.live is not None:
             self.live.stop()
         elif time.monotonic() - self.began >= 1:
-            self.tell()
+            self.print_line()
 
 
 class StatusColumn(ProgressColumn):
-    """The status text of a task, cut rather than wrapped on a narrow terminal."""
+    """The status text of a task, truncated on a narrow terminal."""
 
     def render(self, task: RichTask) -> Text:
         return Text(task.fields["status"], no_wrap=True, overflow="ellipsis")
@@ -88,19 +90,19 @@ class StatusColumn(ProgressColumn):
 def progress(
     name: str, total: float | None = None, unit: str = "", done: float = 0, stream: TextIO | None = None
 ) -> Progress:
-    """A progress line called `name`; `done` is what an earlier, interrupted run did already (it does not count in the rate)."""
+    """The progress of a job. `done` is the work of an earlier, interrupted run, which does not count for the rate."""
     return Progress(name, total, unit, done, stream or sys.stderr)
 
 
-def count(number: float) -> str:
-    """A number in at most five characters: 950, 12.3k, 4.5M."""
+def format_count(number: float) -> str:
+    """A number with at most five characters: 950, 12.3k, 4.5M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= 0.9995 * size:
             return f"{number / size:.3g}{letter}"
     return f"{number:.3g}"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)

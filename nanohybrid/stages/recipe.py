@@ -6,6 +6,7 @@ A key that was renamed keeps its old name for one release. The dataclass lists b
 
     RENAMED: ClassVar[dict[str, str]] = {"clip": "max_grad_norm"}
 
+A new name with a dot stands in a table of the recipe: {"ffn": "fractions.intermediate_size"}.
 `load`, the flags of a command and the comparison with stored lineage then accept the old name; a recipe file or a flag that
 uses it gives a warning on stderr. Help texts and written recipes show the new name only.
 """
@@ -130,14 +131,24 @@ def with_current_names(kind: type, table: Mapping[str, Any]) -> tuple[dict[str, 
     result: dict[str, Any] = {}
     used = {}
     for key, value in table.items():
-        name = renamed.get(key, key)
-        if name != key:
-            used[key] = name
-            if name in table:
-                raise ConfigError(
-                    f"has both {key} and {name}, which are the old and the new name of one key: remove {key}"
-                )
-        result[name] = value
+        if key in renamed:
+            used[key] = renamed[key]
+        else:
+            result[key] = value
+    for key, name in used.items():
+        *path, leaf = name.split(".")
+        place = result
+        for step in path:
+            inner = place.get(step, {})
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"{step} must be a table")
+            place[step] = dict(inner)
+            place = place[step]
+        if leaf in place:
+            raise ConfigError(
+                f"has both {key} and {name}, which are the old and the new name of one key: remove {key}"
+            )
+        place[leaf] = table[key]
     for name, part, _ in _nested(kind):
         value = result.get(name)
         if isinstance(value, Mapping):

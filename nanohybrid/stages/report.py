@@ -1,7 +1,7 @@
-"""A report: one HTML file that stands alone, readable on a phone, on paper and in the dark.
+"""Reports: self-contained HTML pages for screens of all sizes, for printing, and for light and dark mode.
 
-Nothing in it points outside: style is inline, figures are SVG inside the page. The plots' ink and grid colors become
-the page's own, so that a figure follows the reader's light or dark setting.
+A page has no external references: styles are inline, and figures are inline SVG. The ink and grid colors of the figures are replaced
+by those of the page, so figures follow the light or dark mode.
 """
 
 import html
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 INK, GRID = (
     "#1f2328",
     "#d0d4da",
-)  # what plots.py draws axes and grid in, and what is replaced here by the page's colors
+)  # colors of axes and grid in plots.py, replaced here by the colors of the page
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --paper: #ffffff; --soft: #59636e; --grid: #d8dce2; --wash: #f5f6f8; --accent: #1a6fc9; }
@@ -50,29 +50,29 @@ figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; }
 
 
 class Report:
-    """A page put together from top to bottom; every method returns the report, so that calls can be chained."""
+    """A page, written from top to bottom. Every method returns the report, so calls can be chained."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self.parts: list[str] = []
 
     def section(self, heading: str) -> Self:
-        """Begin a section."""
+        """Start a section."""
         self.parts.append(f"<h2>{markup(heading)}</h2>")
         return self
 
     def text(self, paragraph: str) -> Self:
-        """Paragraphs, parted by empty lines; `code` and **bold** are understood, everything else is plain text."""
+        """Add paragraphs, separated by empty lines; `code` and **bold** are formatted, everything else is plain text."""
         self.parts += [f"<p>{markup(part)}</p>" for part in re.split(r"\n\s*\n", paragraph.strip())]
         return self
 
     def code(self, text: str) -> Self:
-        """A block of code, a recipe, a conversation: shown as it is."""
+        """Add a block of preformatted text."""
         self.parts.append(f"<pre>{html.escape(text)}</pre>")
         return self
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> Self:
-        """A table; columns of numbers are aligned to the right."""
+        """Add a table; columns of numbers are aligned to the right."""
         cells = [list(row) for row in rows]
         kinds = [
             ' class="number"' if cells and all(is_number(row[i]) for row in cells) else ""
@@ -84,7 +84,8 @@ class Report:
         body = "".join(
             "<tr>"
             + "".join(
-                f"<td{kind}>{markup(spell(value))}</td>" for value, kind in zip(row, kinds, strict=True)
+                f"<td{kind}>{markup(format_value(value))}</td>"
+                for value, kind in zip(row, kinds, strict=True)
             )
             + "</tr>\n"
             for row in cells
@@ -93,14 +94,14 @@ class Report:
         return self
 
     def figure(self, figure: "Figure", caption: str) -> Self:
-        """A matplotlib figure, as SVG inside the page."""
+        """Add a matplotlib figure, as inline SVG."""
         self.parts.append(
             f"<figure>{inline_svg(figure, caption)}<figcaption>{markup(caption)}</figcaption></figure>"
         )
         return self
 
     def html(self) -> str:
-        """The whole page."""
+        """The page as HTML."""
         title = html.escape(self.title)
         head = (
             '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -112,41 +113,41 @@ class Report:
         )
 
     def write(self, path: Path) -> Path:
-        """Write the page to `path`."""
+        """Write the page to `path`, which is returned."""
         atomic_write(path, self.html())
         return path
 
 
 def stage_report(record: Mapping[str, Any], series: Mapping[str, Sequence[Mapping[str, Any]]]) -> Report:
-    """The report of a stage that wrote none of its own: what it measured, from what, and by which recipe."""
+    """The default report of a stage: its results, the last row of each log, its inputs and its recipe."""
     made = record["made_with"]
     report = Report(f"nanohybrid {record['stage']}")
     report.text(
-        f"{record['seconds']:,.0f} s, {record['tokens']:,} tokens, {record['peak_memory_bytes'] / 2**30:.2f} GiB at most, on "
+        f"{record['seconds']:,.0f} s, {record['tokens']:,} tokens, peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB, on "
         f"{machine(made)}, nanohybrid {made['version']}."
     )
     if record["measures"]:
-        report.section("Measures").table(["what", "value"], record["measures"].items())
+        report.section("Results").table(["result", "value"], record["measures"].items())
     for name, rows in series.items():
         if rows:
-            report.section(name).text(f"The last of {len(rows):,} rows:").table(
-                ["what", "value"], rows[-1].items()
+            report.section(name).text(f"Last of {len(rows):,} rows:").table(
+                ["column", "value"], rows[-1].items()
             )
     if record["inputs"]:
         report.section("Inputs").table(
-            ["input", "hash"], [(key, f"`{value[:16]}`") for key, value in record["inputs"].items()]
+            ["input", "SHA-256"], [(key, f"`{value[:16]}`") for key, value in record["inputs"].items()]
         )
     return report.section("Recipe").code(to_toml(record["recipe"]))
 
 
 def machine(made: Mapping[str, Any]) -> str:
-    """The machine of a lineage's `made_with`, in words."""
+    """A description of the machine in `made_with` of a lineage."""
     gpu = "" if made.get("device", "cpu") == "cpu" else f" and {made['device']}"
     return f"{made['cores']} cores{gpu} ({made['system']}, torch {made['torch']})"
 
 
 def inline_svg(figure: "Figure", caption: str) -> str:
-    """A figure as an SVG element without prolog, metadata or addresses, in the page's colors."""
+    """A figure as an SVG element in the colors of the page, without prolog, metadata and external references."""
     matplotlib = require("matplotlib", "train")
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption}):
@@ -166,14 +167,14 @@ def inline_svg(figure: "Figure", caption: str) -> str:
 
 
 def markup(text: str) -> str:
-    """Escaped text with `code` and **bold**."""
+    """Escaped text, with `code` and **bold** as HTML."""
     escaped = html.escape(text)
     escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
     return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped)
 
 
-def spell(value: Any) -> str:
-    """A value for people: thousands parted, floats at four significant digits, large ones whole."""
+def format_value(value: Any) -> str:
+    """A value as text: thousands separators, floats with four significant digits, large ones as integers."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -184,5 +185,5 @@ def spell(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a cell is a number to be aligned with others."""
+    """Whether a table cell is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)

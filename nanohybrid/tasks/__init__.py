@@ -1,4 +1,4 @@
-"""Verifiable tasks: one object a family makes problems with worked traces, verifies answers, and keeps the test split apart."""
+"""Verifiable tasks: each family generates problems with reasoning traces, scores answers, and separates training from test split."""
 
 from nanohybrid.tasks.problem import Problem, Split, Task, final_answer, split_of
 from nanohybrid.tasks.registry import DEFAULT_MIX, get, names

@@ -1,6 +1,6 @@
 """Chained assignments modulo 10: `b=3;e=b+4;a=e*7;a?` is solved as `b=3`, `e=3+4=7`, `a=7*7=9`.
 
-A step looks up one statement of the prompt, replaces the name it reads by the value that the line before made, and works it out.
+A step takes one statement of the prompt, replaces the variable by the value of the previous step, and evaluates it.
 """
 
 import random
@@ -13,7 +13,7 @@ LETTERS = "abcdefgh"
 
 
 class Assignments(Family):
-    """`difficulty` statements; each after the first reads the one before."""
+    """`difficulty` statements; each after the first uses the previous variable."""
 
     name = "assignments"
     difficulties = range(2, 7)

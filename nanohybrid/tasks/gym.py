@@ -1,7 +1,7 @@
-"""Every generator of reasoning-gym as a task without traces (extra `rl`): `gym/leg_counting`, `gym/basic_arithmetic`, ...
+"""The generators of reasoning-gym as tasks without traces (extra `rl`): `gym/leg_counting`, `gym/basic_arithmetic`, ...
 
-Prompts, answers and scores are reasoning-gym's own; splits are ours, by the hash of the prompt, as for every task. The difficulty
-is the global level of the generator's curriculum; level 0 is all there is where it has none.
+Prompts, answers and scores are those of reasoning-gym. The split of a prompt is decided by its hash, as for every task. The difficulty
+is the global level of the generator's curriculum; a generator without a curriculum has level 0 only.
 """
 
 import random
@@ -12,13 +12,13 @@ from nanohybrid.errors import InputError
 from nanohybrid.extras import require
 from nanohybrid.tasks.problem import Problem, Split, final_answer, split_of
 
-# Some generators take a tenth of a second a problem: a generator whose few prompts all fall in one split is given up early.
+# Some generators take 0.1 s per problem, so the search for a problem of the wanted split stops early.
 MAX_DRAWS = 200
-SIZE = 10_000  # problems a generator and level; some generators lay them all out when they are made
+SIZE = 10_000  # problems of a generator and level; some generators make all of them in advance
 
 
 class Gym:
-    """One generator of reasoning-gym."""
+    """One generator of reasoning-gym. Raises InputError for an unknown name, MissingExtraError without reasoning-gym."""
 
     def __init__(self, generator: str) -> None:
         factory = require("reasoning_gym.factory", "rl")
@@ -31,6 +31,7 @@ class Gym:
         self.difficulties = range(_levels(generator))
 
     def make(self, rng: random.Random, difficulty: int, split: Split = "train") -> Problem:
+        """A problem of the split. Raises InputError for an unknown difficulty, or where no problem is found."""
         if difficulty not in self.difficulties:
             raise InputError(
                 f"task {self.name} has difficulties 0 to {self.difficulties[-1]}, not {difficulty}"
@@ -49,6 +50,7 @@ class Gym:
         )
 
     def verify(self, problem: Problem, completion: str) -> float:
+        """The score of reasoning-gym, from 0 to 1."""
         dataset = _dataset(self.generator, problem.difficulty)
         return float(dataset.score_answer(answer=final_answer(completion), entry=problem.extra))
 
@@ -71,7 +73,7 @@ def _dataset(generator: str, difficulty: int) -> Any:
         curriculum = factory.create_curriculum(generator)
         curriculum.set_global_level(difficulty)
         return cls(curriculum.generate_configuration({"seed": 0, "size": SIZE}))
-    except (AssertionError, ValueError) as error:  # how reasoning-gym refuses a configuration
+    except (AssertionError, ValueError) as error:  # raised by reasoning-gym for a bad configuration
         raise InputError(
             f"reasoning-gym cannot make {generator} of difficulty {difficulty} ({error}); take another one"
         ) from error

@@ -1,7 +1,7 @@
-"""Arithmetic modulo 10, as the arithmetic families share it.
+"""Arithmetic modulo 10, shared by the arithmetic families.
 
-Only operations that permute the ten digits are drawn (multipliers 3, 7 and 9, no doubling, no zero): whatever came before, every
-answer stays equally likely, and no shortcut (anything times 0) gives a chain's end away.
+All operations are permutations of the ten digits (multipliers 3, 7 and 9; no 0 and no even number). So all answers are equally likely
+after any number of steps, and no shortcut (such as times 0) reveals the result of a chain.
 """
 
 import random
@@ -14,11 +14,12 @@ OPERATIONS: tuple[tuple[str, int], ...] = tuple(
 
 
 def draw_operation(rng: random.Random) -> tuple[str, int]:
-    """A sign and a digit; the three signs are equally likely."""
+    """A random sign and digit; the three signs are equally likely."""
     return OPERATIONS[int(rng.random() * len(OPERATIONS))]
 
 
 def draw_digit(rng: random.Random) -> int:
+    """A random digit."""
     return int(rng.random() * 10)
 
 

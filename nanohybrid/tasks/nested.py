@@ -1,6 +1,6 @@
 """Nested expressions modulo 10, innermost first: `eval 5-(2*(3+4))` is solved as `3+4=7`, `2*7=4`, `5-4=1`.
 
-Each parenthesis holds one operation whose other side is a digit, so that the next step always is the next parenthesis outwards.
+Each parenthesis has one operation with a digit on the other side, so the next step is always the next parenthesis outwards.
 """
 
 import random
@@ -10,7 +10,7 @@ from nanohybrid.tasks.problem import Family
 
 
 class Nested(Family):
-    """`difficulty` operations; the inner expression stands on either side of each."""
+    """`difficulty` operations; the inner expression is on a random side of each."""
 
     name = "nested"
     difficulties = range(2, 6)

@@ -1,4 +1,4 @@
-"""Parity of bits: `parity 1101` is solved as `1+1=0`, `0+0=0`, `0+1=1`; the answer is 1 where the ones are odd in number."""
+"""Parity of bits: `parity 1101` is solved as `1+1=0`, `0+0=0`, `0+1=1`; the answer is 1 for an odd number of ones."""
 
 import random
 
@@ -6,7 +6,7 @@ from nanohybrid.tasks.problem import Family
 
 
 class Parity(Family):
-    """`difficulty` bits. The answer is a coin's toss to a guesser: read its accuracy against one half, not against zero."""
+    """`difficulty` bits. Guessing has an accuracy of 0.5."""
 
     name = "parity"
     difficulties = range(4, 13)

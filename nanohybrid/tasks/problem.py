@@ -1,7 +1,7 @@
-"""What a task is: it makes problems with worked traces, and verifies answers.
+"""The interface of a task: it generates problems with reasoning traces, and scores answers.
 
-The same object is training data (prompt, trace, answer), reward (`verify`) and evaluation (the test split), so that the three
-cannot drift apart.
+One object provides the training data (prompt, trace, answer), the reward (`verify`) and the evaluation (the test split), so the three
+always agree.
 """
 
 import random
@@ -15,7 +15,7 @@ from nanohybrid.errors import InputError
 
 Split = Literal["train", "test"]
 
-# One prompt in eight is for evaluation. Fewer would leave the smallest family (four bits of parity, sixteen prompts) without any.
+# One prompt in eight is in the test split. With fewer, the smallest family (parity of 4 bits, 16 prompts) might have none.
 TEST_ONE_IN = 8
 MAX_DRAWS = 10_000
 THINK_CLOSE = "</think>"
@@ -23,9 +23,9 @@ THINK_CLOSE = "</think>"
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with its worked trace (one local equation a line) and its answer.
+    """A question with its reasoning trace (one equation per line) and its answer.
 
-    `extra` is what a foreign verifier needs beside the answer; our own families leave it empty.
+    `extra` holds what the verifier of reasoning-gym needs; it is empty for the built-in families.
     """
 
     family: str
@@ -44,34 +44,34 @@ class Task(Protocol):
     difficulties: range
 
     def make(self, rng: random.Random, difficulty: int, split: Split = "train") -> Problem:
-        """A problem drawn from `rng` alone; never one of the other split."""
+        """A random problem of the split; it depends on `rng` alone. Raises InputError for an unknown difficulty."""
         ...
 
     def verify(self, problem: Problem, completion: str) -> float:
-        """0 to 1: how right the answer of `completion` is (what stands after its last `</think>`)."""
+        """The score, from 0 to 1, of the answer of `completion`: the text after its last `</think>`."""
         ...
 
 
 def split_of(prompt: str) -> Split:
-    """The split a prompt belongs to, for ever and on every machine: a hash of the prompt decides, so that no list is kept."""
+    """The split of a prompt. A hash of the prompt decides, so it is the same on every machine and needs no list."""
     digest = blake2b(prompt.encode(), digest_size=8, person=b"nanohybrid/split").digest()
     return "test" if int.from_bytes(digest, "big") % TEST_ONE_IN == 0 else "train"
 
 
 def final_answer(completion: str) -> str:
-    """What is judged of a completion: the text after its last `</think>`, stripped."""
+    """The text of a completion after its last `</think>`, stripped."""
     return completion.rpartition(THINK_CLOSE)[2].strip()
 
 
 class Family(ABC):
-    """A task of ours: subclasses draw a problem and solve it step by step; splits and verification are the same for all."""
+    """A built-in task. Subclasses draw a problem and solve it step by step; splits and verification are shared."""
 
     name: str
     difficulties: range
 
     @abstractmethod
     def draw(self, rng: random.Random, difficulty: int) -> tuple[str, list[str], str]:
-        """A prompt, the steps of its worked trace and its answer."""
+        """A random prompt, the steps of its reasoning trace, and its answer."""
 
     def make(self, rng: random.Random, difficulty: int, split: Split = "train") -> Problem:
         if difficulty not in self.difficulties:

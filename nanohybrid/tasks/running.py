@@ -7,7 +7,7 @@ from nanohybrid.tasks.problem import Family
 
 
 class Running(Family):
-    """`difficulty` operations, each upon the result of the one before."""
+    """`difficulty` operations, each on the result of the previous one."""
 
     name = "running"
     difficulties = range(2, 7)

@@ -1,6 +1,6 @@
 """Sums with a running total: `sum 47+8+6` is solved as `47+8=55`, `55+6=61`.
 
-The first number has two digits and the others one, so that a step is one column and at most one carry.
+The first number has two digits and the others one, so a step needs one column and at most one carry.
 """
 
 import random

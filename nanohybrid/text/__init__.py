@@ -1,4 +1,4 @@
-"""Text to ids and back: tokenizers, and the chat format with its tags for thinking and tool calls."""
+"""Text: tokenizers, and the chat template with its tags for thinking and tool calls."""
 
 from nanohybrid.text.chat import THINK_CLOSE, THINK_OPEN, ChatTemplate, split_thinking
 from nanohybrid.text.stream import TextStream

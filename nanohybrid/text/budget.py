@@ -1,6 +1,6 @@
-"""What one render of a template may spend, and the operations that make much out of little, each paying before it does so.
+"""The budget of a template render, and the operations that can produce large results; each is charged before it runs.
 
-The budget belongs to the render that runs in this thread (a context variable), so renders in other threads have their own.
+The budget is a context variable, so renders in other threads have their own.
 """
 
 import json
@@ -19,18 +19,21 @@ INTEGER_BITS = 4_096
 
 
 class Budget:
-    """What one render may still spend."""
+    """Remaining work units and the deadline of a render. A unit is a loop step, a list entry or a character."""
 
     def __init__(self, work: int, seconds: float) -> None:
         self.work = work
         self.seconds = seconds
         self.deadline = time.monotonic() + seconds
 
-    def pay(self, amount: int) -> None:
+    def charge(self, amount: int) -> None:
+        """Subtract work. Raises SecurityError when the work or the time is used up."""
+        """Subtract work. Raises SecurityError when the work or the time is used up."""
+        """Subtract work. Raises SecurityError when the work or the time is used up."""
         self.work -= amount
         if self.work < 0:
             raise SecurityError(
-                "it makes too much: more loop steps, list entries or characters than any chat needs"
+                "it needs too much work: more loop steps, list entries or characters than any chat needs"
             )
         if time.monotonic() > self.deadline:
             raise SecurityError(f"it ran longer than {self.seconds:g} seconds")
@@ -39,12 +42,15 @@ class Budget:
 current: ContextVar[Budget] = ContextVar("budget of the render in this thread")
 
 
-def pay(amount: int) -> None:
-    current.get().pay(amount)
+def charge(amount: int) -> None:
+    """Charge the current render."""
+    """Charge the current render."""
+    """Charge the current render."""
+    current.get().charge(amount)
 
 
-def leaves(value: Any) -> Iterator[Any]:
-    """Everything inside nested lists and dictionaries, one by one; an entry that occurs twice comes twice."""
+def flatten(value: Any) -> Iterator[Any]:
+    """All values inside nested lists and dictionaries, containers included; an entry that occurs twice is yielded twice."""
     stack = [value]
     while stack:
         top = stack.pop()
@@ -56,51 +62,63 @@ def leaves(value: Any) -> Iterator[Any]:
             stack.extend(top)
 
 
-def pay_as_text(value: Any) -> None:
-    """Pay for all the characters that writing `value` out makes."""
+def charge_text(value: Any) -> None:
+    """Charge the characters of `value` as text."""
     if isinstance(value, str):
-        pay(len(value) + 1)
+        charge(len(value) + 1)
         return
-    for leaf in leaves(value):
-        pay(len(leaf) + 1 if isinstance(leaf, str) else 1)
+    for leaf in flatten(value):
+        charge(len(leaf) + 1 if isinstance(leaf, str) else 1)
 
 
-def made(value: Any) -> Any:
-    """Pay for a value that an operation made: its characters if it is a text, its entries if it holds others."""
+def charge_result(value: Any) -> Any:
+    """Charge the result of an operation, by characters or entries, and return it."""
     if isinstance(value, str):
-        pay(len(value) + 1)
+        charge(len(value) + 1)
     else:
-        for _ in leaves(value):
-            pay(1)
+        for _ in flatten(value):
+            charge(1)
     return value
 
 
-def steps(values: Iterable[Any]) -> Iterator[Any]:
+def charge_steps(values: Iterable[Any]) -> Iterator[Any]:
+    """The values; each is charged as one step."""
+    """The values; each is charged as one step."""
+    """The values; each is charged as one step."""
     for value in values:
-        pay(1)
+        charge(1)
         yield value
 
 
 def check_arguments(arguments: Iterable[Any]) -> None:
+    """Raise SecurityError for a number above LARGEST_ARGUMENT."""
+    """Raise SecurityError for a number above LARGEST_ARGUMENT."""
+    """Raise SecurityError for a number above LARGEST_ARGUMENT."""
     for argument in arguments:
         if isinstance(argument, (int, float)) and abs(argument) > LARGEST_ARGUMENT:
             raise SecurityError(f"it passes a number above {LARGEST_ARGUMENT:,}")
 
 
-# The operations
+# Filters and methods of templates
 
 
-def replaced(value: str, old: str, new: str, count: int = -1) -> str:
+def replace(value: str, old: str, new: str, count: int = -1) -> str:
+    """`str.replace`, charged by the size of the result."""
+    """`str.replace`, charged by the size of the result."""
+    """`str.replace`, charged by the size of the result."""
     value, old, new = str(value), str(old), str(new)
-    pay(len(value) + value.count(old) * len(new))
+    charge(len(value) + value.count(old) * len(new))
     return value.replace(old, new, -1 if count is None else count)
 
 
-def joined(values: Iterable[Any], between: str = "") -> str:
-    entries = list(steps(values))
+def join(values: Iterable[Any], between: str = "") -> str:
+    """`str.join`, charged by the size of the result."""
+    """`str.join`, charged by the size of the result."""
+    """`str.join`, charged by the size of the result."""
+    entries = list(charge_steps(values))
     for entry in entries:
-        pay_as_text(entry)
-    pay(len(str(between)) * len(entries))
+        charge_text(entry)
+    charge(len(str(between)) * len(entries))
     return str(between).join(map(str, entries))
 
 
@@ -108,34 +126,49 @@ def joined(values: Iterable[Any], between: str = "") -> str:
 def join_filter(
     environment: jinja2.Environment, values: Iterable[Any], d: str = "", attribute: str | int | None = None
 ) -> str:
-    return joined(values if attribute is None else map(make_attrgetter(environment, attribute), values), d)
+    """jinja2's filter `join`; the names of the parameters are jinja2's."""
+    """jinja2's filter `join`; the names of the parameters are jinja2's."""
+    """jinja2's filter `join`; the names of the parameters are jinja2's."""
+    return join(values if attribute is None else map(make_attrgetter(environment, attribute), values), d)
 
 
 def join_method(between: str, values: Iterable[Any]) -> str:
-    return joined(values, between)
+    """The method `join` of a string."""
+    """The method `join` of a string."""
+    """The method `join` of a string."""
+    return join(values, between)
 
 
-def pay_for_format(pattern: str, arguments: Iterable[Any]) -> None:
-    """Pay as if every field wrote every argument, and padded it to the largest width that four digits can say."""
+def charge_format(pattern: str, arguments: Iterable[Any]) -> None:
+    """Charge a format string as if each field wrote all arguments, padded to the largest width of its digits.
+
+    Raises SecurityError for widths of five digits or more, and for widths from arguments.
+    """
     if re.search(r"\d{5,}|\*|\{[^}]*\{", pattern):
         raise SecurityError("it pads a text by a width that is too large or computed")
     before = current.get().work
     for argument in arguments:
-        pay_as_text(argument)
+        charge_text(argument)
     fields = pattern.count("%") + pattern.count("{")
     padding = 10_000 if re.search(r"\d{3,}", pattern) else 100
-    pay(len(pattern) + fields * (before - current.get().work + padding))
+    charge(len(pattern) + fields * (before - current.get().work + padding))
 
 
-def formatted(value: str, *arguments: Any, **named: Any) -> str:
-    pay_for_format(str(value), [*arguments, *named.values()])
+def format_text(value: str, *arguments: Any, **named: Any) -> str:
+    """jinja2's filter `format`."""
+    """jinja2's filter `format`."""
+    """jinja2's filter `format`."""
+    charge_format(str(value), [*arguments, *named.values()])
     return str(value) % (named or arguments)
 
 
-def indented(value: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+def indent(value: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    """jinja2's filter `indent`."""
+    """jinja2's filter `indent`."""
+    """jinja2's filter `indent`."""
     margin = width if isinstance(width, str) else " " * width
     lines = (str(value) + ("\n" if blank else "")).splitlines(keepends=True)
-    pay(len(str(value)) + len(lines) * (len(margin) + 1))
+    charge(len(str(value)) + len(lines) * (len(margin) + 1))
     return "".join(
         line if (not first and index == 0) or not (blank or line.strip()) else margin + line
         for index, line in enumerate(lines)
@@ -143,7 +176,10 @@ def indented(value: str, width: int | str = 4, first: bool = False, blank: bool 
 
 
 def to_string(value: Any) -> str:
-    pay_as_text(value)
+    """jinja2's filter `string`."""
+    """jinja2's filter `string`."""
+    """jinja2's filter `string`."""
+    charge_text(value)
     return str(value)
 
 
@@ -154,23 +190,32 @@ def to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
+    """The filter `tojson` of transformers. Raises SecurityError for an indent above 16."""
+    """The filter `tojson` of transformers. Raises SecurityError for an indent above 16."""
+    """The filter `tojson` of transformers. Raises SecurityError for an indent above 16."""
     if indent is not None and not (isinstance(indent, int) and 0 <= indent <= 16):
         raise SecurityError("it indents JSON by more than 16")
-    pay_as_text(value)
+    charge_text(value)
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
-def concatenated(values: Sequence[Any]) -> str:
-    return joined(values)
+def concatenate(values: Sequence[Any]) -> str:
+    """The operator `~`."""
+    """The operator `~`."""
+    """The operator `~`."""
+    return join(values)
 
 
-def pay_for_product(operator: str, left: Any, right: Any) -> None:
+def charge_product(operator: str, left: Any, right: Any) -> None:
+    """Charge `*` and `**`. Raises SecurityError for integers of more than INTEGER_BITS bits."""
+    """Charge `*` and `**`. Raises SecurityError for integers of more than INTEGER_BITS bits."""
+    """Charge `*` and `**`. Raises SecurityError for integers of more than INTEGER_BITS bits."""
     for value, other in ((left, right), (right, left)):
         if not isinstance(value, (int, float)) and isinstance(other, int):
             check_arguments([other])
-            pay((len(value) if isinstance(value, str) else sum(1 for _ in leaves(value))) * max(other, 0))
+            charge((len(value) if isinstance(value, str) else sum(1 for _ in flatten(value))) * max(other, 0))
     if isinstance(left, int) and isinstance(right, int):
         bits = (
             left.bit_length() * max(right, 0) if operator == "**" else left.bit_length() + right.bit_length()

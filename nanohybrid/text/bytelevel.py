@@ -1,7 +1,7 @@
-"""Byte-level BPE: the alphabet in which `tokenizers` writes raw bytes, and a tokenizer put together from its parts.
+"""Byte-level BPE: the alphabet of the `tokenizers` library for raw bytes, and a tokenizer from its parts.
 
-A vocabulary is JSON, and JSON has no bytes: each of the 256 byte values is written as one printable character. Values that are
-printable Latin-1 stand for themselves; the other 68 take the code points from 256 on, in order.
+A vocabulary is stored as JSON, which has no bytes. So each byte value is written as one printable character: printable Latin-1
+characters stand for their own values, and the other 68 values use the code points from 256 on, in order.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,8 +19,8 @@ def _alphabet() -> list[str]:
 BYTE_TO_CHARACTER = _alphabet()
 CHARACTER_TO_BYTE = {character: value for value, character in enumerate(BYTE_TO_CHARACTER)}
 
-# Tekken's splitting rule: words that begin upper case or end lower case (with the one
-# punctuation mark or space before them), single digits, runs of punctuation with the line ends after them, and white space.
+# The splitting rule of tekken: words that start in upper case or end in lower case (with one punctuation character or space before
+# them), single digits, punctuation with the newlines after it, and white space.
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _BEFORE_A_WORD = r"[^\r\n\p{L}\p{N}]?"
 SPLIT_PATTERN = "|".join(
@@ -37,19 +37,19 @@ SPLIT_PATTERN = "|".join(
 
 
 def to_characters(raw: bytes) -> str:
-    """The bytes of a token as a vocabulary writes them."""
+    """The bytes of a token in the byte alphabet."""
     return "".join(BYTE_TO_CHARACTER[value] for value in raw)
 
 
 def to_bytes(token: str) -> bytes:
-    """The raw bytes of a vocabulary entry; one that is not in the byte alphabet is its own text, as the library has it."""
+    """The raw bytes of a vocabulary entry. An entry outside the byte alphabet stands for its own text, as in the library."""
     if all(character in CHARACTER_TO_BYTE for character in token):
         return bytes(CHARACTER_TO_BYTE[character] for character in token)
     return token.encode()
 
 
 def splitter(pattern: str = SPLIT_PATTERN) -> pre_tokenizers.PreTokenizer:
-    """Cut a text by `pattern`, then write each piece's bytes in the byte alphabet."""
+    """A pre-tokenizer that splits a text by `pattern` and writes the bytes of each part in the byte alphabet."""
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
@@ -60,9 +60,9 @@ def assemble(
     merges: Iterable[tuple[str, str]],
     pattern: str = SPLIT_PATTERN,
 ) -> RawTokenizer:
-    """A tokenizer whose ids are the special tokens, then `tokens`, both in their order."""
+    """A tokenizer whose ids are the special tokens, followed by `tokens`, both in the given order."""
     vocabulary = {token: number for number, token in enumerate([*special_tokens, *tokens])}
-    # ignore_merges: a piece that is a token is that token, even where the merges would not lead there.
+    # ignore_merges: a part that is a token becomes that token, even if the merges do not produce it.
     raw = RawTokenizer(models.BPE(vocab=vocabulary, merges=list(merges), ignore_merges=True))
     raw.pre_tokenizer = splitter(pattern)
     raw.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Messages to a prompt: the chat template, ours or a checkpoint's own, and ids that no user can forge.
+"""Chat templates: messages to prompts, without special tokens from users.
 
 A special token's name in a user's message must stay plain text. Escaping such names in the messages is not enough: a template that
 joins or removes words can build a name out of two harmless halves. So the names in the template are replaced, before it is compiled,
@@ -31,7 +31,7 @@ Tools = Sequence[Mapping[str, Any]]
 
 
 class ChatTemplate:
-    """A chat template with its name in messages. `specials` are bos_token and eos_token as the template may want them."""
+    """A chat template. `name` is its name in error messages; `specials` are the values of bos_token and eos_token in it."""
 
     def __init__(
         self, source: str, name: str = TEMPLATE_FILE, specials: Mapping[str, str] | None = None
@@ -44,12 +44,12 @@ class ChatTemplate:
 
     @classmethod
     def default(cls) -> "ChatTemplate":
-        """Our own: the format of interoperating checkpoints, for models trained here."""
+        """The built-in template, in the format of the released checkpoints, for models trained here."""
         return _default()
 
     @classmethod
     def from_directory(cls, directory: Path | str) -> "ChatTemplate":
-        """The template that a checkpoint brings, else ours."""
+        """The template of a checkpoint, or the built-in one where it has none. Raises CheckpointError for a damaged file."""
         directory = Path(directory)
         settings_file, file = directory / "tokenizer_config.json", directory / TEMPLATE_FILE
         settings = _settings(settings_file)
@@ -57,14 +57,14 @@ class ChatTemplate:
         if file.is_file():
             return cls(_read(file), str(file), specials)
         source = settings.get("chat_template")
-        if isinstance(source, list):  # several by name
+        if isinstance(source, list):  # several templates by name
             named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
             source = named.get("default")
         if source is None:
             return cls.default()
         if not isinstance(source, str):
             raise CheckpointError(
-                f"{settings_file}: chat_template must be a text, or a list with one named default"
+                f"{settings_file}: chat_template must be a string, or a list with an entry named default"
             )
         return cls(source, str(settings_file), specials)
 
@@ -79,7 +79,12 @@ class ChatTemplate:
         thinking: bool | None = None,
         generate: bool = True,
     ) -> str:
-        """The prompt as text. `thinking=None` leaves it to the messages; `generate` opens the turn of the assistant."""
+        """The prompt as text.
+
+        thinking  True or False; None lets the messages decide (`/think`, `/no_think`)
+        generate  whether the prompt ends with the start of the assistant's turn
+        Raises InputError for messages, tools or a template that cannot be used.
+        """
         return self._flat.render(**self._values(messages, tools, thinking, generate), **self._specials)
 
     def encode(
@@ -90,16 +95,17 @@ class ChatTemplate:
         thinking: bool | None = None,
         generate: bool = True,
     ) -> list[int]:
-        """The prompt as ids: those of the rendered text, except that special tokens inside the messages are plain text."""
+        """The prompt as ids: those of `render`, except that special tokens inside the messages are encoded as plain text."""
         values = self._values(messages, tools, thinking, generate)
         fence = _free_fence(values)
         sandbox, specials = self._fenced(tokenizer, fence)
         text = sandbox.render(**values, **specials)
         ids: list[int] = []
-        for index, piece in enumerate(text.split(fence)):
-            ids += (
-                [int(piece)] if index % 2 else tokenizer.encode(piece, parse_special=False) if piece else []
-            )
+        for index, part in enumerate(text.split(fence)):
+            if index % 2:
+                ids.append(int(part))
+            elif part:
+                ids += tokenizer.encode(part, parse_special=False)
         return ids
 
     def training_pair(
@@ -110,14 +116,14 @@ class ChatTemplate:
         answer: str,
         tools: Tools | None = None,
     ) -> TrainingPair:
-        """A prompt and what the model should say: with `reasoning` after it has thought, with None at once."""
+        """A prompt and its target completion; `reasoning=None` is a completion without thinking."""
         thinking = reasoning is not None
         return TrainingPair.encode(
             tokenizer, self.encode(tokenizer, messages, tools, thinking), reasoning, answer
         )
 
     def _fenced(self, tokenizer: Tokenizer, fence: str) -> tuple[Sandbox, dict[str, str]]:
-        """The template with code words for this tokenizer's special tokens. Kept for the usual fence only: the others come from attacks."""
+        """The template with code words for the special tokens of this tokenizer. Cached for the first fence only; others are rare."""
         known = self._by_tokenizer.get(tokenizer)
         if known is not None and fence == _FENCES[0]:
             return known
@@ -152,9 +158,9 @@ class ChatTemplate:
 
 
 def split_thinking(text: str, opened: bool = False) -> tuple[str | None, str]:
-    """(reasoning, content) of what a model said; the first `</think>` ends the reasoning.
+    """(reasoning, content) of a model's text; the first `</think>` ends the reasoning.
 
-    `opened`: the prompt already opened the thinking, so that a text without `</think>` is reasoning that was cut off.
+    opened: whether the prompt ends with `<think>`; a text without `</think>` is then reasoning that was cut off.
     """
     before, found, after = text.partition(THINK_CLOSE)
     starts = before.lstrip().startswith(THINK_OPEN)
@@ -171,7 +177,7 @@ def _default() -> ChatTemplate:
 
 
 def _with_switch(messages: list[dict[str, Any]], word: str) -> list[dict[str, Any]]:
-    """For templates that know thinking only by its words: put the word where it wins, into the last user message."""
+    """For templates that switch thinking by words only: append the word to the last user message, which takes precedence."""
     last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=None)
     if last is None:
         return [{"role": "system", "content": word}, *messages]
@@ -184,7 +190,7 @@ def _free_fence(values: Any) -> str:
     fence = next((character for character in _FENCES if character not in text), None)
     if fence is None:
         raise InputError(
-            "the messages use every private character of Unicode; leave some of U+E000 to U+F8FF out"
+            "the messages contain all private-use characters (U+E000 to U+F8FF); remove one of them"
         )
     return fence
 

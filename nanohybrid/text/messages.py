@@ -1,4 +1,4 @@
-"""Messages as the OpenAI API has them, checked and brought to one form before a template sees them."""
+"""Messages of the OpenAI API: validation, and conversion to one form for templates."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def checked(messages: Any) -> list[dict[str, Any]]:
-    """Copies with string contents; raises InputError naming the message that cannot be used."""
+    """Copies of the messages with string contents. Raises InputError, naming the message, for a bad one."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
         raise InputError(
             f"messages must be a list of objects with role and content, not {type(messages).__name__}"
@@ -19,7 +19,7 @@ def checked(messages: Any) -> list[dict[str, Any]]:
 
 
 def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """The tool list, or None where there is none; raises InputError naming the tool that is not an object."""
+    """The tools as dictionaries, or None for none. Raises InputError, naming the tool, for one that is not an object."""
     if not tools:
         return None
     if isinstance(tools, (str, bytes)) or not isinstance(tools, Sequence):

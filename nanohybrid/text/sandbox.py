@@ -1,9 +1,9 @@
-"""Rendering a chat template that came with a checkpoint, and therefore from a stranger, without trusting it.
+"""Rendering of chat templates from untrusted checkpoints.
 
-jinja2's immutable sandbox keeps a template from reaching Python's insides. It does not keep it from running for ever or eating all
-memory, so every render here has a budget of time and of work, in the thread that called, and everything that can make work pays
-before it is done: each step of a loop, each call and filter, each new list, each string that is joined, repeated or padded. What a
-template needs for chat is there (the filters, functions and extensions that transformers offers too); what only helps to spend is not.
+jinja2's immutable sandbox keeps a template from Python's internals, but does not limit its time and memory. So each render has a budget
+of time and of work. All operations are charged before they run: loop steps, calls, filters, new lists, and strings that are joined,
+repeated or padded. Templates have the filters, functions and extensions that transformers offers; filters that are not needed for chats
+are left out.
 """
 
 import datetime
@@ -75,12 +75,12 @@ _FILTERS = (
     ),
     *("urlencode", "wordcount"),
 )
-_JINJA_PASSES = {"_loop_vars", "_block_vars"}  # into every call, for functions that take the context
+_JINJA_ARGUMENTS = {"_loop_vars", "_block_vars"}  # jinja2 passes these to every call
 _REFUSED_ATTRIBUTES = {"expandtabs", "translate", "maketrans", "encode", "to_bytes"}
 
 
 class TemplateRefused(Exception):
-    """The template itself says that the messages are not for it (`raise_exception`)."""
+    """The template refuses the messages by `raise_exception`."""
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -88,26 +88,26 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _now(pattern: str) -> str:
-    budget.pay_for_format(pattern, ())
+    budget.charge_format(pattern, ())
     return datetime.datetime.now().strftime(pattern)
 
 
 class _Namespace(Namespace):
     def __repr__(self) -> str:
-        return "<namespace>"  # jinja's shows all it holds, however much that is
+        return "<namespace>"  # that of jinja2 shows all contents, of any size
 
 
-def _paid(function: Callable[..., Any]) -> Callable[..., Any]:
+def _charged(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
-    def paid(*arguments: Any, **named: Any) -> Any:
+    def charged(*arguments: Any, **named: Any) -> Any:
         budget.check_arguments((*arguments, *named.values()))
-        return budget.made(function(*arguments, **named))
+        return budget.charge_result(function(*arguments, **named))
 
-    return paid
+    return charged
 
 
-class _PayByStep(NodeTransformer):
-    """Puts the toll into the syntax tree, where jinja2 has no hook: loops, literals and `~`."""
+class _ChargeNodes(NodeTransformer):
+    """Adds charging filters to the syntax tree where jinja2 has no hook: loops, literals and `~`."""
 
     def _through(self, node: nodes.Expr, name: str) -> nodes.Filter:
         return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
@@ -123,19 +123,19 @@ class _PayByStep(NodeTransformer):
 
     def visit_List(self, node: nodes.List) -> nodes.Filter:
         self.generic_visit(node)
-        return self._through(node, "_made")
+        return self._through(node, "_result")
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Filter:
         self.generic_visit(node)
-        return self._through(node, "_made")
+        return self._through(node, "_result")
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
         self.generic_visit(node)
-        return self._through(node, "_made") if node.ctx == "load" else node
+        return self._through(node, "_result") if node.ctx == "load" else node
 
 
 class _Generation(Extension):
-    """`{% generation %}`, with which some templates tag what a model says; for rendering it is nothing."""
+    """`{% generation %}`, which tags the model's text in some templates; it does not change the rendered text."""
 
     tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
 
@@ -146,8 +146,8 @@ class _Generation(Extension):
 
 @jinja2.pass_context
 def _finalize(context: Context, value: Any) -> Any:
-    # It takes the context because then jinja2 leaves constant outputs to the render too, where there is a budget.
-    budget.pay_as_text(value)
+    # With the context as parameter, jinja2 calls this for constant outputs at render time too, where there is a budget.
+    budget.charge_text(value)
     return value
 
 
@@ -165,15 +165,19 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         given: dict[str, Callable[..., Any]] = {name: self.filters[name] for name in _FILTERS}
         ours: dict[str, Callable[..., Any]] = {
-            "replace": budget.replaced,
+            "replace": budget.replace,
             "join": budget.join_filter,
-            "format": budget.formatted,
-            "indent": budget.indented,
+            "format": budget.format_text,
+            "indent": budget.indent,
             "string": budget.to_string,
             "tojson": budget.to_json,
         }
-        self.filters = {name: _paid(function) for name, function in {**given, **ours}.items()}
-        self.filters |= {"_steps": budget.steps, "_made": budget.made, "_concatenate": budget.concatenated}
+        self.filters = {name: _charged(function) for name, function in {**given, **ours}.items()}
+        self.filters |= {
+            "_steps": budget.charge_steps,
+            "_result": budget.charge_result,
+            "_concatenate": budget.concatenate,
+        }
         self.globals = {
             **{name: self.globals[name] for name in ("range", "dict", "cycler", "joiner")},
             "namespace": _Namespace,
@@ -183,14 +187,14 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
-        kept = []
+        result = []
         for part in parts:
-            budget.pay(len(part) + 1)
-            kept.append(part)
-        return "".join(kept)
+            budget.charge(len(part) + 1)
+            result.append(part)
+        return "".join(result)
 
     def _generate(self, source: nodes.Template, *arguments: Any, **named: Any) -> str:
-        _PayByStep().visit(source)
+        _ChargeNodes().visit(source)
         source.set_environment(self)
         return super()._generate(source, *arguments, **named)
 
@@ -199,32 +203,36 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, function: Any, /, *arguments: Any, **named: Any) -> Any:
         budget.check_arguments((*arguments, *named.values()))
-        budget.pay(1)
-        if isinstance(function, LoopContext):  # a recursive loop goes down: its steps pay like any others
-            arguments = (budget.steps(arguments[0]), *arguments[1:])
+        budget.charge(1)
+        if isinstance(
+            function, LoopContext
+        ):  # a recursive loop: its steps are charged like those of other loops
+            arguments = (budget.charge_steps(arguments[0]), *arguments[1:])
         owner, name = (
             getattr(getattr(function, "__wrapped__", function), "__self__", None),
             getattr(function, "__name__", ""),
         )
         if isinstance(owner, str) and name in ("replace", "join"):
-            guarded: Callable[..., str] = budget.replaced if name == "replace" else budget.join_method
+            guarded: Callable[..., str] = budget.replace if name == "replace" else budget.join_method
             return guarded(
-                owner, *arguments, **{key: value for key, value in named.items() if key not in _JINJA_PASSES}
+                owner,
+                *arguments,
+                **{key: value for key, value in named.items() if key not in _JINJA_ARGUMENTS},
             )
         if isinstance(owner, str) and name in ("format", "format_map"):
-            budget.pay_for_format(owner, [*arguments, *named.values()])
-        return budget.made(super().call(context, function, *arguments, **named))
+            budget.charge_format(owner, [*arguments, *named.values()])
+        return budget.charge_result(super().call(context, function, *arguments, **named))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str):
-            budget.pay_for_format(left, right if isinstance(right, tuple) else [right])
+            budget.charge_format(left, right if isinstance(right, tuple) else [right])
         elif operator in ("*", "**"):
-            budget.pay_for_product(operator, left, right)
-        return budget.made(super().call_binop(context, operator, left, right))
+            budget.charge_product(operator, left, right)
+        return budget.charge_result(super().call_binop(context, operator, left, right))
 
 
 class Sandbox:
-    """One template, compiled; `name` stands for it in messages."""
+    """A compiled template; `name` is its name in error messages. Raises InputError where it is too long or does not compile."""
 
     def __init__(self, source: str, name: str, seconds: float = SECONDS) -> None:
         if len(source) > TEMPLATE_CHARACTERS:
@@ -237,12 +245,12 @@ class Sandbox:
         try:
             self.inputs = frozenset(meta.find_undeclared_variables(environment.parse(source)))
             self._template = environment.from_string(source)
-        except Exception as error:  # noqa: BLE001  a stranger's file: whatever its compilation raises, it cannot be used
+        except Exception as error:  # noqa: BLE001  the file is untrusted; it cannot be used, whatever it raises
             raise InputError(f"{name}: the chat template does not compile: {_line(error)}") from None
 
     def render(self, **values: Any) -> str:
-        """The text for these values, or an InputError that says what the template did."""
-        size = sum(len(leaf) if isinstance(leaf, str) else 1 for leaf in budget.leaves(values))
+        """The text for these values. Raises InputError where the template refuses the messages, fails or exceeds its budget."""
+        size = sum(len(leaf) if isinstance(leaf, str) else 1 for leaf in budget.flatten(values))
         token = budget.current.set(budget.Budget(WORK + WORK_PER_INPUT_CHARACTER * size, self._seconds))
         try:
             return self._template.render(**values)

@@ -1,4 +1,4 @@
-"""Text out of tokens as they come: a character whose UTF-8 is spread over several tokens appears once, whole."""
+"""Incremental decoding. A character whose UTF-8 bytes are spread over several tokens is returned once it is complete."""
 
 import codecs
 
@@ -6,7 +6,7 @@ from nanohybrid.text.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Feed ids one by one; what `push` and `flush` return, joined, is `tokenizer.decode` of all ids."""
+    """Decodes ids one by one. The results of `push` and `flush`, joined, equal `tokenizer.decode` of all ids."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
@@ -14,11 +14,11 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, number: int) -> str:
-        """The characters that this token completes; often none, in a text of other scripts."""
+        """The characters that this token completes, possibly none."""
         return self._decoder.decode(self._tokenizer.token_bytes(number, self._skip_special_tokens))
 
     def flush(self) -> str:
-        """The end: U+FFFD where a character was begun and never completed. The stream can be used anew."""
+        """End of the text: U+FFFD for an incomplete character. The stream can be used again."""
         tail = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return tail

@@ -1,8 +1,8 @@
-"""Nemotron Nano 2's vocabulary, which is Mistral NeMo's tekken, rebuilt from the file that mistral-common ships.
+"""The tokenizer of Nemotron Nano 2, which is Mistral NeMo's tekken, rebuilt from the file in the package mistral-common.
 
-That file lists tokens by rank and no merges. The merge that makes a token is found by running BPE on the token's own bytes with
-only the merges of lower rank: what is left are exactly two parts. This gives what a rank-driven BPE gives on any text, because the
-merges inside a span do not depend on what stands outside it as long as nothing crosses its border.
+The file lists tokens by rank, without merges. The merge of a token is found by BPE on its own bytes with the merges of lower rank; two
+parts remain. On any text this gives the result of a rank-driven BPE, because merges inside a span of text do not depend on its
+surroundings as long as no merge crosses its border.
 """
 
 import base64
@@ -23,7 +23,11 @@ NAMED_SPECIAL_TOKENS = (
 
 
 def tekken(path: Path | str | None = None) -> Tokenizer:
-    """The tokenizer of the official checkpoints: 1,000 special tokens, then 130,072 ranked tokens."""
+    """The tokenizer of the official checkpoints: 1,000 special tokens, then 130,072 tokens by rank.
+
+    path: the file tekken_240718.json; None uses that of the installed mistral-common. Raises InputError for a missing or damaged
+    file, MissingExtraError without mistral-common.
+    """
     file = Path(path) if path is not None else _installed()
     config, entries = _parts(file)
     try:
@@ -31,10 +35,10 @@ def tekken(path: Path | str | None = None) -> Tokenizer:
         ranked = [base64.b64decode(entry["token_bytes"]) for entry in entries[: size - special_count]]
         pattern = str(config["pattern"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: not a tekken file as {FILE} is ({error!r})") from None
+        raise InputError(f"{file}: not a tekken file like {FILE} ({error!r})") from None
     if len(ranked) != size - special_count or ranked[:256] != [bytes([value]) for value in range(256)]:
         raise InputError(
-            f"{file}: holds {len(ranked)} tokens, its own configuration says {size - special_count} that begin with the bytes"
+            f"{file}: has {len(ranked)} tokens; its configuration says {size - special_count}, starting with the 256 bytes"
         )
     special_tokens = [
         *NAMED_SPECIAL_TOKENS,
@@ -56,7 +60,7 @@ def _parts(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     except FileNotFoundError:
         raise InputError(f"{file}: no such file; mistral-common ships it as data/{FILE}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: not a tekken file as {FILE} is ({error!r})") from None
+        raise InputError(f"{file}: not a tekken file like {FILE} ({error!r})") from None
 
 
 def _merges(ranked: list[bytes], file: Path) -> list[tuple[bytes, bytes]]:
@@ -65,13 +69,15 @@ def _merges(ranked: list[bytes], file: Path) -> list[tuple[bytes, bytes]]:
     for rank in range(256, len(ranked)):
         parts = _split(ranked[rank], ranks, rank)
         if len(parts) != 2:
-            raise InputError(f"{file}: token {rank} is not made of two earlier ones; the file is damaged")
+            raise InputError(
+                f"{file}: token {rank} is not the merge of two earlier tokens; the file is damaged"
+            )
         merges.append((parts[0], parts[1]))
     return merges
 
 
 def _split(token: bytes, ranks: dict[bytes, int], limit: int) -> list[bytes]:
-    """BPE of `token` with the merges of rank below `limit`: always the lowest rank, leftmost first."""
+    """BPE of `token` with the merges of rank below `limit`, lowest rank first, leftmost first."""
     parts = [token[index : index + 1] for index in range(len(token))]
     while len(parts) > 2:
         candidates = [ranks.get(parts[index] + parts[index + 1], limit) for index in range(len(parts) - 1)]

@@ -1,4 +1,4 @@
-"""Text to ids and back, over the `tokenizers` library.
+"""Tokenizers: text to ids and back, on top of the `tokenizers` library.
 
 Two things differ from using the library directly. Special tokens (`<SPECIAL_11>` and the like) are parsed only where the caller
 asks for it, so that a user cannot inject one. Decoding works on bytes, so that a stream of tokens decodes to the same text as
@@ -53,12 +53,16 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path | str) -> "Tokenizer":
-        """Read a `tokenizer.json`."""
+        """Read a `tokenizer.json`. Raises CheckpointError where it cannot be read."""
         return cls(_read(Path(path)))
 
     @classmethod
     def from_directory(cls, directory: Path | str, vocab_size: int | None = None) -> "Tokenizer":
-        """Read a checkpoint's tokenizer; its ids must fit `vocab_size` (by default, what config.json beside it says)."""
+        """Read the tokenizer of a checkpoint.
+
+        vocab_size: of the model; None reads it from config.json. Raises CheckpointError where the tokenizer cannot be read or has
+        more ids than the model.
+        """
         directory = Path(directory)
         path = directory / TOKENIZER_FILE
         config, generation = (
@@ -75,13 +79,13 @@ class Tokenizer:
         limit = vocab_size if vocab_size is not None else _id(config, "vocab_size")
         if limit is not None and tokenizer.vocab_size > limit:
             raise CheckpointError(
-                f"{path}: has ids up to {tokenizer.vocab_size - 1}, the model's vocabulary ends at {limit - 1}; "
-                "take the tokenizer.json that the model was trained with"
+                f"{path}: has ids up to {tokenizer.vocab_size - 1}, but the model's vocabulary ends at {limit - 1}; "
+                "use the tokenizer.json of the model"
             )
         return tokenizer
 
     def save(self, directory: Path | str) -> None:
-        """Write `tokenizer.json` into `directory`, and the few names that transformers wants beside it."""
+        """Write `tokenizer.json` and the `tokenizer_config.json` that transformers needs into `directory`."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         atomic_write(directory / TOKENIZER_FILE, self._raw.to_str(pretty=False))
@@ -112,7 +116,7 @@ class Tokenizer:
     def encode_batch(
         self, texts: Sequence[str], bos: bool = False, parse_special: bool = True
     ) -> list[list[int]]:
-        """`encode` of each text, on all cores."""
+        """`encode` of each text, in parallel on all cores."""
         raw = self._raw if parse_special else self._plain
         start = [self.bos_id] if bos else []
         return [
@@ -122,7 +126,7 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> RawTokenizer:
-        # A copy, not a switch that is flipped for each call: another thread may be encoding.
+        # A copy, because changing a setting for one call would affect other threads.
         plain = RawTokenizer.from_str(self._raw.to_str())
         plain.encode_special_tokens = True
         return plain
@@ -165,7 +169,7 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token by its name in the vocabulary."""
+        """The id of a token of the vocabulary, or None."""
         return self._ids.get(token)
 
 
@@ -174,7 +178,7 @@ def _whole(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"the text has half a surrogate pair at character {error.start}, which no UTF-8 can hold; remove it"
+            f"the text has half a surrogate pair at character {error.start}, which UTF-8 cannot encode; remove it"
         ) from None
     return text
 
@@ -184,7 +188,7 @@ def _read(path: Path) -> RawTokenizer:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path}: no such file; `nanohybrid tokenizer tekken --out {path.parent}` writes Nemotron's"
+            f"{path}: no such file; `nanohybrid tokenizer tekken --out {path.parent}` writes that of Nemotron"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read as text ({_line(error)})") from None
@@ -200,13 +204,13 @@ def _read(path: Path) -> RawTokenizer:
         ) from None
     if '"ByteLevel"' not in json.dumps(json.loads(source).get("decoder")):
         raise CheckpointError(
-            f"{path}: is not a byte-level BPE; only those are supported, as Nemotron's and Qwen's are"
+            f"{path}: is not a byte-level BPE tokenizer, as those of Nemotron and Qwen are; others are not supported"
         )
     return raw
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """A JSON object beside the tokenizer; a missing or broken one is the checkpoint room's to report, here it says nothing."""
+    """The contents of a JSON file beside the tokenizer; empty if it is missing or damaged, which the checkpoint reader reports."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

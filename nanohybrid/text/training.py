@@ -1,7 +1,7 @@
-"""A small byte-level BPE of one's own, with the special tokens and the splitting rule of the large one.
+"""Training of a small byte-level BPE with the special tokens and the splitting rule of tekken.
 
-Ids: 0..12 the special tokens, 13..268 the bytes in their order, then the merges in the order in which they were learned. So a model
-trained on it speaks the same chat format as a released checkpoint, and 269 is the smallest vocabulary.
+Ids: 0 to 12 are the special tokens, 13 to 268 the bytes in order, then the merges in the order of training. So a model trained with it
+uses the chat format of the released checkpoints, and the smallest vocabulary has 269 ids.
 """
 
 import json
@@ -19,10 +19,13 @@ SMALLEST = len(SPECIAL_TOKENS) + 256
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn merges from `texts` until `vocab_size` ids are there, or no pair of tokens comes twice (then it is smaller)."""
+    """Train a tokenizer of `vocab_size` ids, or fewer if no pair of tokens occurs twice.
+
+    Raises InputError for a vocabulary below 269 ids.
+    """
     if vocab_size < SMALLEST:
         raise InputError(
-            f"a vocabulary of {vocab_size} is too small; the special tokens and the bytes alone are {SMALLEST}"
+            f"a vocabulary of {vocab_size} is too small; special tokens and bytes need {SMALLEST}"
         )
     learner = RawTokenizer(models.BPE())
     learner.pre_tokenizer = splitter()

@@ -1,4 +1,4 @@
-"""What a model is shown in supervised training, cut where a loss mask may want to cut."""
+"""A prompt and its completion as ids, in parts that can have different loss masks."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ THINK_END = "</think>\n\n"
 
 @dataclass(frozen=True)
 class TrainingPair:
-    """The ids of a prompt and of its completion, part by part; `ids` are all of them in order.
+    """The ids of a prompt and its completion, part by part. `ids` has all of them in order.
 
     prompt       the rendered conversation up to the generation prompt, with thinking opened or closed
     reasoning    the trace and its final newline; empty without thinking or where a trace was cut to nothing
@@ -30,7 +30,7 @@ class TrainingPair:
     def encode(
         cls, tokenizer: Tokenizer, prompt: list[int], reasoning: str | None, answer: str
     ) -> "TrainingPair":
-        """Each part is encoded alone. Special tokens typed into reasoning or answer are encoded as plain text."""
+        """Encode each part separately. Special tokens in reasoning or answer are encoded as plain text."""
 
         def plain(text: str) -> list[int]:
             return tokenizer.encode(text, parse_special=False) if text else []
@@ -43,16 +43,16 @@ class TrainingPair:
 
     @property
     def completion(self) -> list[int]:
-        """What the model should generate, the stopping id included, the tail not."""
+        """The ids that the model should generate: with EOS, without the tail."""
         return [*self.reasoning, *self.think_close, *self.answer, *self.end]
 
     @property
     def ids(self) -> list[int]:
-        """Everything, prompt to tail."""
+        """All ids, from prompt to tail."""
         return [*self.prompt, *self.completion, *self.tail]
 
 
 def completion_text(reasoning: str | None, answer: str) -> str:
-    """The completion as text, as `TrainingPair` encodes it, with its tail."""
+    """The completion as text, with its tail."""
     trace = f"{reasoning}\n" if reasoning else ""
     return f"{trace}{THINK_END if reasoning is not None else ''}{answer}\n{EOS}\n"

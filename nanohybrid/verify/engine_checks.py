@@ -24,13 +24,13 @@ DRAFTS = (3, 0, 2)  # so many right ones, and a wrong one behind them, in turn
 
 def chunked_request(subject: ModelUnderTest) -> CheckResult:
     """A prompt computed in the pieces that a small token budget allows, against the whole."""
-    found = _ask(_engine(subject, token_budget=1, max_running=1), _prompt(subject))
+    found = _ask(_engine(subject, max_num_batched_tokens=1, max_num_seqs=1), _prompt(subject))
     return _exact(subject, "engine: chunked == whole", f"pieces of at most 129 of {LENGTH} tokens", found)
 
 
 def batched_request(subject: ModelUnderTest) -> CheckResult:
     """Among requests that begin before and after it, in another slot."""
-    engine = _engine(subject, max_running=3)
+    engine = _engine(subject, max_num_seqs=3)
     engine.add(_prompt(subject)[5:40], DRAWN)
     for _ in range(2):
         engine.step()
@@ -41,7 +41,7 @@ def batched_request(subject: ModelUnderTest) -> CheckResult:
 
 def cached_request(subject: ModelUnderTest) -> CheckResult:
     """From a checkpoint that an earlier request of the same prompt left."""
-    engine = _engine(subject, cache_bytes=2**40, checkpoint_every=128)
+    engine = _engine(subject, prefix_cache_bytes=2**40, prefix_cache_interval=128)
     _ask(engine, _prompt(subject))
     found = _ask(engine, _prompt(subject))
     if not found.cached_tokens:
@@ -53,7 +53,7 @@ def cached_request(subject: ModelUnderTest) -> CheckResult:
 
 def preempted_request(subject: ModelUnderTest) -> CheckResult:
     """Preempted to host memory after every third token, its slot given to another request meanwhile."""
-    engine = _engine(subject, max_running=2)
+    engine = _engine(subject, max_num_seqs=2)
     engine.add(_prompt(subject)[7:20], DRAWN)
     request = engine.add(_prompt(subject), DRAWN)
 
@@ -63,7 +63,7 @@ def preempted_request(subject: ModelUnderTest) -> CheckResult:
 
     found = _finish(engine, request, disturb)
     return _exact(
-        subject, "engine: preempted == not", f"preempted {engine.scheduler.preemptions} times", found
+        subject, "engine: preempted == not", f"preempted {engine.scheduler.num_preemptions} times", found
     )
 
 
@@ -76,7 +76,7 @@ def drafted_request(subject: ModelUnderTest) -> CheckResult:
     if not all(mixer.takes_drafts(config) for mixer in config.mixers):
         return _refused(subject)
     wanted = _ask(_engine(subject, deterministic=False), _prompt(subject), GREEDY)
-    engine = _engine(subject, deterministic=False, speculate=4)
+    engine = _engine(subject, deterministic=False, num_speculative_tokens=4)
     asked: list[int] = []
 
     def propose(request: Request, room: int) -> list[int]:
@@ -88,8 +88,12 @@ def drafted_request(subject: ModelUnderTest) -> CheckResult:
 
     engine.scheduler.propose = propose
     found = _ask(engine, _prompt(subject), GREEDY)
-    drafter = engine.drafter
-    on = f"{drafter.accepted} of {drafter.drafted} draft tokens right" if drafter else ""
+    proposer = engine.proposer
+    on = (
+        f"{proposer.num_accepted_tokens} of {proposer.num_draft_tokens} draft tokens right"
+        if proposer
+        else ""
+    )
     exact = engine.runner.executor.is_batch_invariant
     tolerance = 0.0 if exact else TOLERANCE[subject.model.dtype]
     return CheckResult("engine: drafted == plain", on, _distance(found, wanted), tolerance)
@@ -98,18 +102,23 @@ def drafted_request(subject: ModelUnderTest) -> CheckResult:
 def _refused(subject: ModelUnderTest) -> CheckResult:
     what = "engine: drafted == plain"
     try:
-        _engine(subject, deterministic=False, speculate=4)
+        _engine(subject, deterministic=False, num_speculative_tokens=4)
     except InputError:
         return CheckResult(what, "refused: a layer cannot roll back", 0.0, 0.0)
     return CheckResult(what, "not refused, though a layer cannot roll back", float("inf"), 0.0)
 
 
 def _engine(
-    subject: ModelUnderTest, max_running: int = 1, deterministic: bool = True, **options: Any
+    subject: ModelUnderTest, max_num_seqs: int = 1, deterministic: bool = True, **options: Any
 ) -> Engine:
     tokenizer = stand_in_tokenizer(subject.model.config)
     return Engine(
-        subject.model, tokenizer, max_running, LENGTH + ANSWER, deterministic=deterministic, **options
+        subject.model,
+        tokenizer,
+        max_num_seqs=max_num_seqs,
+        max_model_len=LENGTH + ANSWER,
+        deterministic=deterministic,
+        **options,
     )
 
 

@@ -210,7 +210,7 @@ def test_align_command_runs_sft_and_merge_and_refuses_a_bad_grpo_recipe(
 def test_sft_refuses_text_of_another_tokenizer(base: Path, data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "foreign")
     TokenStore.from_documents([([5000] * 20, [1] * 20)] * 9).write(tmp_path / "foreign" / "text.safetensors")
-    with pytest.raises(InputError, match="text: holds ids up to 5000"):
+    with pytest.raises(InputError, match="text: has ids up to 5000"):
         sft(SFT, base, tmp_path / "sft", tmp_path / "foreign")
     assert not (
         tmp_path / "sft.partial"

@@ -1,4 +1,4 @@
-"""A small checkpoint on the disk, and ways to damage one."""
+"""A small checkpoint, and functions that damage one."""
 
 import json
 import struct
@@ -39,14 +39,14 @@ def model():
 
 @pytest.fixture
 def good(tmp_path, model):
-    """A sound checkpoint in one file."""
+    """A valid checkpoint in one file."""
     save(model, tmp_path / "good")
     return tmp_path / "good"
 
 
 @pytest.fixture
 def sharded(tmp_path, model):
-    """The same in several files with an index."""
+    """The same checkpoint in several files with an index."""
     save(model, tmp_path / "sharded", max_shard_bytes=6000)
     return tmp_path / "sharded"
 

@@ -1,4 +1,4 @@
-"""Every way in which config.json is written says the same; what cannot be built is refused by name."""
+"""All dialects of config.json load to the same configuration; unsupported ones are refused by name."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("dialect", SAME)
-def test_every_dialect_says_the_same(dialect, tmp_path):
+def test_config_dialects_load_to_the_same_configuration(dialect, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SAME[dialect]))
     config = load_config(tmp_path)
     assert config == HybridConfig(
@@ -65,7 +65,7 @@ def test_every_dialect_says_the_same(dialect, tmp_path):
         {"rope_theta": 5e5, "rope_scaling": {"type": "default"}},
     ],
 )
-def test_qwen3_is_pairs_of_attention_and_mlp(rope):
+def test_qwen3_config_is_pairs_of_attention_and_mlp(rope):
     config = parse({**QWEN, **rope})
     assert (config.pattern, config.rope_theta, config.qk_norm, config.mlp_activation) == (
         "*-*-",
@@ -77,7 +77,7 @@ def test_qwen3_is_pairs_of_attention_and_mlp(rope):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_survive_writing_and_reading(name):
+def test_presets_survive_saving_and_loading(name):
     config = nanohybrid.preset(name)
     again = parse(json.loads(json.dumps(config_object(config, "bfloat16"))))
     unused = {
@@ -97,7 +97,7 @@ def test_presets_survive_writing_and_reading(name):
     assert again.replace(**keep) == config
 
 
-def test_a_configuration_that_the_official_dialect_cannot_say_is_not_called_nemotron_h():
+def test_config_outside_the_official_dialect_has_its_own_model_type():
     plain = nanohybrid.preset("tiny")
     assert model_type(plain) == "nemotron_h"
     for change in ({"rope_theta": 1e4}, {"qk_norm": True}, {"mlp_activation": "swiglu"}):
@@ -157,7 +157,7 @@ REFUSED_QWEN = {
 @pytest.mark.parametrize(
     "source, name", [(OFFICIAL, name) for name in REFUSED] + [(QWEN, name) for name in REFUSED_QWEN]
 )
-def test_what_cannot_be_built_is_refused_by_name(source, name, tmp_path):
+def test_load_config_names_unsupported_settings(source, name, tmp_path):
     change, named = (REFUSED if source is OFFICIAL else REFUSED_QWEN)[name]
     (tmp_path / "config.json").write_text(json.dumps({**source, **change}))
     with pytest.raises(ConfigError) as caught:
@@ -172,13 +172,13 @@ def test_what_cannot_be_built_is_refused_by_name(source, name, tmp_path):
 @pytest.mark.parametrize(
     "text", [b"", b"{", b"[]", b"\xff\xfe", b'{"a": 1, "a": 2}', b"[" * 100_000, b"null", b"1" * 6000]
 )
-def test_a_file_that_is_no_json_object_is_refused(text, tmp_path):
+def test_load_config_refuses_a_file_that_is_not_a_json_object(text, tmp_path):
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_config(tmp_path)
 
 
-def test_a_directory_that_is_none_is_refused(tmp_path):
+def test_load_config_refuses_a_missing_directory(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for path, says in [
@@ -202,7 +202,7 @@ VALUES = st.one_of(
         lambda raw: st.tuples(st.just(raw), st.dictionaries(st.sampled_from(sorted(raw)), VALUES))
     )
 )
-def test_no_value_of_any_key_gives_another_error(case):
+def test_load_config_of_fuzzed_values_raises_no_other_error(case):
     source, changes = case
     try:
         config = parse({**source, **changes})

@@ -1,4 +1,4 @@
-"""`nanohybrid inspect`: the numbers of the paper's models, from a configuration or from heads alone."""
+"""`nanohybrid inspect`: the numbers of the paper's models, from a configuration or from file headers."""
 
 import json
 import time
@@ -17,7 +17,7 @@ def inspect(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-def test_the_9b_at_128k_fits_22_gib_and_qwen3_8b_does_not(capsys):
+def test_inspect_says_that_the_9b_at_128k_fits_22_gib_and_qwen3_8b_does_not(capsys):
     hybrid = inspect(capsys, "--preset", "nano-9b-v2", "--budget-gib", 22, "--context", 131_072)
     assert hybrid["parameters"] == 8_888_227_328 and hybrid["weight_bytes"] == 2 * 8_888_227_328
     assert hybrid["kv_bytes_per_token"] == 16_384 and hybrid["state_bytes_per_sequence"] == 27 * (
@@ -28,13 +28,13 @@ def test_the_9b_at_128k_fits_22_gib_and_qwen3_8b_does_not(capsys):
     assert dense["fits"] is False and dense["max_batch"] == 0 and 40_000 < dense["max_context"] < 131_072
 
 
-def test_a_batch_that_fits_is_the_largest_that_does(capsys):
+def test_inspect_reports_the_largest_batch_that_fits(capsys):
     at = inspect(capsys, "--preset", "nano-9b-v2", "--context", 24_576)["max_batch"]
     assert inspect(capsys, "--preset", "nano-9b-v2", "--context", 24_576, "--batch", at)["fits"] is True
     assert inspect(capsys, "--preset", "nano-9b-v2", "--context", 24_576, "--batch", at + 1)["fits"] is False
 
 
-def test_a_checkpoint_is_judged_by_its_heads(good, model, capsys, edit_header):
+def test_inspect_reads_headers_only(good, model, capsys, edit_header):
     found = inspect(capsys, good)
     assert found["dtype"] == "float32" and found["weight_bytes"] == sum(p.nbytes for p in model.parameters())
     assert inspect(capsys, good, "--dtype", "bf16")["weight_bytes"] == found["weight_bytes"] // 2
@@ -45,7 +45,7 @@ def test_a_checkpoint_is_judged_by_its_heads(good, model, capsys, edit_header):
     assert inspect(capsys, good)["dtype"] == "bfloat16"  # config.json alone is enough
 
 
-def test_without_attention_the_context_has_no_bound(tmp_path, capsys):
+def test_inspect_reports_no_context_limit_without_attention(tmp_path, capsys):
     config = {
         "model_type": "nemotron_h",
         "hybrid_override_pattern": "MM",
@@ -61,7 +61,7 @@ def test_without_attention_the_context_has_no_bound(tmp_path, capsys):
     assert "unbounded" in capsys.readouterr().out
 
 
-def test_people_see_the_pattern_and_the_parts(capsys):
+def test_inspect_prints_pattern_and_parts(capsys):
     assert main(["inspect", "--preset", "nano-12b-v2"]) == 0
     shown = capsys.readouterr().out
     for part in (
@@ -81,20 +81,20 @@ def test_people_see_the_pattern_and_the_parts(capsys):
     [[], ["--preset", "nano-9b"], ["/nowhere"], ["x", "--preset", "tiny"], ["--preset", "tiny", "--batch", "0"],
      ["--preset", "tiny", "--context", "-5"], ["--preset", "tiny", "--budget-gib", "nan"]],
 )  # fmt: skip
-def test_what_cannot_be_inspected_is_one_line(arguments, capsys):
+def test_inspect_refuses_bad_arguments_in_one_line(arguments, capsys):
     assert main(["inspect", *arguments]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 @pytest.mark.alone
-def test_it_is_quick(capsys):
+def test_inspect_of_a_preset_is_fast(capsys):
     begin = time.perf_counter()
     inspect(capsys, "--preset", "nano-12b-v2")
     assert time.perf_counter() - begin < 1.0
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
-def test_a_quantized_checkpoint_weighs_what_its_file_does(tmp_path, capsys, format):
+def test_inspect_reports_the_stored_bytes_of_a_quantized_checkpoint(tmp_path, capsys, format):
     config = nanohybrid.preset("tiny")
     quantized = HybridLM(config, seed=0).bfloat16()
     quantize_model(quantized, format)

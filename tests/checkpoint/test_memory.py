@@ -1,4 +1,4 @@
-"""The host holds the weights and little else while a checkpoint is loaded or saved."""
+"""Host memory while a checkpoint is loaded or saved: the weights and little else."""
 
 import json
 import os
@@ -44,7 +44,7 @@ RETURNED = {
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-def test_loading_and_saving_stream(tmp_path, good):
+def test_load_and_save_need_little_memory_beside_the_weights(tmp_path, good):
     shape = dict(
         nanohybrid.preset("tiny").__dict__,
         hidden_size=1024,

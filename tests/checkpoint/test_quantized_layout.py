@@ -1,4 +1,4 @@
-"""Quantized checkpoints: what compressed-tensors reads of ours, what we read of others', and what is refused by name."""
+"""Quantized checkpoints: read by compressed-tensors, read from other programs, and refused by name."""
 
 import json
 
@@ -68,18 +68,18 @@ def same(ours, theirs):
     assert all(torch.equal(parameter, plain[name]) for name, parameter in ours.named_parameters())
 
 
-def test_what_is_written_is_read_back(stored):
+def test_quantized_checkpoint_survives_saving_and_loading(stored):
     model, path = stored
     same(model, load(path))
 
 
-def test_in_several_shards_too(stored, tmp_path):
+def test_quantized_checkpoint_survives_saving_in_shards(stored, tmp_path):
     save(stored[0], tmp_path / "shards", max_shard_bytes=12_000)
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
     same(stored[0], load(tmp_path / "shards"))
 
 
-def test_compressed_tensors_reads_exactly_our_weights(stored):
+def test_compressed_tensors_decompresses_our_weights_exactly(stored):
     """Through its own parsing of our config.json, its own choice of the scheme for a linear, and its own decompression."""
     compressed = pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import BaseCompressor
@@ -146,7 +146,7 @@ def of(tmp_path):
     return make
 
 
-def test_int8_packed_in_words_is_read(of):
+def test_reader_reads_int8_packed_in_words(of):
     model, path = of("int8")
 
     def pack(tensors):
@@ -161,7 +161,7 @@ def test_int8_packed_in_words_is_read(of):
 
 
 @pytest.mark.parametrize(("format", "group"), [("int8", None), ("int4", 64), ("int4", None)])
-def test_larger_groups_than_ours_are_spread(of, format, group):
+def test_reader_spreads_scales_of_larger_groups(of, format, group):
     _, path = of(format)
     weights = {}
 
@@ -182,7 +182,7 @@ def test_larger_groups_than_ours_are_spread(of, format, group):
         assert torch.equal(linear.weight, values * scales.float()[:, k // size]), name
 
 
-def test_modelopt_s_fp8_is_read_and_its_activation_scales_are_left_aside(of):
+def test_reader_reads_modelopt_fp8_and_ignores_activation_scales(of):
     model, path = of("fp8")
 
     def modelopt(tensors):
@@ -198,10 +198,10 @@ def test_modelopt_s_fp8_is_read_and_its_activation_scales_are_left_aside(of):
         assert torch.equal(found[name].codes.view(torch.uint8), linear.codes.view(torch.uint8))
 
 
-def test_modelopt_s_own_file_is_heeded_where_config_json_says_nothing(of):
+def test_reader_reads_hf_quant_config_without_a_key_in_config_json(of):
     model, path = of("fp8")
     rewrite(path, lambda tensors: None, quantization_config=None)
-    with pytest.raises(CheckpointError, match="F8_E4M3: weights must be one of"):
+    with pytest.raises(CheckpointError, match="has type F8_E4M3; weights must have one of"):
         load(path)
     (path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
     same(model, load(path))
@@ -210,17 +210,17 @@ def test_modelopt_s_own_file_is_heeded_where_config_json_says_nothing(of):
 @pytest.mark.parametrize(
     ("said", "line"),
     [
-        ({"quant_method": "gptq", "bits": 4}, 'config.json: quant_method is gptq: known are compressed-tensors and modelopt'),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo is NVFP4: of modelopt only FP8"),
-        ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "the format is marlin-24: of compressed-tensors known are naive"),
+        ({"quant_method": "gptq", "bits": 4}, 'config.json: quant_method is gptq; supported are compressed-tensors and modelopt'),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo is NVFP4; of modelopt only FP8"),
+        ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "format is marlin-24; of compressed-tensors supported are naive"),
         (
             {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": {"weights": {"symmetric": False}}}},
-            "g: only weights that are quantized symmetrically",
+            "g: only symmetric quantization of weights",
         ),
         ([], "quantization_config is not an object"),
     ],
 )  # fmt: skip
-def test_what_is_not_known_is_refused_by_name(of, said, line):
+def test_reader_names_an_unsupported_quantization(of, said, line):
     _, path = of("int4")
     rewrite(path, lambda tensors: None, quantization_config=said)
     with pytest.raises(CheckpointError, match=line):
@@ -233,23 +233,23 @@ IN_PROJ = "backbone.layers.0.mixer.in_proj."
 @pytest.mark.parametrize(
     ("format", "change", "line"),
     [
-        ("int4", lambda t: t.pop(IN_PROJ + "weight_scale"), "in_proj.weight_packed: has no weight_scale beside it"),
-        ("int4", lambda t: t.update({IN_PROJ + "weight_packed": t[IN_PROJ + "weight_packed"][:, :4].clone()}), r"is \[296, 4\] and"),
-        ("int8", lambda t: t.update({IN_PROJ + "weight": t[IN_PROJ + "weight"][:8].clone()}), r"is \[8, 64\] and config.json says \[296"),
-        ("int8", lambda t: t.update({IN_PROJ + "weight": t[IN_PROJ + "weight"].to(torch.int32)}), r"is \[296, 64\] and"),
-        ("int8", lambda t: t.update({IN_PROJ + "weight_scale": torch.ones(296, 4)}), "scales of groups of 64 or of multiples"),
+        ("int4", lambda t: t.pop(IN_PROJ + "weight_scale"), "in_proj.weight_packed: has no weight_scale"),
+        ("int4", lambda t: t.update({IN_PROJ + "weight_packed": t[IN_PROJ + "weight_packed"][:, :4].clone()}), r"is \[296, 4\], but"),
+        ("int8", lambda t: t.update({IN_PROJ + "weight": t[IN_PROJ + "weight"][:8].clone()}), r"is \[8, 64\], but config.json says \[296"),
+        ("int8", lambda t: t.update({IN_PROJ + "weight": t[IN_PROJ + "weight"].to(torch.int32)}), r"is \[296, 64\], but"),
+        ("int8", lambda t: t.update({IN_PROJ + "weight_scale": torch.ones(296, 4)}), "group sizes must be multiples of 64"),
         ("fp8", lambda t: t.update({IN_PROJ + "weight_scale": torch.ones(3, 1)}), r"weight_scale: is F32 \[3, 1\]"),
-        ("fp8", lambda t: t.update({"backbone.embeddings.weight_scale": torch.ones(1)}), "is no tensor of the model"),
+        ("fp8", lambda t: t.update({"backbone.embeddings.weight_scale": torch.ones(1)}), "is not a tensor of the model"),
     ],
 )  # fmt: skip
-def test_parts_that_do_not_belong_together_are_named(of, format, change, line):
+def test_reader_names_codes_and_scales_that_do_not_fit(of, format, change, line):
     _, path = of(format)
     rewrite(path, change)
     with pytest.raises(CheckpointError, match=line):
         load(path)
 
 
-def test_loading_quantizes_as_quantizing_what_is_loaded_does(tmp_path, format):
+def test_load_with_quantize_equals_quantizing_the_loaded_model(tmp_path, format):
     model = HybridLM(CONFIGS["dense, no int4 in down_proj"], seed=3).bfloat16().eval()
     save(model, tmp_path / "plain")
     quantize_model(model, format)
@@ -262,16 +262,18 @@ def test_loading_quantizes_as_quantizing_what_is_loaded_does(tmp_path, format):
     assert load(tmp_path / "plain", device="meta", quantize=format).lm_head.codes.is_meta
 
 
-def test_a_quantized_checkpoint_is_quantized_to_what_it_is_and_to_nothing_else(of):
+def test_load_refuses_to_quantize_to_another_format(of):
     model, path = of("int8")
     same(model, load(path, quantize="int8"))
-    with pytest.raises(InputError, match=r"int8: is quantized already \(int8\), and cannot be made int4"):
+    with pytest.raises(
+        InputError, match=r"int8: is quantized already \(int8\), so it cannot be quantized to int4"
+    ):
         load(path, quantize="int4")
     with pytest.raises(InputError, match="known are int8, int4, fp8"):
         load(path, quantize="int2")
 
 
-def test_a_tensor_that_is_quantized_is_not_given_out_as_if_it_were_not(of):
+def test_reader_refuses_to_read_a_quantized_matrix_as_a_tensor(of):
     _, path = of("int8")
     with CheckpointReader(path) as reader:
         assert reader.formats == dict.fromkeys(quantized_names(reader.config, "int8"), "int8")
@@ -280,12 +282,12 @@ def test_a_tensor_that_is_quantized_is_not_given_out_as_if_it_were_not(of):
             8 + int.from_bytes((path / "model.safetensors").read_bytes()[:8], "little")
         )
         with pytest.raises(
-            CheckpointError, match=r"is quantized \(int8\): this needs the checkpoint that it was made from"
+            CheckpointError, match=r"is quantized \(int8\); use the checkpoint that it was made from"
         ):
             reader.tensor(IN_PROJ + "weight")
 
 
-def test_a_matrix_that_is_to_be_quantized_is_not_written_as_it_is(tmp_path):
+def test_writer_refuses_a_tensor_for_a_quantized_matrix(tmp_path):
     model = HybridLM(CONFIGS["hybrid"], seed=0)
     with pytest.raises(CheckpointError, match=r"in_proj.weight: is stored quantized \(int8\)"):
         with CheckpointWriter(
@@ -294,7 +296,7 @@ def test_a_matrix_that_is_to_be_quantized_is_not_written_as_it_is(tmp_path):
             writer.write(IN_PROJ + "weight", model.get_parameter(IN_PROJ + "weight"))
 
 
-def test_layers_that_stay_as_they_are_are_named_to_others(of):
+def test_writer_lists_unquantized_layers_in_config_json(of):
     model, path = of("fp8")
     model.backbone.layers[3].mixer.in_proj = torch.nn.Linear(64, 296, bias=False, dtype=torch.bfloat16)
     save(model, path.with_name("mixed"))

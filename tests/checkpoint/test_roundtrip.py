@@ -1,4 +1,4 @@
-"""What is saved is what is loaded, whole or in shards, new or over an old one, and never half."""
+"""Saving and loading: whole or in shards, into new or existing directories, and never incomplete."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def assert_same(first, second):
 
 
 @pytest.mark.parametrize("limit", [5 * 10**9, 4000, 1])
-def test_any_model_comes_back(any_model, tmp_path, limit):
+def test_checkpoint_survives_saving_and_loading(any_model, tmp_path, limit):
     save(any_model, tmp_path / "saved", max_shard_bytes=limit)
     again = load(tmp_path / "saved")
     assert_same(any_model, again)
@@ -34,7 +34,7 @@ def test_any_model_comes_back(any_model, tmp_path, limit):
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("wanted", [None, torch.float32, torch.bfloat16])
-def test_loading_casts_once_to_the_type_asked_for(model, tmp_path, stored, wanted):
+def test_load_casts_once_to_the_requested_dtype(model, tmp_path, stored, wanted):
     model.to(stored)
     save(model, tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["torch_dtype"] == str(
@@ -45,7 +45,7 @@ def test_loading_casts_once_to_the_type_asked_for(model, tmp_path, stored, wante
         assert torch.equal(again.state_dict()[name], tensor.to(wanted or stored)), name
 
 
-def test_parameters_of_several_types_keep_theirs(model, tmp_path):
+def test_load_keeps_the_dtypes_of_parameters(model, tmp_path):
     model.bfloat16()
     for name, parameter in model.named_parameters():
         if name.endswith(("A_log", "dt_bias")):
@@ -59,7 +59,7 @@ def test_parameters_of_several_types_keep_theirs(model, tmp_path):
     )
 
 
-def test_the_safetensors_library_reads_what_is_written(sharded, model):
+def test_safetensors_reads_what_save_writes(sharded, model):
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(p.nbytes for p in model.parameters())
     for name, file in index["weight_map"].items():
@@ -69,12 +69,12 @@ def test_the_safetensors_library_reads_what_is_written(sharded, model):
     assert all((sharded / file).stat().st_size < 6000 + 4000 for file in index["weight_map"].values())
 
 
-def test_what_the_safetensors_library_writes_is_read(good, model):
+def test_load_reads_what_safetensors_writes(good, model):
     save_file(model.state_dict(), good / "model.safetensors")
     assert_same(model, load(good))
 
 
-def test_old_names_and_prefixes_are_read(good, model):
+def test_load_accepts_old_names_and_prefixes(good, model):
     renamed = {name.replace("backbone.", "model."): tensor for name, tensor in model.state_dict().items()}
     save_file(renamed, good / "model.safetensors")
     assert_same(model, load(good))
@@ -83,7 +83,7 @@ def test_old_names_and_prefixes_are_read(good, model):
     assert_same(model, load(good))
 
 
-def test_heads_for_several_tokens_are_left_aside(good, model):
+def test_load_ignores_multi_token_prediction_heads(good, model):
     save_file(
         {**model.state_dict(), "mtp.layers.0.mixer.q_proj.weight": torch.zeros(2, 2)},
         good / "model.safetensors",
@@ -91,16 +91,16 @@ def test_heads_for_several_tokens_are_left_aside(good, model):
     assert_same(model, load(good))
 
 
-def test_on_the_meta_device_only_the_heads_are_read(good):
+def test_load_on_the_meta_device_reads_headers_only(good):
     assert {parameter.device.type for parameter in load(good, device="meta").parameters()} == {"meta"}
 
 
-def test_a_type_of_whole_numbers_is_refused(good):
+def test_load_refuses_an_integer_dtype(good):
     with pytest.raises(InputError, match="int8"):
         load(good, dtype=torch.int8)
 
 
-def test_a_head_said_to_be_tied_must_be_the_embeddings(tmp_path):
+def test_load_refuses_a_tied_head_that_differs_from_the_embeddings(tmp_path):
     config = nanohybrid.preset("tiny").replace(tie_word_embeddings=True, vocab_size=40_000, pattern="-")
     tied = HybridLM(config, seed=0)
     save(tied, tmp_path / "saved")
@@ -119,7 +119,7 @@ def test_a_head_said_to_be_tied_must_be_the_embeddings(tmp_path):
 # ---- over and beside other files
 
 
-def test_saving_into_a_directory_leaves_other_files_alone(sharded, tmp_path):
+def test_save_keeps_other_files_of_the_directory(sharded, tmp_path):
     (sharded / "recipe.toml").write_text("kept")
     other = HybridLM(nanohybrid.preset("tiny"), seed=3)
     save(other, sharded)
@@ -136,7 +136,7 @@ def test_saving_into_a_directory_leaves_other_files_alone(sharded, tmp_path):
 
 
 @pytest.mark.parametrize("existing", [True, False])
-def test_a_write_that_fails_leaves_what_was_there(good, model, tmp_path, existing):
+def test_save_that_fails_leaves_the_directory_unchanged(good, model, tmp_path, existing):
     target = good if existing else tmp_path / "new"
     before = load(good)
     with pytest.raises(KeyboardInterrupt), CheckpointWriter(target, model.config, torch.float32) as writer:
@@ -146,7 +146,7 @@ def test_a_write_that_fails_leaves_what_was_there(good, model, tmp_path, existin
     assert_same(before, load(good))
 
 
-def test_what_a_killed_writer_left_is_cleared_by_the_next(good, model, tmp_path):
+def test_save_removes_the_files_of_a_killed_writer(good, model, tmp_path):
     for scratch in (good / ".checkpoint.writing", tmp_path / ".new.writing"):
         scratch.mkdir()
         (scratch / "model.safetensors").write_bytes(b"half")
@@ -158,7 +158,7 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next(good, model, tmp_path)
     ]
 
 
-def test_between_the_renames_nothing_loads(good, model, monkeypatch):
+def test_save_leaves_nothing_that_loads_between_its_renames(good, model, monkeypatch):
     moved = []
 
     def killed(source, target):
@@ -173,7 +173,7 @@ def test_between_the_renames_nothing_loads(good, model, monkeypatch):
         load(good)
 
 
-def test_a_file_is_not_overwritten_by_a_directory(model, tmp_path):
+def test_save_refuses_to_replace_a_file(model, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="is a file"):
         save(model, tmp_path / "file")
@@ -181,7 +181,7 @@ def test_a_file_is_not_overwritten_by_a_directory(model, tmp_path):
         save(model, tmp_path / "file" / "below")
 
 
-def test_tokenizer_and_template_come_along(good, model, tmp_path):
+def test_save_copies_tokenizer_and_template(good, model, tmp_path):
     (good / "tokenizer.json").write_text("{}")
     (good / "chat_template.jinja").write_text("hello")
     (good / "secret.txt").write_text("not this")
@@ -193,14 +193,14 @@ def test_tokenizer_and_template_come_along(good, model, tmp_path):
     assert (good / "chat_template.jinja").read_text() == "hello"
 
 
-def test_generation_stops_where_the_family_does(good):
+def test_save_writes_the_stop_ids_of_the_model_family(good):
     assert json.loads((good / "generation_config.json").read_text())["eos_token_id"] == [2, 11, 12]
 
 
 # ---- tensor by tensor
 
 
-def test_disk_to_disk_one_tensor_at_a_time(sharded, model, tmp_path):
+def test_reader_to_writer_copies_one_tensor_at_a_time(sharded, model, tmp_path):
     with CheckpointReader(sharded) as reader:
         assert set(reader.names()) == set(model.state_dict())
         narrow = reader.config.replace(intermediate_size=10)
@@ -217,14 +217,14 @@ def test_disk_to_disk_one_tensor_at_a_time(sharded, model, tmp_path):
     assert torch.equal(load(tmp_path / "narrow").state_dict()[up], model.state_dict()[up][:10].bfloat16())
 
 
-def test_a_writer_takes_each_tensor_once_and_all_of_them(model, tmp_path):
+def test_writer_requires_each_tensor_exactly_once(model, tmp_path):
     tensors = model.state_dict()
     with pytest.raises(CheckpointError, match=r"norm_f\.weight: was not written"):
         with CheckpointWriter(tmp_path / "new", model.config, torch.float32) as writer:
             writer.write("lm_head.weight", tensors["lm_head.weight"])
             for name, tensor, says in [
                 ("lm_head.weight", tensors["lm_head.weight"], "already"),
-                ("lm_foot.weight", tensors["lm_head.weight"], "no tensor"),
+                ("lm_foot.weight", tensors["lm_head.weight"], "not a tensor"),
                 ("backbone.norm_f.weight", torch.zeros(3), r"\[3\]"),
             ]:
                 with pytest.raises(CheckpointError, match=says):
@@ -234,6 +234,6 @@ def test_a_writer_takes_each_tensor_once_and_all_of_them(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_of_a_type_that_cannot_be_stored_is_refused(model, tmp_path):
+def test_save_refuses_a_dtype_that_cannot_be_stored(model, tmp_path):
     with pytest.raises(InputError, match="float8"):
         CheckpointWriter(tmp_path / "new", model.config, torch.float8_e4m3fn)

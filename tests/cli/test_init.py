@@ -31,7 +31,7 @@ print(status("VmHWM") - before)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny-dense"])
-def test_it_holds_the_weights_of_a_random_model(tmp_path, preset, capsys):
+def test_init_writes_the_weights_of_a_random_model(tmp_path, preset, capsys):
     assert (
         main(
             [
@@ -64,7 +64,7 @@ def test_it_holds_the_weights_of_a_random_model(tmp_path, preset, capsys):
     )
 
 
-def test_what_is_there_stays(tmp_path, capsys):
+def test_init_refuses_an_existing_directory(tmp_path, capsys):
     assert main(["init", "--preset", "tiny", "--out", str(tmp_path)]) == 2
     assert "exists" in capsys.readouterr().err and not list(tmp_path.iterdir())
     assert main(["init", "--preset", "tinny", "--out", str(tmp_path / "a")]) == 2
@@ -72,7 +72,7 @@ def test_what_is_there_stays(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_weight_at_a_time_is_in_memory(tmp_path):
+def test_init_holds_one_weight_at_a_time_in_memory(tmp_path):
     """A 291M in bf16 is 555 MiB, its largest matrix 128, drawn anew for each."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True

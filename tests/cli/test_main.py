@@ -1,4 +1,4 @@
-"""The command answers at once, says what is wrong in one line, and never shows a traceback for a user's mistake."""
+"""The command line: fast help, errors in one line, and no traceback for a user's mistake."""
 
 import importlib
 import json
@@ -65,7 +65,7 @@ def python(*arguments, **options):
 
 
 @pytest.mark.alone
-def test_help_reads_like_the_pipeline_and_comes_at_once():
+def test_help_lists_the_pipeline_in_order_and_is_fast():
     begin = time.perf_counter()
     answer = python("-m", "nanohybrid", "--help")
     seconds = time.perf_counter() - begin
@@ -83,11 +83,11 @@ def test_help_imports_nothing_heavy():
     assert python("-c", code).stdout.endswith("set()\n")
 
 
-def test_no_command_shows_the_help_too(capsys):
+def test_main_without_a_command_prints_the_help(capsys):
     assert cli.main([]) == 0 and "usage: nanohybrid" in capsys.readouterr().out
 
 
-def test_the_version_is_told(capsys):
+def test_version_flag_prints_the_version(capsys):
     assert cli.main(["--version"]) == 0 and capsys.readouterr().out.startswith("nanohybrid 0")
 
 
@@ -99,12 +99,11 @@ def test_the_version_is_told(capsys):
         ("xyzzy", "the commands are"),
     ],
 )
-def test_an_unknown_command_suggests_the_nearest(typed, hint, capsys):
+def test_unknown_command_suggests_the_most_similar(typed, hint, capsys):
     assert cli.main([typed]) == 2
     error = capsys.readouterr().err
     assert (
-        error.startswith(f"nanohybrid: error: there is no command '{typed}': {hint}")
-        and error.count("\n") == 1
+        error.startswith(f"nanohybrid: error: unknown command '{typed}': {hint}") and error.count("\n") == 1
     )
 
 
@@ -145,7 +144,7 @@ def test_flags_override_the_recipe_and_the_recipe_its_defaults(fake, tmp_path):
         (["--recipe", "nowhere.toml"], "nowhere.toml: not a readable TOML recipe: No such file"),
     ],
 )
-def test_a_wrong_argument_is_one_line_that_names_it(fake, flags, complaint, capsys):
+def test_bad_argument_is_named_in_one_line(fake, flags, complaint, capsys):
     assert cli.main(["fake", "--out", "o", *flags]) == 2
     error = capsys.readouterr().err
     assert (
@@ -161,7 +160,9 @@ def test_a_wrong_argument_is_one_line_that_names_it(fake, flags, complaint, caps
     [("stepz = 3", "stepz"), ("[optimizer]\nlr = 1", "lr"), ("[x", "r.toml: not a readable TOML recipe")],
 )
 @pytest.mark.parametrize("joined", [True, False])
-def test_a_wrong_recipe_is_one_line_that_names_the_key(fake, tmp_path, text, complaint, joined, capsys):
+def test_bad_recipe_is_refused_in_one_line_that_names_the_key(
+    fake, tmp_path, text, complaint, joined, capsys
+):
     path = tmp_path / "r.toml"
     path.write_text(text)
     assert (
@@ -177,13 +178,13 @@ def test_out_is_required_unless_a_default_is_given(fake, capsys):
     assert parser.parse_args([]).out == Path("runs/fake")
 
 
-def test_a_command_s_help_shows_its_fields(fake, capsys):
+def test_help_of_a_stage_shows_the_fields_of_its_recipe(fake, capsys):
     assert cli.main(["fake", "--help"]) == 0
     text = capsys.readouterr().out
     assert "How many steps to take." in text and "--optimizer.learning-rate" in text and "--json" in text
 
 
-def test_a_recipe_may_not_shadow_the_flags_of_every_stage():
+def test_recipe_parser_refuses_fields_named_like_common_flags():
     @dataclass(frozen=True)
     class Greedy:
         out: str = "x"
@@ -192,13 +193,13 @@ def test_a_recipe_may_not_shadow_the_flags_of_every_stage():
         common.recipe_parser("greedy", "x", Greedy)
 
 
-def test_what_a_user_can_mend_is_one_line_and_exit_2(fake, capsys):
+def test_nanohybrid_error_is_one_line_and_exit_code_2(fake, capsys):
     fake.raises = InputError("data.txt is empty:\n give another file")
     assert cli.main(["fake", "--out", "o"]) == 2
     assert capsys.readouterr().err == "nanohybrid: error: data.txt is empty: give another file\n"
 
 
-def test_a_bug_keeps_its_traceback(fake):
+def test_other_exceptions_keep_their_traceback(fake):
     fake.raises = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
         cli.main(["fake", "--out", "o"])
@@ -209,29 +210,29 @@ def test_a_bug_keeps_its_traceback(fake):
     [
         (PermissionError(13, "Permission denied", "runs/x"), "runs/x: Permission denied"),
         (OSError(28, "No space left on device"), "No space left on device"),
-        (MemoryError(), "the memory does not hold this"),
+        (MemoryError(), "out of memory"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-            "the memory does not hold this",
+            "out of memory",
         ),
     ],
 )
-def test_what_the_machine_refuses_is_one_line_and_exit_2(fake, refusal, line, capsys):
+def test_memory_and_disk_errors_are_one_line_and_exit_code_2(fake, refusal, line, capsys):
     fake.raises = refusal
     assert cli.main(["fake", "--out", "o"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("nanohybrid: error: ") and line in error and error.count("\n") == 1
 
 
-def test_a_form_of_the_ops_that_does_not_exist_is_refused_before_any_work(fake, monkeypatch, capsys):
+def test_unknown_nanohybrid_kernels_is_refused_before_any_work(fake, monkeypatch, capsys):
     monkeypatch.setenv("NANOHYBRID_KERNELS", "banana")
     assert cli.main(["fake", "--out", "o"]) == 2 and fake.recipe is None
     assert (
-        "NANOHYBRID_KERNELS is 'banana': known are reference, torch, numba, triton" in capsys.readouterr().err
+        "NANOHYBRID_KERNELS is 'banana'; known are reference, torch, numba, triton" in capsys.readouterr().err
     )
 
 
-def test_triton_on_a_machine_without_a_gpu_is_refused_before_any_work(fake, monkeypatch, capsys):
+def test_triton_without_a_gpu_is_refused_before_any_work(fake, monkeypatch, capsys):
     monkeypatch.setenv("NANOHYBRID_KERNELS", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -239,15 +240,15 @@ def test_triton_on_a_machine_without_a_gpu_is_refused_before_any_work(fake, monk
     assert "there is no CUDA GPU" in capsys.readouterr().err
 
 
-def test_bytes_that_are_no_text_and_text_that_the_terminal_lacks_are_no_traceback():
-    code = "import sys; from nanohybrid.cli.main import forgive_encodings as f; f(); print(ascii(sys.stdin.read()), '\u2028')"
+def test_encoding_errors_of_stdin_and_stdout_give_no_traceback():
+    code = "import sys; from nanohybrid.cli.main import set_encoding_errors as f; f(); print(ascii(sys.stdin.read()), '\u2028')"
     answer = subprocess.run(
         [sys.executable, "-c", code], input=b"a\xff", capture_output=True, env={"PYTHONIOENCODING": "ascii"}
     )
     assert answer.returncode == 0 and answer.stdout == b"'a\\udcff' \\u2028\n"
 
 
-def test_ctrl_c_says_that_the_same_command_resumes(fake, capsys):
+def test_ctrl_c_of_a_stage_says_that_the_same_command_resumes(fake, capsys):
     fake.raises = KeyboardInterrupt()
     assert cli.main(["fake", "--out", "o"]) == 130
     assert capsys.readouterr().err == "nanohybrid: stopped; the same command resumes\n"
@@ -256,11 +257,11 @@ def test_ctrl_c_says_that_the_same_command_resumes(fake, capsys):
 @pytest.mark.parametrize(
     ("flags", "resumes"), [(["generate"], False), (["generate", "--input", "x"], True), (["pretrain"], True)]
 )
-def test_only_what_resumes_is_said_to_resume(flags, resumes):
+def test_resumes_is_true_for_stages_and_batches_only(flags, resumes):
     assert cli.resumes(flags) == resumes
 
 
-def test_a_reader_that_goes_away_is_not_an_error():
+def test_broken_pipe_is_not_an_error():
     code = "import sys\nfrom nanohybrid.cli import main as m\nm.overview = lambda: 'x' * 10_000_000\nsys.exit(m.main(['--help']))"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -270,12 +271,12 @@ def test_a_reader_that_goes_away_is_not_an_error():
         assert process.stderr.read() == "" and process.wait() == 141
 
 
-def test_a_missing_extra_names_the_install():
+def test_require_names_the_pip_install_of_a_missing_extra():
     with pytest.raises(MissingExtraError, match=r"pip install 'nanohybrid\[data\]'"):
         require("no_such_package.inside", "data")
 
 
-def test_json_is_one_line_of_plain_values(capsys):
+def test_print_json_is_one_line_of_plain_values(capsys):
     common.print_json(
         {"path": Path("a/b"), "recipe": Optimizer(), "set": {2, 1}, "number": numpy.float32(0.5), "text": "ä"}
     )
@@ -284,14 +285,14 @@ def test_json_is_one_line_of_plain_values(capsys):
     assert json.loads(line) == expected and line.count("\n") == 1
 
 
-def test_a_table_shows_numbers_for_people(capsys):
+def test_table_formats_numbers(capsys):
     common.table(["what", "count"], [("tokens [bold]", 1234567), ("loss", 0.123456)], title="run")
     text = capsys.readouterr().out
     assert "1,234,567" in text and "0.1235" in text and "[bold]" in text
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_exists(name):
+def test_command_module_has_summary_parser_and_run(name):
     module = importlib.import_module(cli.COMMANDS[name].module)
     assert callable(module.run) and module.parser().prog == f"nanohybrid {name}"
     assert (

@@ -57,8 +57,9 @@ def work(root: Path, out: Path, kill_at: int | None) -> None:
     from nanohybrid.align.chats import ChatShares
     from nanohybrid.align.rollouts import SamplingConfig
     from nanohybrid.compress.post_training import AfterRecipe
+    from nanohybrid.compress.recipe import CompressRecipe
     from nanohybrid.compress.search import Grid
-    from nanohybrid.compress.stage import CompressRecipe, compress
+    from nanohybrid.compress.stage import compress
     from nanohybrid.compress.successive_halving import RaceRecipe
     from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
     from nanohybrid.distill.stage import DistillRecipe  # isort: skip
@@ -81,7 +82,8 @@ def work(root: Path, out: Path, kill_at: int | None) -> None:
     )
     recipe = CompressRecipe(
         budget_share=0.6, quantize="int8", gguf="q8_0", context=64, samples=8, length=30, race=RaceRecipe(2, 200),
-        grid=Grid(hidden=(1.0, 0.75), ffn=(1.0, 0.75, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=2),
+        grid=Grid(multiple=4, tried=2, fractions={"hidden_size": (1.0, 0.75), "intermediate_size": (1.0, 0.75, 0.5),
+        "mamba_head_dim": (1.0, 0.5)}),
         distill=DistillRecipe(tokens=400, batch_tokens=100, sequence_length=40, measured_tokens=100, **learning), after=after,
     )  # fmt: skip
     compress(recipe, root / "parent", root / "sft", out)

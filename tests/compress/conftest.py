@@ -1,25 +1,8 @@
-"""What the tests of compression share."""
+"""Fixtures for the tests of compression."""
 
 import sys
 from pathlib import Path
 
-import pytest
+sys.path.insert(0, str(Path(__file__).parent))  # for compress_kill.py and test_compress_stage.py
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from compress_models import DENSE, make_calibration, make_model
-
-
-@pytest.fixture
-def model():
-    return make_model()
-
-
-@pytest.fixture
-def dense():
-    return make_model("*-*-", **DENSE)
-
-
-@pytest.fixture
-def calibration():
-    return make_calibration()
+from compress_models import calibration, dense, model  # noqa: F401

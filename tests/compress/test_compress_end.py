@@ -12,8 +12,9 @@ from compress_models import make_model, write_parent
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
 from nanohybrid.compress import latency_table
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import Grid
-from nanohybrid.compress.stage import CompressRecipe, compress
+from nanohybrid.compress.stage import compress
 from nanohybrid.distill.stage import DistillRecipe
 from nanohybrid.engine import LLM, SamplingParams
 from nanohybrid.estimate import free_memory as room
@@ -30,7 +31,7 @@ DISTILL = DistillRecipe(
 )  # fmt: skip
 RECIPE = CompressRecipe(
     quantize="int8", gguf="q8_0", problems=3, tasks=("sums", "parity"), context=64, samples=8, length=30, distill=DISTILL,
-    grid=Grid(hidden=(1.0,), ffn=(1.0, 0.75, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=2),
+    grid=Grid(multiple=4, tried=2, fractions={"hidden_size": (1.0,), "intermediate_size": (1.0, 0.75, 0.5), "mamba_head_dim": (1.0, 0.5)}),
 )  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def test_the_report_says_what_each_step_is_worth(result):
     page = (out / "report.html").read_text()
     assert (
         "In int8" in page
-        and "Right answers" in page
+        and "Accuracy by family" in page
         and "model-q8_0.gguf" in page
         and "the parent in bf16" in page
     )
@@ -195,7 +196,7 @@ def test_every_model_is_asked_once_even_when_the_run_is_interrupted(folders, res
         (["--quantize", "int8", "--dtype", "fp32"], "with dtype bf16"),
         (["--gguf", "q5_0"], "known are bf16"),
         (["--problems", "-1"], "give 0 or more"),
-        (["--problems", "2", "--tasks", '["riddles"]'], "there is no task 'riddles'"),
+        (["--problems", "2", "--tasks", '["riddles"]'], "unknown task 'riddles'"),
     ],
 )
 def test_what_would_stop_the_last_steps_is_said_before_the_first(folders, tmp_path, capsys, flags, message):

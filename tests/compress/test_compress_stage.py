@@ -14,13 +14,14 @@ from nanohybrid.cli.main import main
 from nanohybrid.compress import default_calibration as documents
 from nanohybrid.compress import search, stage
 from nanohybrid.compress.default_calibration import documents_for
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import Grid
-from nanohybrid.compress.stage import CompressRecipe, compress
+from nanohybrid.compress.stage import compress
 from nanohybrid.compress.successive_halving import RaceRecipe
 from nanohybrid.data import Batch, TokenStore
 from nanohybrid.distill.stage import DistillRecipe, distill, divergence, mean_divergence, mixture
 from nanohybrid.errors import InputError
-from nanohybrid.prune.selection import Kept
+from nanohybrid.prune.selection import Selection
 from nanohybrid.stages.recipe import dump
 from nanohybrid.text import ChatTemplate, train_bpe
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
@@ -31,7 +32,8 @@ DISTILL = DistillRecipe(
 )  # fmt: skip
 RECIPE = CompressRecipe(
     budget_share=0.8, context=64, samples=8, length=30, distill=DISTILL,
-    grid=Grid(hidden=(1.0, 0.75), ffn=(1.0, 0.75, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=2),
+    grid=Grid(multiple=4, tried=2, fractions={"hidden_size": (1.0, 0.75), "intermediate_size": (1.0, 0.75, 0.5),
+    "mamba_head_dim": (1.0, 0.5)}),
 )  # fmt: skip
 
 
@@ -139,12 +141,13 @@ def test_the_command_gives_a_loadable_checkpoint_within_the_budget_and_a_report(
         "pruned",
         "distilled",
     }
-    model, kept = load(out), Kept.read(out)
+    model, selection = load(out), Selection.read(out)
     assert sum(p.numel() for p in model.parameters()) == whole["chosen"]["parameters"]
-    assert kept.config(load(folders / "parent").config) == model.config
+    assert selection.config(load(folders / "parent").config) == model.config
     for part in (
         "importance/importance.json",
         "search/search.json",
+        "pruned/pruning_mask.json",
         "pruned/kept.json",
         "distilled/model.safetensors",
         "tokenizer.json",
@@ -155,7 +158,7 @@ def test_the_command_gives_a_loadable_checkpoint_within_the_budget_and_a_report(
     )
     assert whole_of == part_of > 0  # tokens of the distillation count as the stage's
     page = (out / "report.html").read_text()
-    assert page.count("<figure>") == 10 and "partial" not in page
+    assert page.count("<figure>") == 11 and "partial" not in page
 
 
 def test_a_budget_below_the_smallest_is_one_line(folders, tmp_path, capsys):
@@ -209,7 +212,7 @@ def test_a_resumed_search_tries_no_shape_again(folders, whole, tmp_path, monkeyp
         patch.setattr(stage, "decide", stop)
         run()
     monkeypatch.setattr(search, "prune_model", stop)  # the search is complete and tries nothing again
-    assert (run() / "kept.json").read_text() == (folders / "whole" / "kept.json").read_text()
+    assert (run() / "pruning_mask.json").read_text() == (folders / "whole" / "pruning_mask.json").read_text()
 
 
 def test_without_documents_the_models_own_chats_are_read_and_else_this_pythons_prose(
@@ -252,7 +255,9 @@ def test_a_dense_model_compresses_by_the_same_command_after_a_race(folders, tmp_
         RECIPE,
         budget_share=0.9,
         race=RaceRecipe(3, 200),
-        grid=replace(RECIPE.grid, attention_heads=(1.0, 0.5), tried=3),
+        grid=replace(
+            RECIPE.grid, fractions={**RECIPE.grid.fractions, "num_attention_heads": (1.0, 0.5)}, tried=3
+        ),
     )
     (tmp_path / "recipe.toml").write_text(dump(recipe))
     command = [

@@ -7,7 +7,7 @@ from compress_kill import compress_in_a_process
 from compress_models import write_parent
 
 BYTES = (
-    "model.safetensors", "config.json", "kept.json", "importance/importance.safetensors", "search/search.json",
+    "model.safetensors", "config.json", "pruning_mask.json", "kept.json", "importance/importance.safetensors", "search/search.json",
     "pruned/model.safetensors", "distilled/model.safetensors", "aligned/1-sft/model.safetensors", "aligned/2-grpo/model.safetensors",
     "aligned/3-merge/model.safetensors", "quantized/model.safetensors", "model-q8_0.gguf", "metrics/search.jsonl", "metrics/race.jsonl",
     "aligned/2-grpo/metrics/rollouts.jsonl",

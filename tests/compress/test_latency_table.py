@@ -21,7 +21,12 @@ CPU = torch.device("cpu")
 def shapes_of(config):
     return [
         target.config(config, None)
-        for target in targets(config, Grid(hidden=(1.0, 0.75, 0.5), ffn=(1.0, 0.75, 0.5), multiple=4))
+        for target in targets(
+            config,
+            Grid(
+                multiple=4, fractions={"hidden_size": (1.0, 0.75, 0.5), "intermediate_size": (1.0, 0.75, 0.5)}
+            ),
+        )
     ]
 
 

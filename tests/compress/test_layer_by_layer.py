@@ -75,14 +75,16 @@ def test_a_shape_is_tried_from_the_disk_as_in_memory(tmp_path, shape, held_bytes
     save(model, tmp_path)
     monkeypatch.setattr("nanohybrid.prune.layerwise.PIECE", piece * 4 * 32)
     scores = measure_activations(model, calibration)
-    target = Target(drop_layers=(1,), hidden_size=24, intermediate_size=32, attention_heads=2)
-    kept = target.kept(model.config, scores)
+    target = Target(
+        drop_layers=(1,), sizes={"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2}
+    )
+    selection = target.select(model.config, scores)
     with CheckpointReader(tmp_path) as reader:
         parts = Stored(reader)
         judges = Judge(model, calibration), Judge(parts, calibration, held_bytes)
         pairs = [
             (judge.parent, judge(cut))
-            for judge, cut in zip(judges, (prune_model(model, kept), parts.cut(kept)), strict=True)
+            for judge, cut in zip(judges, (prune_model(model, selection), parts.cut(selection)), strict=True)
         ]
     for in_memory, streamed in zip(*pairs, strict=True):
         assert (
@@ -112,7 +114,7 @@ def test_the_whole_command_chooses_the_same_layer_by_layer(folders, tmp_path, mo
     assert [row["config"] for row in rows[0]] == [row["config"] for row in rows[1]]
     tried = [[row["loss"] for row in table if row["loss"] is not None] for table in rows]
     assert len(tried[0]) == 4 and tried[1] == pytest.approx(tried[0], rel=1e-6)
-    for name in ("kept.json", "model.safetensors"):
+    for name in ("pruning_mask.json", "kept.json", "model.safetensors"):
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
     assert measures[1]["losses"] == pytest.approx(measures[0]["losses"], rel=1e-6)
 

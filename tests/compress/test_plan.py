@@ -9,8 +9,8 @@ from compress_models import DENSE, make_model
 import nanohybrid
 from nanohybrid.cli.main import main
 from nanohybrid.compress.plan import PAPER, grid_of, plan, prior
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import Grid
-from nanohybrid.compress.stage import CompressRecipe
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.budget import STEP, Budget, activation_bytes, matrix_bytes
@@ -29,11 +29,13 @@ PAPERS = {  # embedding, FFN, Mamba heads at 56 layers: parameters, tok/s on an 
 }
 SMALL_GRID = Grid(
     drop_layers=(0, 2),
-    hidden=(1.0, 0.75),
-    ffn=(1.0, 0.5),
-    mamba_heads=(1.0, 0.5),
-    mamba_channels=(1.0,),
     multiple=4,
+    fractions={
+        "hidden_size": (1.0, 0.75),
+        "intermediate_size": (1.0, 0.5),
+        "mamba_num_heads": (1.0, 0.5),
+        "mamba_head_dim": (1.0,),
+    },
 )
 
 
@@ -45,10 +47,11 @@ def shape_of(hidden, ffn, heads):
 def papers_plan():
     few = Grid(
         PAPER.drop_layers,
-        PAPER.hidden[2:],
-        (*PAPER.ffn[::2], 14400 / 20480, 15680 / 20480),
-        PAPER.mamba_heads,
-        PAPER.mamba_channels,
+        {
+            **PAPER.fractions,
+            "hidden_size": PAPER.of("hidden_size")[2:],
+            "intermediate_size": (*PAPER.of("intermediate_size")[::2], 14400 / 20480, 15680 / 20480),
+        },
     )
     return plan(TWELVE, BUDGET, device("a10g"), grid=few)
 
@@ -62,8 +65,8 @@ def test_the_papers_budget_is_what_an_a10g_leaves():
 
 def test_the_papers_grid_is_the_default_for_its_parent():
     assert grid_of(TWELVE) is PAPER and grid_of(NINE) is not PAPER
-    assert {round(5120 * share) for share in PAPER.hidden} == {4480, 4640, 4800, 4960, 5120}
-    ffn = {20480 * share for share in PAPER.ffn}
+    assert {round(5120 * share) for share in PAPER.of("hidden_size")} == {4480, 4640, 4800, 4960, 5120}
+    ffn = {20480 * share for share in PAPER.of("intermediate_size")}
     assert {13440, 14400, 15680, 17920, 20480} <= ffn and min(ffn) == 13440
 
 
@@ -88,7 +91,11 @@ def test_the_papers_candidates_are_there_with_equal_parameters(papers_plan):
 def test_the_prior_orders_what_the_paper_measured_as_the_paper_did():
     def lost(layers, hidden, ffn, heads):
         return prior(
-            TWELVE, Target(layers=layers, hidden_size=hidden, intermediate_size=ffn, mamba_heads=heads)
+            TWELVE,
+            Target(
+                layers=layers,
+                sizes={"hidden_size": hidden, "intermediate_size": ffn, "mamba_num_heads": heads},
+            ),
         )
 
     widths = [

@@ -25,18 +25,18 @@ from nanohybrid.estimate.budget import Budget
 from nanohybrid.evaluate.perplexity import loss_of
 from nanohybrid.prune.activations import measure_activations
 from nanohybrid.prune.depth_importance import rank_layers
-from nanohybrid.prune.importance_loss import Promise
 from nanohybrid.prune.slicing import prune_model
-from nanohybrid.prune.target import Target
 
 GRID = Grid(
     drop_layers=(0, 1),
-    hidden=(1.0, 0.75),
-    ffn=(1.0, 0.5),
-    mamba_heads=(1.0, 0.5),
-    mamba_channels=(1.0,),
     multiple=4,
     tried=4,
+    fractions={
+        "hidden_size": (1.0, 0.75),
+        "intermediate_size": (1.0, 0.5),
+        "mamba_num_heads": (1.0, 0.5),
+        "mamba_head_dim": (1.0,),
+    },
 )
 
 
@@ -78,7 +78,7 @@ def test_every_shape_that_fits_and_only_those(model, scores):
     assert [c for c in everything.candidates if c.bytes["total"] <= budget.bytes] == list(some.candidates)
     assert some.rejected == 16 - len(some.candidates) > 0
     for candidate in everything.candidates:
-        pruned = prune_model(model, candidate.target.kept(model.config, scores))
+        pruned = prune_model(model, candidate.target.select(model.config, scores))
         assert (
             pruned.config == candidate.config
             and sum(p.numel() for p in pruned.parameters()) == candidate.parameters
@@ -94,7 +94,7 @@ def test_the_choice_is_the_lowest_loss_of_models_really_pruned(model, scores, ca
     tried = [c for c in found.candidates if c.loss is not None]
     assert 1 < len(tried) <= GRID.tried and [c.loss for c in tried] == sorted(c.loss for c in tried)
     for candidate in tried:
-        pruned = prune_model(model, candidate.target.kept(model.config, scores))
+        pruned = prune_model(model, candidate.target.select(model.config, scores))
         assert loss_of(pruned, calibration.batches()).loss == pytest.approx(candidate.loss)
         assert candidate.agreement == pytest.approx(agreement_of(pruned, model, calibration))
         assert not dominated(candidate, found.candidates)
@@ -134,9 +134,12 @@ def test_the_fastest_of_those_that_are_as_good_is_chosen(model, scores):
 
 
 def test_axes_of_mixers_that_a_model_lacks_are_left_alone(dense):
-    assert {t.mamba_heads for t in targets(dense.config, GRID)} == {None}
+    assert all("mamba_num_heads" not in target.sizes for target in targets(dense.config, GRID))
     only = make_model("M")
-    assert {(t.intermediate_size, t.attention_heads) for t in targets(only.config, GRID)} == {(None, None)}
+    assert all(
+        set(target.sizes) == {"hidden_size", "mamba_num_heads", "mamba_head_dim"}
+        for target in targets(only.config, GRID)
+    )
 
 
 def test_widths_are_multiples_the_whole_one_apart():
@@ -144,7 +147,15 @@ def test_widths_are_multiples_the_whole_one_apart():
     assert widths(8, (1.0, 0.9, 0.4), 4) == [8, 4]
 
 
-@pytest.mark.parametrize("change", [dict(hidden=()), dict(ffn=(1.5,)), dict(tried=0)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(fractions={"hidden_size": ()}),
+        dict(fractions={"intermediate_size": (1.5,)}),
+        dict(fractions={"banana": (1.0,)}),
+        dict(tried=0),
+    ],
+)
 def test_a_grid_that_makes_no_sense_is_refused(change):
     with pytest.raises(ConfigError, match="grid"):
         Grid(**change)
@@ -155,30 +166,12 @@ def test_the_front_holds_what_none_beats():
 
 
 def test_dominated_means_no_larger_anywhere(model, scores):
-    shapes = {c.target: c for c in enumerate_shapes(model.config, scores, GRID, Budget(10**9)).candidates}
+    shapes = enumerate_shapes(model.config, scores, GRID, Budget(10**9)).candidates
     small = next(
-        c for t, c in shapes.items() if t.hidden_size == 24 and t.intermediate_size == 24 and t.layers == 6
+        shape
+        for shape in shapes
+        if shape.target.sizes["hidden_size"] == shape.target.sizes["intermediate_size"] == 24
+        and shape.target.layers == 6
     )
-    assert dominated(small, shapes.values()) and isinstance(small.target, Target)
-
-
-def test_the_importance_that_a_shape_loses_is_that_of_what_it_leaves_out(model, scores):
-    promise = Promise(model.config, scores)
-    assert promise.lost(Target()) == pytest.approx(0.0, abs=1e-9)
-    target = Target(
-        layers=6, hidden_size=20, intermediate_size=10, mamba_heads=4, mamba_head_dim=5, attention_heads=2
-    )
-    kept = Target(**{**vars(target), "layers": None}).kept(model.config, scores)
-
-    def share(values, indices):
-        return float(values[list(indices)].square().sum() / values.square().sum())
-
-    lost = 1 - share(scores.embedding, kept.hidden)
-    lost += 1 - sum(share(scores.ffn[i], kept.ffn[i]) for i in kept.ffn) / 3
-    lost += 1 - share(scores.attention[3], kept.attention_heads[3])
-    inner = {
-        i: [h * 8 + c for h in kept.mamba_heads[i] for c in kept.mamba_channels] for i in kept.mamba_heads
-    }
-    lost += 1 - sum(share(scores.mamba[i].flatten(), inner[i]) for i in inner) / 3
-    lost += float(scores.layers[scores.order[0]] / scores.layers.sum())
-    assert promise.lost(target) == pytest.approx(lost, rel=1e-5)
+    assert dominated(small, shapes)
+    assert not dominated(max(shapes, key=lambda shape: shape.parameters), shapes)

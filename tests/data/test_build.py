@@ -1,4 +1,4 @@
-"""The stage as a whole: from a recipe to a corpus that a run can read."""
+"""The stage `data`: from a recipe to a corpus that training reads."""
 
 import json
 from dataclasses import replace
@@ -22,8 +22,8 @@ SMALL = DataRecipe(
     code_megabytes=0.02,
     prose_megabytes=0.02,
     tasks=(TaskSource("running", 200), TaskSource("parity", 200, (4, 12))),
-    near_duplicates=0,
-    validation=0.1,
+    near_duplicate_threshold=0,
+    validation_fraction=0.1,
     phases=(Phase(0.6, {"code": 1, "prose": 1, "tasks": 2}), Phase(1.0, {"tasks-running": 1})),
 )
 
@@ -33,7 +33,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(SMALL, tmp_path_factory.mktemp("data") / "corpus")
 
 
-def test_the_directory_holds_all_that_a_run_needs(corpus: Path) -> None:
+def test_build_writes_tokenizer_template_and_a_corpus_that_loads(corpus: Path) -> None:
     assert Tokenizer.from_directory(corpus).vocab_size == 300
     assert ChatTemplate.from_directory(corpus).render([{"role": "user", "content": "hello"}])
     loader = Corpus.read(corpus).loader(batch_tokens=512, sequence_length=128, seed=0, total_steps=10)
@@ -44,7 +44,7 @@ def test_the_directory_holds_all_that_a_run_needs(corpus: Path) -> None:
         assert int(batch.tokens_T.max()) < tokenizer.vocab_size
 
 
-def test_no_document_asks_what_evaluation_asks(corpus: Path) -> None:
+def test_build_separates_the_splits_of_problems(corpus: Path) -> None:
     tokenizer = Tokenizer.from_directory(corpus)
     for name in ("tasks-running", "tasks-parity"):
         for split, store in (
@@ -59,10 +59,10 @@ def test_no_document_asks_what_evaluation_asks(corpus: Path) -> None:
             assert {tasks.split_of(prompt) for prompt in prompts} == {split}
 
 
-def test_the_account_adds_up(corpus: Path) -> None:
+def test_build_statistics_equal_the_stores(corpus: Path) -> None:
     stats = json.loads((corpus / "stats.json").read_text())
     parity = stats["stores"]["tasks-parity"]
-    validation = {
+    held_out = {
         name.removeprefix("validation-"): stats["stores"].pop(name)
         for name in list(stats["stores"])
         if "validation" in name
@@ -70,7 +70,7 @@ def test_the_account_adds_up(corpus: Path) -> None:
     assert parity["documents"] + sum(parity["dropped"].values()) == 200
     stores = Corpus.read(corpus).stores
     assert {name: len(store) for name, store in Corpus.read(corpus).validation.items()} == {
-        name: store["documents"] for name, store in validation.items()
+        name: store["documents"] for name, store in held_out.items()
     }
     assert {name: len(store) for name, store in stores.items()} == {
         name: store["documents"] for name, store in stats["stores"].items()
@@ -79,7 +79,7 @@ def test_the_account_adds_up(corpus: Path) -> None:
     assert "Dropped" in (corpus / "report.html").read_text()
 
 
-def test_the_same_recipe_builds_the_same_bytes_and_is_not_built_twice(corpus: Path, tmp_path: Path) -> None:
+def test_build_is_deterministic_and_a_complete_one_is_reused(corpus: Path, tmp_path: Path) -> None:
     again = build(SMALL, tmp_path / "again")
     for name in (
         "tokenizer.json",
@@ -96,7 +96,7 @@ def test_the_same_recipe_builds_the_same_bytes_and_is_not_built_twice(corpus: Pa
         build(replace(SMALL, seed=1), corpus)
 
 
-def test_files_of_ones_own_and_a_tokenizer_of_ones_own(corpus: Path, tmp_path: Path) -> None:
+def test_build_reads_user_files_with_a_given_tokenizer(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     sentences = [
         f"Sentence {word} is about nothing but {word} itself, which is little.\n"
@@ -113,8 +113,8 @@ def test_files_of_ones_own_and_a_tokenizer_of_ones_own(corpus: Path, tmp_path: P
         prose_megabytes=0,
         files=(tmp_path / "texts",),
         tasks=(),
-        near_duplicates=0,
-        evaluation=(tmp_path / "prompts.txt",),
+        near_duplicate_threshold=0,
+        decontaminate_against=(tmp_path / "prompts.txt",),
         phases=(Phase(1.0, {"files": 1}),),
     )
     stats = json.loads((build(recipe, tmp_path / "out") / "stats.json").read_text())
@@ -124,7 +124,9 @@ def test_files_of_ones_own_and_a_tokenizer_of_ones_own(corpus: Path, tmp_path: P
     }
 
 
-def test_the_command_builds_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_command_builds_and_prints_statistics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "small.toml").write_text(
         recipes.dump(replace(SMALL, tasks=(TaskSource("running", 50),), phases=(Phase(1.0, {"tasks": 1}),)))
     )
@@ -144,7 +146,7 @@ def test_the_command_builds_and_reports(tmp_path: Path, capsys: pytest.CaptureFi
     assert "tasks-running" in capsys.readouterr().out
 
 
-def test_the_tiny_recipe_is_the_default() -> None:
+def test_tiny_data_recipe_equals_the_defaults() -> None:
     path = Path(recipes.__file__).parents[1] / "recipes" / "tiny" / "data.toml"
     assert recipes.load(DataRecipe, path) == DataRecipe()
 
@@ -152,18 +154,18 @@ def test_the_tiny_recipe_is_the_default() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"near_duplicates": 2.0}, "between 0 and 1"),
-        ({"validation": 0.9}, "a share between 0 and 0.5"),
-        ({"code_megabytes": -1.0}, "cannot be negative"),
+        ({"near_duplicate_threshold": 2.0}, "between 0 and 1"),
+        ({"validation_fraction": 0.9}, "between 0 and 0.5"),
+        ({"code_megabytes": -1.0}, "must not be negative"),
         ({"section_characters": 0}, "at least one character"),
         ({"tasks": (TaskSource("sums"), TaskSource("sums"))}, "named twice"),
         ({"tasks": (TaskSource("sums", 10, (99,)),)}, "difficulties 3 to 6, not 99"),
         ({"tasks": ()}, "names tasks, which is not among the stores"),
-        ({"vocab_size": 100_000}, "the text only gave"),
-        ({"phases": (Phase(0.5, {"tasks": 1}),)}, "the last at 1.0"),
+        ({"vocab_size": 100_000}, "the text yields only"),
+        ({"phases": (Phase(0.5, {"tasks": 1}),)}, "the last must be 1.0"),
     ],
 )
-def test_recipes_that_cannot_be_built_say_why_and_leave_nothing(
+def test_build_refuses_bad_recipes_and_leaves_nothing_behind(
     changes: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -171,14 +173,14 @@ def test_recipes_that_cannot_be_built_say_why_and_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_directory_that_is_no_corpus_is_named(tmp_path: Path) -> None:
+def test_corpus_read_names_a_directory_that_is_not_a_corpus(tmp_path: Path) -> None:
     (tmp_path / "mixture.json").write_text("[" * 200_000)
     with pytest.raises(InputError, match="not a corpus"):
         Corpus.read(tmp_path)
 
 
-def test_a_changed_chat_template_of_the_tokenizer_is_a_changed_input(corpus: Path, tmp_path: Path) -> None:
-    """The corpus takes the template of `--tokenizer` over: with another one it must not count as complete."""
+def test_build_notices_a_changed_chat_template_of_the_tokenizer(corpus: Path, tmp_path: Path) -> None:
+    """The corpus copies the template of `--tokenizer`, so another template is another run."""
     given = tmp_path / "tokenizer"
     given.mkdir()
     for name in ("tokenizer.json", "chat_template.jinja"):

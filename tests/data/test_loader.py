@@ -1,4 +1,4 @@
-"""Packing and loading: nothing lost, nothing seen across a border, and every batch a function of seed and step alone."""
+"""Packing and loading: no target is lost, documents are separate, and batches depend on seed and step alone."""
 
 from collections import Counter
 from itertools import pairwise
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanohybrid.data import Batch, Loader, Mixture, Phase, TokenStore
-from nanohybrid.data.packing import IGNORED, cut, read
+from nanohybrid.data.packing import IGNORED, index_sequences, read_sequence
 from nanohybrid.errors import ConfigError
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(any)
@@ -17,7 +17,7 @@ QUICK = settings(max_examples=60, deadline=None)
 
 
 def make_store(lengths: list[int], first: int = 0) -> TokenStore:
-    """Documents in which every token is unique, so that its place can be read off; every third token is not learned."""
+    """Documents of unique tokens, so that a token tells its position; every third token has no loss."""
     documents, token = [], first
     for length in lengths:
         ids = list(range(token, token + length))
@@ -34,12 +34,14 @@ def sequences(batch: Batch) -> list[tuple[list[int], list[int]]]:
 
 @QUICK
 @given(sizes, st.integers(1, 50))
-def test_cutting_loses_no_target_and_crosses_no_document(lengths: list[int], sequence_length: int) -> None:
+def test_index_sequences_loses_no_target_and_crosses_no_document(
+    lengths: list[int], sequence_length: int
+) -> None:
     store = make_store(lengths)
-    pieces = cut(store, sequence_length)
+    index = index_sequences(store, sequence_length)
     found = [
-        read(store, *map(int, piece))
-        for piece in zip(pieces.starts, pieces.lengths, pieces.document_ends, strict=True)
+        read_sequence(store, *map(int, place))
+        for place in zip(index.starts, index.lengths, index.document_ends, strict=True)
     ]
     targets = Counter(int(target) for _, target_ids in found for target in target_ids if target != IGNORED)
     expected = Counter(
@@ -57,9 +59,9 @@ def test_cutting_loses_no_target_and_crosses_no_document(lengths: list[int], seq
 
 @QUICK
 @given(sizes, st.integers(1, 16), st.integers(0, 3))
-def test_an_epoch_holds_every_piece_once(lengths: list[int], sequence_length: int, seed: int) -> None:
+def test_loader_reads_every_token_once_per_epoch(lengths: list[int], sequence_length: int, seed: int) -> None:
     store = make_store(lengths)
-    total = int(cut(store, sequence_length).lengths.sum())
+    total = int(index_sequences(store, sequence_length).lengths.sum())
     batch_tokens = max(sequence_length, 16)
     loader = Loader({"a": store}, [(1.0, {"a": 1})], batch_tokens, sequence_length, seed, total_steps=1)
     seen: Counter[int] = Counter()
@@ -70,7 +72,9 @@ def test_an_epoch_holds_every_piece_once(lengths: list[int], sequence_length: in
 
 @QUICK
 @given(sizes, sizes, st.integers(0, 5), st.integers(0, 10))
-def test_a_batch_depends_on_seed_and_step_alone(a: list[int], b: list[int], seed: int, step: int) -> None:
+def test_loader_batch_depends_on_seed_and_step_alone(
+    a: list[int], b: list[int], seed: int, step: int
+) -> None:
     stores = {"a": make_store(a), "b": make_store(b, first=5000)}
     phases = [(0.6, {"a": 1.0, "b": 1.0}), (0.9, {"a": 1.0}), (1.0, {"b": 1.0})]
 
@@ -87,7 +91,7 @@ def test_a_batch_depends_on_seed_and_step_alone(a: list[int], b: list[int], seed
 
 @QUICK
 @given(sizes, sizes, st.floats(0.2, 0.8))
-def test_weights_hold_in_every_batch_to_within_a_document(a: list[int], b: list[int], share: float) -> None:
+def test_loader_follows_the_mixture_in_every_batch(a: list[int], b: list[int], share: float) -> None:
     stores = {"a": make_store(a), "b": make_store(b, first=5000)}
     loader = Loader(
         stores,
@@ -103,14 +107,14 @@ def test_weights_hold_in_every_batch_to_within_a_document(a: list[int], b: list[
         assert abs(int((tokens >= 5000).sum()) - (1 - share) * 256) <= 33
 
 
-def test_documents_stand_whole_and_masked_in_a_batch() -> None:
+def test_batch_of_documents_has_targets_by_loss_mask() -> None:
     batch = Batch.of([([1, 2, 3], [0, 0, 1]), ([4, 5], [1, 1])])
     assert batch.tokens_T.tolist() == [1, 2, 3, 4, 5]
     assert batch.targets_T.tolist() == [IGNORED, 3, IGNORED, 5, IGNORED]
     assert batch.layout.lengths == (3, 2) and batch.target_count == 2
 
 
-def test_a_long_document_goes_on_in_the_next_window() -> None:
+def test_loader_splits_a_long_document_into_windows() -> None:
     store = TokenStore.from_documents([(list(range(10)), [1] * 10)])
     loader = Loader(
         {"a": store}, [(1.0, {"a": 1})], batch_tokens=10, sequence_length=4, seed=0, total_steps=1
@@ -122,7 +126,7 @@ def test_a_long_document_goes_on_in_the_next_window() -> None:
     ]
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_loader_orders_differ_between_epochs_and_seeds() -> None:
     stores = {"a": make_store([4] * 50)}
 
     def order(seed: int, step: int) -> list[int]:
@@ -133,7 +137,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert first != second != other and first != other
 
 
-def test_phases_switch_where_they_say() -> None:
+def test_loader_switches_phases_at_their_steps() -> None:
     stores = {"a": make_store([8] * 20), "b": make_store([8] * 20, first=5000)}
     loader = Loader(
         stores, [(0.6, {"a": 1}), (1.0, {"b": 1})], batch_tokens=16, sequence_length=8, seed=0, total_steps=10
@@ -143,7 +147,7 @@ def test_phases_switch_where_they_say() -> None:
     assert loader.epochs(10) == {"a": pytest.approx(6 * 16 / 160), "b": pytest.approx(4 * 16 / 160)}
 
 
-def test_a_group_shares_its_weight_among_its_members() -> None:
+def test_mixture_divides_the_weight_of_a_group_among_its_members() -> None:
     mixture = Mixture.of([(1.0, {"text": 1, "tasks": 2})]).among(["text", "tasks-sums", "tasks-parity"])
     assert mixture.phases[0].weights == {"text": 1.0, "tasks-sums": 1.0, "tasks-parity": 1.0}
 
@@ -151,9 +155,9 @@ def test_a_group_shares_its_weight_among_its_members() -> None:
 @pytest.mark.parametrize(
     ("phases", "message"),
     [
-        ([(0.5, {"a": 1})], "the last at 1.0"),
-        ([(0.7, {"a": 1}), (0.6, {"a": 1}), (1.0, {"a": 1})], "one after another"),
-        ([], "the last at 1.0"),
+        ([(0.5, {"a": 1})], "the last must be 1.0"),
+        ([(0.7, {"a": 1}), (0.6, {"a": 1}), (1.0, {"a": 1})], "their ends must rise"),
+        ([], "the last must be 1.0"),
         ([(1.5, {"a": 1})], "at most 1"),
         ([(1.0, {"a": -1.0})], "the weight of a is -1"),
         ([(1.0, {"a": float("nan")})], "the weight of a is nan"),
@@ -161,14 +165,12 @@ def test_a_group_shares_its_weight_among_its_members() -> None:
         ([(1.0, {"b": 1.0})], "names b, which is not among the stores a"),
     ],
 )
-def test_mixtures_that_mean_nothing_are_refused(
-    phases: list[tuple[float, dict[str, float]]], message: str
-) -> None:
+def test_loader_refuses_bad_mixtures(phases: list[tuple[float, dict[str, float]]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Loader({"a": make_store([3])}, phases, 10, 10, 0, 1)
 
 
-def test_batches_that_could_come_out_empty_are_refused() -> None:
+def test_loader_refuses_sizes_that_would_give_empty_batches() -> None:
     with pytest.raises(ConfigError, match="some batches would be empty"):
         Loader(
             {"a": make_store([30])},

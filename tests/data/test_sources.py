@@ -1,4 +1,4 @@
-"""Sources: what every install has, one's own files, and problems with their questions masked."""
+"""Sources: the Python installation, user files, and problems with masked questions."""
 
 import itertools
 from pathlib import Path
@@ -17,7 +17,7 @@ def tokenizer() -> Tokenizer:
     return train_bpe(["a small text, only so that there is a tokenizer"], 269)
 
 
-def test_every_install_has_code_and_prose() -> None:
+def test_python_install_yields_code_and_prose_in_the_order_of_the_seed() -> None:
     code = list(itertools.islice(python_install.code(0, 3000), 20))
     prose = list(itertools.islice(python_install.prose(0, 3000), 20))
     assert {document.store for document in code} == {"code"} and {document.store for document in prose} == {
@@ -28,7 +28,7 @@ def test_every_install_has_code_and_prose() -> None:
     assert code != list(itertools.islice(python_install.code(1, 3000), 20))
 
 
-def test_files_of_ones_own_are_read_in_order(tmp_path: Path) -> None:
+def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / "b.md").write_text("second")
     (tmp_path / "a.txt").write_bytes(b"first \xff")
     (tmp_path / "c.jsonl").write_text('{"text": "third"}\n\n{"text": "fourth", "id": 1}\n')
@@ -37,19 +37,21 @@ def test_files_of_ones_own_are_read_in_order(tmp_path: Path) -> None:
     assert [document.store for document in files.files(tmp_path / "b.md", 100)] == ["files"]
 
 
-def test_a_bad_line_is_named(tmp_path: Path) -> None:
+def test_files_names_a_bad_line_a_missing_path_and_an_empty_directory(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": "fine"}\n{"txt": "not"}\n')
     with pytest.raises(InputError, match=r"c\.jsonl:2: not a JSON object with a \"text\""):
         list(files.texts(tmp_path))
-    with pytest.raises(InputError, match="there is no such file"):
+    with pytest.raises(InputError, match="no such file or directory"):
         list(files.texts(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no \.txt"):
+    with pytest.raises(InputError, match=r"has no \.txt"):
         list(files.texts(tmp_path / "empty"))
 
 
 @pytest.mark.parametrize("name", tasks.names())
-def test_the_question_is_read_and_the_solution_is_learned(name: str, tokenizer: Tokenizer) -> None:
+def test_problem_document_has_loss_on_the_solution_and_not_on_the_question(
+    name: str, tokenizer: Tokenizer
+) -> None:
     for problem in problems.problems(name, tasks.get(name).difficulties, 20, seed=0):
         ((tokens, loss),) = encode(tokenizer, [problems.document(problem)])
         assert tokens[0] == tokenizer.bos_id and tokens[-1] == tokenizer.eos_id
@@ -61,6 +63,6 @@ def test_the_question_is_read_and_the_solution_is_learned(name: str, tokenizer: 
 
 
 def test_special_tokens_in_a_document_are_plain_characters(tokenizer: Tokenizer) -> None:
-    ((tokens, _),) = encode(tokenizer, [problems.Document("prose", (problems.Piece("</s><SPECIAL_12>"),))])
+    ((tokens, _),) = encode(tokenizer, [problems.Document("prose", (problems.TextSpan("</s><SPECIAL_12>"),))])
     assert tokens[0] == tokenizer.bos_id and tokens[-1] == tokenizer.eos_id
     assert min(tokens[1:-1]) > 12 and tokenizer.decode(tokens) == "</s><SPECIAL_12>"

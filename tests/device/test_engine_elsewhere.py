@@ -31,10 +31,10 @@ CHOSEN = {
     "options",
     [
         {},
-        {"speculate": 3},
-        {"state_dtype": "fp16", "kv_dtype": "fp8"},
+        {"num_speculative_tokens": 3},
+        {"mamba_ssm_cache_dtype": "fp16", "kv_cache_dtype": "fp8"},
         {"quantize": "int4"},
-        {"cache_bytes": 2**20},
+        {"prefix_cache_bytes": 2**20},
         {"deterministic": True},
     ],
     ids=lambda options: "-".join(options) or "plain",
@@ -45,7 +45,7 @@ def test_it_says_what_it_says_on_the_cpu(
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
 
     def said(device: str) -> list[list[int]]:
-        llm = LLM(parent, torch.float32, device, 4, **options)
+        llm = LLM(parent, torch.float32, device, max_num_seqs=4, **options)
         return [completion.token_ids for _ in range(2) for completion in llm.generate(PROMPTS, CHOSEN[kind])]
 
     wanted = said("cpu")

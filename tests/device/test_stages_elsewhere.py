@@ -18,8 +18,9 @@ from nanohybrid.align import GrpoRecipe, SftRecipe, grpo, sft
 from nanohybrid.align.chats import ChatShares
 from nanohybrid.align.rollouts import SamplingConfig
 from nanohybrid.checkpoint import load, load_config
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import Grid
-from nanohybrid.compress.stage import CompressRecipe, compress
+from nanohybrid.compress.stage import compress
 from nanohybrid.distill.hidden_state_loss import BetweenRecipe
 from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.errors import ConfigError
@@ -62,12 +63,13 @@ DISTILL = DistillRecipe(
 )
 COMPRESS = CompressRecipe(
     budget_share=0.6, context=32, samples=4, length=30, distill=replace(DISTILL, tokens=100), quantize="int8", tasks=("running",),
-    grid=Grid(drop_layers=(0, 1), hidden=(1.0, 0.75), ffn=(1.0, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=2),
+    grid=Grid(drop_layers=(0, 1), multiple=4, tried=2, fractions={"hidden_size": (1.0, 0.75), "intermediate_size":
+    (1.0, 0.5), "mamba_head_dim": (1.0, 0.5)}),
 )  # fmt: skip
 EVALUATE = EvaluateRecipe(
     tasks=("running",),
     problems=2,
-    budgets=(2,),
+    thinking_budgets=(2,),
     max_tokens=6,
     contexts=(8,),
     decode_batch=2,
@@ -190,9 +192,9 @@ def test_compression(
         "losses",
         "agreement",
     )
-    assert (outs[0] / "kept.json").read_text() == (outs[1] / "kept.json").read_text()
+    assert (outs[0] / "pruning_mask.json").read_text() == (outs[1] / "pruning_mask.json").read_text()
     first, second = (Importance.load(out / "importance") for out in outs)
-    torch.testing.assert_close(second.embedding, first.embedding, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(second.hidden_size, first.hidden_size, rtol=1e-3, atol=1e-5)
     assert (
         load(outs[1]).device.type == "cpu" and measures(outs[1])["at_work"]["result"]["tokens_per_second"] > 0
     )
@@ -231,9 +233,9 @@ def test_quantizing(gpu: str, parent: Path, data: Path, tmp_path: Path, format: 
 
 @pytest.mark.parametrize("how", ["iterative", "one-shot", "cosine"])
 def test_pruning_by_measured_scores(gpu: str, parent: Path, data: Path, tmp_path: Path, how: str) -> None:
-    recipe = PruneRecipe(Target(layers=4, hidden_size=24), samples=4, length=30, layers_by=how)
+    recipe = PruneRecipe(Target(layers=4, sizes={"hidden_size": 24}), samples=4, length=30, layers_by=how)
     outs = same(lambda out, device: prune(recipe, parent, out, None, data, device), gpu, tmp_path)
-    assert (outs[0] / "kept.json").read_text() == (outs[1] / "kept.json").read_text()
+    assert (outs[0] / "pruning_mask.json").read_text() == (outs[1] / "pruning_mask.json").read_text()
 
 
 def test_evaluation(gpu: str, parent: Path, data: Path, tmp_path: Path) -> None:

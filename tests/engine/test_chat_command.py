@@ -37,9 +37,8 @@ def chat(capsys, monkeypatch):
 
 @pytest.fixture
 def talk(model, tokenizer):
-    llm = LLM.__new__(LLM)
-    llm._set(model, tokenizer, None, 1, {})
-    engine = Engine(model, tokenizer, max_running=1, max_context=400)
+    llm = LLM.from_model(model, tokenizer)
+    engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400)
     return Conversation(
         llm,
         engine,
@@ -110,7 +109,7 @@ def test_a_stopped_answer_frees_its_slot_and_keeps_what_it_said(talk):
     talk.thinking = False
     for count, _ in enumerate(talk.ask("x")):
         talk.stop = count == 3
-    assert talk.completion is None and not talk.engine.busy and talk.engine.scheduler.slots.used == 0
+    assert talk.completion is None and not talk.engine.busy and talk.engine.scheduler.slots.num_used == 0
     assert [turn["role"] for turn in talk.turns] == ["user", "assistant"]
 
 

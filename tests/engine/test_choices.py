@@ -19,15 +19,15 @@ def prompt(length, seed=0):
 
 def drained(engine):
     return (
-        engine.scheduler.slots.used == engine.scheduler.pages.used == 0
+        engine.scheduler.slots.num_used == engine.scheduler.pages.num_used == 0
         and not engine.busy
-        and not engine.scheduler.moves
+        and not engine.scheduler.swaps
     )
 
 
 def separate(model, tokenizer, ids, params):
     """The choices as so many requests that know nothing of each other."""
-    engine = Engine(model, tokenizer, max_running=1, max_context=400)
+    engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400)
     each = [replace(params, n=1, seed=choice_seed(params.seed, i)) for i in range(params.n)]
     return engine.generate([ids] * params.n, each)
 
@@ -35,7 +35,7 @@ def separate(model, tokenizer, ids, params):
 @pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 300])
 @pytest.mark.parametrize(("running", "budget"), [(8, 2048), (2, 140), (1, 140)])
 def test_forked_choices_are_separate_requests(model, tokenizer, length, running, budget):
-    engine = Engine(model, tokenizer, max_running=running, max_context=400, token_budget=budget)
+    engine = Engine(model, tokenizer, max_num_seqs=running, max_model_len=400, max_num_batched_tokens=budget)
     ids, other = prompt(length), prompt(200, 1)
     out = engine.generate(
         [other, ids, other], [replace(DRAWN, n=1), DRAWN, replace(DRAWN, n=2, temperature=0)]
@@ -49,7 +49,7 @@ def test_forked_choices_are_separate_requests(model, tokenizer, length, running,
 
 
 def test_the_prompt_is_computed_once(model, tokenizer):
-    engine = Engine(model, tokenizer, max_running=4, max_context=400)
+    engine = Engine(model, tokenizer, max_num_seqs=4, max_model_len=400)
     engine.add_choices(prompt(300), DRAWN)
     lengths = []
     while engine.busy:
@@ -67,7 +67,7 @@ def test_the_prompt_is_computed_once(model, tokenizer):
 @pytest.mark.parametrize("gone", [(0,), (1, 3), (0, 1), (0, 1, 2, 3)])
 def test_a_cancelled_choice_disturbs_no_other(model, tokenizer, steps, gone):
     ids = prompt(300, 2)
-    engine = Engine(model, tokenizer, max_running=2, max_context=400, token_budget=140)
+    engine = Engine(model, tokenizer, max_num_seqs=2, max_model_len=400, max_num_batched_tokens=140)
     choices = engine.add_choices(ids, DRAWN)
     for _ in range(steps):
         engine.step()
@@ -84,7 +84,9 @@ def test_a_cancelled_choice_disturbs_no_other(model, tokenizer, steps, gone):
 
 def test_a_choice_put_aside_and_cancelled_at_once_leaves_its_copy_to_the_next(model, tokenizer):
     ids = prompt(300, 2)
-    engine = Engine(model, tokenizer, max_running=2, max_context=400, token_budget=130, overcommit=True)
+    engine = Engine(
+        model, tokenizer, max_num_seqs=2, max_model_len=400, max_num_batched_tokens=130, overcommit=True
+    )
     choices = engine.add_choices(ids, DRAWN)
     engine.step()
     engine.scheduler.preempt(choices[0])  # the copy is made at the next step
@@ -108,11 +110,11 @@ def test_every_choice_keeps_its_own_thinking_budget(model, tokenizer):
             ignore_eos=True,
             n=3,
         )
-        got = Engine(model, tokenizer, max_running=3, max_context=100).generate([ids], params)
+        got = Engine(model, tokenizer, max_num_seqs=3, max_model_len=100).generate([ids], params)
         assert got == separate(model, tokenizer, ids, params)
         assert all(c.text.count("</think>\n\n") == 1 for c in got)
 
 
 def test_one_request_is_one_completion(model, tokenizer):
     with pytest.raises(ValueError, match="add_choices"):
-        Engine(model, tokenizer, max_running=1, max_context=100).add([20], SamplingParams(n=2))
+        Engine(model, tokenizer, max_num_seqs=1, max_model_len=100).add([20], SamplingParams(n=2))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.parallel_sampling import choice_seed
 from nanohybrid.engine.params import SamplingParams
-from nanohybrid.engine.runner import pieces
+from nanohybrid.engine.runner import chunks
 
 KINDS = [
     SamplingParams(max_tokens=12, ignore_eos=True, logprobs=True, top_logprobs=2),
@@ -35,7 +35,7 @@ def alone(model, tokenizer, head, tail, kind, seed):
     """A request with the engine to itself, nothing cached."""
     key = model.dtype, head, tail, kind, seed
     if key not in ALONE:
-        engine = Engine(model, tokenizer, max_running=1, max_context=600, deterministic=True)
+        engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=600, deterministic=True)
         ALONE[key] = engine.generate([text(head, tail)], replace(KINDS[kind], seed=seed))[0]
     return ALONE[key]
 
@@ -61,8 +61,8 @@ def test_nothing_that_shares_the_engine_changes_a_bit(
 ):
     model = request.getfixturevalue("model" if kernels == "torch" else "packed")
     engine = Engine(
-        model, tokenizer, max_running=running, max_context=600, token_budget=budget, pages=pages, overcommit=True,
-        cache_bytes=2**22 * cached, checkpoint_every=128, deterministic=True,
+        model, tokenizer, max_num_seqs=running, max_model_len=600, max_num_batched_tokens=budget, num_kv_pages=pages, overcommit=True,
+        prefix_cache_bytes=2**22 * cached, prefix_cache_interval=128, deterministic=True,
     )  # fmt: skip
     waiting = [
         (step, replace(KINDS[kind], seed=seed, n=n), (head, tail, kind, seed))
@@ -71,7 +71,7 @@ def test_nothing_that_shares_the_engine_changes_a_bit(
     requests, step = [], 0
     while waiting or engine.busy:
         for one in [one for one in waiting if one[0] <= step]:
-            choices = engine.add_choices(text(*one[2][:2]), one[1], checkpoint_at=places)
+            choices = engine.add_choices(text(*one[2][:2]), one[1], cache_breakpoints=places)
             requests += [
                 (choice, (*one[2][:3], choice_seed(one[2][3], i))) for i, choice in enumerate(choices)
             ]
@@ -85,12 +85,12 @@ def test_nothing_that_shares_the_engine_changes_a_bit(
     for one, key in [(one, key) for one, key in requests if not one.cancelled]:
         got = replace(one.completion(), cached_tokens=0, cache_miss=None)
         assert got == replace(alone(model, tokenizer, *key), cache_miss=None)
-    assert engine.scheduler.slots.used == engine.scheduler.pages.used == 0
+    assert engine.scheduler.slots.num_used == engine.scheduler.pages.num_used == 0
 
 
 def test_choices_are_separate_requests_bit_for_bit(model, tokenizer):
     params = replace(KINDS[1], n=3, seed=4)
-    engine = Engine(model, tokenizer, max_running=2, max_context=600, deterministic=True)
+    engine = Engine(model, tokenizer, max_num_seqs=2, max_model_len=600, deterministic=True)
     separate = [replace(params, n=1, seed=choice_seed(4, i)) for i in range(3)]
     assert engine.generate([text(300, 7)], params) == engine.generate([text(300, 7)] * 3, separate)
 
@@ -106,11 +106,11 @@ def test_choices_are_separate_requests_bit_for_bit(model, tokenizer):
     ],
 )
 def test_pieces_end_where_chunks_do(start, end, wanted):
-    assert pieces(start, end) == wanted
+    assert chunks(start, end) == wanted
 
 
 def test_a_model_that_computes_everybody_as_if_alone_is_asked_once_a_step(packed, tokenizer, monkeypatch):
-    engine = Engine(packed, tokenizer, max_running=4, max_context=600, deterministic=True)
+    engine = Engine(packed, tokenizer, max_num_seqs=4, max_model_len=600, deterministic=True)
     for tail in range(3, 7):
         engine.add(text(0, tail), KINDS[0])
     calls = []

@@ -24,7 +24,7 @@ def prompts(seed=0, lengths=LENGTHS):
 
 
 def drained(engine):
-    return engine.scheduler.slots.used == engine.scheduler.pages.used == 0 and not engine.busy
+    return engine.scheduler.slots.num_used == engine.scheduler.pages.num_used == 0 and not engine.busy
 
 
 def whole_forward(model, prompt, count):
@@ -39,7 +39,7 @@ def whole_forward(model, prompt, count):
 
 def test_the_engine_says_what_the_whole_forward_says(model, tokenizer):
     texts = prompts()
-    engine = Engine(model, tokenizer, max_running=3, max_context=400, token_budget=131)
+    engine = Engine(model, tokenizer, max_num_seqs=3, max_model_len=400, max_num_batched_tokens=131)
     for prompt, out in zip(texts, engine.generate(texts, PARAMS[0]), strict=True):
         assert out.token_ids == whole_forward(model, prompt, 12)
         assert (out.finish_reason, out.prompt_tokens) == ("length", len(prompt))
@@ -50,12 +50,14 @@ def test_same_seed_same_text_alone_or_in_any_batch(model, tokenizer):
     texts = prompts(1)
     params = [PARAMS[i % 4] for i in range(len(texts))]
     wanted = [
-        Engine(model, tokenizer, max_running=1, max_context=400).generate([t], p)[0]
+        Engine(model, tokenizer, max_num_seqs=1, max_model_len=400).generate([t], p)[0]
         for t, p in zip(texts, params, strict=True)
     ]
     for running, budget, order_seed in ((8, 2048, 0), (3, 140, 1), (5, 400, 2)):
         order = random.Random(order_seed).sample(range(len(texts)), len(texts))
-        engine = Engine(model, tokenizer, max_running=running, max_context=400, token_budget=budget)
+        engine = Engine(
+            model, tokenizer, max_num_seqs=running, max_model_len=400, max_num_batched_tokens=budget
+        )
         got = engine.generate([texts[i] for i in order], [params[i] for i in order])
         for out, i in zip(got, order, strict=True):
             assert (out.token_ids, out.text) == (wanted[i].token_ids, wanted[i].text)
@@ -68,7 +70,7 @@ def test_a_chunked_prompt_leaves_the_state_of_a_whole_one(model, tokenizer):
     prompt = prompts(2, [390])[0]
     states = []
     for budget in (512, 129, 257):
-        engine = Engine(model, tokenizer, max_running=1, max_context=400, token_budget=budget)
+        engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400, max_num_batched_tokens=budget)
         request = engine.add(prompt, SamplingParams(max_tokens=2))
         while not request.tokens:
             engine.step()
@@ -80,7 +82,7 @@ def test_a_chunked_prompt_leaves_the_state_of_a_whole_one(model, tokenizer):
 
 def test_cancelling_returns_everything_and_disturbs_nobody(model, tokenizer):
     texts = prompts(3, (5, 300, 40, 200))
-    engine = Engine(model, tokenizer, max_running=2, max_context=400, token_budget=140)
+    engine = Engine(model, tokenizer, max_num_seqs=2, max_model_len=400, max_num_batched_tokens=140)
     wanted = engine.generate([texts[2]], PARAMS[2])[0].token_ids
     requests = [engine.add(text, PARAMS[2]) for text in texts]
     engine.step()
@@ -95,7 +97,7 @@ def test_cancelling_returns_everything_and_disturbs_nobody(model, tokenizer):
 
 
 def test_a_stream_that_is_closed_frees_its_slot(model, tokenizer):
-    engine = Engine(model, tokenizer, max_running=1, max_context=400)
+    engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400)
     stream = engine.stream(prompts(4)[3], replace(PARAMS[0], max_tokens=300))
     next(stream)
     assert not drained(engine)
@@ -106,7 +108,7 @@ def test_a_stream_that_is_closed_frees_its_slot(model, tokenizer):
 def test_a_stream_adds_up_to_the_text(model, tokenizer):
     prompt = prompts(4)[4]
     params = SamplingParams(max_tokens=60, temperature=1.0, seed=4, ignore_eos=True)
-    engine = Engine(model, tokenizer, max_running=2, max_context=400)
+    engine = Engine(model, tokenizer, max_num_seqs=2, max_model_len=400)
     whole = engine.generate([prompt], params)[0].text
     assert "".join(engine.stream(prompt, params)) == whole
     stop = whole[20:23]
@@ -117,7 +119,7 @@ def test_a_stream_adds_up_to_the_text(model, tokenizer):
 
 def test_a_stop_id_ends_the_text_before_itself(model, tokenizer):
     prompt = prompts(5)[3]
-    engine = Engine(model, tokenizer, max_running=1, max_context=400)
+    engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400)
     free = engine.generate([prompt], PARAMS[0])[0]
     stop = free.token_ids[4]
     cut = engine.generate([prompt], replace(PARAMS[0], stop_ids=(stop,)))[0]
@@ -134,7 +136,7 @@ def test_budgets_are_kept_alone_and_in_a_batch(model, tokenizer):
         for s in range(4)
         for b, g in ((0, 5), (7, 0), (7, 20))
     ]
-    engine = Engine(model, tokenizer, max_running=5, max_context=100)
+    engine = Engine(model, tokenizer, max_num_seqs=5, max_model_len=100)
     outs = engine.generate([prompt] * len(params), params)
     for p, out in zip(params, outs, strict=True):
         assert out.text.count("</think>\n\n") == 1 and out.thinking_end in ("newline", "forced")
@@ -155,7 +157,7 @@ def test_budgets_are_kept_alone_and_in_a_batch(model, tokenizer):
 def test_forced_tokens_are_what_the_answer_continues_from(model, tokenizer):
     prompt = tokenizer.encode("x<think>")
     params = SamplingParams(max_tokens=40, thinking_budget=0, ignore_eos=True)
-    out = Engine(model, tokenizer, max_running=1, max_context=100).generate([prompt], params)[0]
+    out = Engine(model, tokenizer, max_num_seqs=1, max_model_len=100).generate([prompt], params)[0]
     opened = prompt + tokenizer.encode("\n</think>\n\n")
     assert prompt + out.token_ids == opened + whole_forward(model, opened, 40 - len(out.forced))
 
@@ -165,7 +167,7 @@ def test_log_probabilities_are_the_trainers(model, tokenizer):
     params = SamplingParams(
         max_tokens=20, temperature=1.0, seed=9, logprobs=True, ignore_eos=True, thinking_budget=3
     )
-    out = Engine(model, tokenizer, max_running=1, max_context=100).generate([prompt], params)[0]
+    out = Engine(model, tokenizer, max_num_seqs=1, max_model_len=100).generate([prompt], params)[0]
     tokens = torch.tensor(prompt + out.token_ids)
     with torch.inference_mode():
         logp = model.head(model.hidden(tokens, Layout.packed([len(tokens)]))).log_softmax(-1)
@@ -174,7 +176,7 @@ def test_log_probabilities_are_the_trainers(model, tokenizer):
 
 
 def test_a_request_beyond_the_context_is_refused_and_leaves_nothing_behind(model, tokenizer):
-    engine = Engine(model, tokenizer, max_running=2, max_context=100)
+    engine = Engine(model, tokenizer, max_num_seqs=2, max_model_len=100)
     with pytest.raises(InputError, match="more than the context of 100"):
         engine.generate([[20] * 5, [20] * 90], SamplingParams(max_tokens=11))
     assert drained(engine)
@@ -185,7 +187,7 @@ def test_a_model_that_diverged_is_said_in_one_line(model, tokenizer):
 
     broken = copy.deepcopy(model)
     broken.head_weight.data[40] = float("nan")
-    engine = Engine(broken, tokenizer, max_running=2, max_context=100)
+    engine = Engine(broken, tokenizer, max_num_seqs=2, max_model_len=100)
     with pytest.raises(NanohybridError, match="not numbers"):
         engine.generate([[20] * 5, [20] * 9], PARAMS[0])
     assert drained(engine)
@@ -193,5 +195,7 @@ def test_a_model_that_diverged_is_said_in_one_line(model, tokenizer):
 
 def test_progress_counts_every_prompt_once(model, tokenizer):
     told = []
-    Engine(model, tokenizer, max_running=3, max_context=400).generate(prompts(7), PARAMS[:1] * 8, told.append)
+    Engine(model, tokenizer, max_num_seqs=3, max_model_len=400).generate(
+        prompts(7), PARAMS[:1] * 8, told.append
+    )
     assert sum(told) == 8

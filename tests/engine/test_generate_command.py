@@ -33,10 +33,16 @@ def test_drafts_say_the_same_and_narrow_states_are_taken(run):
     ask = ["generate", *TINY, "--prompt", "abcabcabcabc", "--max-new-tokens", 20, "--json", "--seed", 1]
     plain, drafted, narrow = (
         json.loads(run(*ask, *more)[1])
-        for more in ((), ("--speculate", 5), ("--state-dtype", "fp16", "--kv-dtype", "fp8"))
+        for more in (
+            (),
+            ("--num-speculative-tokens", 5),
+            ("--mamba-ssm-cache-dtype", "fp16", "--kv-cache-dtype", "fp8"),
+        )
     )
     assert plain["token_ids"] == drafted["token_ids"] and plain["token_ids"][:2] == narrow["token_ids"][:2]
-    assert run(*ask, "--speculate", 99)[0] == run(*ask, "--state-dtype", "bf16")[0] == 2
+    assert (
+        run(*ask, "--num-speculative-tokens", 99)[0] == run(*ask, "--mamba-ssm-cache-dtype", "bf16")[0] == 2
+    )
 
 
 def test_structured_output_flags_constrain_one_prompt_and_files_of_prompts(run, tmp_path):

@@ -96,11 +96,11 @@ def test_an_engine_with_graphs_says_what_one_without_says(small, tokenizer, monk
         for n, t in ((4, 0.0), (2, 0.9), (3, 0.0))
     ]
 
-    def texts(capture, look_ahead: bool = True) -> list[list[int]]:
-        engine = Engine(small, tokenizer, max_running=2, max_context=64)
+    def texts(capture, prefetch_enabled: bool = True) -> list[list[int]]:
+        engine = Engine(small, tokenizer, max_num_seqs=2, max_model_len=64)
         engine.runner = Runner(small, slots=2, pages=2, page_size=128, context=64, capture=capture)
         if engine.runner.decoder is not None:
-            engine.runner.decoder.look_ahead = look_ahead
+            engine.runner.decoder.prefetch_enabled = prefetch_enabled
         return [completion.token_ids for completion in engine.generate(prompts, params)]
 
     found = texts(CAPTURE)
@@ -115,10 +115,10 @@ def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(s
     letters = StructuredOutputs(regex="[ab]{6}")
 
     def run(capture) -> list[list[int]]:
-        engine = Engine(small, tokenizer, max_running=3, max_context=64)
+        engine = Engine(small, tokenizer, max_num_seqs=3, max_model_len=64)
         engine.runner = Runner(small, slots=3, pages=3, page_size=128, context=64, capture=capture)
         if engine.runner.decoder is not None:
-            engine.runner.decoder.look_ahead = True
+            engine.runner.decoder.prefetch_enabled = True
         some = [
             engine.add(
                 [1, 5],
@@ -140,7 +140,7 @@ def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(s
                     )
                 )
             engine.step()
-            early.append(engine.runner.decoder is not None and engine.runner.decoder._begun is not None)
+            early.append(engine.runner.decoder is not None and engine.runner.decoder._prefetched is not None)
         assert not engine.busy
         return [request.tokens for request in some]
 

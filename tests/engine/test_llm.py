@@ -21,7 +21,7 @@ def test_a_checkpoint_says_what_its_model_says(checkpoint, model, tokenizer):
     assert llm.model.dtype == torch.float32  # the checkpoint's own
     ids = tokenizer.encode("hi", bos=True)
     assert llm.generate(["hi", ids], params) == Engine(
-        model, tokenizer, max_running=2, max_context=50
+        model, tokenizer, max_num_seqs=2, max_model_len=50
     ).generate([ids, ids], params)
 
 

@@ -16,7 +16,7 @@ from nanohybrid.model import HybridCache, Layout
 from nanohybrid.ops.attention import PagedCache, attention
 from nanohybrid.ops.attention.cache import dequantize, quantize
 
-NARROW = {"state_dtype": "fp16", "kv_dtype": "fp8"}
+NARROW = {"mamba_ssm_cache_dtype": "fp16", "kv_cache_dtype": "fp8"}
 KEPT = {"state_dtype": torch.float16, "kv_dtype": torch.float8_e4m3fn}
 PARAMS = SamplingParams(max_tokens=20, ignore_eos=True, temperature=0.7, seed=3, logprobs=True)
 
@@ -38,15 +38,21 @@ def test_what_is_allotted_is_what_footprint_and_plan_say():
     assert plan_slots(config, narrow, 4, 1000).state_bytes == 4 * narrow.state_bytes_per_sequence
 
 
-@pytest.mark.parametrize("options", [{"state_dtype": "fp16"}, {"kv_dtype": "fp8"}, NARROW])
+@pytest.mark.parametrize("options", [{"mamba_ssm_cache_dtype": "fp16"}, {"kv_cache_dtype": "fp8"}, NARROW])
 def test_a_request_says_the_same_bit_for_bit_in_any_slot_batch_and_order_cached_or_put_aside(
     model, tokenizer, options
 ):
     """The rounding of a state knows neither its slot nor its neighbors."""
-    more = {"max_context": 400, "deterministic": True, **options}
-    alone = [Engine(model, tokenizer, max_running=1, **more).generate([p], PARAMS)[0] for p in prompts()]
+    more = {"max_model_len": 400, "deterministic": True, **options}
+    alone = [Engine(model, tokenizer, max_num_seqs=1, **more).generate([p], PARAMS)[0] for p in prompts()]
     engine = Engine(
-        model, tokenizer, max_running=3, token_budget=200, cache_bytes=2**24, checkpoint_every=128, **more
+        model,
+        tokenizer,
+        max_num_seqs=3,
+        max_num_batched_tokens=200,
+        prefix_cache_bytes=2**24,
+        prefix_cache_interval=128,
+        **more,
     )
     for turn in range(2):
         order = random.Random(turn).sample(range(6), 6)
@@ -59,13 +65,13 @@ def test_a_request_says_the_same_bit_for_bit_in_any_slot_batch_and_order_cached_
                 engine.scheduler.preempt(next(iter(engine.scheduler.running.values())))
         for i, request in requests.items():
             assert replace(request.completion(), cached_tokens=0, cache_miss="off") == alone[i]
-    assert request.cached or engine.cache.hits
+    assert request.num_cached_tokens or engine.prefix_cache.hits
 
 
 def test_drafts_change_nothing_where_states_are_narrow(model, tokenizer):
     """The state after each token is rounded as if it had been stored, also inside of a window."""
-    wanted = Engine(model, tokenizer, max_running=1, max_context=400, **NARROW).generate(prompts(), PARAMS)
-    engine = Engine(model, tokenizer, max_running=6, max_context=400, speculate=7, **NARROW)
+    wanted = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400, **NARROW).generate(prompts(), PARAMS)
+    engine = Engine(model, tokenizer, max_num_seqs=6, max_model_len=400, num_speculative_tokens=7, **NARROW)
     rng = random.Random(1)
     engine.scheduler.propose = lambda request, room: [
         *wanted[request.id].token_ids[len(request.tokens) :][: rng.randrange(6)],
@@ -76,12 +82,12 @@ def test_drafts_change_nothing_where_states_are_narrow(model, tokenizer):
             expected.logprobs, abs=0.15
         )  # another rounding of one product moves a state by its last bit
         assert got.token_ids[:3] == expected.token_ids[:3]
-    assert engine.drafter.accepted > 50
+    assert engine.proposer.num_accepted_tokens > 50
 
 
 def test_another_seed_rounds_otherwise(model, tokenizer):
     greedy = replace(PARAMS, temperature=0.0)
-    engine = Engine(model, tokenizer, max_running=1, max_context=400, state_dtype="fp16")
+    engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400, mamba_ssm_cache_dtype="fp16")
     first, again, other = (
         engine.generate([prompts()[2]], replace(greedy, seed=seed))[0].logprobs for seed in (1, 1, 2)
     )
@@ -134,7 +140,7 @@ def test_attention_over_fp8_pages_is_attention_over_their_numbers(form, monkeypa
     assert (found - attention(q, *rounded, layout, plain)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("bad", [{"state_dtype": "bf16"}, {"kv_dtype": "int8"}])
+@pytest.mark.parametrize("bad", [{"mamba_ssm_cache_dtype": "bf16"}, {"kv_cache_dtype": "int8"}])
 def test_what_is_not_known_is_one_line(model, tokenizer, bad):
     with pytest.raises(InputError, match="must be one of"):
         Engine(model, tokenizer, **bad)

@@ -6,8 +6,8 @@ import torch
 
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
-from nanohybrid.engine.penalties import Edits, Written
-from nanohybrid.engine.sampler import Rows, sample
+from nanohybrid.engine.penalties import LogitsProcessors, TokenHistory
+from nanohybrid.engine.sampler import SamplingMetadata, sample
 from nanohybrid.errors import InputError
 
 WIDTH = 40
@@ -43,12 +43,12 @@ def random_params(rng):
 def test_edited_logits_are_those_of_the_formula_while_tokens_are_written():
     rng = random.Random(0)
     params = [random_params(rng) for _ in range(12)]
-    written = [Written([rng.randrange(WIDTH) for _ in range(rng.randrange(9))], []) for _ in params]
-    edits = Edits(params, written, "cpu")
+    written = [TokenHistory([rng.randrange(WIDTH) for _ in range(rng.randrange(9))], []) for _ in params]
+    processors = LogitsProcessors(params, written, "cpu")
     for step in range(30):
         scores = logits(12, step)
         before = scores.clone()
-        edited = edits.apply(scores)
+        edited = processors.apply(scores)
         assert torch.equal(scores, before), "the caller's logits were changed"
         for row, (p, (prompt, tokens)) in enumerate(zip(params, written, strict=True)):
             torch.testing.assert_close(edited[row], plainly(scores[row], p, prompt, tokens))
@@ -58,15 +58,15 @@ def test_edited_logits_are_those_of_the_formula_while_tokens_are_written():
 def test_rows_without_penalties_are_left_bit_for_bit():
     params = [SamplingParams(), SamplingParams(presence_penalty=1.0)]
     scores = logits(2)
-    edited = Edits(params, [Written([1, 2], [3, 3])] * 2, "cpu").apply(scores)
+    edited = LogitsProcessors(params, [TokenHistory([1, 2], [3, 3])] * 2, "cpu").apply(scores)
     assert torch.equal(edited[0], scores[0]) and edited[1, 3] == scores[1, 3] - 1
-    assert Rows([SamplingParams()], [0]).edits is None
+    assert SamplingMetadata([SamplingParams()], [0]).processors is None
 
 
 def test_a_bias_beyond_the_vocabulary_is_nothing():
-    edited = Edits([SamplingParams(logit_bias={WIDTH + 3: 5.0, 2: -100.0})], [Written([], [])], "cpu").apply(
-        logits(1)
-    )
+    edited = LogitsProcessors(
+        [SamplingParams(logit_bias={WIDTH + 3: 5.0, 2: -100.0})], [TokenHistory([], [])], "cpu"
+    ).apply(logits(1))
     assert edited.shape == (1, WIDTH) and edited.argmin() == 2
 
 
@@ -77,7 +77,7 @@ def test_top_log_probabilities_are_the_best_of_the_distribution():
         SamplingParams(),
         SamplingParams(temperature=0.5, logprobs=True, seed=1),
     ]
-    out = sample(scores, Rows(params, [0, 0, 1]), [5, 5, 5])
+    out = sample(scores, SamplingMetadata(params, [0, 0, 1]), [5, 5, 5])
     values, ids = scores[0].log_softmax(-1).topk(4)
     assert [token for token, _ in out.top[0]] == ids.tolist()
     assert [value for _, value in out.top[0]] == pytest.approx(values.tolist(), abs=1e-5)
@@ -111,11 +111,11 @@ def test_in_the_engine_penalties_count_prompt_and_answer_alone_and_in_a_batch(mo
         ),
         SamplingParams(max_tokens=25, ignore_eos=True, logit_bias={77: 1000.0}),
     ]
-    engine = Engine(model, tokenizer, max_running=3, max_context=200, token_budget=131)
+    engine = Engine(model, tokenizer, max_num_seqs=3, max_model_len=200, max_num_batched_tokens=131)
     first, second, third = outs = engine.generate(texts, params)
     assert len(set(first.token_ids)) == 30 and third.token_ids == [77] * 25
     assert all(len(top) == 3 and max(top, key=lambda pair: pair[1]) == top[0] for top in first.top_logprobs)
     assert second.top_logprobs is None and third.logprobs is None
     for text, p, out in zip(texts, params, outs, strict=True):
-        alone = Engine(model, tokenizer, max_running=1, max_context=200).generate([text], p)[0]
+        alone = Engine(model, tokenizer, max_num_seqs=1, max_model_len=200).generate([text], p)[0]
         assert alone.token_ids == out.token_ids

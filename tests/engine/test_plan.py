@@ -59,7 +59,12 @@ def test_the_engine_allots_what_the_plan_says(tokenizer):
     config = nanohybrid.preset("tiny")
     plan = plan_serve(config, Footprint.of(config, torch.float32), GIB * 5 // 8, 1000, 40)
     engine = Engine(
-        random_model(config, torch.float32), tokenizer, plan.slots, plan.context, plan.step_tokens, plan.pages
+        random_model(config, torch.float32),
+        tokenizer,
+        max_num_seqs=plan.slots,
+        max_model_len=plan.context,
+        max_num_batched_tokens=plan.step_tokens,
+        num_kv_pages=plan.pages,
     )
     assert engine.runner.state.bytes == plan.state_bytes + plan.kv_bytes
     assert engine.scheduler.slots.size == plan.slots and engine.scheduler.pages.size == plan.pages
@@ -71,7 +76,7 @@ def run(*flags):
 
 
 def test_the_command_prints_a_table_and_json(capsys):
-    assert run("--preset", "nano-9b-v2", "--memory-gib", "22", "--context", "24576") == 0
+    assert run("--preset", "nano-9b-v2", "--memory-gib", "22", "--max-model-len", "24576") == 0
     assert "requests of 24,576 tokens at once in 22.00 GiB" in capsys.readouterr().out
     assert (
         run(
@@ -79,10 +84,10 @@ def test_the_command_prints_a_table_and_json(capsys):
             "nano-9b-v2",
             "--memory-gib",
             "22",
-            "--context",
+            "--max-model-len",
             "24576",
             "--json",
-            "--max-running",
+            "--max-num-seqs",
             "2",
         )
         == 0
@@ -98,19 +103,20 @@ def test_the_command_prints_a_table_and_json(capsys):
 def test_narrow_states_and_keys_serve_more_and_drafts_take_memory(capsys):
     def slots(*flags):
         assert (
-            run("--preset", "nano-9b-v2", "--memory-gib", "22", "--context", "24576", "--json", *flags) == 0
+            run("--preset", "nano-9b-v2", "--memory-gib", "22", "--max-model-len", "24576", "--json", *flags)
+            == 0
         )
         return json.loads(capsys.readouterr().out)
 
     plain, narrow, drafting = (
         slots(),
-        slots("--state-dtype", "fp16", "--kv-dtype", "fp8"),
-        slots("--speculate", "15"),
+        slots("--mamba-ssm-cache-dtype", "fp16", "--kv-cache-dtype", "fp8"),
+        slots("--num-speculative-tokens", "15"),
     )
     assert narrow["slots"] >= 1.7 * plain["slots"]
     assert drafting["transient_bytes"] / drafting["slots"] > plain["transient_bytes"] / plain["slots"]
-    with pytest.raises(InputError, match="--speculate"):
-        run("--preset", "tiny", "--memory-gib", "1", "--speculate", "16")
+    with pytest.raises(InputError, match="--num-speculative-tokens"):
+        run("--preset", "tiny", "--memory-gib", "1", "--num-speculative-tokens", "16")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +124,7 @@ def test_narrow_states_and_keys_serve_more_and_drafts_take_memory(capsys):
     [
         ["--memory-gib", "1"],
         ["--preset", "tiny", "--memory-gib", "-1"],
-        ["--preset", "tiny", "--memory-gib", "1", "--context", "0"],
+        ["--preset", "tiny", "--memory-gib", "1", "--max-model-len", "0"],
     ],
 )
 def test_wrong_flags_are_said_in_one_line(flags):

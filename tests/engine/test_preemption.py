@@ -10,7 +10,7 @@ from nanohybrid.engine.block_manager import PagePool, SlotPool
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
 from nanohybrid.engine.request import Request
-from nanohybrid.engine.scheduler import Move, Scheduler
+from nanohybrid.engine.scheduler import Scheduler, Swap
 from nanohybrid.ops.sizes import CHUNK
 
 PAGE = 16
@@ -37,7 +37,11 @@ class Memory(RuleBasedStateMachine):
     def begin(self, slots, pages, budget, overcommit, drafts):
         pools = SlotPool(slots), PagePool(pages)
         self.scheduler = Scheduler(
-            *pools, page_size=PAGE, max_context=10 * PAGE, token_budget=budget, overcommit=overcommit
+            *pools,
+            page_size=PAGE,
+            max_model_len=10 * PAGE,
+            max_num_batched_tokens=budget,
+            overcommit=overcommit,
         )
         self.scheduler.propose = (lambda _, room: [6] * min(room, drafts)) if drafts else None
         self.slots, self.pages = {}, {}
@@ -65,12 +69,20 @@ class Memory(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def fork(self, data):
-        begun = [r for r in self.scheduler.running.values() if r.computed and r.computed == r.known - 1]
+        begun = [
+            r
+            for r in self.scheduler.running.values()
+            if r.num_computed_tokens and r.num_computed_tokens == r.num_tokens - 1
+        ]
         if begun:
             first = begun[data.draw(st.integers(0, len(begun) - 1))]
             other = Request(self.count, first.prompt, first.params, NoText(), seed=0)
-            other.tokens, other.known, other.computed = list(first.tokens), first.known, first.computed
-            other.saved = self.copied(first.slot.ids[0], first.pages.ids, first.computed)
+            other.tokens, other.num_tokens, other.num_computed_tokens = (
+                list(first.tokens),
+                first.num_tokens,
+                first.num_computed_tokens,
+            )
+            other.offloaded = self.copied(first.slot.ids[0], first.pages.ids, first.num_computed_tokens)
             self.scheduler.resume([other])
             self.alive.append(other)
             self.count += 1
@@ -79,31 +91,33 @@ class Memory(RuleBasedStateMachine):
         return self.slots[slot], [dict(self.pages.get(page, {})) for page in pages[: -(-computed // PAGE)]]
 
     def move(self):
-        for request, slot, pages, to_host in self.scheduler.moves:
+        for request, slot, pages, to_host in self.scheduler.swaps:
             if to_host:
-                request.saved = self.copied(slot, pages, request.computed)
+                request.offloaded = self.copied(slot, pages, request.num_computed_tokens)
             else:
-                self.slots[slot] = request.saved[0]
+                self.slots[slot] = request.offloaded[0]
                 self.pages.update(
-                    {page: dict(kept) for page, kept in zip(pages, request.saved[1], strict=False)}
+                    {page: dict(kept) for page, kept in zip(pages, request.offloaded[1], strict=False)}
                 )
-                request.saved = None
-        self.scheduler.moves.clear()
+                request.offloaded = None
+        self.scheduler.swaps.clear()
 
     @rule()
     def step(self):
         work = self.scheduler.schedule()
         self.move()
         assert bool(work) == bool(self.alive)
-        assert sum(length for _, _, length in work) <= self.scheduler.token_budget
-        decoding = {r.id for r in self.scheduler.running.values() if r.known - r.computed == 1}
+        assert sum(length for _, _, length in work) <= self.scheduler.max_num_batched_tokens
+        decoding = {
+            r.id for r in self.scheduler.running.values() if r.num_tokens - r.num_computed_tokens == 1
+        }
         assert decoding <= {r.id for r, _, _ in work}, "a decoding request was left out of a step"
         for r, start, length in work:
             drafted = len(r.draft)
-            assert start == r.computed and (
-                start + length - drafted == r.known or (start + length) % CHUNK == 0
+            assert start == r.num_computed_tokens and (
+                start + length - drafted == r.num_tokens or (start + length) % CHUNK == 0
             )
-            assert not drafted or (r.known + drafted < r.most_tokens and r.known - start == 1)
+            assert not drafted or (r.num_tokens + drafted < r.max_total_tokens and r.num_tokens - start == 1)
             if start:
                 assert self.slots[r.slot.ids[0]][1] == start, (
                     "the slot holds another length or another request's state"
@@ -113,9 +127,9 @@ class Memory(RuleBasedStateMachine):
             self.slots[r.slot.ids[0]] = (r.id, start + length - drafted + stay)
             for position in range(start, start + length):
                 self.pages.setdefault(r.pages.ids[position // PAGE], {})[position % PAGE] = (r.id, position)
-            r.computed += length - drafted + stay
+            r.num_computed_tokens += length - drafted + stay
             ended = False
-            for _ in range(stay + 1 if r.computed >= r.known else 0):
+            for _ in range(stay + 1 if r.num_computed_tokens >= r.num_tokens else 0):
                 ended = r.accept(5)
             r.draft = []
             if ended:
@@ -132,19 +146,21 @@ class Memory(RuleBasedStateMachine):
         if hasattr(self, "scheduler"):
             scheduler = self.scheduler
             held = [page for r in scheduler.running.values() for page in r.pages.ids]
-            assert scheduler.pages.used == len(held) == len(set(held))
-            assert scheduler.slots.used == len(scheduler.running)
+            assert scheduler.pages.num_used == len(held) == len(set(held))
+            assert scheduler.slots.num_used == len(scheduler.running)
             known = [*scheduler.waiting, *scheduler.running.values()]
             assert sorted(r.id for r in known) == sorted(r.id for r in self.alive)
-            order = [r.id for r in scheduler.waiting if r.computed]
-            assert order == sorted(order) and all(r.computed for r in list(scheduler.waiting)[: len(order)])
+            order = [r.id for r in scheduler.waiting if r.num_computed_tokens]
+            assert order == sorted(order) and all(
+                r.num_computed_tokens for r in list(scheduler.waiting)[: len(order)]
+            )
 
     def teardown(self):
         if hasattr(self, "scheduler"):
             for _ in range(len(self.alive) * 60 + 1):
                 self.step()
             assert not self.alive, "a request starved"
-            assert self.scheduler.pages.used == self.scheduler.slots.used == 0
+            assert self.scheduler.pages.num_used == self.scheduler.slots.num_used == 0
 
 
 Memory.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -160,7 +176,7 @@ def prompt(length, seed=0):
 
 @pytest.mark.parametrize("length", [1, 2, 127, 128, 300])
 def test_a_request_put_aside_goes_on_bit_for_bit_in_another_place(model, tokenizer, length):
-    engine = Engine(model, tokenizer, max_running=3, max_context=400, token_budget=140)
+    engine = Engine(model, tokenizer, max_num_seqs=3, max_model_len=400, max_num_batched_tokens=140)
     wanted = engine.generate([prompt(length)], PARAMS)[0]
     request = engine.add(prompt(length), PARAMS)
     places, count = set(), 0
@@ -170,22 +186,24 @@ def test_a_request_put_aside_goes_on_bit_for_bit_in_another_place(model, tokeniz
         if count % 3 == 0 and not request.finished:
             engine.scheduler.preempt(request)
             blockers = (
-                [engine.scheduler.slots.take() for _ in range(count % 2)],
-                [engine.scheduler.pages.take(count % 5)],
+                [engine.scheduler.slots.allocate() for _ in range(count % 2)],
+                [engine.scheduler.pages.allocate(count % 5)],
             )
             poison(engine)
             engine.step()
             places.add((request.slot.ids, request.pages.ids) if request.slot else None)
-            for pool, leases in zip((engine.scheduler.slots, engine.scheduler.pages), blockers, strict=True):
-                for lease in leases:
-                    pool.give(lease)
+            for pool, allocations in zip(
+                (engine.scheduler.slots, engine.scheduler.pages), blockers, strict=True
+            ):
+                for allocation in allocations:
+                    pool.free(allocation)
     assert request.completion() == wanted and len(places) > 3
 
 
 def poison(engine):
     """Whatever a slot or page held is garbage as soon as the copies are made: here, where a save still waits, only others'."""
     saving = {
-        (move.slot, move.pages) for move in engine.scheduler.moves if isinstance(move, Move) and move.to_host
+        (move.slot, move.pages) for move in engine.scheduler.swaps if isinstance(move, Swap) and move.to_host
     }
     slots, pages = {slot for slot, _ in saving}, {page for _, held in saving for page in held}
     for pool in engine.runner.state.slot_pools:
@@ -199,20 +217,22 @@ def poison(engine):
 def test_overcommitted_pages_put_the_youngest_aside_and_change_no_text(model, tokenizer):
     texts = [prompt(length, seed) for seed, length in enumerate((120, 100, 125, 5, 127))]
     params = [replace(PARAMS, seed=seed, max_tokens=150) for seed in range(5)]
-    wanted = Engine(model, tokenizer, max_running=6, max_context=400).generate(texts, params)
-    engine = Engine(model, tokenizer, max_running=6, max_context=400, pages=8, overcommit=True)
+    wanted = Engine(model, tokenizer, max_num_seqs=6, max_model_len=400).generate(texts, params)
+    engine = Engine(model, tokenizer, max_num_seqs=6, max_model_len=400, num_kv_pages=8, overcommit=True)
     got = engine.generate(texts, params)
-    assert engine.scheduler.preemptions > 0
+    assert engine.scheduler.num_preemptions > 0
     for ours, theirs in zip(got, wanted, strict=True):
         assert ours.token_ids == theirs.token_ids and ours.logprobs == pytest.approx(
             theirs.logprobs, abs=1e-4
         )
-    assert engine.scheduler.pages.used == engine.scheduler.slots.used == 0 and not engine.scheduler.moves
+    assert (
+        engine.scheduler.pages.num_used == engine.scheduler.slots.num_used == 0 and not engine.scheduler.swaps
+    )
 
 
 def test_choices_survive_preemption(model, tokenizer):
     params = replace(PARAMS, n=4, max_tokens=150)
-    wanted = Engine(model, tokenizer, max_running=5, max_context=400).generate([prompt(120)], params)
-    engine = Engine(model, tokenizer, max_running=4, max_context=400, pages=7, overcommit=True)
+    wanted = Engine(model, tokenizer, max_num_seqs=5, max_model_len=400).generate([prompt(120)], params)
+    engine = Engine(model, tokenizer, max_num_seqs=4, max_model_len=400, num_kv_pages=7, overcommit=True)
     assert [c.token_ids for c in engine.generate([prompt(120)], params)] == [c.token_ids for c in wanted]
-    assert engine.scheduler.preemptions > 0
+    assert engine.scheduler.num_preemptions > 0

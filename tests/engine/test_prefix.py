@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
-from nanohybrid.engine.prefix_cache import Checkpoint, PrefixCache
+from nanohybrid.engine.prefix_cache import PrefixCache, Snapshot
 
 PARAMS = SamplingParams(max_tokens=6, ignore_eos=True, temperature=1.0, seed=3, logprobs=True)
 MIB = 2**20
@@ -24,11 +24,11 @@ def engine(model, tokenizer, cache=64 * MIB, running=1, budget=2048, every=1024,
     return Engine(
         model,
         tokenizer,
-        max_running=running,
-        max_context=1100,
-        token_budget=budget,
-        cache_bytes=cache,
-        checkpoint_every=every,
+        max_num_seqs=running,
+        max_model_len=1100,
+        max_num_batched_tokens=budget,
+        prefix_cache_bytes=cache,
+        prefix_cache_interval=every,
         **more,
     )
 
@@ -72,13 +72,13 @@ def test_a_hit_continues_exactly_as_a_miss(model, tokenizer, length, every):
 def test_a_checkpoint_at_any_place_even_in_the_window_of_the_conv_is_exact(model, tokenizer, place):
     it = engine(model, tokenizer)
     ids = prompt(200)
-    miss = ask(it, ids, checkpoint_at=[place, 0, 9999])
+    miss = ask(it, ids, cache_breakpoints=[place, 0, 9999])
     poison(it)
-    hit = ask(it, ids[:place] + prompt(50, 7), checkpoint_at=[place])
+    hit = ask(it, ids[:place] + prompt(50, 7), cache_breakpoints=[place])
     assert hit.cached_tokens == place if place > 1 else hit.cached_tokens <= 1
     poison(it)
-    assert same(ask(it, ids, checkpoint_at=[place]), miss)
-    alone = ask(engine(model, tokenizer), ids[:place] + prompt(50, 7), checkpoint_at=[place])
+    assert same(ask(it, ids, cache_breakpoints=[place]), miss)
+    alone = ask(engine(model, tokenizer), ids[:place] + prompt(50, 7), cache_breakpoints=[place])
     assert same(hit, alone)
 
 
@@ -87,18 +87,18 @@ def test_a_shift_of_a_hundred_tokens_changes_no_hit(model, tokenizer, system):
     it = engine(model, tokenizer)
     head = prompt(system, 1)
     for turn in range(4):
-        out = ask(it, head + prompt(90 + turn, 10 + turn), checkpoint_at=[system])
+        out = ask(it, head + prompt(90 + turn, 10 + turn), cache_breakpoints=[system])
         assert out.cached_tokens == (system if turn else 0)
 
 
 def test_the_next_turn_of_a_chat_hits_just_before_the_think_tag(model, tokenizer):
     it = engine(model, tokenizer)
     history, think_open = prompt(210, 1), tokenizer.encode("<think>\n")
-    ask(it, history + think_open, checkpoint_at=[len(history)])
+    ask(it, history + think_open, cache_breakpoints=[len(history)])
     out = ask(
         it,
         history + tokenizer.encode("the answer") + prompt(30, 2) + think_open,
-        checkpoint_at=[len(history)],
+        cache_breakpoints=[len(history)],
     )
     assert out.cached_tokens == len(history)
 
@@ -125,7 +125,9 @@ def test_another_salt_neither_finds_a_prompt_nor_learns_of_it(model, tokenizer):
     ids = prompt(300)
     ask(it, ids, salt="a")
     other = ask(it, ids, salt="b")
-    assert (other.cached_tokens, other.cache_miss) == (0, "no checkpoint") and it.cache.misses["salt"] == 1
+    assert (other.cached_tokens, other.cache_miss) == (0, "no checkpoint") and it.prefix_cache.misses[
+        "salt"
+    ] == 1
     assert ask(it, ids, salt="a").cached_tokens == ask(it, ids, salt="b").cached_tokens == 256
 
 
@@ -135,11 +137,14 @@ def test_a_miss_says_why(model, tokenizer):
     assert ask(it, ids).cache_miss == "no checkpoint"
     assert ask(it, ids[:200] + prompt(100, 5)).cache_miss == "diverged at token 200"
     assert ask(it, ids).cache_miss is None
-    assert ask(Engine(model, tokenizer, max_running=1, max_context=400), ids).cache_miss == "off"
-    small = engine(model, tokenizer, cache=it.cache.bytes // 2)
+    assert ask(Engine(model, tokenizer, max_num_seqs=1, max_model_len=400), ids).cache_miss == "off"
+    small = engine(model, tokenizer, cache=it.prefix_cache.bytes // 2)
     ask(small, ids)
     ask(small, prompt(300, 9))
-    assert ask(small, ids).cache_miss == "evicted" and small.cache.bytes <= small.cache.budget_bytes
+    assert (
+        ask(small, ids).cache_miss == "evicted"
+        and small.prefix_cache.bytes <= small.prefix_cache.budget_bytes
+    )
 
 
 def test_a_prompt_is_looked_up_once_however_long_it_waits(model, tokenizer):
@@ -147,13 +152,13 @@ def test_a_prompt_is_looked_up_once_however_long_it_waits(model, tokenizer):
     requests = [it.add(prompt(length, length), PARAMS) for length in (700, 300, 200)]
     while it.busy:
         it.step()
-    assert it.cache.misses == {"no checkpoint": 3} and all(r.finished for r in requests)
+    assert it.prefix_cache.misses == {"no checkpoint": 3} and all(r.finished for r in requests)
 
 
 def test_a_prompt_too_large_for_the_cache_drives_nobody_out(model, tokenizer):
     it = engine(model, tokenizer)
     ask(it, prompt(200))
-    small = engine(model, tokenizer, cache=it.cache.bytes + 1000)
+    small = engine(model, tokenizer, cache=it.prefix_cache.bytes + 1000)
     ask(small, prompt(200))
     assert ask(small, prompt(1000, 1)).cache_miss == "no checkpoint"
     assert ask(small, prompt(200)).cached_tokens == 128
@@ -164,28 +169,28 @@ def test_checkpoints_of_one_text_share_their_pages(model, tokenizer):
     ask(it, prompt(1030))
     state = it.runner.state
     slot, page = (sum(pool[0].nbytes for pool in pools) for pools in (state.slot_pools, state.page_pools))
-    assert len(it.cache) == 8
-    assert it.cache.bytes == 8 * (slot + page) + sum(4 * 128 * n for n in range(1, 9))
+    assert len(it.prefix_cache) == 8
+    assert it.prefix_cache.bytes == 8 * (slot + page) + sum(4 * 128 * n for n in range(1, 9))
 
 
 def test_cached_preempted_and_mixed_requests_say_what_fresh_ones_say(model, tokenizer):
     texts = [prompt(150, 1) + prompt(length, length) for length in (1, 50, 106, 107, 200)] * 2
     params = [replace(PARAMS, seed=i, max_tokens=180) for i in range(10)]
-    wanted = Engine(model, tokenizer, max_running=10, max_context=600).generate(texts, params)
+    wanted = Engine(model, tokenizer, max_num_seqs=10, max_model_len=600).generate(texts, params)
     it = Engine(
         model,
         tokenizer,
-        max_running=5,
-        max_context=600,
-        token_budget=140,
-        pages=9,
+        max_num_seqs=5,
+        max_model_len=600,
+        max_num_batched_tokens=140,
+        num_kv_pages=9,
         overcommit=True,
-        cache_bytes=8 * MIB,
+        prefix_cache_bytes=8 * MIB,
     )
     got = it.generate(texts, params)
     assert [c.token_ids for c in got] == [c.token_ids for c in wanted]
-    assert it.cache.hits and it.scheduler.preemptions and sum(c.cached_tokens for c in got)
-    assert it.scheduler.slots.used == it.scheduler.pages.used == 0
+    assert it.prefix_cache.hits and it.scheduler.num_preemptions and sum(c.cached_tokens for c in got)
+    assert it.scheduler.slots.num_used == it.scheduler.pages.num_used == 0
 
 
 class Cached(RuleBasedStateMachine):
@@ -193,23 +198,23 @@ class Cached(RuleBasedStateMachine):
 
     @initialize(budget=st.integers(0, 60))
     def begin(self, budget):
-        self.cache, self.kept = PrefixCache(budget * 10), OrderedDict()
+        self.prefix_cache, self.kept = PrefixCache(budget * 10), OrderedDict()
 
     @rule(text=st.lists(st.integers(0, 1), min_size=1, max_size=5), salt=st.sampled_from("ab"))
     def put(self, text, salt):
         piece = object()
-        self.cache.put(text, salt, piece, [(id(piece), 10 + len(text))])
+        self.prefix_cache.put(text, salt, piece, [(id(piece), 10 + len(text))])
         key = (salt, tuple(text))
-        if 10 + 5 * len(text) > self.cache.budget_bytes:
+        if 10 + 5 * len(text) > self.prefix_cache.budget_bytes:
             return
         self.kept.setdefault(key, piece)
         self.kept.move_to_end(key)
-        while sum(10 + 5 * len(t) for _, t in self.kept) > self.cache.budget_bytes:
+        while sum(10 + 5 * len(t) for _, t in self.kept) > self.prefix_cache.budget_bytes:
             self.kept.popitem(last=False)
 
     @rule(text=st.lists(st.integers(0, 1), min_size=1, max_size=6), salt=st.sampled_from("ab"))
     def find(self, text, salt):
-        found = self.cache.find(text, salt)
+        found = self.prefix_cache.find(text, salt)
         wanted = max(
             (t for s, t in self.kept if s == salt and len(t) < len(text) and t == tuple(text[: len(t)])),
             key=len,
@@ -219,7 +224,7 @@ class Cached(RuleBasedStateMachine):
             assert isinstance(found, str)
         else:
             assert (
-                isinstance(found, Checkpoint)
+                isinstance(found, Snapshot)
                 and found.position == len(wanted)
                 and found.saved is self.kept[salt, wanted]
             )
@@ -228,8 +233,12 @@ class Cached(RuleBasedStateMachine):
     @invariant()
     def the_budget_holds_and_the_bytes_are_those_of_what_is_kept(self):
         if hasattr(self, "cache"):
-            assert len(self.cache) == len(self.kept)
-            assert self.cache.bytes == sum(10 + 5 * len(t) for _, t in self.kept) <= self.cache.budget_bytes
+            assert len(self.prefix_cache) == len(self.kept)
+            assert (
+                self.prefix_cache.bytes
+                == sum(10 + 5 * len(t) for _, t in self.kept)
+                <= self.prefix_cache.budget_bytes
+            )
 
 
 Cached.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

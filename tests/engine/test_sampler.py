@@ -6,12 +6,12 @@ import torch
 
 from nanohybrid.engine.params import SamplingParams
 from nanohybrid.engine.sampler import (
-    Rows,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    least_by_bisection,
+    SamplingMetadata,
+    apply_min_p,
+    apply_top_k,
+    apply_top_p,
     sample,
+    threshold_by_bisection,
     uniform,
 )
 from nanohybrid.errors import InputError
@@ -28,34 +28,34 @@ def logits(rows, width, scale=3.0, seed=0):
 def test_the_tokens_kept_are_those_transformers_keeps(width, scale):
     scores = logits(6, width, scale)
     for value in (1, 2, 50, width, 10**6):
-        ours = keep_top_k(scores, torch.full((6, 1), float(value)), value)
+        ours = apply_top_k(scores, torch.full((6, 1), float(value)), value)
         assert torch.equal(ours, transformers.TopKLogitsWarper(value)(None, scores))
     for value in (0.01, 0.5, 0.9, 0.999):
-        ours = keep_top_p(scores, torch.full((6, 1), value))
+        ours = apply_top_p(scores, torch.full((6, 1), value))
         theirs = transformers.TopPLogitsWarper(value)(None, scores)
         assert (ours.isfinite() != theirs.isfinite()).sum(dim=-1).max() <= 1  # the sums run in another order
         assert (ours.isfinite().sum(dim=-1) >= 1).all()
-        ours = keep_min_p(scores, torch.full((6, 1), value))
+        ours = apply_min_p(scores, torch.full((6, 1), value))
         assert torch.equal(ours.isfinite(), transformers.MinPLogitsWarper(value)(None, scores).isfinite())
 
 
 def test_a_flat_row_beyond_the_candidates_is_sorted_whole():
     scores = torch.cat([logits(1, 5000, 0.01), logits(1, 5000, 9.0)])
-    kept = keep_top_p(scores, torch.full((2, 1), 0.9)).isfinite()
+    kept = apply_top_p(scores, torch.full((2, 1), 0.9)).isfinite()
     wanted = transformers.TopPLogitsWarper(0.9)(None, scores).isfinite()
     assert 4000 < kept[0].sum() < 5000 and ((kept != wanted).sum(dim=-1) <= 2).all()
 
 
 def test_equal_logits_are_kept_together():
     scores = torch.tensor([[1.0, 3.0, 3.0, 0.0]])
-    assert keep_top_k(scores, torch.tensor([[1.0]]), 1).isfinite().tolist() == [[False, True, True, False]]
-    assert keep_top_p(scores, torch.tensor([[0.1]])).isfinite().tolist() == [[False, True, True, False]]
+    assert apply_top_k(scores, torch.tensor([[1.0]]), 1).isfinite().tolist() == [[False, True, True, False]]
+    assert apply_top_p(scores, torch.tensor([[0.1]])).isfinite().tolist() == [[False, True, True, False]]
 
 
 def test_frequencies_are_the_probabilities():
     draws, scores = 4000, logits(1, 12, 1.0)
     params = SamplingParams(temperature=0.7)
-    rows = Rows([params] * draws, list(range(draws)))
+    rows = SamplingMetadata([params] * draws, list(range(draws)))
     for positions in ([5] * draws, list(range(draws))):  # neighboring seeds, then neighboring positions too
         tokens = torch.tensor(sample(scores.expand(draws, -1), rows, positions).tokens)
         expected = (scores[0] / 0.7).softmax(-1) * draws
@@ -83,7 +83,7 @@ def splitmix(word):
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**63, 2**64 - 5, 12345678901234567890])
 def test_the_hash_is_splitmix64_in_unsigned_arithmetic(seed):
     golden, mask = 0x9E3779B97F4A7C15, (1 << 64) - 1
-    rows = Rows([SamplingParams(temperature=1.0, seed=seed)], [seed])
+    rows = SamplingMetadata([SamplingParams(temperature=1.0, seed=seed)], [seed])
     got = uniform(rows.seed_R, torch.tensor([77])).item()
     word = splitmix((splitmix(((seed & mask) + golden) & mask) + 77 * golden) & mask)
     assert got == (word >> 16 & (1 << 48) - 1) / (1 << 48)
@@ -108,11 +108,11 @@ def test_a_row_chooses_the_same_alone_and_among_others():
             [rng.randint(0, 10**6) for _ in range(count)],
             logits(count, 400, seed=rng.getrandbits(30)),
         )
-        together = sample(scores, Rows(params, seeds), positions)
+        together = sample(scores, SamplingMetadata(params, seeds), positions)
         for row in range(count):
             alone = sample(
                 scores[row : row + 1],
-                Rows(params[row : row + 1], seeds[row : row + 1]),
+                SamplingMetadata(params[row : row + 1], seeds[row : row + 1]),
                 positions[row : row + 1],
             )
             assert alone.tokens[0] == together.tokens[row]
@@ -126,7 +126,7 @@ def test_every_row_obeys_all_of_its_cuts_in_transformers_order():
     rng = random.Random(4)
     params = [random_params(rng) for _ in range(200)]
     scores = logits(200, 400)
-    tokens = sample(scores, Rows(params, list(range(200))), [9] * 200).tokens
+    tokens = sample(scores, SamplingMetadata(params, list(range(200))), [9] * 200).tokens
     for row, p in enumerate(params):
         warped = scores[row : row + 1]
         if p.temperature == 0:
@@ -142,7 +142,7 @@ def test_every_row_obeys_all_of_its_cuts_in_transformers_order():
 def test_log_probabilities_are_of_the_sampling_distribution_before_it_is_cut():
     scores = logits(3, 50)
     params = [SamplingParams(temperature=t, logprobs=True, top_k=3, seed=1) for t in (0.0, 1.0, 0.5)]
-    out = sample(scores, Rows(params, [1, 2, 3]), [4, 5, 6])
+    out = sample(scores, SamplingMetadata(params, [1, 2, 3]), [4, 5, 6])
     for row, temperature in enumerate((1.0, 1.0, 0.5)):
         wanted = (scores[row] / temperature).log_softmax(-1)[out.tokens[row]].item()
         assert out.logprobs[row] == pytest.approx(wanted, abs=1e-5)
@@ -150,22 +150,26 @@ def test_log_probabilities_are_of_the_sampling_distribution_before_it_is_cut():
 
 def test_a_forced_token_is_taken_with_its_own_log_probability():
     scores = logits(2, 50)
-    out = sample(scores, Rows([SamplingParams(logprobs=True)] * 2, [0, 0]), [1, 1], forced=[(1, 7)])
+    out = sample(
+        scores, SamplingMetadata([SamplingParams(logprobs=True)] * 2, [0, 0]), [1, 1], forced=[(1, 7)]
+    )
     assert out.tokens == [scores[0].argmax().item(), 7]
     assert out.logprobs[1] == pytest.approx(scores[1].log_softmax(-1)[7].item(), abs=1e-5)
 
 
 def test_a_nearly_zero_temperature_is_greedy_and_never_overflows():
     scores = logits(4, 300) * 1e4
-    out = sample(scores, Rows([SamplingParams(temperature=1e-30, top_p=0.5)] * 4, [1, 2, 3, 4]), [0] * 4)
+    out = sample(
+        scores, SamplingMetadata([SamplingParams(temperature=1e-30, top_p=0.5)] * 4, [1, 2, 3, 4]), [0] * 4
+    )
     assert out.tokens == scores.argmax(-1).tolist()
 
 
 def test_a_row_that_is_not_numbers_is_named_and_spoils_no_other():
     scores = logits(3, 20)
     scores[1, 4] = math.nan
-    out = sample(scores, Rows([SamplingParams(temperature=1.0)] * 3, [1, 2, 3]), [0] * 3)
-    assert out.broken == [1] and all(0 <= token < 20 for token in out.tokens)
+    out = sample(scores, SamplingMetadata([SamplingParams(temperature=1.0)] * 3, [1, 2, 3]), [0] * 3)
+    assert out.non_finite == [1] and all(0 <= token < 20 for token in out.tokens)
 
 
 @pytest.mark.parametrize(
@@ -205,4 +209,4 @@ def test_top_p_by_bisection_keeps_what_sorting_keeps(V):
     best_RV = probability_RV.sort(descending=True).values
     count_R1 = (best_RV.double().cumsum(-1) < p_R1.double()).sum(-1, keepdim=True).clamp(max=V - 1)
     kept = probability_RV >= best_RV.gather(1, count_R1)
-    assert torch.equal(probability_RV >= least_by_bisection(probability_RV, p_R1), kept)
+    assert torch.equal(probability_RV >= threshold_by_bisection(probability_RV, p_R1), kept)

@@ -28,7 +28,11 @@ class Schedules(RuleBasedStateMachine):
     @initialize(slots=st.integers(1, 5), pages=st.integers(4, 12), budget=st.integers(1, 700))
     def begin(self, slots, pages, budget):
         self.scheduler = Scheduler(
-            SlotPool(slots), PagePool(pages), page_size=128, max_context=4 * 128, token_budget=budget
+            SlotPool(slots),
+            PagePool(pages),
+            page_size=128,
+            max_model_len=4 * 128,
+            max_num_batched_tokens=budget,
         )
         self.alive, self.admitted, self.count = [], [], 0
 
@@ -49,18 +53,20 @@ class Schedules(RuleBasedStateMachine):
     def step(self):
         work = self.scheduler.schedule()
         assert bool(work) == bool(self.alive)
-        assert sum(length for _, _, length in work) <= self.scheduler.token_budget
+        assert sum(length for _, _, length in work) <= self.scheduler.max_num_batched_tokens
         assert len({r.id for r, _, _ in work}) == len(work)
-        decoding = {r.id for r in self.scheduler.running.values() if r.known - r.computed == 1}
+        decoding = {
+            r.id for r in self.scheduler.running.values() if r.num_tokens - r.num_computed_tokens == 1
+        }
         assert decoding <= {r.id for r, _, _ in work}, "a decoding request was left out of a step"
         for r, start, length in work:
-            assert start == r.computed and length >= 1
-            assert start + length == r.known or (start + length) % CHUNK == 0
+            assert start == r.num_computed_tokens and length >= 1
+            assert start + length == r.num_tokens or (start + length) % CHUNK == 0
             assert len(r.pages.ids) * 128 >= start + length
             if start == 0:
                 self.admitted.append(r.id)
-            r.computed += length
-            if r.computed == r.known and r.accept(5):
+            r.num_computed_tokens += length
+            if r.num_computed_tokens == r.num_tokens and r.accept(5):
                 self.alive.remove(r)
                 self.scheduler.remove(r)
 
@@ -71,15 +77,15 @@ class Schedules(RuleBasedStateMachine):
     @invariant()
     def pools_hold_what_runs(self):
         held = [page for r in self.scheduler.running.values() for page in r.pages.ids]
-        assert self.scheduler.pages.used == len(held) == len(set(held))
-        assert self.scheduler.slots.used == len(self.scheduler.running)
+        assert self.scheduler.pages.num_used == len(held) == len(set(held))
+        assert self.scheduler.slots.num_used == len(self.scheduler.running)
 
     def teardown(self):
         if hasattr(self, "scheduler"):
             for _ in range(len(self.alive) * (30 + 5) + 1):
                 self.step()
             assert not self.alive, "a request starved"
-            assert self.scheduler.pages.used == self.scheduler.slots.used == 0
+            assert self.scheduler.pages.num_used == self.scheduler.slots.num_used == 0
 
 
 Schedules.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
@@ -87,7 +93,9 @@ TestSchedules = Schedules.TestCase
 
 
 def test_a_request_that_could_never_run_is_refused_in_one_line():
-    scheduler = Scheduler(SlotPool(2), PagePool(3), page_size=128, max_context=1000, token_budget=256)
+    scheduler = Scheduler(
+        SlotPool(2), PagePool(3), page_size=128, max_model_len=1000, max_num_batched_tokens=256
+    )
     with pytest.raises(
         InputError, match="a prompt of 990 tokens and max_tokens 20 make 1010, more than the context of 1000"
     ):
@@ -99,16 +107,18 @@ def test_a_request_that_could_never_run_is_refused_in_one_line():
 
 
 def test_a_long_prompt_does_not_stop_those_who_decode():
-    scheduler = Scheduler(SlotPool(3), PagePool(64), page_size=128, max_context=4096, token_budget=300)
+    scheduler = Scheduler(
+        SlotPool(3), PagePool(64), page_size=128, max_model_len=4096, max_num_batched_tokens=300
+    )
     first, second = request(0, 5, 50), request(1, 1000, 5)
     scheduler.add(first)
     scheduler.add(second)
     lengths = []
-    while second.computed < 1000:
+    while second.num_computed_tokens < 1000:
         work = scheduler.schedule()
         lengths.append([length for _, _, length in work])
         for r, _, length in work:
-            r.computed += length
-            if r.computed == r.known:
+            r.num_computed_tokens += length
+            if r.num_computed_tokens == r.num_tokens:
                 r.accept(3)
     assert lengths == [[5, 256], [1, 256], [1, 256], [1, 232]]

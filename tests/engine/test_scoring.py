@@ -18,9 +18,14 @@ def truth(model, prompt):
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("values", [1, 1000, 1 << 22])
 def test_a_prompt_is_scored_as_one_forward_scores_it(model, tokenizer, monkeypatch, values, deterministic):
-    monkeypatch.setattr(scoring, "VALUES", values)
+    monkeypatch.setattr(scoring, "LOGITS", values)
     engine = Engine(
-        model, tokenizer, max_running=4, max_context=512, token_budget=140, deterministic=deterministic
+        model,
+        tokenizer,
+        max_num_seqs=4,
+        max_model_len=512,
+        max_num_batched_tokens=140,
+        deterministic=deterministic,
     )
     plain = engine.generate(PROMPTS, SamplingParams(max_tokens=3, ignore_eos=True))
     scored = engine.generate(PROMPTS, SamplingParams(max_tokens=3, ignore_eos=True, prompt_logprobs=2))
@@ -34,7 +39,7 @@ def test_a_prompt_is_scored_as_one_forward_scores_it(model, tokenizer, monkeypat
 
 
 def test_choices_share_the_scores_and_a_cached_prompt_is_scored_whole(model, tokenizer):
-    engine = Engine(model, tokenizer, max_running=3, max_context=512, cache_bytes=1 << 26)
+    engine = Engine(model, tokenizer, max_num_seqs=3, max_model_len=512, prefix_cache_bytes=1 << 26)
     params = SamplingParams(max_tokens=2, temperature=1.0, seed=1, prompt_logprobs=0, ignore_eos=True)
     engine.generate([PROMPTS[3]], SamplingParams(max_tokens=1))
     first = engine.add_choices(PROMPTS[3], SamplingParams(**{**params.__dict__, "n": 3}))

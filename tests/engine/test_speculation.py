@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
-from nanohybrid.engine.prompt_lookup import PAUSE, Drafter, Lookup
+from nanohybrid.engine.prompt_lookup import MAX_PAUSE, History, PromptLookupProposer
 from nanohybrid.engine.random_weights import random_model
 from nanohybrid.errors import InputError
 from nanohybrid.model import HybridCache, Layout
@@ -75,25 +75,32 @@ def test_drafts_change_no_text_of_any_model(tokenizer, pattern, seed):
     )  # fmt: skip
     model = random_model(config, torch.float32, seed)
     prompts = [repetitive(length, seed + length) for length in (3, 20, 127, 128, 129, 200)]
-    wanted = Engine(model, tokenizer, max_running=2, max_context=400).generate(prompts, GREEDY)
-    engine = Engine(model, tokenizer, max_running=4, max_context=400, token_budget=140, speculate=5)
+    wanted = Engine(model, tokenizer, max_num_seqs=2, max_model_len=400).generate(prompts, GREEDY)
+    engine = Engine(
+        model,
+        tokenizer,
+        max_num_seqs=4,
+        max_model_len=400,
+        max_num_batched_tokens=140,
+        num_speculative_tokens=5,
+    )
     half_right(engine, [one.token_ids for one in wanted], 5, seed)
     for got, expected in zip(engine.generate(prompts, GREEDY), wanted, strict=True):
         same(got, expected)
-    assert 100 < engine.drafter.accepted < engine.drafter.drafted - 20
+    assert 100 < engine.proposer.num_accepted_tokens < engine.proposer.num_draft_tokens - 20
 
 
 def test_a_text_that_repeats_itself_is_guessed(model, tokenizer):
     narrow = replace(GREEDY, logit_bias={40: 100.0, 41: 100.0, 42: 100.0}, max_tokens=150)
-    wanted = Engine(model, tokenizer, max_running=1, max_context=400).generate([repetitive(50)], narrow)[0]
-    engine = Engine(model, tokenizer, max_running=1, max_context=400, speculate=8)
+    wanted = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400).generate([repetitive(50)], narrow)[0]
+    engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400, num_speculative_tokens=8)
     request, steps = engine.add(repetitive(50), narrow), 0
     while not request.finished:
         engine.step()
         steps += 1
     same(request.completion(), wanted)
     assert set(wanted.token_ids) == {40, 41, 42} and steps < 100
-    assert engine.drafter.accepted == 150 - steps <= engine.drafter.drafted
+    assert engine.proposer.num_accepted_tokens == 150 - steps <= engine.proposer.num_draft_tokens
 
 
 ALONE = {}
@@ -109,10 +116,10 @@ def test_drafts_change_nothing_whatever_else_happens(
     model, tokenizer, wanted, running, budget, pages, speculate, cached, chance
 ):
     engine = Engine(
-        model, tokenizer, max_running=running, max_context=600, token_budget=budget, pages=pages, overcommit=True,
-        cache_bytes=2**22 * cached, checkpoint_every=128, speculate=speculate,
+        model, tokenizer, max_num_seqs=running, max_model_len=600, max_num_batched_tokens=budget, num_kv_pages=pages, overcommit=True,
+        prefix_cache_bytes=2**22 * cached, prefix_cache_interval=128, num_speculative_tokens=speculate,
     )  # fmt: skip
-    plain = Engine(model, tokenizer, max_running=1, max_context=600)
+    plain = Engine(model, tokenizer, max_num_seqs=1, max_model_len=600)
     waiting, asked_for, gone, step, said = list(wanted), [], set(), 0, {}
     half_right(engine, said, speculate)
     while waiting or engine.busy:
@@ -138,7 +145,7 @@ def test_drafts_change_nothing_whatever_else_happens(
         for request, alone in zip(requests, expected, strict=True):
             if not request.cancelled:
                 same(replace(request.completion(), cached_tokens=0, cache_miss="off"), alone)
-    assert engine.scheduler.slots.used == engine.scheduler.pages.used == 0
+    assert engine.scheduler.slots.num_used == engine.scheduler.pages.num_used == 0
 
 
 @pytest.mark.parametrize("stay", [0, 1, 2, 3, 4, 5])
@@ -174,8 +181,8 @@ def test_a_rejected_draft_that_is_not_a_number_leaves_no_trace_in_the_state(mode
     with torch.no_grad():
         broken.backbone.embeddings.weight[50] = float("nan")
     prompt = repetitive(30)
-    wanted = Engine(broken, tokenizer, max_running=1, max_context=200).generate([prompt], GREEDY)[0]
-    engine = Engine(broken, tokenizer, max_running=1, max_context=200, speculate=4)
+    wanted = Engine(broken, tokenizer, max_num_seqs=1, max_model_len=200).generate([prompt], GREEDY)[0]
+    engine = Engine(broken, tokenizer, max_num_seqs=1, max_model_len=200, num_speculative_tokens=4)
     engine.scheduler.propose = lambda request, room: [*wanted.token_ids[len(request.tokens) :][:1], 50, 50][
         :room
     ]
@@ -186,7 +193,7 @@ def test_a_rejected_draft_that_is_not_a_number_leaves_no_trace_in_the_state(mode
 def test_what_the_thinking_budget_inserts_is_read_in_one_step(model, tokenizer):
     params = SamplingParams(max_tokens=30, ignore_eos=True, thinking_budget=3, thinking_grace=0)
     prompt = thinks(tokenizer, 20, 1)
-    engine = Engine(model, tokenizer, max_running=1, max_context=200, speculate=12)
+    engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=200, num_speculative_tokens=12)
     request = engine.add(prompt, params)
     taken = []
     while not request.finished:
@@ -196,13 +203,13 @@ def test_what_the_thinking_budget_inserts_is_read_in_one_step(model, tokenizer):
     assert len(request.completion().forced) > 8 and max(taken) > 8
     same(
         request.completion(),
-        Engine(model, tokenizer, max_running=1, max_context=200).generate([prompt], params)[0],
+        Engine(model, tokenizer, max_num_seqs=1, max_model_len=200).generate([prompt], params)[0],
     )
 
 
 def test_a_stream_gets_several_tokens_at_once_and_the_same_text(model, tokenizer):
-    engine = Engine(model, tokenizer, max_running=1, max_context=200, speculate=8)
-    wanted = Engine(model, tokenizer, max_running=1, max_context=200).generate([repetitive(60)], GREEDY)[0]
+    engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=200, num_speculative_tokens=8)
+    wanted = Engine(model, tokenizer, max_num_seqs=1, max_model_len=200).generate([repetitive(60)], GREEDY)[0]
     half_right(engine, [wanted.token_ids])
     pieces = list(engine.stream(repetitive(60), GREEDY))
     assert "".join(pieces) == wanted.text and len(pieces) < 30
@@ -224,46 +231,53 @@ def test_a_stream_gets_several_tokens_at_once_and_the_same_text(model, tokenizer
 def test_a_draft_is_what_followed_the_longest_match(text, count, wanted):
     from array import array
 
-    lookup = Lookup(8)
+    lookup = History(8)
     lookup.text += array("i", text).tobytes()
-    assert lookup.follow(count) == wanted
+    assert lookup.propose(count) == wanted
 
 
 @given(text=st.lists(st.integers(0, 3), min_size=1, max_size=40), count=st.integers(1, 15))
 def test_a_draft_is_found_where_a_plain_search_finds_it(text, count):
     from array import array
 
-    lookup = Lookup(15)
+    lookup = History(15)
     lookup.text += array("i", text).tobytes()
     places = [p for p in range(2, len(text)) if text[p - 2 : p] == text[-2:]]
-    got = lookup.follow(count)
+    got = lookup.propose(count)
     assert bool(got) == bool(places) and len(got) == (count if places else 0)
     assert not places or any(got[0] == text[p] for p in places)
 
 
 def test_a_request_whose_drafts_are_useless_drafts_ever_less():
     class Said:
-        forced, lookup, draft, known = (), None, [], 0
+        forced, draft, num_tokens = (), [], 0
 
         def slice(self, start, length):
             return [1, 2] * length
 
-    drafter, request, steps = Drafter(8), Said(), []
+    proposer, request, steps = PromptLookupProposer(8), Said(), []
     for step in range(400):
-        request.known += 2
-        request.draft = drafter.propose(request, 100)
+        request.num_tokens += 2
+        request.draft = proposer.propose(request, 100)
         if request.draft:
             steps.append((step, len(request.draft)))
-            drafter.learn(request, 0)
+            proposer.update(request, 0)
     assert [length for _, length in steps[:3]] == [8, 1, 1] and len(steps) < 12
-    assert steps[-1][0] - steps[-2][0] == PAUSE + 1
-    drafter.learn(request, len(request.draft))
-    assert drafter.accepted == 0 and drafter.drafted == sum(length for _, length in steps)
+    assert steps[-1][0] - steps[-2][0] == MAX_PAUSE + 1
+    proposer.update(request, len(request.draft))
+    assert proposer.num_accepted_tokens == 0 and proposer.num_draft_tokens == sum(
+        length for _, length in steps
+    )
 
 
 @pytest.mark.parametrize(
-    "bad", [{"speculate": 16}, {"speculate": -1}, {"speculate": 2, "deterministic": True}]
+    "bad",
+    [
+        {"num_speculative_tokens": 16},
+        {"num_speculative_tokens": -1},
+        {"num_speculative_tokens": 2, "deterministic": True},
+    ],
 )
 def test_what_cannot_be_is_one_line(model, tokenizer, bad):
-    with pytest.raises(InputError, match="speculate"):
-        Engine(model, tokenizer, max_running=1, **bad)
+    with pytest.raises(InputError, match="num_speculative_tokens"):
+        Engine(model, tokenizer, max_num_seqs=1, **bad)

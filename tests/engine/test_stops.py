@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanohybrid.engine.stops import StopStrings
+from nanohybrid.engine.detokenizer import StopStrings
 
 letters = st.text("ab\n", max_size=30)
 stops = st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3).map(tuple)

@@ -34,7 +34,7 @@ FREE = SamplingParams(max_tokens=60, temperature=1.0, seed=1, ignore_eos=True)
 
 
 def engine_of(model, tokenizer, **options) -> Engine:
-    return Engine(model, tokenizer, **{"max_running": 4, "max_context": 400, **options})
+    return Engine(model, tokenizer, **{"max_num_seqs": 4, "max_model_len": 400, **options})
 
 
 def answer(completion) -> str:
@@ -98,7 +98,7 @@ def test_a_preempted_request_goes_on_in_its_grammar(model, tokenizer):
         count += 1
         if count % 3 == 0 and not request.finished:
             engine.scheduler.preempt(request)
-    assert engine.scheduler.preemptions > 3 and valid(request.completion())
+    assert engine.scheduler.num_preemptions > 3 and valid(request.completion())
     assert request.completion().token_ids == wanted.token_ids
 
 
@@ -115,7 +115,7 @@ def test_drafts_change_no_constrained_answer(model, tokenizer, seed):
     """Half of the drafts are right and half wrong, so that a matcher that had consumed a rejected token would be found out."""
     params = [replace(RATED, seed=seed), replace(RATED, seed=seed + 10), replace(FREE, seed=seed)]
     wanted = engine_of(model, tokenizer).generate([[50]] * 3, params)
-    engine = engine_of(model, tokenizer, speculate=6)
+    engine = engine_of(model, tokenizer, num_speculative_tokens=6)
 
     def propose(request, room):
         said = len(request.tokens)
@@ -125,7 +125,10 @@ def test_drafts_change_no_constrained_answer(model, tokenizer, seed):
     engine.scheduler.propose = propose
     found = engine.generate([[50]] * 3, params)
     assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
-    assert all(map(valid, found[:2])) and engine.drafter.drafted - 20 > engine.drafter.accepted > 20
+    assert (
+        all(map(valid, found[:2]))
+        and engine.proposer.num_draft_tokens - 20 > engine.proposer.num_accepted_tokens > 20
+    )
 
 
 @pytest.mark.parametrize("budget", [0, 5])
@@ -170,7 +173,7 @@ def test_the_trace_may_not_end_the_text_that_the_answer_must_follow(model, token
 
 
 def test_a_prompt_from_the_prefix_cache_is_constrained(model, tokenizer):
-    engine = engine_of(model, tokenizer, cache_bytes=2**22, checkpoint_every=128)
+    engine = engine_of(model, tokenizer, prefix_cache_bytes=2**22, prefix_cache_interval=128)
     prompt = list(range(20, 200))
     first, second = (engine.generate([prompt], RATED)[0] for _ in range(2))
     assert second.cached_tokens == 128 and valid(second) and second.token_ids == first.token_ids
@@ -193,7 +196,7 @@ def test_a_grammar_that_exceeds_its_limits_fails_its_own_request(model, tokenize
         engine.step()
     failed, fine = (request.completion() for request in requests)
     assert failed.finish_reason == "error" and failed.error.code == "grammar_too_complex" and valid(fine)
-    assert engine.scheduler.slots.used == engine.scheduler.pages.used == 0
+    assert engine.scheduler.slots.num_used == engine.scheduler.pages.num_used == 0
     with pytest.raises(NanohybridError, match="the grammar exceeds its limits"):
         engine.generate([[50]], large)
 

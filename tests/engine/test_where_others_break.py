@@ -23,7 +23,7 @@ def prompt(length, seed=0):
 
 
 def engine(model, tokenizer, running=4, **more):
-    return Engine(model, tokenizer, max_running=running, **{"max_context": 700, "debug": True, **more})
+    return Engine(model, tokenizer, max_num_seqs=running, **{"max_model_len": 700, "debug": True, **more})
 
 
 @pytest.fixture(scope="module")
@@ -71,34 +71,36 @@ def all_right(it, requests, truth, count=GREEDY.max_tokens):
 @pytest.mark.parametrize("rest", range(1, CONV + 2))
 def test_a_last_piece_shorter_than_the_window_of_the_conv(model, tokenizer, truth, rest):
     """It must shift the carried inputs, its own, and not those of a prefix that others share."""
-    it = engine(model, tokenizer, token_budget=1, cache_bytes=2**22, checkpoint_every=128)
+    it = engine(
+        model, tokenizer, max_num_batched_tokens=1, prefix_cache_bytes=2**22, prefix_cache_interval=128
+    )
     ids = prompt(128 + rest, rest)
     for ending in (ids, ids[:128] + prompt(rest, 99), ids):
         request = it.add(ending, GREEDY)
         run_out(it)
         right(request, truth)
-    assert request.cached == 128
+    assert request.num_cached_tokens == 128
 
 
 @pytest.mark.parametrize("length", [127, 128, 129, 255, 256, 257, 384])
 def test_a_prompt_that_is_an_exact_multiple_of_the_chunk(model, tokenizer, truth, length):
     """Its checkpoint is at its end, where the logits of its last token are still wanted: a hit may not use it whole."""
-    it = engine(model, tokenizer, cache_bytes=2**22, checkpoint_every=128)
+    it = engine(model, tokenizer, prefix_cache_bytes=2**22, prefix_cache_interval=128)
     for _ in range(2):
-        request = it.add(prompt(length), GREEDY, checkpoint_at=[length])
+        request = it.add(prompt(length), GREEDY, cache_breakpoints=[length])
         run_out(it)
         right(request, truth)
-    assert request.cached == (length - 1) // 128 * 128
+    assert request.num_cached_tokens == (length - 1) // 128 * 128
 
 
 def test_a_checkpoint_is_not_what_a_later_request_made_of_it(model, tokenizer, truth):
     """Several go on from one checkpoint, differently, and it stays what it was."""
-    it = engine(model, tokenizer, cache_bytes=2**22, checkpoint_every=128)
+    it = engine(model, tokenizer, prefix_cache_bytes=2**22, prefix_cache_interval=128)
     for seed in range(4):
         request = it.add(prompt(256) + prompt(7 + seed, seed + 5), GREEDY)
         run_out(it)
         right(request, truth)
-    assert request.cached == 256 and it.cache.hits == 3
+    assert request.num_cached_tokens == 256 and it.prefix_cache.hits == 3
 
 
 @pytest.mark.parametrize("lengths", [(1, 130, 5, 128), (129, 2, 300, 17), (16, 17, 31, 33)])
@@ -111,30 +113,37 @@ def test_padded_tails_of_a_ragged_batch_stay_out_of_the_states(model, tokenizer,
 @pytest.mark.parametrize("budget", [1, 130, 260, 300, 515])
 def test_borders_of_chunks_and_of_sequences_that_differ(model, tokenizer, truth, budget):
     """Pieces of several prompts in one step: each goes on from its own state, wherever the batch puts it."""
-    it = engine(model, tokenizer, token_budget=budget)
+    it = engine(model, tokenizer, max_num_batched_tokens=budget)
     requests = [it.add(prompt(length, length), GREEDY) for length in (200, 129, 340, 64)]
     all_right(it, requests, truth)
 
 
 def test_a_request_put_aside_in_mid_prompt_goes_on_from_its_own_state(model, tokenizer, truth):
     """Its old slot has another owner meanwhile."""
-    it = engine(model, tokenizer, running=2, token_budget=1)
+    it = engine(model, tokenizer, running=2, max_num_batched_tokens=1)
     first = it.add(prompt(400), GREEDY)
     it.step()
-    assert 0 < first.computed < 400
+    assert 0 < first.num_computed_tokens < 400
     old = first.slot.ids
     it.scheduler.preempt(first)
-    thief = it.scheduler.slots.take()
+    thief = it.scheduler.slots.allocate()
     assert thief.ids == old
     others = [it.add(prompt(30, 3), GREEDY)]
     it.step()
-    it.scheduler.slots.give(thief)
+    it.scheduler.slots.free(thief)
     all_right(it, (first, *others), truth)
 
 
 def test_drafts_are_no_part_of_a_prompt_that_is_still_being_read(model, tokenizer, truth):
     """Drafting, prefill in pieces, and a hit in the cache at once."""
-    it = engine(model, tokenizer, token_budget=1, speculate=5, cache_bytes=2**22, checkpoint_every=128)
+    it = engine(
+        model,
+        tokenizer,
+        max_num_batched_tokens=1,
+        num_speculative_tokens=5,
+        prefix_cache_bytes=2**22,
+        prefix_cache_interval=128,
+    )
     longer = replace(GREEDY, max_tokens=25)
     it.scheduler.propose = lambda request, room: [
         *truth(request.prompt, 25)[0][len(request.tokens) :][:2],
@@ -143,12 +152,16 @@ def test_drafts_are_no_part_of_a_prompt_that_is_still_being_read(model, tokenize
     for _ in range(2):
         requests = [it.add([7, 8, 9] * 60 + prompt(length, 1), longer) for length in (3, 150)]
         all_right(it, requests, truth, 25)
-    assert it.drafter.accepted > 20 and requests[0].cached and requests[1].cached
+    assert (
+        it.proposer.num_accepted_tokens > 20
+        and requests[0].num_cached_tokens
+        and requests[1].num_cached_tokens
+    )
 
 
 def test_steps_without_drafts_beside_and_after_steps_with_them(model, tokenizer, truth):
     """A state that drafts moved on is the one that the next plain step reads."""
-    it = engine(model, tokenizer, speculate=3)
+    it = engine(model, tokenizer, num_speculative_tokens=3)
     longer, turn = replace(GREEDY, max_tokens=25), []
 
     def propose(request, room):
@@ -167,7 +180,7 @@ def test_steps_without_drafts_beside_and_after_steps_with_them(model, tokenizer,
 @pytest.mark.parametrize("overcommit", [False, True])
 def test_a_request_near_the_ceiling_of_the_pool_ends(model, tokenizer, truth, overcommit):
     """It needs every page that there is; beside it others wait, and nobody is requeued for ever."""
-    it = engine(model, tokenizer, pages=3, max_context=384, overcommit=overcommit)
+    it = engine(model, tokenizer, num_kv_pages=3, max_model_len=384, overcommit=overcommit)
     giant = it.add(prompt(378), GREEDY)
     others = [it.add(prompt(20, i), GREEDY) for i in range(3)]
     all_right(it, (giant, *others), truth)
@@ -178,7 +191,7 @@ def test_a_request_near_the_ceiling_of_the_pool_ends(model, tokenizer, truth, ov
 @pytest.mark.parametrize("budget", [1, 2, 127, 128, 129, 191])
 def test_a_budget_below_a_chunk_still_advances_every_prompt(model, tokenizer, truth, budget):
     """Cut at multiples of 128, a small budget must not round down to nothing."""
-    it = engine(model, tokenizer, running=3, token_budget=budget)
+    it = engine(model, tokenizer, running=3, max_num_batched_tokens=budget)
     requests = [it.add(prompt(length, length), GREEDY) for length in (300, 128, 5)]
     all_right(it, requests, truth)
 
@@ -192,30 +205,36 @@ def test_more_requests_than_slots_wait_and_are_all_answered(model, tokenizer, tr
 @pytest.mark.parametrize("shift", [0, 1, 100, 127])
 def test_a_system_prompt_hits_wherever_it_begins_and_ends(model, tokenizer, truth, shift):
     """A hit rate that falls to nothing when a prompt grows by some tokens is a grid that nobody asked for."""
-    it = engine(model, tokenizer, cache_bytes=2**23, checkpoint_every=128)
+    it = engine(model, tokenizer, prefix_cache_bytes=2**23, prefix_cache_interval=128)
     system = prompt(shift, 50) + prompt(210, 51)
     for question in range(3):
-        request = it.add(system + prompt(9, question), GREEDY, checkpoint_at=[len(system)])
+        request = it.add(system + prompt(9, question), GREEDY, cache_breakpoints=[len(system)])
         run_out(it)
         right(request, truth)
-        assert request.cached == (len(system) if question else 0)
-    assert (it.cache.hits, it.cache.misses.total()) == (2, 1)
+        assert request.num_cached_tokens == (len(system) if question else 0)
+    assert (it.prefix_cache.hits, it.prefix_cache.misses.total()) == (2, 1)
 
 
 @pytest.mark.parametrize("length", [1, 2, 60])
 def test_a_prompt_shorter_than_a_chunk_is_found_too(model, tokenizer, truth, length):
-    it = engine(model, tokenizer, cache_bytes=2**22)
+    it = engine(model, tokenizer, prefix_cache_bytes=2**22)
     for ending in range(2):
-        request = it.add(prompt(length) + prompt(3, ending), GREEDY, checkpoint_at=[length])
+        request = it.add(prompt(length) + prompt(3, ending), GREEDY, cache_breakpoints=[length])
         run_out(it)
         right(request, truth)
-    assert request.cached == length and request.cache_miss is None
+    assert request.num_cached_tokens == length and request.cache_miss is None
 
 
 def test_answers_do_not_get_worse_run_by_run(model, tokenizer, truth):
     """The same questions again and again over a warm cache and used slots."""
     it = engine(
-        model, tokenizer, running=3, cache_bytes=2**20, checkpoint_every=128, pages=9, overcommit=True
+        model,
+        tokenizer,
+        running=3,
+        prefix_cache_bytes=2**20,
+        prefix_cache_interval=128,
+        num_kv_pages=9,
+        overcommit=True,
     )
     for turn in range(4):
         requests = [

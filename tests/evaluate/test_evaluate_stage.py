@@ -1,4 +1,4 @@
-"""The whole stage on tiny random models, through the command."""
+"""The stage `evaluate` on tiny random models, through the command."""
 
 import json
 import sys
@@ -10,8 +10,8 @@ from nanohybrid.cli.main import main
 from nanohybrid.data import TokenStore
 
 FLAGS = [
-    "--problems", "3", "--tasks", '["sums","parity"]', "--budgets", "[0,4]", "--max_tokens", "8", "--contexts", "[16,200]",
-    "--decode_batch", "2", "--decode_rounds", "2",
+    "--problems", "3", "--tasks", '["sums","parity"]', "--thinking-budgets", "[0,4]", "--max-tokens", "8", "--contexts", "[16,200]",
+    "--decode-batch", "2", "--decode-rounds", "2",
 ]  # fmt: skip
 
 
@@ -25,7 +25,9 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
-def test_models_in_summary_and_report_out(checkpoint, dense_checkpoint, data, tmp_path, capsys):
+def test_evaluate_writes_summary_and_report_and_reuses_a_complete_run(
+    checkpoint, dense_checkpoint, data, tmp_path, capsys
+):
     command = ["evaluate", *FLAGS, "--data", str(data), "--out", str(tmp_path / "out"), "--json"]
     models = [f"hybrid={checkpoint}", f"dense={dense_checkpoint}"]
     assert main([*command, *models]) == 0
@@ -43,14 +45,14 @@ def test_models_in_summary_and_report_out(checkpoint, dense_checkpoint, data, tm
     assert json.loads(capsys.readouterr().out)["accuracy"] == summary["accuracy"]
 
 
-def test_two_models_of_one_name_are_refused(checkpoint, tmp_path, capsys):
+def test_evaluate_refuses_duplicate_and_unknown_model_names(checkpoint, tmp_path, capsys):
     assert main(["evaluate", "--out", str(tmp_path / "out"), str(checkpoint), str(checkpoint)]) == 2
     assert "name them" in capsys.readouterr().err
-    assert main(["evaluate", "--out", str(tmp_path / "out"), "--curve_models", '["x"]', str(checkpoint)]) == 2
+    assert main(["evaluate", "--out", str(tmp_path / "out"), "--curve-models", '["x"]', str(checkpoint)]) == 2
     assert "not among" in capsys.readouterr().err
 
 
-def test_a_missing_extra_is_told_before_the_work(checkpoint, tmp_path, monkeypatch, capsys):
+def test_evaluate_names_a_missing_extra_before_any_work(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["evaluate", *FLAGS, "--out", str(tmp_path / "out"), str(checkpoint)]) == 2
     assert (
@@ -59,9 +61,11 @@ def test_a_missing_extra_is_told_before_the_work(checkpoint, tmp_path, monkeypat
     )
 
 
-@pytest.mark.parametrize("flag", ["--temperature=-1", "--top_p=7", "--grace=-1", "--held_out_tokens=-1"])
-def test_a_setting_out_of_range_leaves_nothing_behind(checkpoint, tmp_path, flag, capsys):
+@pytest.mark.parametrize(
+    "flag", ["--temperature=-1", "--top-p=7", "--thinking-grace=-1", "--held-out-tokens=-1"]
+)
+def test_evaluate_refuses_settings_out_of_range_and_leaves_nothing_behind(checkpoint, tmp_path, flag, capsys):
     assert main(["evaluate", *FLAGS, flag, "--out", str(tmp_path / "out"), str(checkpoint)]) == 2
-    assert flag[2:].partition("=")[0] in capsys.readouterr().err and not any(
+    assert flag[2:].partition("=")[0].replace("-", "_") in capsys.readouterr().err and not any(
         path.name.startswith("out") for path in tmp_path.iterdir()
     )

@@ -21,7 +21,7 @@ def store(seed=0, count=9):
 
 
 @torch.no_grad()
-def test_held_out_loss_is_the_mean_over_targets_of_whole_logits(checkpoint):
+def test_held_out_loss_equals_the_mean_over_targets_of_full_logits(checkpoint):
     model, documents = load(checkpoint, torch.float32), store()
     total, count = 0.0, 0
     for index in range(len(documents)):
@@ -36,13 +36,13 @@ def test_held_out_loss_is_the_mean_over_targets_of_whole_logits(checkpoint):
     assert found.perplexity == pytest.approx(np.exp(found.loss))
 
 
-def test_no_target_is_said_so(checkpoint):
+def test_held_out_loss_refuses_documents_without_targets(checkpoint):
     nothing = TokenStore.from_documents([([20, 21, 22], [0, 0, 0])])
     with pytest.raises(InputError, match="no target token"):
         held_out_loss(load(checkpoint, torch.float32), nothing)
 
 
-def test_a_timed_step_is_a_real_one_and_stays_at_its_context(checkpoint):
+def test_decode_step_writes_the_caches_at_its_context_only(checkpoint):
     model = load(checkpoint, torch.float32)
     step = DecodeStep(model, context=130, batch=3, seed=1)
     assert step.layout.positions == (130,) * 3 and step.layout.is_decode
@@ -57,15 +57,17 @@ def test_a_timed_step_is_a_real_one_and_stays_at_its_context(checkpoint):
     ]  # two pages a sequence; position 130 is row 2 of the second
 
 
-def test_times_of_a_hybrid_and_a_transformer_with_the_bytes_that_they_keep(checkpoint, dense_checkpoint):
+def test_decode_times_of_a_hybrid_and_a_transformer_have_their_cache_bytes(checkpoint, dense_checkpoint):
     models = {"hybrid": load(checkpoint, torch.float32), "dense": load(dense_checkpoint, torch.float32)}
     rows = decode_times(models, (8, 200), batch=2, rounds=3)
     assert [row.context for row in rows["dense"]] == [8, 200] and all(
         0 < r.quickest <= r.milliseconds for f in rows.values() for r in f
     )
     for model in models.values():
-        kept = sum(p.nbytes for layer in DecodeStep(model, 127, 1).state.layers for p in layer.values())
-        assert kept == Footprint.of(model.config, torch.float32).sequence_bytes(128)
+        cache_bytes = sum(
+            p.nbytes for layer in DecodeStep(model, 127, 1).state.layers for p in layer.values()
+        )
+        assert cache_bytes == Footprint.of(model.config, torch.float32).sequence_bytes(128)
     assert rows["dense"][1].sequence_bytes - rows["dense"][0].sequence_bytes == 2 * (
         rows["hybrid"][1].sequence_bytes - rows["hybrid"][0].sequence_bytes
     )

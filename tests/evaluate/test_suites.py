@@ -1,4 +1,4 @@
-"""Problems from the test split, judged by their tasks; what counts as well formed."""
+"""Problems from the test split, scored by their tasks; what counts as well formed."""
 
 import random
 
@@ -8,12 +8,19 @@ import torch
 from nanohybrid import tasks
 from nanohybrid.engine import LLM, Completion
 from nanohybrid.errors import InputError
-from nanohybrid.evaluate.recipe import Mode
-from nanohybrid.evaluate.suites import answer, by_difficulty, by_family, draw_problems, judge, score
+from nanohybrid.evaluate.recipe import GenerationConfig
+from nanohybrid.evaluate.suites import (
+    aggregate,
+    answer_problems,
+    by_difficulty,
+    by_family,
+    draw_problems,
+    score_completion,
+)
 from nanohybrid.tasks import split_of
 
 
-def test_problems_are_different_held_out_and_the_same_for_a_seed():
+def test_draw_problems_are_distinct_held_out_and_the_same_for_a_seed():
     problems = draw_problems(("sums", "parity"), 40, seed=3)
     assert {split_of(p.prompt) for p in problems} == {"test"}
     assert len({p.prompt for p in problems}) == len(problems) > 60
@@ -29,7 +36,7 @@ def test_problems_are_different_held_out_and_the_same_for_a_seed():
         draw_problems((), 3)
 
 
-def said(text, reason="stop", tokens=20, thinking=5):
+def completion_of(text, reason="stop", tokens=20, thinking=5):
     return Completion(text, list(range(tokens)), reason, thinking, "natural", None, 10)
 
 
@@ -44,31 +51,34 @@ def said(text, reason="stop", tokens=20, thinking=5):
             True,
             1,
             False,
-        ),  # a second </think>: thought on in its answer
-        ("{}\n", "stop", True, 0, False),  # the trace never ended, so nothing was answered
+        ),  # a second </think>: it continued to think in its answer
+        ("{}\n", "stop", True, 0, False),  # the trace never ended, so there is no answer
         ("1+2=3\n</think>\n\n{}\n", "length", True, 0, False),  # did not stop
         ("{}\n", "stop", False, 1, True),
-        ("1+2\n</think>\n\n{}\n", "stop", False, 1, False),  # was told not to think
+        ("1+2\n</think>\n\n{}\n", "stop", False, 1, False),  # thinking was off
         ("x\n", "stop", False, 0, True),
     ],
 )
-def test_right_and_well_formed(text, reason, thinking, correct, well_formed):
+def test_score_completion_tells_correct_and_well_formed(text, reason, thinking, correct, well_formed):
     problem = tasks.get("sums").make(random.Random(0), 3, "test")
-    found = judge(problem, said(text.format(problem.answer), reason), thinking)
+    found = score_completion(problem, completion_of(text.format(problem.answer), reason), thinking)
     assert (found.correct, found.well_formed) == (correct, well_formed)
 
 
-def test_lengths_leave_out_trace_inserted_think_close_and_stop():
+def test_score_completion_counts_answer_tokens_without_inserted_ones_and_eos():
     problem = tasks.get("sums").make(random.Random(0), 3, "test")
     completion = Completion("a</think>b", list(range(20)), "stop", 5, "forced", None, 10, forced=range(5, 9))
-    found = judge(problem, completion, True)
+    found = score_completion(problem, completion, True)
     assert (found.thinking_tokens, found.answer_tokens) == (5, 20 - 5 - 4 - 1)
 
 
-def test_scores_by_family_and_difficulty_are_parts_of_the_whole():
+def test_scores_by_family_and_difficulty_add_up_to_the_total():
     problems = draw_problems(("sums", "running"), 12)
-    answers = [judge(p, said(f"</think>{p.answer if i % 3 else 'x'}"), True) for i, p in enumerate(problems)]
-    whole, families, levels = score(answers), by_family(answers), by_difficulty(answers)
+    answers = [
+        score_completion(p, completion_of(f"</think>{p.answer if i % 3 else 'x'}"), True)
+        for i, p in enumerate(problems)
+    ]
+    whole, families, levels = aggregate(answers), by_family(answers), by_difficulty(answers)
     assert whole.accuracy == pytest.approx(
         sum(s.accuracy * s.problems for s in families.values()) / whole.problems
     )
@@ -76,13 +86,15 @@ def test_scores_by_family_and_difficulty_are_parts_of_the_whole():
     assert whole.low < whole.accuracy < whole.high and set(families) == {"sums", "running"}
 
 
-def test_a_checkpoint_answers_the_same_alone_and_again(checkpoint):
-    llm, problems = LLM(checkpoint, torch.float32, max_running=8), draw_problems(("sums",), 6)
-    mode = Mode(thinking=True, budget=6, max_tokens=16, temperature=1.0, grace=2)
-    together = answer(llm, problems, mode)
-    assert together == answer(llm, problems, mode)
-    assert together[0] == answer(llm, problems[:1], mode)[0]
+def test_answer_problems_does_not_depend_on_the_batch(checkpoint):
+    llm, problems = LLM(checkpoint, torch.float32, max_num_seqs=8), draw_problems(("sums",), 6)
+    config = GenerationConfig(
+        thinking=True, thinking_budget=6, max_tokens=16, temperature=1.0, thinking_grace=2
+    )
+    together = answer_problems(llm, problems, config)
+    assert together == answer_problems(llm, problems, config)
+    assert together[0] == answer_problems(llm, problems[:1], config)[0]
     assert all(item.thinking_tokens <= 8 for item in together)
     done = []
-    answer(llm, problems, Mode(thinking=False, max_tokens=4), done.append)
+    answer_problems(llm, problems, GenerationConfig(thinking=False, max_tokens=4), done.append)
     assert sum(done) == 6

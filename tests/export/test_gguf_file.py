@@ -1,4 +1,4 @@
-"""A GGUF file holds the checkpoint's weights and sizes, under llama.cpp's names; read back by the gguf library."""
+"""A GGUF file has the weights and sizes of the checkpoint under llama.cpp's names; read with the gguf library."""
 
 import json
 
@@ -73,7 +73,7 @@ def official_name(name, config):
 
 @EVERY
 @pytest.mark.parametrize("kind", ["f32", "bf16"])
-def test_every_weight_is_there_under_llama_cpps_name(checkpoint, tmp_path, name, kind):
+def test_export_writes_all_weights_under_llama_cpps_names(checkpoint, tmp_path, name, kind):
     config, directory = CONFIGS[name], checkpoint(name)
     found = tensors(exported(directory, tmp_path / "model.gguf", kind))
     ours = weights(directory)
@@ -92,7 +92,7 @@ def test_every_weight_is_there_under_llama_cpps_name(checkpoint, tmp_path, name,
 
 
 @pytest.mark.parametrize("kind", BOUNDS)
-def test_quantized_matrices_are_within_a_step_and_vectors_exact(checkpoint, tmp_path, kind):
+def test_export_quantizes_within_one_step_and_keeps_vectors_exact(checkpoint, tmp_path, kind):
     config, directory = CONFIGS["hybrid"], checkpoint("hybrid")
     found = tensors(exported(directory, tmp_path / "model.gguf", kind))
     for weight, tensor in weights(directory).items():
@@ -110,7 +110,7 @@ def test_quantized_matrices_are_within_a_step_and_vectors_exact(checkpoint, tmp_
 @pytest.mark.parametrize(
     ("format", "kind"), [("int8", "q8_0"), ("int4", "q4_0"), ("int4", "q8_0"), ("fp8", "bf16")]
 )
-def test_a_quantized_checkpoint_keeps_its_values(tmp_path, format, kind):
+def test_export_of_a_quantized_checkpoint_keeps_its_values(tmp_path, format, kind):
     model = random_model(CONFIGS["hybrid"]).bfloat16()
     quantize_model(model, format)
     save(model, tmp_path / "model")
@@ -133,22 +133,22 @@ def test_a_quantized_checkpoint_keeps_its_values(tmp_path, format, kind):
             )
 
 
-def test_rows_that_are_no_whole_blocks_stay_bf16(checkpoint, tmp_path):
+def test_export_keeps_rows_of_incomplete_blocks_in_bf16(checkpoint, tmp_path):
     found = tensors(exported(checkpoint("wide conv, odd sizes"), tmp_path / "model.gguf", "q4_0"))
     assert found["blk.1.ffn_down.weight"][1] == "BF16"  # 100 columns
     assert found["blk.1.ffn_up.weight"][1] == "Q4_0"
 
 
-def test_large_tensors_are_quantized_in_pieces_of_the_same_bytes(monkeypatch):
+def test_encode_in_chunks_gives_the_same_bytes(monkeypatch):
     from nanohybrid.export import encode
 
     tensor = torch.randn(37, 64)
     whole = encode.encode(tensor, gguf.GGMLQuantizationType.Q8_0, "x")
-    monkeypatch.setattr(encode, "PIECE", 5 * 64)
+    monkeypatch.setattr(encode, "CHUNK", 5 * 64)
     assert np.array_equal(encode.encode(tensor, gguf.GGMLQuantizationType.Q8_0, "x"), whole)
 
 
-def test_keys_of_a_hybrid_say_which_layer_is_what(checkpoint, tmp_path):
+def test_export_keys_of_a_hybrid_tell_the_kind_of_each_layer(checkpoint, tmp_path):
     said = keys(exported(checkpoint("attention first and last"), tmp_path / "model.gguf", "q8_0"))
     assert (
         said["general.architecture"] == "nemotron_h"
@@ -170,7 +170,7 @@ def test_keys_of_a_hybrid_say_which_layer_is_what(checkpoint, tmp_path):
     }  # fmt: skip
 
 
-def test_keys_of_a_dense_model_are_qwen3s(checkpoint, tmp_path):
+def test_export_keys_of_a_dense_model_are_those_of_qwen3(checkpoint, tmp_path):
     said = keys(exported(checkpoint("dense"), tmp_path / "model.gguf"))
     assert (
         said["general.architecture"] == "qwen3"
@@ -197,20 +197,20 @@ def test_keys_of_a_dense_model_are_qwen3s(checkpoint, tmp_path):
         ({"pattern": "*-*-"}, "has no Mamba-2 layer"),
     ],
 )
-def test_what_llama_cpp_has_no_architecture_for_is_refused_in_one_line(tmp_path, changes, words):
+def test_export_refuses_a_model_without_llama_cpp_architecture(tmp_path, changes, words):
     save(HybridLM(HybridConfig(**{**HYBRID, **changes})), tmp_path / "model")
     with pytest.raises(InputError, match=words) as refused:
         GgufExport(tmp_path / "model")
     assert "\n" not in str(refused.value)
 
 
-def test_limits_of_time_steps_do_not_matter_where_no_layer_is_mamba(tmp_path):
+def test_export_ignores_time_step_limit_without_mamba_layers(tmp_path):
     save(HybridLM(HybridConfig(**DENSE, time_step_limit=(0.0, 0.1))), tmp_path / "model")
     with GgufExport(tmp_path / "model") as export:
         assert export.architecture == "qwen3"
 
 
-def test_f16_is_refused_where_it_would_overflow(tmp_path):
+def test_export_refuses_f16_that_overflows(tmp_path):
     model = random_model(CONFIGS["dense"])
     model.backbone.layers[1].mixer.up_proj.weight.data[3, 5] = 1e5
     save(model, tmp_path / "model")
@@ -221,12 +221,12 @@ def test_f16_is_refused_where_it_would_overflow(tmp_path):
         export.write(tmp_path / "model.gguf")
 
 
-def test_a_tied_head_is_stored_once(checkpoint, tmp_path):
+def test_export_stores_a_tied_head_once(checkpoint, tmp_path):
     names = set(tensors(exported(checkpoint("hybrid, tied"), tmp_path / "model.gguf")))
     assert "token_embd.weight" in names and "output.weight" not in names
 
 
-def test_an_interrupted_export_leaves_the_old_file_and_nothing_beside(checkpoint, tmp_path):
+def test_export_interrupted_leaves_the_old_file_only(checkpoint, tmp_path):
     out = tmp_path / "model.gguf"
     out.write_bytes(b"old")
 
@@ -238,7 +238,7 @@ def test_an_interrupted_export_leaves_the_old_file_and_nothing_beside(checkpoint
     assert out.read_bytes() == b"old" and [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 
 
-def test_one_tensor_is_held_at_a_time(checkpoint, tmp_path, monkeypatch):
+def test_export_holds_one_tensor_at_a_time(checkpoint, tmp_path, monkeypatch):
     alive = []
     read = CheckpointReader.tensor
 
@@ -260,7 +260,7 @@ def test_one_tensor_is_held_at_a_time(checkpoint, tmp_path, monkeypatch):
         assert sum(told) == export.bytes
 
 
-def test_the_command_says_what_it_wrote(checkpoint, tmp_path, capsys):
+def test_export_command_prints_a_summary(checkpoint, tmp_path, capsys):
     assert (
         main(
             [
@@ -288,12 +288,14 @@ def test_the_command_says_what_it_wrote(checkpoint, tmp_path, capsys):
     ("arguments", "words"),
     [
         (["nowhere", "x.gguf"], "nowhere: no such directory"),
-        (["MODEL", "."], "is a directory, and a GGUF is one file"),
+        (["MODEL", "."], "is a directory, but a GGUF is one file"),
         (["MODEL", "x.gguf", "--type", "q2_k"], "q2_k"),
         (["MODEL", "/proc/x.gguf"], "/proc/x.gguf: cannot be written"),
     ],
 )
-def test_mistakes_are_one_line(checkpoint, tmp_path, monkeypatch, capsys, arguments, words):
+def test_export_command_refuses_bad_arguments_in_one_line(
+    checkpoint, tmp_path, monkeypatch, capsys, arguments, words
+):
     monkeypatch.chdir(tmp_path)
     assert (
         main(
@@ -309,7 +311,7 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, monkeypatch, capsys, argume
     assert words in error and error.count("\n") == 1
 
 
-def test_without_the_library_the_command_says_how_to_install_it(checkpoint, tmp_path, monkeypatch, capsys):
+def test_export_command_names_the_missing_library(checkpoint, tmp_path, monkeypatch, capsys):
     import sys
 
     monkeypatch.setitem(sys.modules, "gguf", None)

@@ -60,7 +60,7 @@ def export(tmp_path):
 
 
 @pytest.mark.parametrize("name", CONFIGS, ids=lambda name: name.replace(" ", "-"))
-def test_logits_are_ours_in_prefill_and_in_decode(checkpoint, export, name):
+def test_llama_cpp_logits_equal_ours_in_prefill_and_decode(checkpoint, export, name):
     path = export(checkpoint(name), "f32")
     theirs = opened(path, n_ctx=256, logits_all=True, type_k=F32, type_v=F32, flash_attn=False)
     tokens_T = torch.randint(13, 350, (90,))
@@ -104,7 +104,7 @@ def trained(tmp_path_factory, small):
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_0"])
-def test_a_trained_model_says_the_same_in_every_type(trained, export, small, kind):
+def test_llama_cpp_generates_the_same_text_in_every_type(trained, export, small, kind):
     ours = LLM(trained).chat([{"role": "user", "content": "quick?"}], SamplingParams(max_tokens=200))
     assert ours.text == small.decode(lesson(small).completion) and ours.finish_reason == "stop"
     answer = opened(export(trained, kind), n_ctx=512).create_chat_completion(
@@ -115,7 +115,7 @@ def test_a_trained_model_says_the_same_in_every_type(trained, export, small, kin
 
 
 @pytest.mark.parametrize("name", ["hybrid", "attention first and last", "dense, tied"])
-def test_greedy_text_of_random_models_is_ours(checkpoint, export, name):
+def test_llama_cpp_greedy_text_of_random_models_equals_ours(checkpoint, export, name):
     prompt = "The quick brown fox counts"
     ours = LLM(checkpoint(name))
     ids = ours.tokenizer.encode(prompt)
@@ -154,7 +154,7 @@ def official():
 
 
 @pytest.mark.parametrize("special", [True, False])
-def test_ids_of_hard_texts_are_ours(speaker, special):
+def test_llama_cpp_ids_of_hard_texts_equal_ours(speaker, special):
     ours, theirs = speaker
     for text in TEXTS:
         assert theirs.tokenize(text.encode(), add_bos=False, special=special) == ours.encode(
@@ -162,13 +162,13 @@ def test_ids_of_hard_texts_are_ours(speaker, special):
         ), text
 
 
-def test_texts_that_it_cuts_differently_still_come_back_whole(speaker):
+def test_llama_cpp_decodes_texts_that_it_splits_differently(speaker):
     ours, theirs = speaker
     for text in CUT_DIFFERENTLY:
         assert ours.decode(theirs.tokenize(text.encode(), add_bos=False)) == text
 
 
-def test_text_begins_and_ends_as_the_checkpoint_says(speaker):
+def test_llama_cpp_has_the_bos_and_eos_of_the_checkpoint(speaker):
     ours, theirs = speaker
     assert (theirs.token_bos(), theirs.token_eos()) == (ours.bos_id, ours.eos_id)
     assert theirs.tokenize(b"a") == ours.encode("a")  # add_bos_token is false in what we save
@@ -177,7 +177,7 @@ def test_text_begins_and_ends_as_the_checkpoint_says(speaker):
     assert ends == set(ours.stop_ids)
 
 
-def test_the_chat_prompt_is_ours(speaker):
+def test_llama_cpp_chat_prompt_equals_ours(speaker):
     ours, theirs = speaker
     formatter = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
         theirs.metadata["tokenizer.chat_template"], eos_token="<SPECIAL_12>", bos_token="<s>"

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file: every id has its token, and the splitting rule is one that llama.cpp has by that very name."""
+"""The tokenizer of a GGUF file: every id has a token, and the splitting rule is one of llama.cpp's."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def split(pattern):
     ]
 
 
-def test_tokens_stand_at_their_ids_and_what_is_left_is_padding(directory, small):
+def test_vocabulary_has_tokens_at_their_ids_and_padding_elsewhere(directory, small):
     found = read_vocabulary(directory, 384)
     assert len(found.tokens) == len(found.types) == 384 == len(set(found.tokens))
     for number in range(350):
@@ -53,13 +53,13 @@ def test_tokens_stand_at_their_ids_and_what_is_left_is_padding(directory, small)
     assert (found.bos, found.eos, found.pad, found.more_stops) == (1, 12, 0, [2, 11])
 
 
-def test_merges_are_in_the_order_in_which_they_were_learned(directory, small):
+def test_vocabulary_has_merges_in_order(directory, small):
     found = read_vocabulary(directory, 350)
     joined = [merge.replace(" ", "") for merge in found.merges]
     assert joined == found.tokens[13 + 256 :]
 
 
-def test_words_that_were_added_are_user_defined_and_not_special(directory, edit):
+def test_vocabulary_types_of_added_words_are_user_defined(directory, edit):
     edit(
         lambda raw: raw["added_tokens"].append(
             dict(raw["added_tokens"][0], id=350, content="<tool_call>", special=False)
@@ -73,7 +73,7 @@ def test_words_that_were_added_are_user_defined_and_not_special(directory, edit)
     ("pattern", "whole", "name"),
     [(QWEN, False, "qwen2"), (QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|"), True, "llama-bpe")],
 )
-def test_rules_of_other_families_are_known(directory, edit, pattern, whole, name):
+def test_vocabulary_knows_splitting_rules_of_other_families(directory, edit, pattern, whole, name):
     def change(raw):
         raw["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": split(pattern)}
         raw["model"]["ignore_merges"] = whole
@@ -82,7 +82,7 @@ def test_rules_of_other_families_are_known(directory, edit, pattern, whole, name
     assert read_vocabulary(directory, 350).rule == name
 
 
-def test_gpt2s_rule_is_byte_levels_own(directory, edit):
+def test_vocabulary_rule_of_gpt2_is_that_of_byte_level(directory, edit):
     def change(raw):
         raw["pre_tokenizer"] = {
             "type": "ByteLevel",
@@ -117,20 +117,21 @@ def invert(raw):
 
 
 @pytest.mark.parametrize("change", [change_pattern, change_merging, add_step, add_space, invert])
-def test_a_rule_that_is_almost_one_of_them_is_refused(directory, edit, change):
+def test_vocabulary_refuses_a_similar_splitting_rule(directory, edit, change):
     edit(change)
     with pytest.raises(
-        CheckpointError, match=f"tokenizer.json: cuts texts by a rule .* known are {', '.join(RULES)}"
+        CheckpointError,
+        match=rf"tokenizer.json: its splitting rule is not one of llama.cpp's \({', '.join(RULES)}\)",
     ):
         read_vocabulary(directory, 350)
 
 
-def test_a_vocabulary_of_bytes_alone_has_one_merge_that_no_text_meets(directory, edit):
+def test_vocabulary_of_bytes_has_one_unused_merge(directory, edit):
     edit(lambda raw: raw["model"].update(merges=[]))
     assert read_vocabulary(directory, 350).merges == ["ÿ ÿ"]  # 255 twice, which is no UTF-8
 
 
-def test_bos_follows_what_the_files_say(directory, edit):
+def test_vocabulary_adds_bos_as_the_files_say(directory, edit):
     assert not read_vocabulary(directory, 350).add_bos  # our own tokenizer_config.json says so
     (directory / "tokenizer_config.json").unlink()
     assert not read_vocabulary(directory, 350).add_bos
@@ -143,7 +144,7 @@ def test_bos_follows_what_the_files_say(directory, edit):
     assert not read_vocabulary(directory, 350).add_bos
 
 
-def test_the_template_is_the_checkpoints_own_else_ours_where_our_special_tokens_are(directory, edit):
+def test_vocabulary_template_is_that_of_the_checkpoint_or_the_built_in_one(directory, edit):
     assert read_vocabulary(directory, 350).template == ChatTemplate.default().source
     (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
     assert read_vocabulary(directory, 350).template == "{{ messages[0].content }}"
@@ -157,7 +158,7 @@ def test_the_template_is_the_checkpoints_own_else_ours_where_our_special_tokens_
     assert read_vocabulary(directory, 350).template is None
 
 
-def test_a_model_without_a_tokenizer_speaks_ids(checkpoint, tmp_path):
+def test_export_without_a_tokenizer_has_no_tokens(checkpoint, tmp_path):
     shutil.copytree(checkpoint("hybrid"), tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer*"))
     with GgufExport(tmp_path / "model") as export:
         export.write(tmp_path / "model.gguf")
@@ -166,7 +167,7 @@ def test_a_model_without_a_tokenizer_speaks_ids(checkpoint, tmp_path):
     assert said["nemotron_h.vocab_size"].contents() == 384
 
 
-def test_the_file_says_all_of_it(checkpoint, tmp_path, small):
+def test_export_writes_all_tokenizer_keys(checkpoint, tmp_path, small):
     with GgufExport(checkpoint("dense")) as export:
         export.write(tmp_path / "model.gguf")
         wanted = export.vocabulary

@@ -59,7 +59,7 @@ def examples(tmp_path_factory):
     stand_in_tokenizer(CONFIG).save(folder / "checkpoint")
     ChatTemplate.default().save(folder / "checkpoint")
     recipe = DataRecipe(
-        vocab_size=300, code_megabytes=0.02, prose_megabytes=0.02, tasks=(TaskSource("running", 100),), near_duplicates=0,
+        vocab_size=300, code_megabytes=0.02, prose_megabytes=0.02, tasks=(TaskSource("running", 100),), near_duplicate_threshold=0,
         phases=(Phase(1.0, {"code": 1, "prose": 1, "tasks": 1}),),
     )  # fmt: skip
     build(recipe, folder / "corpus")

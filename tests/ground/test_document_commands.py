@@ -14,8 +14,9 @@ from nanohybrid.cli.main import COMMANDS
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
-    r"^(?P<indent> *)```(?:sh|bash|console)?\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
+    r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
 )
+SHELL = ("", "sh", "bash", "console")
 INLINE = re.compile(r"`([^`\n]*\b(?:nanohybrid|run\.py) [^`\n]*)`")
 CALL = re.compile(
     r"(?:^|.* )(?:(?P<run>python3? run\.py)|nanohybrid|python3? -m nanohybrid) (?P<arguments>.+)"
@@ -72,6 +73,8 @@ def block_calls():
     for page in PAGES:
         text = page.read_text()
         for block in BLOCK.finditer(text):
+            if block["language"] not in SHELL:
+                continue
             before = {}  # what `...` stands for: the last call of the same command
             for words, through_run in calls(block["text"]):
                 if "..." in words:

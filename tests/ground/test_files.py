@@ -8,14 +8,14 @@ from nanohybrid import files
 from nanohybrid.errors import InputError
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+def test_atomic_write_replaces_a_file(tmp_path):
     target = tmp_path / "deep" / "file"
     files.atomic_write(target, "old")
     files.atomic_write(target, b"new")
     assert target.read_bytes() == b"new" and os.listdir(target.parent) == ["file"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_atomic_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     target = tmp_path / "file"
     files.atomic_write(target, "old")
 
@@ -28,7 +28,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert target.read_text() == "old"
 
 
-def test_a_directory_is_replaced_whole(tmp_path):
+def test_atomic_directory_replaces_a_directory(tmp_path):
     target = tmp_path / "checkpoint"
     for content in ("old", "new"):
         with files.atomic_directory(target) as directory:
@@ -40,7 +40,7 @@ def test_a_directory_is_replaced_whole(tmp_path):
     ] == ["checkpoint"]
 
 
-def test_a_failed_directory_leaves_the_old_one(tmp_path):
+def test_atomic_directory_that_fails_leaves_the_old_one(tmp_path):
     target = tmp_path / "checkpoint"
     with files.atomic_directory(target) as directory:
         (directory / "weights").write_text("old")
@@ -52,7 +52,7 @@ def test_a_failed_directory_leaves_the_old_one(tmp_path):
     ]
 
 
-def test_directories_swap_names_where_the_system_cannot_do_it_in_one_step(tmp_path, monkeypatch):
+def test_exchange_swaps_directories_without_renameat2(tmp_path, monkeypatch):
     monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: object())
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -65,7 +65,7 @@ def test_directories_swap_names_where_the_system_cannot_do_it_in_one_step(tmp_pa
     )
 
 
-def test_a_file_is_not_replaced_by_a_directory(tmp_path):
+def test_publish_refuses_to_replace_a_file(tmp_path):
     (tmp_path / "x").write_text("mine")
     with pytest.raises(InputError, match="is a file"), files.atomic_directory(tmp_path / "x"):
         pass

@@ -23,7 +23,7 @@ def call(out: Path, *flags: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_part_leaves_its_rows_and_is_not_run_again(tmp_path):
+def test_gpu_benchmark_resumes_after_a_complete_part(tmp_path):
     done = call(tmp_path, "--only", "device")
     assert done.returncode == 0, done.stderr
     first = (tmp_path / "device.json").read_text()
@@ -37,20 +37,20 @@ def test_a_part_leaves_its_rows_and_is_not_run_again(tmp_path):
     assert (tmp_path / "device.json").read_text() == first
 
 
-def test_a_part_that_takes_too_long_is_stopped_and_said_to_be(tmp_path):
+def test_gpu_benchmark_stops_and_reports_a_part_that_takes_too_long(tmp_path):
     done = call(tmp_path, "--only", "headline", "--limit", "0.3")
     assert done.returncode == 1 and "stopped after 0 s" in done.stderr
     found = json.loads((tmp_path / "headline.json").read_text())
     assert not found["complete"] and "Not complete" in (tmp_path / "results.md").read_text()
 
 
-def test_an_unknown_part_is_told(tmp_path):
+def test_gpu_benchmark_refuses_an_unknown_part(tmp_path):
     done = call(tmp_path, "--only", "everything")
     assert done.returncode == 2 and "no part is called everything" in done.stderr
 
 
 @pytest.mark.slow
-def test_all_parts_run_end_to_end(tmp_path):
+def test_gpu_benchmark_runs_all_parts(tmp_path):
     done = call(tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
     assert done.returncode == 0, done.stderr

@@ -32,7 +32,7 @@ from nanohybrid.model.mixers import (
     register,
 )
 from nanohybrid.model.mixers.recurrent_state import RecurrentStates
-from nanohybrid.model.spec import DRAFT_ROOM
+from nanohybrid.model.spec import DRAFT_ROWS
 from nanohybrid.verify import verify
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "add_a_mixer.py"
@@ -161,7 +161,7 @@ def test_saving_refuses_a_field_that_it_cannot_write(tmp_path):
 def test_the_memory_of_a_window_does_not_grow_with_the_context(window):
     footprint = Footprint.of(config_with("W-", sliding_window=WINDOW), torch.bfloat16)
     assert footprint.kv_bytes_per_token == 0
-    assert footprint.state_bytes_per_sequence == 2 * (WINDOW + DRAFT_ROOM) * 2 * 16 * 2
+    assert footprint.state_bytes_per_sequence == 2 * (WINDOW + DRAFT_ROWS) * 2 * 16 * 2
     assert footprint.max_context(2**30) is None
 
 
@@ -170,7 +170,7 @@ def test_a_bf16_model_with_a_subclass_of_attention_generates_what_its_plain_forw
     model = HybridLM(config_with("M-W-W-", sliding_window=WINDOW), seed=0).bfloat16().eval()
     assert not packable(model) and not prepare(model)
     prompt = torch.randint(13, 269, (100,), generator=torch.Generator().manual_seed(1)).tolist()
-    engine = Engine(model, stand_in_tokenizer(model.config), 1, 128)
+    engine = Engine(model, stand_in_tokenizer(model.config), max_num_seqs=1, max_model_len=128)
     assert isinstance(engine.runner.executor, TorchExecutor)
     said = engine.generate([prompt], SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True))[0]
     with torch.no_grad():
@@ -236,7 +236,7 @@ def test_a_recurrent_kind_of_its_own_is_verified_on_every_executor(tmp_path):
         == 4
     )
     with pytest.raises(InputError, match="moving average"):
-        Engine(model, stand_in_tokenizer(config), 1, 64, speculate=2)
+        Engine(model, stand_in_tokenizer(config), max_num_seqs=1, max_model_len=64, num_speculative_tokens=2)
 
 
 def test_a_field_of_a_kind_that_the_pattern_lacks_is_refused(window):

@@ -1,4 +1,4 @@
-"""transformers' models as oracles. They are imported once, and only by this room."""
+"""Reference models of transformers, imported once and only by these tests."""
 
 import pytest
 import torch

@@ -26,7 +26,7 @@ MODELS = {
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
 @pytest.mark.parametrize("kind", MODELS)
 @torch.no_grad()
-def test_transformers_opens_it_with_our_logits(kind, format, reopened, tmp_path):
+def test_transformers_logits_of_a_quantized_checkpoint_equal_ours(kind, format, reopened, tmp_path):
     ours = HybridLM(MODELS[kind], seed=1).bfloat16().eval()
     quantize_model(ours, format)
     save(ours, tmp_path)

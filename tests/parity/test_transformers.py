@@ -101,19 +101,19 @@ def check(oracle, length, directory, reopened):
 
 
 @pytest.mark.parametrize("name", HYBRIDS, ids=lambda name: name.replace(" ", "-"))
-def test_hybrids_are_those_of_transformers(name, nemotron, tmp_path, reopened):
+def test_hybrid_logits_equal_transformers(name, nemotron, tmp_path, reopened):
     pattern, shape, length = HYBRIDS[name]
     check(nemotron(pattern, **shape), length, tmp_path, reopened)
 
 
 @pytest.mark.parametrize("name", DENSE, ids=lambda name: name.replace(" ", "-"))
-def test_dense_models_are_qwen3_of_transformers(name, qwen, tmp_path, reopened):
+def test_dense_logits_equal_transformers_qwen3(name, qwen, tmp_path, reopened):
     shape, length = DENSE[name]
     check(qwen(**shape), length, tmp_path, reopened)
 
 
 @torch.no_grad()
-def test_every_step_from_the_first_token_on_is_the_whole(nemotron, tmp_path):
+def test_stepwise_logits_from_the_first_token_equal_the_full_forward(nemotron, tmp_path):
     oracle = nemotron("M*-M", **sizes(48, 56, 4, 2, 8, 4, 8, 2, 8, 16))
     oracle.save_pretrained(tmp_path)
     tokens_BT = torch.randint(0, 96, (3, 24))
@@ -121,7 +121,7 @@ def test_every_step_from_the_first_token_on_is_the_whole(nemotron, tmp_path):
 
 
 @torch.no_grad()
-def test_a_tied_hybrid_of_ours_loads_there_with_its_head(nemotron, tmp_path, reopened):
+def test_transformers_loads_a_tied_hybrid_with_its_head(nemotron, tmp_path, reopened):
     nemotron("M*-", **sizes(48, 56, 4, 2, 8, 4, 8, 2, 8, 16)).save_pretrained(tmp_path / "theirs")
     untied = load(tmp_path / "theirs")
     model = HybridLM(untied.config.replace(tie_word_embeddings=True))
@@ -135,7 +135,7 @@ def test_a_tied_hybrid_of_ours_loads_there_with_its_head(nemotron, tmp_path, reo
 
 
 @torch.no_grad()
-def test_shards_of_either_are_read_by_the_other(nemotron, tmp_path, reopened):
+def test_shards_are_read_by_both_libraries(nemotron, tmp_path, reopened):
     oracle = nemotron("M*-M", **sizes(48, 56, 4, 2, 8, 4, 8, 2, 8, 16))
     oracle.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
@@ -147,7 +147,7 @@ def test_shards_of_either_are_read_by_the_other(nemotron, tmp_path, reopened):
     assert_equal(reopened(tmp_path / "ours")(tokens_BT, use_cache=False).logits, want_BTV)
 
 
-def test_a_model_that_only_we_can_run_is_refused_there(tmp_path, reopened):
+def test_transformers_refuses_a_model_of_our_own_type(tmp_path, reopened):
     save(HybridLM(nanohybrid.preset("tiny").replace(rope_theta=1e4), seed=0), tmp_path)
     with pytest.raises(ValueError, match="nanohybrid"):
         reopened(tmp_path)

@@ -11,7 +11,7 @@ import torch
 from nanohybrid.config import HybridConfig
 from nanohybrid.engine import LLM
 from nanohybrid.serve.limits import Limits
-from nanohybrid.serve.server import made
+from nanohybrid.serve.server import make_server
 from nanohybrid.serve.service import Service, Settings
 
 httpx = pytest.importorskip("httpx")
@@ -61,22 +61,22 @@ class Running:
         return not (
             scheduler.running
             or scheduler.waiting
-            or scheduler.slots.used
-            or scheduler.pages.used
-            or loop.held
+            or scheduler.slots.num_used
+            or scheduler.pages.num_used
+            or loop.num_admitted
         )
 
 
 @contextlib.contextmanager
-def started(settings=None, limits=None, max_running=4, before=lambda service: None, llm=None):
-    llm = llm or LLM.random(CONFIG, torch.float32, seed=5, max_running=max_running)
-    service = Service(
-        llm, settings or Settings(name="tiny", max_context=1024, max_queued=8), limits or Limits()
-    )
+def started(settings=None, limits=None, before=lambda service: None, llm=None, **options):
+    """`options` are those of the engine, of a random model."""
+    options = {"max_num_seqs": 4, "max_model_len": 1024, **options}
+    llm = llm or LLM.random(CONFIG, torch.float32, seed=5, **options)
+    service = Service(llm, settings or Settings(model_name="tiny", max_queue=8), limits or Limits())
     before(service)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    server = made(service, "127.0.0.1", 0, 10)
+    server = make_server(service, "127.0.0.1", 0, 10)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     running = Running(service, server, f"http://127.0.0.1:{listening.getsockname()[1]}")
     thread.start()

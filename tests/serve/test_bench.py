@@ -60,7 +60,7 @@ def test_every_level_is_measured_and_counts_what_the_server_counts(serve, capsys
 
 
 def test_an_open_loop_sends_whether_or_not_the_server_answers():
-    with started(Settings(name="tiny", max_context=256, max_queued=4), max_running=2) as serve:
+    with started(Settings(model_name="tiny", max_queue=4), max_num_seqs=2, max_model_len=256) as serve:
         serve.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2})
         command = [
             sys.executable,
@@ -79,7 +79,7 @@ def test_an_open_loop_sends_whether_or_not_the_server_answers():
             [*command, "--prompt-tokens", "4", "--output-tokens", "3"], stdout=subprocess.PIPE, text=True
         )
         serve.until(
-            lambda: serve.service.loop.held == 1 or process.poll() is not None, 20
+            lambda: serve.service.loop.num_admitted == 1 or process.poll() is not None, 20
         )  # the warming request
         step, serve.service.loop.engine.step = (
             serve.service.loop.engine.step,

@@ -56,9 +56,14 @@ def test_no_request_waits_forever_when_another_breaks_what_follows_a_step(serve,
     serve.gate.clear()
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(serve.chat, max_tokens=1) for _ in range(4)]
-        serve.until(lambda: loop.held == 4)
+        serve.until(lambda: loop.num_admitted == 4)
         fail_once(
-            serve, monkeypatch, ZeroDivisionError("a bug"), loop, "_news", lambda ticket, _: ticket.seen == 0
+            serve,
+            monkeypatch,
+            ZeroDivisionError("a bug"),
+            loop,
+            "_delta",
+            lambda stream, _: stream.num_sent == 0,
         )
         serve.gate.set()
         answers = [one.result(20) for one in asked]

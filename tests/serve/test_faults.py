@@ -38,7 +38,7 @@ def test_a_client_gone_before_the_first_token_is_never_run(serve):
     serve.gate.clear()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{serve.url}/v1/chat/completions", json={**LONG, "stream": False}, timeout=0.3)
-    serve.until(lambda: serve.service.loop.held == 0)
+    serve.until(lambda: serve.service.loop.num_admitted == 0)
     steps = []
     step = serve.service.loop.engine.step
     serve.service.loop.engine.step = lambda: steps.append(1) or step()
@@ -52,10 +52,10 @@ def test_a_client_gone_while_queued_leaves_the_queue(serve):
     serve.gate.clear()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         first = [pool.submit(leave_after, serve, 4) for _ in range(6)]  # four run, two wait
-        serve.until(lambda: serve.service.loop.held == 6)
+        serve.until(lambda: serve.service.loop.num_admitted == 6)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{serve.url}/v1/chat/completions", json={**LONG, "stream": False}, timeout=0.3)
-        serve.until(lambda: serve.service.loop.held == 6)
+        serve.until(lambda: serve.service.loop.num_admitted == 6)
         serve.gate.set()
         assert [one.result() for one in first] == [200] * 6
     serve.until(serve.idle, 5)
@@ -91,7 +91,7 @@ def test_a_slow_reader_delays_nobody(serve):
 
 def test_deadlines_end_what_takes_too_long():
     limits = Limits(queue_seconds=0.2, request_seconds=1.0)
-    with started(Settings(name="tiny", max_context=4096, max_queued=8), limits, max_running=1) as serve:
+    with started(limits=limits, max_num_seqs=1, max_model_len=4096) as serve:
         step = serve.service.loop.engine.step
         serve.service.loop.engine.step = lambda: (time.sleep(0.02), step())[1]
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -138,7 +138,7 @@ def test_a_dead_engine_fails_its_requests_and_health_and_ends_the_server(capfd):
                 pool.submit(serve.chat, max_tokens=50),
                 pool.submit(serve.chat, max_tokens=50, stream=True),
             )
-            serve.until(lambda: serve.service.loop.held == 2)
+            serve.until(lambda: serve.service.loop.num_admitted == 2)
 
             def die():
                 raise RuntimeError("a sticky error")
@@ -173,7 +173,7 @@ def test_200_requests_on_a_queue_of_32_are_served_or_told_to_come_again():
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
     asked = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
     with (
-        started(Settings(name="tiny", max_context=256, max_queued=32), max_running=8) as serve,
+        started(Settings(max_queue=32), max_num_seqs=8, max_model_len=256) as serve,
         contextlib.ExitStack() as opened,
     ):
         serve.gate.clear()
@@ -182,7 +182,7 @@ def test_200_requests_on_a_queue_of_32_are_served_or_told_to_come_again():
         for client in clients:
             client.sendall(asked)
         serve.until(lambda: serve.metric('refused_total{status="429"}') == 160, 60)
-        assert serve.http.get("/health").status_code == 200 and serve.service.loop.held == 40
+        assert serve.http.get("/health").status_code == 200 and serve.service.loop.num_admitted == 40
         serve.gate.set()
         statuses = [int(client.recv(1 << 16).split()[1]) for client in clients]
         assert (statuses.count(200), statuses.count(429)) == (40, 160)
@@ -210,16 +210,16 @@ def test_a_client_gone_in_mid_call_frees_what_it_held(serve):
 
 
 def test_a_client_that_reads_nothing_is_let_go_at_the_deadline():
-    with started(Settings(name="tiny", max_context=8192), Limits(request_seconds=1.0)) as serve:
+    with started(limits=Limits(request_seconds=1.0), max_model_len=8192) as serve:
         body = json.dumps({**LONG, "max_tokens": 8000, "logprobs": True, "top_logprobs": 20}).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         with socket.socket() as reader:
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             reader.connect(("127.0.0.1", int(serve.url.rpartition(":")[2])))
             reader.sendall(head.encode() + body)
-            serve.until(lambda: serve.service.loop.held == 1)
+            serve.until(lambda: serve.service.loop.num_admitted == 1)
             begin = time.monotonic()
-            serve.until(lambda: serve.service.loop.held == 0, 12)
+            serve.until(lambda: serve.service.loop.num_admitted == 0, 12)
             assert time.monotonic() - begin < 11
         serve.until(serve.idle)
 

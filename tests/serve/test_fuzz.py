@@ -69,7 +69,7 @@ def test_a_bug_of_ours_is_an_error_in_the_one_shape(serve, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(serve.service, "too_long", broken)
+    monkeypatch.setattr(serve.service, "check_prompt_length", broken)
     answer = serve.chat(max_tokens=2)
     assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
     monkeypatch.undo()

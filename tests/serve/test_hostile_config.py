@@ -14,7 +14,7 @@ from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
 from nanohybrid.errors import NanohybridError
 from nanohybrid.serve.service import Service, Settings
 
-SETTINGS = Settings(name="tiny", max_context=256, max_queued=8)
+SETTINGS = Settings(model_name="tiny", max_queue=8)
 REFUSED = {
     "time_step_limit": ["[0.0, 1e308]", "[0, 1e400, 1]", "[NaN, 1.0]", "[1e39, 1e400]", "[false, true]", "[0.0, %s]" % ("9" * 400)],
     "layer_norm_epsilon": ["1e-300", "1e39", "1e400", "0", "-1e-5", "NaN", "true", '"\\ud800"', "9" * 400],
@@ -81,7 +81,7 @@ def test_a_config_that_no_executor_can_compute_is_refused_before_the_server_is_r
 
 @pytest.mark.parametrize("field, text", cases(SERVED))
 def test_an_odd_config_is_served_and_the_server_lives(checkpoint, tmp_path, field, text):
-    llm = LLM(changed(checkpoint, tmp_path / "model", field, text), max_running=2)
+    llm = LLM(changed(checkpoint, tmp_path / "model", field, text), max_num_seqs=2, max_model_len=256)
     with started(SETTINGS, llm=llm) as serve:
         asked = [
             ("/v1/completions", {"prompt": "", "max_tokens": 1}),

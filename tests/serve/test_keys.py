@@ -15,7 +15,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture(scope="module")
 def locked():
-    with started(Settings(name="tiny", max_context=256, keys=("correct-horse", "battery-staple"))) as running:
+    with started(Settings(api_keys=("correct-horse", "battery-staple")), max_model_len=256) as running:
         yield running
 
 
@@ -68,7 +68,7 @@ def test_keys_are_read_from_file_and_environment(tmp_path, monkeypatch):
 
 
 def test_a_key_has_its_share_and_the_others_theirs():
-    settings = Settings(name="tiny", max_context=1024, max_queued=8, keys=("one", "two"), max_per_key=2)
+    settings = Settings(max_queue=8, api_keys=("one", "two"), max_requests_per_key=2)
     with started(settings) as serve:
 
         def ask(key, **more):
@@ -79,19 +79,19 @@ def test_a_key_has_its_share_and_the_others_theirs():
         serve.gate.clear()
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
             first = [pool.submit(ask, "one"), pool.submit(ask, "one")]
-            serve.until(lambda: serve.service.loop.held == 2)
+            serve.until(lambda: serve.service.loop.num_admitted == 2)
             refused = ask("one")
             assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
             other = pool.submit(ask, "two", n=2)
-            serve.until(lambda: serve.service.loop.held == 4)
+            serve.until(lambda: serve.service.loop.num_admitted == 4)
             serve.gate.set()
             assert [one.result().status_code for one in (*first, other)] == [200] * 3
-        assert ask("one").status_code == 200 and not serve.service.loop.held_by
+        assert ask("one").status_code == 200 and not serve.service.loop.admitted_by_key
 
 
 def test_keys_do_not_share_what_was_computed_unless_there_is_one():
     for keys, shared in ((("one", "two"), False), (("one",), True)):
-        with started(Settings(name="tiny", max_context=1024, keys=keys, cache_bytes=1 << 26)) as serve:
+        with started(Settings(api_keys=keys), prefix_cache_bytes=1 << 26) as serve:
 
             def ask(key, serve=serve):
                 body = {

@@ -17,7 +17,7 @@ HI = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 
 @pytest.fixture(scope="module")
 def serve():
-    with started(Settings(name="tiny", max_context=256, max_queued=4), SMALL) as running:
+    with started(Settings(model_name="tiny", max_queue=4), SMALL, max_model_len=256) as running:
         yield running
 
 

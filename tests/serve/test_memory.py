@@ -11,7 +11,6 @@ import nanohybrid
 from nanohybrid.cli import serve as command
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.serving import plan_overcommitted, plan_slots
-from nanohybrid.serve.service import Settings
 
 TINY = ["--preset", "tiny", "--random-weights"]
 
@@ -22,12 +21,12 @@ def planned(*flags):
 
 
 def test_a_budget_becomes_slots_and_pages_and_is_printed():
-    plan, lines = planned("--memory-gib", "2", "--max-context", "1000")
+    plan, lines = planned("--memory-gib", "2", "--max-model-len", "1000")
     assert plan.total_bytes <= 2 * 2**30 and plan.pages == 8 * plan.slots and plan.slots == command.MOST
     assert f"{plan.slots} requests of 1,000 tokens" in lines[0] and any("slots of" in line for line in lines)
-    small, _ = planned("--memory-gib", "1.72", "--max-context", "32768")
+    small, _ = planned("--memory-gib", "1.72", "--max-model-len", "32768")
     assert small.slots < command.MOST and small.total_bytes <= 1.72 * 2**30
-    assert planned()[0].slots == command.RUNNING and planned("--max-running", "3")[0].slots == 3
+    assert planned()[0].slots == command.RUNNING and planned("--max-num-seqs", "3")[0].slots == 3
 
 
 def test_a_budget_that_is_too_small_is_one_line(capsys):
@@ -60,10 +59,7 @@ def test_when_the_pages_run_out_the_youngest_waits_and_says_the_same():
         "ignore_eos": True,
         "chat_template_kwargs": {"enable_thinking": False},
     }
-    settings = Settings(
-        name="tiny", max_context=1024, max_queued=8, pages=9, overcommit=True, deterministic=True
-    )
-    with started(settings) as serve:
+    with started(num_kv_pages=9, overcommit=True, deterministic=True) as serve:
         alone = serve.chat("two", **ask).json()["choices"][0]
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
             answers = list(pool.map(lambda text: serve.chat(text, **ask).json(), ["one", "two", "three"]))
@@ -74,7 +70,7 @@ def test_when_the_pages_run_out_the_youngest_waits_and_says_the_same():
 
 
 def test_a_grammar_holds_where_each_request_is_computed_alone():
-    with started(Settings(name="tiny", max_context=512, deterministic=True)) as serve:
+    with started(max_model_len=512, deterministic=True) as serve:
         answer = serve.chat(**ASK, seed=1, response_format=schema(RATE)).json()
         assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"city", "score"}
 

@@ -70,7 +70,7 @@ def page():
     ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with started(Settings(name="tiny", max_context=2048, max_queued=4), before=before) as serve:
+    with started(Settings(model_name="tiny", max_queue=4), before=before, max_model_len=2048) as serve:
         driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
         try:
             yield Page(driver, serve, script)
@@ -163,7 +163,7 @@ def test_a_conversation_is_shown_with_its_thoughts_folded(page, dark, width):
 def test_the_slider_is_the_budget(page):
     page.open()
     slider = page.find("#budget")
-    slider.send_keys(webdriver.Keys.HOME, webdriver.Keys.ARROW_RIGHT, webdriver.Keys.ARROW_RIGHT)
+    slider.send_keys(webdriver.ApiKeys.HOME, webdriver.ApiKeys.ARROW_RIGHT, webdriver.ApiKeys.ARROW_RIGHT)
     assert page.find("#budget-text").text == "16 tokens"
     page.say("hi")
     page.until(lambda: "by the budget" in page.find("#talk").text or "thought for" in page.find("#talk").text)
@@ -187,7 +187,9 @@ def test_a_stop_ends_the_answer_at_once_and_keeps_what_was_said(page, how):
         page.until(lambda: page.find(".answer").text.count("word") > 3)
         assert page.find("#send").text == "Stop"
         page.picture("going")
-        page.find("#send").click() if how == "button" else page.find("body").send_keys(webdriver.Keys.ESCAPE)
+        page.find("#send").click() if how == "button" else page.find("body").send_keys(
+            webdriver.ApiKeys.ESCAPE
+        )
         page.answered(1)
         page.serve.until(page.serve.idle, 3)
     finally:

@@ -50,7 +50,7 @@ def processes():
                 "--preset",
                 "tiny",
                 "--random-weights",
-                "--max-running",
+                "--max-num-seqs",
                 "2",
                 "--port",
                 port,
@@ -128,8 +128,8 @@ def test_a_dead_engine_ends_the_process_with_1_and_its_streams_with_an_error(pro
 
 
 def sse_of(text):
-    class Answer:
+    class OutputParser:
         pass
 
-    Answer.text = text
-    return sse(Answer)
+    OutputParser.text = text
+    return sse(OutputParser)

@@ -261,9 +261,7 @@ def test_the_official_client_reads_a_streamed_response_with_a_call(serve, monkey
 def test_the_next_turn_and_another_question_find_what_was_computed():
     from serving import started
 
-    from nanohybrid.serve.service import Settings
-
-    with started(Settings(name="tiny", max_context=1024, cache_bytes=1 << 26)) as serve:
+    with started(prefix_cache_bytes=1 << 26) as serve:
 
         def ask(*turns, **more):
             roles = ["system", "user", "assistant", "user"]

@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanohybrid.serve.output_parser import Answer, Thought
-from nanohybrid.serve.tools import Arguments, CallBegins, Text, ToolReader, merged
+from nanohybrid.serve.output_parser import OutputParser, ReasoningDelta
+from nanohybrid.serve.tools import TextDelta, ToolCallArguments, ToolCallParser, ToolCallStart, merged
 
 NAMES = frozenset({"add", "now"})
 
 
 def read(text, cuts=()):
-    reader, events, at = ToolReader(NAMES), [], 0
+    reader, events, at = ToolCallParser(NAMES), [], 0
     for cut in [*sorted(cuts), len(text)]:
         events += reader.push(text[at:cut])
         at = max(at, cut)
@@ -22,9 +22,9 @@ def calls(text):
     """(text, [(name, arguments)]) of what was read."""
     said, found = "", []
     for event in read(text):
-        if isinstance(event, Text):
+        if isinstance(event, TextDelta):
             said += event.text
-        elif isinstance(event, CallBegins):
+        elif isinstance(event, ToolCallStart):
             found.append([event.name, ""])
         else:
             found[event.call][1] += event.text
@@ -98,13 +98,13 @@ def test_what_is_no_call_is_content_as_it_was_written(text):
 
 
 def test_arguments_come_while_they_are_written():
-    reader = ToolReader(NAMES)
+    reader = ToolCallParser(NAMES)
     assert reader.push('<TOOLCALL>[{"name": "add", "arguments": {"a') == [
-        CallBegins(0, "add"),
-        Arguments(0, '{"a'),
+        ToolCallStart(0, "add"),
+        ToolCallArguments(0, '{"a'),
     ]
-    assert reader.push('": 1') == [Arguments(0, '": 1')]
-    assert reader.push("}}]</TOOLCALL>") == [Arguments(0, "}")]
+    assert reader.push('": 1') == [ToolCallArguments(0, '": 1')]
+    assert reader.push("}}]</TOOLCALL>") == [ToolCallArguments(0, "}")]
     assert reader.end() == []
 
 
@@ -145,14 +145,14 @@ def test_nothing_is_lost_of_a_text_without_calls(text):
 
 
 def part(text, cuts, **options):
-    answer, parts, at = Answer(**options), [], 0
+    answer, parts, at = OutputParser(**options), [], 0
     for cut in [*sorted(cuts), len(text)]:
         parts += answer.push(text[at:cut])
         at = max(at, cut)
     parts += answer.end()
-    thought = "".join(p.text for p in parts if isinstance(p, Thought))
-    said = "".join(p.text for p in parts if isinstance(p, Text))
-    return thought, said, merged([p for p in parts if not isinstance(p, (Thought, Text))])
+    thought = "".join(p.text for p in parts if isinstance(p, ReasoningDelta))
+    said = "".join(p.text for p in parts if isinstance(p, TextDelta))
+    return thought, said, merged([p for p in parts if not isinstance(p, (ReasoningDelta, TextDelta))])
 
 
 @given(FRAGMENTS, CUTS, st.booleans(), st.booleans(), st.booleans())
@@ -177,15 +177,15 @@ def test_a_call_inside_the_trace_is_thought():
     assert (
         thought == block(ADD)
         and said == ""
-        and [e.name for e in found if isinstance(e, CallBegins)] == ["add"]
+        and [e.name for e in found if isinstance(e, ToolCallStart)] == ["add"]
     )
 
 
 def test_where_calls_may_not_be_parallel_only_the_first_is_made():
     text = f"see {block(ADD, ADD)}{block(ADD)} done"
-    _, said, found = part(text, [], thinking=False, tools=NAMES, most_calls=1)
-    assert (said, [e.name for e in found if isinstance(e, CallBegins)]) == ("see  done", ["add"])
-    assert "".join(e.text for e in found if isinstance(e, Arguments)) == json.dumps(WANTED[1])
+    _, said, found = part(text, [], thinking=False, tools=NAMES, max_calls=1)
+    assert (said, [e.name for e in found if isinstance(e, ToolCallStart)]) == ("see  done", ["add"])
+    assert "".join(e.text for e in found if isinstance(e, ToolCallArguments)) == json.dumps(WANTED[1])
 
 
 JSON = st.recursive(
@@ -221,10 +221,10 @@ def test_whatever_arguments_a_model_writes_an_answer_can_hold_them(
     text = block("{" + ", ".join(f'"{key}": {members[key]}' for key in order) + "}")
     events = read(text, data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
     assert events == read(text)
-    said = "".join(event.text for event in events if not isinstance(event, CallBegins))
+    said = "".join(event.text for event in events if not isinstance(event, ToolCallStart))
     assert json.dumps(said, ensure_ascii=False).encode()
     if not any(word in written for word in ("NaN", "Infinity")):
-        assert [type(event) for event in events] == [CallBegins, Arguments] and json.loads(
+        assert [type(event) for event in events] == [ToolCallStart, ToolCallArguments] and json.loads(
             said
         ) == json.loads(written)
 
@@ -241,7 +241,7 @@ def test_whatever_arguments_a_model_writes_an_answer_can_hold_them(
 )
 def test_arguments_in_another_order_are_let_out_as_they_were_written(written, let_out):
     events = read(block('{"arguments": ' + written + ', "name": "add"}'))
-    assert events == [CallBegins(0, "add"), Arguments(0, let_out)]
+    assert events == [ToolCallStart(0, "add"), ToolCallArguments(0, let_out)]
 
 
 @pytest.mark.parametrize(
@@ -249,4 +249,4 @@ def test_arguments_in_another_order_are_let_out_as_they_were_written(written, le
 )
 def test_arguments_that_are_no_json_make_no_call_in_another_order(written):
     text = block('{"arguments": ' + written + ', "name": "add"}')
-    assert not any(isinstance(event, CallBegins) for event in read(text))
+    assert not any(isinstance(event, ToolCallStart) for event in read(text))

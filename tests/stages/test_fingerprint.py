@@ -85,7 +85,7 @@ def test_fingerprint_ignores_place_and_times_and_sees_names(tmp_path, cache):
     assert fingerprint(first, cache) != fingerprint(second, cache)
 
 
-def test_a_stage_refuses_the_results_of_an_input_that_differs_in_the_middle(tmp_path):
+def test_open_stage_notices_an_input_that_differs_in_the_middle(tmp_path):
     model = large_file(tmp_path / "model" / "model.safetensors", 1)
     with open_stage(tmp_path / "out", "demo", Recipe(), {"model": model.parent}):
         pass
@@ -96,7 +96,7 @@ def test_a_stage_refuses_the_results_of_an_input_that_differs_in_the_middle(tmp_
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_lineage_of_an_older_version_counts_as_a_changed_input(tmp_path, complete):
+def test_open_stage_refuses_the_lineage_of_an_older_version(tmp_path, complete):
     model = large_file(tmp_path / "model.safetensors")
     with (
         pytest.raises(KeyboardInterrupt)
@@ -112,27 +112,25 @@ def test_a_lineage_of_an_older_version_counts_as_a_changed_input(tmp_path, compl
     assert record["inputs"]["model"].startswith("sha256:")
     record["inputs"]["model"] = "0" * 64
     lineage.write_text(json.dumps(record))
-    with pytest.raises(InputError, match="older version, which read only parts of large inputs"):
+    with pytest.raises(InputError, match="older version, which hashed only parts of large inputs"):
         with open_stage(tmp_path / "out", "demo", Recipe(), {"model": model}):
             pass
 
 
-def test_a_large_file_is_hashed_once_and_again_by_none_of_the_next_processes(
-    tmp_path, cache, hashed, settled
-):
+def test_fingerprint_hashes_a_large_file_once_for_all_processes(tmp_path, cache, hashed, settled):
     file = large_file(tmp_path / "model.safetensors")
     first = fingerprint(file, cache)
     assert fingerprint(file, HashCache(cache.file)) == first and hashed == ["model.safetensors"]
 
 
-def test_a_small_file_is_never_looked_up(tmp_path, cache, hashed, settled):
+def test_fingerprint_does_not_cache_small_files(tmp_path, cache, hashed, settled):
     (tmp_path / "config.json").write_text("{}")
     fingerprint(tmp_path / "config.json", cache)
     fingerprint(tmp_path / "config.json", cache)
     assert len(hashed) == 2 and not cache.file.exists()
 
 
-def test_a_change_that_keeps_size_and_modification_time_is_seen(tmp_path, cache, settled):
+def test_fingerprint_notices_a_change_that_keeps_size_and_modification_time(tmp_path, cache, settled):
     """As `tar` and `cp -p` leave it: the change time still tells."""
     file = large_file(tmp_path / "model.safetensors", 1)
     first, before = fingerprint(file, cache), file.stat()
@@ -143,14 +141,14 @@ def test_a_change_that_keeps_size_and_modification_time_is_seen(tmp_path, cache,
     assert fingerprint(file, cache) != first
 
 
-def test_another_file_under_the_same_path_is_seen(tmp_path, cache, settled):
+def test_fingerprint_notices_another_file_at_the_same_path(tmp_path, cache, settled):
     file, other = large_file(tmp_path / "a", 1), large_file(tmp_path / "b", 2)
     first = fingerprint(file, cache)
     other.replace(file)
     assert fingerprint(file, cache) != first
 
 
-def test_a_file_that_changed_just_before_it_was_hashed_is_not_remembered(tmp_path, cache, hashed):
+def test_fingerprint_does_not_cache_a_file_that_changed_just_before(tmp_path, cache, hashed):
     """A second change within the same tick of the clock would leave size and times as they are."""
     file = large_file(tmp_path / "model.safetensors", age=0)
     fingerprint(file, cache)
@@ -158,7 +156,7 @@ def test_a_file_that_changed_just_before_it_was_hashed_is_not_remembered(tmp_pat
     assert len(hashed) == 2 and not cache.file.exists()
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, cache, monkeypatch):
+def test_fingerprint_refuses_a_file_that_changes_while_it_is_read(tmp_path, cache, monkeypatch):
     file = large_file(tmp_path / "model.safetensors")
     clock = time.time
     monkeypatch.setattr(
@@ -173,7 +171,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, cache, monkey
     ["", "[]", "{", '{"a": 1}', '{"a": [[1], "00"]}', '{"a": [[1, 2, 3, 4, 5], "zz"]}', "\x00\xff"],
     ids=["empty", "list", "cut", "number", "short", "no-hex", "binary"],
 )
-def test_a_damaged_cache_is_ignored_and_replaced(tmp_path, cache, settled, content):
+def test_hash_cache_ignores_and_replaces_a_damaged_file(tmp_path, cache, settled, content):
     cache.file.parent.mkdir()
     cache.file.write_text(content)
     file = large_file(tmp_path / "model.safetensors")
@@ -181,16 +179,14 @@ def test_a_damaged_cache_is_ignored_and_replaced(tmp_path, cache, settled, conte
     assert list(json.loads(cache.file.read_text())) == [str(file)]
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, settled):
+def test_hash_cache_without_write_permission_is_no_error(tmp_path, settled):
     (tmp_path / "file").write_text("")
     assert fingerprint(
         large_file(tmp_path / "model"), HashCache(tmp_path / "file" / "sha256.json")
     ).startswith("sha256:")
 
 
-def test_the_cache_holds_a_bounded_number_of_entries_and_drops_the_oldest(
-    tmp_path, cache, settled, monkeypatch
-):
+def test_hash_cache_drops_the_oldest_entries_beyond_its_limit(tmp_path, cache, settled, monkeypatch):
     monkeypatch.setattr(hash_cache, "MAX_ENTRIES", 3)
     for number in range(5):
         fingerprint(large_file(tmp_path / str(number)), cache)
@@ -211,7 +207,7 @@ for number in range(100):
 """
 
 
-def test_processes_that_write_the_cache_at_once_leave_it_whole(tmp_path, cache):
+def test_hash_cache_stays_valid_when_processes_write_at_once(tmp_path, cache):
     places = [tmp_path / str(number) for number in range(3)]
     for place in places:
         place.mkdir()
@@ -224,7 +220,7 @@ def test_processes_that_write_the_cache_at_once_leave_it_whole(tmp_path, cache):
     assert [path.name for path in cache.file.parent.iterdir()] == ["sha256.json"]
 
 
-def test_hashing_a_large_input_shows_progress_on_stderr(tmp_path, cache, monkeypatch, capsys):
+def test_fingerprint_of_a_large_input_shows_progress_on_stderr(tmp_path, cache, monkeypatch, capsys):
     monkeypatch.setattr(module, "SHOWN_BYTES", SIZE)
     monkeypatch.setattr(sys.modules["nanohybrid.stages.progress"], "PLAIN_SECONDS", 0.0)
     fingerprint(large_file(tmp_path / "model.safetensors"), cache)

@@ -1,4 +1,4 @@
-"""A stage's directory appears whole or not at all, resumes, and refuses to be two things."""
+"""The output directory of a stage appears when complete, resumes, and belongs to one run."""
 
 import json
 import os
@@ -30,7 +30,7 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
 
 
-def test_a_clean_exit_leaves_the_whole_directory(tmp_path):
+def test_open_stage_leaves_a_complete_directory_after_a_clean_exit(tmp_path):
     out = tmp_path / "out"
     with open_stage(out, "demo", Recipe(), seed=7) as stage:
         assert not out.exists()
@@ -48,7 +48,7 @@ def test_a_clean_exit_leaves_the_whole_directory(tmp_path):
     assert "learning_rate" in (out / "report.html").read_text()
 
 
-def test_what_is_complete_is_not_done_again(tmp_path):
+def test_open_stage_reuses_a_complete_directory(tmp_path):
     for run in range(2):
         with open_stage(tmp_path / "out", "demo", Recipe()) as stage:
             assert stage.complete == (run == 1)
@@ -57,7 +57,7 @@ def test_what_is_complete_is_not_done_again(tmp_path):
     assert stage.measures == {"run": 0} and stage.directory == tmp_path / "out"
 
 
-def test_another_recipe_is_refused_with_what_differs(tmp_path):
+def test_open_stage_refuses_another_recipe_and_names_what_differs(tmp_path):
     with open_stage(tmp_path / "out", "demo", Recipe()):
         pass
     with pytest.raises(InputError, match=r"another run \(optimizer.learning_rate\): give another --out"):
@@ -90,7 +90,7 @@ def test_open_stage_finds_a_run_whose_recipe_was_stored_with_old_key_names(tmp_p
         pass
 
 
-def test_another_input_is_another_run_wherever_it_lies(tmp_path):
+def test_open_stage_identifies_inputs_by_content(tmp_path):
     for name, text in {"a": "1", "b": "1", "c": "2"}.items():
         (tmp_path / name).write_text(text)
     with open_stage(tmp_path / "out", "demo", Recipe(), {"data": tmp_path / "a"}):
@@ -105,22 +105,22 @@ def test_another_input_is_another_run_wherever_it_lies(tmp_path):
             pass
 
 
-def test_a_directory_of_somebody_else_is_never_touched(tmp_path):
+def test_open_stage_refuses_a_directory_that_is_no_stage_output(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="no stage's output"):
+    with pytest.raises(InputError, match="not the output of a stage"):
         with open_stage(tmp_path / "out", "demo", Recipe()):
             pass
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.tex"]
 
 
-def test_an_empty_directory_may_be_filled(tmp_path):
+def test_open_stage_fills_an_empty_directory(tmp_path):
     with open_stage(tmp_path, "demo", Recipe()) as stage:
         stage.measure(a=1)
     assert (tmp_path / "lineage.json").exists()
 
 
-def test_an_exception_keeps_the_work_and_the_same_command_resumes(tmp_path):
+def test_open_stage_keeps_work_after_an_exception_and_resumes(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         with open_stage(out, "demo", Recipe()) as stage:
@@ -137,14 +137,14 @@ def test_an_exception_keeps_the_work_and_the_same_command_resumes(tmp_path):
     assert (out / "half").exists()
 
 
-def test_a_mistake_before_any_work_leaves_nothing_behind(tmp_path):
+def test_open_stage_removes_the_directory_after_an_error_before_any_work(tmp_path):
     with pytest.raises(InputError):
         with open_stage(tmp_path / "out", "demo", Recipe()):
             raise InputError("no such thing")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_do_not_work_on_one_directory(tmp_path):
+def test_open_stage_locks_its_directory(tmp_path):
     with (
         open_stage(tmp_path / "out", "demo", Recipe()) as stage,
         pytest.raises(InputError, match="another process"),
@@ -153,7 +153,7 @@ def test_two_processes_do_not_work_on_one_directory(tmp_path):
         pass
 
 
-def test_numbers_of_numpy_and_torch_are_measures_too(tmp_path):
+def test_stage_stores_numpy_and_torch_numbers(tmp_path):
     with open_stage(tmp_path / "out", "demo", Recipe()) as stage:
         stage.measure(accuracy=numpy.float32(0.5), curve=torch.tensor([1.0, 2.0]), where=Path("a"))
         stage.log("loss", loss=torch.tensor(2.0))
@@ -162,7 +162,7 @@ def test_numbers_of_numpy_and_torch_are_measures_too(tmp_path):
     assert lineage["measures"] == {"accuracy": 0.5, "curve": [1.0, 2.0], "where": "a"}
 
 
-def test_rewinding_a_series_drops_what_will_be_logged_again(tmp_path):
+def test_stage_rewind_drops_rows_from_a_bound_on(tmp_path):
     with open_stage(tmp_path / "out", "demo", Recipe()) as stage:
         for step in range(5):
             stage.log("loss", step=step)
@@ -195,7 +195,7 @@ with open_stage(Path(sys.argv[1]), "demo", Recipe()) as stage:
 """
 
 
-def test_kill_nine_in_the_middle_and_the_same_command_finishes(tmp_path):
+def test_stage_killed_in_the_middle_is_finished_by_the_same_command(tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-c", WORKER, str(out)]
     with subprocess.Popen([*command, "1000000"], stdout=subprocess.PIPE, text=True) as worker:
@@ -215,7 +215,7 @@ def test_kill_nine_in_the_middle_and_the_same_command_finishes(tmp_path):
     assert not list(out.glob(".*"))
 
 
-def test_a_second_process_is_told_that_one_is_at_work(tmp_path):
+def test_open_stage_refuses_a_directory_that_another_process_works_on(tmp_path):
     command = [sys.executable, "-c", WORKER, str(tmp_path / "out")]
     with subprocess.Popen([*command, "1000000"], stdout=subprocess.PIPE, text=True) as worker:
         worker.stdout.readline()
@@ -224,7 +224,7 @@ def test_a_second_process_is_told_that_one_is_at_work(tmp_path):
     assert "another process is working on it" in second.stderr
 
 
-def test_the_account_survives_a_kill_within_seconds(tmp_path, monkeypatch):
+def test_stage_saves_its_statistics_every_few_seconds(tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     with open_stage(tmp_path / "out", "demo", Recipe()) as stage:
@@ -233,7 +233,7 @@ def test_the_account_survives_a_kill_within_seconds(tmp_path, monkeypatch):
         assert stored["tokens"] == 5 and stored["seconds"] > 0
 
 
-def test_relative_paths_stay_valid_when_the_body_changes_directory(tmp_path, monkeypatch):
+def test_open_stage_resolves_relative_paths_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open_stage(Path("out"), "demo", Recipe()) as stage:
         stage.measure(a=1)
@@ -242,7 +242,7 @@ def test_relative_paths_stay_valid_when_the_body_changes_directory(tmp_path, mon
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
-def test_a_seed_that_no_generator_takes_is_refused_before_any_work(tmp_path, seed):
+def test_open_stage_refuses_seeds_out_of_range(tmp_path, seed):
     with (
         pytest.raises(InputError, match="the seed is"),
         open_stage(tmp_path / "out", "demo", Recipe(), seed=seed),

@@ -1,4 +1,4 @@
-"""Progress is told on its stream, with rate and time left, and never on stdout."""
+"""Progress goes to its stream, with rate and remaining time, and never to stdout."""
 
 import io
 import time
@@ -7,7 +7,7 @@ import pytest
 
 from nanohybrid.stages import progress
 from nanohybrid.stages import progress as progress_function
-from nanohybrid.stages.progress import Progress, clock, count
+from nanohybrid.stages.progress import Progress, format_count, format_duration
 
 
 class Clock:
@@ -24,7 +24,7 @@ def ticking(monkeypatch):
     return result
 
 
-def test_elsewhere_than_on_a_terminal_a_plain_line_comes_every_ten_seconds(ticking):
+def test_progress_prints_a_plain_line_every_10_seconds_without_a_terminal(ticking):
     stream = io.StringIO()
     with progress("pretrain", 4000, unit="tok", stream=stream) as bar:
         for _ in range(40):
@@ -35,20 +35,20 @@ def test_elsewhere_than_on_a_terminal_a_plain_line_comes_every_ten_seconds(ticki
     assert len(lines) == 5 and lines[-1] == "pretrain  100%  4k/4k tok  100 tok/s  in 0:40  loss 2.5"
 
 
-def test_a_quick_job_says_nothing(ticking, capsys):
+def test_progress_of_a_short_job_prints_nothing(ticking, capsys):
     with progress("load", 3) as bar:
         bar.advance(3)
     assert capsys.readouterr() == ("", "")
 
 
-def test_work_of_an_earlier_run_does_not_count_in_the_rate(ticking):
+def test_progress_rate_leaves_out_the_work_of_an_earlier_run(ticking):
     bar = progress_function("pretrain", 1000, unit="tok", done=900, stream=io.StringIO())
     ticking.now = 10
     bar.advance(50)
     assert bar.status() == "950/1k tok  5 tok/s  0:10 left"
 
 
-def test_without_a_total_there_is_no_share_and_no_end(ticking):
+def test_progress_without_a_total_shows_no_percentage_and_no_remaining_time(ticking):
     bar = progress_function("read", unit="docs", stream=io.StringIO())
     ticking.now = 2
     bar.advance(10)
@@ -60,7 +60,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_the_line_lives():
+def test_progress_on_a_terminal_is_a_live_line():
     stream = Terminal()
     with Progress("pretrain", 10, "tok", 0, stream) as bar:
         bar.advance(10, loss=1.0)
@@ -71,10 +71,10 @@ def test_on_a_terminal_the_line_lives():
     ("number", "text"),
     [(0, "0"), (950, "950"), (999.9, "1k"), (12_345, "12.3k"), (999_900, "1M"), (4.5e6, "4.5M"), (2e9, "2G")],
 )
-def test_numbers_are_short(number, text):
-    assert count(number) == text
+def test_format_count_is_short(number, text):
+    assert format_count(number) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
-def test_times_read_as_clocks(seconds, text):
-    assert clock(seconds) == text
+def test_format_duration_is_m_ss(seconds, text):
+    assert format_duration(seconds) == text

@@ -1,4 +1,4 @@
-"""Recipes survive TOML; what a recipe does not know is refused by name."""
+"""Recipes survive TOML; unknown keys and wrong types are refused by name."""
 
 import string
 from dataclasses import dataclass, field
@@ -54,7 +54,7 @@ names = st.text(string.printable, max_size=12)
         shuffle=st.booleans(),
     )
 )
-def test_a_recipe_written_and_read_is_the_same(tmp_path_factory, recipe):
+def test_recipe_survives_toml(tmp_path_factory, recipe):
     path = tmp_path_factory.getbasetemp() / "recipe.toml"
     path.write_text(recipes.dump(recipe))
     assert recipes.load(Recipe, path) == recipe
@@ -71,7 +71,7 @@ def test_a_recipe_written_and_read_is_the_same(tmp_path_factory, recipe):
         ("steps = 1.5", "steps"),
     ],
 )
-def test_a_wrong_recipe_is_refused_by_the_key_s_name(tmp_path, text, complaint):
+def test_recipe_load_names_the_bad_key(tmp_path, text, complaint):
     path = tmp_path / "bad.toml"
     path.write_text(text)
     with pytest.raises(InputError, match=rf"bad\.toml: .*{complaint}") as error:
@@ -79,7 +79,7 @@ def test_a_wrong_recipe_is_refused_by_the_key_s_name(tmp_path, text, complaint):
     assert "\n" not in str(error.value)
 
 
-def test_what_may_be_left_out_is_asked_for_by_its_type_alone(tmp_path):
+def test_recipe_load_names_the_type_of_an_optional_key_without_none(tmp_path):
     @dataclass(frozen=True)
     class Optional:
         limit: float | None = None
@@ -90,12 +90,12 @@ def test_what_may_be_left_out_is_asked_for_by_its_type_alone(tmp_path):
         recipes.load(Optional, path)
 
 
-def test_a_recipe_that_is_not_there_is_one_line(tmp_path):
+def test_recipe_load_names_a_missing_file(tmp_path):
     with pytest.raises(InputError, match="No such file"):
         recipes.load(Recipe, tmp_path / "nowhere.toml")
 
 
-def test_what_toml_cannot_say_is_refused_when_written():
+def test_recipe_dump_refuses_values_that_toml_cannot_hold():
     @dataclass(frozen=True)
     class Unspeakable:
         limit: int | None = 3

@@ -1,4 +1,4 @@
-"""A report stands alone, says nothing as markup, and its figures follow the page's colors."""
+"""Reports are self-contained, escape their text, and their figures have the colors of the page."""
 
 import re
 from html.parser import HTMLParser
@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from nanohybrid.stages import Report, plots
-from nanohybrid.stages.report import GRID, INK, spell
+from nanohybrid.stages.report import GRID, INK, format_value
 
 FIGURES = {
     "lines": lambda: plots.lines(
@@ -27,7 +27,7 @@ FIGURES = {
 
 
 class Wellformed(HTMLParser):
-    """Fails where a tag is closed that was not open; notes every address and every reference inside the page."""
+    """Fails for a closing tag without an opening one; collects all addresses and ids of the page."""
 
     VOID = ("meta", "br", "use", "path", "rect")
 
@@ -55,7 +55,7 @@ class Wellformed(HTMLParser):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_points_nowhere_outside_and_takes_the_page_s_colors(name):
+def test_report_figure_has_no_external_reference_and_the_colors_of_the_page(name):
     page = Report("figures").figure(FIGURES[name](), f"A {name} figure.").html()
     parser = Wellformed()
     parser.feed(page)
@@ -66,22 +66,22 @@ def test_a_figure_points_nowhere_outside_and_takes_the_page_s_colors(name):
     assert set(re.findall(r"url\(#(\w+)\)", svg)) <= parser.ids
 
 
-def test_two_figures_of_a_page_do_not_share_clip_paths():
-    report = Report("twins")
+def test_report_figures_have_distinct_clip_paths():
+    report = Report("two figures")
     for name in ("lines", "intervals"):
         report.figure(FIGURES[name](), name)
     clips = re.findall(r'<clipPath id="(\w+)"', report.html())
     assert len(clips) == len(set(clips)) == 2
 
 
-def test_the_same_report_is_the_same_bytes():
+def test_report_is_deterministic():
     assert (
         Report("a").figure(FIGURES["bars"](), "b").html() == Report("a").figure(FIGURES["bars"](), "b").html()
     )
 
 
 @pytest.mark.parametrize("layers, written", [(14, True), (62, False)])
-def test_heights_are_written_out_only_where_they_have_room(layers, written):
+def test_bars_write_out_their_heights_up_to_14_bars(layers, written):
     pictures = (
         plots.by_layer("M-" * (layers // 2), [0.25] * layers, "1 - cosine"),
         plots.bars(["a"] * layers, {"b": [0.25] * layers}, "share"),
@@ -89,7 +89,7 @@ def test_heights_are_written_out_only_where_they_have_room(layers, written):
     assert [len(picture.axes[0].texts) for picture in pictures] == [layers * written] * 2
 
 
-def test_ticks_of_a_logarithmic_axis_are_plain_numbers():
+def test_logarithmic_axes_have_plain_numbers_as_ticks():
     axes = plots.lines(
         {"a": [(10_000, 0.03), (60_000, 0.2)], "b": [(20_000, 0.1)]}, "tokens", "nats", log_y=True
     ).axes[0]
@@ -100,12 +100,12 @@ def test_ticks_of_a_logarithmic_axis_are_plain_numbers():
     assert {0.04, 0.06, 0.1} <= {round(float(tick), 3) for tick in axes.get_yticks()}
 
 
-def test_layers_are_numbered_from_0_as_everywhere_else():
+def test_layer_strip_numbers_layers_from_0():
     axes = plots.strip({"hybrid": "M-M*-M-"}).axes[0]
     assert axes.get_xlim() == (-0.6, 6.6) and all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
-def test_text_is_text():
+def test_report_escapes_text():
     report = Report("<script>alert(1)</script>")
     report.section("a & b").text("one **bold** `x<y`\n\ntwo").table(["<th>"], [["<td>"], [1.23456]]).code(
         "<pre>"
@@ -121,7 +121,7 @@ def test_text_is_text():
     assert "<strong>bold</strong>" in body and "<code>x&lt;y</code>" in body and body.count("<p>") == 2
 
 
-def test_columns_of_numbers_stand_right(tmp_path):
+def test_report_aligns_columns_of_numbers_to_the_right(tmp_path):
     path = (
         Report("numbers")
         .table(["what", "tokens"], [("a", 12345), ("b", 0.123456)])
@@ -132,7 +132,7 @@ def test_columns_of_numbers_stand_right(tmp_path):
     assert "prefers-color-scheme: dark" in page and "width=device-width" in page
 
 
-def test_numbers_are_spelled_for_people():
+def test_format_value_of_numbers_and_booleans():
     spelled = {
         10_123.4: "10,123",
         8929.4: "8,929",
@@ -142,5 +142,5 @@ def test_numbers_are_spelled_for_people():
         1e20: "1e+20",
         12: "12",
     }
-    assert {value: spell(value) for value in spelled} == spelled
-    assert (spell(True), spell(float("inf")), spell("x")) == ("yes", "inf", "x")
+    assert {value: format_value(value) for value in spelled} == spelled
+    assert (format_value(True), format_value(float("inf")), format_value("x")) == ("yes", "inf", "x")

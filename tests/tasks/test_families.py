@@ -1,4 +1,4 @@
-"""Our own families: solved right, step by step, with nothing of the test split in training."""
+"""The built-in families: correct answers and traces, and disjoint splits."""
 
 import random
 from collections import Counter
@@ -20,7 +20,7 @@ def draw(name: str, difficulty: int, count: int, split: tasks.Split = "train") -
 
 
 def independent_answer(problem: Problem) -> str:
-    """The answer by Python's own evaluation of the prompt, without a look at the trace."""
+    """The answer by Python's evaluation of the prompt; the trace is not used."""
     _, _, rest = problem.prompt.partition(" ")
     if problem.family == "assignments":
         statements, _, asked = problem.prompt.rstrip("?").rpartition(";")
@@ -49,7 +49,7 @@ def independent_answer(problem: Problem) -> str:
 
 
 def step_holds(problem: Problem, step: str) -> bool:
-    """A line is an equation that is true by itself, whatever stands around it."""
+    """Whether a line of the trace is a true equation by itself."""
     left, _, right = step.rpartition("=")
     if problem.family == "assignments":
         name, _, left = left.partition("=")
@@ -62,7 +62,7 @@ def step_holds(problem: Problem, step: str) -> bool:
 
 
 @pytest.mark.parametrize(("name", "difficulty"), CASES)
-def test_answers_agree_with_an_independent_evaluation(name: str, difficulty: int) -> None:
+def test_task_answers_equal_an_independent_evaluation(name: str, difficulty: int) -> None:
     for problem in draw(name, difficulty, 40):
         assert problem.answer == independent_answer(problem), problem
         lines = problem.trace.split("\n")
@@ -71,7 +71,7 @@ def test_answers_agree_with_an_independent_evaluation(name: str, difficulty: int
 
 
 @pytest.mark.parametrize(("name", "difficulty"), CASES)
-def test_problems_are_short_and_know_what_they_are(name: str, difficulty: int) -> None:
+def test_task_problems_are_short_and_have_family_and_difficulty(name: str, difficulty: int) -> None:
     for problem in draw(name, difficulty, 40):
         assert (problem.family, problem.difficulty) == (name, difficulty)
         assert len(problem.prompt) <= 40 and len(problem.trace) <= 90
@@ -79,7 +79,7 @@ def test_problems_are_short_and_know_what_they_are(name: str, difficulty: int) -
 
 
 @pytest.mark.parametrize(("name", "difficulty"), CASES)
-def test_no_prompt_of_the_test_split_can_be_made_for_training(name: str, difficulty: int) -> None:
+def test_task_train_and_test_prompts_are_disjoint(name: str, difficulty: int) -> None:
     train = {problem.prompt for problem in draw(name, difficulty, 200)}
     test = {problem.prompt for problem in draw(name, difficulty, 50, "test")}
     assert not train & test
@@ -87,20 +87,20 @@ def test_no_prompt_of_the_test_split_can_be_made_for_training(name: str, difficu
     assert {tasks.split_of(prompt) for prompt in test} == {"test"}
 
 
-def test_the_split_of_a_prompt_never_moves() -> None:
-    # Golden: a change here would let models trained before have seen what is now the test split.
+def test_split_of_equals_stored_values() -> None:
+    # Stored values: with other splits, models trained before may have seen problems of the new test split.
     prompts = [f"run {i}+{i % 7}" for i in range(48)]
     assert [i for i, prompt in enumerate(prompts) if tasks.split_of(prompt) == "test"] == [11, 13, 22, 24]
 
 
-def test_the_same_rng_makes_the_same_problem() -> None:
+def test_task_make_depends_on_the_rng_alone() -> None:
     for name in tasks.names():
         hardest = tasks.get(name).difficulties[-1]
         assert draw(name, hardest, 5) == draw(name, hardest, 5)
 
 
 @pytest.mark.parametrize("name", [name for name in tasks.names() if name != "parity"])
-def test_the_commonest_answer_is_no_way_to_pass(name: str) -> None:
+def test_most_common_answer_of_a_task_is_rarely_correct(name: str) -> None:
     difficulties = tasks.get(name).difficulties
     answers = Counter(
         problem.answer for difficulty in difficulties for problem in draw(name, difficulty, 400, "train")
@@ -108,7 +108,7 @@ def test_the_commonest_answer_is_no_way_to_pass(name: str) -> None:
     assert answers.most_common(1)[0][1] / answers.total() < 0.15
 
 
-def test_verify_reads_what_stands_after_the_last_end_of_thought() -> None:
+def test_verify_scores_the_text_after_the_last_think_close() -> None:
     task = tasks.get("running")
     problem = draw("running", 2, 1)[0]
     right, wrong = problem.answer, str((int(problem.answer) + 1) % 10)
@@ -123,14 +123,14 @@ def test_verify_reads_what_stands_after_the_last_end_of_thought() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=40), st.sampled_from(tasks.names()))
-def test_verify_never_raises_and_only_rewards_the_answer(completion: str, name: str) -> None:
+def test_verify_never_raises_and_rewards_the_answer_only(completion: str, name: str) -> None:
     problem = draw(name, tasks.get(name).difficulties[0], 1)[0]
     score = tasks.get(name).verify(problem, completion)
     assert score == float(completion.rpartition("</think>")[2].strip() == problem.answer)
 
 
-def test_unknown_tasks_and_difficulties_are_refused_with_what_there_is() -> None:
-    with pytest.raises(InputError, match="there is no task 'chess'; there are assignments"):
+def test_unknown_tasks_and_difficulties_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="unknown task 'chess'; known are assignments"):
         tasks.get("chess")
     with pytest.raises(InputError, match="difficulties 2 to 6, not 9"):
         tasks.get("running").make(random.Random(0), 9)

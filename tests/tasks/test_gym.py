@@ -1,4 +1,4 @@
-"""The adapter to reasoning-gym, where it is installed."""
+"""The adapter to reasoning-gym (skipped where it is not installed)."""
 
 import random
 
@@ -10,7 +10,7 @@ from nanohybrid.errors import InputError
 pytest.importorskip("reasoning_gym")
 
 
-def test_a_generator_is_a_task_scored_by_its_own_rule() -> None:
+def test_gym_task_scores_by_the_rule_of_its_generator() -> None:
     task = tasks.get("gym/leg_counting")
     assert isinstance(task, tasks.Task) and task.difficulties[0] == 0
     problem = task.make(random.Random(3), 1)
@@ -20,13 +20,13 @@ def test_a_generator_is_a_task_scored_by_its_own_rule() -> None:
     assert task.verify(problem, "a horse") < 0.1
 
 
-def test_generators_have_a_test_split_too() -> None:
+def test_gym_task_has_both_splits() -> None:
     task = tasks.get("gym/basic_arithmetic")
     for split in ("train", "test"):
         assert tasks.split_of(task.make(random.Random(0), 0, split).prompt) == split
 
 
-def test_unknown_generators_and_levels_are_refused() -> None:
+def test_gym_task_refuses_unknown_generators_and_levels() -> None:
     with pytest.raises(InputError, match="no generator 'chess_boxing'"):
         tasks.get("gym/chess_boxing")
     with pytest.raises(InputError, match="not 999"):

@@ -1,4 +1,4 @@
-"""Tokenizers that several tests of this room share; each is built once."""
+"""Tokenizers of several tests; each is built once."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Our chat format, what a checkpoint brings, and prompts that no user can forge."""
+"""The built-in chat template, templates of checkpoints, and prompts without special tokens from users."""
 
 import json
 
@@ -39,7 +39,7 @@ def assistant(text, **more):
 # The format
 
 
-def test_the_example_of_the_released_format(official):
+def test_template_renders_the_example_of_the_released_format(official):
     assert (
         OURS.render([user("Hi")])
         == "<SPECIAL_10>System\n\n<SPECIAL_11>User\nHi\n<SPECIAL_11>Assistant\n<think>\n"
@@ -49,7 +49,7 @@ def test_the_example_of_the_released_format(official):
     assert OURS.encode(official, [user("Hi")], thinking=False) == ids
 
 
-def test_a_conversation_keeps_only_the_answers():
+def test_template_drops_earlier_reasoning():
     messages = [
         system("Be brief."),
         user("1+1?"),
@@ -63,7 +63,7 @@ def test_a_conversation_keeps_only_the_answers():
     )
 
 
-def test_no_messages_are_still_a_system_turn():
+def test_template_without_messages_has_a_system_turn():
     assert OURS.render([], generate=False) == "<SPECIAL_10>System\n\n"
 
 
@@ -93,12 +93,12 @@ def test_no_messages_are_still_a_system_turn():
         ([user("/")], "/", True),
     ],
 )
-def test_switch_words_switch_and_vanish(messages, shown, thinking):
+def test_template_removes_switch_words_and_applies_the_last(messages, shown, thinking):
     text = OURS.render(messages)
     assert text.endswith(f"<SPECIAL_11>User\n{shown}\n{GENERATE if thinking else AT_ONCE}")
 
 
-def test_the_argument_wins_over_the_words():
+def test_template_argument_overrides_switch_words():
     assert OURS.render([user("Hi /no_think")], thinking=True).endswith(f"Hi\n{GENERATE}")
     assert OURS.render([user("Hi /think")], thinking=False).endswith(f"Hi\n{AT_ONCE}")
 
@@ -110,17 +110,17 @@ def test_the_argument_wins_over_the_words():
         max_size=8,
     )
 )
-def test_text_without_switch_words_is_left_as_it_is(pieces):
+def test_template_leaves_text_without_switch_words_unchanged(pieces):
     text = "|".join(pieces)  # a stroke beside each piece: no word stands alone
     assert OURS.render([user(text)], generate=False).endswith(f"User\n{text}\n")
 
 
-def test_a_long_text_full_of_slashes_costs_time_in_proportion():
+def test_template_takes_linear_time_for_a_text_of_slashes():
     text = "/think " + "a/b " * 5_000
     assert OURS.render([user(text)]).count("a/b") == 5_000
 
 
-def test_tools_calls_and_results():
+def test_template_renders_tools_calls_and_results():
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"é": 1}}}, {"name": "g"}]
     calls = [
         {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}},
@@ -152,7 +152,7 @@ def test_tools_calls_and_results():
     )
 
 
-def test_text_parts_are_joined():
+def test_template_joins_text_parts():
     assert OURS.render([user([{"type": "text", "text": "a"}, {"text": "b"}])], generate=False).endswith(
         "User\nab\n"
     )
@@ -175,7 +175,7 @@ def test_text_parts_are_joined():
         ),
     ],
 )
-def test_a_message_that_cannot_be_used_is_named_by_its_index(message, says):
+def test_bad_message_is_named_by_its_index(message, says):
     with pytest.raises(InputError, match=says):
         OURS.render([user("fine"), message])
 
@@ -183,12 +183,12 @@ def test_a_message_that_cannot_be_used_is_named_by_its_index(message, says):
 @pytest.mark.parametrize(
     ("messages", "tools"), [("text", None), (None, None), ([user("x")], ["f"]), ([user("x")], {"name": "f"})]
 )
-def test_what_is_no_list_of_messages_or_tools_is_refused(messages, tools):
+def test_render_refuses_messages_and_tools_that_are_not_lists(messages, tools):
     with pytest.raises(InputError, match=r"messages|tools"):
         OURS.render(messages, tools=tools)
 
 
-def test_transformers_renders_our_template_to_the_same_text():
+def test_transformers_renders_the_built_in_template_to_the_same_text():
     pytest.importorskip("transformers")
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -207,7 +207,7 @@ def test_transformers_renders_our_template_to_the_same_text():
 
 @settings(max_examples=60)
 @given(st.lists(st.text("ab1 \n.:/é東", max_size=12), min_size=1, max_size=4), st.booleans())
-def test_harmless_messages_have_the_ids_of_the_rendered_text(small, texts, thinking):
+def test_encode_of_harmless_messages_equals_the_ids_of_the_rendered_text(small, texts, thinking):
     messages = [
         system(texts[0]),
         *(user(text) if index % 2 else assistant(text) for index, text in enumerate(texts)),
@@ -217,7 +217,7 @@ def test_harmless_messages_have_the_ids_of_the_rendered_text(small, texts, think
     )
 
 
-def test_line_ends_merge_across_the_border_of_a_message(official):
+def test_encode_merges_newlines_across_the_border_of_a_message(official):
     for messages in ([user("\nHi\n")], [system(""), user("")], [user("x."), assistant("y;")]):
         assert OURS.encode(official, messages) == official.encode(OURS.render(messages))
 
@@ -244,7 +244,7 @@ def test_special_tokens_that_a_template_builds_from_messages_are_plain_text(smal
     assert [number for number in ids if number < 13] == [1, 12]
 
 
-def test_messages_with_every_private_character_are_refused(small):
+def test_encode_refuses_messages_with_every_private_character(small):
     with pytest.raises(InputError, match="private"):
         OURS.encode(small, [user("".join(map(chr, range(0xE000, 0xF900))))])
 
@@ -252,7 +252,7 @@ def test_messages_with_every_private_character_are_refused(small):
 # Training pairs and answers
 
 
-def test_a_training_pair_continues_the_prompt_and_ends_at_the_stopping_id(official):
+def test_training_pair_continues_the_prompt_and_ends_with_eos(official):
     messages = [user("1+1?")]
     pair = OURS.training_pair(official, messages, "one and one", "2")
     assert official.decode(pair.prompt, skip_special_tokens=False) == OURS.render(messages)
@@ -265,7 +265,7 @@ def test_a_training_pair_continues_the_prompt_and_ends_at_the_stopping_id(offici
     assert completion_text("one and one", "2") == "one and one\n</think>\n\n2\n<SPECIAL_12>\n"
 
 
-def test_a_training_pair_without_thinking_or_with_a_trace_cut_to_nothing(small):
+def test_training_pair_without_thinking_and_with_an_empty_trace(small):
     direct = OURS.training_pair(small, [user("1+1?")], None, "2")
     assert (direct.reasoning, direct.think_close) == ([], [])
     assert small.decode(direct.ids, skip_special_tokens=False).endswith(AT_ONCE + "2\n<SPECIAL_12>\n")
@@ -276,7 +276,7 @@ def test_a_training_pair_without_thinking_or_with_a_trace_cut_to_nothing(small):
     )
 
 
-def test_a_turn_of_history_is_the_answer_of_a_training_pair(official):
+def test_training_pair_answer_equals_a_turn_of_the_history(official):
     pair = OURS.training_pair(official, [user("1+1?")], None, "It is 2.")
     history = OURS.encode(official, [user("1+1?"), assistant("It is 2.")], generate=False)
     assert history[-len(pair.answer) - 2 :] == [*pair.answer, *pair.end, *pair.tail]
@@ -296,20 +296,20 @@ def test_a_turn_of_history_is_the_answer_of_a_training_pair(official):
         ("</think>\n\n2", True, ("", "2")),
     ],
 )
-def test_thinking_is_split_from_the_answer(text, opened, parts):
+def test_split_thinking_splits_reasoning_from_content(text, opened, parts):
     assert split_thinking(text, opened=opened) == parts
 
 
 # A checkpoint's own template
 
 
-def test_a_checkpoint_without_template_gets_ours(tmp_path):
+def test_from_directory_without_a_template_gives_the_built_in_one(tmp_path):
     assert ChatTemplate.from_directory(tmp_path).source == OURS.source
     OURS.save(tmp_path)
     assert ChatTemplate.from_directory(tmp_path).render([user("x")]) == OURS.render([user("x")])
 
 
-def test_a_checkpoints_own_template_is_found_in_either_place(tmp_path):
+def test_from_directory_finds_a_template_in_either_file(tmp_path):
     settings_file = tmp_path / "tokenizer_config.json"
     settings_file.write_text(
         json.dumps({"chat_template": "{{ bos_token }}A", "bos_token": {"content": "<b>"}})
@@ -327,15 +327,15 @@ def test_a_checkpoints_own_template_is_found_in_either_place(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"{", "is not JSON"), (b"\xff", "as text"), (b'{"chat_template": 3}', "must be a text")],
+    [(b"{", "is not JSON"), (b"\xff", "as text"), (b'{"chat_template": 3}', "must be a string")],
 )
-def test_a_broken_tokenizer_config_is_named(tmp_path, content, says):
+def test_from_directory_names_a_damaged_tokenizer_config(tmp_path, content, says):
     (tmp_path / "tokenizer_config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=says):
         ChatTemplate.from_directory(tmp_path)
 
 
-def test_thinking_reaches_templates_by_variable_or_by_word():
+def test_render_passes_thinking_by_variable_or_by_word():
     by_variable = ChatTemplate("{{ enable_thinking }}")
     by_word = ChatTemplate(
         "{% for m in messages %}[{{ m.content }}]{% endfor %}{# knows /think and /no_think #}"

@@ -1,4 +1,4 @@
-"""Templates written to get out, to run for ever or to eat all memory; and what real templates need."""
+"""Hostile templates (escapes, endless loops, memory exhaustion), and the needs of real templates."""
 
 import resource
 import threading
@@ -67,13 +67,13 @@ HUNGRY = {
 }
 
 
-def test_a_namespace_does_not_show_what_it_holds():
+def test_sandbox_namespace_does_not_show_its_contents():
     source = "{% set a = namespace(x=1) %}" + "{% set a = namespace(x=a, y=a) %}" * 40 + "{{ a }}"
     assert Sandbox(source, "t").render() == "<namespace>"
 
 
 @pytest.mark.parametrize("source", ESCAPES)
-def test_no_template_gets_at_pythons_insides(source):
+def test_sandbox_keeps_templates_from_pythons_internals(source):
     try:
         text = Sandbox(source, "t").render(messages=[{"role": "user", "content": "x"}])
     except InputError as error:
@@ -84,7 +84,7 @@ def test_no_template_gets_at_pythons_insides(source):
 
 @pytest.mark.alone
 @pytest.mark.parametrize("name", HUNGRY)
-def test_no_template_runs_long_or_makes_much(name):
+def test_sandbox_stops_templates_that_run_long_or_produce_much(name):
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(InputError, match=r"^t: the chat template"):
         Sandbox(HUNGRY[name], "t", seconds=0.5).render(messages=[])
@@ -92,7 +92,7 @@ def test_no_template_runs_long_or_makes_much(name):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
-def test_the_time_limit_holds_outside_the_main_thread():
+def test_sandbox_time_limit_holds_outside_the_main_thread():
     caught: list[str] = []
 
     def render() -> None:
@@ -111,7 +111,7 @@ def test_the_time_limit_holds_outside_the_main_thread():
     assert caught == ["t: the chat template was stopped: it ran longer than 0.05 seconds"]
 
 
-def test_a_template_that_is_too_long_or_broken_is_refused():
+def test_sandbox_refuses_a_template_that_is_too_long_or_does_not_compile():
     with pytest.raises(InputError, match="limit is 262,144"):
         Sandbox("x" * (TEMPLATE_CHARACTERS + 1), "t")
     for source in (
@@ -124,12 +124,12 @@ def test_a_template_that_is_too_long_or_broken_is_refused():
             Sandbox(source, "t")
 
 
-def test_what_a_template_refuses_is_told_as_its_own_words():
+def test_sandbox_reports_raise_exception_in_the_templates_words():
     with pytest.raises(InputError, match="t: the chat template refuses these messages: roles must alternate"):
         Sandbox("{{ raise_exception('roles must alternate') }}", "t").render()
 
 
-def test_what_real_templates_use_works_as_in_jinja():
+def test_sandbox_renders_what_real_templates_use_as_jinja2_does():
     source = """{%- set ns = namespace(last=-1, text='') -%}
 {%- for m in messages if m.role != 'tool' -%}
     {%- if loop.index0 > 3 %}{% break %}{% endif -%}
@@ -153,7 +153,7 @@ def test_what_real_templates_use_works_as_in_jinja():
     )
 
 
-def test_a_long_conversation_is_within_the_budget():
+def test_sandbox_budget_suffices_for_a_long_conversation():
     messages = [{"role": "user", "content": "word " * 400}] * 1_000
     source = "{% for m in messages %}{{ m.content.replace('a', 'b').strip() | trim }}{{ messages[loop.index0].role ~ '\n' }}{% endfor %}"
     assert len(Sandbox(source, "t").render(messages=messages)) > 1_900_000

@@ -1,4 +1,4 @@
-"""The rebuilt tekken against mistral-common's own tokenizer, and against ids known of the released one."""
+"""The rebuilt tekken against the tokenizer of mistral-common, and against known ids."""
 
 import json
 import random
@@ -59,7 +59,7 @@ def random_unicode(count: int, length: int) -> list[str]:
     return ["".join(chr(draw.randrange(*draw.choice(blocks))) for _ in range(length)) for _ in range(count)]
 
 
-def test_no_text_is_cut_differently_than_by_mistral_common(official, theirs):
+def test_tekken_ids_equal_those_of_mistral_common(official, theirs):
     texts = [*WRITTEN, *code(), *random_unicode(60, 60)]
     different = [
         text
@@ -69,7 +69,7 @@ def test_no_text_is_cut_differently_than_by_mistral_common(official, theirs):
     assert not different
 
 
-def test_every_token_has_the_bytes_it_has_at_mistral_common(official, theirs):
+def test_tekken_token_bytes_equal_those_of_mistral_common(official, theirs):
     assert official.vocab_size == theirs.n_words == 131_072
     assert all(
         official.token_bytes(number) == theirs.id_to_byte_piece(number) for number in range(1000, 131_072, 7)
@@ -77,7 +77,7 @@ def test_every_token_has_the_bytes_it_has_at_mistral_common(official, theirs):
 
 
 @pytest.mark.parametrize("text", KNOWN)
-def test_ids_known_of_the_released_tokenizer(official, text):
+def test_tekken_gives_known_ids(official, text):
     assert official.encode(text) == KNOWN[text]
 
 
@@ -88,7 +88,7 @@ def test_tekken_special_tokens_have_the_released_names_and_ids(official):
     assert (official.bos_id, official.eos_id, official.pad_id, official.stop_ids) == (1, 12, 0, {2, 11, 12})
 
 
-def test_saved_and_read_again_it_gives_the_same_ids(official, tmp_path):
+def test_tekken_gives_the_same_ids_after_saving_and_loading(official, tmp_path):
     official.save(tmp_path)
     again = Tokenizer.from_directory(tmp_path)
     text = "".join(WRITTEN)
@@ -105,7 +105,7 @@ def test_saved_and_read_again_it_gives_the_same_ids(official, tmp_path):
         ('{"config": {}, "vocab": []}', "not a tekken file"),
     ],
 )
-def test_a_file_that_is_not_tekken_is_named_in_one_line(tmp_path, content, says):
+def test_tekken_names_a_file_of_another_format(tmp_path, content, says):
     file = tmp_path / "tekken.json"
     if content is not None:
         file.write_text(content)
@@ -115,9 +115,9 @@ def test_a_file_that_is_not_tekken_is_named_in_one_line(tmp_path, content, says)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_ends_early_is_refused(tmp_path):
+def test_tekken_refuses_a_truncated_file(tmp_path):
     config = {"pattern": ".", "default_vocab_size": 1300, "default_num_special_tokens": 1000}
     file = tmp_path / "tekken.json"
     file.write_text(json.dumps({"config": config, "vocab": [{"rank": 0, "token_bytes": "AA=="}]}))
-    with pytest.raises(InputError, match="holds 1 tokens"):
+    with pytest.raises(InputError, match="has 1 tokens"):
         tekken(file)

@@ -1,4 +1,4 @@
-"""Small BPEs, special tokens, decoding by bytes, streaming, and files that cannot be read."""
+"""Small BPEs, special tokens, decoding by bytes, streaming, and unreadable files."""
 
 import json
 import threading
@@ -26,11 +26,11 @@ def test_trained_ids_are_special_tokens_then_bytes_then_merges(small):
     assert len(small.token_bytes(349)) > 1
 
 
-def test_digits_stay_single(small):
+def test_train_bpe_keeps_digits_single(small):
     assert [small.token_bytes(number) for number in small.encode("2024")] == [b"2", b"0", b"2", b"4"]
 
 
-def test_training_twice_gives_the_same_tokenizer():
+def test_train_bpe_is_deterministic():
     texts = ["a rose is a rose is a rose", "rosa rosae rosam"] * 3
     first, second = train_bpe(texts, 290), train_bpe(iter(texts), 290)
     assert [first.token_bytes(number) for number in range(290)] == [
@@ -38,22 +38,22 @@ def test_training_twice_gives_the_same_tokenizer():
     ]
 
 
-def test_a_vocabulary_without_room_for_the_bytes_is_refused():
+def test_train_bpe_refuses_a_vocabulary_below_269_ids():
     with pytest.raises(InputError, match="269"):
         train_bpe(["x"], 268)
     assert train_bpe(["x"], 269).encode("x") == [13 + ord("x")]
 
 
-def test_where_texts_run_out_the_vocabulary_is_smaller():
+def test_train_bpe_of_few_texts_has_a_smaller_vocabulary():
     assert train_bpe(["ab ab"], 1000).vocab_size < 280
 
 
 @given(TEXTS)
-def test_what_is_encoded_decodes_to_itself(small, text):
+def test_decode_inverts_encode(small, text):
     assert small.decode(small.encode(text, parse_special=False)) == text
 
 
-def test_bos_only_where_asked_for(small):
+def test_encode_adds_bos_only_where_asked_for(small):
     assert small.encode("a", bos=True) == [1, *small.encode("a")]
     assert small.encode_batch(["a", "b"], bos=True) == [
         small.encode("a", bos=True),
@@ -87,7 +87,7 @@ def test_threads_with_and_without_parse_special_do_not_disturb_each_other(small)
     assert seen == {(True, True), (False, False)}
 
 
-def test_half_a_surrogate_pair_is_an_error_with_its_place(small):
+def test_encode_names_the_position_of_half_a_surrogate_pair(small):
     with pytest.raises(InputError, match="character 2"):
         small.encode("ab\ud83d")
 
@@ -101,14 +101,14 @@ def test_stream_of_tokens_decodes_to_the_text_of_the_whole(small, ids, skip):
 
 @settings(max_examples=50)
 @given(TEXTS)
-def test_a_stream_never_shows_half_a_character(small, text):
+def test_stream_never_returns_half_a_character(small, text):
     stream = TextStream(small)
     pieces = [stream.push(number) for number in small.encode(text, parse_special=False)]
     assert "".join(pieces) == text
     assert stream.flush() == ""
 
 
-def test_the_library_agrees_about_decoding(small, tmp_path):
+def test_decode_equals_that_of_the_tokenizers_library(small, tmp_path):
     from tokenizers import Tokenizer as Raw
 
     small.save(tmp_path)
@@ -122,7 +122,7 @@ def test_the_library_agrees_about_decoding(small, tmp_path):
         assert small.decode(ids) == raw.decode(ids, skip_special_tokens=True)
 
 
-def test_a_broken_tail_becomes_one_replacement_character(small):
+def test_stream_flush_turns_an_incomplete_character_into_one_replacement(small):
     stream = TextStream(small)
     assert stream.push(13 + 0xF0) + stream.push(13 + 0x9F) == ""
     assert stream.flush() == "\ufffd"
@@ -140,7 +140,7 @@ def test_a_broken_tail_becomes_one_replacement_character(small):
         (b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}', "byte-level"),
     ],
 )
-def test_a_tokenizer_file_that_cannot_be_used_is_named_in_one_line(tmp_path, content, says):
+def test_from_file_names_a_bad_tokenizer_file(tmp_path, content, says):
     if content is not None:
         (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=says) as caught:
@@ -149,7 +149,7 @@ def test_a_tokenizer_file_that_cannot_be_used_is_named_in_one_line(tmp_path, con
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(small, tmp_path):
+def test_from_directory_refuses_a_tokenizer_larger_than_the_model(small, tmp_path):
     small.save(tmp_path)
     with pytest.raises(CheckpointError, match=r"ids up to 349.*ends at 299"):
         Tokenizer.from_directory(tmp_path, vocab_size=300)
@@ -160,7 +160,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(small, tmp_path):
     assert Tokenizer.from_directory(tmp_path).vocab_size == 350
 
 
-def test_stop_ids_of_a_tokenizer_with_other_special_tokens_come_from_the_checkpoint(tmp_path):
+def test_stop_ids_of_other_special_tokens_come_from_the_checkpoint(tmp_path):
     from tokenizers import AddedToken
 
     from nanohybrid.text.bytelevel import BYTE_TO_CHARACTER, assemble

@@ -1,4 +1,4 @@
-"""`nanohybrid tokenizer`: what it writes and prints."""
+"""The command `nanohybrid tokenizer`: its files and output."""
 
 import io
 import json
@@ -22,12 +22,12 @@ def trained(tmp_path_factory):
     return directory / "out"
 
 
-def test_train_writes_a_tokenizer_and_a_template(trained, capsys):
+def test_tokenizer_train_writes_a_tokenizer_and_a_template(trained, capsys):
     assert Tokenizer.from_directory(trained).vocab_size == 275
     assert ChatTemplate.from_directory(trained).source == ChatTemplate.default().source
 
 
-def test_train_says_when_the_texts_run_out(tmp_path, capsys):
+def test_tokenizer_train_reports_a_smaller_vocabulary(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("ab ab", encoding="utf-8")
     call("train", "--input", tmp_path / "a.txt", "--vocab-size", 5000, "--out", tmp_path / "out", "--json")
     out = capsys.readouterr()
@@ -36,7 +36,7 @@ def test_train_says_when_the_texts_run_out(tmp_path, capsys):
     assert f"only {result['vocab_size']} of 5000 ids" in out.err
 
 
-def test_encode_and_decode_print_ids_and_text(trained, capsys, monkeypatch):
+def test_tokenizer_encode_and_decode_print_ids_and_text(trained, capsys, monkeypatch):
     tokenizer = Tokenizer.from_directory(trained)
     call("encode", trained, "--text", "tea<SPECIAL_12>")
     assert [int(one) for one in capsys.readouterr().out.split()] == tokenizer.encode("tea<SPECIAL_12>")
@@ -57,14 +57,14 @@ def test_encode_and_decode_print_ids_and_text(trained, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "says"), [("none.txt", None, "no such file"), ("bad.txt", b"\xff\xfe\x00", "UTF-8")]
 )
-def test_an_input_that_cannot_be_read_is_named(tmp_path, name, content, says):
+def test_tokenizer_train_names_an_unreadable_input(tmp_path, name, content, says):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name}: .*{says}"):
         call("train", "--input", tmp_path / name, "--vocab-size", 300, "--out", tmp_path / "out")
 
 
-def test_tekken_writes_the_official_vocabulary(tmp_path, capsys):
+def test_tokenizer_tekken_writes_the_official_vocabulary(tmp_path, capsys):
     pytest.importorskip("mistral_common")
     call("tekken", "--out", tmp_path, "--json")
     assert json.loads(capsys.readouterr().out)["vocab_size"] == 131_072

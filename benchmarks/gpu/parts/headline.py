@@ -69,10 +69,10 @@ def measured(bench: Bench, model: HybridLM, tokenizer: Tokenizer, taken: int, ma
     engine = Engine(
         model,
         tokenizer,
-        max_running=plan.slots,
-        max_context=plan.context,
-        token_budget=plan.step_tokens,
-        pages=plan.pages,
+        max_num_seqs=plan.slots,
+        max_model_len=plan.context,
+        max_num_batched_tokens=plan.step_tokens,
+        num_kv_pages=plan.pages,
     )
     prompts, step = timed(engine, plan.slots, mean, 3 if bench.toy else STEPS, bench.device)
     whole = prompts * taken / mean + made * step
@@ -85,7 +85,7 @@ def timed(engine: Engine, batch: int, context: int, steps: int, device: torch.de
     """Seconds for all prompts of `context` tokens, and of a decoding step of all of them."""
     rng = random.Random(0)
     params = SamplingParams(
-        max_tokens=engine.scheduler.max_context - context, ignore_eos=True
+        max_tokens=engine.scheduler.max_model_len - context, ignore_eos=True
     )  # the first decode while others begin
     vocabulary = engine.model.config.vocab_size
     requests = [engine.add([rng.randrange(vocabulary) for _ in range(context)], params) for _ in range(batch)]

@@ -1,4 +1,4 @@
-"""What is kept of the sources, and by name and number what is not."""
+"""Filters of the sources: quality, duplicates, decontamination; dropped documents are counted by reason."""
 
 from nanohybrid.data.curate.curator import Curator
 from nanohybrid.data.curate.decontaminate import Decontaminator

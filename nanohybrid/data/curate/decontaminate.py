@@ -1,7 +1,7 @@
-"""Keeps what evaluation asks out of what training reads.
+"""Decontamination: documents with evaluation prompts are dropped from the training data.
 
-A document is contaminated if it shares a run of thirteen words with an evaluation prompt, or has the whole of a shorter one as a
-line. Prompts of our own tasks need no list: a hash says which split each belongs to, so every one of them is known.
+A document is contaminated if it shares 13 consecutive words with an evaluation prompt (Brown et al. 2020, appendix C), or has a
+shorter prompt as a line. Prompts of the built-in tasks need no list: a hash of the prompt decides its split.
 """
 
 import re
@@ -14,7 +14,7 @@ WORD = re.compile(r"[^\W\d_]+|\d|[^\w\s]")
 
 
 class Decontaminator:
-    """Knows a set of evaluation prompts, and the test split of our tasks."""
+    """Finds evaluation prompts in documents, and problems of the test split."""
 
     def __init__(self, prompts: Iterable[str] = ()) -> None:
         self.grams: set[tuple[str, ...]] = set()
@@ -27,20 +27,20 @@ class Decontaminator:
                 self.lines.add(" ".join(words))
         self.lines.discard("")
 
-    def catches(self, text: str) -> bool:
-        """Whether a text holds what is to be evaluated on."""
+    def is_contaminated(self, text: str) -> bool:
+        """Whether a text contains an evaluation prompt."""
         if self.lines and any(" ".join(_words(line)) in self.lines for line in text.splitlines()):
             return True
         return bool(self.grams) and any(gram in self.grams for gram in _grams(_words(text)))
 
     @staticmethod
-    def catches_prompt(prompt: str) -> bool:
-        """Whether a problem belongs to the test split of its task."""
+    def is_test_problem(prompt: str) -> bool:
+        """Whether a problem with this prompt belongs to the test split of its task."""
         return tasks.split_of(prompt) == "test"
 
 
 def _words(text: str) -> list[str]:
-    """Words, single digits and signs, lower case: what two writings of one problem share."""
+    """Lower-case words, single digits and signs, so that formatting does not matter."""
     return WORD.findall(text.lower())
 
 

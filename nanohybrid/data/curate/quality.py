@@ -1,12 +1,13 @@
-"""A handful of named heuristics; a document that one of them catches is dropped and counted under its name.
+"""Quality heuristics in the manner of Gopher and C4 (Rae et al. 2021, Raffel et al. 2020), with limits that pass ordinary code.
 
-They are Gopher's and C4's in spirit, with limits that leave ordinary code alone.
+A document that fails one is dropped and counted under the name of the heuristic.
 """
 
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 LICENSE = re.compile(
     r"permission is hereby granted|redistribution and use in source and binary forms|licensed under the apache license"
@@ -17,28 +18,37 @@ LICENSE = re.compile(
 
 @dataclass(frozen=True)
 class QualityLimits:
-    """Limits beyond which a document is dropped."""
+    """Quality filter: limits beyond which a document is dropped."""
 
-    shortest: int = 120
-    """Characters that a document needs."""
-    longest_line: int = 500
-    """Characters of the longest line (data and minified code have longer ones)."""
-    symbols: float = 0.35
-    """Share of the characters that are neither letters, digits nor spaces."""
-    letters: float = 0.55
-    """Share of the visible characters that must be letters."""
-    digits: float = 0.15
-    """Share of the visible characters that may be digits."""
-    repeated_lines: float = 0.3
-    """Share of the lines (of ten characters or more) that came before in the same document."""
+    RENAMED: ClassVar[dict[str, str]] = {
+        "shortest": "min_characters",
+        "longest_line": "max_line_length",
+        "symbols": "max_symbol_ratio",
+        "letters": "min_letter_ratio",
+        "digits": "max_digit_ratio",
+        "repeated_lines": "max_repeated_line_ratio",
+    }
+
+    min_characters: int = 120
+    """Characters of a document, at least."""
+    max_line_length: int = 500
+    """Characters of a line, at most; data and minified code have longer ones."""
+    max_symbol_ratio: float = 0.35
+    """Share of the characters that are neither letters, digits nor spaces, at most."""
+    min_letter_ratio: float = 0.55
+    """Share of letters among the visible characters, at least."""
+    max_digit_ratio: float = 0.15
+    """Share of digits among the visible characters, at most."""
+    max_repeated_line_ratio: float = 0.3
+    """Share of lines (of ten characters or more) that occur earlier in the document, at most."""
 
 
 def too_short(text: str, limits: QualityLimits) -> bool:
-    return len(text.strip()) < limits.shortest
+    return len(text.strip()) < limits.min_characters
 
 
 def long_lines(text: str, limits: QualityLimits) -> bool:
-    return max(map(len, text.splitlines()), default=0) > limits.longest_line
+    return max(map(len, text.splitlines()), default=0) > limits.max_line_length
 
 
 def broken_characters(text: str, limits: QualityLimits) -> bool:
@@ -47,22 +57,22 @@ def broken_characters(text: str, limits: QualityLimits) -> bool:
 
 def too_many_symbols(text: str, limits: QualityLimits) -> bool:
     symbols = sum(not (character.isalnum() or character.isspace()) for character in text)
-    return symbols > limits.symbols * len(text)
+    return symbols > limits.max_symbol_ratio * len(text)
 
 
 def too_few_letters(text: str, limits: QualityLimits) -> bool:
     visible = "".join(text.split())
-    return sum(map(str.isalpha, visible)) < limits.letters * len(visible)
+    return sum(map(str.isalpha, visible)) < limits.min_letter_ratio * len(visible)
 
 
 def too_many_digits(text: str, limits: QualityLimits) -> bool:
     visible = "".join(text.split())
-    return sum(map(str.isdigit, visible)) > limits.digits * len(visible)
+    return sum(map(str.isdigit, visible)) > limits.max_digit_ratio * len(visible)
 
 
 def repeated_lines(text: str, limits: QualityLimits) -> bool:
     lines = [line.strip() for line in text.splitlines() if len(line.strip()) >= 10]
-    return len(lines) - len(Counter(lines)) > limits.repeated_lines * len(lines)
+    return len(lines) - len(Counter(lines)) > limits.max_repeated_line_ratio * len(lines)
 
 
 def license(text: str, limits: QualityLimits) -> bool:
@@ -81,6 +91,6 @@ HEURISTICS: dict[str, Callable[[str, QualityLimits], bool]] = {
 }
 
 
-def fault(text: str, limits: QualityLimits) -> str | None:
-    """The name of the first heuristic that catches a text, or None."""
-    return next((name for name, catches in HEURISTICS.items() if catches(text, limits)), None)
+def failed_heuristic(text: str, limits: QualityLimits) -> str | None:
+    """The name of the first heuristic that a text fails, or None."""
+    return next((name for name, fails in HEURISTICS.items() if fails(text, limits)), None)

@@ -1,1 +1,1 @@
-"""Where documents come from. A source yields documents one by one and keeps nothing."""
+"""Sources of documents. A source yields documents one by one and stores none."""

@@ -1,4 +1,4 @@
-"""Files of one's own: a directory of .txt, .md and .py files, and .jsonl files with one document's "text" a line."""
+"""The user's files: .txt, .md and .py files, and .jsonl files with one document's "text" on each line."""
 
 import json
 from collections.abc import Iterator
@@ -12,26 +12,29 @@ LINES = ".jsonl"
 
 
 def texts(path: Path) -> Iterator[str]:
-    """The text of every document under `path` (or of this one file), in the order of the files' names."""
+    """The text of every document under `path`, a directory or a file, sorted by file name.
+
+    Raises InputError where there is no such path, no file of a known type, or a bad line.
+    """
     if not path.exists():
-        raise InputError(f"{path}: there is no such file or directory of documents")
+        raise InputError(f"{path}: no such file or directory")
     files = (
         [path]
         if path.is_file()
         else sorted(file for file in path.rglob("*") if file.suffix in (*PLAIN, LINES) and file.is_file())
     )
     if not files:
-        raise InputError(f"{path}: holds no {', '.join(PLAIN)} or {LINES} files")
+        raise InputError(f"{path}: has no {', '.join(PLAIN)} or {LINES} files")
     for file in files:
         if file.suffix == LINES:
             yield from _lines(file)
         else:
-            # What is not UTF-8 becomes U+FFFD, which the quality filter drops and counts.
+            # Bytes that are not UTF-8 become U+FFFD, and the quality filter drops and counts such documents.
             yield file.read_text(encoding="utf-8", errors="replace")
 
 
 def files(path: Path, section_characters: int) -> Iterator[Document]:
-    """The documents under `path`, long ones in sections."""
+    """The documents under `path`; long texts are split into sections."""
     for text in texts(path):
         yield from sections("files", text, section_characters)
 

@@ -1,6 +1,6 @@
-"""Code and prose that every Python install has: the standard library's sources, its docstrings, and pydoc's topics.
+"""Code and prose of the Python installation: the standard library's sources, its docstrings, and pydoc's topics.
 
-What is found depends on the Python that runs: another minor version gives a slightly different corpus.
+Another minor version of Python gives a slightly different corpus.
 """
 
 import ast
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nanohybrid.data.documents import Document, sections
 
-# Not the language as people write it: tests, generated tables, other people's packages.
+# Tests, generated tables and installed packages are not representative code.
 SKIPPED = frozenset(
     {
         "site-packages",
@@ -30,13 +30,13 @@ SKIPPED = frozenset(
 
 
 def code(seed: int, section_characters: int) -> Iterator[Document]:
-    """Sources of the standard library in sections, files in an order of the seed's own."""
+    """Sections of the standard library's sources, the files in a random order."""
     for path in _files(seed):
         yield from sections("code", path.read_text(encoding="utf-8", errors="replace"), section_characters)
 
 
 def prose(seed: int, section_characters: int) -> Iterator[Document]:
-    """The language reference as pydoc has it, then docstrings; a file's short docstrings are one document."""
+    """The language reference of pydoc, then docstrings. Short docstrings of one file are joined to one document."""
     for text in _topics():
         yield from sections("prose", text, section_characters)
     for path in _files(seed):
@@ -44,7 +44,7 @@ def prose(seed: int, section_characters: int) -> Iterator[Document]:
 
 
 def _topics() -> list[str]:
-    from pydoc_data.topics import topics  # half a megabyte, only read here
+    from pydoc_data.topics import topics  # half a megabyte, imported only here
 
     return [topics[name] for name in sorted(topics)]
 
@@ -52,7 +52,7 @@ def _topics() -> list[str]:
 def _docstrings(path: Path, section_characters: int) -> Iterator[Document]:
     try:
         tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
-    except SyntaxError:  # Debian's Python ships a template or two with the sources
+    except SyntaxError:  # Debian's Python ships a few templates among the sources
         return
     short: list[str] = []
     for node in ast.walk(tree):

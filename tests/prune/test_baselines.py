@@ -16,7 +16,7 @@ def test_magnitude_is_the_norm_of_every_matrix_that_touches_an_entry(tmp_path):
     mlp, mamba, attention = (config.pattern.index(kind) for kind in "-M*")
     at = lambda layer, name: state[f"backbone.layers.{layer}.mixer.{name}.weight"]  # noqa: E731
     ffn_F = (at(mlp, "up_proj").square().sum(1) + at(mlp, "down_proj").square().sum(0)).sqrt()
-    torch.testing.assert_close(found.ffn[mlp], ffn_F)
+    torch.testing.assert_close(found.scores[mlp], ffn_F)
     inner, heads, channels = config.mamba_inner_size, config.mamba_num_heads, config.mamba_head_dim
     rows, conv, out = (
         at(mamba, "in_proj").square().sum(1),
@@ -24,10 +24,10 @@ def test_magnitude_is_the_norm_of_every_matrix_that_touches_an_entry(tmp_path):
         at(mamba, "out_proj").square().sum(0),
     )
     inner_D = (rows[:inner] + rows[inner : 2 * inner] + conv[:inner] + out).sqrt()
-    torch.testing.assert_close(found.mamba[mamba], inner_D.view(heads, channels))
+    torch.testing.assert_close(found.scores[mamba], inner_D.view(heads, channels))
     queries = at(attention, "q_proj").square().sum(1) + at(attention, "o_proj").square().sum(0)
     torch.testing.assert_close(
-        found.attention[attention], queries.view(config.num_attention_heads, -1).sum(1).sqrt()
+        found.scores[attention], queries.view(config.num_attention_heads, -1).sum(1).sqrt()
     )
     writers = (
         "out_proj.weight",
@@ -37,14 +37,16 @@ def test_magnitude_is_the_norm_of_every_matrix_that_touches_an_entry(tmp_path):
     touching = [
         t.square().sum(1 if name.endswith(writers) else 0) for name, t in state.items() if t.ndim == 2
     ]
-    torch.testing.assert_close(found.embedding, torch.stack(touching).sum(0).sqrt())
+    torch.testing.assert_close(found.hidden_size, torch.stack(touching).sum(0).sqrt())
 
 
 def test_random_scores_are_the_seeds_and_choose_other_parts_for_another(model):
     target, config = (
-        Target(layers=model.config.num_hidden_layers - 1, hidden_size=model.config.hidden_size // 2),
+        Target(
+            layers=model.config.num_hidden_layers - 1, sizes={"hidden_size": model.config.hidden_size // 2}
+        ),
         model.config,
     )
-    kept = [target.kept(config, random(config, seed)) for seed in (0, 0, 1)]
-    assert kept[0] == kept[1]
-    assert kept[0].hidden != kept[2].hidden
+    chosen = [target.select(config, random(config, seed)) for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1]
+    assert chosen[0].hidden != chosen[2].hidden

@@ -12,8 +12,8 @@ from nanohybrid.checkpoint import CheckpointReader, CheckpointWriter
 from nanohybrid.data import TokenStore
 from nanohybrid.estimate import Footprint
 from nanohybrid.model.spec import param_specs
+from nanohybrid.prune.baselines import random
 from nanohybrid.prune.depth_rule import layers_to_drop
-from nanohybrid.prune.importance import Importance
 
 TWELVE = nanohybrid.preset("nano-12b-v2")
 SCALED = TWELVE.replace(
@@ -101,13 +101,4 @@ def write_parent(directory):
 
 def write_scores(directory):
     """Random scores of the parent's shape."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(kind, *shape):
-        return {i: torch.rand(*shape, generator=generator) for i, k in enumerate(SCALED.pattern) if k == kind}
-
-    embedding = torch.rand(SCALED.hidden_size, generator=generator)
-    mamba = draw("M", SCALED.mamba_num_heads, SCALED.mamba_head_dim)
-    Importance(
-        embedding, draw("-", SCALED.intermediate_size), mamba, draw("*", SCALED.num_attention_heads)
-    ).save(directory)
+    random(SCALED, 0).save(directory)

@@ -38,9 +38,9 @@ def parent(request, tmp_path_factory):
     train_bpe(["some words"], 269).save(folder)
     ChatTemplate.default().save(folder)
     config = (
-        HybridConfig("M-*M-", **SIZES)
+        HybridConfig(pattern="M-*M-", **SIZES)
         if request.param == "hybrid"
-        else HybridConfig("*-*-", **(SIZES | TIED))
+        else HybridConfig(pattern="*-*-", **(SIZES | TIED))
     )
     save(HybridLM(config, seed=2).bfloat16(), folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 11], "temperature": 0.6}')
@@ -139,7 +139,9 @@ def test_both_models_answer_where_problems_are_asked(parent, tmp_path, capsys, m
         assert list(told["accuracy"]) == ["before", "int4"] and ("perplexity_before" in told) == bool(more)
         page = (tmp_path / name / "report.html").read_text()
         assert "What it can do now" in page and ("What it says now" in page) == bool(more)
-    recipe = EvaluateRecipe(("parity", "sums"), 2, curve_models=(), contexts=(), budgets=(), max_tokens=6)
+    recipe = EvaluateRecipe(
+        ("parity", "sums"), 2, curve_models=(), contexts=(), thinking_budgets=(), max_tokens=6
+    )
     evaluate(recipe, {"before": parent, "int4": tmp_path / "b"}, tmp_path / "evaluation")
     found = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["accuracy"]
     for name, share in told["accuracy"].items():
@@ -233,7 +235,7 @@ def test_what_int4_has_no_form_for_is_said(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantized")
-    save(HybridLM(HybridConfig("M-*", **SIZES), seed=2).bfloat16(), folder / "plain")
+    save(HybridLM(HybridConfig(pattern="M-*", **SIZES), seed=2).bfloat16(), folder / "plain")
     quantize_stage(QuantizeRecipe("int8"), folder / "plain", folder / "int8")
     return folder / "int8"
 
@@ -243,10 +245,10 @@ def quantized(tmp_path_factory):
     [
         (
             ["quantize", "{int8}", "--to", "int4", "--out", "{out}"],
-            "is a quantized checkpoint: it can be quantized no further",
+            "is a quantized checkpoint; it can be quantized no further",
         ),
         (["quantize", "{empty}", "--to", "int4", "--out", "{out}"], "config.json: no such file"),
-        (["quantize", "{bare}", "--to", "int4", "--out", "{out}"], "where are the weights?"),
+        (["quantize", "{bare}", "--to", "int4", "--out", "{out}"], "are the weights missing?"),
         (["quantize", "{plain}", "--to", "int5", "--out", "{out}"], "invalid choice: 'int5'"),
         (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--samples", "0"], "at least 1 document"),
         (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--problems", "-1"], "problems is -1"),
@@ -260,32 +262,35 @@ def quantized(tmp_path_factory):
         ),
         (
             ["compress", "{int8}", "--out", "{out}"],
-            "is a quantized checkpoint: take the one that it was made from",
+            "is a quantized checkpoint; use the checkpoint that it was made from",
         ),
         (
             ["prune", "{int8}", "--drop-layers", "1", "--out", "{out}"],
-            "is a quantized checkpoint: take the one that it was made from",
+            "is a quantized checkpoint; use the checkpoint that it was made from",
         ),
         (
             ["align", "sft", "--model", "{int8}", "--shares.text", "0", "--out", "{out}"],
-            "is a quantized checkpoint: take the one",
+            "is a quantized checkpoint; use the checkpoint",
         ),
-        (["align", "grpo", "--model", "{int8}", "--out", "{out}"], "is a quantized checkpoint: take the one"),
+        (
+            ["align", "grpo", "--model", "{int8}", "--out", "{out}"],
+            "is a quantized checkpoint; use the checkpoint",
+        ),
         (
             ["align", "merge", "--first", "{plain}", "--second", "{int8}", "--out", "{out}"],
-            "is a quantized checkpoint: take the one",
+            "is a quantized checkpoint; use the checkpoint",
         ),
         (
             ["distill", "{int8}", "{plain}", "--data", "{plain}", "--out", "{out}"],
-            "is a quantized checkpoint: take the one",
+            "is a quantized checkpoint; use the checkpoint",
         ),
         (
             ["generate", "{int8}", "--prompt", "x", "--quantize", "bf16"],
-            "is a quantized checkpoint: it cannot be made bf16",
+            "is a quantized checkpoint; it cannot be made bf16",
         ),
         (
             ["generate", "{int8}", "--prompt", "x", "--quantize", "int4"],
-            r"is quantized already (int8), and cannot be made int4",
+            r"is quantized already (int8), so it cannot be quantized to int4",
         ),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
@@ -310,28 +315,27 @@ def test_a_quantized_model_in_memory_is_not_pruned_either(quantized):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_verify_proves_a_quantized_checkpoint(quantized, tmp_path, format, capsys):
+def test_verify_passes_for_a_quantized_checkpoint(quantized, tmp_path, format, capsys):
     path = quantize_stage(QuantizeRecipe(format), quantized.parent / "plain", tmp_path / format)
     assert main(["verify", str(path), "--json", "--dtype", "fp32"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["passed"] and all(math.isfinite(proof["difference"]) for proof in told["proofs"])
+    assert told["passed"] and all(math.isfinite(check["difference"]) for check in told["checks"])
 
 
-def test_verify_sees_a_code_that_does_not_come_back(quantized, monkeypatch):
-    from nanohybrid.verify.subject import Subject
+def test_verify_fails_where_a_code_is_not_read_back(quantized, monkeypatch):
+    from nanohybrid.verify import checkpoint_check
+    from nanohybrid.verify.model_under_test import ModelUnderTest
 
-    from nanohybrid.verify import saving
-
-    def forgetful(path, **options):
+    def with_another_code(path, **options):
         model = load(path, **options)
         linear = model.backbone.layers[0].mixer.in_proj
         assert isinstance(linear, QuantizedLinear)
         linear.codes[0, 0] += 1
         return model
 
-    assert saving.saved_is_loaded(Subject(load(quantized))).passed
-    monkeypatch.setattr(saving, "load", forgetful)
-    assert not saving.saved_is_loaded(Subject(load(quantized))).passed
+    assert checkpoint_check.saved_equals_loaded(ModelUnderTest(load(quantized))).passed
+    monkeypatch.setattr(checkpoint_check, "load", with_another_code)
+    assert not checkpoint_check.saved_equals_loaded(ModelUnderTest(load(quantized))).passed
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -364,7 +368,7 @@ def test_generate_quantizes_at_load_and_says_what_the_quantized_checkpoint_says(
 def test_random_weights_are_quantized_as_they_are_made(format):
     from nanohybrid.engine.random_weights import random_model
 
-    config = HybridConfig("M-*", **SIZES)
+    config = HybridConfig(pattern="M-*", **SIZES)
     want = random_model(config, torch.bfloat16, seed=3)
     quantize_model(want, format)
     same(random_model(config, torch.bfloat16, seed=3, quantize=format), want)

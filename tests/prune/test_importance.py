@@ -48,23 +48,24 @@ def test_scores_are_the_papers_formulas(model, calibration):
         measure_activations(model, calibration, outgoing=False, batch_tokens=24),
         by_hand(model, calibration),
     )
-    np.testing.assert_allclose(got.embedding, sum(want[f"norm{i}"] for i in range(8)), rtol=1e-5)
-    np.testing.assert_allclose(got.ffn[4], want["mixer4"], rtol=1e-5)
+    np.testing.assert_allclose(got.hidden_size, sum(want[f"norm{i}"] for i in range(8)), rtol=1e-5)
+    np.testing.assert_allclose(got.scores[4], want["mixer4"], rtol=1e-5)
     s_HP = {i: want[f"mixer{i}"].reshape(8, 8) for i in (0, 2, 5)}
     np.testing.assert_allclose(
-        got.mamba_channels(), sum(np.sqrt((s**2).sum(0)) for s in s_HP.values()), rtol=1e-5
+        got.of_shared("mamba_head_dim"), sum(np.sqrt((s**2).sum(0)) for s in s_HP.values()), rtol=1e-5
     )
     np.testing.assert_allclose(
-        got.mamba_heads(2, [1, 4]), np.sqrt((s_HP[2][:, [1, 4]] ** 2).sum(1)), rtol=1e-5
+        got.of_layer(2, "mamba_num_heads", {"mamba_head_dim": [1, 4]}),
+        np.sqrt((s_HP[2][:, [1, 4]] ** 2).sum(1)),
+        rtol=1e-5,
     )
 
 
 def test_the_cut_into_batches_does_not_change_the_scores(model, calibration):
     one, four = (measure_activations(model, calibration, batch_tokens=size) for size in (1000, 1))
-    for name in ("ffn", "mamba", "attention"):
-        for layer, scores in getattr(one, name).items():
-            torch.testing.assert_close(getattr(four, name)[layer], scores, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(four.embedding, one.embedding, rtol=1e-5, atol=1e-7)
+    for layer, scores in one.scores.items():
+        torch.testing.assert_close(four.scores[layer], scores, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(four.hidden_size, one.hidden_size, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("outgoing", [True, False])
@@ -77,13 +78,9 @@ def test_read_layer_by_layer_from_the_disk_the_scores_are_those_in_memory(
     want = measure_activations(model, calibration, outgoing, batch_tokens=24)
     with CheckpointReader(tmp_path) as reader:
         got = measure_activations(Stored(reader), calibration, outgoing, batch_tokens=24)
-    torch.testing.assert_close(got.embedding, want.embedding)
-    assert got.facts == want.facts
-    for name in ("ffn", "mamba", "attention"):
-        assert all(
-            torch.equal(got_, want_)
-            for got_, want_ in zip(*(getattr(x, name).values() for x in (got, want)), strict=True)
-        )
+    torch.testing.assert_close(got.hidden_size, want.hidden_size)
+    assert got.facts == want.facts and got.axes == want.axes
+    assert all(torch.equal(got.scores[layer], scores) for layer, scores in want.scores.items())
 
 
 def test_rankings_are_stable_where_both_halves_say_the_same(model, calibration):
@@ -92,16 +89,16 @@ def test_rankings_are_stable_where_both_halves_say_the_same(model, calibration):
     stability = measure_activations(model, calibration).facts["stability"]
     assert set(stability) == {
         "layers_by_cosine",
-        "embedding",
-        "ffn",
-        "attention_heads",
-        "mamba_heads",
-        "mamba_channels",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "mamba_num_heads",
+        "mamba_head_dim",
     }
     assert all(
         -1 <= value < 1
         for name, value in stability.items()
-        if name not in ("attention_heads", "layers_by_cosine")
+        if name not in ("num_attention_heads", "layers_by_cosine")
     )
     assert measure_activations(model, calibration.first(1)).facts["stability"] == {}
 
@@ -120,9 +117,9 @@ def test_a_dead_neuron_comes_last(model, calibration, outgoing):
         if outgoing:
             model.backbone.layers[0].mixer.out_proj.weight[:, 24:32] = 0  # Mamba head 3 writes nothing
     scores = measure_activations(model, calibration, outgoing)
-    assert scores.ffn[1].argmin() == 11
-    assert set(scores.attention[3].argsort()[:2].tolist()) == {2, 3}
-    assert not outgoing or scores.mamba_heads(0, range(8)).argmin() == 3
+    assert scores.scores[1].argmin() == 11
+    assert set(scores.scores[3].argsort()[:2].tolist()) == {2, 3}
+    assert not outgoing or scores.of_layer(0, "mamba_num_heads", {}).argmin() == 3
 
 
 @torch.no_grad()
@@ -163,10 +160,17 @@ def test_scores_survive_their_file(model, calibration, tmp_path):
     scores.save(tmp_path)
     back = Importance.load(tmp_path)
     target = Target(
-        layers=5, hidden_size=20, mamba_heads=4, mamba_head_dim=5, intermediate_size=30, attention_heads=2
+        layers=5,
+        sizes={
+            "hidden_size": 20,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 5,
+            "intermediate_size": 30,
+            "num_attention_heads": 2,
+        },
     )
     assert back.order == scores.order and back.facts == scores.facts
-    assert target.kept(model.config, back) == target.kept(model.config, scores)
+    assert target.select(model.config, back) == target.select(model.config, scores)
     assert json.loads((tmp_path / "importance.json").read_text())["calibration"] == calibration.hash
     (tmp_path / "importance.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match="not a file of importance"):
@@ -175,40 +179,43 @@ def test_scores_survive_their_file(model, calibration, tmp_path):
         back.check(make_model("M-M-").config)
 
 
-def test_the_best_are_kept_and_named_layers_go(model, calibration):
+def test_target_selects_the_highest_scores_and_drops_named_layers(model, calibration):
     scores = measure_activations(model, calibration)
-    kept = Target(drop_layers=(2, 4), intermediate_size=5, mamba_heads=2).kept(model.config, scores)
-    assert kept.layers == (0, 1, 3, 5, 6) and list(kept.ffn) == [1, 6] and kept.hidden == tuple(range(32))
-    assert set(kept.ffn[1]) == set(scores.ffn[1].topk(5).indices.tolist())
-    heads = scores.mamba_heads(5, range(8))
-    assert kept.mamba_heads[5] == (int(heads[:4].argmax()), 4 + int(heads[4:].argmax()))
-    assert Target(drop_layers=(2, 4)).kept(model.config, None).layers == kept.layers
+    target = Target(drop_layers=(2, 4), sizes={"intermediate_size": 5, "mamba_num_heads": 2})
+    selection = target.select(model.config, scores)
+    neurons, heads = selection.axes["intermediate_size"], selection.axes["mamba_num_heads"]
+    assert selection.layers == (0, 1, 3, 5, 6) and list(neurons) == [1, 6]
+    assert selection.hidden == tuple(range(32))
+    assert set(neurons[1]) == set(scores.scores[1].topk(5).indices.tolist())
+    scores_H = scores.of_layer(5, "mamba_num_heads", {})
+    assert heads[5] == (int(scores_H[:4].argmax()), 4 + int(scores_H[4:].argmax()))
+    assert Target(drop_layers=(2, 4)).select(model.config, None).layers == selection.layers
 
 
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (Target(mamba_heads=5), r"--mamba-heads 5: .* multiple of 2; nearest 4 or 6"),
-        (Target(mamba_heads=1), r"nearest 2"),
-        (Target(attention_heads=3), r"nearest 2 or 4"),
-        (Target(layers=99), r"the parent has 7, .*nearest 7"),
+        (Target(sizes={"mamba_num_heads": 5}), r"--mamba-heads 5: .* multiple of 2; nearest 4 or 6"),
+        (Target(sizes={"mamba_num_heads": 1}), r"nearest 2"),
+        (Target(sizes={"num_attention_heads": 3}), r"nearest 2 or 4"),
+        (Target(layers=99), r"the model has 7, .*nearest 7"),
         (Target(layers=0), r"nearest 1"),
-        (Target(hidden_size=512), r"nearest 32"),
-        (Target(mamba_head_dim=9), r"nearest 8"),
+        (Target(sizes={"hidden_size": 512}), r"nearest 32"),
+        (Target(sizes={"mamba_head_dim": 9}), r"nearest 8"),
         (Target(drop_layers=(77,)), r"no such layer, they are 0 to 6"),
         (Target(drop_layers=tuple(range(7))), r"at least one must remain"),
         (Target(layers=5, drop_layers=(1,)), r"contradict"),
-        (Target(hidden_size=20), r"--calibration"),
+        (Target(sizes={"hidden_size": 20}), r"--calibration"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_nearest_possible(model, target, message):
     with pytest.raises(InputError, match=message):
-        target.kept(model.config, None)
+        target.select(model.config, None)
 
 
 def test_a_flag_for_layers_that_are_not_there_is_refused(dense):
     with pytest.raises(InputError, match="no such layers"):
-        Target(mamba_heads=2).check(dense.config)
+        Target(sizes={"mamba_num_heads": 2}).check(dense.config)
 
 
 def test_calibration_is_read_from_stores_and_from_text(tmp_path):

@@ -11,7 +11,7 @@ from nanohybrid.cli.main import main
 from nanohybrid.errors import InputError
 from nanohybrid.presets import PRESETS
 from nanohybrid.prune.depth_rule import drops_to, layers_to_drop
-from nanohybrid.prune.selection import Kept
+from nanohybrid.prune.selection import Selection
 from nanohybrid.prune.slicing import prune_state
 
 TWELVE, NINE = nanohybrid.preset("nano-12b-v2"), nanohybrid.preset("nano-9b-v2")
@@ -62,12 +62,11 @@ def test_a_pattern_that_is_no_part_of_another_is_refused():
 def test_the_9b_is_reached_from_the_12b_by_naming_layers_and_sizes():
     gone = layers_to_drop(TWELVE.pattern, 56)
     layers = tuple(i for i in range(62) if i not in gone)
-    whole = Kept.everything(TWELVE)
-    ffn = {i: tuple(range(15_680)) for i in layers if TWELVE.pattern[i] == "-"}
-    heads = {i: whole.mamba_heads[i] for i in layers if TWELVE.pattern[i] == "M"}
-    queries = {i: whole.attention_heads[i] for i in layers if TWELVE.pattern[i] == "*"}
-    kept = Kept(layers, tuple(range(4480)), ffn, heads, whole.mamba_channels, queries)
-    assert kept.config(TWELVE) == NINE and prune_state(TWELVE, kept)[0] == NINE
+    left = Selection.everything(TWELVE).restricted_to(layers, TWELVE)
+    ffn = dict.fromkeys(left.axes["intermediate_size"], tuple(range(15_680)))
+    narrow = {"hidden_size": {None: tuple(range(4480))}, "intermediate_size": ffn}
+    selection = Selection(layers, {**left.axes, **narrow})
+    assert selection.config(TWELVE) == NINE and prune_state(TWELVE, selection)[0] == NINE
 
 
 def test_dropping_layers_by_name_turns_the_12b_pattern_into_the_9bs(tmp_path, capsys):

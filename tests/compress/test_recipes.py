@@ -26,7 +26,9 @@ def test_the_12b_recipe_is_the_papers():
     recipe = load(CompressRecipe, FOLDER / "nano-12b-v2" / "compress.toml")
     parent = nanohybrid.preset("nano-12b-v2")
     assert recipe.budget(parent).bytes / 2**30 == pytest.approx(19.66, abs=0.005)
-    assert 4480 / 5120 in recipe.grid_for(parent).hidden and recipe.grid_for(parent).drop_layers == (6, 8, 10)
+    assert 4480 / 5120 in recipe.grid_for(parent).of("hidden_size") and recipe.grid_for(
+        parent
+    ).drop_layers == (6, 8, 10)
     ends = [0.0, *(stretch.until for stretch in recipe.distill.stretches)]
     tokens = [round((end - start) * recipe.distill.tokens / 1e9) for start, end in pairwise(ends)]
     assert tokens == [50, 25, 1]

@@ -8,7 +8,7 @@ from compress_models import DENSE, make_model
 
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
-from nanohybrid.prune.selection import Kept
+from nanohybrid.prune.selection import Selection
 from nanohybrid.prune.slicing import prune_model
 from nanohybrid.text import ChatTemplate, train_bpe
 
@@ -59,13 +59,13 @@ def test_disk_to_disk_is_what_memory_gives(parent, tmp_path, capsys):
     ]
     assert main([*command, "--out", str(tmp_path / "a")]) == 0
     told = json.loads(capsys.readouterr().out)
-    pruned, kept = load(tmp_path / "a"), Kept.read(tmp_path / "a")
-    want = prune_model(load(folder), kept)
+    pruned, selection = load(tmp_path / "a"), Selection.read(tmp_path / "a")
+    want = prune_model(load(folder), selection)
     assert pruned.config == want.config and told["pruned"]["parameters"] == sum(
         p.numel() for p in pruned.parameters()
     )
     assert all(torch.equal(tensor, want.state_dict()[name]) for name, tensor in pruned.state_dict().items())
-    assert {"tokenizer.json", "chat_template.jinja", "lineage.json", "kept.json"} <= {
+    assert {"tokenizer.json", "chat_template.jinja", "lineage.json", "pruning_mask.json", "kept.json"} <= {
         path.name for path in (tmp_path / "a").iterdir()
     }
     scores = tmp_path / "a" / "importance" / "importance.safetensors"
@@ -80,13 +80,13 @@ def test_disk_to_disk_is_what_memory_gives(parent, tmp_path, capsys):
         "--out",
         str(tmp_path / "b"),
     ]
-    assert main(again) == 0 and Kept.read(tmp_path / "b") == kept
+    assert main(again) == 0 and Selection.read(tmp_path / "b") == selection
 
 
 def test_named_layers_need_no_importance(parent, tmp_path):
     folder, _ = parent
     assert main(["prune", str(folder), "--out", str(tmp_path / "a"), "--drop-layers", "2,1"]) == 0
-    assert 1 not in Kept.read(tmp_path / "a").layers and 2 not in Kept.read(tmp_path / "a").layers
+    assert not {1, 2} & set(Selection.read(tmp_path / "a").layers)
 
 
 @pytest.mark.parametrize(

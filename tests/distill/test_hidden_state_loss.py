@@ -16,6 +16,7 @@ from nanohybrid.distill.stage import DistillRecipe, distill, divergence
 from nanohybrid.distill.teacher import teaching
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.prune.activations import measure_activations
+from nanohybrid.prune.selection import Selection
 from nanohybrid.prune.slicing import prune_checkpoint
 from nanohybrid.prune.target import Target
 from nanohybrid.text import train_bpe
@@ -25,7 +26,7 @@ RECIPE = DistillRecipe(
     tokens=600, batch_tokens=100, sequence_length=40, optimizer=OptimizerConfig(learning_rate=1e-2), precision=PrecisionConfig("fp32"),
     loop=LoopConfig(snapshot_steps=1, log_steps=1), measured_tokens=100, between=BetweenRecipe(2.0),
 )  # fmt: skip
-TARGET = Target(drop_layers=(1,), hidden_size=24, intermediate_size=32)
+TARGET = Target(drop_layers=(1,), sizes={"hidden_size": 24, "intermediate_size": 32})
 BATCH = Batch.of([(np.arange(20, 33), np.r_[np.zeros(4), np.ones(9)]), (np.arange(40, 47), np.ones(7))])
 
 
@@ -38,7 +39,7 @@ def root(tmp_path_factory):
     save(model.float(), root / "parent")
     scores = measure_activations(model, make_calibration())
     (root / "student").mkdir()
-    prune_checkpoint(root / "parent", TARGET.kept(model.config, scores), root / "student")
+    prune_checkpoint(root / "parent", TARGET.select(model.config, scores), root / "student")
     documents = [
         (rng.integers(13, 60, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in rng.integers(5, 30, 30)
     ]
@@ -51,7 +52,7 @@ def root(tmp_path_factory):
 def test_the_loss_faces_what_stayed_with_what_it_was(root, kind):
     student, teacher = load(root / "student", dtype=torch.float32), load(root / "parent", dtype=torch.float32)
     between = Between.of(BetweenRecipe(3.0, (2, 6), kind), root / "student", root / "parent")
-    kept = json.loads((root / "student" / "kept.json").read_text())
+    selection = Selection.read(root / "student")
 
     def states(model):
         h_TE, found = model.backbone.embeddings(BATCH.tokens_T), []
@@ -62,7 +63,7 @@ def test_the_loss_faces_what_stayed_with_what_it_was(root, kind):
 
     mine, theirs, wanted_T = states(student), states(teacher), 0
     for layer in (2, 6):  # the student lost layer 1, so they are its layers 1 and 5
-        s, t = mine[layer - 1], theirs[layer][:, kept["hidden"]]
+        s, t = mine[layer - 1], theirs[layer][:, list(selection.hidden)]
         wanted_T = wanted_T + (
             (s - t).norm(dim=1) ** 2 / t.norm(dim=1) ** 2
             if kind == "mse"
@@ -100,7 +101,8 @@ def test_a_killed_run_learns_the_same_and_comes_nearer(root, tmp_path, monkeypat
     whole = distill(RECIPE, root / "student", root / "parent", root / "data", tmp_path / "whole")
     measures = json.loads((whole / "lineage.json").read_text())["measures"]
     assert measures["apart_after"] < 0.9 * measures["apart_before"]
-    assert (whole / "kept.json").read_text() == (root / "student" / "kept.json").read_text()
+    for name in ("pruning_mask.json", "kept.json"):
+        assert (whole / name).read_text() == (root / "student" / name).read_text()
     calls, original = [], Between.run
 
     def dying(*arguments):
@@ -138,7 +140,7 @@ def test_a_layer_that_is_not_there_is_one_line(root, tmp_path, capsys, layer, wo
 
 def test_without_word_of_what_was_kept_the_line_says_so(root, tmp_path):
     save(load(root / "student"), tmp_path / "bare")
-    with pytest.raises(InputError, match=r"holds no kept\.json"):
+    with pytest.raises(InputError, match=r"holds no pruning_mask\.json"):
         Between.of(BetweenRecipe(1.0), tmp_path / "bare", root / "parent")
     with pytest.raises(InputError, match="is not about"):
         Between.of(BetweenRecipe(1.0), root / "student", tmp_path / "bare")

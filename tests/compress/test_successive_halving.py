@@ -10,7 +10,7 @@ from nanohybrid.errors import ConfigError
 from nanohybrid.estimate.budget import Budget
 from nanohybrid.prune.baselines import random
 
-GRID = Grid(hidden=(1.0, 0.75), ffn=(1.0, 0.75, 0.5), multiple=4)
+GRID = Grid(multiple=4, fractions={"hidden_size": (1.0, 0.75), "intermediate_size": (1.0, 0.75, 0.5)})
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from nanohybrid.align.rollouts import SamplingConfig
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
 from nanohybrid.compress.post_training import AfterRecipe
+from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import Grid
-from nanohybrid.compress.stage import CompressRecipe
 from nanohybrid.distill.hidden_state_loss import BetweenRecipe
 from nanohybrid.distill.stage import DistillRecipe, distill
 from nanohybrid.errors import ConfigError
@@ -53,7 +53,7 @@ AFTER = (
 )
 RECIPE = CompressRecipe(
     budget_share=0.52, context=64, samples=8, length=30, distill=DISTILL, quantize="int8", after=AFTER,
-    grid=Grid(hidden=(1.0,), ffn=(1.0, 0.5), mamba_channels=(1.0, 0.5), multiple=4, tried=1),
+    grid=Grid(multiple=4, tried=1, fractions={"hidden_size": (1.0,), "intermediate_size": (1.0, 0.5), "mamba_head_dim": (1.0, 0.5)}),
 )  # fmt: skip
 NAMES = ["1-sft", "2-grpo", "3-distill", "4-merge"]
 
@@ -125,7 +125,8 @@ def test_the_last_stage_is_what_is_quantized_judged_and_told(out):
     ]
     assert record["tokens"] == sum(tokens) and min(tokens[:4]) > 0
     for name in NAMES:
-        assert (out / "aligned" / name / "kept.json").read_bytes() == (out / "kept.json").read_bytes()
+        for mask in ("pruning_mask.json", "kept.json"):
+            assert (out / "aligned" / name / mask).read_bytes() == (out / mask).read_bytes()
     page = (out / "report.html").read_text()
     assert all(f">{name}<" in page for name in NAMES)
     assert "Short stages of alignment followed: sft, grpo, distill, merge." in page

@@ -1,6 +1,9 @@
-"""Small random models and documents for the tests of compression."""
+"""Small random models and documents for the tests of pruning, distillation, quantizing and compression."""
+
+import random
 
 import numpy as np
+import pytest
 import torch
 
 from nanohybrid.checkpoint import save
@@ -8,6 +11,7 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.data import TokenStore
 from nanohybrid.model import HybridLM
 from nanohybrid.prune.calibration import Calibration
+from nanohybrid.prune.selection import Selection
 from nanohybrid.text import train_bpe
 
 SMALL = dict(
@@ -47,3 +51,38 @@ def make_calibration():
     return Calibration(
         tuple((rng.integers(13, 60, n).astype(np.int32), np.ones(n, dtype=np.uint8)) for n in lengths)
     )
+
+
+@pytest.fixture
+def model():
+    return make_model()
+
+
+@pytest.fixture
+def dense():
+    return make_model("*-*-", **DENSE)
+
+
+@pytest.fixture
+def calibration():
+    return make_calibration()
+
+
+def draw(size, keep, groups=1, seed=0):
+    """`keep` random indices, as many in each of `groups` runs."""
+    rng, run = random.Random(seed), size // groups
+    return tuple(sorted(g * run + i for g in range(groups) for i in rng.sample(range(run), keep // groups)))
+
+
+def select(config, layers=None, hidden=32, ffn=48, heads=8, channels=8, queries=4):
+    """A random selection, another one in every layer."""
+    layers = tuple(layers or range(len(config.pattern)))
+    at = lambda kind: [i for i in layers if config.pattern[i] == kind]  # noqa: E731
+    axes = {
+        "hidden_size": {None: draw(32, hidden)},
+        "intermediate_size": {i: draw(48, ffn, seed=i) for i in at("-")},
+        "mamba_num_heads": {i: draw(8, heads, 2, seed=i) for i in at("M")},
+        "mamba_head_dim": {None: draw(8, channels)} if at("M") else {},
+        "num_attention_heads": {i: draw(4, queries, 2, seed=i) for i in at("*")},
+    }
+    return Selection(layers, {name: found for name, found in axes.items() if found})

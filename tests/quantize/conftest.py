@@ -1,0 +1,3 @@
+"""Fixtures for the tests of quantizing."""
+
+from compress_models import calibration, dense, model  # noqa: F401
