@@ -120,7 +120,7 @@ def scans(toy: bool) -> Iterator[Case]:
                     inputs["initial_SHPN"] = torch.randn(S, H, P, N)
                 name = f"SSD scan {H} x {P}, {G} x {N}, {lengths}" + ", states" * state
                 forms = [
-                    partial(form, layout=layout, keep=state)
+                    partial(form, layout=layout, output_final_state=state)
                     for form in (trained.ssd_scan, scan_torch.ssd_scan)
                 ]
                 yield Case(
@@ -148,9 +148,9 @@ def convolutions(toy: bool) -> Iterator[Case]:
             }
 
             def truth(layout: Layout = layout, **inputs: Tensor) -> Tensor:
-                return F.silu(conv_torch.causal_conv(**inputs, layout=layout, keep=False)[0])
+                return F.silu(conv_torch.causal_conv(**inputs, layout=layout, output_final_state=False)[0])
 
-            fast = partial(_first, partial(conv.conv_silu, layout=layout, keep=False), False)
+            fast = partial(_first, partial(conv.conv_silu, layout=layout, output_final_state=False), False)
             yield Case(f"conv and SiLU {C} x {W}, {lengths}", fast, truth, inputs, ("x_TC",), PLAIN)
 
 
@@ -199,11 +199,11 @@ def heads(toy: bool) -> Iterator[Case]:
 
         inputs = {"logits_QV": 3 * torch.randn(Q, V)}
         yield Case(
-            f"cross-entropy {Q} x {V}", partial(losses.cross_entropy, targets_Q=targets, slope=True), cross_entropy, inputs, ("logits_QV",),
+            f"cross-entropy {Q} x {V}", partial(losses.cross_entropy, targets_Q=targets, with_gradient=True), cross_entropy, inputs, ("logits_QV",),
             PLAIN, False,
         )  # fmt: skip
         inputs = {"logits_QV": 3 * torch.randn(Q, V), "teacher_QV": 3 * torch.randn(Q, V)}
-        fast = partial(losses.forward_kl, temperature=2.0, slope=True)
+        fast = partial(losses.forward_kl, temperature=2.0, with_gradient=True)
         yield Case(
             f"forward KL {Q} x {V}", fast, forward_kl, inputs, ("logits_QV", "teacher_QV"), PLAIN, False
         )
@@ -234,13 +234,15 @@ class _Recipe(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
-        return fp8_torch.rounded(x).double() @ fp8_torch.rounded(weight, 128, 128).double().T
+        return fp8_torch.fake_quantize(x).double() @ fp8_torch.fake_quantize(weight, 128, 128).double().T
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        dx = fp8_torch.rounded(dy).double() @ fp8_torch.rounded(weight, 128, 128).double()
-        return dx, fp8_torch.rounded(dy, 128, 1).double().T @ fp8_torch.rounded(x, 128, 1).double()
+        dx = fp8_torch.fake_quantize(dy).double() @ fp8_torch.fake_quantize(weight, 128, 128).double()
+        return dx, fp8_torch.fake_quantize(dy, 128, 1).double().T @ fp8_torch.fake_quantize(
+            x, 128, 1
+        ).double()
 
 
 def attentions(toy: bool) -> Iterator[Case]:

@@ -86,7 +86,7 @@ class RingCache:
                 rows_ZCKP = dequantize(codes_ZCKP, scale[slot_Z[:, None], token_ZC % size])
             found.append(
                 rows_ZCKP.masked_fill(~valid_ZC[..., None, None], 0)
-            )  # unwritten memory may hold NaN
+            )  # memory that was never written may hold NaN
         return found[0], found[1], valid_ZC
 
 
