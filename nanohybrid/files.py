@@ -1,12 +1,6 @@
-<<<<<<< HEAD
 """Atomic writes of files and directories: write under a temporary name, flush to the disk, rename.
 
 The temporary name depends on the target only, so the next writer overwrites the leftovers of a killed one.
-=======
-"""Atomic writing: write under a temporary name, flush to the disk, rename. A killed process leaves no half-written file.
-
-The temporary name depends only on the target, so the next writer overwrites what a killed one left.
->>>>>>> 3c3fde9 (Errors, extras, files: plain English)
 """
 
 import ctypes
@@ -37,11 +31,10 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-<<<<<<< HEAD
-    """Yield an empty directory to fill. On a clean exit it is renamed to `path`, replacing a directory of that name."""
-=======
-    """Yield an empty directory to fill; on a clean exit it is renamed to `path` and replaces what was there."""
->>>>>>> 3c3fde9 (Errors, extras, files: plain English)
+    """Yield an empty directory to fill.
+
+    On a clean exit it is renamed to `path`, replacing a directory of that name.
+    """
     beside = scratch(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(beside, ignore_errors=True)
@@ -55,7 +48,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def publish(directory: Path, path: Path) -> None:
-    """Flush all files of `directory` and rename it to `path`, replacing a directory. Raises InputError if `path` is a file."""
+    """Flush all files of `directory` and rename it to `path`, replacing a directory.
+
+    Raises InputError if `path` is a file.
+    """
     if path.is_file():
         raise InputError(f"{path} is a file, but a directory is to be written; give another name")
     for folder, _, names in os.walk(directory):
@@ -76,11 +72,7 @@ def scratch(path: Path) -> Path:
 
 
 def flush(path: Path) -> None:
-<<<<<<< HEAD
     """Flush a file, or the entries of a directory, to the disk (fsync)."""
-=======
-    """Flush a file, or the entries of a directory, to the disk."""
->>>>>>> 3c3fde9 (Errors, extras, files: plain English)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

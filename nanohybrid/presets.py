@@ -1,7 +1,8 @@
 """Model configurations by name.
 
-`nano-*` are those of the paper, except `nano-291m`; `qwen3-8b` is the paper's baseline; `tiny*` and `mini*` train on two CPU cores. A
-`-dense` model is a matched baseline: Qwen3's architecture with about the parameters of the hybrid, saved as a `qwen3` checkpoint.
+`nano-*` are those of the paper, except `nano-291m`; `qwen3-8b` is the paper's baseline; `tiny*` and `mini*`
+train on two CPU cores. A `-dense` model is a matched baseline: Qwen3's architecture with about the parameters
+of the hybrid, saved as a `qwen3` checkpoint.
 """
 
 import difflib
@@ -10,8 +11,9 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.errors import ConfigError
 
 _TINY = dict(
-    vocab_size=512, hidden_size=128, intermediate_size=512, num_attention_heads=4, num_key_value_heads=1, head_dim=32,
-    mamba_num_heads=4, mamba_head_dim=64, n_groups=1, ssm_state_size=32, initializer_range=0.06, max_position_embeddings=32_768,
+    vocab_size=512, hidden_size=128, intermediate_size=512, num_attention_heads=4, num_key_value_heads=1,
+    head_dim=32, mamba_num_heads=4, mamba_head_dim=64, n_groups=1, ssm_state_size=32, initializer_range=0.06,
+    max_position_embeddings=32_768,
 )  # fmt: skip
 _DENSE = dict(rope_theta=10_000.0, qk_norm=True, mlp_activation="swiglu", layer_norm_epsilon=1e-6)
 
@@ -26,8 +28,9 @@ PRESETS = {
     ),
     "qwen3-8b": dict(
         pattern="*-" * 36, vocab_size=151_936, hidden_size=4096, intermediate_size=12_288,
-        num_attention_heads=32, num_key_value_heads=8, head_dim=128, rope_theta=1e6, qk_norm=True, mlp_activation="swiglu",
-        layer_norm_epsilon=1e-6, max_position_embeddings=40_960, bos_token_id=151_643, eos_token_id=151_645, pad_token_id=151_643,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=128, rope_theta=1e6, qk_norm=True,
+        mlp_activation="swiglu", layer_norm_epsilon=1e-6, max_position_embeddings=40_960,
+        bos_token_id=151_643, eos_token_id=151_645, pad_token_id=151_643,
     ),
     "nano-291m": dict(
         pattern="M-M-M-M*-M-M-M-M*-M-M-M-M-M-", vocab_size=32_768, hidden_size=1024, intermediate_size=4096,
@@ -40,7 +43,8 @@ PRESETS = {
         mamba_num_heads=8, num_attention_heads=8, num_key_value_heads=2,
     ),
     "mini-dense": dict(
-        _TINY, **_DENSE, pattern="*-" * 6, hidden_size=256, intermediate_size=1280, num_attention_heads=8, num_key_value_heads=2
+        _TINY, **_DENSE, pattern="*-" * 6, hidden_size=256, intermediate_size=1280, num_attention_heads=8,
+        num_key_value_heads=2
     ),
 }  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Alignment: SFT on chats with a thinking budget, GRPO on verifiable rewards, and merging of checkpoints (paper, section 3)."""
+"""Alignment: SFT on chats with a thinking budget, GRPO on verifiable rewards, and merging of checkpoints
+(paper, section 3)."""
 
 from nanohybrid.align.grpo import GrpoRecipe, grpo
 from nanohybrid.align.merge import MergeRecipe, merge

@@ -3,8 +3,10 @@
 The recipe's shares decide how each chat is answered:
 
     thinking   the reasoning trace, `</think>`, the answer, EOS; all of it has a loss
-    direct     thinking is off and the answer follows at once; the empty `<think></think>` of the prompt has no loss
-    truncated  the trace is cut after some of its lines; then `</think>`, which has no loss, and the answer, which has one
+    direct     thinking is off and the answer follows at once; the empty `<think></think>` of the prompt has
+               no loss
+    truncated  the trace is cut after some of its lines; then `</think>`, which has no loss, and the answer,
+               which has one
 
 Prompts have no loss: predicting the question would take most of the capacity of so small a model.
 """

@@ -1,11 +1,14 @@
-"""GRPO: reinforcement learning from verifiable rewards, on completions that the model samples itself (paper, section 3).
+"""GRPO: reinforcement learning from verifiable rewards, on completions that the model samples itself (paper,
+section 3).
 
-A rollout step samples `prompts` x `num_generations` completions with the engine, scores them with the verifiers of the tasks,
-compares them within groups (objective.py) and trains for `steps_per_generation` optimizer steps, each on its own minibatch of whole
-groups. With one such step the probability ratio is 1 and clipping has no effect; with more, the old log-probabilities are those of
-the engine. The training loop is `fit`, as in the other stages: a batch depends on the weights and the step.
+A rollout step samples `prompts` x `num_generations` completions with the engine, scores them with the
+verifiers of the tasks, compares them within groups (objective.py) and trains for `steps_per_generation`
+optimizer steps, each on its own minibatch of whole groups. With one such step the probability ratio is 1 and
+clipping has no effect; with more, the old log-probabilities are those of the engine. The training loop is
+`fit`, as in the other stages: a batch depends on the weights and the step.
 
-Known causes of collapse (docs/align.md): no warmup, a ten times higher learning rate, tasks that are solved always or never.
+Known causes of collapse (docs/align.md): no warmup, a ten times higher learning rate, tasks that are solved
+always or never.
 """
 
 import random
@@ -101,12 +104,14 @@ class GrpoRecipe:
             or not self.difficulties
         ):
             raise ConfigError(
-                "rollout_steps, prompts, steps_per_generation and eval_problems must be positive, num_generations at least 2, "
+                "rollout_steps, prompts, steps_per_generation and eval_problems must be positive, "
+                "num_generations at least 2, "
                 "tasks and difficulties not empty"
             )
         if self.prompts % self.steps_per_generation:
             raise ConfigError(
-                f"prompts is {self.prompts}; it must be a multiple of steps_per_generation, which is {self.steps_per_generation}"
+                f"prompts is {self.prompts}; it must be a multiple of steps_per_generation, which is "
+                f"{self.steps_per_generation}"
             )
         if self.sampling.temperature <= 0:
             raise ConfigError(
@@ -127,7 +132,8 @@ class GrpoRecipe:
 def grpo(recipe: GrpoRecipe, model: Path, out: Path, device: str = "cpu") -> Path:
     """Train the checkpoint `model` on the recipe's tasks and write it to `out`, which is returned.
 
-    The device holds the policy, the reference model and the engine. Raises InputError for a quantized checkpoint.
+    The device holds the policy, the reference model and the engine. Raises InputError for a quantized
+    checkpoint.
     """
     refuse_quantized(model)
     with open_stage(out, "grpo", recipe, {"model": model}, recipe.seed, device) as stage:
@@ -192,7 +198,8 @@ class RolloutLoader:
         ]
 
     def log(self, rollout_step: int, rollouts: list[Rollout], weights: list[float]) -> None:
-        """Log accuracy, mean length in tokens, and the shares of completions that were cut off or have an advantage."""
+        """Log accuracy, mean length in tokens, and the shares of completions that were cut off or have an
+        advantage."""
         count = len(rollouts)
         self.stage.log(
             SERIES,
@@ -234,7 +241,10 @@ class GrpoLoss:
 
 
 def sampled_accuracy(policy: HybridLM, maker: ChatMaker, recipe: GrpoRecipe) -> float:
-    """Share of held-out problems solved with the sampling of training. With 512 of them its standard error is two points."""
+    """Share of held-out problems solved with the sampling of training.
+
+    With 512 of them its standard error is two points.
+    """
     rng = random.Random(f"held out/{recipe.seed}")
     levels = [(tasks.get(name), difficulty) for name in recipe.tasks for difficulty in recipe.difficulties]
     problems = [

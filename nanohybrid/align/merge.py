@@ -1,7 +1,8 @@
 """Linear interpolation of two checkpoints: (1 - weight) first + weight second, for each tensor.
 
-Two models that were aligned from one base model for different goals often lie in one basin of the loss, and a point between them
-keeps most of both abilities. The paper tries weights from 0.1 to 0.9 and uses about 0.5 (section 3).
+Two models that were aligned from one base model for different goals often lie in one basin of the loss, and a
+point between them keeps most of both abilities. The paper tries weights from 0.1 to 0.9 and uses about 0.5
+(section 3).
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,8 @@ class MergeRecipe:
 
 
 def merge(recipe: MergeRecipe, first: Path, second: Path, out: Path) -> Path:
-    """Write the interpolation of `first` and `second` to `out`, which is returned; tokenizer and template are those of `first`.
+    """Write the interpolation of `first` and `second` to `out`, which is returned; tokenizer and template are
+    those of `first`.
 
     Raises InputError for a quantized checkpoint, and CheckpointError where the two have different tensors.
     """

@@ -1,7 +1,8 @@
 """Rollouts: completions that the policy samples, their rewards, and the batch that GRPO trains on.
 
-Rollouts depend on (weights, seed, step) alone. Problems come from a random generator of the step, each completion has its own seed,
-and a completion does not depend on the others in its batch. A resumed run therefore samples the same completions.
+Rollouts depend on (weights, seed, step) alone. Problems come from a random generator of the step, each
+completion has its own seed, and a completion does not depend on the others in its batch. A resumed run
+therefore samples the same completions.
 
 T tokens of the batch.
 """
@@ -99,7 +100,10 @@ def sample_completions(
     sampling: SamplingConfig,
     rng: random.Random,
 ) -> list[Rollout]:
-    """`num_generations` completions of each problem, group after group. `rng` draws a seed for each completion."""
+    """`num_generations` completions of each problem, group after group.
+
+    `rng` draws a seed for each completion.
+    """
     repeated = [problem for problem in problems for _ in range(num_generations)]
     prompts = [
         ids for problem in problems for ids in [maker.prompt(problem, thinking=True)] * num_generations

@@ -51,19 +51,22 @@ class SftRecipe:
     def __post_init__(self) -> None:
         if min(self.tokens, self.batch_tokens, self.sequence_length) < 1 or not self.tasks:
             raise ConfigError(
-                "tokens, batch_tokens and sequence_length must be positive, and tasks must name at least one family"
+                "tokens, batch_tokens and sequence_length must be positive, and tasks must name at least one "
+                "family"
             )
 
 
 def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None, device: str = "cpu") -> Path:
-    """Fine-tune the checkpoint `model` and write it to `out`, which is returned; `data` is a data directory for `shares.text`.
+    """Fine-tune the checkpoint `model` and write it to `out`, which is returned; `data` is a data directory
+    for `shares.text`.
 
     Raises InputError for a quantized checkpoint, and where there is a share of text but no data.
     """
     refuse_quantized(model)
     if recipe.shares.text > 0 and data is None:
         raise InputError(
-            f"shares.text is {recipe.shares.text}, and there is no text: give --data DIR, or set --shares.text 0"
+            f"shares.text is {recipe.shares.text}, and there is no text: give --data DIR, or set "
+            "--shares.text 0"
         )
     inputs = {"model": model} | ({"data": data} if data else {})
     with open_stage(out, "sft", recipe, inputs, recipe.seed, device) as stage:
@@ -109,7 +112,10 @@ def text_share(recipe: SftRecipe) -> float:
 
 
 def batches(recipe: SftRecipe, made: TokenStore, data: Path | None, vocab_size: int) -> Loader:
-    """A loader that mixes chats with the text of a data directory, by shares of tokens. Raises InputError where there is no text."""
+    """A loader that mixes chats with the text of a data directory, by shares of tokens.
+
+    Raises InputError where there is no text.
+    """
     share = text_share(recipe) if data else 0.0
     stores = {CHATS: made}
     weights = {CHATS: 1 - share}

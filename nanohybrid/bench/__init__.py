@@ -1,6 +1,6 @@
-"""The headline: tokens that a hybrid and a Transformer of its size make in the same memory, planned and measured."""
+"""Benchmarks: one model, a server under load, and a hybrid against a Transformer in the same memory."""
 
-from nanohybrid.bench.comparison import Contender, Mix, contenders, mixes
+from nanohybrid.bench.comparison import Candidate, Workload, candidates, workloads
 from nanohybrid.bench.roofline import Planned, plan
 
-__all__ = ["Contender", "Mix", "Planned", "contenders", "mixes", "plan"]
+__all__ = ["Candidate", "Planned", "Workload", "candidates", "plan", "workloads"]

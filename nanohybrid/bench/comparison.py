@@ -1,8 +1,14 @@
-"""Who is compared, in what memory and over which lengths; and the same contest in small, for a machine without a GPU.
+"""What `bench compare` compares: two models, a memory limit and workloads, at full size or scaled down for a
+CPU.
 
-In small, all widths, the state and all lengths are divided by a factor f, the numbers of layers are not. Weights, and the keys, values
-and states of a sequence, then each shrink by f^2 (an FFN by f in each of its two widths, a cache by f in heads and f in length), so that
-a cap divided by f^2 holds about as many sequences as the whole one, and the same part of a step is spent on each.
+The baseline is a Transformer in bf16. The candidates are a hybrid of the same size in bf16 and in a quantized
+format. The workloads are the input and output lengths of the paper's inference benchmark (Nemotron Nano 2,
+arXiv 2508.14444).
+
+Scaling divides all widths, the SSM state size and all lengths by a factor f. The number of layers stays. The
+bytes of the weights and of each sequence's cache then shrink by f^2 (an FFN shrinks by f in both of its
+widths, a KV cache by f in heads and by f in length). The memory limit is divided by f^2 too, so about as many
+sequences fit as at full size, and each part of a step takes about the same share of its time.
 """
 
 from __future__ import annotations
@@ -18,36 +24,42 @@ from nanohybrid.ops.quantized import holds
 from nanohybrid.ops.sizes import CHUNK
 from nanohybrid.presets import preset
 
-STEP_TOKENS = 512  # of a step, where memory is what decides: the engine's usual 2,048 cost the 9B two of eight sequences at 8k/16k
+# Tokens of a step. With the engine's default of 2,048 the activations cost the 9B two of its eight sequences
+# at 8k/16k.
+MAX_NUM_BATCHED_TOKENS = 512
 HYBRID, DENSE = "nano-9b-v2", "qwen3-8b"
-SCALES = (1, 2, 4, 8)  # what divides every width of both
+SCALES = (1, 2, 4, 8)  # factors that divide every width of both models
 WIDTHS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "mamba_num_heads", "n_groups",
-    "ssm_state_size",
+    "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    "mamba_num_heads", "n_groups", "ssm_state_size",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Mix:
-    """So many tokens in and out for each sequence; `name` is the true lengths', whatever the scale."""
+class Workload:
+    """Input and output tokens of each sequence (ISL/OSL).
+
+    `name` gives the lengths at full size, at every scale.
+    """
 
     name: str
-    inputs: int
-    outputs: int
+    input_tokens: int
+    output_tokens: int
 
     @property
     def context(self) -> int:
-        return self.inputs + self.outputs
+        """Tokens of a finished sequence."""
+        return self.input_tokens + self.output_tokens
 
     @property
-    def mean(self) -> int:
-        """The length at which a step is as long as all steps are in the mean."""
-        return self.inputs + self.outputs // 2
+    def mean_context(self) -> int:
+        """Mean context length, in tokens, over the decode steps of a sequence."""
+        return self.input_tokens + self.output_tokens // 2
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A model in a precision: bf16, int8 or int4."""
+class Candidate:
+    """A model of the comparison and the format of its weights: bf16, int8 or int4."""
 
     name: str
     config: HybridConfig
@@ -55,57 +67,77 @@ class Contender:
 
 
 PAPER = (
-    Mix("1k/1k", 1024, 1024),
-    Mix("8k/1k", 8192, 1024),
-    Mix("8k/16k", 8192, 16_384),
-    Mix("128k/1k", 131_072, 1024),
+    Workload("1k/1k", 1024, 1024),
+    Workload("8k/1k", 8192, 1024),
+    Workload("8k/16k", 8192, 16_384),
+    Workload("128k/1k", 131_072, 1024),
 )
 
 
-def mixes(names: list[str] | None = None, scale: int = 1) -> list[Mix]:
-    """The paper's four mixes of lengths, or some of them, scaled down. Raises InputError for a name that is none of them."""
-    known = {mix.name: mix for mix in PAPER}
+def workloads(names: list[str] | None = None, scale: int = 1) -> list[Workload]:
+    """The paper's four workloads, or those in `names`, with lengths divided by `scale`.
+
+    Raises InputError for an unknown name.
+    """
+    known = {workload.name: workload for workload in PAPER}
     for name in names or []:
         if name not in known:
-            raise InputError(f"there is no mix {name!r}: known are {', '.join(known)}")
+            raise InputError(f"unknown workload {name!r}; known workloads: {', '.join(known)}")
     return [
-        Mix(mix.name, mix.inputs // scale, mix.outputs // scale)
-        for mix in PAPER
-        if names is None or mix.name in names
+        Workload(workload.name, workload.input_tokens // scale, workload.output_tokens // scale)
+        for workload in PAPER
+        if names is None or workload.name in names
     ]
 
 
-def contenders(dtypes: list[str], scale: int = 1) -> list[Contender]:
-    """The Transformer in bf16, then the hybrid in each precision. Raises InputError where a format has no form for a width."""
+def candidates(dtypes: list[str], scale: int = 1) -> list[Candidate]:
+    """The baseline (the Transformer in bf16), then the hybrid in each of `dtypes`, with widths divided by
+    `scale`.
+
+    Raises InputError for a scale that is not in SCALES, and for a format that does not support a matrix
+    width.
+    """
     wide = [(DENSE, "bf16"), *((HYBRID, dtype) for dtype in dtypes)]
-    result = [Contender(name, scaled(preset(name), scale), dtype) for name, dtype in wide]
+    result = [Candidate(name, scaled(preset(name), scale), dtype) for name, dtype in wide]
     for one in result:
         for rows, columns in quantizable(one.config).values() if one.dtype != "bf16" else ():
             if not holds(one.dtype, columns):
                 raise InputError(
-                    f"{one.dtype} has no form for the {rows} x {columns} matrices of {one.name} at scale {scale}: take another, or int8"
+                    f"{one.dtype} does not support the {rows} x {columns} matrices of {one.name} "
+                    f"at scale {scale}; use another scale, or int8"
                 )
     return result
 
 
 def scaled(config: HybridConfig, scale: int) -> HybridConfig:
-    """The configuration with every width divided, and room for the longest mix."""
+    """`config` with every width divided by `scale` and a context that holds the longest workload at full
+    size.
+
+    Raises InputError for a scale that is not in SCALES.
+    """
     if scale not in SCALES:
         raise InputError(
-            f"the scale is {scale}: it must divide every width of both models, as {', '.join(map(str, SCALES))} do"
+            f"scale {scale} does not divide every width of both models; use one of"
+            f" {', '.join(map(str, SCALES))}"
         )
     narrow = {name: max(1, getattr(config, name) // scale) for name in WIDTHS}
-    return config.replace(**narrow, max_position_embeddings=max(mix.context for mix in PAPER))
+    return config.replace(**narrow, max_position_embeddings=max(workload.context for workload in PAPER))
 
 
-def cap(gib: float, scale: int = 1) -> int:
-    """The memory in bytes: what is beside the interpreter shrinks with the square of the scale."""
+def memory_limit(gib: float, scale: int = 1) -> int:
+    """The memory limit in bytes at `scale`, from the limit in GiB at full size.
+
+    PROCESS (the interpreter and its libraries) does not scale; the rest is divided by scale^2.
+    Raises InputError if the limit does not exceed PROCESS.
+    """
     whole = int(gib * GIB)
     if whole <= PROCESS:
-        raise InputError(f"the cap is {gib:g} GiB, and the process alone takes {PROCESS / GIB:g}")
+        raise InputError(
+            f"the memory limit is {gib:g} GiB, but the process alone takes {PROCESS / GIB:g} GiB"
+        )
     return PROCESS + (whole - PROCESS) // scale**2
 
 
-def step_tokens(scale: int = 1) -> int:
-    """Tokens that the engine takes at once from a prompt."""
-    return max(CHUNK, STEP_TOKENS // scale)
+def max_num_batched_tokens(scale: int = 1) -> int:
+    """Most tokens that the engine computes in one step."""
+    return max(CHUNK, MAX_NUM_BATCHED_TOKENS // scale)

@@ -1,11 +1,12 @@
-"""How fast one model reads prompts and writes answers, beside what this machine can do in the same minute.
+"""Measure prefill and decode of one model, and what share of the machine's peak rates they reach.
 
-    prefill   from asking to the last sequence's first token
-    decode    the steps after that, one token of each sequence a step
-    a step's bytes   all weights but the embedding table, which is looked up; states read and written; keys and values read
+    prefill      from the first request to the first token of the last sequence
+    decode       the steps after that, one token of each sequence per step step bytes   all weights but the
+    embedding table (which is looked up), states read and written, KV cache read
 
-The machine's rates (machine.py) are taken between the repetitions, since a shared
-machine's speed drifts: each repetition is set against the rates just before and after it, and the median of these fractions counts.
+The peak rates (machine.py) are measured between the repetitions, since the speed of a shared machine drifts.
+Each repetition is compared with the rates just before and just after it; the median of these fractions is
+reported.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from nanohybrid.stages.lineage import peak_memory_bytes
 
 REPEATS = 5
 WARM_TOKENS = 4096
-LOOKS = 3  # at the machine, between repetitions
+SAMPLES = 3  # of the peak rates, between repetitions
 
 
 @dataclass(frozen=True)
 class Job:
-    """`batch` prompts of random ids, and so many tokens written after each; `repeats` times after a first that warms up."""
+    """`batch` prompts of random token ids and `new_tokens` output tokens each, measured `repeats` times."""
 
     prompt_tokens: int
     new_tokens: int
@@ -44,7 +45,7 @@ class Job:
     repeats: int = REPEATS
 
     def check(self, context: int) -> None:
-        """Raise InputError where it is no job, or longer than the model's context."""
+        """Raise InputError if a count is too small, or the tokens exceed the model's `context`."""
         for name, least in (("prompt_tokens", 1), ("new_tokens", 2), ("batch", 1), ("repeats", 1)):
             if getattr(self, name) < least:
                 raise InputError(
@@ -52,13 +53,19 @@ class Job:
                 )
         if self.prompt_tokens + self.new_tokens > context:
             raise InputError(
-                f"{self.prompt_tokens} and {self.new_tokens} tokens are more than the model's context of {context}"
+                f"{self.prompt_tokens} + {self.new_tokens} tokens exceed the model's context of {context}; "
+                "lower --prompt-tokens or --new-tokens"
             )
 
 
 def measure(llm: LLM, job: Job, advance: Callable[[], object] = lambda: None) -> dict[str, object]:
-    """The figures of `nanohybrid bench generate`; `advance` is called after each of job.repeats + 1 runs, the first of which warms up:
-    on the first PAGE tokens where a prompt is longer than WARM_TOKENS, and so would take as long as what is measured."""
+    """The figures of `nanohybrid bench generate`, as JSON values.
+
+    advance: called after each of the job.repeats + 1 runs. The first run warms up. It reads only the first
+        PAGE tokens of prompts longer than WARM_TOKENS, since a full prompt would take as long as a measured run.
+
+    Raises InputError for an impossible job (`Job.check`).
+    """
     config = llm.model.config
     job.check(config.max_position_embeddings)
     draw = random.Random(0)
@@ -68,20 +75,22 @@ def measure(llm: LLM, job: Job, advance: Callable[[], object] = lambda: None) ->
     engine = llm.engine(prompts, job.new_tokens)
     moved, computed = step_bytes(llm, job), job.batch * prefill_flops(config, job.prompt_tokens)
     machine = Machine(llm.model.device)
-    rates: list[tuple[float, float]] = [machine.rates(LOOKS, median)]
+    rates: list[tuple[float, float]] = [machine.rates(SAMPLES, median)]
     times: list[tuple[float, float]] = []
     for repeat in range(job.repeats + 1):
         short = repeat == 0 and job.prompt_tokens > WARM_TOKENS
         times.append(
             _once(engine, [prompt[:PAGE] for prompt in prompts] if short else prompts, job.new_tokens)
         )
-        rates.append(machine.rates(LOOKS, median))
+        rates.append(machine.rates(SAMPLES, median))
         advance()
     around = [tuple(map(mean, zip(before, after, strict=True))) for before, after in pairwise(rates)]
     runs = list(zip(times, around, strict=True))[1:]  # the first warms up
     steps = job.new_tokens - 1
     return {
-        "prefill_tokens_per_second": _spread([job.batch * job.prompt_tokens / first for (first, _), _ in runs]),
+        "prefill_tokens_per_second": _spread(
+            [job.batch * job.prompt_tokens / first for (first, _), _ in runs]
+        ),
         "decode_tokens_per_second": _spread([job.batch * steps / rest for (_, rest), _ in runs]),
         "stream_gb_per_second": median(stream for _, (stream, _) in runs) / 1e9,
         "matmul_gflops": median(product for _, (_, product) in runs) / 1e9,
@@ -97,7 +106,7 @@ def measure(llm: LLM, job: Job, advance: Callable[[], object] = lambda: None) ->
 
 
 def step_bytes(llm: LLM, job: Job) -> int:
-    """Bytes of a decode step at the job's mean length."""
+    """Bytes that a decode step reads and writes at the mean context length of the job."""
     model, config = llm.model, llm.model.config
     formats = {
         module.format for module in model.modules() if isinstance(module, (PackedLinear, QuantizedLinear))
@@ -109,7 +118,7 @@ def step_bytes(llm: LLM, job: Job) -> int:
 
 
 def _once(engine: Engine, prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
-    """Seconds until every sequence has its first token, and from there to the end."""
+    """Seconds until every sequence has its first token, and from then until all tokens are written."""
     params = SamplingParams(max_tokens=new_tokens, ignore_eos=True)
     requests = [engine.add(prompt, params) for prompt in prompts]
     began = time.perf_counter()
@@ -119,7 +128,7 @@ def _once(engine: Engine, prompts: list[list[int]], new_tokens: int) -> tuple[fl
     while engine.busy:
         engine.step()
     written = sum(len(request.tokens) for request in requests) - had
-    # sequences that were ahead of the last one have a few tokens already: time is counted as if they had not
+    # some sequences already have more than one token; the decode time is scaled up to all decode steps
     return begun - began, (time.perf_counter() - begun) * len(prompts) * (new_tokens - 1) / max(written, 1)
 
 

@@ -1,4 +1,4 @@
-"""What a machine's memory and arithmetic give at best: a sum over what no cache holds, and a bf16 product of 2048 x 2048 by 8192."""
+"""Measured peak rates of this machine: memory bandwidth, and bf16 matrix products."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EDGE, OUTPUTS = 2048, 8192
 
 
 class Machine:
-    """The operands, kept between looks: a shared machine's speed drifts, so one look is not enough."""
+    """Holds the operands, so that rates can be measured often. The speed of a shared machine drifts."""
 
     def __init__(self, device: str | torch.device) -> None:
         self.device = torch.device(device)
@@ -21,10 +21,10 @@ class Machine:
         self._x = torch.randn(EDGE, EDGE, device=device).to(torch.bfloat16)
         self._weight = torch.randn(OUTPUTS, EDGE, device=device).to(torch.bfloat16)
 
-    def rates(self, looks: int, of: Callable[[list[float]], float]) -> tuple[float, float]:
-        """Bytes and FLOPs a second, `of` the seconds of so many looks."""
-        stream = of([self._seconds(self._data.sum) for _ in range(looks)])
-        product = of([self._seconds(lambda: F.linear(self._x, self._weight)) for _ in range(looks)])
+    def rates(self, samples: int, reduce: Callable[[list[float]], float]) -> tuple[float, float]:
+        """Bytes/s and FLOP/s, from `reduce` of the seconds of `samples` measurements each."""
+        stream = reduce([self._seconds(self._data.sum) for _ in range(samples)])
+        product = reduce([self._seconds(lambda: F.linear(self._x, self._weight)) for _ in range(samples)])
         return self._data.nbytes / stream, 2 * self._x.numel() * len(self._weight) / product
 
     def _seconds(self, work: Callable[[], object]) -> float:

@@ -1,10 +1,14 @@
-"""The contest run: one engine, random weights, as many sequences as the plan says, and the rates of the machine around each.
+"""Time one model on one workload: random weights, as many sequences as the memory plan allows.
 
-To write every token of 8k/16k takes an hour at true shapes. So what is timed is a few whole prompts, one after another, and then a
-window of decode steps of all sequences at once about the mix's mean length, where they go on from made-up keys, values and states as
-they would from a cached prompt. A step's time grows in proportion to the length, so that
+Generating every token of 8k/16k takes an hour at full size, so only parts of a workload are timed: some whole
+prompts, one after another, and some decode steps of all sequences, at context lengths around the workload's
+mean. The decode steps continue from a synthetic cache, as they would from a cached prompt. The time of a step
+grows linearly with the context length, so
 
-    output tokens per second = sequences x outputs / (sequences x median prompt + outputs x median step)
+    output tokens/s = sequences x output tokens / (sequences x median prompt time + output tokens x median
+    step time)
+
+The bandwidth and FLOP rates of the machine are measured before and after each run.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from statistics import median
 
 import torch
 
-from nanohybrid.bench.comparison import Contender, Mix, step_tokens
+from nanohybrid.bench.comparison import Candidate, Workload, max_num_batched_tokens
 from nanohybrid.bench.machine import Machine
 from nanohybrid.bench.roofline import Planned
 from nanohybrid.engine import Engine, SamplingParams
@@ -28,14 +32,16 @@ from nanohybrid.executors.cpu.weights import prepare
 from nanohybrid.model.cache import HybridCache, OffloadedCache
 from nanohybrid.ops.sizes import CHUNK
 
-LOOKS = 3  # at the machine, before and after each contender
-SECONDS = 3.0  # of prompts, and again of steps, at the roofline's pace; one prompt and STEPS steps at least
-STEPS, WARM = 24, 3
+SAMPLES = 3  # of the machine's rates, before and after each run
+# Seconds of prompts, and of decode steps, if both ran at the roofline. At least one prompt and MIN_STEPS
+# steps are timed.
+SECONDS = 3.0
+MIN_STEPS, WARMUP_STEPS = 24, 3
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of one prompt and of one decode step of all sequences, medians, and the machine's rates around them."""
+    """Median seconds of a prompt and of a decode step of all sequences; the machine's bytes/s and FLOP/s."""
 
     prompt: float
     step: float
@@ -44,57 +50,63 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Extent:
-    """How much of a job is timed: so many whole prompts, and so many steps from length `start` on."""
+class TimedPart:
+    """The timed part of a workload: whole prompts, and decode steps from context length `start` on."""
 
     prompts: int
     steps: int
     start: int
 
     @classmethod
-    def of(cls, planned: Planned) -> Extent:
-        """What takes about SECONDS each at best; the steps lie about the mix's mean length."""
-        mix = planned.mix
+    def of(cls, planned: Planned) -> TimedPart:
+        """About SECONDS of prompts and of steps at the roofline.
+
+        The steps are centered on the mean context.
+        """
+        workload = planned.workload
         prompts = min(planned.sequences, max(1, int(SECONDS / planned.prompt)))
-        steps = min(mix.outputs - 1, max(STEPS, int(SECONDS / planned.step)))
-        return cls(prompts, steps, mix.inputs + (mix.outputs - steps) // 2)
+        steps = min(workload.output_tokens - 1, max(MIN_STEPS, int(SECONDS / planned.step)))
+        return cls(prompts, steps, workload.input_tokens + (workload.output_tokens - steps) // 2)
 
     def seconds(self, planned: Planned) -> float:
-        """What it takes at best."""
+        """Seconds that the part takes at the roofline."""
         return self.prompts * planned.prompt + self.steps * planned.step
 
 
 class Runner:
-    """One contender's model, kept between mixes."""
+    """Loads one candidate with random weights, and times it on any number of workloads."""
 
-    def __init__(self, contender: Contender, device: str = "cpu", seed: int = 0) -> None:
-        quantized = None if contender.dtype == "bf16" else contender.dtype
-        self.model = random_model(contender.config, torch.bfloat16, seed, device, quantized)
+    def __init__(self, candidate: Candidate, device: str = "cpu", seed: int = 0) -> None:
+        quantized = None if candidate.dtype == "bf16" else candidate.dtype
+        self.model = random_model(candidate.config, torch.bfloat16, seed, device, quantized)
         prepare(self.model)
-        self.tokenizer = stand_in_tokenizer(contender.config)
+        self.tokenizer = stand_in_tokenizer(candidate.config)
 
     def time(
         self, planned: Planned, scale: int, advance: Callable[[float], object] = lambda _: None
     ) -> Timed:
-        """Time it at its mix; `advance` is told what part of the work is done since it was last told, 1 in all."""
-        extent, draw = Extent.of(planned), random.Random(0)
-        whole = extent.seconds(planned)
+        """Time the planned workload.
+
+        advance: called with the share of the work that was done since its last call; the shares add up to 1.
+        """
+        part, draw = TimedPart.of(planned), random.Random(0)
+        whole = part.seconds(planned)
         before = this_machine(self.model.device)
         engine = Engine(
             self.model,
             self.tokenizer,
             max_num_seqs=planned.sequences,
-            max_model_len=planned.mix.context,
-            max_num_batched_tokens=step_tokens(scale),
+            max_model_len=planned.workload.context,
+            max_num_batched_tokens=max_num_batched_tokens(scale),
         )
-        self._warm_up(engine, planned.mix, draw)
+        self._warm_up(engine, planned.workload, draw)
         prompts = []
-        for _ in range(extent.prompts):
-            prompts.append(self._prompt(engine, planned.mix, draw))
+        for _ in range(part.prompts):
+            prompts.append(self._prompt(engine, planned.workload, draw))
             advance(planned.prompt / whole)
-        steps = self._steps(engine, planned, extent, draw)
+        steps = self._steps(engine, planned, part, draw)
         del engine
-        advance(extent.steps * planned.step / whole)
+        advance(part.steps * planned.step / whole)
         after = this_machine(self.model.device)
         rates = ((before.bandwidth + after.bandwidth) / 2, (before.flops + after.flops) / 2)
         return Timed(median(prompts), median(steps), *rates)
@@ -102,18 +114,19 @@ class Runner:
     def _ids(self, draw: random.Random, length: int) -> list[int]:
         return [draw.randrange(self.model.config.vocab_size) for _ in range(length)]
 
-    def _warm_up(self, engine: Engine, mix: Mix, draw: random.Random) -> None:
-        """Have kernels loaded and buffers made."""
+    def _warm_up(self, engine: Engine, workload: Workload, draw: random.Random) -> None:
+        """Run a short request, which loads kernels and allocates buffers."""
         short = engine.add(
-            self._ids(draw, min(mix.inputs, CHUNK)), SamplingParams(max_tokens=2, ignore_eos=True)
+            self._ids(draw, min(workload.input_tokens, CHUNK)), SamplingParams(max_tokens=2, ignore_eos=True)
         )
         while not short.finished:
             engine.step()
 
-    def _prompt(self, engine: Engine, mix: Mix, draw: random.Random) -> float:
-        """Seconds of one prompt to its first token, by itself."""
+    def _prompt(self, engine: Engine, workload: Workload, draw: random.Random) -> float:
+        """Seconds from one prompt to its first token, with no other request running."""
         request = engine.add(
-            self._ids(draw, mix.inputs), SamplingParams(max_tokens=mix.outputs, ignore_eos=True)
+            self._ids(draw, workload.input_tokens),
+            SamplingParams(max_tokens=workload.output_tokens, ignore_eos=True),
         )
         began = time.perf_counter()
         while not request.tokens:
@@ -122,39 +135,42 @@ class Runner:
         engine.cancel(request)
         return seconds
 
-    def _steps(self, engine: Engine, planned: Planned, extent: Extent, draw: random.Random) -> list[float]:
-        """Seconds of each step of all sequences, the first few left out where there are enough."""
-        state = engine.runner.state
-        invent(state)
+    def _steps(self, engine: Engine, planned: Planned, part: TimedPart, draw: random.Random) -> list[float]:
+        """Seconds of each decode step of all sequences, without the first WARMUP_STEPS if more were run."""
+        cache = engine.runner.state
+        synthesize_cache(cache)
 
-        def go_on(request: Request) -> None:
-            """As the prefix cache would: all but the last token has been computed, and this is what it left."""
+        def resume(request: Request) -> None:
+            """Restore slot 0's state as a prefix-cache hit does: only the last token is computed."""
             request.num_computed_tokens, request.offloaded = (
                 len(request.prompt) - 1,
-                OffloadedCache([pool[0] for pool in state.slot_pools], ()),
+                OffloadedCache([pool[0] for pool in cache.slot_pools], ()),
             )
 
-        engine.scheduler.on_admit = go_on
-        params = SamplingParams(max_tokens=planned.mix.context - extent.start, ignore_eos=True)
-        requests = [engine.add(self._ids(draw, extent.start), params) for _ in range(planned.sequences)]
+        engine.scheduler.on_admit = resume
+        params = SamplingParams(max_tokens=planned.workload.context - part.start, ignore_eos=True)
+        requests = [engine.add(self._ids(draw, part.start), params) for _ in range(planned.sequences)]
         times = []
-        for _ in range(extent.steps):
+        for _ in range(part.steps):
             began = time.perf_counter()
             engine.step()
             times.append(time.perf_counter() - began)
         for request in requests:
             engine.cancel(request)
-        return times[WARM:] or times
+        return times[WARMUP_STEPS:] or times
 
 
-def invent(state: HybridCache) -> None:
-    """Fill keys, values and states with noise, in memory that is really there: pages never written are all one page of zeros, which
-    a cache holds."""
+def synthesize_cache(cache: HybridCache) -> None:
+    """Fill keys, values and states with noise, in place.
+
+    Memory that was never written is one shared page of zeros, which the CPU's cache holds; reading it would
+    be too fast.
+    """
     noise = torch.randn(65_537, generator=torch.Generator().manual_seed(0))
-    for pool in (*state.slot_pools, *state.page_pools):
+    for pool in (*cache.slot_pools, *cache.page_pools):
         repeat(pool, noise.to(pool.device, pool.dtype))
 
 
 def this_machine(device: str | torch.device = "cpu") -> Device:
-    """Its rates as a roofline wants them, in this moment; nothing is kept for it."""
-    return Device("this machine", 0, *Machine(device).rates(LOOKS, median))
+    """The current bandwidth (bytes/s) and bf16 matmul rate (FLOP/s) of this machine, as a roofline device."""
+    return Device("this machine", 0, *Machine(device).rates(SAMPLES, median))

@@ -1,6 +1,7 @@
-"""What a contest came to: rows kept as they are measured, in a file that a killed run goes on from, and what is told of them.
+"""The results of `bench compare`: measured rows, saved after each one so that a killed run can resume, and
+reports.
 
-DIR/result.json    settings, what was measured, and all that follows from it; written beside and renamed after each row
+DIR/result.json    settings, measurements and all derived figures; replaced atomically after each row
 DIR/result.md      the table
 DIR/result.svg     the picture
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from nanohybrid.bench.comparison import Contender, Mix, cap, contenders, mixes
+from nanohybrid.bench.comparison import Candidate, Workload, candidates, memory_limit, workloads
 from nanohybrid.bench.measure import Timed
 from nanohybrid.bench.roofline import output_rate, plan
 from nanohybrid.errors import InputError
@@ -27,86 +28,95 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULT, TABLE, PICTURE = "result.json", "result.md", "result.svg"
-Key = tuple[str, str, str]  # mix, model, precision
-HEADERS = ("in/out", "model", "at once", "tokens/s", "at best", "reached")
+Key = tuple[str, str, str]  # workload, model, weight format
+HEADERS = ("in/out", "model", "sequences", "tokens/s", "roofline", "fraction")
+RENAMED = {"cap_gib": "memory_gib", "mixes": "workloads"}  # settings in a result.json of the last release
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a contest is about; rows of two contests with the same settings can stand in one table."""
+    """Settings of a comparison. Rows that were measured with the same settings can be in one table."""
 
     scale: int
-    cap_gib: float
-    mixes: list[str]
+    memory_gib: float
+    workloads: list[str]
     dtypes: list[str]
     device: str
     threads: int
 
     @property
-    def cap_bytes(self) -> int:
-        return cap(self.cap_gib, self.scale)
+    def memory_limit_bytes(self) -> int:
+        return memory_limit(self.memory_gib, self.scale)
 
-    def pairs(self) -> list[tuple[Contender, Mix]]:
-        """The rows, mix by mix, so that the contenders of a ratio are measured one after another."""
-        models = contenders(self.dtypes, self.scale)
-        return [(model, mix) for mix in mixes(self.mixes, self.scale) for model in models]
+    def pairs(self) -> list[tuple[Candidate, Workload]]:
+        """All rows, ordered by workload, so that the models of a ratio are measured one after another."""
+        models = candidates(self.dtypes, self.scale)
+        return [(model, workload) for workload in workloads(self.workloads, self.scale) for model in models]
 
 
 class Result:
-    """Settings and the rows that were measured so far. With a directory, each is written as it comes."""
+    """Settings and the rows that have been measured. With a directory, each new row is written to it."""
 
     def __init__(self, settings: Settings, directory: Path | None = None, resume: bool = False) -> None:
-        """Raises InputError where the directory holds a result that is not to be resumed, or one of other settings."""
+        """Open a result, and read the rows of `directory` if `resume` is set.
+
+        Raises InputError if the directory has a result and `resume` is not set, or a result with other
+        settings.
+        """
         self.settings, self.directory = settings, directory
         self.rows: dict[Key, Timed] = {}
         if directory is None:
             if resume:
-                raise InputError("--resume goes on with what a directory holds: give it by --out DIR")
+                raise InputError("--resume continues the result in a directory; give it with --out DIR")
             return
         if directory.exists() and not directory.is_dir():
-            raise InputError(f"{directory} is a file: give a directory to --out")
+            raise InputError(f"{directory} is a file; --out needs a directory")
         if (directory / RESULT).exists():
             if not resume:
                 raise InputError(
-                    f"{directory / RESULT} exists: add --resume to go on with it, or give another --out"
+                    f"{directory / RESULT} exists; add --resume to continue it, or give another --out"
                 )
             self.rows = _read(directory / RESULT, settings)
 
-    def keep(self, key: Key, timed: Timed) -> None:
-        """Add a row, and write all."""
+    def add(self, key: Key, timed: Timed) -> None:
+        """Add a row and write result.json."""
         self.rows[key] = timed
         self.write()
 
     def write(self, report: dict[str, Any] | None = None) -> None:
-        """Write result.json, where there is a directory."""
+        """Write result.json, if there is a directory."""
         if self.directory is not None:
             atomic_write(
                 self.directory / RESULT, to_json(self.report() if report is None else report, indent=1) + "\n"
             )
 
     def publish(self, report: dict[str, Any]) -> None:
-        """Write everything: figures, table and picture."""
+        """Write result.json, the table and the plot, if there is a directory."""
         if self.directory is not None:
             self.write(report)
             atomic_write(self.directory / TABLE, markdown(report))
-            with require("matplotlib", "train").rc_context(
-                {"svg.fonttype": "none", "svg.hashsalt": PICTURE}
-            ):  # text as text, same bytes
+            # text stays text, and the same result gives the same bytes
+            style = {"svg.fonttype": "none", "svg.hashsalt": PICTURE}
+            with require("matplotlib", "train").rc_context(style):
                 picture(report).savefig(self.directory / PICTURE, facecolor="white", metadata={"Date": None})
 
     def report(self, machine: Device | None = None) -> dict[str, Any]:
-        """Every figure of every row. Rooflines are those of `machine`, else of the median of the rates that were measured, so that
-        their ratios compare shapes and not minutes; the fraction that a row reached is by the rates around itself."""
+        """All figures of all rows, as JSON values.
+
+        Rooflines use the rates of `machine`, or the median of all measured rates. So their ratios compare
+        shapes and not the drift of the machine. The fraction of a row uses the rates measured around that
+        row.
+        """
         if machine is None:
             rates = [(timed.bandwidth, timed.flops) for timed in self.rows.values()]
             machine = Device("this machine", 0, *map(median, zip(*rates, strict=True))) if rates else None
-        entries = [self._entry(contender, mix, machine) for contender, mix in self.settings.pairs()]
+        entries = [self._entry(candidate, workload, machine) for candidate, workload in self.settings.pairs()]
         for entry in entries:
-            dense = next(other for other in entries if other["mix"] == entry["mix"])
+            dense = next(other for other in entries if other["workload"] == entry["workload"])
             for name, of in (("ratio", "output_tokens_per_second"), ("roofline_ratio", "roofline")):
                 entry[name] = entry[of] / dense[of] if entry[of] and dense[of] else None
         return {
-            "settings": asdict(self.settings), "cap_bytes": self.settings.cap_bytes,
+            "settings": asdict(self.settings), "memory_limit_bytes": self.settings.memory_limit_bytes,
             "machine": None if machine is None else machine.name,
             "bandwidth_gb_per_second": None if machine is None else machine.bandwidth / 1e9,
             "matmul_gflops": None if machine is None else machine.flops / 1e9,
@@ -114,44 +124,56 @@ class Result:
             "measured": [{"key": list(key), **asdict(timed)} for key, timed in self.rows.items()],
         }  # fmt: skip
 
-    def _entry(self, contender: Contender, mix: Mix, machine: Device | None) -> dict[str, Any]:
+    def _entry(self, candidate: Candidate, workload: Workload, machine: Device | None) -> dict[str, Any]:
         settings = self.settings
-        row = plan(contender, mix, settings.cap_bytes, machine or Device("none", 0, 1.0, 1.0), settings.scale)
-        timed, reached, fraction = self.rows.get(key(contender, mix)), None, None
+        row = plan(
+            candidate,
+            workload,
+            settings.memory_limit_bytes,
+            machine or Device("none", 0, 1.0, 1.0),
+            settings.scale,
+        )
+        timed, reached, fraction = self.rows.get(key(candidate, workload)), None, None
         if timed is not None:
             around = Device("this machine", 0, timed.bandwidth, timed.flops)
-            reached = output_rate(row.sequences, mix, timed.prompt, timed.step)
-            fraction = reached / plan(contender, mix, settings.cap_bytes, around, settings.scale).output
+            reached = output_rate(row.sequences, workload, timed.prompt, timed.step)
+            fraction = (
+                reached
+                / plan(candidate, workload, settings.memory_limit_bytes, around, settings.scale).output
+            )
         return {
-            "mix": mix.name, "model": contender.name, "dtype": contender.dtype, "input_tokens": mix.inputs, "output_tokens": mix.outputs,
+            "workload": workload.name, "model": candidate.name, "dtype": candidate.dtype,
+            "input_tokens": workload.input_tokens, "output_tokens": workload.output_tokens,
             "sequences": row.sequences, "roofline": row.output if machine and row.sequences else None,
-            "decode_roofline": row.decode if machine and row.sequences else None, "output_tokens_per_second": reached,
+            "decode_roofline": row.decode if machine and row.sequences else None,
+            "output_tokens_per_second": reached,
             "decode_tokens_per_second": row.sequences / timed.step if timed else None, "fraction": fraction,
         }  # fmt: skip
 
 
-def key(contender: Contender, mix: Mix) -> Key:
-    """By what a row is known."""
-    return mix.name, contender.name, contender.dtype
+def key(candidate: Candidate, workload: Workload) -> Key:
+    """The key of a row."""
+    return workload.name, candidate.name, candidate.dtype
 
 
 def _read(file: Path, settings: Settings) -> dict[Key, Timed]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        before = Settings(**found["settings"])
+        before = Settings(**{RENAMED.get(name, name): value for name, value in found["settings"].items()})
         rows = {tuple(one.pop("key")): Timed(**one) for one in found["measured"]}
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise InputError(f"{file} is no result of bench headline: give another --out") from None
+        raise InputError(f"{file} is not a result of bench compare; give another --out") from None
     for name, value in asdict(before).items():
         if value != getattr(settings, name):
             raise InputError(
-                f"{file} was measured with {name} {value}, this is {getattr(settings, name)}: give the same, or another --out"
+                f"{file} was measured with {name} {value}, and this run has {getattr(settings, name)}; "
+                "use the same settings, or another --out"
             )
     return rows
 
 
 def cells(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's rows, under HEADERS."""
+    """The rows of the table, with the columns of HEADERS."""
 
     def told(value: float | None, ratio: float | None) -> str:
         number = "" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
@@ -159,8 +181,10 @@ def cells(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
     return [
         (
-            entry["mix"], f"{entry['model']} {entry['dtype']}", str(entry["sequences"] or "does not fit"),
-            told(entry["output_tokens_per_second"], entry["ratio"]), told(entry["roofline"], entry["roofline_ratio"]),
+            entry["workload"], f"{entry['model']} {entry['dtype']}",
+            str(entry["sequences"] or "does not fit"),
+            told(entry["output_tokens_per_second"], entry["ratio"]),
+            told(entry["roofline"], entry["roofline_ratio"]),
             "" if entry["fraction"] is None else f"{entry['fraction']:.0%}",
         )
         for entry in report["rows"]
@@ -168,12 +192,11 @@ def cells(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def footnote(report: dict[str, Any]) -> str:
-    """What the table is of, and by which rates."""
-    memory = (
-        f"{report['cap_bytes'] / 2**30:.2f} GiB, widths and lengths divided by {report['settings']['scale']}"
-    )
+    """The line below the table: units, machine rates, memory limit and scale."""
+    scale = report["settings"]["scale"]
+    memory = f"{report['memory_limit_bytes'] / 2**30:.2f} GiB, widths and lengths divided by {scale}"
     if report["machine"] is None:
-        return f"Nothing is measured yet; {memory}."
+        return f"No row has been measured; {memory}."
     rates = f"{report['bandwidth_gb_per_second']:,.1f} GB/s, {report['matmul_gflops']:,.0f} GFLOP/s"
     return f"Output tokens per second; {report['machine']}: {rates}; {memory}."
 
@@ -185,7 +208,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def picture(report: dict[str, Any]) -> Figure:
-    """Bars of what was measured, a whisker on each up to its roofline; of rooflines alone where nothing was."""
+    """Bars of tokens/s with a whisker up to the roofline; bars of the rooflines if nothing was measured."""
     from nanohybrid.stages.plots import bars
 
     rows = report["rows"]
@@ -198,6 +221,6 @@ def picture(report: dict[str, Any]) -> Figure:
         height = (entry["output_tokens_per_second"] or 0.0) if measured else best
         series.setdefault(name, []).append(height)
         reach.setdefault(name, []).append((0.0, max(best - height, 0.0) if height else 0.0))
-    title = "Output tokens per second in one memory" + (", and the roofline's" if measured else ", at best")
-    labels = list(dict.fromkeys(entry["mix"] for entry in rows))
+    title = "Output tokens per second in the same memory" + (", and roofline" if measured else ": roofline")
+    labels = list(dict.fromkeys(entry["workload"] for entry in rows))
     return bars(labels, series, "tokens per second", title, errors=reach if measured else None, log_y=True)

@@ -1,11 +1,12 @@
-"""Load for an OpenAI-compatible server, and what each request saw: for `nanohybrid bench serve`.
+"""Load generator for an OpenAI-compatible server, for `nanohybrid bench serve`.
 
-Open loop: requests leave at the times of a Poisson process, whether the server keeps up or not, as those of many users do; a
-server that falls behind shows it as waiting and refusals. Closed loop: so many clients, each sending its next request when
-its last one has ended; the server is never asked for more than it does, so it cannot show waiting.
+Open loop: requests start at the times of a Poisson process, independent of the server, as those of many users
+do. If the server is too slow, its queue grows, and requests wait or are refused. Closed loop: a fixed number
+of clients each send the next request when the last one has ended. Such a load never exceeds the server's
+speed, so it does not show queueing.
 
-Prompts are ids, drawn from those that the server makes of a sample text, so lengths are exact and no two prompts begin alike
-(but for a common beginning that is asked for). Answers are held to their length by `ignore_eos`. Times are seconds.
+Prompts are random token ids, drawn from those of a sample text, so lengths are exact and prompts share no
+prefix except the one asked for. `ignore_eos` fixes the length of the output. Times are in seconds.
 """
 
 import asyncio
@@ -29,7 +30,10 @@ SAMPLE = (
 
 @dataclass(frozen=True)
 class Lengths:
-    """How many tokens: always `low`, evenly from `low` to `high`, or log-normal about the median `low` with `sigma` (at most `high`)."""
+    """Token counts:
+
+    `low`; uniform in [low, high]; or log-normal with median `low` and `sigma`, at most `high`.
+    """
 
     low: int
     high: int
@@ -37,7 +41,10 @@ class Lengths:
 
     @classmethod
     def parse(cls, text: str) -> "Lengths":
-        """`256`, `64:512` or `~256` (log-normal, sigma 0.6, at most eight times the median). Raises InputError on anything else."""
+        """Parse `256`, `64:512` (uniform) or `~256` (log-normal, sigma 0.6, at most eight times the median).
+
+        Raises InputError for any other text.
+        """
         try:
             if text.startswith("~"):
                 median = int(text[1:])
@@ -47,10 +54,12 @@ class Lengths:
                 result = cls(int(low), int(high or low))
         except ValueError:
             raise InputError(
-                f"{text!r} is no length: give 256, 64:512 (evenly between) or ~256 (log-normal about it)"
+                f"{text!r} is not a length; give 256, 64:512 (uniform) or ~256 (log-normal with this median)"
             ) from None
         if not 1 <= result.low <= result.high:
-            raise InputError(f"{text!r} is no length: at least 1, and the first number not above the second")
+            raise InputError(
+                f"{text!r} is not a length; the minimum is 1, and the first number must not exceed the second"
+            )
         return result
 
     def draw(self, rng: random.Random) -> int:
@@ -61,7 +70,7 @@ class Lengths:
 
 @dataclass
 class Seen:
-    """One request as its client saw it. `error` is a status or the kind of a failure."""
+    """One request as its client saw it. `error` is an HTTP status or the type of a failure."""
 
     sent: float
     first: float | None = None
@@ -82,7 +91,7 @@ class Seen:
 
 @dataclass
 class Point:
-    """One level of load: `rate` requests a second, or `clients` at once; what came of it so far."""
+    """One level of load (`rate` requests per second, or `clients` at once) and its requests so far."""
 
     rate: float | None
     clients: int | None
@@ -93,7 +102,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Job:
-    """What is sent at every level."""
+    """The requests of every level, and the server that they are sent to."""
 
     url: str
     requests: int
@@ -107,7 +116,7 @@ class Job:
 
 
 class Load:
-    """Runs levels one after the other. `points` holds all that was measured, also after a cancellation."""
+    """Runs levels one after another. `points` holds all measurements, also after a cancellation."""
 
     def __init__(self, job: Job, done: Callable[[Point], object] = lambda point: None) -> None:
         self.job, self.done = job, done
@@ -116,21 +125,21 @@ class Load:
         self._ids: list[int] = []
 
     async def run(self, rates: Iterable[float], clients: Iterable[int]) -> None:
-        """Every rate, then every number of clients. Raises InputError where there is no server to talk to."""
+        """Run every rate, then every number of clients. Raises InputError if no suitable server answers."""
         httpx = require("httpx", "serve")
         headers = {"authorization": f"Bearer {self.job.key}"} if self.job.key else {}
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(
             base_url=self.job.url, headers=headers, timeout=self.job.timeout, limits=limits
         ) as client:
-            await self._meet(client)
+            await self._warm_up(client)
             for rate in rates:
                 await self._level(client, Point(rate, None))
             for count in clients:
                 await self._level(client, Point(None, count))
 
-    async def _meet(self, client: "httpx.AsyncClient") -> None:
-        """Ask for the model and its ids of the sample text, and let one request warm the server."""
+    async def _warm_up(self, client: "httpx.AsyncClient") -> None:
+        """Get the model's name and the ids of the sample text, and warm up the server with one request."""
         httpx = require("httpx", "serve")
         try:
             models = await client.get("/v1/models")
@@ -143,12 +152,14 @@ class Load:
             self._ids = answer.json()["tokens"]
         except (httpx.HTTPError, KeyError, ValueError) as error:
             raise InputError(
-                f"{self.job.url}: no such server answers there ({error or type(error).__name__})"
+                f"{self.job.url}: no server with /v1/models and /tokenize answers there "
+                f"({error or type(error).__name__})"
             ) from None
         warm = await self._ask(client, self._prompts(random.Random(-1)), 2)
         if warm.error is not None:
             raise InputError(
-                f"{self.job.url}: the first request failed ({warm.error}); are the lengths within its context?"
+                f"{self.job.url}: the first request failed ({warm.error}); "
+                "check that the lengths fit in the context of the model"
             )
 
     async def _level(self, client: "httpx.AsyncClient", point: Point) -> None:
@@ -194,7 +205,7 @@ class Load:
             httpx.HTTPError,
             ValueError,
             KeyError,
-        ) as error:  # the last two: an answer that is not what it should be
+        ) as error:  # ValueError, KeyError: a malformed response
             seen.error = type(error).__name__
         if seen.error is None and not seen.tokens:
             seen.error = "cut off"
@@ -217,7 +228,7 @@ class Load:
 async def _poisson(
     work: list[tuple[list[int], int]], rate: float, rng: random.Random
 ) -> AsyncIterator[tuple[list[int], int]]:
-    """Each piece of work at its time; late ones at once, so that the process is never slowed by what it measures."""
+    """Yield each request at its Poisson time, or at once if that has passed."""
     at = time.perf_counter()
     for one in work:
         await asyncio.sleep(max(at - time.perf_counter(), 0))

@@ -1,4 +1,4 @@
-"""What came of a load: percentiles, rates and errors of each level, and the picture of them."""
+"""Report of `bench serve`: percentiles, rates and errors of each level, and a plot of the times."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,10 @@ PERCENTILES = (50, 90, 99)
 
 
 def summary(point: Point) -> dict[str, Any]:
-    """One level: times in seconds, throughput over the time from the first request to the last answer."""
+    """Figures of one level.
+
+    Times in seconds; throughput over the time from the first request to the last output.
+    """
     good = [seen for seen in point.seen if seen.error is None]
     seconds = max(point.ended - point.began, 1e-9)
     written = sum(seen.tokens for seen in good)
@@ -35,7 +38,7 @@ def summary(point: Point) -> dict[str, Any]:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Of a sorted sequence that is not empty, linear between neighbors."""
+    """A percentile of a sorted, non-empty sequence, with linear interpolation."""
     place = (len(values) - 1) * percent / 100
     low = int(place)
     high = min(low + 1, len(values) - 1)
@@ -43,7 +46,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def picture(levels: Sequence[dict[str, Any]], title: str) -> "Figure":
-    """Times to the first token and for each token, in milliseconds, against the load that was offered."""
+    """Plot TTFT and TPOT percentiles, in milliseconds, against the offered load."""
     by_rate = any(level["rate"] is not None for level in levels)
     kind, label = ("rate", "requests a second, offered") if by_rate else ("clients", "requests at once")
     series = {

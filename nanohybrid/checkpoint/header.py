@@ -1,8 +1,9 @@
 """The header of a safetensors file: names, types, shapes and positions of its tensors.
 
-    8 bytes: N, little-endian  |  N bytes: JSON {name: {dtype, shape, data_offsets}}  |  bytes of the tensors, without gaps
+    8 bytes: N, little-endian | N bytes: JSON {name: {dtype, shape, data_offsets}} | bytes of the tensors
 
-Tensors are not read here. The header is untrusted: sizes, types, shapes and offsets are checked against each other and the file.
+Tensors are not read here. The header is untrusted: sizes, types, shapes and offsets are checked against each
+other and the file.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from nanohybrid.errors import CheckpointError
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the format
 WIDTHS = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
-    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2,
+    "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 TYPES = FLOATS | {
@@ -39,7 +40,7 @@ NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: its type by safetensors' name, its shape, and its bytes [begin, end) in the file."""
+    """One tensor of a file: safetensors' name of its type, its shape, and its bytes [begin, end)."""
 
     path: Path
     name: str
@@ -50,7 +51,10 @@ class Entry:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """The tensors of a safetensors file by name. Raises CheckpointError, naming file and tensor, for a damaged header."""
+    """The tensors of a safetensors file by name.
+
+    Raises CheckpointError, naming file and tensor, for a damaged header.
+    """
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -58,11 +62,13 @@ def read_header(path: Path) -> dict[str, Entry]:
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
             if len(first) < 8 or length > size - 8:
                 raise CheckpointError(
-                    f"{path}: has {size:,} bytes, too few for its header of {length or 8:,}; is the file truncated?"
+                    f"{path}: has {size:,} bytes, too few for its header of {length or 8:,}; is the file "
+                    "truncated?"
                 )
             if length > LARGEST_HEADER:
                 raise CheckpointError(
-                    f"{path}: its header of {length:,} bytes exceeds the limit of safetensors; is it a safetensors file?"
+                    f"{path}: its header of {length:,} bytes exceeds the limit of safetensors; is it a "
+                    "safetensors file?"
                 )
             header = parse_object(file.read(length), f"{path}: its header")
     except OSError as error:
@@ -92,7 +98,8 @@ def _entry(path: Path, name: str, value: Any, base: int) -> Entry:
     need = prod(shape) * WIDTHS[dtype]
     if offsets[1] - offsets[0] != need:
         raise wrong(
-            f"{dtype} {list(shape)} needs {need:,} bytes, but its data_offsets span {offsets[1] - offsets[0]:,}"
+            f"{dtype} {list(shape)} needs {need:,} bytes, but its data_offsets span "
+            f"{offsets[1] - offsets[0]:,}"
         )
     return Entry(path, name, dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
@@ -114,22 +121,25 @@ def _check_cover(path: Path, entries: Mapping[str, Entry], base: int, size: int)
     for entry in entries.values():
         if entry.end > size:
             raise CheckpointError(
-                f"{path}: {entry.name}: ends at byte {entry.end:,}, but the file has {size:,}; is the file truncated?"
+                f"{path}: {entry.name}: ends at byte {entry.end:,}, but the file has {size:,}; is the file "
+                "truncated?"
             )
     for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != at:
             raise CheckpointError(
-                f"{path}: {entry.name}: starts at byte {entry.begin:,}, but byte {at:,} is expected; is the file damaged?"
+                f"{path}: {entry.name}: starts at byte {entry.begin:,}, but byte {at:,} is expected; is the "
+                "file damaged?"
             )
         at = entry.end
     if at != size:
         raise CheckpointError(
-            f"{path}: its tensors end at byte {at:,}, but the file has {size:,}; is it damaged or still being written?"
+            f"{path}: its tensors end at byte {at:,}, but the file has {size:,}; is it damaged or still "
+            "being written?"
         )
 
 
 def encode_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
-    """The header of a file with these tensors in this order, and the first byte of each tensor in the file."""
+    """The header of a file with these tensors in this order, and the first byte of each tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begins, at = {}, 0
     for name, (dtype, shape) in tensors.items():

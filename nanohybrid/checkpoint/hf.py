@@ -30,10 +30,11 @@ def load(
     """Load a checkpoint onto `device`, tensor by tensor. Beside the weights it needs 16 MiB of host memory.
 
     dtype     of the parameters; None keeps the stored types. Quantized matrices keep their format.
-    quantize  int8, int4 or fp8: quantize each matrix while it is read, some rows at a time, with 20 MiB beside the result
+    quantize  int8, int4 or fp8: quantize each matrix while it is read, some rows at a time, with 20 MiB
+              beside the result
 
-    Raises CheckpointError or ConfigError for a damaged or unknown checkpoint, and InputError for a bad dtype or format, or where the
-    weights exceed the free memory.
+    Raises CheckpointError or ConfigError for a damaged or unknown checkpoint, and InputError for a bad dtype
+    or format, or where the weights exceed the free memory.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"a model cannot be loaded as {dtype}: weights must be floating-point")
@@ -55,14 +56,18 @@ def load(
 
 
 def _to_quantize(reader: CheckpointReader, format: str | None) -> set[str]:
-    """The matrices to quantize; none if the checkpoint has this format already. Raises InputError if it has another one."""
+    """The matrices to quantize; none if the checkpoint has this format already.
+
+    Raises InputError if it has another one.
+    """
     if format is None:
         return set()
     check_format(format)
     stored = set(reader.formats.values())
     if stored - {format}:
         raise InputError(
-            f"{reader.directory}: is quantized already ({', '.join(sorted(stored))}), so it cannot be quantized to {format}"
+            f"{reader.directory}: is quantized already ({', '.join(sorted(stored))}), so it cannot be "
+            f"quantized to {format}"
         )
     return set() if stored else set(quantized_names(reader.config, format))
 
@@ -75,9 +80,9 @@ def save(
 ) -> None:
     """Save a model, each parameter in its dtype; in several files with an index above `max_shard_bytes`.
 
-    A new directory appears when it is complete. In an existing one, only files of the checkpoint are replaced.
-    assets: a checkpoint directory whose tokenizer and chat template are copied.
-    Raises CheckpointError or InputError where the directory or a dtype cannot be written.
+    A new directory appears when it is complete. In an existing one, only files of the checkpoint are
+    replaced. assets: a checkpoint directory whose tokenizer and chat template are copied. Raises
+    CheckpointError or InputError where the directory or a dtype cannot be written.
     """
     parameters = dict(model.named_parameters())
     linears = {

@@ -39,9 +39,11 @@ class Matched:
 
 
 def match(directory: Path, found: dict[str, Entry], config: HybridConfig, quantized: bool) -> Matched:
-    """Match the tensors of the files with those of the model. quantized: whether config.json has a quantization.
+    """Match the tensors of the files with those of the model. quantized: whether config.json has a
+    quantization.
 
-    Raises CheckpointError, naming file and tensor, for missing, additional or duplicate tensors, and for wrong types or shapes.
+    Raises CheckpointError, naming file and tensor, for missing, additional or duplicate tensors, and for
+    wrong types or shapes.
     """
     wanted = param_specs(config)
     named: dict[str, Entry] = {}
@@ -103,7 +105,8 @@ def _quantized(codes: Entry, scales: Entry | None, shape: tuple[int, int]) -> Qu
     if codes.dtype not in known:
         raise wrong(
             codes,
-            f"is {codes.dtype} {list(codes.shape)}, which is no known format of a quantized [{outputs}, {inputs}]",
+            f"is {codes.dtype} {list(codes.shape)}, which is no known format of a quantized [{outputs}, "
+            f"{inputs}]",
         )
     format, width = known[codes.dtype]
     if codes.shape != (outputs, width):
@@ -137,9 +140,11 @@ def _blame(found: Mapping[str, Entry], directory: Path) -> Path:
 def _check(entry: Entry, declared: ParamSpec) -> None:
     if entry.dtype not in FLOATS:
         raise CheckpointError(
-            f"{entry.path}: {entry.name}: has type {entry.dtype}; weights must have one of {', '.join(FLOATS)}"
+            f"{entry.path}: {entry.name}: has type {entry.dtype}; weights must have one of "
+            f"{', '.join(FLOATS)}"
         )
     if entry.shape != declared.shape:
         raise CheckpointError(
-            f"{entry.path}: {entry.name}: is {list(entry.shape)}, but config.json says {list(declared.shape)}; was this checkpoint pruned?"
+            f"{entry.path}: {entry.name}: is {list(entry.shape)}, but config.json says "
+            f"{list(declared.shape)}; was this checkpoint pruned?"
         )

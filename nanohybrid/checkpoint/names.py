@@ -26,7 +26,7 @@ def disk_names(config: HybridConfig) -> dict[str, str]:
 
 
 def model_name(disk: str, config: HybridConfig) -> str:
-    """Our name of a tensor on disk, as far as one can tell; a name that nobody knows stays what it is."""
+    """The model's name of a tensor in a file; an unknown name is returned unchanged."""
     if model_type(config) == QWEN:
         return _from_qwen(disk)
     if disk.startswith("model."):

@@ -39,7 +39,8 @@ def place_tensors(
 ) -> list[TensorPlacement]:
     """The tensors to write, in the order of the forward pass.
 
-    The tied head of a hybrid is written too, for programs without tied heads. Raises InputError for a type that cannot be stored.
+    The tied head of a hybrid is written too, for programs without tied heads. Raises InputError for a type
+    that cannot be stored.
     """
     declared, disk = param_specs(config), disk_names(config)
     result: list[TensorPlacement] = []

@@ -1,13 +1,15 @@
-"""Quantized matrices in checkpoint files: the layout of compressed-tensors (read and write) and NVIDIA ModelOpt's FP8 (read).
+"""Quantized matrices in checkpoint files: the layout of compressed-tensors (read and write) and NVIDIA
+ModelOpt's FP8 (read).
 
-    X = the name of a linear in the file                                                `format` in config.json
+    X = the name of a linear in the file                                            `format` in config.json
     int8    X.weight int8 [N, K], X.weight_scale [N, G]                             naive-quantized
     int4    X.weight_packed int32 [N, K / 8], X.weight_scale [N, G], X.weight_shape pack-quantized
     fp8     X.weight e4m3 [N, K], X.weight_scale [N, 1]                             float-quantized
-    ModelOpt's FP8: as fp8, with one X.weight_scale per matrix; X.input_scale is not used, since activations are not quantized
+    ModelOpt's FP8: as fp8, with one X.weight_scale per matrix; X.input_scale is not used
 
-Packed words hold eight 4-bit values, lowest bits first; on a little-endian machine these are the bytes of the int4 codes. Only weights
-are quantized in written checkpoints. In checkpoints of others, scales of activations and of the KV cache are ignored.
+Packed words hold eight 4-bit values, lowest bits first; on a little-endian machine these are the bytes of the
+int4 codes. Only weights are quantized in written checkpoints. In checkpoints of others, scales of activations
+and of the KV cache are ignored.
 """
 
 from __future__ import annotations
@@ -36,13 +38,17 @@ KEY, HF_QUANT = "quantization_config", "hf_quant_config.json"
 
 
 def refuse_quantized(directory: str | Path, so: str = "use the checkpoint that it was made from") -> None:
-    """Raise InputError for a quantized checkpoint, which cannot be trained, pruned or merged; `so` is the fix."""
+    """Raise InputError for a quantized checkpoint, which cannot be trained, pruned or merged; `so` is the
+    fix."""
     if (Path(directory) / CONFIG).is_file() and is_quantized(Path(directory)):
         raise InputError(f"{directory}: is a quantized checkpoint; {so}")
 
 
 def is_quantized(directory: Path) -> bool:
-    """Whether the configuration has a quantization of the weights. Raises CheckpointError for an unknown one."""
+    """Whether the configuration has a quantization of the weights.
+
+    Raises CheckpointError for an unknown one.
+    """
     path = directory / CONFIG
     settings = read_object(path).get(KEY)
     if (
@@ -74,7 +80,8 @@ def _problem(settings: Mapping[str, Any]) -> str | None:
     if method != COMPRESSED_TENSORS:
         return f"quant_method is {shown(method)}; supported are {COMPRESSED_TENSORS} and {MODELOPT} (FP8)"
     if settings.get("format") not in READABLE:
-        return f"format is {shown(settings.get('format'))}; of {COMPRESSED_TENSORS} supported are {', '.join(READABLE)}"
+        found, known = shown(settings.get("format")), ", ".join(READABLE)
+        return f"format is {found}; of {COMPRESSED_TENSORS} supported are {known}"
     groups = settings.get("config_groups")
     for name, group in groups.items() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
@@ -88,8 +95,8 @@ def quantization_config(
 ) -> dict[str, Any]:
     """The `quantization_config` of config.json.
 
-    formats: format of each quantized linear, by the last part of its name. widths: inputs of each linear. plain: linears that are not
-    quantized. If all have one format and group size, the target is `Linear`.
+    formats: format of each quantized linear, by the last part of its name. widths: inputs of each linear.
+    plain: linears that are not quantized. If all have one format and group size, the target is `Linear`.
     """
     kinds: dict[tuple[str, int], list[str]] = {}
     for name, format in formats.items():

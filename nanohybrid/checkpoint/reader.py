@@ -1,4 +1,7 @@
-"""Reading of checkpoints tensor by tensor. The headers of all files are checked on opening; weights are read on demand."""
+"""Reading of checkpoints tensor by tensor.
+
+The headers of all files are checked on opening; weights are read on demand.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,11 @@ CHUNK_BYTES = 16 * 2**20  # buffer size where the type or the device of a tensor
 
 
 class CheckpointReader:
-    """An open checkpoint directory. On opening, all files must have valid headers, and exactly the tensors of the model.
+    """An open checkpoint directory. On opening, all files must have valid headers, and exactly the tensors of
+    the model.
 
-    Names are those of the model (`backbone.layers.0...`), whatever the files use. Raises CheckpointError or ConfigError.
+    Names are those of the model (`backbone.layers.0...`), whatever the files use. Raises CheckpointError or
+    ConfigError.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -110,7 +115,8 @@ class CheckpointReader:
         return target
 
     def read_into(self, name: str, target: Tensor) -> None:
-        """Read one tensor into a contiguous tensor of its shape, of any type and device, with at most 16 MiB of buffer."""
+        """Read one tensor into a contiguous tensor of its shape, of any type and device, with at most 16 MiB
+        of buffer."""
         if not target.is_meta:
             with _disk_errors(self._plain(name)):
                 self._copy(self._entries[name], target.detach().view(-1))
@@ -120,7 +126,8 @@ class CheckpointReader:
         return StoredRows(self, self._plain(name), torch.device(device))
 
     def codes(self, name: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
-        """Codes and scales of a quantized matrix, in the formats of ops/quantized/formats.py; scales keep their stored type."""
+        """Codes and scales of a quantized matrix, in the formats of ops/quantized/formats.py; scales keep
+        their stored type."""
         matrix = self._quantized[name]
         codes, scales = (self._whole(entry, device) for entry in (matrix.codes, matrix.scales))
         if matrix.codes.dtype == "I32":  # words of several codes; 8-bit codes have an offset of 128
@@ -138,12 +145,14 @@ class CheckpointReader:
     def _plain(self, name: str) -> Entry:
         if name in self._quantized:
             raise CheckpointError(
-                f"{self.directory}: is quantized ({self._quantized[name].format}); use the checkpoint that it was made from"
+                f"{self.directory}: is quantized ({self._quantized[name].format}); use the checkpoint that "
+                "it was made from"
             )
         return self._entries[name]
 
     def check_tied_head(self) -> None:
-        """Raise CheckpointError where the head is tied to the embeddings but the files have a different copy of it."""
+        """Raise CheckpointError where the head is tied to the embeddings but the files have a different copy
+        of it."""
         if self._head_copy is None:
             return
         here, copy = self._entries[EMBEDDINGS], self._head_copy
@@ -188,7 +197,7 @@ class CheckpointReader:
     def _open(self, path: Path) -> BinaryIO:
         if self._file is None or self._file[0] != path:
             self.close()
-            self._file = (path, open(path, "rb", buffering=0))  # noqa: SIM115  stays open until another shard is read
+            self._file = (path, open(path, "rb", buffering=0))  # noqa: SIM115  open until the next shard
         return self._file[1]
 
 
@@ -275,7 +284,8 @@ def _open_index(index: Path) -> dict[str, Entry]:
                 entries[name] = entry
             elif not is_ignored(name):
                 raise CheckpointError(
-                    f"{index.parent / file}: {shown(name)}: the index {_elsewhere(where.get(name))}; do the files belong together?"
+                    f"{index.parent / file}: {shown(name)}: the index {_elsewhere(where.get(name))}; do the "
+                    "files belong together?"
                 )
     for name, file in where.items():
         if name not in entries:

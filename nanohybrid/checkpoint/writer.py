@@ -1,8 +1,9 @@
-"""Writing of checkpoints tensor by tensor, in any order. The files are laid out first, from the shapes of the configuration.
+"""Writing of checkpoints tensor by tensor, in any order. The files are laid out first, from the shapes of the
+configuration.
 
-A killed process leaves no incomplete checkpoint that loads. All files are written to a temporary directory and renamed. In an existing
-directory (of a stage) only the files of the checkpoint are replaced: `config.json` is removed first and written last, so that in between
-nothing loads.
+A killed process leaves no incomplete checkpoint that loads. All files are written to a temporary directory
+and renamed. In an existing directory (of a stage) only the files of the checkpoint are replaced:
+`config.json` is removed first and written last, so that in between nothing loads.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class CheckpointWriter:
     assets   a directory from which tokenizer and chat template are copied
     formats  format of each matrix that is stored quantized, by name; `write_codes` writes these
 
-    Raises InputError for a bad directory or dtype, and CheckpointError for disk errors and for missing, additional or wrong tensors.
+    Raises InputError for a bad directory or dtype, and CheckpointError for disk errors and for missing,
+    additional or wrong tensors.
     """
 
     def __init__(
@@ -96,10 +98,14 @@ class CheckpointWriter:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor under its name in the model, cast to its stored type. Each tensor is written once, in any order."""
+        """Write one tensor under its name in the model, cast to its stored type.
+
+        Each tensor is written once, in any order.
+        """
         if name in self.formats:
             raise CheckpointError(
-                f"{self.directory}: {name}: is stored quantized ({self.formats[name]}); write it with write_codes"
+                f"{self.directory}: {name}: is stored quantized ({self.formats[name]}); write it with "
+                "write_codes"
             )
         self._expect(name)
         self._store(name, tensor)
@@ -123,7 +129,8 @@ class CheckpointWriter:
         if name not in self._left:
             written = name in param_specs(self.config)
             raise CheckpointError(
-                f"{self.directory}: {name}: {'was written already' if written else 'is not a tensor of this model'}"
+                f"{self.directory}: {name}: "
+                f"{'was written already' if written else 'is not a tensor of this model'}"
             )
 
     def _store(self, name: str, tensor: Tensor) -> None:
@@ -152,7 +159,8 @@ class CheckpointWriter:
     def _finish(self) -> None:
         if self._left:
             raise CheckpointError(
-                f"{self.directory}: {min(self._left)}: was not written ({len(self._left)} tensors are missing)"
+                f"{self.directory}: {min(self._left)}: was not written ({len(self._left)} tensors are "
+                "missing)"
             )
         with self._disk_errors():
             self._write_texts()
@@ -233,7 +241,8 @@ def _generation(config: HybridConfig) -> dict[str, object]:
         }
     )
     return {
-        "_from_model_config": True, "bos_token_id": config.bos_token_id, "eos_token_id": stops, "pad_token_id": config.pad_token_id,
+        "_from_model_config": True, "bos_token_id": config.bos_token_id, "eos_token_id": stops,
+        "pad_token_id": config.pad_token_id,
     }  # fmt: skip
 
 

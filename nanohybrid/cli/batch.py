@@ -1,6 +1,6 @@
-"""`nanohybrid generate --input --output`: lines of prompts to lines of answers, in order, each written as a whole.
+"""`nanohybrid generate --input --output`: a file of prompts to a file of answers, in the same order.
 
-A run that was stopped goes on where the output ends: what is there is kept after a check that it answers these prompts.
+An interrupted run resumes where the output ends, after a check that what is there answers these prompts.
 """
 
 import fcntl
@@ -28,21 +28,24 @@ if TYPE_CHECKING:
     from nanohybrid.engine.request import Request
 
 Line = dict[str, Any]
-ASK = ("prompt", "messages", "seed")
+ASKED_FIELDS = ("prompt", "messages", "seed")  # an answer repeats them
 
 
 class Asked(NamedTuple):
-    """A line of the input, and how to name it in an error."""
+    """A line of the input, and its name in errors: FILE:NUMBER."""
 
     where: str
     line: Line
 
 
 def generate_file(arguments: "jsonargparse.Namespace", params: "SamplingParams") -> None:
-    """Answer every line of --input that --output does not answer yet."""
+    """Answer every line of --input that --output does not answer yet.
+
+    Raises InputError where either file cannot be used.
+    """
     lines = read_lines(arguments.input)
     if arguments.output.exists() and arguments.output.samefile(arguments.input):
-        raise InputError(f"{arguments.output} is the file of the prompts: give another --output")
+        raise InputError(f"{arguments.output} is the input file: give another --output")
     done = answered(arguments.output, lines, arguments.input)
     tokens, clock = 0, Clock()
     if done < len(lines):
@@ -64,12 +67,13 @@ def generate_file(arguments: "jsonargparse.Namespace", params: "SamplingParams")
         print_json(figures)
     else:
         print(
-            f"{len(lines) - done} answers ({done} were there), {tokens} tokens, {tokens / clock.seconds:.0f} tokens/s: {arguments.output}"
+            f"{len(lines) - done} answers ({done} were there), {tokens} tokens, "
+            f"{tokens / clock.seconds:.0f} tokens/s: {arguments.output}"
         )
 
 
 def read_lines(path: Path) -> list[Asked]:
-    """The prompts of a file. Raises InputError that names file and line where one is not a prompt."""
+    """The prompts of a file. Raises InputError, with file and line, where a line is not a prompt."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -79,13 +83,16 @@ def read_lines(path: Path) -> list[Asked]:
         if raw.strip():
             lines.append(Asked(f"{path}:{number}", _parse(raw, f"{path}:{number}")))
     if not lines:
-        raise InputError(f'{path}: holds no prompts; a line is {{"prompt": "..."}} or {{"messages": [...]}}')
+        raise InputError(f'{path}: has no prompts; a line is {{"prompt": "..."}} or {{"messages": [...]}}')
     return lines
 
 
 def answered(output: Path, lines: list[Asked], source: Path) -> int:
-    """How many lines `output` answers already. A last line that was cut off is removed; answers to other prompts are an error."""
-    if not output.is_file():  # nothing yet, or a pipe or device, which must not be read
+    """How many lines `output` answers already. A last line that is incomplete is removed from the file.
+
+    Raises InputError where the file has anything but answers to these prompts.
+    """
+    if not output.is_file():  # it does not exist, or is a pipe or device, which must not be read
         return 0
     content = output.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
@@ -98,15 +105,17 @@ def answered(output: Path, lines: list[Asked], source: Path) -> int:
         if (
             asked is None
             or not isinstance(answer, dict)
-            or any(answer.get(key) != asked.line.get(key) for key in ASK)
+            or any(answer.get(key) != asked.line.get(key) for key in ASKED_FIELDS)
         ):
             raise InputError(
-                f"{output}:{number}: does not answer a prompt of {source}; give another --output, or remove it"
+                f"{output}:{number}: does not answer a prompt of {source}; "
+                "give another --output, or remove the file"
             )
     if len(whole) < len(content):
         if len(found) == len(lines) or not _begins(content[len(whole) :], lines[len(found)].line):
             raise InputError(
-                f"{output}:{len(found) + 1}: is not the beginning of an answer; give another --output, or remove it"
+                f"{output}:{len(found) + 1}: is not the beginning of an answer; "
+                "give another --output, or remove the file"
             )
         with open(output, "r+b") as file:
             file.truncate(len(whole))
@@ -114,20 +123,23 @@ def answered(output: Path, lines: list[Asked], source: Path) -> int:
 
 
 def _begins(cut: bytes, line: Line) -> bool:
-    """Whether `cut` is what a kill leaves of an answer to `line`: nobody else's file is to be shortened."""
+    """Whether `cut` is the beginning of an answer to `line`: no other file may be shortened."""
     first = json.dumps(dict([next(iter(line.items()))]), ensure_ascii=False)[:-1].encode()
     return cut[: len(first)] == first[: len(cut)]
 
 
 @contextmanager
 def _alone(output: Path) -> Iterator[IO[str]]:
-    """The output, open at its end, and held against a second process of the same command."""
+    """The output, open for appending and locked against a second process.
+
+    Raises InputError where another process has it.
+    """
     with open(output, "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"{output}: another process is writing it: wait for it, or give another --output"
+                f"{output}: another process writes it: wait for it, or give another --output"
             ) from None
         yield file
 
@@ -138,10 +150,9 @@ def _answer(
     params: "SamplingParams",
     arguments: "jsonargparse.Namespace",
     file: IO[str],
-    tell: Callable[[int], object],
+    advance: Callable[[int], object],
 ) -> int:
-    """Run all lines through one engine and write each answer when all before it are written; returns the tokens made."""
-
+    """Answer all lines with one engine; each answer is written once all before it are. Returns the tokens."""
     thinking = thinking_wanted(arguments)
     prompts = []
     for one in asked:
@@ -163,7 +174,7 @@ def _answer(
             )
             file.flush()
             written, tokens = written + 1, tokens + len(completion.token_ids)
-            tell(1)
+            advance(1)
     return tokens
 
 
@@ -176,7 +187,7 @@ def _ready(asked: list[Asked], requests: list["Request"], written: int) -> Itera
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """An InputError inside is about this line of the file, and says so."""
+    """Prefix an InputError that is raised inside with the name of the line."""
     try:
         yield
     except InputError as error:
@@ -203,7 +214,7 @@ def _parse(raw: bytes, where: str) -> Line:
     if not isinstance(line, dict) or ("prompt" in line) == ("messages" in line):
         raise InputError(f'{where}: must be an object with either "prompt" or "messages"')
     if "prompt" in line and not isinstance(line["prompt"], str):
-        raise InputError(f'{where}: "prompt" must be a text')
+        raise InputError(f'{where}: "prompt" must be a string')
     if "messages" in line:
         with _named(where):
             checked(line["messages"])

@@ -1,4 +1,4 @@
-"""`nanohybrid bench generate`, `bench serve` and `bench headline`: what is measured, and not planned."""
+"""`nanohybrid bench generate`, `bench serve` and `bench compare`: measured speed."""
 
 from typing import TYPE_CHECKING
 
@@ -7,16 +7,17 @@ from nanohybrid.cli.subcommands import group_parser, run_chosen
 if TYPE_CHECKING:
     import jsonargparse
 
-SUMMARY = "how fast it is, measured (generate, serve, headline)"
+SUMMARY = "measured speed of a model, a server, two models compared (generate, serve, compare)"
 BENCHES = {
     "generate": "nanohybrid.cli.bench_generate",
     "serve": "nanohybrid.cli.bench_serve",
-    "headline": "nanohybrid.cli.bench_headline",
+    "compare": "nanohybrid.cli.bench_compare",
 }
+RENAMED = {"headline": "compare"}
 
 
 def parser() -> "jsonargparse.ArgumentParser":
-    return group_parser("bench", SUMMARY, BENCHES)
+    return group_parser("bench", SUMMARY, BENCHES, RENAMED)
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:

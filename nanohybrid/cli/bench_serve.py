@@ -1,4 +1,4 @@
-"""`nanohybrid bench serve URL`: a server under load, as its clients see it."""
+"""`nanohybrid bench serve URL`: throughput and latency of a server under load, as its clients see them."""
 
 import asyncio
 import json
@@ -23,42 +23,44 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument(
         "url",
         metavar="URL",
-        help="http://127.0.0.1:8000; also a server of another kind with /v1/completions and /tokenize",
+        help="http://127.0.0.1:8000; also another server with /v1/completions and /tokenize",
     )
     result.add_argument(
         "--rates",
         metavar="R,...",
-        help="open loop: so many requests a second, at the times of a Poisson process",
+        help="open loop: requests per second, at the times of a Poisson process",
     )
     result.add_argument(
-        "--concurrency", metavar="N,...", help="closed loop: so many clients, each with one request at a time"
+        "--concurrency", metavar="N,...", help="closed loop: clients, each with one request at a time"
     )
     result.add_argument("--requests", type=int, default=64, metavar="N", help="requests at each level")
     result.add_argument(
         "--prompt-tokens",
         default="256",
         metavar="LENGTH",
-        help="256, 64:512 (evenly between), ~256 (log-normal about it)",
+        help="256, 64:512 (uniform), ~256 (log-normal with this median)",
     )
-    result.add_argument("--output-tokens", default="64", metavar="LENGTH", help="likewise")
+    result.add_argument("--output-tokens", default="64", metavar="LENGTH", help="the same for answers")
     result.add_argument(
         "--prefix-tokens",
         type=int,
         default=0,
         metavar="N",
-        help="a beginning that all prompts share, besides",
+        help="length of a prefix that all prompts share, in addition",
     )
     result.add_argument(
         "--model", metavar="NAME", help="the model's name (default: the first that the server lists)"
     )
-    result.add_argument("--seed", type=int, default=0, metavar="S", help="of lengths, prompts and times")
-    result.add_argument("--out", type=Path, metavar="FILE.json", help="every figure")
-    result.add_argument("--plot", type=Path, metavar="FILE", help="a picture of the times: .svg or .png")
+    result.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of lengths, prompts and arrival times"
+    )
+    result.add_argument("--out", type=Path, metavar="FILE.json", help="write all figures")
+    result.add_argument("--plot", type=Path, metavar="FILE", help="plot the latencies: .svg or .png")
     return result
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:
-    """Measure every level; what was measured is told and kept after Ctrl-C too (exit code 130)."""
+    """Measure every level. After Ctrl-C the levels that were measured are reported (exit code 130)."""
     from nanohybrid.extras import require
 
     require("httpx", "serve")
@@ -78,9 +80,16 @@ def run(arguments: "jsonargparse.Namespace") -> int:
             interrupted = True
     results = [summary(point) for point in load.points if point.seen]
     report = {
-        "url": job.url, "model": load.model, "interrupted": interrupted, "requests": job.requests, "prompt_tokens": arguments.prompt_tokens,
-        "output_tokens": arguments.output_tokens, "prefix_tokens": job.prefix, "seed": job.seed, "levels": results,
-    }  # fmt: skip
+        "url": job.url,
+        "model": load.model,
+        "interrupted": interrupted,
+        "requests": job.requests,
+        "prompt_tokens": arguments.prompt_tokens,
+        "output_tokens": arguments.output_tokens,
+        "prefix_tokens": job.prefix,
+        "seed": job.seed,
+        "levels": results,
+    }
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if arguments.plot is not None and results:
@@ -90,7 +99,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     elif results:
         _show(results)
     if interrupted:
-        print("nanohybrid: stopped; what was measured is above", file=sys.stderr)
+        print("nanohybrid: stopped; the levels that were measured are above", file=sys.stderr)
     return 130 if interrupted else 1 if any(level["completed"] == 0 for level in results) else 0
 
 
@@ -139,7 +148,7 @@ def _read(arguments: "jsonargparse.Namespace") -> "tuple[list[float], list[int],
         if path is not None and not path.parent.is_dir():
             raise InputError(f"{path}: there is no directory {path.parent}")
     if not arguments.url.startswith(("http://", "https://")):
-        raise InputError(f"{arguments.url!r} is no address of a server: http://HOST:PORT is wanted")
+        raise InputError(f"{arguments.url!r} is not the address of a server: give http://HOST:PORT")
     job = Job(
         url=arguments.url.rstrip("/").removesuffix("/v1"),
         requests=arguments.requests,

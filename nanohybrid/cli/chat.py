@@ -1,4 +1,4 @@
-"""`nanohybrid chat`: a conversation in the terminal, or one read from a pipe line by line."""
+"""`nanohybrid chat`: a conversation in the terminal, or one that is read from a pipe line by line."""
 
 import os
 import signal
@@ -16,19 +16,19 @@ from nanohybrid.errors import InputError
 if TYPE_CHECKING:
     import jsonargparse
 
-    from nanohybrid.cli.conversation import Conversation, Piece
+    from nanohybrid.cli.conversation import AnswerDelta, Conversation
 
-SUMMARY = "talk with it in the terminal"
-HELP = """  /think, /no_think   think before answers, or not
-  /budget N           end thinking at the next newline after N tokens; /budget off lifts it
-  /clear              forget the conversation
-  /help               this
+SUMMARY = "talk with a model in the terminal"
+HELP = """  /think, /no_think   turn thinking on or off
+  /budget N           end thinking at the next newline after N tokens; /budget off: no limit
+  /clear              start a new conversation
+  /help               show this
   /quit, Ctrl-D       leave
   Ctrl-C              stop the answer"""
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 CONTROLS = {
     code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
-}  # a model must not steer the terminal
+}  # a model must not control the terminal
 
 
 def parser() -> "jsonargparse.ArgumentParser":
@@ -49,7 +49,7 @@ def parser() -> "jsonargparse.ArgumentParser":
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:
-    """Read, answer, until the end of the input. With --json each answer is one JSON object on a line."""
+    """Read and answer messages until the input ends. With --json each answer is a JSON object on a line."""
     free = frozenset(name for name in ("temperature", "top_p") if arguments[name] is None)
     arguments.temperature = 0.0 if arguments.temperature is None else arguments.temperature
     arguments.top_p = 1.0 if arguments.top_p is None else arguments.top_p
@@ -64,13 +64,12 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     longest = min(arguments.max_model_len, llm.model.config.max_position_embeddings)
     config = replace(llm.engine_config, max_num_seqs=1, max_model_len=longest)
     engine = Engine(llm.model, llm.tokenizer, config)
-    talk = Conversation(
-        llm, engine, params, free, thinking=False if arguments.no_think else None, system=arguments.system
-    )
+    thinking = False if arguments.no_think else None
+    talk = Conversation(llm, engine, params, free, thinking, arguments.system)
     live = sys.stdin.isatty()
     if live and not arguments.json:
         print(
-            f"{arguments.path or arguments.preset}: /help tells the commands, Ctrl-D leaves", file=sys.stderr
+            f"{arguments.path or arguments.preset}: /help lists the commands, Ctrl-D leaves", file=sys.stderr
         )
     with _history(live):
         for line in _lines(live):
@@ -84,22 +83,22 @@ def run(arguments: "jsonargparse.Namespace") -> int:
 
 
 def command(talk: "Conversation", line: str) -> str | None:
-    """Obey a line that is a command and return what to say of it; None where the line is a message after all."""
+    """Execute a line that is a command; returns what to print. None where the line is a message."""
     name, _, value = line.partition(" ")
     value = value.strip()
     if name in ("/think", "/no_think"):
         if value:
-            return None  # `/no_think how are you?` is a message whose switch the template reads
+            return None  # `/no_think how are you?` is a message, whose switch the template reads
         talk.thinking = name == "/think"
         return f"thinking is {'on' if talk.thinking else 'off'}"
     if name == "/budget":
         return _budget(talk, value)
     if name == "/clear":
         talk.clear()
-        return "forgotten"
+        return "new conversation"
     if name == "/help":
         return HELP
-    return "quit" if name in ("/quit", "/exit") else f"there is no command {name}; /help tells them"
+    return "quit" if name in ("/quit", "/exit") else f"there is no command {name}; /help lists them"
 
 
 def _budget(talk: "Conversation", value: str) -> str:
@@ -110,15 +109,15 @@ def _budget(talk: "Conversation", value: str) -> str:
 
 
 def _answer(talk: "Conversation", text: str, as_json: bool) -> None:
-    """Say one answer. Ctrl-C stops it; what cannot be answered is one line and the conversation goes on."""
+    """Print one answer. Ctrl-C stops it. A message that cannot be answered is one line on stderr."""
     from nanohybrid.cli.completion import as_json as described
 
     clock, show = Clock(), _Writer(sys.stdout.isatty())
     try:
         with _interrupting(lambda: setattr(talk, "stop", True)):
-            for piece in talk.ask(text):
+            for delta in talk.ask(text):
                 if not as_json:
-                    show.piece(piece)
+                    show.delta(delta)
     except InputError as error:
         print(f"nanohybrid: {error}", file=sys.stderr)
         return
@@ -133,11 +132,9 @@ def _answer(talk: "Conversation", text: str, as_json: bool) -> None:
     elif done is None:
         print(show.dimmed("[stopped]"), file=sys.stderr)
     else:
-        thought = (
-            f", {done.thinking_tokens} of them thinking ({done.thinking_end} end)"
-            if done.thinking_tokens
-            else ""
-        )
+        thought = ""
+        if done.thinking_tokens:
+            thought = f", {done.thinking_tokens} of them thinking ({done.thinking_end} end)"
         cut = ", cut at the limit" if done.finish_reason == "length" else ""
         count = len(done.token_ids)
         print(
@@ -147,7 +144,7 @@ def _answer(talk: "Conversation", text: str, as_json: bool) -> None:
 
 
 class _Writer:
-    """Shows pieces on stdout: the trace dimmed on a terminal, between its tags elsewhere."""
+    """Writes deltas to stdout: the thinking trace dimmed on a terminal, between its tags elsewhere."""
 
     def __init__(self, terminal: bool) -> None:
         self.terminal = terminal
@@ -155,10 +152,10 @@ class _Writer:
         self._thinking = False
         self._line_ended = True
 
-    def piece(self, piece: "Piece") -> None:
-        if piece.thinking != self._thinking:
-            self._turn(piece.thinking)
-        self._write(piece.text.translate(CONTROLS) if self.terminal else piece.text)
+    def delta(self, delta: "AnswerDelta") -> None:
+        if delta.thinking != self._thinking:
+            self._switch(delta.thinking)
+        self._write(delta.text.translate(CONTROLS) if self.terminal else delta.text)
 
     def end(self) -> None:
         if self._thinking and self.color:
@@ -169,7 +166,7 @@ class _Writer:
     def dimmed(self, text: str) -> str:
         return f"{DIM}{text}{PLAIN}" if self.color else text
 
-    def _turn(self, thinking: bool) -> None:
+    def _switch(self, thinking: bool) -> None:
         self._thinking = thinking
         if thinking:
             self._write(DIM if self.color else "<think>\n")
@@ -183,7 +180,7 @@ class _Writer:
 
 @contextmanager
 def _interrupting(act: Callable[[], object]) -> Iterator[None]:
-    """Ctrl-C inside does `act` instead of raising, so that no step is cut in half; a second one raises."""
+    """Ctrl-C inside calls `act` instead of raising, so that no step is interrupted; a second one raises."""
 
     def first(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -197,7 +194,7 @@ def _interrupting(act: Callable[[], object]) -> Iterator[None]:
 
 
 def _lines(live: bool) -> Iterator[str]:
-    """What is asked: lines that are not empty, to the end of the input. Ctrl-C at the prompt drops the line."""
+    """Yield the lines of the input that are not empty. Ctrl-C at the prompt discards the line."""
     while True:
         try:
             line = input("> " if live else "")
@@ -214,7 +211,10 @@ def _lines(live: bool) -> Iterator[str]:
 
 @contextmanager
 def _history(live: bool) -> Iterator[None]:
-    """Line editing with a history kept from one run to the next; only in memory where there is no place or no readline."""
+    """Line editing with a history file.
+
+    The history is in memory only where the file cannot be used, and missing where there is no readline.
+    """
     try:
         import readline
     except ImportError:
@@ -223,18 +223,18 @@ def _history(live: bool) -> Iterator[None]:
     path = (
         Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "nanohybrid" / "history"
     )
-    kept = live and _readable(path)
-    if kept:
+    on_disk = live and _usable(path)
+    if on_disk:
         readline.read_history_file(path)
     try:
         yield
     finally:
-        if kept:
+        if on_disk:
             readline.set_history_length(1000)
             readline.write_history_file(path)
 
 
-def _readable(path: Path) -> bool:
+def _usable(path: Path) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600, exist_ok=True)

@@ -34,11 +34,13 @@ def command_parser(command: str, summary: str) -> CommandParser:
 
 
 def recipe_parser(command: str, summary: str, recipe: type, *, out: str | None = None) -> CommandParser:
-    """The parser of a stage: `--recipe FILE.toml`, one flag for each field of the dataclass `recipe`, and `--out`.
+    """The parser of a stage: `--recipe FILE.toml`, one flag for each field of the dataclass `recipe`, and
+    `--out`.
 
-    Flags that follow `--recipe` override the file. `out` is the default directory; without it `--out` is required. After parsing,
-    `recipe_from(recipe, arguments)` gives the recipe. The caller adds the inputs (`--data`, `--model`). Raises ValueError where a
-    field of the recipe has the name of a flag that every stage has.
+    Flags that follow `--recipe` override the file. `out` is the default directory; without it `--out` is
+    required. After parsing, `recipe_from(recipe, arguments)` gives the recipe. The caller adds the inputs
+    (`--data`, `--model`). Raises ValueError where a field of the recipe has the name of a flag that every
+    stage has.
     """
     taken = {field.name for field in dataclasses.fields(recipe)} & set(OWN_FLAGS)
     if taken:
@@ -53,7 +55,8 @@ def recipe_parser(command: str, summary: str, recipe: type, *, out: str | None =
 
 
 def precision(name: str) -> "tuple[torch.dtype | None, str | None]":
-    """The meaning of `--dtype NAME` of a plan: dtype of unquantized parameters, and format of the matrices; None is as stored."""
+    """The meaning of `--dtype NAME` of a plan: dtype of unquantized parameters, and format of the matrices;
+    None is as stored."""
     import torch
 
     if name in FORMATS:

@@ -1,4 +1,4 @@
-"""A conversation: what was said, how the next answer is made, and its text parted into thinking and answer as it comes."""
+"""A conversation: its messages, the next answer, and the answer's text split into thinking and content."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,51 +13,56 @@ if TYPE_CHECKING:
     from nanohybrid.engine.engine import Engine
     from nanohybrid.engine.llm import LLM
 
-THINKING_TEMPERATURE, THINKING_TOP_P = 0.6, 0.95  # the model card's; answers without thinking are greedy
-ROOM = 16  # tokens: with less left of the context no answer is begun
+THINKING_TEMPERATURE, THINKING_TOP_P = 0.6, 0.95  # NVIDIA's model card; answers without thinking are greedy
+MIN_ANSWER_TOKENS = 16  # with less left in the context, no answer is begun
 
 
-class Piece(NamedTuple):
-    """Some text of an answer, and whether it belongs to the trace."""
+class AnswerDelta(NamedTuple):
+    """Text of an answer, and whether it belongs to the thinking trace."""
 
     thinking: bool
     text: str
 
 
-class Parts:
+class ThinkingSplitter:
     """Splits a stream of text at `</think>`. The tag and the blank lines around it are not shown."""
 
     def __init__(self, thinking: bool) -> None:
         self.thinking = thinking
         self._held = ""
-        self._begun = False  # whether any of the answer was shown: line ends before it are dropped
+        self._begun = False  # whether any content was shown: newlines before it are dropped
 
-    def push(self, text: str) -> list[Piece]:
-        """The pieces that this text completes."""
+    def push(self, text: str) -> list[AnswerDelta]:
+        """Add text; returns the deltas that it makes certain."""
         if not self.thinking:
             return self._answer(text)
         before, closed, after = (self._held + text).partition(THINK_CLOSE)
         if closed:
             self.thinking, self._held = False, ""
-            return [Piece(True, before), *self._answer(after)] if before else self._answer(after)
-        keep = len(before) - partial_match(before, THINK_CLOSE)
-        self._held = before[keep:]
-        return [Piece(True, before[:keep])] if keep else []
+            return [AnswerDelta(True, before), *self._answer(after)] if before else self._answer(after)
+        certain = len(before) - partial_match(before, THINK_CLOSE)
+        self._held = before[certain:]
+        return [AnswerDelta(True, before[:certain])] if certain else []
 
-    def flush(self) -> list[Piece]:
-        """The end: what looked like the beginning of `</think>` was text."""
+    def flush(self) -> list[AnswerDelta]:
+        """The text has ended: what looked like the beginning of `</think>` belongs to the trace."""
         held, self._held = self._held, ""
-        return [Piece(True, held)] if held else []
+        return [AnswerDelta(True, held)] if held else []
 
-    def _answer(self, text: str) -> list[Piece]:
+    def _answer(self, text: str) -> list[AnswerDelta]:
         text = text if self._begun else text.lstrip("\n")
         self._begun = self._begun or bool(text)
-        return [Piece(False, text)] if text else []
+        return [AnswerDelta(False, text)] if text else []
 
 
 @dataclass
 class Conversation:
-    """Messages and settings; `params` with temperature or top-p None in `free` follow the card by whether it thinks."""
+    """Messages and settings.
+
+    free: the fields "temperature" and "top_p" of `params` that follow the model card, by whether the model
+    thinks. thinking: on, off, or None: as the messages and the template say. stop: set it to end the answer
+    after the step in progress. asked: how many questions were asked; a seed changes with it.
+    """
 
     llm: "LLM"
     engine: "Engine"
@@ -70,10 +75,10 @@ class Conversation:
     stop: bool = False
     asked: int = 0
 
-    def ask(self, text: str) -> Iterator[Piece]:
-        """Answer, piece by piece. Setting `stop` ends it after the step in progress; what was said of the answer is kept.
+    def ask(self, text: str) -> Iterator[AnswerDelta]:
+        """Yield the answer to a message as it is written. An answer that was stopped stays in it.
 
-        Raises InputError, with nothing remembered, where the conversation has outgrown the context.
+        Raises InputError where the context is full; the message is then not added.
         """
         self.completion, self.stop = None, False
         prompt = self.llm.encode_chat(
@@ -82,17 +87,17 @@ class Conversation:
         thinks = self.llm.opens_thinking(prompt)
         request = self.engine.add(prompt, self._params(thinks, len(prompt)), stream=True)
         self.asked += 1
-        parts, said = Parts(thinks), ""
+        splitter, written = ThinkingSplitter(thinks), ""
         try:
             while not request.finished and not self.stop:
                 self.engine.step()
-                taken = request.take_text()
-                said += taken
-                yield from parts.push(taken)
-            yield from parts.flush()
+                text_delta = request.take_text()
+                written += text_delta
+                yield from splitter.push(text_delta)
+            yield from splitter.flush()
         finally:
             self.engine.cancel(request)
-            answer = split_thinking(said, opened=thinks)[1]
+            answer = split_thinking(written, opened=thinks)[1]
             if answer or request.finish_reason is not None:
                 self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
         if request.finish_reason is not None:
@@ -101,16 +106,19 @@ class Conversation:
             self.completion = completed(request)
 
     def clear(self) -> None:
+        """Remove all messages but the system message."""
         self.turns.clear()
 
     def _system(self) -> list[dict[str, Any]]:
         return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def _params(self, thinks: bool, length: int) -> SamplingParams:
-        left = self.engine.scheduler.max_model_len - length
-        if left < ROOM:
+        context = self.engine.scheduler.max_model_len
+        left = context - length
+        if left < MIN_ANSWER_TOKENS:
             raise InputError(
-                f"the conversation has {length} tokens and the context holds {self.engine.scheduler.max_model_len}; /clear begins anew"
+                f"the conversation has {length} tokens and the context holds {context}; "
+                "/clear starts a new one"
             )
         params = replace(self.params, max_tokens=min(self.params.max_tokens, left))
         if params.seed is not None:

@@ -53,7 +53,9 @@ def summary(export: "GgufExport", out: Path, seconds: float) -> dict[str, object
     vocabulary = export.vocabulary
     return {
         "out": out, "architecture": export.architecture, "type": export.kind, "tensors": len(export.tensors),
-        "file_bytes": out.stat().st_size, **{f"bytes_{kind}": count for kind, count in export.bytes_by_type.items()},
+        "file_bytes": out.stat().st_size,
+        **{f"bytes_{kind}": count for kind, count in export.bytes_by_type.items()},
         "tokenizer": "none (no tokenizer.json); ids only" if vocabulary is None else vocabulary.rule,
-        "chat_template": vocabulary is not None and vocabulary.template is not None, "seconds": round(seconds, 2),
+        "chat_template": vocabulary is not None and vocabulary.template is not None,
+        "seconds": round(seconds, 2),
     }  # fmt: skip

@@ -35,15 +35,15 @@ def parser() -> "jsonargparse.ArgumentParser":
         "--input",
         type=Path,
         metavar="FILE.jsonl",
-        help='many prompts: a line is {"prompt": ...} or {"messages": [...]}',
+        help='a file of prompts: each line is {"prompt": ...} or {"messages": [...]}',
     )
     result.add_argument(
         "--output",
         type=Path,
         metavar="FILE.jsonl",
-        help="their answers, a line each in the same order; resumes",
+        help="their answers, one line each in the same order; an interrupted run resumes",
     )
-    result.add_argument("--chat", action="store_true", help="--prompt is a user's message in the chat format")
+    result.add_argument("--chat", action="store_true", help="--prompt is a user message in the chat format")
     result.add_argument(
         "--raw",
         action="store_true",
@@ -58,7 +58,7 @@ def parser() -> "jsonargparse.ArgumentParser":
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:
-    """Generate as asked; the text goes to stdout, figures to stderr, with --json both as one object to stdout."""
+    """Generate. The text goes to stdout and figures to stderr; with --json both are one object on stdout."""
     _check(arguments)
     params = sampling_params(arguments, structured_outputs(arguments))
     if arguments.input is not None:
@@ -80,11 +80,9 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     if arguments.json:
         print_json({**as_json(completion), **figures})
     else:
-        ended = (
-            f", thinking {completion.thinking_tokens} ({completion.thinking_end})"
-            if completion.thinking_end != "none"
-            else ""
-        )
+        ended = ""
+        if completion.thinking_end != "none":
+            ended = f", thinking {completion.thinking_tokens} ({completion.thinking_end})"
         print(
             f"{figures['tokens']} tokens{ended}, {figures['tokens_per_second']:.1f} tokens/s, "
             f"{figures['peak_memory_bytes'] / 2**30:.2f} GiB at most",
@@ -120,7 +118,7 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
         raise InputError("give --prompt TEXT, or --input FILE.jsonl --output FILE.jsonl: one of the two")
     if (arguments.input is None) != (arguments.output is None):
         raise InputError(
-            "--input and --output go together: one names the prompts, the other where their answers go"
+            "--input and --output go together: one names the prompts, the other the file for their answers"
         )
     if arguments.think and (arguments.no_think or arguments.raw):
         raise InputError(

@@ -69,10 +69,13 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "use a model": {
         "generate": Command("nanohybrid.cli.generate", "prompts in, text out; thinking within a budget"),
-        "chat": Command("nanohybrid.cli.chat", "talk with it in the terminal"),
+        "chat": Command("nanohybrid.cli.chat", "talk with a model in the terminal"),
         "serve": Command("nanohybrid.cli.serve", "an OpenAI-compatible server, with a chat page"),
         "init": Command("nanohybrid.cli.init", "a checkpoint of random weights, for tests and measurements"),
-        "bench": Command("nanohybrid.cli.bench", "how fast it is, measured (generate, serve, headline)"),
+        "bench": Command(
+            "nanohybrid.cli.bench",
+            "measured speed of a model, a server, two models compared (generate, serve, compare)",
+        ),
         "inspect": Command("nanohybrid.cli.inspect", "layers, parameters, memory; what fits where"),
         "plan": Command(
             "nanohybrid.cli.plan",
@@ -90,7 +93,10 @@ COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for n
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 1 (a check failed), 2 (bad arguments or input), 130 (interrupted)."""
+    """Run one command.
+
+    Returns the exit code: 0, 1 (a check failed), 2 (bad arguments or input), 130 (interrupted).
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     set_encoding_errors()
     try:
@@ -169,12 +175,14 @@ def check_environment() -> None:
 
         if not torch.cuda.is_available():
             raise InputError(
-                "NANOHYBRID_KERNELS is 'triton', but there is no CUDA GPU; unset it, or set TRITON_INTERPRET=1 to run the kernels slowly"
+                "NANOHYBRID_KERNELS is 'triton', but there is no CUDA GPU; unset it, or set "
+                "TRITON_INTERPRET=1 to run the kernels slowly"
             )
 
 
 def set_encoding_errors() -> None:
-    """Write characters outside the terminal's encoding as escapes; read invalid UTF-8, which is refused where it is used."""
+    """Write characters outside the terminal's encoding as escapes; read invalid UTF-8, which is refused where
+    it is used."""
     for stream, errors in (
         (sys.stdout, "backslashreplace"),
         (sys.stderr, "backslashreplace"),
@@ -195,13 +203,15 @@ def overview() -> str:
     """The text of `nanohybrid --help`."""
     lines = ["usage: nanohybrid COMMAND ...", ""]
     lines += [
-        "Hybrid Mamba-2 / attention language models: data, training, alignment, compression, evaluation, serving.",
+        "Hybrid Mamba-2 / attention language models: data, training, alignment, compression, evaluation, "
+        "serving.",
         "",
     ]
     for title, group in GROUPS.items():
         lines += [f"{title}:", *(f"  {name:<11} {command.summary}" for name, command in group.items()), ""]
     lines.append(
-        "See nanohybrid COMMAND --help. Every command has --json. An interrupted stage resumes when the command is repeated."
+        "See nanohybrid COMMAND --help. Every command has --json. An interrupted stage resumes when the "
+        "command is repeated."
     )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""The flags by which commands choose a model, where it runs and how it speaks, and what those flags open."""
+"""Flags that several commands share: which model, where it runs, how it samples. And what they open."""
 
 import re
 import sys
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from nanohybrid.engine import LLM, SamplingParams, StructuredOutputs
 
 DEVICE = "auto, cpu, cuda or cuda:1; auto is cuda where there is one"
-LARGE = 1_000_000_000  # random models of so many parameters are made in bf16 unless told otherwise
+LARGE = 1_000_000_000  # parameters from which on random weights are bf16 by default
 
 
 def add_shape_flags(parser: "jsonargparse.ArgumentParser") -> None:
-    """Which model, where its shape is all that is asked for: what `check_shape` looks at."""
+    """Which model, for commands that need no more than its configuration; checked by `check_shape`."""
     parser.add_argument(
         "path",
         type=Path,
@@ -35,7 +35,7 @@ def add_shape_flags(parser: "jsonargparse.ArgumentParser") -> None:
 
 
 def add_choice_flags(parser: "jsonargparse.ArgumentParser") -> None:
-    """Which model, and where: what `check_choice` and `usable_device` look at."""
+    """Which model, and where it runs; checked by `check_choice` and `usable_device`."""
     parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory")
     parser.add_argument(
         "--preset",
@@ -43,7 +43,7 @@ def add_choice_flags(parser: "jsonargparse.ArgumentParser") -> None:
         help="a configuration by name instead of a checkpoint; with --random-weights",
     )
     parser.add_argument(
-        "--random-weights", action="store_true", help="weights at random, to measure speed and memory"
+        "--random-weights", action="store_true", help="random weights, to measure speed and memory"
     )
     add_device_flag(parser)
 
@@ -51,11 +51,12 @@ def add_choice_flags(parser: "jsonargparse.ArgumentParser") -> None:
 def add_device_flag(
     parser: "jsonargparse.ArgumentParser", flag: str = "--device", what: str = "where it runs"
 ) -> None:
-    """Where a command computes, which is this machine's affair and no part of a recipe: what `usable_device` looks at."""
+    """Where a command computes; checked by `usable_device`. No recipe has it: it depends on the machine."""
     parser.add_argument(flag, default="auto", metavar="DEVICE", help=f"{what}: {DEVICE}")
 
 
 def add_model_flags(parser: "CommandParser") -> None:
+    """Which model, in which precision, and how the engine is set up; `open_model` reads them."""
     add_choice_flags(parser)
     parser.add_argument(
         "--dtype", choices=["checkpoint", *DTYPES], default="checkpoint", help="precision of the weights"
@@ -63,7 +64,7 @@ def add_model_flags(parser: "CommandParser") -> None:
     parser.add_argument(
         "--quantize",
         choices=["bf16", *FORMATS],
-        help="the matrices in bf16, int8, int4 or fp8, made while loading, one after another",
+        help="format of the matrices, which are quantized one by one while loading",
     )
     parser.add_argument(
         "--max-num-seqs", type=int, default=64, metavar="N", help="sequences that run at once, at most"
@@ -74,7 +75,7 @@ def add_model_flags(parser: "CommandParser") -> None:
 
 
 def add_speculation_flag(parser: "CommandParser") -> None:
-    """How many tokens are drafted: what `check_speculation` looks at."""
+    """How many tokens are drafted; checked by `check_speculation`."""
     parser.add_argument(
         "--num-speculative-tokens",
         type=int,
@@ -108,12 +109,13 @@ def add_sampling_flags(
     temperature: float | None = 0.0,
     top_p: float | None = 1.0,
 ) -> None:
+    """How tokens are sampled, with these defaults; `sampling_params` reads the flags."""
     parser.add_argument(
         "--max-new-tokens",
         type=int,
         default=max_new_tokens,
         metavar="N",
-        help="the most to write, thinking included",
+        help="tokens to write at most, thinking included",
     )
     parser.add_argument("--temperature", type=float, default=temperature, metavar="T", help="0 is greedy")
     parser.add_argument(
@@ -121,20 +123,20 @@ def add_sampling_flags(
         type=float,
         default=top_p,
         metavar="P",
-        help="draw from the likeliest tokens that reach this probability",
+        help="sample from the most probable tokens that together reach this probability",
     )
     parser.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens; 0 is all"
+        "--top-k", type=int, default=0, metavar="K", help="sample from the K most probable tokens; 0 is all"
     )
     parser.add_argument(
         "--min-p",
         type=float,
         default=0.0,
         metavar="P",
-        help="cut tokens less than P times as likely as the likeliest",
+        help="remove tokens less than P times as probable as the most probable one",
     )
     parser.add_argument(
-        "--seed", type=int, metavar="S", help="same seed, same text; without it, a new one each time"
+        "--seed", type=int, metavar="S", help="equal seeds give equal texts; without it, a new seed each time"
     )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
@@ -149,7 +151,10 @@ def add_sampling_flags(
 
 
 def add_structured_output_flags(parser: "jsonargparse.ArgumentParser") -> None:
-    """What the answer must match, at most one of these; `structured_outputs` reads them. The first four names are llama.cpp's."""
+    """What the answer must match, at most one of these; `structured_outputs` reads them.
+
+    The first four names are llama.cpp's.
+    """
     group = parser.add_argument_group("structured output, one of")
     group.add_argument(
         "--json-schema", metavar="SCHEMA", help="the answer is JSON that is valid under this JSON schema"
@@ -165,7 +170,10 @@ def add_structured_output_flags(parser: "jsonargparse.ArgumentParser") -> None:
 
 
 def structured_outputs(arguments: "jsonargparse.Namespace") -> "StructuredOutputs | None":
-    """The flags of `add_structured_output_flags` as a value. Raises InputError for several of them and for files that cannot be read."""
+    """The flags of `add_structured_output_flags` as a value; None where there are none.
+
+    Raises InputError for several of them, and for a file that cannot be read.
+    """
     from nanohybrid.engine import StructuredOutputs
 
     names = ("json_schema", "json_schema_file", "grammar", "grammar_file", "json_object", "regex", "choice")
@@ -181,15 +189,14 @@ def structured_outputs(arguments: "jsonargparse.Namespace") -> "StructuredOutput
             value = value.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{arguments[name]}: {getattr(error, 'strerror', None) or error}") from None
-    return StructuredOutputs(
-        **{"json" if name.startswith("json_schema") else name.removesuffix("_file"): value}
-    )
+    field = "json" if name.startswith("json_schema") else name.removesuffix("_file")
+    return StructuredOutputs(**{field: value})
 
 
 def sampling_params(
     arguments: "jsonargparse.Namespace", structured_outputs: "StructuredOutputs | None" = None
 ) -> "SamplingParams":
-    """The flags of `add_sampling_flags` as a value; raises InputError where one is out of range."""
+    """The flags of `add_sampling_flags` as a value. Raises InputError where one is out of range."""
     from nanohybrid.engine import SamplingParams
 
     return SamplingParams(
@@ -208,8 +215,11 @@ def sampling_params(
 
 
 def open_model(arguments: "jsonargparse.Namespace", **engine_options: Any) -> "LLM":
-    """Load the checkpoint, or make the preset's random weights. `engine_options` are fields of EngineConfig beside those that the
-    flags of `add_model_flags` give."""
+    """Load the checkpoint, or make random weights for the preset.
+
+    engine_options: fields of EngineConfig that have no flag in `add_model_flags`. Raises InputError for flags
+    that contradict each other, and what loading raises.
+    """
     from nanohybrid.presets import preset
 
     _check(arguments)
@@ -238,7 +248,7 @@ def open_model(arguments: "jsonargparse.Namespace", **engine_options: Any) -> "L
 
 
 def _tell_of_compiling() -> None:
-    """Why the first answer on this machine takes longer."""
+    """Say why the first answer on this machine takes longer."""
     from nanohybrid.ops.numba.jit import has_cached_kernels
 
     if not has_cached_kernels():
@@ -246,8 +256,11 @@ def _tell_of_compiling() -> None:
 
 
 def chosen_precision(arguments: "jsonargparse.Namespace") -> "tuple[torch.dtype | None, str | None]":
-    """What --dtype and --quantize ask for: the type of what is not quantized (None: as stored), and the format of the matrices."""
-    wanted = arguments.get("quantize")  # a plan has no such flag, and says it by its --dtype
+    """What --dtype and --quantize mean: the dtype of what is not quantized, and the format of the matrices.
+
+    None: as stored. Raises InputError where the two contradict each other.
+    """
+    wanted = arguments.get("quantize")  # `plan` has no such flag; its --dtype names the formats too
     if wanted == "bf16":
         if arguments.dtype not in ("checkpoint", "bf16"):
             raise InputError(f"--quantize bf16 contradicts --dtype {arguments.dtype}: give one of the two")
@@ -261,7 +274,7 @@ def chosen_precision(arguments: "jsonargparse.Namespace") -> "tuple[torch.dtype 
 
 
 def random_dtype(config: "HybridConfig") -> "torch.dtype":
-    """What random weights are made in where no flag says."""
+    """The dtype of random weights where no flag says: bf16 for large models, else fp32."""
     import torch
 
     from nanohybrid.estimate.footprint import Footprint
@@ -270,7 +283,7 @@ def random_dtype(config: "HybridConfig") -> "torch.dtype":
 
 
 class Clock:
-    """Seconds since it was made."""
+    """A stopwatch that runs from its creation."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -311,28 +324,30 @@ def check_choice(arguments: "jsonargparse.Namespace") -> None:
 
 
 def usable_device(name: str, flag: str = "--device") -> str:
-    """The device of a flag, tried: cpu, cuda or cuda:N; raises InputError where this machine has no such one."""
+    """The device that a flag names, after a trial: cpu, cuda or cuda:N.
+
+    Raises InputError where this machine does not have it.
+    """
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if torch.empty(1, device=name).is_meta:
-            raise RuntimeError("it holds no numbers")
+            raise RuntimeError("it stores no numbers")
     except (RuntimeError, AssertionError) as error:
         reason = re.split(r"\. |\n", str(error))[0][:150]
         raise InputError(
             f"{flag} {name} cannot be used ({reason}); take cpu, or cuda where a GPU is"
         ) from None
     if name.startswith("cuda"):
-        torch.cuda.set_device(
-            torch.device(name).index or 0
-        )  # kernels are launched on the current one, wherever their tensors are
+        # Triton launches kernels on the current device, whatever the device of their tensors.
+        torch.cuda.set_device(torch.device(name).index or 0)
     return name
 
 
 def set_threads(threads: int | None) -> None:
-    """Tell torch how many threads it may take on a CPU (None: as many as it likes). Raises InputError below 1."""
+    """Set how many threads torch uses on a CPU; None leaves its default. Raises InputError below 1."""
     if threads is None:
         return
     if threads < 1:
@@ -343,6 +358,6 @@ def set_threads(threads: int | None) -> None:
 
 
 def check_seed(seed: int | None) -> None:
-    """Raise InputError for a seed that torch's generators do not take."""
+    """Raise InputError for a seed that torch's generators do not accept."""
     if seed is not None and not 0 <= seed < 2**63:
         raise InputError(f"--seed is {seed}: give a number from 0 to 2^63 - 1")

@@ -1,13 +1,16 @@
-"""The argument parser of every command: flags in kebab-case, old names of renamed flags, and help text without type noise.
+"""The argument parser of every command: flags in kebab-case, old names of renamed flags, and help text
+without type noise.
 
-Accepted beside `--batch-tokens`: `--batch_tokens`, and for one release the old name of a renamed flag, with a warning on stderr.
-Renamed keys of a recipe are listed in its dataclass (stages/recipe.py); other renamed flags are given to `CommandParser.renamed`.
+Accepted beside `--batch-tokens`: `--batch_tokens`, and for one release the old name of a renamed flag, with a
+warning on stderr. Renamed keys of a recipe are listed in its dataclass (stages/recipe.py); other renamed
+flags are given to `CommandParser.renamed`.
 """
 
 import argparse
 import dataclasses
+import json
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ USAGE_FLAGS = 12
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter):
-    """Help text with a placeholder that tells the type (N, X, PATH, NAME) and with defaults as a user would type them."""
+    """Help text with a placeholder that tells the type (N, X, PATH, NAME) and with defaults as a user would
+    type them."""
 
     def __init__(self, prog: str, *args: Any, **kwargs: Any) -> None:
         super().__init__(prog.replace(" [options] ", " "), *args, **kwargs)
@@ -58,15 +62,19 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
 
 
 class CommandParser(jsonargparse.ArgumentParser):
-    """A parser of `nanohybrid COMMAND`. Flags are shown in kebab-case; snake_case and renamed flags are accepted too."""
+    """A parser of `nanohybrid COMMAND`.
+
+    Flags are shown in kebab-case; snake_case and renamed flags are accepted too.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"formatter_class": HelpFormatter, "print_config": None, **kwargs})
         self._recipe: type | None = None
         self._old_flags: dict[str, str] = {}
+        self._old_subcommands: dict[str, str] = {}
 
     def add_recipe(self, kind: type) -> None:
-        """Add `--recipe FILE.toml` and a flag for each field of the dataclass `kind`, nested ones with dots."""
+        """Add `--recipe FILE.toml` and a flag for each field of the dataclass `kind`, nested with dots."""
         self.add_argument(
             RECIPE_FLAG,
             action="config",
@@ -80,13 +88,21 @@ class CommandParser(jsonargparse.ArgumentParser):
         self.renamed({f"--{old}": f"--{new}" for old, new in renamed_keys(kind).items()})
 
     def renamed(self, flags: dict[str, str]) -> None:
-        """Accept old flags for one release: old -> new, both with dashes (`{"--max-running": "--max-num-seqs"}`)."""
+        """Accept old flags for one release: old -> new, both with dashes (`{"--max-running":
+        "--max-num-seqs"}`)."""
         self._old_flags |= {kebab_case(old): kebab_case(new) for old, new in flags.items()}
+
+    def renamed_subcommands(self, names: Mapping[str, str]) -> None:
+        """Accept old names of subcommands for one release: old -> new."""
+        self._old_subcommands |= names
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, *others: Any, **kwargs: Any
     ) -> jsonargparse.Namespace:
-        """Parse arguments. Raises argparse.ArgumentError, or InputError where a recipe file cannot be read."""
+        """Parse arguments.
+
+        Raises argparse.ArgumentError, or InputError where a recipe file cannot be read.
+        """
         if args is None:
             return super().parse_args(args, *others, **kwargs)
         return super().parse_args(
@@ -105,9 +121,14 @@ class CommandParser(jsonargparse.ArgumentParser):
             action.help = argparse.SUPPRESS
 
     def _with_current_flags(self, arguments: list[str]) -> list[str]:
-        """The arguments of this parser with its flags as they are registered; those of a subcommand are left alone."""
+        """The arguments of this parser with its flags as they are registered; those of a subcommand are left
+        alone."""
         result, used = [], {}
         for index, argument in enumerate(arguments):
+            if argument in self._old_subcommands:
+                used[argument] = self._old_subcommands[argument]
+                result += [used[argument], *arguments[index + 1 :]]
+                break
             if argument == "--" or (
                 self._subcommands_action and argument in self._subcommands_action.choices
             ):
@@ -132,7 +153,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         return kebab if any(name.startswith(kebab) for name in known) else flag
 
     def _with_current_recipe(self, arguments: list[str]) -> list[str]:
-        """The arguments with a recipe file that has renamed keys replaced by its text with the current keys."""
+        """The arguments, with a recipe file that has renamed keys replaced by its current text."""
         if self._recipe is None:
             return arguments
         result = list(arguments)
@@ -172,5 +193,5 @@ def default_text(default: Any) -> str:
         return ""
     if isinstance(default, tuple | list):
         plain = not any(dataclasses.is_dataclass(entry) for entry in default)
-        return f"[{', '.join(map(str, default))}]" if default and plain else ""
+        return json.dumps(list(default), default=str) if default and plain else ""
     return str(default).lower() if isinstance(default, bool) else str(default)

@@ -1,4 +1,4 @@
-"""`nanohybrid plan serve`: how many requests of which length a memory serves, before a weight is read."""
+"""`nanohybrid plan serve`: how many requests of which length fit in a memory, before a weight is read."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -31,7 +31,7 @@ RENAMED = {
     "--step-tokens": "--max-num-batched-tokens",
     "--cache-gib": "--prefix-cache-gib",
 }
-SUMMARY = "how many requests of which length a memory serves"
+SUMMARY = "how many requests of which length fit in a memory"
 
 
 def parser() -> "jsonargparse.ArgumentParser":
@@ -42,7 +42,7 @@ def parser() -> "jsonargparse.ArgumentParser":
         type=float,
         required=True,
         metavar="G",
-        help="memory for all of it, 1 GiB = 2^30 bytes",
+        help="memory for everything, 1 GiB = 2^30 bytes",
     )
     result.add_argument(
         "--max-model-len",
@@ -68,14 +68,15 @@ def parser() -> "jsonargparse.ArgumentParser":
         type=float,
         default=0.0,
         metavar="G",
-        help="of the memory, for the prefix cache (on a CPU)",
+        help="part of the memory that the prefix cache takes (on a CPU)",
     )
     result.renamed(RENAMED)
     add_cache_dtype_flags(result)
     add_speculation_flag(result)
     precisions = ["checkpoint", *DTYPES, *FORMATS]
     what = (
-        "of weights and keys; int8, int4, fp8: of the matrices, all else bf16 (default: as stored, else bf16)"
+        "of weights, keys and values; int8, int4, fp8: of the matrices, with all else in bf16 "
+        "(default: as stored, else bf16)"
     )
     result.add_argument("--dtype", choices=precisions, default="checkpoint", help=what)
     return result
@@ -104,12 +105,12 @@ def run(arguments: "jsonargparse.Namespace") -> int:
 
 
 def facts(plan: "ServePlan", dtype: str) -> dict[str, Any]:
-    """A plan for machines."""
+    """A plan as JSON fields."""
     return {**asdict(plan), "total_bytes": plan.total_bytes, "free_bytes": plan.free_bytes, "dtype": dtype}
 
 
 def lines(plan: "ServePlan", footprint: "Footprint", dtype: str) -> tuple[str, list[tuple[str, str]]]:
-    """A plan for people: its title, and what of the memory goes where."""
+    """A plan as text: its title, and (part, size) of the memory."""
     state, page = size(footprint.state_bytes_per_sequence), size(PAGE * footprint.kv_bytes_per_token)
     rows = [
         (f"weights, {dtype}", size(plan.weight_bytes)),
@@ -119,17 +120,19 @@ def lines(plan: "ServePlan", footprint: "Footprint", dtype: str) -> tuple[str, l
         *([("prefix cache", size(plan.cache_bytes))] if plan.cache_bytes else []),
         ("the process itself, at most", size(plan.process_bytes)),
         *([("left", size(plan.free_bytes))] if plan.free_bytes else []),
-        *([("put aside, at most, beside the budget", size(plan.aside_bytes))] if plan.aside_bytes else []),
     ]
+    if plan.aside_bytes:
+        rows.append(("preempted requests, at most, beside the budget", size(plan.aside_bytes)))
     return f"{plan.slots:,} requests of {plan.context:,} tokens at once in {size(plan.budget_bytes)}", rows
 
 
 def opened(
     arguments: "jsonargparse.Namespace", otherwise: "Callable[[HybridConfig], torch.dtype] | None" = None
 ) -> "tuple[HybridConfig, str, Footprint]":
-    """The configuration, the precision, and what a sequence takes; stored weights count as they are stored.
+    """The configuration, the name of the precision, and the bytes that weights and sequences take.
 
-    Where there are none and no flag gives the precision, `otherwise` does (else bf16).
+    Stored weights count as they are stored. Where there are none and no flag gives the precision, `otherwise`
+    does; without it, bf16.
     """
     import torch
 

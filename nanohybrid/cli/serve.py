@@ -30,8 +30,10 @@ RENAMED = {
     "--cache-gib": "--prefix-cache-gib",
 }
 SUMMARY = "an OpenAI-compatible server, with a chat page"
-RUNNING = 16  # slots where no memory is given
-MOST = 256  # ... and the most that a memory is turned into unless told otherwise: a step of more takes too long to talk with
+DEFAULT_SLOTS = 16  # without --memory-gib
+MAX_SLOTS = (
+    256  # with --memory-gib and without --max-num-seqs: a step of more sequences takes too long for a chat
+)
 
 
 def parser() -> "jsonargparse.ArgumentParser":
@@ -45,9 +47,9 @@ def parser() -> "jsonargparse.ArgumentParser":
         "--host",
         default="127.0.0.1",
         metavar="HOST",
-        help="the address to listen on; others than loopback want keys",
+        help="the address to listen on; others than loopback need keys",
     )
-    result.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one")
+    result.add_argument("--port", type=int, default=8000, metavar="N", help="0 selects a free port")
     result.add_argument(
         "--served-model-name",
         metavar="NAME",
@@ -57,7 +59,7 @@ def parser() -> "jsonargparse.ArgumentParser":
         "--memory-gib",
         type=float,
         metavar="G",
-        help="all the memory, from which slots and pages follow (plan serve)",
+        help="memory for everything; slots and pages follow from it (plan serve)",
     )
     result.add_argument(
         "--max-model-len",
@@ -76,10 +78,10 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument(
         "--overcommit",
         action="store_true",
-        help="admit by what a prompt needs; where pages run out, the youngest waits",
+        help="admit by what a prompt needs; where pages run out, the youngest request is preempted",
     )
     result.add_argument(
-        "--deterministic", action="store_true", help="what else is served changes no bit of an answer; slower"
+        "--deterministic", action="store_true", help="no other request changes a bit of an answer; slower"
     )
     result.add_argument(
         "--max-queue",
@@ -92,7 +94,7 @@ def parser() -> "jsonargparse.ArgumentParser":
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help=f"keys, one a line; or one in the environment, {API_KEY}",
+        help=f"API keys, one a line; or one in the environment variable {API_KEY}",
     )
     result.add_argument(
         "--max-requests-per-key",
@@ -109,7 +111,7 @@ def parser() -> "jsonargparse.ArgumentParser":
         type=int,
         default=500,
         metavar="N",
-        help="... and the most to wait for a line's end",
+        help="... and tokens to wait for a newline at most",
     )
     result.add_argument(
         "--prefix-cache-gib",
@@ -123,7 +125,7 @@ def parser() -> "jsonargparse.ArgumentParser":
         type=int,
         default=60,
         metavar="N",
-        help="how long requests under way may go on after SIGTERM",
+        help="seconds that requests in progress may take after SIGTERM",
     )
     result.renamed(RENAMED)
     limits = result.add_argument_group("limits, beyond which a request is refused")
@@ -140,7 +142,7 @@ def parser() -> "jsonargparse.ArgumentParser":
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:
-    """Load, say where it listens, serve. 0 after SIGTERM, 1 where the engine died."""
+    """Load the model, print the address, serve. Returns 0 after SIGTERM, 1 where the engine failed."""
     from nanohybrid.extras import require
 
     for module in ("fastapi", "uvicorn", "prometheus_client"):
@@ -149,7 +151,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     keys = read_keys(arguments.api_key_file)
     if not keys and not arguments.no_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
         raise InputError(
-            f"--host {arguments.host} is reached by others: give --api-key-file FILE, or --no-keys where that is meant"
+            f"--host {arguments.host} can be reached by others: give --api-key-file FILE, or --no-keys"
         )
     if arguments.max_requests_per_key is not None and not keys:
         raise InputError("--max-requests-per-key needs keys: give --api-key-file FILE")
@@ -184,7 +186,10 @@ def run(arguments: "jsonargparse.Namespace") -> int:
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
-    """The keys of the file and of the environment; empty lines and those that begin with # are none."""
+    """The API keys of the file and the environment, without empty lines and lines that begin with #.
+
+    Raises InputError where the file cannot be read or has no key.
+    """
     keys = [key] if (key := os.environ.get(API_KEY, "").strip()) else []
     if path is not None:
         try:
@@ -193,27 +198,28 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
             raise InputError(f"--api-key-file {path}: {getattr(error, 'strerror', None) or error}") from None
         keys += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         if not keys:
-            raise InputError(f"--api-key-file {path} holds no key; one a line is wanted")
+            raise InputError(f"--api-key-file {path} has no key; it needs one a line")
     return tuple(keys)
 
 
 def _plan(arguments: "jsonargparse.Namespace") -> "tuple[ServePlan, list[str]]":
-    """What memory goes where, before a weight is read, and the lines that say so. Raises InputError where it does not fit."""
+    """The memory plan, before a weight is read, and its lines to print.
+
+    Raises InputError where the memory does not suffice.
+    """
     config, dtype, footprint = opened(arguments, random_dtype)
     context = min(arguments.max_model_len, config.max_position_embeddings)
-    cache = (
-        int(arguments.prefix_cache_gib * 2**30) if usable_device(arguments.device) == "cpu" else 0
-    )  # else it lies in another memory
+    on_cpu = usable_device(arguments.device) == "cpu"  # else the prefix cache is in another memory
+    cache = int(arguments.prefix_cache_gib * 2**30) if on_cpu else 0
     budget = int((arguments.memory_gib or 0) * 2**30)
     step = arguments.max_num_batched_tokens, cache, arguments.num_speculative_tokens
+    slots = arguments.max_num_seqs or DEFAULT_SLOTS
     if not budget:
-        plan = plan_slots(config, footprint, arguments.max_num_seqs or RUNNING, context, *step)
+        plan = plan_slots(config, footprint, slots, context, *step)
     elif arguments.overcommit:
-        plan = plan_overcommitted(
-            config, footprint, budget, context, arguments.max_num_seqs or RUNNING, *step
-        )
+        plan = plan_overcommitted(config, footprint, budget, context, slots, *step)
     else:
-        plan = plan_serve(config, footprint, budget, context, arguments.max_num_seqs or MOST, *step)
+        plan = plan_serve(config, footprint, budget, context, arguments.max_num_seqs or MAX_SLOTS, *step)
     title, rows = plan_lines(plan, footprint, dtype)
     width = max(len(name) for name, _ in rows)
     return plan, [title, *(f"  {name:<{width}}  {value:>11}" for name, value in rows)]
@@ -230,11 +236,19 @@ def _limits(arguments: "jsonargparse.Namespace") -> "Limits":
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
-    least = {
-        "max_model_len": 2, "max_queue": 0, "thinking_budget": 0, "thinking_grace": 0, "drain_seconds": 0, "port": 0,
-        "prefix_cache_gib": 0, "max_num_seqs": 1, "max_num_batched_tokens": 1, "max_requests_per_key": 1,
-    }  # fmt: skip
-    for name, bound in least.items():
+    minimums = {
+        "max_model_len": 2,
+        "max_queue": 0,
+        "max_num_seqs": 1,
+        "max_num_batched_tokens": 1,
+        "max_requests_per_key": 1,
+        "prefix_cache_gib": 0,
+        "thinking_budget": 0,
+        "thinking_grace": 0,
+        "drain_seconds": 0,
+        "port": 0,
+    }
+    for name, bound in minimums.items():
         value = arguments[name]
         if value is not None and value < bound:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {bound}")
@@ -242,12 +256,12 @@ def _check(arguments: "jsonargparse.Namespace") -> None:
         raise InputError(f"--memory-gib is {arguments.memory_gib}; it must be positive")
     if arguments.overcommit and arguments.memory_gib is None:
         raise InputError(
-            "--overcommit needs --memory-gib G: without a bound there are pages for all, and nothing to overcommit"
+            "--overcommit needs --memory-gib G: without a limit there are pages for all sequences"
         )
     if arguments.deterministic and arguments.num_speculative_tokens:
         raise InputError(
-            "--deterministic contradicts --num-speculative-tokens: several tokens computed at once round differently; "
-            "give one of the two"
+            "--deterministic contradicts --num-speculative-tokens: "
+            "several tokens that are computed at once round differently; give one of the two"
         )
     if arguments.port > 65535:
         raise InputError(f"--port is {arguments.port}; the largest is 65535")
@@ -257,19 +271,21 @@ def _announce(
     service: "Service", arguments: "jsonargparse.Namespace", plan: "ServePlan", lines: list[str]
 ) -> None:
     keys = service.settings.api_keys
+    url, context, queue = f"http://{arguments.host}:{arguments.port}", service.context, arguments.max_queue
     facts = {
-        "url": f"http://{arguments.host}:{arguments.port}", "model": service.settings.model_name, "max_num_seqs": plan.slots,
-        "max_model_len": service.context, "max_queue": service.settings.max_queue, "keys": len(keys),
+        "url": url,
+        "model": service.settings.model_name,
+        "max_num_seqs": plan.slots,
+        "max_model_len": context,
+        "max_queue": queue,
+        "keys": len(keys),
         "plan": plan_facts(plan, spelled(service.llm.model.dtype)),
-    }  # fmt: skip
+    }
     if arguments.json:
         print_json(facts)
     else:
-        locked = f"{len(keys)} keys" if keys else "no key is wanted"
-        slots = f"{facts['max_num_seqs']} at once of {facts['max_model_len']:,} tokens each, {facts['max_queue']} more may wait"
+        access = f"{len(keys)} API keys" if keys else "no API key is needed"
+        slots = f"{plan.slots} requests at once of {context:,} tokens each, {queue} more may wait"
         print(*lines, sep="\n", file=sys.stderr)
-        print(
-            f"{facts['model']}: {facts['url']} (the chat page), {facts['url']}/v1 (the API)\n{slots}; {locked}",
-            file=sys.stderr,
-        )
+        print(f"{facts['model']}: {url} (chat page), {url}/v1 (API)\n{slots}; {access}", file=sys.stderr)
     sys.stdout.flush()

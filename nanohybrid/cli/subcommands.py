@@ -1,6 +1,7 @@
-"""Commands of several modules: `plan compress | serve`, `bench generate | serve | headline`, `export gguf`.
+"""Commands of several modules: `plan compress | serve`, `bench generate | serve | compare`, `export gguf`.
 
-Each module has `SUMMARY`, `parser()` and `run(arguments)`, like the module of a command. A group is a table of names and modules.
+Each module has `SUMMARY`, `parser()` and `run(arguments)`, like the module of a command. A group is a table
+of names and modules.
 """
 
 import importlib
@@ -13,13 +14,19 @@ if TYPE_CHECKING:
     import jsonargparse
 
 
-def group_parser(command: str, summary: str, modules: Mapping[str, str]) -> "jsonargparse.ArgumentParser":
-    """The parser of `nanohybrid COMMAND NAME ...`, where NAME is one of `modules`."""
+def group_parser(
+    command: str, summary: str, modules: Mapping[str, str], renamed: Mapping[str, str] = {}
+) -> "jsonargparse.ArgumentParser":
+    """The parser of `nanohybrid COMMAND NAME ...`.
+
+    modules: NAME -> module. renamed: names of the last release -> names of today.
+    """
     result = command_parser(command, summary)
     chosen = result.add_subcommands(dest=command, required=True)
     for name, module in modules.items():
         of = importlib.import_module(module)
         chosen.add_subcommand(name, of.parser(), help=of.SUMMARY)
+    result.renamed_subcommands(renamed)
     return result
 
 

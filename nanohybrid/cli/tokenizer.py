@@ -117,7 +117,8 @@ def _save(tokenizer: Any, arguments: Any, started: float) -> None:
     asked = arguments.get("vocab_size")
     if asked is not None and tokenizer.vocab_size < asked:
         print(
-            f"only {tokenizer.vocab_size} of {asked} ids: no other pair of tokens occurs twice in these files",
+            f"only {tokenizer.vocab_size} of {asked} ids: no other pair of tokens occurs twice in these "
+            "files",
             file=sys.stderr,
         )
     result = {

@@ -1,6 +1,8 @@
-"""The stage `data`: sources -> quality filter -> deduplication -> decontamination -> tokenizer -> token stores.
+"""The stage `data`: sources -> quality filter -> deduplication -> decontamination -> tokenizer -> token
+stores.
 
-Natural text stays in memory, because the tokenizer is trained on all of it; problems are generated and tokenized as a stream.
+Natural text stays in memory, because the tokenizer is trained on all of it; problems are generated and
+tokenized as a stream.
 """
 
 from collections import Counter
@@ -25,8 +27,8 @@ from nanohybrid.text.chat import ChatTemplate
 
 T = TypeVar("T")
 
-# The frame of every chat, without a problem. If its tags are one or two tokens instead of six, the sequences of a small model are
-# shorter. Repeated, so that their byte pairs outnumber those of the text.
+# The frame of every chat, without a problem. If its tags are one or two tokens instead of six, the sequences
+# of a small model are shorter. Repeated, so that their byte pairs outnumber those of the text.
 CHAT_FRAME = ("System\n\n", "User\n", "Assistant\n", "<think>\n", "</think>\n\n", "<think></think>")
 FRAME_REPEATS = 5000
 TOKENIZER_ASSETS = ("chat_template.jinja", "tokenizer_config.json", "config.json", "generation_config.json")
@@ -72,7 +74,8 @@ class Builder:
                 *(problems.store_of(s.name) for s, _ in sources),
             ]
         )
-        # 2. the tokenizer, trained on natural text and chat frames only: digits and signs of the problems stay single tokens
+        # 2. the tokenizer, trained on natural text and chat frames only: digits and signs of the problems
+        # stay single tokens
         natural = (document.text for documents in texts.values() for document in documents)
         tokenizer = self.tokenizer(chain(natural, CHAT_FRAME * FRAME_REPEATS))
         tokenizer.save(directory)
@@ -113,13 +116,17 @@ class Builder:
         }
 
     def tokenizer(self, texts: Iterable[str]) -> Tokenizer:
-        """The given tokenizer, or one trained on `texts`. Raises ConfigError where they are too few for the vocabulary."""
+        """The given tokenizer, or one trained on `texts`.
+
+        Raises ConfigError where they are too few for the vocabulary.
+        """
         if self.recipe.tokenizer is not None:
             return Tokenizer.from_directory(self.recipe.tokenizer)
         tokenizer = train_bpe(texts, self.recipe.vocab_size)
         if tokenizer.vocab_size < self.recipe.vocab_size:
             raise ConfigError(
-                f"vocab_size is {self.recipe.vocab_size}, but the text yields only {tokenizer.vocab_size} ids; add text or lower vocab_size"
+                f"vocab_size is {self.recipe.vocab_size}, but the text yields only {tokenizer.vocab_size} "
+                "ids; add text or lower vocab_size"
             )
         return tokenizer
 

@@ -18,7 +18,8 @@ MIXTURE, VALIDATION = "mixture.json", "validation-"
 class Corpus:
     """Training stores and held-out stores by name, and the mixture of the training stores.
 
-    On disk a held-out store is `validation-NAME.safetensors`. The directory also has tokenizer.json and chat_template.jinja.
+    On disk a held-out store is `validation-NAME.safetensors`. The directory also has tokenizer.json and
+    chat_template.jinja.
     """
 
     directory: Path
@@ -28,7 +29,10 @@ class Corpus:
 
     @classmethod
     def read(cls, directory: Path | str) -> "Corpus":
-        """Open the output of `nanohybrid data`; stores are memory-mapped. Raises InputError where it is not a corpus."""
+        """Open the output of `nanohybrid data`; stores are memory-mapped.
+
+        Raises InputError where it is not a corpus.
+        """
         directory = Path(directory)
         try:
             phases = json.loads((directory / MIXTURE).read_text())

@@ -72,7 +72,8 @@ def write_report(
     stores = measures["stores"]
     report = Report("nanohybrid data")
     report.text(
-        f"{measures['documents']:,} documents, {measures['tokens']:,} tokens of a vocabulary of {measures['vocab_size']:,}. "
+        f"{measures['documents']:,} documents, {measures['tokens']:,} tokens of a vocabulary of "
+        f"{measures['vocab_size']:,}. "
         f"{measures['learned_tokens']:,} tokens have a loss; the questions of problems have none."
     )
     report.section("Stores").table(

@@ -1,7 +1,8 @@
 """A document: spans of text, each with or without a loss.
 
-The question of a problem has no loss, its reasoning trace and answer have one. For a small model this matters more than anything
-else: with a loss on the questions, which cannot be predicted, the same model reached a quarter of the accuracy in the same time.
+The question of a problem has no loss, its reasoning trace and answer have one. For a small model this matters
+more than anything else: with a loss on the questions, which cannot be predicted, the same model reached a
+quarter of the accuracy in the same time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -33,7 +34,8 @@ def plain(store: str, text: str) -> Document:
 
 
 def sections(store: str, text: str, limit: int) -> Iterator[Document]:
-    """Split a long text into documents of about `limit` characters, at empty lines if possible, else at line ends."""
+    """Split a long text into documents of about `limit` characters, at empty lines if possible, else at line
+    ends."""
     part: list[str] = []
     size = 0
     for line in text.splitlines(keepends=True):

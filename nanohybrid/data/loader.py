@@ -1,8 +1,9 @@
 """Batches as a pure function of (seed, step); a resumed run asks for its next step.
 
-Each store is an endless stream of sequences, in a new order in every epoch. The mixture gives the number of tokens of each stream
-before step k and before step k + 1; batch k has the sequences that start between the two. The loader has no state, each sequence
-of an epoch is in exactly one batch, and for each store a batch misses its share by less than one sequence.
+Each store is an endless stream of sequences, in a new order in every epoch. The mixture gives the number of
+tokens of each stream before step k and before step k + 1; batch k has the sequences that start between the
+two. The loader has no state, each sequence of an epoch is in exactly one batch, and for each store a batch
+misses its share by less than one sequence.
 
 T tokens of the packed batch.
 """
@@ -64,10 +65,11 @@ class Batch:
 
 
 class Loader:
-    """Mixes stores into batches of about `batch_tokens` tokens, in sequences of at most `sequence_length` tokens.
+    """Mixes stores into batches of about `batch_tokens` tokens, in sequences of at most `sequence_length`
+    tokens.
 
-    Raises ConfigError for sizes that are not positive, a mixture that does not fit the stores, an empty store, and batches so small
-    that some would be empty.
+    Raises ConfigError for sizes that are not positive, a mixture that does not fit the stores, an empty
+    store, and batches so small that some would be empty.
     """
 
     def __init__(
@@ -118,8 +120,10 @@ class Loader:
             longest = int(self.streams[name].index.lengths.max())
             if share * self.batch_tokens < longest:
                 raise ConfigError(
-                    f"batch_tokens {self.batch_tokens} leaves {name} {share * self.batch_tokens:.0f} tokens a batch, less than its longest "
-                    f"sequence ({longest}): some batches would be empty; take larger batches or a smaller sequence_length"
+                    f"batch_tokens {self.batch_tokens} leaves {name} {share * self.batch_tokens:.0f} tokens "
+                    "a batch, less than its longest "
+                    f"sequence ({longest}): some batches would be empty; take larger batches or a smaller "
+                    "sequence_length"
                 )
 
 
@@ -158,7 +162,10 @@ class _Stream:
 
 
 def _whole_tokens(tokens: float) -> int:
-    """Whole tokens. A sum of shares that is below a whole number by a rounding error counts as that number."""
+    """Whole tokens.
+
+    A sum of shares that is below a whole number by a rounding error counts as that number.
+    """
     return int(tokens + 1e-6)
 
 

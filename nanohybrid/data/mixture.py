@@ -1,6 +1,8 @@
-"""The data mixture: phases of a run, each with weights of the stores by tokens (paper, section 2: switches at 60 % and 90 %).
+"""The data mixture: phases of a run, each with weights of the stores by tokens (paper, section 2: switches at
+60 % and 90 %).
 
-The mixture gives the number of tokens of each store in the first k steps; the loader derives the batches from it.
+The mixture gives the number of tokens of each store in the first k steps; the loader derives the batches from
+it.
 """
 
 import math
@@ -62,7 +64,8 @@ class Mixture:
         return list(dict.fromkeys(name for phase in self.phases for name in phase.shares))
 
     def among(self, stores: Collection[str]) -> "Mixture":
-        """The mixture over `stores`: the weight of a group (`tasks`) is divided equally among its members (`tasks-sums`, ...).
+        """The mixture over `stores`: the weight of a group (`tasks`) is divided equally among its members
+        (`tasks-sums`, ...).
 
         Raises ConfigError for a name that is neither a store nor a group.
         """

@@ -1,7 +1,8 @@
-"""From a token store to the sequences of a batch: whole documents, or windows of those that are longer than a sequence.
+"""From a token store to the sequences of a batch: whole documents, or windows of those that are longer than a
+sequence.
 
-No target is lost: each target of a document is in exactly one sequence. The last target of a window is the first token of the next
-window, so a split document loses context only.
+No target is lost: each target of a document is in exactly one sequence. The last target of a window is the
+first token of the next window, so a split document loses context only.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ IGNORED = -100  # the target of a token that has no loss, as in torch's cross-en
 
 @dataclass(frozen=True)
 class SequenceIndex:
-    """The sequences of a store, as arrays of one length: first token, number of tokens, and end of the document, in the store."""
+    """The sequences of a store, as arrays of one length: first token, number of tokens, and end of the
+    document, in the store."""
 
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -29,7 +31,8 @@ class SequenceIndex:
 def index_sequences(store: TokenStore, sequence_length: int) -> SequenceIndex:
     """Each document as one sequence, or as windows of `sequence_length` tokens.
 
-    The last token of a document predicts nothing, so it gets no window of its own. Empty documents have no sequence.
+    The last token of a document predicts nothing, so it gets no window of its own. Empty documents have no
+    sequence.
     """
     begins, ends = np.asarray(store.offsets[:-1]), np.asarray(store.offsets[1:])
     sizes = ends - begins
@@ -45,7 +48,8 @@ def read_sequence(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens and targets of a sequence, int64 [length].
 
-    The target is the next token of the document; it is IGNORED at the end of a document and where the loss mask is 0.
+    The target is the next token of the document; it is IGNORED at the end of a document and where the loss
+    mask is 0.
     """
     targets = np.full(length, IGNORED, dtype=np.int64)
     count = min(length, document_end - start - 1)

@@ -40,7 +40,8 @@ class TaskSource:
 
 DEFAULT_TASKS = tuple(TaskSource(name) for name in tasks.DEFAULT_MIX)
 
-# Diverse text first, high quality last, with the paper's switch points (section 2): reasoning traces replace natural text.
+# Diverse text first, high quality last, with the paper's switch points (section 2): reasoning traces replace
+# natural text.
 DEFAULT_PHASES = (
     Phase(0.6, {"code": 0.15, "prose": 0.15, "tasks": 0.7}),
     Phase(0.9, {"code": 0.05, "prose": 0.1, "tasks": 0.85}),
@@ -80,7 +81,8 @@ class DataRecipe:
     near_duplicate_threshold: float = 0.8
     """Jaccard similarity from which texts count as duplicates (extra `data`); 0 turns this filter off."""
     validation_fraction: float = 0.02
-    """Share of the documents held out for the validation loss; of problems, this share is added from the test split."""
+    """Share of the documents held out for the validation loss; of problems, this share is added from the test
+    split."""
     decontaminate_against: tuple[Path, ...] = ()
     """Files of evaluation prompts, as in `files`; documents that contain one are dropped."""
     phases: tuple[Phase, ...] = DEFAULT_PHASES

@@ -35,7 +35,8 @@ class TokenStore:
         ends_meet = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == len(tokens) == len(loss_mask)
         if not ends_meet or bool((np.diff(offsets) < 0).any()):
             raise InputError(
-                f"offsets do not split {len(tokens):,} tokens and {len(loss_mask):,} loss mask values into documents; "
+                f"offsets do not split {len(tokens):,} tokens and {len(loss_mask):,} loss mask values into "
+                "documents; "
                 "build the store again"
             )
         self.tokens = tokens
@@ -77,7 +78,8 @@ class TokenStore:
         if smallest < 0 or largest >= vocab_size:
             found = f"{smallest} to {largest}" if smallest < 0 else f"up to {largest}"
             raise InputError(
-                f"{where}: has ids {found}, but the model's vocabulary ends at {vocab_size - 1}: was it made with another tokenizer?"
+                f"{where}: has ids {found}, but the model's vocabulary ends at {vocab_size - 1}: was it made "
+                "with another tokenizer?"
             )
 
     def __len__(self) -> int:
@@ -95,7 +97,10 @@ class TokenStore:
 
 
 def _map(path: Path) -> list[np.ndarray]:
-    """The three arrays of a safetensors file, mapped. The numpy reader of the safetensors library would copy them."""
+    """The three arrays of a safetensors file, mapped.
+
+    The numpy reader of the safetensors library would copy them.
+    """
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size)) if size < 1 << 20 else {}

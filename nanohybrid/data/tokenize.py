@@ -12,8 +12,8 @@ DOCUMENTS_AT_ONCE = 4096
 def encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Iterator[tuple[list[int], list[int]]]:
     """Each document as (tokens, loss mask), two lists of one length.
 
-    Each span is encoded alone, so no token crosses the border between text with and without a loss. Special tokens in the text are
-    encoded as plain characters. EOS has a loss, BOS has none.
+    Each span is encoded alone, so no token crosses the border between text with and without a loss. Special
+    tokens in the text are encoded as plain characters. EOS has a loss, BOS has none.
     """
     stream = iter(documents)
     while several := list(islice(stream, DOCUMENTS_AT_ONCE)):

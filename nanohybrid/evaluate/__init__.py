@@ -1,4 +1,5 @@
-"""Evaluation: accuracy with and without thinking and vs. thinking budget, held-out loss, decode time vs. context length."""
+"""Evaluation: accuracy with and without thinking and vs. thinking budget, held-out loss, decode time vs.
+context length."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ if TYPE_CHECKING:
     from nanohybrid.evaluate.throughput import decode_times
 
 _HOME = {
-    "EvaluateRecipe": "recipe", "aggregate": "suites", "answer_problems": "suites", "decode_times": "throughput",
-    "draw_problems": "suites", "evaluate": "stage", "held_out_loss": "perplexity",
+    "EvaluateRecipe": "recipe", "aggregate": "suites", "answer_problems": "suites",
+    "decode_times": "throughput", "draw_problems": "suites", "evaluate": "stage",
+    "held_out_loss": "perplexity",
 }  # fmt: skip
 __all__ = [
     "EvaluateRecipe",

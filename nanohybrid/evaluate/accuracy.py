@@ -32,7 +32,8 @@ def check_problem_settings(problems: int, tasks: Sequence[str]) -> None:
 def check_can_answer(tasks: Sequence[str], model: Path, device: str) -> None:
     """Raise InputError or MissingExtraError where the model cannot answer problems of `tasks`.
 
-    Reasons: no tokenizer, a family that is unknown or not installed, or too little memory for the model in fp32.
+    Reasons: no tokenizer, a family that is unknown or not installed, or too little memory for the model in
+    fp32.
     """
     Tokenizer.from_directory(model)
     draw_problems(tasks, 1)
@@ -45,7 +46,8 @@ def measure_accuracy(
 ) -> dict[str, dict[str, Any]]:
     """Scores of each model with thinking, greedy, in total and by family; empty for `problems=0`.
 
-    problems: of each family. Each model's result is stored in the stage, so a resumed stage does not repeat it.
+    problems: of each family. Each model's result is stored in the stage, so a resumed stage does not repeat
+    it.
     """
     if not problems:
         return {}
@@ -64,7 +66,8 @@ def add_accuracy(report: Report, found: Mapping[str, Mapping[str, Any]]) -> None
     """Add a paragraph on the problems and a figure of the accuracy by family to a report."""
     problems = next(iter(found.values()))["problems"]
     report.text(
-        f"Accuracy on {problems:,} held-out problems, with thinking, greedy decoding; in brackets Wilson's 95 % interval. "
+        f"Accuracy on {problems:,} held-out problems, with thinking, greedy decoding; in brackets Wilson's "
+        "95 % interval. "
         "`nanohybrid evaluate` measures more."
     )
     families = sorted({family for each in found.values() for family in each["families"]})

@@ -1,7 +1,7 @@
 """Accuracy, share of well-formed answers and answer length against the thinking budget.
 
-The last two show whether a model has learned to answer after a truncated trace (paper, section 3.4). A model that has not continues
-to think in its answer, or ends its trace a second time.
+The last two show whether a model has learned to answer after a truncated trace (paper, section 3.4). A model
+that has not continues to think in its answer, or ends its trace a second time.
 """
 
 from __future__ import annotations

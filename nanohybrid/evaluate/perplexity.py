@@ -39,7 +39,8 @@ def loss_of(model: HybridLM, batches: Iterable[Batch]) -> HeldOut:
         count += batch.target_count
     if count == 0:
         raise InputError(
-            "the held-out documents have no target token: a loss needs documents of at least two tokens with a loss mask of 1"
+            "the held-out documents have no target token: a loss needs documents of at least two tokens with "
+            "a loss mask of 1"
         )
     return HeldOut(total / count, count)
 
@@ -47,7 +48,8 @@ def loss_of(model: HybridLM, batches: Iterable[Batch]) -> HeldOut:
 def held_out_loss(
     model: HybridLM, store: TokenStore, max_tokens: int = 65_536, batch_tokens: int = 4096, length: int = 4096
 ) -> HeldOut:
-    """The loss on the first documents of a store, up to about `max_tokens` tokens; documents are truncated to `length` tokens.
+    """The loss on the first documents of a store, up to about `max_tokens` tokens; documents are truncated to
+    `length` tokens.
 
     Raises InputError where they have no target.
     """

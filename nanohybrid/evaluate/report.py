@@ -1,4 +1,5 @@
-"""The report of an evaluation: accuracy, accuracy vs. thinking budget, decode time and memory vs. context, losses, examples."""
+"""The report of an evaluation: accuracy, accuracy vs. thinking budget, decode time and memory vs. context,
+losses, examples."""
 
 from __future__ import annotations
 
@@ -27,12 +28,15 @@ def _accuracy(report: Report, recipe: EvaluateRecipe, models: Mapping[str, Any])
     first = next(iter(models.values()))
     how = "greedy" if recipe.temperature == 0 else f"sampled at temperature {recipe.temperature}"
     report.section("Accuracy").text(
-        f"{first['thinking']['problems']} held-out problems of the families {', '.join(recipe.tasks)}; {how}, at most "
-        f"{recipe.max_tokens} tokens. Intervals are Wilson's 95 % intervals. **Well formed**: the model stopped by itself, and its "
+        f"{first['thinking']['problems']} held-out problems of the families {', '.join(recipe.tasks)}; "
+        f"{how}, at most "
+        f"{recipe.max_tokens} tokens. Intervals are Wilson's 95 % intervals. **Well formed**: the model "
+        "stopped by itself, and its "
         "trace has exactly one `</think>` (none with thinking off)."
     )
     rows = [
-        [name, "on" if mode == "thinking" else "off", found[mode]["accuracy"], _interval(found[mode]), found[mode]["well_formed"],
+        [name, "on" if mode == "thinking" else "off", found[mode]["accuracy"], _interval(found[mode]),
+         found[mode]["well_formed"],
          found[mode]["thinking_tokens"], found[mode]["answer_tokens"]]
         for name, found in models.items() for mode in ("thinking", "no_thinking")
     ]  # fmt: skip
@@ -66,7 +70,8 @@ def _curves(report: Report, models: Mapping[str, Any]) -> None:
     if not curves:
         return
     report.section("Accuracy vs. thinking budget").text(
-        "When the budget is used up, the trace ends at its next newline, and the model answers. The answers of a model that was trained "
+        "When the budget is used up, the trace ends at its next newline, and the model answers. The answers "
+        "of a model that was trained "
         "on truncated traces stay well formed and do not get longer at small budgets."
     )
     points = {
@@ -107,8 +112,10 @@ def _decode(report: Report, recipe: EvaluateRecipe, decode: Mapping[str, Any]) -
     if not decode:
         return
     report.section("Decode time vs. context length").text(
-        f"Time of one decode step at batch size {recipe.decode_batch}: the median of {recipe.decode_rounds} steps after warmup, models in "
-        "turns. KV cache and recurrent states are filled with random numbers and not by a prefill; this does not change the time."
+        f"Time of one decode step at batch size {recipe.decode_batch}: the median of {recipe.decode_rounds} "
+        "steps after warmup, models in "
+        "turns. KV cache and recurrent states are filled with random numbers and not by a prefill; this does "
+        "not change the time."
     )
     milliseconds = {
         name: [(row["context"], row["milliseconds"]) for row in rows] for name, rows in decode.items()
@@ -122,7 +129,8 @@ def _decode(report: Report, recipe: EvaluateRecipe, decode: Mapping[str, Any]) -
     }
     report.figure(
         plots.lines(cache_mib, "context length, tokens", "MiB per sequence", log_x=True, log_y=True),
-        "Cache memory of one sequence: KV cache of the attention layers and recurrent states of the Mamba layers.",
+        "Cache memory of one sequence: KV cache of the attention layers and recurrent states of the Mamba "
+        "layers.",
     )
     rows = [
         [name, r["context"], r["milliseconds"], r["quickest"], r["sequence_bytes"]]

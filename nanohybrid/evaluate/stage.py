@@ -41,10 +41,11 @@ def evaluate(
     data: Path | None = None,
     device: str = "cpu",
 ) -> Path:
-    """Evaluate the checkpoints `models` (by name) on a device; `data` is a directory with held-out stores (`validation*`).
+    """Evaluate the checkpoints `models` (by name) on a device; `data` is a directory with held-out stores
+    (`validation*`).
 
-    Returns `out`, which has summary.json and report.html. Raises InputError for no model or a name in the recipe that is none of
-    `models`, and MissingExtraError without matplotlib.
+    Returns `out`, which has summary.json and report.html. Raises InputError for no model or a name in the
+    recipe that is none of `models`, and MissingExtraError without matplotlib.
     """
     require("matplotlib", "eval")  # checked here, because the report is only made at the end
     if not models:
@@ -71,7 +72,10 @@ def evaluate(
 
 
 class ResultCache:
-    """Results by name. Each is computed once and stored in the stage's directory, so a killed run loses at most one."""
+    """Results by name.
+
+    Each is computed once and stored in the stage's directory, so a killed run loses at most one.
+    """
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage

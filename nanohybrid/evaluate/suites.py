@@ -1,8 +1,9 @@
-"""Accuracy on held-out problems: the engine answers problems of the test splits, and the verifiers of the tasks score the answers.
+"""Accuracy on held-out problems: the engine answers problems of the test splits, and the verifiers of the
+tasks score the answers.
 
-A completion is well formed if the model stopped by itself and its trace ends exactly once: one `</think>` with thinking on, none with
-thinking off (the prompt has it). Models that were never trained on truncated traces fail these two first (paper, section 3.4), so
-they are reported beside the accuracy.
+A completion is well formed if the model stopped by itself and its trace ends exactly once: one `</think>`
+with thinking on, none with thinking off (the prompt has it). Models that were never trained on truncated
+traces fail these two first (paper, section 3.4), so they are reported beside the accuracy.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ DRAWS_EACH = 20  # tries to draw a new problem before the family counts as exhau
 class Answer:
     """A model's answer to a problem, scored.
 
-    correct is the score of the verifier, from 0 to 1. Lengths are in tokens; inserted tokens and EOS do not count.
+    correct is the score of the verifier, from 0 to 1. Lengths are in tokens; inserted tokens and EOS do not
+    count.
     """
 
     problem: Problem
@@ -41,7 +43,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy with its 95 % interval (low, high), share of well-formed answers, and mean lengths in tokens."""
+    """Accuracy with its 95 % interval (low, high), share of well-formed answers, mean lengths in tokens."""
 
     problems: int
     accuracy: float
@@ -60,7 +62,8 @@ class Score:
 
 
 def draw_problems(names: Sequence[str], each: int, seed: int = 0) -> list[Problem]:
-    """`each` different problems of every family from its test split, difficulties in turn; fewer where a family has fewer.
+    """`each` different problems of every family from its test split, difficulties in turn; fewer where a
+    family has fewer.
 
     The same seed gives the same problems. Raises InputError for no family, an unknown one, or `each` below 1.
     """

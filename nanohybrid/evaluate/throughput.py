@@ -1,8 +1,8 @@
 """Time of a decode step against the context length, and cache memory of a sequence.
 
-A step is the engine's forward pass: one token for each of `batch` sequences at position `context`. KV cache and recurrent states are
-filled with random numbers instead of a prefill, since the time of a step does not depend on their values. Each step writes to the
-same position, so the context does not grow.
+A step is the engine's forward pass: one token for each of `batch` sequences at position `context`. KV cache
+and recurrent states are filled with random numbers instead of a prefill, since the time of a step does not
+depend on their values. Each step writes to the same position, so the context does not grow.
 
 The speed of a machine drifts, so the models take turns step by step (A B A B ...), and the median counts.
 """
@@ -22,12 +22,14 @@ from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.ops.sizes import PAGE
 
 WARM_UP = 2
-NOISE = 65_537  # random numbers, repeated to fill all caches; drawn on the host, so they are the same on every device
+# random numbers, repeated to fill all caches; drawn on the host, so they are the same on every device
+NOISE = 65_537
 
 
 @dataclass(frozen=True)
 class DecodeTime:
-    """A model at one context length: median and minimum time of a step in ms, and cache bytes of one sequence."""
+    """A model at one context length: median and minimum time of a step in ms, and cache bytes of one
+    sequence."""
 
     context: int
     milliseconds: float

@@ -1,13 +1,16 @@
-"""llama.cpp's architectures, keys and tensor names for our models. This module needs neither torch nor the gguf library.
+"""llama.cpp's architectures, keys and tensor names for our models. This module needs neither torch nor the
+gguf library.
 
-Hybrids are `nemotron_h`, dense models of Qwen3's architecture are `qwen3`. Two lists with one number per layer tell llama.cpp the kinds
-of a hybrid's layers: MLP width and number of key/value heads. Where both are 0, the layer is Mamba-2.
+Hybrids are `nemotron_h`, dense models of Qwen3's architecture are `qwen3`. Two lists with one number per
+layer tell llama.cpp the kinds of a hybrid's layers: MLP width and number of key/value heads. Where both are
+0, the layer is Mamba-2.
 
     ours                                    nemotron_h                 stored as
     backbone.layers.7.mixer.A_log           blk.7.ssm_a                -exp(A_log), [H, 1]
     backbone.layers.7.mixer.D               blk.7.ssm_d                [H, 1]
     backbone.layers.7.mixer.dt_bias         blk.7.ssm_dt.bias          [H]
-    backbone.layers.7.mixer.conv1d.weight   blk.7.ssm_conv1d.weight    [channels, window], without the axis of size 1
+    backbone.layers.7.mixer.conv1d.weight   blk.7.ssm_conv1d.weight    [channels, window], without the axis of
+                                            size 1
     backbone.layers.7.mixer.norm.weight     blk.7.ssm_norm.weight      [groups, channels of a group]
 
 Names and shapes: llama.cpp's src/llama-arch.cpp, src/models/nemotron-h.cpp and qwen3.cpp (November 2026).
@@ -51,7 +54,10 @@ class Target:
 
 
 def architecture(config: HybridConfig) -> str:
-    """llama.cpp's architecture of a configuration. Raises InputError, naming the option, where it has none."""
+    """llama.cpp's architecture of a configuration.
+
+    Raises InputError, naming the option, where it has none.
+    """
     kind = model_type(config)
     if kind == QWEN:
         return kind
@@ -72,7 +78,8 @@ def _check_hybrid(config: HybridConfig) -> None:
     lacking = next((one.label for one in (Mamba2, Attention) if one.symbol not in config.pattern), None)
     if lacking is not None:
         raise InputError(
-            f"the pattern {config.pattern[:40]} has no {lacking} layer; llama.cpp's {NEMOTRON} aborts without Mamba-2 or attention layers"
+            f"the pattern {config.pattern[:40]} has no {lacking} layer; llama.cpp's {NEMOTRON} aborts "
+            "without Mamba-2 or attention layers"
         )
     if config.time_step_limit[0] > 0 or config.time_step_limit[1] < math.inf:
         raise InputError(
@@ -86,9 +93,10 @@ def sizes(config: HybridConfig) -> dict[str, Value]:
     """The keys of the file with the sizes of the model, without the prefix of the architecture."""
     kind = architecture(config)
     common: dict[str, Value] = {
-        "vocab_size": config.vocab_size, "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
-        "attention.head_count": config.num_attention_heads, "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim, "attention.layer_norm_rms_epsilon": config.layer_norm_epsilon,
+        "vocab_size": config.vocab_size, "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size, "attention.head_count": config.num_attention_heads,
+        "attention.key_length": config.head_dim, "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.layer_norm_epsilon,
     }  # fmt: skip
     if kind == QWEN:
         assert config.rope_theta is not None
@@ -98,15 +106,23 @@ def sizes(config: HybridConfig) -> dict[str, Value]:
         }  # fmt: skip
     return common | {
         "block_count": config.num_hidden_layers, "attention.layer_norm_epsilon": config.layer_norm_epsilon,
-        "feed_forward_length": [config.intermediate_size if layer == MLP.symbol else 0 for layer in config.pattern],
-        "attention.head_count_kv": [config.num_key_value_heads if layer == Attention.symbol else 0 for layer in config.pattern],
-        "ssm.conv_kernel": config.conv_kernel, "ssm.state_size": config.ssm_state_size, "ssm.group_count": config.n_groups,
-        "ssm.inner_size": config.mamba_inner_size, "ssm.time_step_rank": config.mamba_num_heads,
+        "feed_forward_length": [
+            config.intermediate_size if layer == MLP.symbol else 0 for layer in config.pattern
+        ],
+        "attention.head_count_kv": [
+            config.num_key_value_heads if layer == Attention.symbol else 0 for layer in config.pattern
+        ],
+        "ssm.conv_kernel": config.conv_kernel, "ssm.state_size": config.ssm_state_size,
+        "ssm.group_count": config.n_groups, "ssm.inner_size": config.mamba_inner_size,
+        "ssm.time_step_rank": config.mamba_num_heads,
     }  # fmt: skip
 
 
 def targets(config: HybridConfig) -> dict[str, Target]:
-    """The model's name of each tensor -> its target, in the order of the forward pass. A tied head is stored once."""
+    """The model's name of each tensor -> its target, in the order of the forward pass.
+
+    A tied head is stored once.
+    """
     kind = architecture(config)
     return {
         name: _target(name, declared.shape, declared.part, kind, config)

@@ -1,6 +1,7 @@
 """Encoding of tensors as GGUF types.
 
-The quantizers of the gguf library make several fp32 copies of their input, so they get at most 16 MiB of rows at a time.
+The quantizers of the gguf library make several fp32 copies of their input, so they get at most 16 MiB of rows
+at a time.
 
 N rows · K columns.
 """
@@ -37,7 +38,10 @@ def fits(shape: tuple[int, ...], kind: GGMLQuantizationType) -> bool:
 
 
 def encode(tensor: Tensor, kind: GGMLQuantizationType, name: str) -> np.ndarray[Any, Any]:
-    """The bytes of `tensor` as `kind`, a uint8 array. Raises CheckpointError, naming the tensor, for an overflow in fp16."""
+    """The bytes of `tensor` as `kind`, a uint8 array.
+
+    Raises CheckpointError, naming the tensor, for an overflow in fp16.
+    """
     if kind.name in CASTS:
         cast = tensor.to(CASTS[kind.name])
         if kind.name == "F16" and bool(cast.isinf().any()):

@@ -57,8 +57,8 @@ class GgufExport:
         with GgufExport(directory, "q8_0") as export:
             export.write(Path("model.gguf"))
 
-    Raises CheckpointError or ConfigError for a damaged checkpoint, and InputError where llama.cpp has no architecture or no splitting
-    rule for it.
+    Raises CheckpointError or ConfigError for a damaged checkpoint, and InputError where llama.cpp has no
+    architecture or no splitting rule for it.
     """
 
     def __init__(self, directory: str | Path, kind: str = "bf16") -> None:
@@ -93,7 +93,8 @@ class GgufExport:
         return dict(counts)
 
     def write(self, out: Path, progress: Callable[[int], object] | None = None) -> None:
-        """Write the file `out`, replacing an older one; `progress` is called with the bytes of each written tensor.
+        """Write the file `out`, replacing an older one; `progress` is called with the bytes of each written
+        tensor.
 
         Raises InputError where the file cannot be written, CheckpointError for damaged weights.
         """

@@ -1,9 +1,12 @@
-"""Conversion of our quantized weights to llama.cpp's blocks of 32 without quantizing again, so values do not change.
+"""Conversion of our quantized weights to llama.cpp's blocks of 32 without quantizing again, so values do not
+change.
 
-    q8_0    fp16 scale | 32 signed bytes                       our int8; a group of 128 is four blocks with one scale
+    q8_0    fp16 scale | 32 signed bytes                       our int8; a group of 128 is four blocks with
+            one scale
     q4_0    fp16 scale | 16 bytes, byte j: codes j and j + 16  our int4; byte j has codes 2j and 2j + 1
 
-A 4-bit value is (code - 8) scale in both. A bf16 scale of 2^-17 or more is exact in fp16 (8 significant bits, smallest step 2^-24).
+A 4-bit value is (code - 8) scale in both. A bf16 scale of 2^-17 or more is exact in fp16 (8 significant bits,
+smallest step 2^-24).
 
 N rows · B blocks of 32.
 """
@@ -25,7 +28,8 @@ def matches(format: str, inputs: int, kind: str) -> bool:
 
 
 def repack(codes: Tensor, scales_NG: Tensor) -> Tensor:
-    """The bytes of the blocks, a flat uint8 tensor, from int8 codes [N, K] or int4 codes [N, K / 2] and scales [N, G]."""
+    """The bytes of the blocks, a flat uint8 tensor, from int8 codes [N, K] or int4 codes [N, K / 2] and
+    scales [N, G]."""
     rows = codes.shape[0]
     if codes.dtype == torch.int8:
         codes_NB = codes.view(torch.uint8).reshape(rows, -1, BLOCK)

@@ -1,7 +1,8 @@
-"""The tokenizer of a checkpoint for llama.cpp: tokens and their types by id, merges, and the name of the splitting rule.
+"""The tokenizer of a checkpoint for llama.cpp: tokens and their types by id, merges, and the name of the
+splitting rule.
 
-llama.cpp has a fixed set of named splitting rules. The rule of `tokenizer.json` is looked up; an unknown one is refused, because a
-similar rule would silently split some texts differently.
+llama.cpp has a fixed set of named splitting rules. The rule of `tokenizer.json` is looked up; an unknown one
+is refused, because a similar rule would silently split some texts differently.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary | None:
     tokens, types = _tokens(tokenizer, model.get("vocab") or {}, raw.get("added_tokens") or [], size)
     stops = sorted(tokenizer.stop_ids - {tokenizer.eos_id})
     return Vocabulary(
-        tokens, types, _merges(model), _rule(raw, path), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, stops,
-        _adds_bos(raw, directory), _template(directory, tokenizer),
+        tokens, types, _merges(model), _rule(raw, path), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id,
+        stops, _adds_bos(raw, directory), _template(directory, tokenizer),
     )  # fmt: skip
 
 
@@ -82,7 +83,8 @@ def _tokens(
 
 
 def _merges(model: dict[str, Any]) -> list[str]:
-    """The merges as strings. llama.cpp needs at least one, so a vocabulary of bytes gets a merge that never applies."""
+    """The merges as strings. llama.cpp needs at least one, so a vocabulary of bytes gets a merge that never
+    applies."""
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
     return merges or [f"{UNUSED_BYTE} {UNUSED_BYTE}"]
 
@@ -117,7 +119,8 @@ def _is_rule(steps: list[dict[str, Any]], pattern: str | None) -> bool:
 
 
 def _adds_bos(raw: dict[str, Any], directory: Path) -> bool:
-    """Whether transformers adds BOS: tokenizer_config.json decides, else the post-processor in tokenizer.json."""
+    """Whether transformers adds BOS: tokenizer_config.json decides, else the post-processor in
+    tokenizer.json."""
     settings = directory / "tokenizer_config.json"
     setting = read_object(settings).get("add_bos_token") if settings.exists() else None
     if isinstance(setting, bool):

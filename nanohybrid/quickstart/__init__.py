@@ -1,4 +1,5 @@
-"""The quickstart: the whole pipeline at a small scale, from raw text to a compressed, thinking model and a report.
+"""The quickstart: the whole pipeline at a small scale, from raw text to a compressed, thinking model and a
+report.
 
 pipeline.py  the stages in order
 recipes.py   the recipes of the stages

@@ -23,8 +23,8 @@ from nanohybrid.train.pretrain import pretrain
 def quickstart(out: Path, scale: float = 1.0, seed: int = 0, device: str = "cpu") -> dict[str, Any]:
     """Run all stages into `out`, resuming an interrupted run. Returns the contents of `out/summary.json`.
 
-    scale: multiplies tokens, problems and time. device: of all stages that have a model. Raises InputError for a bad scale, and
-    MissingExtraError for a missing dependency, before any work.
+    scale: multiplies tokens, problems and time. device: of all stages that have a model. Raises InputError
+    for a bad scale, and MissingExtraError for a missing dependency, before any work.
     """
     begin = time.monotonic()
     for module in ("rensa", "matplotlib"):
@@ -36,7 +36,8 @@ def quickstart(out: Path, scale: float = 1.0, seed: int = 0, device: str = "cpu"
     data = build(recipes.data, paths.data)
 
     announce(
-        "2/6 pretrain: a hybrid in the 12B's proportions; two short runs to compare bf16 and FP8; a Transformer on the same tokens"
+        "2/6 pretrain: a hybrid in the 12B's proportions; two short runs to compare bf16 and FP8; a "
+        "Transformer on the same tokens"
     )
     base = pretrain(recipes.pretrain, data, paths.base, device)
     pretrain(recipes.short_bf16, data, paths.short_bf16, device)
@@ -49,12 +50,14 @@ def quickstart(out: Path, scale: float = 1.0, seed: int = 0, device: str = "cpu"
     aligned = grpo(recipes.grpo, chat, paths.aligned, device)
 
     announce(
-        "4/6 compress: importance scores, architecture search under a memory budget, pruning, distillation from the aligned model"
+        "4/6 compress: importance scores, architecture search under a memory budget, pruning, distillation "
+        "from the aligned model"
     )
     distilled = compress(recipes.compress, aligned, chat, paths.distilled, data, device)
 
     announce(
-        "5/6 evaluate: accuracy with and without thinking and vs. thinking budget; decode time and memory vs. context length"
+        "5/6 evaluate: accuracy with and without thinking and vs. thinking budget; decode time and memory "
+        "vs. context length"
     )
     models = {
         "parent": aligned,

@@ -17,7 +17,8 @@ from nanohybrid.evaluate.recipe import EvaluateRecipe
 from nanohybrid.stages.recipe import load
 from nanohybrid.train.pretrain import PretrainRecipe
 
-MINI_FROM = 4.0  # scale from which the model is larger; below it, the tiny model learns more from the additional tokens
+# scale from which the model is larger; below it, the tiny model learns more from the additional tokens
+MINI_FROM = 4.0
 SHORT_RUN_SHARE = 0.3  # tokens of each run of the FP8 comparison, as a share of the tokens of pretraining
 
 R = TypeVar("R")
@@ -39,7 +40,10 @@ class Recipes:
 
     @classmethod
     def of(cls, scale: float, seed: int) -> Recipes:
-        """The tiny recipes with tokens, problems and rollout steps multiplied by `scale`. Raises InputError for a bad scale."""
+        """The tiny recipes with tokens, problems and rollout steps multiplied by `scale`.
+
+        Raises InputError for a bad scale.
+        """
         if not 0 < scale <= 1000:
             raise InputError(
                 f"--scale is {scale}; it must be above 0 and at most 1000; 1 takes about 15 minutes"

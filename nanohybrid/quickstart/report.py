@@ -36,8 +36,10 @@ def _results(report: Report, summary: dict[str, Any]) -> None:
     hybrid, dense = (summary["decode_ms"][name] for name in ("hybrid", "transformer"))
     growth = f"hybrid {_growth(hybrid)}, Transformer {_growth(dense)}"
     report.text(
-        f"This run took {summary['seconds'] / 60:.1f} minutes, {summary['tokens_trained'] / 1e6:.1f} million training tokens and at most "
-        f"{summary['peak_memory_gib']:.1f} GiB of memory. All data comes from the Python installation. The pipeline is that of the "
+        f"This run took {summary['seconds'] / 60:.1f} minutes, {summary['tokens_trained'] / 1e6:.1f} million "
+        "training tokens and at most "
+        f"{summary['peak_memory_gib']:.1f} GiB of memory. All data comes from the Python installation. The "
+        "pipeline is that of the "
         "Nemotron Nano 2 report, at about 1/10,000 of its scale."
     )
     report.table(
@@ -56,7 +58,7 @@ def _results(report: Report, summary: dict[str, Any]) -> None:
                 "parameters of the aligned model, of the compressed model",
                 f"{summary['parameters']['parent']:,}, {summary['parameters']['distilled']:,}",
             ],
-            [f"time of a decode step at context {hybrid[-1][0]:,}, relative to context {hybrid[0][0]}", growth],
+            [f"decode time at context {hybrid[-1][0]:,}, relative to context {hybrid[0][0]}", growth],
             ["validation loss in FP8, relative to bf16", f"{summary['fp8_loss_gap']:+.2%}"],
         ],
     )  # fmt: skip
@@ -69,8 +71,10 @@ def _growth(points: list[list[float]]) -> str:
 def _data(report: Report, paths: RunPaths) -> None:
     measures = lineage(paths.data)["measures"]
     report.section("1. Data").text(
-        "Text and code come from Python's documentation and standard library. Problems are generated, with reasoning traces of small "
-        "equations, one per line. Filters drop documents of low quality, duplicates, and documents with test problems."
+        "Text and code come from Python's documentation and standard library. Problems are generated, with "
+        "reasoning traces of small "
+        "equations, one per line. Filters drop documents of low quality, duplicates, and documents with test "
+        "problems."
     )
     rows = [
         (name, store["documents"], store["tokens"], sum(store["dropped"].values()))
@@ -81,8 +85,10 @@ def _data(report: Report, paths: RunPaths) -> None:
 
 def _pretraining(report: Report, paths: RunPaths, summary: dict[str, Any]) -> None:
     report.section("2. Pretraining").text(
-        "A hybrid in the 12B's proportions (Mamba-2 and MLP layers, one attention layer) and a Transformer of the same size are trained "
-        "on the same tokens, with a warmup-stable-decay schedule. Two short runs compare bf16 with the FP8 recipe: E4M3 in tiles of "
+        "A hybrid in the 12B's proportions (Mamba-2 and MLP layers, one attention layer) and a Transformer "
+        "of the same size are trained "
+        "on the same tokens, with a warmup-stable-decay schedule. Two short runs compare bf16 with the FP8 "
+        "recipe: E4M3 in tiles of "
         "1x128 and blocks of 128x128, emulated with the same rounding, with the last steps in bf16."
     )
     names = {"hybrid": paths.base, "Transformer": paths.dense_base}
@@ -93,7 +99,8 @@ def _pretraining(report: Report, paths: RunPaths, summary: dict[str, Any]) -> No
     runs = {"bf16": paths.short_bf16, "FP8": paths.short_fp8}
     report.figure(
         plots.lines({k: _curve(v, "pretrain") for k, v in runs.items()}, "tokens", "loss"),
-        f"Loss of the two short runs. The validation loss in FP8 differs by {summary['fp8_loss_gap']:+.2%} from bf16.",
+        f"Loss of the two short runs. The validation loss in FP8 differs by {summary['fp8_loss_gap']:+.2%} "
+        "from bf16.",
     )
 
 
@@ -110,8 +117,10 @@ def _smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def _alignment(report: Report, paths: RunPaths, summary: dict[str, Any]) -> None:
     before, after = summary["grpo"]["accuracy_before"], summary["grpo"]["accuracy_after"]
     report.section("3. Alignment").text(
-        "SFT on chats with reasoning traces, without traces, and with truncated traces, so that the model can answer when its thinking "
-        "is stopped. Then GRPO: the model samples several answers to each problem, and correct ones become more probable. The sampled "
+        "SFT on chats with reasoning traces, without traces, and with truncated traces, so that the model "
+        "can answer when its thinking "
+        "is stopped. Then GRPO: the model samples several answers to each problem, and correct ones become "
+        "more probable. The sampled "
         f"accuracy on held-out problems of the trained kind rises from {before:.0%} to {after:.0%}."
     )
     curves = {"hybrid": _curve(paths.sft, "sft"), "Transformer": _curve(paths.transformer, "sft")}
@@ -129,9 +138,12 @@ def _compression(
     original, small = (summary["parameters"][name] for name in ("parent", "distilled"))
     measures = lineage(paths.distilled / "distilled")["measures"]
     report.section("4. Compression").text(
-        f"Layers, neurons, channels and heads get importance scores on calibration documents. Candidate architectures that fit the memory "
-        f"budget are compared, the best is pruned from the aligned model ({small / original:.0%} of its parameters remain), and is "
-        f"distilled from it. KL divergence from the aligned model: {measures['kl_before']:.3f} nats per token after pruning, "
+        "Layers, neurons, channels and heads get importance scores on calibration documents. Candidate "
+        "architectures that fit the memory "
+        f"budget are compared, the best is pruned from the aligned model ({small / original:.0%} of its "
+        "parameters remain), and is "
+        f"distilled from it. KL divergence from the aligned model: {measures['kl_before']:.3f} nats per "
+        "token after pruning, "
         f"{measures['kl_after']:.4f} after distillation. Details of each step: `4-compress/report.html`."
     )
     models = [name for name in SHOWN if name in evaluation["models"]]
@@ -150,8 +162,10 @@ def _compression(
         "Accuracy on held-out problems, with 95 % intervals.",
     )
     report.text(
-        "The Transformer has the same pretraining and SFT, but no GRPO. At this size it is about as accurate as the hybrid before GRPO "
-        f"(`sft`: {summary['accuracy']['sft']['thinking']:.0%} with thinking). The difference is in long contexts, see section 6."
+        "The Transformer has the same pretraining and SFT, but no GRPO. At this size it is about as accurate "
+        "as the hybrid before GRPO "
+        f"(`sft`: {summary['accuracy']['sft']['thinking']:.0%} with thinking). The difference is in long "
+        "contexts, see section 6."
     )
 
 
@@ -188,8 +202,10 @@ def _context(report: Report, recipes: Recipes, evaluation: dict[str, Any]) -> No
         for name, key in {"hybrid": "parent", "Transformer": "transformer"}.items()
     }
     report.section("6. Long contexts").text(
-        f"One decode step at batch size {recipes.evaluate.decode_batch}. The state of a Mamba layer has a fixed size, the KV cache of an "
-        "attention layer grows with every token. The hybrid has one attention layer, so its time grows too, but more slowly."
+        f"One decode step at batch size {recipes.evaluate.decode_batch}. The state of a Mamba layer has a "
+        "fixed size, the KV cache of an "
+        "attention layer grows with every token. The hybrid has one attention layer, so its time grows too, "
+        "but more slowly."
     )
     times = {name: [(row["context"], row["milliseconds"]) for row in rows] for name, rows in decode.items()}
     report.figure(

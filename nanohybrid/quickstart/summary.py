@@ -98,7 +98,8 @@ def lineage(stage: Path) -> dict[str, Any]:
 def summarize(paths: RunPaths, models: Mapping[str, Path], wall: float) -> dict[str, Any]:
     """The contents of summary.json, which the report shows.
 
-    wall: seconds of this call. `seconds` of the summary counts all stages, also those of an earlier, interrupted call.
+    wall: seconds of this call. `seconds` of the summary counts all stages, also those of an earlier,
+    interrupted call.
     """
     evaluation = read_json(paths.evaluation / SUMMARY)
     records = {paths.name(stage): lineage(stage) for stage in paths.stages}

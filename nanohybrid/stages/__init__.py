@@ -1,4 +1,5 @@
-"""The parts that all stages share: recipes, atomic output directories, lineage, resuming, progress and reports."""
+"""The parts that all stages share: recipes, atomic output directories, lineage, resuming, progress and
+reports."""
 
 from nanohybrid.stages.output import Stage, open_stage
 from nanohybrid.stages.progress import Progress, progress

@@ -20,8 +20,8 @@ SHOWN_BYTES = 1 << 29
 def fingerprint(path: Path, cache: HashCache | None = None) -> str:
     """`sha256:` and the SHA-256, in hex, of a file's contents or of a directory's file names and contents.
 
-    The location of the path does not count. Hashes of large files are cached in `cache`, by default that of the user. Raises
-    InputError where there is no such path, or a file changes while it is read.
+    The location of the path does not count. Hashes of large files are cached in `cache`, by default that of
+    the user. Raises InputError where there is no such path, or a file changes while it is read.
     """
     cache = HashCache.of_user() if cache is None else cache
     if path.is_file():

@@ -1,8 +1,8 @@
 """A cache on disk of the SHA-256 of files, so a checkpoint of 20 GB is hashed once and not by every command.
 
-An entry is valid while size, modification time, change time, inode and device of the file are unchanged. A file that changed within
-SETTLED_SECONDS before it was hashed gets no entry, because a later change could leave it with the same times (the index of git has
-the same rule: "racy git").
+An entry is valid while size, modification time, change time, inode and device of the file are unchanged. A
+file that changed within SETTLED_SECONDS before it was hashed gets no entry, because a later change could
+leave it with the same times (the index of git has the same rule: "racy git").
 """
 
 import contextlib
@@ -39,14 +39,18 @@ class Identity(NamedTuple):
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
 
     def same_content(self, other: "Identity") -> bool:
-        """Whether nothing was written between the two. The change time does not count: a new hard link changes it too."""
+        """Whether nothing was written between the two.
+
+        The change time does not count: a new hard link changes it too.
+        """
         return self._replace(changed=0) == other._replace(changed=0)
 
 
 class HashCache:
     """Entries in one file: path -> (identity, SHA-256 in hex), oldest first.
 
-    A cache file that is missing, damaged or read-only is no error; files are then hashed again. `None`: no cache file.
+    A cache file that is missing, damaged or read-only is no error; files are then hashed again. `None`: no
+    cache file.
     """
 
     def __init__(self, file: Path | None) -> None:
@@ -69,7 +73,8 @@ class HashCache:
         return known[1] if known is not None and known[0] == now else None
 
     def add(self, file: Path, before: Identity, digest: str, began: float) -> None:
-        """Cache the SHA-256 of a file that had the identity `before` when hashing started, at `began` seconds since 1970."""
+        """Cache the SHA-256 of a file that had the identity `before` when hashing started, at `began` seconds
+        since 1970."""
         if max(before.modified, before.changed) < (began - SETTLED_SECONDS) * 1e9:
             self._new[os.path.realpath(file)] = before, digest
         if time.monotonic() - self._saved > SAVE_SECONDS:
@@ -78,8 +83,8 @@ class HashCache:
     def save(self) -> None:
         """Write the new entries to the file, together with those that other processes have written.
 
-        Beyond MAX_ENTRIES the oldest are dropped. If two processes save at the same moment, the entries of one may be missing until
-        it saves again.
+        Beyond MAX_ENTRIES the oldest are dropped. If two processes save at the same moment, the entries of
+        one may be missing until it saves again.
         """
         self._saved = time.monotonic()
         if not self._new or self.file is None:

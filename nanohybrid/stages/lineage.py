@@ -29,7 +29,8 @@ def made_with() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, with `+changes` for modified files; None if it is installed."""
+    """The commit of the checkout that this package runs from, with `+changes` for modified files; None if it
+    is installed."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,8 +1,8 @@
 """The output directory of a stage. It appears when it is complete, and not before.
 
-A stage maps a recipe and input files to one directory, OUT. It works in OUT.partial, which is renamed to OUT on a clean exit. A killed
-stage leaves no OUT; the same command finds OUT.partial and resumes. OUT has the result of the stage, `recipe.toml`, `lineage.json`,
-`metrics/*.jsonl` and `report.html`.
+A stage maps a recipe and input files to one directory, OUT. It works in OUT.partial, which is renamed to OUT
+on a clean exit. A killed stage leaves no OUT; the same command finds OUT.partial and resumes. OUT has the
+result of the stage, `recipe.toml`, `lineage.json`, `metrics/*.jsonl` and `report.html`.
 """
 
 import fcntl
@@ -85,7 +85,8 @@ class Stage:
         return self.directory / METRICS / f"{name}.jsonl"
 
     def save_periodically(self) -> None:
-        """Write lineage.json if SAVE_SECONDS have passed, so a killed stage loses only seconds of its statistics."""
+        """Write lineage.json if SAVE_SECONDS have passed, so a killed stage loses only seconds of its
+        statistics."""
         if time.monotonic() - self.saved >= SAVE_SECONDS:
             self.save()
 
@@ -113,8 +114,8 @@ def open_stage(
     inputs  files or directories by name, which are identified by their contents
     device  where the body computes; it is recorded, but is not part of the run's identity
 
-    If OUT has the complete output of this run, `stage.complete` is true, and the body must return at once. Raises InputError where
-    OUT or OUT.partial belongs to another run, or another process works on it.
+    If OUT has the complete output of this run, `stage.complete` is true, and the body must return at once.
+    Raises InputError where OUT or OUT.partial belongs to another run, or another process works on it.
     """
     if not 0 <= seed < 2**63:
         raise InputError(f"the seed is {seed}; it must be from 0 to 2^63 - 1")
@@ -206,7 +207,8 @@ def is_empty(partial: Path) -> bool:
 
 
 def remove_partial_writes(partial: Path) -> None:
-    """Remove what a kill left half-written: temporary files and directories, and an incomplete last row of a log."""
+    """Remove what a kill left half-written: temporary files and directories, and an incomplete last row of a
+    log."""
     for path in sorted(partial.rglob(".*.writing")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for path in (partial / METRICS).glob("*.jsonl"):
@@ -234,14 +236,17 @@ def read_record(directory: Path) -> dict[str, Any]:
 def check_same(
     directory: Path, other: str, record: dict[str, Any], identity: dict[str, Any], kind: type
 ) -> None:
-    """Raise InputError where a stored lineage is not that of this run; the message calls the stored run `other`.
+    """Raise InputError where a stored lineage is not that of this run; the message calls the stored run
+    `other`.
 
-    kind: the dataclass of the recipe. Keys of the stored recipe that have been renamed count under their new names.
+    kind: the dataclass of the recipe. Keys of the stored recipe that have been renamed count under their new
+    names.
     """
     inputs = record.get("inputs")
     if isinstance(inputs, dict) and not all(map(covers_whole_input, inputs.values())):
         raise InputError(
-            f"{directory} was made by an older version, which hashed only parts of large inputs, so a changed input would go unnoticed: "
+            f"{directory} was made by an older version, which hashed only parts of large inputs, so a "
+            "changed input would go unnoticed: "
             "give another --out, or delete it"
         )
     stored = record.get("recipe")
@@ -274,7 +279,10 @@ def flatten(table: Mapping[str, Any], keys: Any) -> dict[str, Any]:
 
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Lock a directory against other processes; the lock ends with the process. Raises InputError where it is locked."""
+    """Lock a directory against other processes; the lock ends with the process.
+
+    Raises InputError where it is locked.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

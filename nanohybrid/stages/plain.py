@@ -7,7 +7,10 @@ from typing import Any
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON. Dataclasses, paths, sets, and numpy and torch arrays are converted; raises TypeError for other types."""
+    """`value` as JSON.
+
+    Dataclasses, paths, sets, and numpy and torch arrays are converted; raises TypeError for other types.
+    """
     return json.dumps(value, default=jsonable, ensure_ascii=False, indent=indent)
 
 

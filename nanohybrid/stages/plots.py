@@ -1,6 +1,7 @@
 """The figures of the reports, in one style for light and dark pages.
 
-Figures are matplotlib objects (no pyplot, no global state). Axes and grid have the colors that report.py replaces by those of the page.
+Figures are matplotlib objects (no pyplot, no global state). Axes and grid have the colors that report.py
+replaces by those of the page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -114,7 +115,8 @@ def bars(
     errors: Errors | None = None,
     log_y: bool = False,
 ) -> "Figure":
-    """Grouped bars: a group for each label, with a bar for each name. `errors` gives the error below and above each height.
+    """Grouped bars: a group for each label, with a bar for each name. `errors` gives the error below and
+    above each height.
 
     Heights are written out for up to MAX_VALUE_LABELS bars. On a logarithmic axis a height of 0 has no bar.
     """
@@ -177,7 +179,8 @@ def strip(patterns: Mapping[str, str], title: str = "") -> "Figure":
 
 
 def by_layer(pattern: str, heights: Sequence[float], y: str) -> "Figure":
-    """A bar for each layer of a pattern, in the color of its kind; heights are written out for up to MAX_VALUE_LABELS layers."""
+    """A bar for each layer of a pattern, in the color of its kind; heights are written out for up to
+    MAX_VALUE_LABELS layers."""
     with style():
         figure, axes = canvas("layer", y, "")
         colors = [layer_styles()[layer][0] for layer in pattern]
@@ -229,7 +232,10 @@ def canvas(x: str, y: str, title: str, height: float = HEIGHT) -> "tuple[Figure,
 
 
 def scale(axes: "Axes", *, log_x: bool = False, log_y: bool = False) -> None:
-    """Set logarithmic axes. Their ticks, and ticks from 10,000 on, are written out with thousands separators."""
+    """Set logarithmic axes.
+
+    Their ticks, and ticks from 10,000 on, are written out with thousands separators.
+    """
     ticker = require("matplotlib.ticker", "train")
     if log_x:
         axes.set_xscale("log")

@@ -15,7 +15,7 @@ PLAIN_SECONDS = 10.0
 
 
 class Progress:
-    """Counts work and prints rate and remaining time: `with progress("pretrain", total, unit="tok") as bar`."""
+    """Counts work, prints rate and remaining time: `with progress("pretrain", total, unit="tok") as bar`."""
 
     def __init__(self, name: str, total: float | None, unit: str, done: float, stream: TextIO) -> None:
         self.name, self.total, self.unit = name, total, unit
@@ -39,7 +39,8 @@ class Progress:
         elapsed = max(time.monotonic() - self.began, 1e-9)
         rate = (self.done - self.first) / elapsed
         parts = [
-            f"{format_count(self.done)}{f'/{format_count(self.total)}' if self.total else ''} {self.unit}".rstrip()
+            f"{format_count(self.done)}{f'/{format_count(self.total)}' if self.total else ''} "
+            f"{self.unit}".rstrip()
         ]
         if rate > 0:
             parts.append(f"{format_count(rate)} {self.unit}/s".replace(" /s", "/s"))
@@ -90,7 +91,10 @@ class StatusColumn(ProgressColumn):
 def progress(
     name: str, total: float | None = None, unit: str = "", done: float = 0, stream: TextIO | None = None
 ) -> Progress:
-    """The progress of a job. `done` is the work of an earlier, interrupted run, which does not count for the rate."""
+    """The progress of a job.
+
+    `done` is the work of an earlier, interrupted run, which does not count for the rate.
+    """
     return Progress(name, total, unit, done, stream or sys.stderr)
 
 

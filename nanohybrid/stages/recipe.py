@@ -1,14 +1,15 @@
 """Recipes: frozen dataclasses, written to TOML and read from it. Unknown keys and wrong types are refused.
 
-TOML has no null. A field that may be None must therefore default to None; it is left out of the file when it is None.
+TOML has no null. A field that may be None must therefore default to None; it is left out of the file when it
+is None.
 
 A key that was renamed keeps its old name for one release. The dataclass lists both names:
 
     RENAMED: ClassVar[dict[str, str]] = {"clip": "max_grad_norm"}
 
-A new name with a dot stands in a table of the recipe: {"ffn": "fractions.intermediate_size"}.
-`load`, the flags of a command and the comparison with stored lineage then accept the old name; a recipe file or a flag that
-uses it gives a warning on stderr. Help texts and written recipes show the new name only.
+A new name with a dot stands in a table of the recipe: {"ffn": "fractions.intermediate_size"}. `load`, the
+flags of a command and the comparison with stored lineage then accept the old name; a recipe file or a flag
+that uses it gives a warning on stderr. Help texts and written recipes show the new name only.
 """
 
 import dataclasses
@@ -27,7 +28,10 @@ R = TypeVar("R")
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:
-    """All fields of a recipe, defaults included, as values that TOML and JSON can hold. Raises ConfigError for others."""
+    """All fields of a recipe, defaults included, as values that TOML and JSON can hold.
+
+    Raises ConfigError for others.
+    """
     result = {}
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
@@ -41,7 +45,10 @@ def to_dict(recipe: Any) -> dict[str, Any]:
 
 
 def plain(value: Any, name: str) -> Any:
-    """`value` as lists, tables, strings, numbers and booleans. Raises ConfigError, with `name`, for anything else."""
+    """`value` as lists, tables, strings, numbers and booleans.
+
+    Raises ConfigError, with `name`, for anything else.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     if isinstance(value, Mapping):
@@ -53,7 +60,8 @@ def plain(value: Any, name: str) -> Any:
     if isinstance(value, bool | int | float | str):
         return value
     raise ConfigError(
-        f"{name} is a {type(value).__name__}, which a recipe cannot hold: use numbers, strings, lists, tables or dataclasses"
+        f"{name} is a {type(value).__name__}, which a recipe cannot hold: use numbers, strings, lists, "
+        "tables or dataclasses"
     )
 
 
@@ -64,13 +72,17 @@ def dump(recipe: Any) -> str:
 
 def to_toml(table: Mapping[str, Any]) -> str:
     """A table of plain values as TOML."""
-    import tomli_w  # imported late, as jsonargparse below: benchmarks/gpu trains with neither of them installed
+    # imported late, as jsonargparse below: benchmarks/gpu trains with neither of them installed
+    import tomli_w
 
     return tomli_w.dumps(table)
 
 
 def load(kind: type[R], path: Path) -> R:
-    """Read a recipe of dataclass `kind`. Raises InputError, naming the key, for an unknown key or a wrong type."""
+    """Read a recipe of dataclass `kind`.
+
+    Raises InputError, naming the key, for an unknown key or a wrong type.
+    """
     import jsonargparse
 
     table, _ = read_recipe(kind, path)
@@ -84,7 +96,8 @@ def load(kind: type[R], path: Path) -> R:
 
 def from_namespace(kind: type[R], values: Any) -> R:
     """The recipe whose fields are attributes of `values`, which a parser returned."""
-    return kind(**{field.name: getattr(values, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: getattr(values, name) for name in names})
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -100,7 +113,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_recipe(kind: type, path: Path) -> tuple[dict[str, Any], bool]:
-    """The tables of a recipe file under the current names of their keys, and whether it used old ones; each of those gives a warning.
+    """The tables of a recipe file under the current names of their keys, and whether it used old ones; each
+    of those gives a warning.
 
     Raises InputError, naming the file, where it cannot be read or has both names of a key.
     """
@@ -113,7 +127,8 @@ def read_recipe(kind: type, path: Path) -> tuple[dict[str, Any], bool]:
 
 
 def renamed_keys(kind: type) -> dict[str, str]:
-    """Old name -> new name of every renamed key of a recipe, dotted (`optimizer.clip`); keys inside lists are left out."""
+    """Old name -> new name of every renamed key of a recipe, dotted (`optimizer.clip`); keys inside lists are
+    left out."""
     result = dict(getattr(kind, "RENAMED", {}))
     for name, part, in_list in _nested(kind):
         if not in_list:
@@ -124,8 +139,8 @@ def renamed_keys(kind: type) -> dict[str, str]:
 def with_current_names(kind: type, table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """`table` with renamed keys under their new names, and what was renamed: old name -> new name, dotted.
 
-    Values that are not tables where the recipe wants tables stay as they are; the parser refuses them. Raises ConfigError where a
-    table has both names of a key.
+    Values that are not tables where the recipe wants tables stay as they are; the parser refuses them. Raises
+    ConfigError where a table has both names of a key.
     """
     renamed: Mapping[str, str] = getattr(kind, "RENAMED", {})
     result: dict[str, Any] = {}
@@ -174,7 +189,7 @@ def warn_of_old_names(used: Mapping[str, str], where: str = "") -> None:
 
 
 def _nested(kind: type) -> Iterator[tuple[str, type, bool]]:
-    """Fields of a dataclass that are dataclasses, or lists of one: (name, dataclass, whether it is a list)."""
+    """Fields that are dataclasses, or lists of one: (name, dataclass, whether it is a list)."""
     for name, hint in typing.get_type_hints(kind).items():
         options = (hint, *typing.get_args(hint))
         in_list = typing.get_origin(hint) in (tuple, list)

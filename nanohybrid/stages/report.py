@@ -1,7 +1,7 @@
 """Reports: self-contained HTML pages for screens of all sizes, for printing, and for light and dark mode.
 
-A page has no external references: styles are inline, and figures are inline SVG. The ink and grid colors of the figures are replaced
-by those of the page, so figures follow the light or dark mode.
+A page has no external references: styles are inline, and figures are inline SVG. The ink and grid colors of
+the figures are replaced by those of the page, so figures follow the light or dark mode.
 """
 
 import html
@@ -24,22 +24,30 @@ INK, GRID = (
 )  # colors of axes and grid in plots.py, replaced here by the colors of the page
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1f2328; --paper: #ffffff; --soft: #59636e; --grid: #d8dce2; --wash: #f5f6f8; --accent: #1a6fc9; }
+:root {
+  color-scheme: light dark;
+  --ink: #1f2328; --paper: #ffffff; --soft: #59636e; --grid: #d8dce2; --wash: #f5f6f8; --accent: #1a6fc9;
+}
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --paper: #14171b; --soft: #9aa3ad; --grid: #333a42; --wash: #1c2026; --accent: #6cb2ff; }
+  :root {
+    --ink: #e6e8eb; --paper: #14171b; --soft: #9aa3ad; --grid: #333a42; --wash: #1c2026; --accent: #6cb2ff;
+  }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 48rem; padding: 1.2rem 1rem 4rem; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; max-width: 48rem; padding: 1.2rem 1rem 4rem;
+  color: var(--ink); background: var(--paper);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 1rem 0; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--grid); }
 p { margin: .6rem 0; }
-code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: var(--wash); border-radius: 4px; }
+code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+  background: var(--wash); border-radius: 4px; }
 code { padding: .1em .3em; }
 pre { padding: .8rem 1rem; overflow-x: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .9rem .35rem 0; text-align: left; border-bottom: 1px solid var(--grid); vertical-align: top; }
+th, td { padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--grid); }
 th { color: var(--soft); font-weight: 600; }
 .number { text-align: right; }
 figure { margin: 1.2rem 0; }
@@ -62,7 +70,8 @@ class Report:
         return self
 
     def text(self, paragraph: str) -> Self:
-        """Add paragraphs, separated by empty lines; `code` and **bold** are formatted, everything else is plain text."""
+        """Add paragraphs, separated by empty lines; `code` and **bold** are formatted, everything else is
+        plain text."""
         self.parts += [f"<p>{markup(part)}</p>" for part in re.split(r"\n\s*\n", paragraph.strip())]
         return self
 
@@ -123,7 +132,8 @@ def stage_report(record: Mapping[str, Any], series: Mapping[str, Sequence[Mappin
     made = record["made_with"]
     report = Report(f"nanohybrid {record['stage']}")
     report.text(
-        f"{record['seconds']:,.0f} s, {record['tokens']:,} tokens, peak memory {record['peak_memory_bytes'] / 2**30:.2f} GiB, on "
+        f"{record['seconds']:,.0f} s, {record['tokens']:,} tokens, peak memory "
+        f"{record['peak_memory_bytes'] / 2**30:.2f} GiB, on "
         f"{machine(made)}, nanohybrid {made['version']}."
     )
     if record["measures"]:
@@ -147,7 +157,7 @@ def machine(made: Mapping[str, Any]) -> str:
 
 
 def inline_svg(figure: "Figure", caption: str) -> str:
-    """A figure as an SVG element in the colors of the page, without prolog, metadata and external references."""
+    """A figure as an SVG element in the colors of the page, without prolog, metadata and references."""
     matplotlib = require("matplotlib", "train")
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption}):

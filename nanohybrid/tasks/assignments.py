@@ -1,6 +1,7 @@
 """Chained assignments modulo 10: `b=3;e=b+4;a=e*7;a?` is solved as `b=3`, `e=3+4=7`, `a=7*7=9`.
 
-A step takes one statement of the prompt, replaces the variable by the value of the previous step, and evaluates it.
+A step takes one statement of the prompt, replaces the variable by the value of the previous step, and
+evaluates it.
 """
 
 import random

@@ -1,7 +1,9 @@
-"""The generators of reasoning-gym as tasks without traces (extra `rl`): `gym/leg_counting`, `gym/basic_arithmetic`, ...
+"""The generators of reasoning-gym as tasks without traces (extra `rl`): `gym/leg_counting`,
+`gym/basic_arithmetic`, ...
 
-Prompts, answers and scores are those of reasoning-gym. The split of a prompt is decided by its hash, as for every task. The difficulty
-is the global level of the generator's curriculum; a generator without a curriculum has level 0 only.
+Prompts, answers and scores are those of reasoning-gym. The split of a prompt is decided by its hash, as for
+every task. The difficulty is the global level of the generator's curriculum; a generator without a curriculum
+has level 0 only.
 """
 
 import random
@@ -18,7 +20,10 @@ SIZE = 10_000  # problems of a generator and level; some generators make all of 
 
 
 class Gym:
-    """One generator of reasoning-gym. Raises InputError for an unknown name, MissingExtraError without reasoning-gym."""
+    """One generator of reasoning-gym.
+
+    Raises InputError for an unknown name, MissingExtraError without reasoning-gym.
+    """
 
     def __init__(self, generator: str) -> None:
         factory = require("reasoning_gym.factory", "rl")
@@ -31,7 +36,10 @@ class Gym:
         self.difficulties = range(_levels(generator))
 
     def make(self, rng: random.Random, difficulty: int, split: Split = "train") -> Problem:
-        """A problem of the split. Raises InputError for an unknown difficulty, or where no problem is found."""
+        """A problem of the split.
+
+        Raises InputError for an unknown difficulty, or where no problem is found.
+        """
         if difficulty not in self.difficulties:
             raise InputError(
                 f"task {self.name} has difficulties 0 to {self.difficulties[-1]}, not {difficulty}"
@@ -46,7 +54,8 @@ class Gym:
                     self.name, difficulty, prompt, "", "" if answer is None else str(answer), extra=entry
                 )
         raise InputError(
-            f"task {self.name} has no problem of difficulty {difficulty} in the {split} split; take another difficulty"
+            f"task {self.name} has no problem of difficulty {difficulty} in the {split} split; take another "
+            "difficulty"
         )
 
     def verify(self, problem: Problem, completion: str) -> float:

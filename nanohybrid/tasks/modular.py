@@ -1,7 +1,8 @@
 """Arithmetic modulo 10, shared by the arithmetic families.
 
-All operations are permutations of the ten digits (multipliers 3, 7 and 9; no 0 and no even number). So all answers are equally likely
-after any number of steps, and no shortcut (such as times 0) reveals the result of a chain.
+All operations are permutations of the ten digits (multipliers 3, 7 and 9; no 0 and no even number). So all
+answers are equally likely after any number of steps, and no shortcut (such as times 0) reveals the result of
+a chain.
 """
 
 import random

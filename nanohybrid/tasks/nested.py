@@ -1,6 +1,7 @@
 """Nested expressions modulo 10, innermost first: `eval 5-(2*(3+4))` is solved as `3+4=7`, `2*7=4`, `5-4=1`.
 
-Each parenthesis has one operation with a digit on the other side, so the next step is always the next parenthesis outwards.
+Each parenthesis has one operation with a digit on the other side, so the next step is always the next
+parenthesis outwards.
 """
 
 import random

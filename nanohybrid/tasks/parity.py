@@ -1,4 +1,5 @@
-"""Parity of bits: `parity 1101` is solved as `1+1=0`, `0+0=0`, `0+1=1`; the answer is 1 for an odd number of ones."""
+"""Parity of bits: `parity 1101` is solved as `1+1=0`, `0+0=0`, `0+1=1`; the answer is 1 for an odd number of
+ones."""
 
 import random
 

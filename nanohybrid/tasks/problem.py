@@ -1,7 +1,7 @@
 """The interface of a task: it generates problems with reasoning traces, and scores answers.
 
-One object provides the training data (prompt, trace, answer), the reward (`verify`) and the evaluation (the test split), so the three
-always agree.
+One object provides the training data (prompt, trace, answer), the reward (`verify`) and the evaluation (the
+test split), so the three always agree.
 """
 
 import random
@@ -15,7 +15,8 @@ from nanohybrid.errors import InputError
 
 Split = Literal["train", "test"]
 
-# One prompt in eight is in the test split. With fewer, the smallest family (parity of 4 bits, 16 prompts) might have none.
+# One prompt in eight is in the test split. With fewer, the smallest family (parity of 4 bits, 16 prompts)
+# might have none.
 TEST_ONE_IN = 8
 MAX_DRAWS = 10_000
 THINK_CLOSE = "</think>"
@@ -44,7 +45,10 @@ class Task(Protocol):
     difficulties: range
 
     def make(self, rng: random.Random, difficulty: int, split: Split = "train") -> Problem:
-        """A random problem of the split; it depends on `rng` alone. Raises InputError for an unknown difficulty."""
+        """A random problem of the split; it depends on `rng` alone.
+
+        Raises InputError for an unknown difficulty.
+        """
         ...
 
     def verify(self, problem: Problem, completion: str) -> float:
@@ -53,7 +57,10 @@ class Task(Protocol):
 
 
 def split_of(prompt: str) -> Split:
-    """The split of a prompt. A hash of the prompt decides, so it is the same on every machine and needs no list."""
+    """The split of a prompt.
+
+    A hash of the prompt decides, so it is the same on every machine and needs no list.
+    """
     digest = blake2b(prompt.encode(), digest_size=8, person=b"nanohybrid/split").digest()
     return "test" if int.from_bytes(digest, "big") % TEST_ONE_IN == 0 else "train"
 
@@ -64,7 +71,10 @@ def final_answer(completion: str) -> str:
 
 
 class Family(ABC):
-    """A built-in task. Subclasses draw a problem and solve it step by step; splits and verification are shared."""
+    """A built-in task.
+
+    Subclasses draw a problem and solve it step by step; splits and verification are shared.
+    """
 
     name: str
     difficulties: range
@@ -82,7 +92,8 @@ class Family(ABC):
             if split_of(prompt) == split:
                 return Problem(self.name, difficulty, prompt, "\n".join(steps), answer)
         raise InputError(
-            f"task {self.name} has no problem of difficulty {difficulty} in the {split} split; take another difficulty"
+            f"task {self.name} has no problem of difficulty {difficulty} in the {split} split; take another "
+            "difficulty"
         )
 
     def verify(self, problem: Problem, completion: str) -> float:

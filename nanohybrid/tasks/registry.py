@@ -20,14 +20,17 @@ GYM_PREFIX = "gym/"
 
 
 def register(family: Family) -> None:
-    """Make a family known under its name. Raises InputError where another one has it."""
+    """Register a family under its name. Raises InputError where the name is taken."""
     if type(FAMILIES.get(family.name, family)) is not type(family):
         raise InputError(f"a task is called {family.name!r} already: choose another name")
     FAMILIES[family.name] = family
 
 
 def names() -> list[str]:
-    """Names of the built-in families. `gym/NAME` is a task for each generator of reasoning-gym (extra `rl`)."""
+    """Names of the built-in families.
+
+    `gym/NAME` is a task for each generator of reasoning-gym (extra `rl`).
+    """
     return list(FAMILIES)
 
 

@@ -1,6 +1,8 @@
-"""Permutations by swaps: `swap 31425 13 24` exchanges 1 with 3, then 2 with 4: `31425 13=13425`, `13425 24=13245`.
+"""Permutations by swaps: `swap 31425 13 24` exchanges 1 with 3, then 2 with 4: `31425 13=13425`, `13425
+24=13245`.
 
-Harder for a tiny model than the other families (a step copies five digits and changes two): not in the default mix.
+Harder for a tiny model than the other families (a step copies five digits and changes two): not in the
+default mix.
 """
 
 import random

@@ -1,4 +1,5 @@
-"""The budget of a template render, and the operations that can produce large results; each is charged before it runs.
+"""The budget of a template render, and the operations that can produce large results; each is charged before
+it runs.
 
 The budget is a context variable, so renders in other threads have their own.
 """
@@ -19,7 +20,10 @@ INTEGER_BITS = 4_096
 
 
 class Budget:
-    """Remaining work units and the deadline of a render. A unit is a loop step, a list entry or a character."""
+    """Remaining work units and the deadline of a render.
+
+    A unit is a loop step, a list entry or a character.
+    """
 
     def __init__(self, work: int, seconds: float) -> None:
         self.work = work
@@ -27,8 +31,6 @@ class Budget:
         self.deadline = time.monotonic() + seconds
 
     def charge(self, amount: int) -> None:
-        """Subtract work. Raises SecurityError when the work or the time is used up."""
-        """Subtract work. Raises SecurityError when the work or the time is used up."""
         """Subtract work. Raises SecurityError when the work or the time is used up."""
         self.work -= amount
         if self.work < 0:
@@ -44,13 +46,12 @@ current: ContextVar[Budget] = ContextVar("budget of the render in this thread")
 
 def charge(amount: int) -> None:
     """Charge the current render."""
-    """Charge the current render."""
-    """Charge the current render."""
     current.get().charge(amount)
 
 
 def flatten(value: Any) -> Iterator[Any]:
-    """All values inside nested lists and dictionaries, containers included; an entry that occurs twice is yielded twice."""
+    """All values inside nested lists and dictionaries, containers included; an entry that occurs twice is
+    yielded twice."""
     stack = [value]
     while stack:
         top = stack.pop()
@@ -83,16 +84,12 @@ def charge_result(value: Any) -> Any:
 
 def charge_steps(values: Iterable[Any]) -> Iterator[Any]:
     """The values; each is charged as one step."""
-    """The values; each is charged as one step."""
-    """The values; each is charged as one step."""
     for value in values:
         charge(1)
         yield value
 
 
 def check_arguments(arguments: Iterable[Any]) -> None:
-    """Raise SecurityError for a number above LARGEST_ARGUMENT."""
-    """Raise SecurityError for a number above LARGEST_ARGUMENT."""
     """Raise SecurityError for a number above LARGEST_ARGUMENT."""
     for argument in arguments:
         if isinstance(argument, (int, float)) and abs(argument) > LARGEST_ARGUMENT:
@@ -104,16 +101,12 @@ def check_arguments(arguments: Iterable[Any]) -> None:
 
 def replace(value: str, old: str, new: str, count: int = -1) -> str:
     """`str.replace`, charged by the size of the result."""
-    """`str.replace`, charged by the size of the result."""
-    """`str.replace`, charged by the size of the result."""
     value, old, new = str(value), str(old), str(new)
     charge(len(value) + value.count(old) * len(new))
     return value.replace(old, new, -1 if count is None else count)
 
 
 def join(values: Iterable[Any], between: str = "") -> str:
-    """`str.join`, charged by the size of the result."""
-    """`str.join`, charged by the size of the result."""
     """`str.join`, charged by the size of the result."""
     entries = list(charge_steps(values))
     for entry in entries:
@@ -127,14 +120,10 @@ def join_filter(
     environment: jinja2.Environment, values: Iterable[Any], d: str = "", attribute: str | int | None = None
 ) -> str:
     """jinja2's filter `join`; the names of the parameters are jinja2's."""
-    """jinja2's filter `join`; the names of the parameters are jinja2's."""
-    """jinja2's filter `join`; the names of the parameters are jinja2's."""
     return join(values if attribute is None else map(make_attrgetter(environment, attribute), values), d)
 
 
 def join_method(between: str, values: Iterable[Any]) -> str:
-    """The method `join` of a string."""
-    """The method `join` of a string."""
     """The method `join` of a string."""
     return join(values, between)
 
@@ -156,15 +145,11 @@ def charge_format(pattern: str, arguments: Iterable[Any]) -> None:
 
 def format_text(value: str, *arguments: Any, **named: Any) -> str:
     """jinja2's filter `format`."""
-    """jinja2's filter `format`."""
-    """jinja2's filter `format`."""
     charge_format(str(value), [*arguments, *named.values()])
     return str(value) % (named or arguments)
 
 
 def indent(value: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    """jinja2's filter `indent`."""
-    """jinja2's filter `indent`."""
     """jinja2's filter `indent`."""
     margin = width if isinstance(width, str) else " " * width
     lines = (str(value) + ("\n" if blank else "")).splitlines(keepends=True)
@@ -176,8 +161,6 @@ def indent(value: str, width: int | str = 4, first: bool = False, blank: bool = 
 
 
 def to_string(value: Any) -> str:
-    """jinja2's filter `string`."""
-    """jinja2's filter `string`."""
     """jinja2's filter `string`."""
     charge_text(value)
     return str(value)
@@ -191,8 +174,6 @@ def to_json(
     sort_keys: bool = False,
 ) -> str:
     """The filter `tojson` of transformers. Raises SecurityError for an indent above 16."""
-    """The filter `tojson` of transformers. Raises SecurityError for an indent above 16."""
-    """The filter `tojson` of transformers. Raises SecurityError for an indent above 16."""
     if indent is not None and not (isinstance(indent, int) and 0 <= indent <= 16):
         raise SecurityError("it indents JSON by more than 16")
     charge_text(value)
@@ -203,14 +184,10 @@ def to_json(
 
 def concatenate(values: Sequence[Any]) -> str:
     """The operator `~`."""
-    """The operator `~`."""
-    """The operator `~`."""
     return join(values)
 
 
 def charge_product(operator: str, left: Any, right: Any) -> None:
-    """Charge `*` and `**`. Raises SecurityError for integers of more than INTEGER_BITS bits."""
-    """Charge `*` and `**`. Raises SecurityError for integers of more than INTEGER_BITS bits."""
     """Charge `*` and `**`. Raises SecurityError for integers of more than INTEGER_BITS bits."""
     for value, other in ((left, right), (right, left)):
         if not isinstance(value, (int, float)) and isinstance(other, int):

@@ -1,7 +1,8 @@
 """Byte-level BPE: the alphabet of the `tokenizers` library for raw bytes, and a tokenizer from its parts.
 
-A vocabulary is stored as JSON, which has no bytes. So each byte value is written as one printable character: printable Latin-1
-characters stand for their own values, and the other 68 values use the code points from 256 on, in order.
+A vocabulary is stored as JSON, which has no bytes. So each byte value is written as one printable character:
+printable Latin-1 characters stand for their own values, and the other 68 values use the code points from 256
+on, in order.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,8 +20,8 @@ def _alphabet() -> list[str]:
 BYTE_TO_CHARACTER = _alphabet()
 CHARACTER_TO_BYTE = {character: value for value, character in enumerate(BYTE_TO_CHARACTER)}
 
-# The splitting rule of tekken: words that start in upper case or end in lower case (with one punctuation character or space before
-# them), single digits, punctuation with the newlines after it, and white space.
+# The splitting rule of tekken: words that start in upper case or end in lower case (with one punctuation
+# character or space before them), single digits, punctuation with the newlines after it, and white space.
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _BEFORE_A_WORD = r"[^\r\n\p{L}\p{N}]?"
 SPLIT_PATTERN = "|".join(
@@ -42,14 +43,17 @@ def to_characters(raw: bytes) -> str:
 
 
 def to_bytes(token: str) -> bytes:
-    """The raw bytes of a vocabulary entry. An entry outside the byte alphabet stands for its own text, as in the library."""
+    """The raw bytes of a vocabulary entry.
+
+    An entry outside the byte alphabet stands for its own text, as in the library.
+    """
     if all(character in CHARACTER_TO_BYTE for character in token):
         return bytes(CHARACTER_TO_BYTE[character] for character in token)
     return token.encode()
 
 
 def splitter(pattern: str = SPLIT_PATTERN) -> pre_tokenizers.PreTokenizer:
-    """A pre-tokenizer that splits a text by `pattern` and writes the bytes of each part in the byte alphabet."""
+    """A pre-tokenizer that splits a text by `pattern` and writes the parts in the byte alphabet."""
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 

@@ -1,9 +1,10 @@
 """Chat templates: messages to prompts, without special tokens from users.
 
-A special token's name in a user's message must stay plain text. Escaping such names in the messages is not enough: a template that
-joins or removes words can build a name out of two harmless halves. So the names in the template are replaced, before it is compiled,
-by code words (a fence character, the token's id, the fence again) that no message contains. What looks like a special token in the
-rendered text was then not written by the template, and is encoded as plain text.
+A special token's name in a user's message must stay plain text. Escaping such names in the messages is not
+enough: a template that joins or removes words can build a name out of two harmless halves. So the names in
+the template are replaced, before it is compiled, by code words (a fence character, the token's id, the fence
+again) that no message contains. What looks like a special token in the rendered text was then not written by
+the template, and is encoded as plain text.
 """
 
 import functools
@@ -31,7 +32,10 @@ Tools = Sequence[Mapping[str, Any]]
 
 
 class ChatTemplate:
-    """A chat template. `name` is its name in error messages; `specials` are the values of bos_token and eos_token in it."""
+    """A chat template.
+
+    `name` is its name in error messages; `specials` are the values of bos_token and eos_token in it.
+    """
 
     def __init__(
         self, source: str, name: str = TEMPLATE_FILE, specials: Mapping[str, str] | None = None
@@ -49,7 +53,10 @@ class ChatTemplate:
 
     @classmethod
     def from_directory(cls, directory: Path | str) -> "ChatTemplate":
-        """The template of a checkpoint, or the built-in one where it has none. Raises CheckpointError for a damaged file."""
+        """The template of a checkpoint, or the built-in one where it has none.
+
+        Raises CheckpointError for a damaged file.
+        """
         directory = Path(directory)
         settings_file, file = directory / "tokenizer_config.json", directory / TEMPLATE_FILE
         settings = _settings(settings_file)
@@ -95,7 +102,8 @@ class ChatTemplate:
         thinking: bool | None = None,
         generate: bool = True,
     ) -> list[int]:
-        """The prompt as ids: those of `render`, except that special tokens inside the messages are encoded as plain text."""
+        """The prompt as ids: those of `render`, except that special tokens inside the messages are encoded as
+        plain text."""
         values = self._values(messages, tools, thinking, generate)
         fence = _free_fence(values)
         sandbox, specials = self._fenced(tokenizer, fence)
@@ -123,7 +131,10 @@ class ChatTemplate:
         )
 
     def _fenced(self, tokenizer: Tokenizer, fence: str) -> tuple[Sandbox, dict[str, str]]:
-        """The template with code words for the special tokens of this tokenizer. Cached for the first fence only; others are rare."""
+        """The template with code words for the special tokens of this tokenizer.
+
+        Cached for the first fence only; others are rare.
+        """
         known = self._by_tokenizer.get(tokenizer)
         if known is not None and fence == _FENCES[0]:
             return known
@@ -160,7 +171,8 @@ class ChatTemplate:
 def split_thinking(text: str, opened: bool = False) -> tuple[str | None, str]:
     """(reasoning, content) of a model's text; the first `</think>` ends the reasoning.
 
-    opened: whether the prompt ends with `<think>`; a text without `</think>` is then reasoning that was cut off.
+    opened: whether the prompt ends with `<think>`; a text without `</think>` is then reasoning that was cut
+    off.
     """
     before, found, after = text.partition(THINK_CLOSE)
     starts = before.lstrip().startswith(THINK_OPEN)
@@ -177,7 +189,8 @@ def _default() -> ChatTemplate:
 
 
 def _with_switch(messages: list[dict[str, Any]], word: str) -> list[dict[str, Any]]:
-    """For templates that switch thinking by words only: append the word to the last user message, which takes precedence."""
+    """For templates that switch thinking by words only: append the word to the last user message, which takes
+    precedence."""
     last = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=None)
     if last is None:
         return [{"role": "system", "content": word}, *messages]
@@ -211,7 +224,7 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({error}); was the download cut off?") from None
+        raise CheckpointError(f"{path}: is not JSON ({error}); is it truncated?") from None
     return value if isinstance(value, dict) else {}
 
 

@@ -19,7 +19,10 @@ def checked(messages: Any) -> list[dict[str, Any]]:
 
 
 def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """The tools as dictionaries, or None for none. Raises InputError, naming the tool, for one that is not an object."""
+    """The tools as dictionaries, or None for none.
+
+    Raises InputError, naming the tool, for one that is not an object.
+    """
     if not tools:
         return None
     if isinstance(tools, (str, bytes)) or not isinstance(tools, Sequence):

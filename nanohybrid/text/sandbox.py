@@ -1,9 +1,9 @@
 """Rendering of chat templates from untrusted checkpoints.
 
-jinja2's immutable sandbox keeps a template from Python's internals, but does not limit its time and memory. So each render has a budget
-of time and of work. All operations are charged before they run: loop steps, calls, filters, new lists, and strings that are joined,
-repeated or padded. Templates have the filters, functions and extensions that transformers offers; filters that are not needed for chats
-are left out.
+jinja2's immutable sandbox keeps a template from Python's internals, but does not limit its time and memory.
+So each render has a budget of time and of work. All operations are charged before they run: loop steps,
+calls, filters, new lists, and strings that are joined, repeated or padded. Templates have the filters,
+functions and extensions that transformers offers; filters that are not needed for chats are left out.
 """
 
 import datetime
@@ -135,7 +135,8 @@ class _ChargeNodes(NodeTransformer):
 
 
 class _Generation(Extension):
-    """`{% generation %}`, which tags the model's text in some templates; it does not change the rendered text."""
+    """`{% generation %}`, which tags the model's text in some templates; it does not change the rendered
+    text."""
 
     tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
 
@@ -146,7 +147,8 @@ class _Generation(Extension):
 
 @jinja2.pass_context
 def _finalize(context: Context, value: Any) -> Any:
-    # With the context as parameter, jinja2 calls this for constant outputs at render time too, where there is a budget.
+    # With the context as parameter, jinja2 calls this for constant outputs at render time too, where there is
+    # a budget.
     budget.charge_text(value)
     return value
 
@@ -232,7 +234,10 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 class Sandbox:
-    """A compiled template; `name` is its name in error messages. Raises InputError where it is too long or does not compile."""
+    """A compiled template; `name` is its name in error messages.
+
+    Raises InputError where it is too long or does not compile.
+    """
 
     def __init__(self, source: str, name: str, seconds: float = SECONDS) -> None:
         if len(source) > TEMPLATE_CHARACTERS:
@@ -245,11 +250,14 @@ class Sandbox:
         try:
             self.inputs = frozenset(meta.find_undeclared_variables(environment.parse(source)))
             self._template = environment.from_string(source)
-        except Exception as error:  # noqa: BLE001  the file is untrusted; it cannot be used, whatever it raises
+        except Exception as error:  # noqa: BLE001  an untrusted file may raise anything
             raise InputError(f"{name}: the chat template does not compile: {_line(error)}") from None
 
     def render(self, **values: Any) -> str:
-        """The text for these values. Raises InputError where the template refuses the messages, fails or exceeds its budget."""
+        """The text for these values.
+
+        Raises InputError where the template refuses the messages, fails or exceeds its budget.
+        """
         size = sum(len(leaf) if isinstance(leaf, str) else 1 for leaf in budget.flatten(values))
         token = budget.current.set(budget.Budget(WORK + WORK_PER_INPUT_CHARACTER * size, self._seconds))
         try:

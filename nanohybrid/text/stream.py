@@ -1,4 +1,7 @@
-"""Incremental decoding. A character whose UTF-8 bytes are spread over several tokens is returned once it is complete."""
+"""Incremental decoding.
+
+A character whose UTF-8 bytes are spread over several tokens is returned once it is complete.
+"""
 
 import codecs
 
@@ -6,7 +9,10 @@ from nanohybrid.text.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Decodes ids one by one. The results of `push` and `flush`, joined, equal `tokenizer.decode` of all ids."""
+    """Decodes ids one by one.
+
+    The results of `push` and `flush`, joined, equal `tokenizer.decode` of all ids.
+    """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer

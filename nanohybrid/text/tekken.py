@@ -1,8 +1,9 @@
-"""The tokenizer of Nemotron Nano 2, which is Mistral NeMo's tekken, rebuilt from the file in the package mistral-common.
+"""The tokenizer of Nemotron Nano 2, which is Mistral NeMo's tekken, rebuilt from the file in the package
+mistral-common.
 
-The file lists tokens by rank, without merges. The merge of a token is found by BPE on its own bytes with the merges of lower rank; two
-parts remain. On any text this gives the result of a rank-driven BPE, because merges inside a span of text do not depend on its
-surroundings as long as no merge crosses its border.
+The file lists tokens by rank, without merges. The merge of a token is found by BPE on its own bytes with the
+merges of lower rank; two parts remain. On any text this gives the result of a rank-driven BPE, because merges
+inside a span of text do not depend on its surroundings as long as no merge crosses its border.
 """
 
 import base64
@@ -25,8 +26,8 @@ NAMED_SPECIAL_TOKENS = (
 def tekken(path: Path | str | None = None) -> Tokenizer:
     """The tokenizer of the official checkpoints: 1,000 special tokens, then 130,072 tokens by rank.
 
-    path: the file tekken_240718.json; None uses that of the installed mistral-common. Raises InputError for a missing or damaged
-    file, MissingExtraError without mistral-common.
+    path: the file tekken_240718.json; None uses that of the installed mistral-common. Raises InputError for a
+    missing or damaged file, MissingExtraError without mistral-common.
     """
     file = Path(path) if path is not None else _installed()
     config, entries = _parts(file)
@@ -38,7 +39,8 @@ def tekken(path: Path | str | None = None) -> Tokenizer:
         raise InputError(f"{file}: not a tekken file like {FILE} ({error!r})") from None
     if len(ranked) != size - special_count or ranked[:256] != [bytes([value]) for value in range(256)]:
         raise InputError(
-            f"{file}: has {len(ranked)} tokens; its configuration says {size - special_count}, starting with the 256 bytes"
+            f"{file}: has {len(ranked)} tokens; its configuration says {size - special_count}, starting with "
+            "the 256 bytes"
         )
     special_tokens = [
         *NAMED_SPECIAL_TOKENS,

@@ -1,8 +1,8 @@
 """Tokenizers: text to ids and back, on top of the `tokenizers` library.
 
-Two things differ from using the library directly. Special tokens (`<SPECIAL_11>` and the like) are parsed only where the caller
-asks for it, so that a user cannot inject one. Decoding works on bytes, so that a stream of tokens decodes to the same text as
-the whole list.
+Two things differ from using the library directly. Special tokens (`<SPECIAL_11>` and the like) are parsed
+only where the caller asks for it, so that a user cannot inject one. Decoding works on bytes, so that a stream
+of tokens decodes to the same text as the whole list.
 """
 
 import json
@@ -60,8 +60,8 @@ class Tokenizer:
     def from_directory(cls, directory: Path | str, vocab_size: int | None = None) -> "Tokenizer":
         """Read the tokenizer of a checkpoint.
 
-        vocab_size: of the model; None reads it from config.json. Raises CheckpointError where the tokenizer cannot be read or has
-        more ids than the model.
+        vocab_size: of the model; None reads it from config.json. Raises CheckpointError where the tokenizer
+        cannot be read or has more ids than the model.
         """
         directory = Path(directory)
         path = directory / TOKENIZER_FILE
@@ -79,7 +79,8 @@ class Tokenizer:
         limit = vocab_size if vocab_size is not None else _id(config, "vocab_size")
         if limit is not None and tokenizer.vocab_size > limit:
             raise CheckpointError(
-                f"{path}: has ids up to {tokenizer.vocab_size - 1}, but the model's vocabulary ends at {limit - 1}; "
+                f"{path}: has ids up to {tokenizer.vocab_size - 1}, but the model's vocabulary ends at "
+                f"{limit - 1}; "
                 "use the tokenizer.json of the model"
             )
         return tokenizer
@@ -105,7 +106,8 @@ class Tokenizer:
     def encode(self, text: str, bos: bool = False, parse_special: bool = True) -> list[int]:
         """Ids of `text`.
 
-        parse_special   True: a special token's name in the text becomes its id. False: it is encoded as plain characters.
+        parse_special   True: a special token's name in the text becomes its id. False: it is encoded as plain
+                        characters.
         bos             True: the BOS token comes first.
         Raises InputError for a text with half a surrogate pair, which UTF-8 cannot encode.
         """
@@ -140,7 +142,10 @@ class Tokenizer:
         )
 
     def token_bytes(self, number: int, skip_special_tokens: bool = True) -> bytes:
-        """The raw bytes of one token. For a special token: none, or its name with `skip_special_tokens=False`."""
+        """The raw bytes of one token.
+
+        For a special token: none, or its name with `skip_special_tokens=False`.
+        """
         if not skip_special_tokens and number in self._special:
             return self._special[number].encode()
         return self._bytes[number] if 0 <= number < len(self._bytes) else b""
@@ -164,7 +169,10 @@ class Tokenizer:
 
     @cached_property
     def special_token_pattern(self) -> re.Pattern[str]:
-        """Matches any special token's name in a text, the longest first. Without special tokens it matches nothing."""
+        """Matches any special token's name in a text, the longest first.
+
+        Without special tokens it matches nothing.
+        """
         names = sorted(self._special.values(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
@@ -178,7 +186,8 @@ def _whole(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"the text has half a surrogate pair at character {error.start}, which UTF-8 cannot encode; remove it"
+            f"the text has half a surrogate pair at character {error.start}, which UTF-8 cannot encode; "
+            "remove it"
         ) from None
     return text
 
@@ -195,7 +204,7 @@ def _read(path: Path) -> RawTokenizer:
     try:
         json.loads(source)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({_line(error)}); was the download cut off?") from None
+        raise CheckpointError(f"{path}: is not JSON ({_line(error)}); is it truncated?") from None
     try:
         raw = RawTokenizer.from_str(source)
     except Exception as error:  # noqa: BLE001  the library raises bare Exception
@@ -204,13 +213,15 @@ def _read(path: Path) -> RawTokenizer:
         ) from None
     if '"ByteLevel"' not in json.dumps(json.loads(source).get("decoder")):
         raise CheckpointError(
-            f"{path}: is not a byte-level BPE tokenizer, as those of Nemotron and Qwen are; others are not supported"
+            f"{path}: is not a byte-level BPE tokenizer, as those of Nemotron and Qwen are; others are not "
+            "supported"
         )
     return raw
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """The contents of a JSON file beside the tokenizer; empty if it is missing or damaged, which the checkpoint reader reports."""
+    """The contents of a JSON file beside the tokenizer; empty if it is missing or damaged, which the
+    checkpoint reader reports."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -219,7 +230,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _ids(value: Any) -> list[int]:
-    """Those of one id or a list that an id can be: some files say -1 for none."""
+    """The valid ids of a setting, which is one id or a list; some files have -1 for no id."""
     each = value if isinstance(value, list) else [value]
     return [one for one in each if type(one) is int and 0 <= one < 2**31]
 

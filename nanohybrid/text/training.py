@@ -1,7 +1,8 @@
 """Training of a small byte-level BPE with the special tokens and the splitting rule of tekken.
 
-Ids: 0 to 12 are the special tokens, 13 to 268 the bytes in order, then the merges in the order of training. So a model trained with it
-uses the chat format of the released checkpoints, and the smallest vocabulary has 269 ids.
+Ids: 0 to 12 are the special tokens, 13 to 268 the bytes in order, then the merges in the order of training.
+So a model trained with it uses the chat format of the released checkpoints, and the smallest vocabulary has
+269 ids.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Training: one loop with mixed precision, a learning-rate schedule, snapshots and activation checkpointing."""
+"""Training: one loop with mixed precision, learning-rate schedule, snapshots and activation checkpointing."""
 
 from nanohybrid.train.loop import LoopConfig, fit
 from nanohybrid.train.next_token import mean_loss, next_token_loss

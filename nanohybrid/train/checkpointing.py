@@ -1,7 +1,7 @@
 """Activation checkpointing of a model's layers: less activation memory for a second forward pass.
 
-A checkpointed layer saves only its input and runs again in the backward pass. Activation memory then grows with the number of
-layers times the hidden size, and not with everything that a layer computes.
+A checkpointed layer saves only its input and runs again in the backward pass. Activation memory then grows
+with the number of layers times the hidden size, and not with everything that a layer computes.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def checkpointed(layers: nn.ModuleList, every: int = 1) -> Iterator[None]:
-    """Within the context, every `every`-th layer recomputes its activations in the backward pass; 0 changes nothing.
+    """Within the context, every `every`-th layer recomputes its activations in the backward pass; 0 changes
+    nothing.
 
     Names of parameters do not change.
     """

@@ -1,8 +1,9 @@
 """The training loop of pretraining, SFT, GRPO and distillation. They differ in their batches and their loss.
 
-A step draws a batch, computes the loss and the gradient, clips the gradient and updates the weights. The loop adds the learning-rate
-schedule, precision, activation checkpointing, snapshots, the log and a clean stop on Ctrl-C. `batches(step)` must depend on the step
-alone; then a run that was killed and resumed makes the same updates, bit for bit, as an uninterrupted run.
+A step draws a batch, computes the loss and the gradient, clips the gradient and updates the weights. The loop
+adds the learning-rate schedule, precision, activation checkpointing, snapshots, the log and a clean stop on
+Ctrl-C. `batches(step)` must depend on the step alone; then a run that was killed and resumed makes the same
+updates, bit for bit, as an uninterrupted run.
 """
 
 import math
@@ -56,7 +57,8 @@ class LoopConfig:
     log_steps: int = 10
     """Steps between rows of the log."""
     activation_checkpoint_every: int = 0
-    """Recompute the activations of every n-th layer in the backward pass, to save memory; 0 saves all activations."""
+    """Recompute the activations of every n-th layer in the backward pass, to save memory; 0 saves all
+    activations."""
     compile: bool = False
     """Compile the forward pass with torch.compile. On a CPU this takes a minute and gains no speed."""
 
@@ -68,7 +70,10 @@ class LoopConfig:
 
 
 class TrainingRecipe(Protocol):
-    """The settings of a recipe that the loop reads. The recipes of pretraining, SFT, GRPO and distillation have them."""
+    """The settings of a recipe that the loop reads.
+
+    The recipes of pretraining, SFT, GRPO and distillation have them.
+    """
 
     @property
     def optimizer(self) -> OptimizerConfig: ...
@@ -94,15 +99,18 @@ def fit(
     steps_per_unit: int = 1,
     name: str = "train",
 ) -> TrainState:
-    """Train `model` in place up to step `steps`; a snapshot in the stage's directory is resumed. Returns the final state.
+    """Train `model` in place up to step `steps`; a snapshot in the stage's directory is resumed. Returns the
+    final state.
 
     batches         step -> batch
     loss            (model, batch) -> sum of the loss over the batch, and the number of its terms
-    steps_per_unit  steps whose batches were made together: snapshots and stops come only after multiples of it
-    name            series of the stage's log, with step, loss, gradient norm, learning rate, tokens and tokens per second
+    steps_per_unit  steps whose batches were made together: snapshots and stops come only after multiples of
+                    it
+    name            series of the stage's log, with step, loss, gradient norm, learning rate, tokens and
+                    tokens per second
 
-    Raises InputError where the loss or the gradient norm is not finite, KeyboardInterrupt after Ctrl-C or SIGTERM (with a
-    snapshot written), and CheckpointError for a snapshot that does not fit the model.
+    Raises InputError where the loss or the gradient norm is not finite, KeyboardInterrupt after Ctrl-C or
+    SIGTERM (with a snapshot written), and CheckpointError for a snapshot that does not fit the model.
     """
     return TrainingRun(model, batches, loss, recipe, steps, stage, steps_per_unit, name).run()
 
@@ -180,14 +188,18 @@ class TrainingRun:
         return {"loss": loss_ema, "tok/s": self.log(loss, gradient_norm, learning_rate)}
 
     def check_finite(self, loss: float, norm: float) -> None:
-        """Raise InputError before an update that would write NaN into the weights; the last snapshot stays usable."""
+        """Raise InputError before an update that would write NaN into the weights; the last snapshot stays
+        usable."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
             fix = "use a lower learning_rate, a longer warmup, or precision fp32"
             raise InputError(f"{self.name}: {what} at step {self.state.step}; {fix}")
 
     def log(self, loss: float, norm: float, learning_rate: float) -> int:
-        """Write a row of the log every `log_steps` steps. Returns the tokens per second since the last row."""
+        """Write a row of the log every `log_steps` steps.
+
+        Returns the tokens per second since the last row.
+        """
         now = time.monotonic()
         speed = round((self.state.tokens - self.logged_tokens) / max(now - self.logged_at, 1e-9))
         if self.state.step % self.loop.log_steps == 0 or self.state.step == self.steps:
@@ -204,7 +216,10 @@ class TrainingRun:
         return speed
 
     def maybe_checkpoint(self, stop: bool) -> None:
-        """Write a snapshot if one is due, at the last step, and before a stop. Raises KeyboardInterrupt for a stop."""
+        """Write a snapshot if one is due, at the last step, and before a stop.
+
+        Raises KeyboardInterrupt for a stop.
+        """
         is_last = self.state.step == self.steps
         if not is_last and self.state.step % self.steps_per_unit:
             return
@@ -215,7 +230,8 @@ class TrainingRun:
             raise KeyboardInterrupt
 
     def snapshot_is_due(self) -> bool:
-        """Whether `snapshot_steps` steps have passed since the last snapshot, or `snapshot_seconds` where that is 0."""
+        """Whether `snapshot_steps` steps have passed since the last snapshot, or `snapshot_seconds` where
+        that is 0."""
         if self.loop.snapshot_steps:
             return self.state.step - self.saved_step >= self.loop.snapshot_steps
         return time.monotonic() - self.saved_at >= self.loop.snapshot_seconds
@@ -223,10 +239,11 @@ class TrainingRun:
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that receives the signal number on Ctrl-C or SIGTERM. A second Ctrl-C raises KeyboardInterrupt at once.
+    """A list that receives the signal number on Ctrl-C or SIGTERM. A second Ctrl-C raises KeyboardInterrupt
+    at once.
 
-    An exception in the middle of an update would leave the weights partly updated, so the first signal waits for the end of the
-    step. Outside the main thread, where Python delivers no signals, the list stays empty.
+    An exception in the middle of an update would leave the weights partly updated, so the first signal waits
+    for the end of the step. Outside the main thread, where Python delivers no signals, the list stays empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

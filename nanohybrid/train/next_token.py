@@ -1,4 +1,5 @@
-"""The loss of pretraining and SFT: cross-entropy of the next token of each document, where the loss mask has a target.
+"""The loss of pretraining and SFT: cross-entropy of the next token of each document, where the loss mask has
+a target.
 
 T tokens, E hidden size.
 """

@@ -1,7 +1,7 @@
 """AdamW with weight decay on matrices only, and gradient clipping.
 
-Norm weights, A_log, dt_bias, D and biases have no weight decay: zero is not a natural value for them. Optimizer states are fp32,
-as the master weights are.
+Norm weights, A_log, dt_bias, D and biases have no weight decay: zero is not a natural value for them.
+Optimizer states are fp32, as the master weights are.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,8 @@ class OptimizerConfig:
             self.learning_rate >= 0 and self.weight_decay >= 0 and self.max_grad_norm > 0 and self.epsilon > 0
         ):
             raise ConfigError(
-                "optimizer: learning_rate and weight_decay must not be negative, max_grad_norm and epsilon must be positive"
+                "optimizer: learning_rate and weight_decay must not be negative, max_grad_norm and epsilon "
+                "must be positive"
             )
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ConfigError(f"optimizer: beta1 {self.beta1} and beta2 {self.beta2} must be in [0, 1)")
@@ -76,5 +77,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradients so that their common norm is at most `max_norm`; returns the norm before, an fp32 scalar."""
+    """Scale the gradients so that their common norm is at most `max_norm`; returns the norm before, an fp32
+    scalar."""
     return nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], max_norm)

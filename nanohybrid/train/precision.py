@@ -1,8 +1,9 @@
-"""Mixed precision: fp32, bf16 autocast, or bf16 with the matrix products of the inner layers in FP8 (paper, section 2).
+"""Mixed precision: fp32, bf16 autocast, or bf16 with the matrix products of the inner layers in FP8 (paper,
+section 2).
 
-Weights stay fp32 in every mode, and the model's code does not depend on the mode. The FP8 recipe is in ops/fp8/reference.py. It
-applies to the linears of all layers except the first and last `bf16_layers`. The embedding and the head never use it: they are the
-most sensitive parts and a small share of the work.
+Weights stay fp32 in every mode, and the model's code does not depend on the mode. The FP8 recipe is in
+ops/fp8/reference.py. It applies to the linears of all layers except the first and last `bf16_layers`. The
+embedding and the head never use it: they are the most sensitive parts and a small share of the work.
 """
 
 from collections.abc import Iterator
@@ -44,7 +45,10 @@ class PrecisionConfig:
 
 
 class FP8Linear(nn.Linear):
-    """A linear whose three matrix products have FP8 operands. It shares the weight of the linear that it replaces."""
+    """A linear whose three matrix products have FP8 operands.
+
+    It shares the weight of the linear that it replaces.
+    """
 
     def __init__(self, original: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -76,7 +80,8 @@ def fp8_linears(layers: nn.ModuleList, bf16_layers: int) -> Iterator[int]:
     found = list(fp8_modules(layers, bf16_layers))
     if not found:
         raise ConfigError(
-            f"precision: with {len(layers)} layers and bf16_layers {bf16_layers} no layer is left for fp8: lower bf16_layers"
+            f"precision: with {len(layers)} layers and bf16_layers {bf16_layers} no layer is left for fp8: "
+            "lower bf16_layers"
         )
     for module, name, linear in found:
         setattr(module, name, FP8Linear(linear))

@@ -1,7 +1,7 @@
 """Pretraining: token stores in, a base model out (paper, section 2).
 
-The recipe holds the model, the number of tokens, the phases of the mixture, optimizer, schedule and precision. The output is a
-checkpoint in the Hugging Face layout, with the tokenizer of the data and a report.
+The recipe holds the model, the number of tokens, the phases of the mixture, optimizer, schedule and
+precision. The output is a checkpoint in the Hugging Face layout, with the tokenizer of the data and a report.
 """
 
 from dataclasses import dataclass, field
@@ -35,7 +35,10 @@ class PretrainRecipe:
     """Pretraining."""
 
     model: str | dict[str, Any] = "tiny"
-    """The name of a preset, or a table of model configuration fields. The vocabulary size is the tokenizer's."""
+    """The name of a preset, or a table of model configuration fields.
+
+    The vocabulary size is the tokenizer's.
+    """
     tokens: int = 2_000_000
     """Tokens to train on, rounded up to whole steps."""
     steps: int | None = None
@@ -60,7 +63,8 @@ class PretrainRecipe:
             raise ConfigError("tokens (or steps), batch_tokens and sequence_length must be positive")
         if self.validation_batches < 0:
             raise ConfigError(
-                f"validation_batches is {self.validation_batches}: it must not be negative; 0 skips validation"
+                f"validation_batches is {self.validation_batches}: it must not be negative; 0 skips "
+                "validation"
             )
 
     @property
@@ -72,8 +76,9 @@ class PretrainRecipe:
 def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu") -> Path:
     """Train a model on the token stores of the directory `data` and write it to `out`, which is returned.
 
-    An interrupted run resumes; a complete one returns at once. `device` is not part of the run's identity: a run may resume on
-    another one. Raises ConfigError or InputError for a recipe, data or a directory that cannot be used.
+    An interrupted run resumes; a complete one returns at once. `device` is not part of the run's identity: a
+    run may resume on another one. Raises ConfigError or InputError for a recipe, data or a directory that
+    cannot be used.
     """
     with open_stage(out, "pretrain", recipe, {"data": data}, recipe.seed, device) as stage:
         if stage.complete:
@@ -143,7 +148,8 @@ def check_memory(config: HybridConfig, recipe: PretrainRecipe, device: str = "cp
     )
     raise ConfigError(
         f"model: training takes {fixed / GIB:,.0f} GiB for weights, gradients and optimizer states, and "
-        f"{needed.peak_bytes / GIB:,.0f} GiB with the activations of a step; {where} has {available / GIB:,.0f} GiB: {fix}"
+        f"{needed.peak_bytes / GIB:,.0f} GiB with the activations of a step; {where} has "
+        f"{available / GIB:,.0f} GiB: {fix}"
     )
 
 
@@ -157,7 +163,8 @@ def memory_of(device: str) -> int:
 
 
 def measure(stage: Stage, model: HybridLM, recipe: PretrainRecipe, held_out: dict[str, TokenStore]) -> None:
-    """Record the number of parameters, the median speed, and the loss on held-out documents where there are any."""
+    """Record the number of parameters, the median speed, and the loss on held-out documents where there are
+    any."""
     rows = stage.series("pretrain")
     stage.measure(
         parameters=sum(parameter.numel() for parameter in model.parameters()),

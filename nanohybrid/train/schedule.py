@@ -1,6 +1,8 @@
-"""The learning-rate schedule: warmup, stable, decay (WSD; Hu et al. 2024; paper, section 2). Pure functions of the step.
+"""The learning-rate schedule: warmup, stable, decay (WSD; Hu et al. 2024; paper, section 2). Pure functions
+of the step.
 
-The stable part does not depend on the length of the run, so a run can be continued from any step before its decay.
+The stable part does not depend on the length of the run, so a run can be continued from any step before its
+decay.
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if not (0 <= self.warmup <= 1 and 0 <= self.decay <= 1 and self.warmup + self.decay <= 1):
             raise ConfigError(
-                f"schedule: warmup {self.warmup} and decay {self.decay} must be from 0 to 1, and together at most 1"
+                f"schedule: warmup {self.warmup} and decay {self.decay} must be from 0 to 1, and together at "
+                "most 1"
             )
         if not 0 <= self.min_lr_ratio <= 1:
             raise ConfigError(f"schedule: min_lr_ratio is {self.min_lr_ratio}; it must be from 0 to 1")

@@ -1,8 +1,9 @@
 """The snapshot of a training run: all that it needs to resume exactly, in one safetensors file. No pickle.
 
-Tensors, all fp32: `model.{name}`, and AdamW's `exp_avg.{name}`, `exp_avg_sq.{name}` and `step.{name}`. The metadata holds
-`train_state` as JSON. There is no random state: batches are functions of the step, and training draws no random numbers. The file
-is written beside its place and renamed, so a killed run leaves the old snapshot or the new one.
+Tensors, all fp32: `model.{name}`, and AdamW's `exp_avg.{name}`, `exp_avg_sq.{name}` and `step.{name}`. The
+metadata holds `train_state` as JSON. There is no random state: batches are functions of the step, and
+training draws no random numbers. The file is written beside its place and renamed, so a killed run leaves the
+old snapshot or the new one.
 """
 
 import json
@@ -25,7 +26,7 @@ TRAIN_STATE, OLD_TRAIN_STATE = "train_state", "position"
 
 @dataclass(frozen=True)
 class TrainState:
-    """The progress of a run: steps done, tokens seen, and the exponential moving average of the loss in nats."""
+    """The progress of a run: steps, tokens, and the exponential moving average of the loss in nats."""
 
     step: int = 0
     tokens: int = 0
@@ -66,7 +67,8 @@ def load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
             metadata = file.metadata() or {}
             if OLD_TRAIN_STATE in metadata and TRAIN_STATE not in metadata:
                 raise CheckpointError(
-                    f"{path}: was written by an older version, which stored optimizer states under other names; "
+                    f"{path}: was written by an older version, which stored optimizer states under other "
+                    "names; "
                     f"remove {directory} to start over"
                 )
             state = TrainState(**json.loads(metadata[TRAIN_STATE]))

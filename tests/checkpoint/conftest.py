@@ -10,8 +10,8 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM
 
 TINY = dict(
-    pattern="M-*-", vocab_size=48, hidden_size=16, intermediate_size=24, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
-    mamba_num_heads=4, mamba_head_dim=8, n_groups=2, ssm_state_size=6,
+    pattern="M-*-", vocab_size=48, hidden_size=16, intermediate_size=24, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=4, mamba_num_heads=4, mamba_head_dim=8, n_groups=2, ssm_state_size=6,
 )  # fmt: skip
 DENSE = dict(
     TINY, pattern="*-*-", rope_theta=5000.0, qk_norm=True, mlp_activation="swiglu", layer_norm_epsilon=1e-6

@@ -16,15 +16,18 @@ from nanohybrid.errors import CheckpointError, ConfigError, NanohybridError
 from nanohybrid.presets import PRESETS
 
 OFFICIAL = {
-    "model_type": "nemotron_h", "auto_map": {"AutoConfig": "x"}, "hybrid_override_pattern": "M-*", "num_hidden_layers": 3,
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-    "mamba_num_heads": 6, "mamba_head_dim": 8, "n_groups": 3, "ssm_state_size": 16, "time_step_limit": [0.0, math.inf],
-    "torch_dtype": "bfloat16", "eos_token_id": 12, "tie_word_embeddings": True, "attention_bias": True, "residual_in_fp32": True,
+    "model_type": "nemotron_h", "auto_map": {"AutoConfig": "x"}, "hybrid_override_pattern": "M-*",
+    "num_hidden_layers": 3, "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "mamba_num_heads": 6,
+    "mamba_head_dim": 8, "n_groups": 3, "ssm_state_size": 16, "time_step_limit": [0.0, math.inf],
+    "torch_dtype": "bfloat16", "eos_token_id": 12, "tie_word_embeddings": True, "attention_bias": True,
+    "residual_in_fp32": True,
 }  # fmt: skip
 QWEN = {
-    "model_type": "qwen3", "num_hidden_layers": 2, "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 5e5, "tie_word_embeddings": True,
-    "bos_token_id": None, "eos_token_id": [3, 4], "attention_bias": False, "hidden_act": "silu", "sliding_window": None,
+    "model_type": "qwen3", "num_hidden_layers": 2, "vocab_size": 64, "hidden_size": 32,
+    "intermediate_size": 48, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6, "rope_theta": 5e5, "tie_word_embeddings": True, "bos_token_id": None,
+    "eos_token_id": [3, 4], "attention_bias": False, "hidden_act": "silu", "sliding_window": None,
 }  # fmt: skip
 
 
@@ -37,10 +40,12 @@ SAME = {
     "no number of layers": without(OFFICIAL, "num_hidden_layers"),
     "attention_head_dim": without(OFFICIAL, "head_dim", attention_head_dim=8),
     "as transformers 5 saves": without(
-        OFFICIAL, "hybrid_override_pattern", "num_hidden_layers", "torch_dtype", dtype="bfloat16", n_routed_experts=8,
-        layers_block_type=["linear_attention", "mlp", "full_attention"], time_step_limit=[0.0, {"__float__": "Infinity"}],
+        OFFICIAL, "hybrid_override_pattern", "num_hidden_layers", "torch_dtype", dtype="bfloat16",
+        n_routed_experts=8, layers_block_type=["linear_attention", "mlp", "full_attention"],
+        time_step_limit=[0.0, {"__float__": "Infinity"}],
     ),
-    "older block names": without(OFFICIAL, "hybrid_override_pattern", layers_block_type=["mamba", "mlp", "attention"]),
+    "older block "
+    "names": without(OFFICIAL, "hybrid_override_pattern", layers_block_type=["mamba", "mlp", "attention"]),
     "both, agreeing": {**OFFICIAL, "layers_block_type": ["mamba", "mlp", "attention"]},
     "nulls": {**OFFICIAL, "time_step_limit": None, "use_conv_bias": None, "layers_block_type": None},
 }  # fmt: skip
@@ -51,8 +56,9 @@ def test_config_dialects_load_to_the_same_configuration(dialect, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SAME[dialect]))
     config = load_config(tmp_path)
     assert config == HybridConfig(
-        pattern="M-*", vocab_size=64, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        mamba_num_heads=6, mamba_head_dim=8, n_groups=3, ssm_state_size=16, eos_token_id=12,
+        pattern="M-*", vocab_size=64, hidden_size=32, intermediate_size=48, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, mamba_num_heads=6, mamba_head_dim=8, n_groups=3, ssm_state_size=16,
+        eos_token_id=12,
     )  # fmt: skip
     assert load_config(tmp_path) == config
 
@@ -110,7 +116,8 @@ REFUSED = {
     "no model type": ({"model_type": None}, "model_type"),
     "a list as model type": ({"model_type": ["nemotron_h"]}, "model_type"),
     "experts": ({"hybrid_override_pattern": "MEM"}, "mixture of experts"),
-    "experts by name": ({"hybrid_override_pattern": None, "layers_block_type": ["mamba", "moe", "mlp"]}, "mixture of experts"),
+    "experts by "
+    "name": ({"hybrid_override_pattern": None, "layers_block_type": ["mamba", "moe", "mlp"]}, "mixture of experts"),
     "unknown character": ({"hybrid_override_pattern": "M?*"}, '"?"'),
     "unknown block": ({"layers_block_type": ["mamba", "rwkv", "mlp"]}, "rwkv"),
     "blocks not a list": ({"layers_block_type": "M-*"}, "layers_block_type"),
@@ -135,7 +142,8 @@ REFUSED = {
     "time step limit a word": ({"time_step_limit": ["a", "b"]}, "time_step_limit"),
     "epsilon not a number": ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon"),
     "epsilon zero in float32": ({"layer_norm_epsilon": 1e-300}, "layer_norm_epsilon"),
-    "time step limit beyond float32": ({"time_step_limit": [0.0, 1e308]}, "the upper bound of time_step_limit is 1e+308"),
+    "time step limit beyond "
+    "float32": ({"time_step_limit": [0.0, 1e308]}, "the upper bound of time_step_limit is 1e+308"),
     "a width beyond int32": ({"vocab_size": 2**40}, "vocab_size is 1099511627776"),
 }  # fmt: skip
 REFUSED_QWEN = {
@@ -191,8 +199,8 @@ def test_load_config_refuses_a_missing_directory(tmp_path):
 
 
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-5, 200), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=3),
-    st.just(10**400), st.just("\ud800"),
+    st.none(), st.booleans(), st.integers(-5, 200), st.integers(), st.floats(), st.text(max_size=5),
+    st.lists(st.integers(), max_size=3), st.just(10**400), st.just("\ud800"),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )  # fmt: skip
 

@@ -78,9 +78,16 @@ def test_inspect_prints_pattern_and_parts(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--preset", "nano-9b"], ["/nowhere"], ["x", "--preset", "tiny"], ["--preset", "tiny", "--batch", "0"],
-     ["--preset", "tiny", "--context", "-5"], ["--preset", "tiny", "--budget-gib", "nan"]],
-)  # fmt: skip
+    [
+        [],
+        ["--preset", "nano-9b"],
+        ["/nowhere"],
+        ["x", "--preset", "tiny"],
+        ["--preset", "tiny", "--batch", "0"],
+        ["--preset", "tiny", "--context", "-5"],
+        ["--preset", "tiny", "--budget-gib", "nan"],
+    ],
+)
 def test_inspect_refuses_bad_arguments_in_one_line(arguments, capsys):
     assert main(["inspect", *arguments]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

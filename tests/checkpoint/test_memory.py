@@ -18,7 +18,8 @@ from nanohybrid.model import HybridLM
 from nanohybrid.executors.cpu.weights import prepare
 
 def peak():
-    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 def forget():
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
@@ -31,7 +32,8 @@ else:
     load(Path(sys.argv[3]))  # warm up what the first load imports
     load(Path(sys.argv[3]), quantize="int4")
     prepare(HybridLM(nanohybrid.preset("tiny")).bfloat16())
-    forget(); begin = peak(); model = load(directory, dtype=getattr(torch, sys.argv[2]), quantize=sys.argv[4] or None)
+    forget(); begin = peak()
+    model = load(directory, dtype=getattr(torch, sys.argv[2]), quantize=sys.argv[4] or None)
     packed = "pack" in sys.argv and prepare(model)
 weights = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
 print(json.dumps([peak() - begin, weights]))

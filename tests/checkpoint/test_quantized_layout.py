@@ -14,8 +14,8 @@ from nanohybrid.model.quantized import QuantizedLinear, format_in, quantize_mode
 from nanohybrid.ops import quantized
 
 SIZES = dict(
-    vocab_size=40, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16, mamba_num_heads=8,
-    mamba_head_dim=16, n_groups=2, ssm_state_size=8,
+    vocab_size=40, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=16, mamba_num_heads=8, mamba_head_dim=16, n_groups=2, ssm_state_size=8,
 )  # fmt: skip
 SWIGLU = dict(rope_theta=1e4, qk_norm=True, mlp_activation="swiglu", layer_norm_epsilon=1e-6)
 CONFIGS = {
@@ -80,7 +80,8 @@ def test_quantized_checkpoint_survives_saving_in_shards(stored, tmp_path):
 
 
 def test_compressed_tensors_decompresses_our_weights_exactly(stored):
-    """Through its own parsing of our config.json, its own choice of the scheme for a linear, and its own decompression."""
+    """Through its own parsing of our config.json, its own choice of the scheme for a linear, and its own
+    decompression."""
     compressed = pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
@@ -210,16 +211,26 @@ def test_reader_reads_hf_quant_config_without_a_key_in_config_json(of):
 @pytest.mark.parametrize(
     ("said", "line"),
     [
-        ({"quant_method": "gptq", "bits": 4}, 'config.json: quant_method is gptq; supported are compressed-tensors and modelopt'),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo is NVFP4; of modelopt only FP8"),
-        ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "format is marlin-24; of compressed-tensors supported are naive"),
         (
-            {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": {"weights": {"symmetric": False}}}},
+            {"quant_method": "gptq", "bits": 4},
+            "config.json: quant_method is gptq; supported are compressed-tensors and modelopt",
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo is NVFP4; of modelopt only FP8"),
+        (
+            {"quant_method": "compressed-tensors", "format": "marlin-24"},
+            "format is marlin-24; of compressed-tensors supported are naive",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "config_groups": {"g": {"weights": {"symmetric": False}}},
+            },
             "g: only symmetric quantization of weights",
         ),
         ([], "quantization_config is not an object"),
     ],
-)  # fmt: skip
+)
 def test_reader_names_an_unsupported_quantization(of, said, line):
     _, path = of("int4")
     rewrite(path, lambda tensors: None, quantization_config=said)
@@ -234,14 +245,38 @@ IN_PROJ = "backbone.layers.0.mixer.in_proj."
     ("format", "change", "line"),
     [
         ("int4", lambda t: t.pop(IN_PROJ + "weight_scale"), "in_proj.weight_packed: has no weight_scale"),
-        ("int4", lambda t: t.update({IN_PROJ + "weight_packed": t[IN_PROJ + "weight_packed"][:, :4].clone()}), r"is \[296, 4\], but"),
-        ("int8", lambda t: t.update({IN_PROJ + "weight": t[IN_PROJ + "weight"][:8].clone()}), r"is \[8, 64\], but config.json says \[296"),
-        ("int8", lambda t: t.update({IN_PROJ + "weight": t[IN_PROJ + "weight"].to(torch.int32)}), r"is \[296, 64\], but"),
-        ("int8", lambda t: t.update({IN_PROJ + "weight_scale": torch.ones(296, 4)}), "group sizes must be multiples of 64"),
-        ("fp8", lambda t: t.update({IN_PROJ + "weight_scale": torch.ones(3, 1)}), r"weight_scale: is F32 \[3, 1\]"),
-        ("fp8", lambda t: t.update({"backbone.embeddings.weight_scale": torch.ones(1)}), "is not a tensor of the model"),
+        (
+            "int4",
+            lambda t: t.update({IN_PROJ + "weight_packed": t[IN_PROJ + "weight_packed"][:, :4].clone()}),
+            r"is \[296, 4\], but",
+        ),
+        (
+            "int8",
+            lambda t: t.update({IN_PROJ + "weight": t[IN_PROJ + "weight"][:8].clone()}),
+            r"is \[8, 64\], but config.json says \[296",
+        ),
+        (
+            "int8",
+            lambda t: t.update({IN_PROJ + "weight": t[IN_PROJ + "weight"].to(torch.int32)}),
+            r"is \[296, 64\], but",
+        ),
+        (
+            "int8",
+            lambda t: t.update({IN_PROJ + "weight_scale": torch.ones(296, 4)}),
+            "group sizes must be multiples of 64",
+        ),
+        (
+            "fp8",
+            lambda t: t.update({IN_PROJ + "weight_scale": torch.ones(3, 1)}),
+            r"weight_scale: is F32 \[3, 1\]",
+        ),
+        (
+            "fp8",
+            lambda t: t.update({"backbone.embeddings.weight_scale": torch.ones(1)}),
+            "is not a tensor of the model",
+        ),
     ],
-)  # fmt: skip
+)
 def test_reader_names_codes_and_scales_that_do_not_fit(of, format, change, line):
     _, path = of(format)
     rewrite(path, change)

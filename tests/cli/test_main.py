@@ -40,7 +40,8 @@ class Recipe:
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A command `fake` of a recipe and an input; returns what it was run with, or raises what is put into `raises`."""
+    """A command `fake` of a recipe and an input; returns what it was run with, or raises what is put into
+    `raises`."""
     ran = types.SimpleNamespace(raises=None, recipe=None, arguments=None)
 
     def parser():
@@ -79,7 +80,8 @@ def test_help_lists_the_pipeline_in_order_and_is_fast():
 
 def test_help_imports_nothing_heavy():
     heavy = "{'torch', 'numpy', 'jsonargparse', 'rich'}"
-    code = f"import sys; from nanohybrid.cli.main import main; main(['--help']); print(set(sys.modules) & {heavy})"
+    code = "import sys; from nanohybrid.cli.main import main; main(['--help']); "
+    code += f"print(set(sys.modules) & {heavy})"
     assert python("-c", code).stdout.endswith("set()\n")
 
 
@@ -241,7 +243,8 @@ def test_triton_without_a_gpu_is_refused_before_any_work(fake, monkeypatch, caps
 
 
 def test_encoding_errors_of_stdin_and_stdout_give_no_traceback():
-    code = "import sys; from nanohybrid.cli.main import set_encoding_errors as f; f(); print(ascii(sys.stdin.read()), '\u2028')"
+    code = "import sys; from nanohybrid.cli.main import set_encoding_errors as f; f(); "
+    code += "print(ascii(sys.stdin.read()), '\u2028')"
     answer = subprocess.run(
         [sys.executable, "-c", code], input=b"a\xff", capture_output=True, env={"PYTHONIOENCODING": "ascii"}
     )
@@ -262,7 +265,8 @@ def test_resumes_is_true_for_stages_and_batches_only(flags, resumes):
 
 
 def test_broken_pipe_is_not_an_error():
-    code = "import sys\nfrom nanohybrid.cli import main as m\nm.overview = lambda: 'x' * 10_000_000\nsys.exit(m.main(['--help']))"
+    code = "import sys\nfrom nanohybrid.cli import main as m\nm.overview = lambda: 'x' * 10_000_000\n"
+    code += "sys.exit(m.main(['--help']))"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

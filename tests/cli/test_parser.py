@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 import jsonargparse
 import pytest
 
+from nanohybrid.cli import bench
 from nanohybrid.cli.common import command_parser, recipe_from, recipe_parser
-from nanohybrid.cli.main import COMMANDS
+from nanohybrid.cli.main import COMMANDS, main
 from nanohybrid.cli.parser import default_text
 from nanohybrid.errors import InputError
 
@@ -106,7 +107,7 @@ def test_parser_leaves_flags_of_a_subcommand_to_it(capsys):
 def test_help_shows_kebab_case_placeholders_and_defaults_and_no_old_names():
     text = parser().format_help()
     assert "--num-generations N" in text and "--optimizer.max-grad-norm X" in text
-    assert "[options] --out DIR" in text and "(default: [sums, parity])" in text
+    assert "[options] --out DIR" in text and '(default: ["sums", "parity"])' in text
     for noise in ("_tokens", "<class", "null", "group", "clip", "max-running", "type:"):
         assert noise not in text
 
@@ -124,7 +125,31 @@ def test_help_of_every_command_has_no_snake_case_flag_and_no_type_noise(command,
 
 @pytest.mark.parametrize(
     ("default", "text"),
-    [(None, ""), (False, "false"), (True, "true"), (3, "3"), (0.5, "0.5"), ((), ""), (("a", "b"), "[a, b]")],
+    [
+        (None, ""),
+        (False, "false"),
+        (True, "true"),
+        (3, "3"),
+        (0.5, "0.5"),
+        ((), ""),
+        (("a", "b"), '["a", "b"]'),
+    ],
 )
 def test_default_text_is_what_a_user_would_type(default, text):
     assert default_text(default) == text
+
+
+def test_old_subcommand_name_runs_the_renamed_one_with_a_warning(capsys):
+    ((old, new),) = bench.RENAMED.items()
+    flags = ["--roofline", "a10g", "--workloads", "8k/16k", "--quantized", "none"]
+    assert main(["bench", new, *flags]) == 0
+    by_new_name = capsys.readouterr()
+    assert main(["bench", old, *flags]) == 0
+    by_old_name = capsys.readouterr()
+    assert by_old_name.out == by_new_name.out
+    assert f"{old} is now {new}; the old name works until the next release" in by_old_name.err
+    assert old not in by_new_name.err
+
+
+def test_default_of_a_list_in_the_help_is_accepted_on_the_command_line():
+    assert parsed("--tasks", default_text(Recipe.tasks)).tasks == Recipe.tasks

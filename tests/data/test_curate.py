@@ -9,10 +9,15 @@ from nanohybrid.data.curate.quality import HEURISTICS, failed_heuristic
 from nanohybrid.data.documents import Document, TextSpan, plain, sections, up_to
 
 PROSE = (
-    "A tokenizer cuts text into pieces and gives each of them a number.\nWhat it learned from is what it can say in few of them.\n"
+    "A tokenizer cuts text into pieces and gives each of them a number.\nWhat it learned from is what it can "
+    "say in few of them.\n"
     "Digits stay single, since a model that adds must see every one.\n"
 )
-CODE = 'def area(width: float, height: float) -> float:\n    """The area of a rectangle of the given sides."""\n    return width * height\n'
+CODE = (
+    "def area(width: float, height: float) -> float:\n"
+    '    """The area of a rectangle of the given sides."""\n'
+    "    return width * height\n"
+)
 
 FAULTY = {
     "too short": "Only this.",

@@ -1,4 +1,4 @@
-"""Packing and loading: no target is lost, documents are separate, and batches depend on seed and step alone."""
+"""Packing and loading: no target is lost, documents stay separate, batches depend on seed and step."""
 
 from collections import Counter
 from itertools import pairwise
@@ -53,7 +53,8 @@ def test_index_sequences_loses_no_target_and_crosses_no_document(
     assert targets == expected
     assert all(1 <= len(tokens) <= sequence_length for tokens, _ in found)
     for tokens, target_ids in found:
-        # Tokens are consecutive numbers, so a target that is its token plus one is the next token of the same document.
+        # Tokens are consecutive numbers, so a target that is its token plus one is the next token of the same
+        # document.
         assert all(target in (IGNORED, token + 1) for token, target in zip(tokens, target_ids, strict=True))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanohybrid.cli.chat import command
-from nanohybrid.cli.conversation import Conversation, Parts
+from nanohybrid.cli.conversation import Conversation, ThinkingSplitter
 from nanohybrid.cli.main import main
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.llm import LLM
@@ -53,7 +53,7 @@ def test_a_piped_conversation_runs_to_its_end(chat):
     for said in (
         "thinking is off",
         "thinking ends after 5 tokens",
-        "forgotten",
+        "new conversation",
         "no command /nonsense",
         "tokens/s",
     ):
@@ -83,7 +83,7 @@ def test_commands_change_the_next_answer(talk):
     assert command(talk, "/budget off") == "thinking has no budget" and talk.params.thinking_budget is None
     assert "give a number" in command(talk, "/budget -3") and "give a number" in command(talk, "/budget ²")
     assert command(talk, "/no_think how are you?") is None
-    assert talk.turns and command(talk, "/clear") == "forgotten" and not talk.turns
+    assert talk.turns and command(talk, "/clear") == "new conversation" and not talk.turns
 
 
 def test_thinking_answers_are_drawn_as_the_card_says_and_others_are_greedy(talk):
@@ -114,7 +114,7 @@ def test_a_stopped_answer_frees_its_slot_and_keeps_what_it_said(talk):
 
 
 def test_a_conversation_beyond_the_context_says_what_to_do(talk):
-    with pytest.raises(InputError, match="/clear begins anew"):
+    with pytest.raises(InputError, match="/clear starts a new one"):
         list(talk.ask("x" * 500))
     assert not talk.turns
 
@@ -129,7 +129,7 @@ def test_a_conversation_beyond_the_context_says_what_to_do(talk):
 def test_the_trace_is_parted_the_same_however_the_stream_is_split(pieces, rng):
     text = "".join(pieces)
     shown = {True: "", False: ""}
-    parts, at = Parts(thinking=True), 0
+    parts, at = ThinkingSplitter(thinking=True), 0
     while at < len(text):
         size = rng.randint(1, 6)
         for piece in parts.push(text[at : at + size]):

@@ -210,7 +210,7 @@ def test_answers_may_go_to_a_pipe(run, prompts, tmp_path):
 def test_the_prompts_are_not_taken_for_their_answers(run, prompts):
     content = prompts.read_bytes()
     code, _, err = run("generate", *TINY, "--input", prompts, "--output", prompts)
-    assert code == 2 and "is the file of the prompts" in err and prompts.read_bytes() == content
+    assert code == 2 and "is the input file" in err and prompts.read_bytes() == content
 
 
 def test_a_second_process_on_one_output_is_told(run, prompts, tmp_path):
@@ -218,19 +218,27 @@ def test_a_second_process_on_one_output_is_told(run, prompts, tmp_path):
     with open(output, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         code, _, err = run("generate", *TINY, "--input", prompts, "--output", output, "--max-new-tokens", 2)
-    assert code == 2 and "another process is writing it" in err and output.read_bytes() == b""
+    assert code == 2 and "another process writes it" in err and output.read_bytes() == b""
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{", "is not JSON"), (b"[1]", "must be an object"), (b'{"text": "x"}', "must be an object"), (b'{"prompt": 5}', "must be a text"),
-        (b'{"prompt": "x", "messages": []}', "either"), (b'{"messages": [{"role": "king", "content": "x"}]}', "unknown role"),
-        (b'{"prompt": "\xff"}', "is not UTF-8"), (b'{"prompt": "x", "seed": "y"}', "whole number"), (b"[" * 100_000, "is not JSON"),
-        (b'{"prompt": "\\ud800"}', "surrogate"), (b'{"prompt": "x", "id": "\\ud800"}', "surrogate"),
-        (b'{"prompt": "x", "id": NaN}', "is not JSON"), (b'{"prompt": "%s"}' % (b"x" * 40_000), "more than the context"),
+        (b"{", "is not JSON"),
+        (b"[1]", "must be an object"),
+        (b'{"text": "x"}', "must be an object"),
+        (b'{"prompt": 5}', "must be a string"),
+        (b'{"prompt": "x", "messages": []}', "either"),
+        (b'{"messages": [{"role": "king", "content": "x"}]}', "unknown role"),
+        (b'{"prompt": "\xff"}', "is not UTF-8"),
+        (b'{"prompt": "x", "seed": "y"}', "whole number"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"prompt": "\\ud800"}', "surrogate"),
+        (b'{"prompt": "x", "id": "\\ud800"}', "surrogate"),
+        (b'{"prompt": "x", "id": NaN}', "is not JSON"),
+        (b'{"prompt": "%s"}' % (b"x" * 40_000), "more than the context"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_line_is_named_by_file_and_number(run, tmp_path, line, message):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'{"prompt": "fine"}\n\n' + line + b"\n")

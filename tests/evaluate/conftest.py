@@ -8,8 +8,8 @@ from nanohybrid.model import HybridLM
 from nanohybrid.text import ChatTemplate, train_bpe
 
 SMALL = dict(
-    vocab_size=269, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-    mamba_num_heads=4, mamba_head_dim=8, n_groups=2, ssm_state_size=8,
+    vocab_size=269, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=8, mamba_num_heads=4, mamba_head_dim=8, n_groups=2, ssm_state_size=8,
 )  # fmt: skip
 
 

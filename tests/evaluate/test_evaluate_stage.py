@@ -10,8 +10,8 @@ from nanohybrid.cli.main import main
 from nanohybrid.data import TokenStore
 
 FLAGS = [
-    "--problems", "3", "--tasks", '["sums","parity"]', "--thinking-budgets", "[0,4]", "--max-tokens", "8", "--contexts", "[16,200]",
-    "--decode-batch", "2", "--decode-rounds", "2",
+    "--problems", "3", "--tasks", '["sums","parity"]', "--thinking-budgets", "[0,4]", "--max-tokens", "8",
+    "--contexts", "[16,200]", "--decode-batch", "2", "--decode-rounds", "2",
 ]  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from nanohybrid.model import HybridLM
 from nanohybrid.text import ChatTemplate, train_bpe
 
 HYBRID = dict(
-    pattern="M-M*-M", vocab_size=384, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-    mamba_num_heads=4, mamba_head_dim=32, n_groups=2, ssm_state_size=16, initializer_range=0.2, max_position_embeddings=512,
+    pattern="M-M*-M", vocab_size=384, hidden_size=64, intermediate_size=96, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, mamba_num_heads=4, mamba_head_dim=32, n_groups=2, ssm_state_size=16,
+    initializer_range=0.2, max_position_embeddings=512,
 )  # fmt: skip
 DENSE = dict(
     HYBRID, pattern="*-*-", rope_theta=5000.0, qk_norm=True, mlp_activation="swiglu", layer_norm_epsilon=1e-6
@@ -63,7 +64,8 @@ def checkpoint(tmp_path_factory, small):
 
 
 def random_model(config):
-    """Random weights; the vectors that begin as ones or zeros are random too, or an exchanged pair of them would not show."""
+    """Random weights; the vectors that begin as ones or zeros are random too, or an exchanged pair of them
+    would not show."""
     model = HybridLM(config, seed=1)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1 and not name.endswith(("A_log", "dt_bias")):

@@ -1,4 +1,5 @@
-"""A GGUF file has the weights and sizes of the checkpoint under llama.cpp's names; read with the gguf library."""
+"""A GGUF file has the weights and sizes of the checkpoint under llama.cpp's names; read with the gguf
+library."""
 
 import json
 
@@ -21,8 +22,8 @@ from nanohybrid.ops import quantized
 from .conftest import CONFIGS, DENSE, HYBRID, random_model
 
 EVERY = pytest.mark.parametrize("name", CONFIGS, ids=lambda name: name.replace(" ", "-"))
-# the largest error, as a share of a block's largest weight: half of 1/127, and a scale in fp16; a whole 1/8, since sixteen values
-# about zero lack the far one of the other sign
+# the largest error, as a share of a block's largest weight: half of 1/127, and a scale in fp16; a whole 1/8,
+# since sixteen values about zero lack the far one of the other sign
 BOUNDS = {"q8_0": 0.57 / 127, "q4_0": 1.01 / 8}
 
 
@@ -50,7 +51,7 @@ def weights(directory):
 
 
 def expected(name, tensor, config):
-    """What llama.cpp computes with, from its own source: decays as factors of the exponent, norms by group."""
+    """Our tensors as llama.cpp's source uses them: decays as factors of the exponent, norms by group."""
     if name.endswith("A_log"):
         return -tensor.exp()[:, None]
     if name.endswith("mixer.D"):
@@ -164,8 +165,9 @@ def test_export_keys_of_a_hybrid_tell_the_kind_of_each_layer(checkpoint, tmp_pat
     )
     assert own == {
         "vocab_size": 384, "context_length": 512, "embedding_length": 64, "block_count": 6,
-        "feed_forward_length": [0, 0, 96, 96, 0, 0], "attention.head_count": 4, "attention.head_count_kv": [4, 0, 0, 0, 0, 4],
-        "attention.key_length": 32, "attention.value_length": 32, "ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.group_count": 2,
+        "feed_forward_length": [0, 0, 96, 96, 0, 0], "attention.head_count": 4,
+        "attention.head_count_kv": [4, 0, 0, 0, 0, 4], "attention.key_length": 32,
+        "attention.value_length": 32, "ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.group_count": 2,
         "ssm.inner_size": 128, "ssm.time_step_rank": 4,
     }  # fmt: skip
 
@@ -179,9 +181,9 @@ def test_export_keys_of_a_dense_model_are_those_of_qwen3(checkpoint, tmp_path):
     own = {key.removeprefix("qwen3."): value for key, value in said.items() if key.startswith("qwen3.")}
     assert own.pop("attention.layer_norm_rms_epsilon") == pytest.approx(1e-6)
     assert own == {
-        "vocab_size": 384, "context_length": 512, "embedding_length": 64, "block_count": 2, "feed_forward_length": 96,
-        "attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 16, "attention.value_length": 16,
-        "rope.freq_base": 5000.0,
+        "vocab_size": 384, "context_length": 512, "embedding_length": 64, "block_count": 2,
+        "feed_forward_length": 96, "attention.head_count": 4, "attention.head_count_kv": 2,
+        "attention.key_length": 16, "attention.value_length": 16, "rope.freq_base": 5000.0,
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """llama.cpp computes from our files what we compute: logits, greedy text, ids of texts, the chat prompt.
 
-llama-cpp-python has no wheel for CPUs on PyPI and takes ten minutes to build, so these tests are skipped where it is not
-installed: `pip install llama-cpp-python` needs a C++ compiler. Measured against 0.3.36.
+llama-cpp-python has no wheel for CPUs on PyPI and takes ten minutes to build, so these tests are skipped
+where it is not installed: `pip install llama-cpp-python` needs a C++ compiler. Measured against 0.3.36.
 """
 
 import numpy as np
@@ -35,12 +35,15 @@ MESSAGES = [
 ]
 TEXTS = [
     "", " ", "\n\n\r\n \t x\n", "fn main() { let x: Vec<u8> = vec![0x1F; 1_000]; }  // 3.14159e-10",
-    "price: $1,234.56 (−7 %) “quoted” don't DON'T iPhone HTTPServer aB", "École ÉCOLE éCOLE Größe STRASSE ПриветМир ПРИВЕТ",
+    "price: $1,234.56 (−7 %) “quoted” don't DON'T iPhone HTTPServer "
+    "aB", "École ÉCOLE éCOLE Größe STRASSE ПриветМир ПРИВЕТ",
     "東京は日本の首都です。人口は約1400万人。 한국어 문장입니다. 中文分词测试，没有空格。 שלום עולם",
     "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 e\u0301 \u200b\ufeff \u00a0x",
     "a" * 300, "\x00\x00\x00",
-    "ǅ ǈ ⅷ ½ ² ٣ ৪ 𝟘 𐍈 \U0001f9ff \U000e0041 \U0010ffff \x01\x7f", "<s>[INST]<SPECIAL_12>[/INST]</s><SPECIAL_11>x",
-    "<think>\n", "</think>\n\n", " </think>", "  two  spaces   three", "1234567", "line\n\n\nline", "…—“”/\n/", "\ud7ff\ue000",
+    "ǅ ǈ ⅷ ½ ² ٣ ৪ 𝟘 𐍈 \U0001f9ff \U000e0041 \U0010ffff "
+    "\x01\x7f", "<s>[INST]<SPECIAL_12>[/INST]</s><SPECIAL_11>x",
+    "<think>\n", "</think>\n\n", " </think>", "  two  spaces   three", "1234567", "line\n\n\nline",
+    "…—“”/\n/", "\ud7ff\ue000",
 ]  # fmt: skip
 CUT_DIFFERENTLY = ["हिन्दी", "مُحَمَّد"]  # its rule counts no combining mark as a letter, tekken's does
 

@@ -11,7 +11,10 @@ from nanohybrid.export.gguf_file import GgufExport
 from nanohybrid.export.vocabulary import RULES, read_vocabulary
 from nanohybrid.text import ChatTemplate
 
-QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @pytest.fixture
@@ -178,8 +181,8 @@ def test_export_writes_all_tokenizer_keys(checkpoint, tmp_path, small):
         if key.startswith("tokenizer.")
     }
     assert said == {
-        "ggml.model": "gpt2", "ggml.pre": "tekken", "ggml.tokens": wanted.tokens, "ggml.token_type": wanted.types,
-        "ggml.merges": wanted.merges,
-        "ggml.bos_token_id": 1, "ggml.eos_token_id": 12, "ggml.padding_token_id": 0, "ggml.eot_token_id": 2, "ggml.eom_token_id": 11,
-        "ggml.add_bos_token": False, "chat_template": ChatTemplate.default().source,
+        "ggml.model": "gpt2", "ggml.pre": "tekken", "ggml.tokens": wanted.tokens,
+        "ggml.token_type": wanted.types, "ggml.merges": wanted.merges,
+        "ggml.bos_token_id": 1, "ggml.eos_token_id": 12, "ggml.padding_token_id": 0, "ggml.eot_token_id": 2,
+        "ggml.eom_token_id": 11, "ggml.add_bos_token": False, "chat_template": ChatTemplate.default().source,
     }  # fmt: skip

@@ -1,4 +1,5 @@
-"""The Python of the documents runs: all blocks of a page in order, in one namespace, on tiny models of random weights."""
+"""The Python of the documents runs: all blocks of a page in order, in one namespace, on tiny models of random
+weights."""
 
 import contextlib
 import importlib.util
@@ -28,8 +29,9 @@ CHECKPOINTS = ("runs/quickstart/4-compress", "Nemotron-Nano-9B-v2")
 CORPUS, TEXTS = "runs/data", "my/texts"
 SERVER = "http://127.0.0.1:8000"
 CONFIG = HybridConfig(
-    pattern="M-*M-", vocab_size=269, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-    mamba_num_heads=4, mamba_head_dim=32, n_groups=2, ssm_state_size=16, initializer_range=0.3,
+    pattern="M-*M-", vocab_size=269, hidden_size=64, intermediate_size=128, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, mamba_num_heads=4, mamba_head_dim=32, n_groups=2, ssm_state_size=16,
+    initializer_range=0.3,
 )  # fmt: skip
 
 
@@ -59,8 +61,8 @@ def examples(tmp_path_factory):
     stand_in_tokenizer(CONFIG).save(folder / "checkpoint")
     ChatTemplate.default().save(folder / "checkpoint")
     recipe = DataRecipe(
-        vocab_size=300, code_megabytes=0.02, prose_megabytes=0.02, tasks=(TaskSource("running", 100),), near_duplicate_threshold=0,
-        phases=(Phase(1.0, {"code": 1, "prose": 1, "tasks": 1}),),
+        vocab_size=300, code_megabytes=0.02, prose_megabytes=0.02, tasks=(TaskSource("running", 100),),
+        near_duplicate_threshold=0, phases=(Phase(1.0, {"code": 1, "prose": 1, "tasks": 1}),),
     )  # fmt: skip
     build(recipe, folder / "corpus")
     return folder

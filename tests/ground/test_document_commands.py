@@ -37,7 +37,8 @@ def calls(text):
 
 
 def variants(words):
-    """The calls that a usage line stands for: `[--flag N]` is given, of `a|b` each is taken once, and N is a number."""
+    """The calls that a usage line stands for: `[--flag N]` is given, of `a|b` each is taken once, and N is a
+    number."""
     words = [
         word.removeprefix("[").removesuffix("]") if re.match(r"\[-|[^\[]*\]$", word) else word
         for word in words
@@ -90,7 +91,8 @@ def block_calls():
 
 @pytest.mark.parametrize("words", list(block_calls()))
 def test_a_command_in_a_block_is_understood_by_its_parser(words, monkeypatch, capsys):
-    """Parsed with all values, in the repository's root, where the recipes lie; an old name would warn on stderr."""
+    """Parsed with all values, in the repository's root, where the recipes lie; an old name would warn on
+    stderr."""
     monkeypatch.chdir(ROOT)
     for variant in variants(words):
         try:

@@ -1,4 +1,5 @@
-"""The documents agree with the repository: links and file names exist, the index has every page, the layers are the linter's."""
+"""The documents agree with the repository: links and file names exist, the index has every page, the layers
+are the linter's."""
 
 import re
 import tomllib
@@ -28,7 +29,8 @@ def test_every_link_of_a_page_leads_to_a_file(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_python_file_that_a_page_names_exists(page):
-    """A name is a path from the root, from the package, or the end of one (`sse.py` on the page of the server)."""
+    """A name is a path from the root, from the package, or the end of one (`sse.py` on the page of the
+    server)."""
     named = set(re.findall(r"`([a-z_][a-z0-9_./-]*\.py)`", page.read_text()))
     assert {
         name for name in named if not any(path.endswith(f"/{name}") for path in python_files())

@@ -1,4 +1,4 @@
-"""benchmarks/gpu/run_all.py as it is called: at toy sizes on a CPU, resumed, limited, and in all its parts."""
+"""benchmarks/gpu/run_all.py at toy sizes on a CPU: all its parts, resumed, and with a time limit."""
 
 import json
 import os

@@ -1,8 +1,9 @@
-"""Words that must not come back, in identifiers, docstrings, comments, strings (so in help and errors too) and documents.
+"""Words that must not come back, in identifiers, docstrings, comments, strings (so in help and errors too)
+and documents.
 
-The field has a term for each of them. `allowed_words.toml` lists what is not cleaned yet: a path (a file, or a directory with all
-that lies in it) and the words that may occur there. The list may only shrink: the test fails for an entry that is no longer
-needed. `python tests/ground/test_language.py` removes such entries.
+The field has a term for each of them. `allowed_words.toml` lists what is not cleaned yet: a path (a file, or
+a directory with all that lies in it) and the words that may occur there. The list may only shrink: the test
+fails for an entry that is no longer needed. `python tests/ground/test_language.py` removes such entries.
 """
 
 import ast
@@ -42,7 +43,8 @@ PROSE = {
     r"twins?": "matched baseline",
     r"forgetful": "memoryless",
     r"strangers?": "untrusted input",
-    r"(?:quant|initial|normal|serial|optim|general|special|tokenn?|organ|minim|maxim)is(?:e|es|ed|ing|ation|ations|er|ers)": "-ize",
+    r"(?:quant|initial|normal|serial|optim|general|special|token|organ|minim|maxim)is"
+    r"(?:e|es|ed|ing|ation|ations|er|ers)": "-ize",
     r"colour\w*|behaviour\w*|neighbour\w*|favour\w*|honour\w*": "-or",
     r"learnt|licen[c]ed?|centred?|centerd|artefacts?|catalogues?": "American spelling",
 }

@@ -1,4 +1,5 @@
-"""The files around the package agree with it: locks with requirements, the site's reference with the public names."""
+"""The files around the package agree with it: locks with requirements, the site's reference with the public
+names."""
 
 import re
 import tomllib

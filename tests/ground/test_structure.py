@@ -1,4 +1,5 @@
-"""The structure of the package, read from its syntax trees: no import circle, and no list of kinds of layers outside model/mixers."""
+"""The structure of the package, read from its syntax trees: no import circle, and no list of kinds of layers
+outside model/mixers."""
 
 import ast
 from collections.abc import Iterator

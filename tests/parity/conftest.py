@@ -4,7 +4,7 @@ import pytest
 import torch
 
 transformers = pytest.importorskip(
-    "transformers", reason="the oracle of this room: pip install 'nanohybrid[dev]'"
+    "transformers", reason="the reference of these tests: pip install 'nanohybrid[dev]'"
 )
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -31,7 +31,8 @@ def randomize(model):
 
 
 def free_steps(model):
-    """transformers 5.23 clamps dt in its prefill, whatever the configuration says, and not in its step; here in neither."""
+    """transformers 5.23 clamps dt in its prefill, whatever the configuration says, and not in its step; here
+    in neither."""
     for layer in model.model.layers:
         if hasattr(layer.mixer, "time_step_limit"):
             layer.mixer.time_step_limit = (0.0, float("inf"))
@@ -67,7 +68,8 @@ def qwen():
 
 @pytest.fixture
 def reopened():
-    """Open a directory with transformers, as someone who does not know us would; nothing may be missing or over."""
+    """Open a directory with transformers, as someone who does not know us would; nothing may be missing or
+    over."""
 
     def reopen(directory):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(

@@ -12,8 +12,8 @@ pytest.importorskip(
     "compressed_tensors", reason="how transformers reads quantized checkpoints: pip install 'nanohybrid[dev]'"
 )
 SIZES = dict(
-    vocab_size=96, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16, mamba_num_heads=4,
-    mamba_head_dim=16, n_groups=2, ssm_state_size=8, initializer_range=0.1,
+    vocab_size=96, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=16, mamba_num_heads=4, mamba_head_dim=16, n_groups=2, ssm_state_size=8, initializer_range=0.1,
 )  # fmt: skip
 MODELS = {
     "nemotron_h": HybridConfig("M-*-", **SIZES),

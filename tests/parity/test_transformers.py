@@ -15,8 +15,9 @@ TOLERANCE = 1e-4
 
 def sizes(hidden, ffn, heads, kv, head_dim, mamba, mamba_dim, groups, state, chunk):
     return dict(
-        hidden_size=hidden, intermediate_size=ffn, num_attention_heads=heads, num_key_value_heads=kv, head_dim=head_dim,
-        mamba_num_heads=mamba, mamba_head_dim=mamba_dim, n_groups=groups, ssm_state_size=state, chunk_size=chunk,
+        hidden_size=hidden, intermediate_size=ffn, num_attention_heads=heads, num_key_value_heads=kv,
+        head_dim=head_dim, mamba_num_heads=mamba, mamba_head_dim=mamba_dim, n_groups=groups,
+        ssm_state_size=state, chunk_size=chunk,
     )  # fmt: skip
 
 
@@ -39,17 +40,41 @@ HYBRIDS = {
 }
 DENSE = {
     "untied": (
-        dict(hidden_size=48, intermediate_size=88, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, head_dim=12), 131,
+        dict(
+            hidden_size=48,
+            intermediate_size=88,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=12,
+        ),
+        131,
     ),
     "tied": (
-        dict(hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, head_dim=24,
-             tie_word_embeddings=True), 45,
+        dict(
+            hidden_size=64,
+            intermediate_size=72,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=24,
+            tie_word_embeddings=True,
+        ),
+        45,
     ),
     "another theta": (
-        dict(hidden_size=48, intermediate_size=56, num_hidden_layers=2, num_attention_heads=5, num_key_value_heads=1, head_dim=16,
-             rope_parameters={"rope_type": "default", "rope_theta": 1e6}), 70,
+        dict(
+            hidden_size=48,
+            intermediate_size=56,
+            num_hidden_layers=2,
+            num_attention_heads=5,
+            num_key_value_heads=1,
+            head_dim=16,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        ),
+        70,
     ),
-}  # fmt: skip
+}
 
 
 def assert_equal(got, want):
@@ -60,7 +85,8 @@ def assert_equal(got, want):
 
 @torch.no_grad()
 def in_pieces(model, tokens_BT, lengths):
-    """Logits [B, T, V] of a batch that is computed in pieces of these lengths, through stored state, from slots out of order."""
+    """Logits [B, T, V] of a batch that is computed in pieces of these lengths, through stored state, from
+    slots out of order."""
     batch, total = tokens_BT.shape
     slots = list(range(batch, 0, -1))
     state = HybridCache.for_context(model.config, batch + 1, total, dtype=torch.float32)

@@ -127,11 +127,11 @@ def test_ctrl_c_keeps_what_was_measured(serve, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--rates", "1"], "no such server"),
+        (["--rates", "1"], "no server with"),
         ([], "--rates R"),
         (["--rates", "0"], "--rates is '0'"),
         (["--concurrency", "1.5"], "whole numbers"),
-        (["--rates", "1", "--prompt-tokens", "9:3"], "is no length"),
+        (["--rates", "1", "--prompt-tokens", "9:3"], "is not a length"),
         (["--rates", "1", "--plot", "x.bmp"], ".svg or .png"),
     ],
 )

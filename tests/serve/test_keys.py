@@ -61,7 +61,7 @@ def test_keys_are_read_from_file_and_environment(tmp_path, monkeypatch):
     assert read_keys(path) == ("three", "one", "two") and read_keys(None) == ("three",)
     path.write_text("\n")
     monkeypatch.delenv("NANOHYBRID_API_KEY")
-    with pytest.raises(InputError, match="holds no key"):
+    with pytest.raises(InputError, match="has no key"):
         read_keys(path)
     with pytest.raises(InputError, match="No such file"):
         read_keys(tmp_path / "nowhere")

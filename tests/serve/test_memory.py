@@ -22,11 +22,11 @@ def planned(*flags):
 
 def test_a_budget_becomes_slots_and_pages_and_is_printed():
     plan, lines = planned("--memory-gib", "2", "--max-model-len", "1000")
-    assert plan.total_bytes <= 2 * 2**30 and plan.pages == 8 * plan.slots and plan.slots == command.MOST
+    assert plan.total_bytes <= 2 * 2**30 and plan.pages == 8 * plan.slots and plan.slots == command.MAX_SLOTS
     assert f"{plan.slots} requests of 1,000 tokens" in lines[0] and any("slots of" in line for line in lines)
     small, _ = planned("--memory-gib", "1.72", "--max-model-len", "32768")
-    assert small.slots < command.MOST and small.total_bytes <= 1.72 * 2**30
-    assert planned()[0].slots == command.RUNNING and planned("--max-num-seqs", "3")[0].slots == 3
+    assert small.slots < command.MAX_SLOTS and small.total_bytes <= 1.72 * 2**30
+    assert planned()[0].slots == command.DEFAULT_SLOTS and planned("--max-num-seqs", "3")[0].slots == 3
 
 
 def test_a_budget_that_is_too_small_is_one_line(capsys):

@@ -54,7 +54,7 @@ def stamp(path, age):
 
 @pytest.fixture
 def settled(monkeypatch):
-    """Files of this test count as unchanged for long: the change time, which no program can set, is left out."""
+    """Files count as unchanged for long. The change time, which no program can set, is left out."""
     monkeypatch.setattr(hash_cache, "SETTLED_SECONDS", -1.0)
 
 

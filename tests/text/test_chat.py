@@ -139,12 +139,15 @@ def test_template_renders_tools_calls_and_results():
         results[0],
     ]
     assert OURS.render(messages, tools=tools) == (
-        '<SPECIAL_10>System\nS\n\n<AVAILABLE_TOOLS>[{"name": "f", "parameters": {"é": 1}}, {"name": "g"}]</AVAILABLE_TOOLS>\n'
+        '<SPECIAL_10>System\nS\n\n<AVAILABLE_TOOLS>[{"name": "f", "parameters": {"é": 1}}, {"name": '
+        '"g"}]</AVAILABLE_TOOLS>\n'
         "<SPECIAL_11>User\nq\n"
-        '<SPECIAL_11>Assistant\n<TOOLCALL>[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {"b": "<"}}]</TOOLCALL>\n'
+        '<SPECIAL_11>Assistant\n<TOOLCALL>[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": '
+        '{"b": "<"}}]</TOOLCALL>\n'
         "<SPECIAL_12>\n"
         '<SPECIAL_11>User\n<TOOL_RESPONSE>[1, {"x": 2}]</TOOL_RESPONSE>\n'
-        '<SPECIAL_11>Assistant\ndone\n<TOOLCALL>[{"name": "g", "arguments": {"b": "<"}}]</TOOLCALL>\n<SPECIAL_12>\n'
+        '<SPECIAL_11>Assistant\ndone\n<TOOLCALL>[{"name": "g", "arguments": {"b": '
+        '"<"}}]</TOOLCALL>\n<SPECIAL_12>\n'
         f"<SPECIAL_11>User\n<TOOL_RESPONSE>[1]</TOOL_RESPONSE>\n{GENERATE}"
     )
     assert OURS.render([user("q")], tools=tools[1:], generate=False).startswith(

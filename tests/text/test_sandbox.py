@@ -29,9 +29,12 @@ ESCAPES = [
 HUNGRY = {
     "a huge range": "{% for i in range(10**9) %}x{% endfor %}",
     "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "loops in macros": "{% macro m() %}{% for i in range(9999) %}x{% endfor %}{% endmacro %}{% for i in range(999) %}{{ m() }}{% endfor %}",
-    "a recursive loop": "{% for i in range(99999) recursive %}{% if loop.depth < 3 %}{{ loop(range(99999)) }}{% endif %}{% endfor %}",
-    "macros that call twice": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "loops in macros": "{% macro m() %}{% for i in range(9999) %}x{% endfor %}{% endmacro %}"
+    "{% for i in range(999) %}{{ m() }}{% endfor %}",
+    "a recursive loop": "{% for i in range(99999) recursive %}"
+    "{% if loop.depth < 3 %}{{ loop(range(99999)) }}{% endif %}{% endfor %}",
+    "macros that call "
+    "twice": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "a macro without end": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "string times number": "{{ 'x' * 10**10 }}",
     "number times string": "{{ 10**9 * 'x' }}",
@@ -60,7 +63,8 @@ HUNGRY = {
     "indenting": "{{ ('x\\n' * 90000) | indent(90000) }}",
     "indenting JSON": "{{ [1] | tojson(indent=10**9) }}",
     "tabs": "{{ ('\\t' * 90000).expandtabs(90000) }}",
-    "many large references": "{% set a = 'x' * 90000 %}{{ range(99999) | map(attribute='no', default=a) | join }}",
+    "many large "
+    "references": "{% set a = 'x' * 90000 %}{{ range(99999) | map(attribute='no', default=a) | join }}",
     "filling batches": "{{ [1] | batch(10**9, 'x') | list }}",
     "text by the filter lipsum": "{{ lipsum(n=1) }}",
     "constants": "{{ 'a' | center(10**10) }}{{ 'x' ~ ('y' * 10**10) }}",
@@ -155,5 +159,8 @@ def test_sandbox_renders_what_real_templates_use_as_jinja2_does():
 
 def test_sandbox_budget_suffices_for_a_long_conversation():
     messages = [{"role": "user", "content": "word " * 400}] * 1_000
-    source = "{% for m in messages %}{{ m.content.replace('a', 'b').strip() | trim }}{{ messages[loop.index0].role ~ '\n' }}{% endfor %}"
+    source = (
+        "{% for m in messages %}{{ m.content.replace('a', 'b').strip() | trim }}"
+        "{{ messages[loop.index0].role ~ '\n' }}{% endfor %}"
+    )
     assert len(Sandbox(source, "t").render(messages=messages)) > 1_900_000

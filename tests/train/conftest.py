@@ -1,4 +1,4 @@
-"""A tiny model, batches that depend on the step alone, and a data directory as `nanohybrid data` writes it."""
+"""A tiny model, batches that depend on the step alone, and an output of `nanohybrid data`."""
 
 from collections.abc import Callable
 from pathlib import Path

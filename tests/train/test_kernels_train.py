@@ -13,14 +13,15 @@ from nanohybrid.train import next_token_loss
 from nanohybrid.train.precision import fp8_linears
 
 SMALL = HybridConfig(
-    pattern="M-*", vocab_size=40, hidden_size=24, intermediate_size=40, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-    mamba_num_heads=2, mamba_head_dim=12, n_groups=1, ssm_state_size=8,
+    pattern="M-*", vocab_size=40, hidden_size=24, intermediate_size=40, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=8, mamba_num_heads=2, mamba_head_dim=12, n_groups=1, ssm_state_size=8,
 )  # fmt: skip
 
 
 @pytest.fixture
 def trained(monkeypatch) -> Callable[..., dict[str, Tensor]]:
-    """trained(form, fp8): the loss and all gradients of one small batch of documents, by the ops of this form."""
+    """trained(form, fp8): the loss and all gradients of one small batch of documents, by the ops of this
+    form."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def run(form: str, fp8: bool = False) -> dict[str, Tensor]:
@@ -53,7 +54,7 @@ def test_training_on_triton_gives_the_loss_and_gradients_of_torch(trained):
 
 
 def test_training_in_fp8_on_triton_matches_the_torch_emulation(trained):
-    """Sums differ in their last bit, and a few numbers then round to the other neighbor: hence the tolerance."""
+    """Sums differ in their last bit, so a few numbers round differently; hence the tolerance."""
     truth, found = trained("torch", fp8=True), trained("triton", fp8=True)
     for name, value in truth.items():
         assert (found[name] - value).norm() <= 0.03 * value.norm(), name

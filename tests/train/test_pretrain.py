@@ -83,8 +83,9 @@ def test_pretrain_refuses_bad_recipes_and_data_in_one_line(
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
-        (LoopConfig, {"log_steps": 0}), (LoopConfig, {"snapshot_steps": -1}), (LoopConfig, {"snapshot_seconds": float("nan")}),
-        (LoopConfig, {"activation_checkpoint_every": -1}), (OptimizerConfig, {"beta1": 1.0}), (OptimizerConfig, {"beta2": -0.1}),
+        (LoopConfig, {"log_steps": 0}), (LoopConfig, {"snapshot_steps": -1}),
+        (LoopConfig, {"snapshot_seconds": float("nan")}), (LoopConfig, {"activation_checkpoint_every": -1}),
+        (OptimizerConfig, {"beta1": 1.0}), (OptimizerConfig, {"beta2": -0.1}),
         (OptimizerConfig, {"epsilon": 0.0}), (OptimizerConfig, {"learning_rate": float("nan")}),
         (PretrainRecipe, {"validation_batches": -1}),
     ],

@@ -12,9 +12,11 @@ PASSED = "kept"  # the key of `counts` for documents that passed
 
 
 class Curator:
-    """Filters documents; `counts` has, for each store, the number that passed and the numbers dropped, by reason.
+    """Filters documents; `counts` has, for each store, the number that passed and the numbers dropped, by
+    reason.
 
-    near_duplicate_threshold: Jaccard similarity from which two texts count as duplicates; 0 turns this filter off.
+    near_duplicate_threshold: Jaccard similarity from which two texts count as duplicates; 0 turns this filter
+    off.
     """
 
     def __init__(
@@ -33,7 +35,10 @@ class Curator:
                 yield document
 
     def problems(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Generated problems that are new and not of the test split. Near duplicates pass, since problems are alike."""
+        """Generated problems that are new and not of the test split.
+
+        Near duplicates pass, since problems are alike.
+        """
         for document in documents:
             prompt = document.spans[0].text
             test = self.decontaminator.is_test_problem(prompt.rstrip("\n"))

@@ -1,7 +1,8 @@
 """Decontamination: documents with evaluation prompts are dropped from the training data.
 
-A document is contaminated if it shares 13 consecutive words with an evaluation prompt (Brown et al. 2020, appendix C), or has a
-shorter prompt as a line. Prompts of the built-in tasks need no list: a hash of the prompt decides its split.
+A document is contaminated if it shares 13 consecutive words with an evaluation prompt (Brown et al. 2020,
+appendix C), or has a shorter prompt as a line. Prompts of the built-in tasks need no list: a hash of the
+prompt decides its split.
 """
 
 import re

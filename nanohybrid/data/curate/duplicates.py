@@ -6,7 +6,8 @@ from hashlib import blake2b
 from nanohybrid.extras import require
 
 PERMUTATIONS = 128
-BANDS = 32  # bands of 4 rows find candidates of similarity 0.4 and more; the estimate over all permutations decides
+# bands of 4 rows find candidates of similarity 0.4 and more; the estimate over all permutations decides
+BANDS = 32
 SHINGLE = 5
 
 
@@ -26,7 +27,8 @@ class ExactDuplicates:
 
 
 class NearDuplicates:
-    """MinHash sketches, over 5-word shingles, of all texts that were not near duplicates. Needs rensa (extra `data`).
+    """MinHash sketches, over 5-word shingles, of all texts that were not near duplicates. Needs rensa (extra
+    `data`).
 
     threshold: Jaccard similarity from which two texts count as duplicates.
     """

@@ -1,4 +1,5 @@
-"""Quality heuristics in the manner of Gopher and C4 (Rae et al. 2021, Raffel et al. 2020), with limits that pass ordinary code.
+"""Quality heuristics in the manner of Gopher and C4 (Rae et al. 2021, Raffel et al. 2020), with limits that
+pass ordinary code.
 
 A document that fails one is dropped and counted under the name of the heuristic.
 """
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 LICENSE = re.compile(
-    r"permission is hereby granted|redistribution and use in source and binary forms|licensed under the apache license"
+    r"permission is hereby granted|redistribution and use in source and binary forms|licensed under the "
+    r"apache license"
     r"|without warranty of any kind|under the terms of the gnu|all rights reserved",
     re.IGNORECASE,
 )

@@ -1,4 +1,5 @@
-"""Code and prose of the Python installation: the standard library's sources, its docstrings, and pydoc's topics.
+"""Code and prose of the Python installation: the standard library's sources, its docstrings, and pydoc's
+topics.
 
 Another minor version of Python gives a slightly different corpus.
 """
@@ -36,7 +37,10 @@ def code(seed: int, section_characters: int) -> Iterator[Document]:
 
 
 def prose(seed: int, section_characters: int) -> Iterator[Document]:
-    """The language reference of pydoc, then docstrings. Short docstrings of one file are joined to one document."""
+    """The language reference of pydoc, then docstrings.
+
+    Short docstrings of one file are joined to one document.
+    """
     for text in _topics():
         yield from sections("prose", text, section_characters)
     for path in _files(seed):

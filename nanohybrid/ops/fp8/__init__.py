@@ -9,7 +9,7 @@ from nanohybrid.ops.fp8 import torch as torch_form
 from nanohybrid.ops.fp8.reference import E4M3, GROUP, LARGEST
 from nanohybrid.ops.fp8.torch import dequantize, fake_quantize, quantize
 
-__all__ = ["E4M3", "GROUP", "LARGEST", "dequantize", "linear", "quantize", "rounded"]
+__all__ = ["E4M3", "GROUP", "LARGEST", "dequantize", "fake_quantize", "linear", "quantize"]
 
 KERNELS = Kernel("nanohybrid.ops.fp8.kernels:linear", gradients=True)
 

@@ -15,12 +15,12 @@ from torch.autograd.function import once_differentiable
 
 from nanohybrid.ops.fp8.products import product
 from nanohybrid.ops.fp8.quantize_kernels import Operand, quantize_blocks, quantize_tiles
-from nanohybrid.ops.fp8.torch import affine
+from nanohybrid.ops.fp8.torch import with_bias
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """As torch.linear: x [..., I] W^T (+ bias). The result and gradients are in their operands' dtypes."""
-    return affine(_Linear.apply, x, weight_OI, bias_O)
+    return with_bias(_Linear.apply, x, weight_OI, bias_O)
 
 
 class _Linear(torch.autograd.Function):

@@ -16,6 +16,17 @@ from nanohybrid.ops.quantized.formats import (
 from nanohybrid.ops.quantized.torch import WeightRows, dequantize, linear, quantize
 
 __all__ = [
-    "CODES", "FORMATS", "SCALES", "Rows", "dequantize", "format_of", "group_of", "holds", "linear", "quantize", "shapes", "spread",
+    "CODES",
+    "FORMATS",
+    "SCALES",
+    "WeightRows",
+    "dequantize",
+    "expand_scales",
+    "format_of",
+    "group_of",
+    "holds",
+    "linear",
+    "quantize",
+    "shapes",
     "stored_bytes",
 ]  # fmt: skip

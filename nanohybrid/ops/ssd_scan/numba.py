@@ -65,18 +65,18 @@ def _backward(dy_THP: Tensor, dfinal_SHPN: Tensor | None, inputs: SSDInputs, lay
 
 def _prepared(inputs: SSDInputs) -> SSDInputs:
     """The inputs as the kernels read them: x, B and C contiguous within a token, the rest contiguous and in fp32."""
-    x, dt, A, B, C, D, initial = (None if tensor is None else tensor.detach() for tensor in inputs)
+    x, dt, A, B, C, D, initial = inputs
+    x, B, C = (tensor.detach() for tensor in (x, B, C))
     x, B, C = (tensor if tensor[0].is_contiguous() else tensor.contiguous() for tensor in (x, B, C))
-    dt, A, D, initial = (
-        None if tensor is None else tensor.float().contiguous() for tensor in (dt, A, D, initial)
-    )
-    return SSDInputs(x, dt, A, B, C, D, initial)
+    dt, A, D = (tensor.detach().float().contiguous() for tensor in (dt, A, D))
+    return SSDInputs(x, dt, A, B, C, D, None if initial is None else initial.detach().float().contiguous())
 
 
 def _arguments(inputs: SSDInputs, layout: Layout, tensors: tuple[int, ...]) -> tuple[Any, ...]:
     """The arguments of both kernels."""
     x, B, C = inputs.x_THP, inputs.B_TGN, inputs.C_TGN
-    sizes = kernels.Sizes(*x.shape[1:], *B.shape[1:], x.stride(0), B.stride(0), C.stride(0))
+    (_, H, P), (_, G, N) = x.shape, B.shape
+    sizes = kernels.Sizes(H, P, G, N, x.stride(0), B.stride(0), C.stride(0))
     words = [np.array(numbers, dtype=np.int64) for numbers in (layout.starts, sizes, tensors)]
     return layout.sequences, *words, x.dtype == torch.bfloat16
 

@@ -1,4 +1,4 @@
-"""The headline's plan against plain arithmetic, its small twin against the true shapes, and a run of it."""
+"""`bench compare`: plans against arithmetic, scaled plans against full size, runs of tiny models."""
 
 import json
 
@@ -7,9 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import nanohybrid
-from nanohybrid.bench import Mix, contenders, machine, measure, mixes, plan, roofline
-from nanohybrid.bench import comparison as contest
-from nanohybrid.bench.comparison import cap
+from nanohybrid.bench import Workload, candidates, comparison, machine, measure, plan, roofline, workloads
+from nanohybrid.bench.comparison import memory_limit
 from nanohybrid.bench.measure import Timed
 from nanohybrid.bench.result import Result, Settings
 from nanohybrid.bench.roofline import prefill_flops
@@ -26,27 +25,30 @@ A10G = device("a10g")
 
 def planned(scale=1, names=("8k/16k",)):
     return [
-        plan(one, mix, cap(22.0, scale), A10G, scale)
-        for mix in mixes(list(names), scale)
-        for one in contenders(["bf16", "int8"], scale)
+        plan(one, workload, memory_limit(22.0, scale), A10G, scale)
+        for workload in workloads(list(names), scale)
+        for one in candidates(["bf16", "int8"], scale)
     ]
 
 
-def test_the_papers_case_is_the_papers_batch_and_more_than_six_times_the_transformer():
+def test_plan_of_8k_16k_gives_the_papers_batch_of_8_and_more_than_6x_the_transformer():
     dense, hybrid, quantized = planned()
     assert (dense.sequences, hybrid.sequences) == (1, 8)
     assert hybrid.output / dense.output > 6
     assert quantized.sequences > hybrid.sequences and quantized.output > 2 * hybrid.output
 
 
-def test_a_hundred_thousand_tokens_fit_the_hybrid_alone():
+def test_plan_of_128k_fits_only_the_hybrid():
     dense, hybrid, _ = planned(names=["128k/1k"])
     assert dense.sequences == 0 and dense.output == 0 and hybrid.sequences >= 1
 
 
-def test_the_rooflines_are_bytes_over_bandwidth():
-    """Qwen3-8B: 8,190,735,360 parameters less 151,936 x 4,096 of the table, 147,456 bytes a token. The 9B: 8,888,227,328 less
-    131,072 x 4,480, 16,384 a token; 27 states of 128 x 80 x 128 in fp32 and of 3 x 12,288 in bf16, read and written."""
+def test_decode_roofline_is_step_bytes_over_bandwidth():
+    """Qwen3-8B: 8,190,735,360 parameters less 151,936 x 4,096 of the table, 147,456 bytes a token.
+
+    The 9B: 8,888,227,328 less 131,072 x 4,480, 16,384 a token; 27 states of 128 x 80 x 128 in fp32 and of 3 x
+    12,288 in bf16, read and written.
+    """
     dense, hybrid, _ = planned()
     length = 8192 + 8192
     seconds = (2 * (8_190_735_360 - 151_936 * 4096) + 147_456 * (length + 1)) / 600e9
@@ -58,7 +60,7 @@ def test_the_rooflines_are_bytes_over_bandwidth():
 
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny-dense"])
-def test_flops_of_a_prompt_are_what_torch_counts(preset):
+def test_prefill_flops_equals_torch_flop_counter(preset):
     config = nanohybrid.preset(preset)
     with torch.device("meta"):
         model = HybridLM(config)
@@ -77,43 +79,48 @@ def test_flops_of_a_prompt_are_what_torch_counts(preset):
     assert prefill_flops(config, 300) == pytest.approx(expected, rel=0.01)  # norms and convs are not counted
 
 
-def test_the_small_contest_is_decided_as_the_large_one():
+def test_scaled_plan_fits_as_many_sequences_as_full_size():
     for large, small in zip(planned(names=["1k/1k", "8k/16k"]), planned(8, ["1k/1k", "8k/16k"]), strict=True):
-        assert small.mix.context * 8 == large.mix.context
+        assert small.workload.context * 8 == large.workload.context
         assert small.sequences == pytest.approx(large.sequences, rel=0.25), large.label
 
 
-def test_impossible_requests_name_the_possible_ones():
+def test_unknown_workload_scale_or_memory_limit_error_names_valid_values():
     with pytest.raises(InputError, match="1k/1k, 8k/1k, 8k/16k, 128k/1k"):
-        mixes(["2k/2k"])
+        workloads(["2k/2k"])
     with pytest.raises(InputError, match="1, 2, 4, 8"):
-        contenders(["bf16"], 3)
+        candidates(["bf16"], 3)
     with pytest.raises(InputError, match=r"the process alone takes 0\.5"):
-        cap(0.25)
+        memory_limit(0.25)
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """The contest of two tiny models, three sequences each, in which the Transformer does not fit the second mix."""
-    monkeypatch.setattr(contest, "HYBRID", "tiny")
-    monkeypatch.setattr(contest, "DENSE", "tiny-dense")
-    monkeypatch.setattr(contest, "PAPER", (Mix("1k/1k", 12, 5), Mix("128k/1k", 40, 3)))
+    """A comparison of two tiny models, three sequences each.
+
+    The Transformer does not fit the second workload.
+    """
+    monkeypatch.setattr(comparison, "HYBRID", "tiny")
+    monkeypatch.setattr(comparison, "DENSE", "tiny-dense")
+    monkeypatch.setattr(comparison, "PAPER", (Workload("1k/1k", 12, 5), Workload("128k/1k", 40, 3)))
     monkeypatch.setattr(
-        roofline, "fitting", lambda one, mix, *_: 0 if one.name == "tiny-dense" and mix.inputs == 40 else 3
+        roofline,
+        "fitting",
+        lambda one, workload, *_: 0 if one.name == "tiny-dense" and workload.input_tokens == 40 else 3,
     )
     monkeypatch.setattr(machine, "STREAM_BYTES", 2**20)
     monkeypatch.setattr(machine, "EDGE", 64)
 
 
-FLAGS = ["bench", "headline", "--json", "--scale", "1", "--quantized", "none"]
+FLAGS = ["bench", "compare", "--json", "--scale", "1", "--quantized", "none"]
 
 
-def test_a_run_measures_every_contender_that_fits(small, tmp_path, capsys):
-    out = tmp_path / "runs" / "headline"
+def test_bench_compare_measures_every_row_that_fits(small, tmp_path, capsys):
+    out = tmp_path / "runs" / "compare"
     assert main([*FLAGS, "--out", str(out)]) == 0
     result = json.loads(capsys.readouterr().out)
     assert json.loads((out / "result.json").read_text()) == result
-    rows = {(row["mix"], row["model"]): row for row in result["rows"]}
+    rows = {(row["workload"], row["model"]): row for row in result["rows"]}
     assert len(rows) == 4 and rows["128k/1k", "tiny-dense"]["output_tokens_per_second"] is None
     for key in rows.keys() - {("128k/1k", "tiny-dense")}:
         assert rows[key]["output_tokens_per_second"] > 0 and rows[key]["fraction"] > 0
@@ -127,12 +134,12 @@ def test_a_run_measures_every_contender_that_fits(small, tmp_path, capsys):
     assert table[4].startswith("| 128k/1k | tiny-dense bf16 | does not fit |") and len(table) == 8
 
 
-def test_what_a_row_says_is_its_timings_arithmetic(small, tmp_path):
+def test_report_derives_throughput_fraction_and_ratio_from_timings(small, tmp_path):
     settings = Settings(1, 22.0, ["1k/1k"], ["bf16"], "cpu", 1)
     result = Result(settings)
-    for contender, mix in settings.pairs():
-        result.keep(
-            (mix.name, contender.name, contender.dtype),
+    for candidate, workload in settings.pairs():
+        result.add(
+            (workload.name, candidate.name, candidate.dtype),
             Timed(prompt=0.5, step=0.25, bandwidth=1e9, flops=1e9),
         )
     entry = result.report()["rows"][1]
@@ -142,11 +149,11 @@ def test_what_a_row_says_is_its_timings_arithmetic(small, tmp_path):
 
 
 class Killed(BaseException):
-    """What no handler catches."""
+    """An exception that no handler catches, as after SIGKILL."""
 
 
 @pytest.mark.parametrize("kill", [KeyboardInterrupt, Killed])
-def test_a_stopped_run_goes_on_with_the_rows_it_has(small, tmp_path, capsys, monkeypatch, kill):
+def test_stopped_bench_compare_resumes_with_saved_rows(small, tmp_path, capsys, monkeypatch, kill):
     time, calls = measure.Runner.time, []
 
     def some(self, planned, *rest):
@@ -169,67 +176,69 @@ def test_a_stopped_run_goes_on_with_the_rows_it_has(small, tmp_path, capsys, mon
     before = json.loads((tmp_path / "out" / "result.json").read_text())["measured"]
     assert len(before) == 2
     assert main(flags) == 2 and "--resume" in capsys.readouterr().err
-    assert main([*flags, "--resume", "--mixes", "1k/1k"]) == 2
-    assert "was measured with mixes" in capsys.readouterr().err
+    assert main([*flags, "--resume", "--workloads", "1k/1k"]) == 2
+    assert "was measured with workloads" in capsys.readouterr().err
     assert main([*flags, "--resume"]) == 0
     assert len(calls) == 4
     after = json.loads((tmp_path / "out" / "result.json").read_text())["measured"]
     assert after[:2] == before and len(after) == 3
 
 
-def test_a_directory_of_something_else_is_left_alone(small, tmp_path, capsys):
+def test_resume_refuses_a_directory_without_a_comparison(small, tmp_path, capsys):
     (tmp_path / "result.json").write_text('{"settings": 3}')
     assert main([*FLAGS, "--out", str(tmp_path), "--resume"]) == 2
-    assert "is no result of bench headline" in capsys.readouterr().err
+    assert "is not a result of bench compare" in capsys.readouterr().err
     assert main([*FLAGS, "--resume"]) == 2 and "--out" in capsys.readouterr().err
 
 
-def test_the_timed_steps_are_at_the_mixs_mean_length_and_of_all_sequences(small, monkeypatch):
-    """In a mix of 12 and 40 tokens with steps enough for 24: the first at 12 + 8, the last at 43, with three rows each."""
+def test_timed_decode_steps_run_all_sequences_around_the_mean_context(small, monkeypatch):
+    """Of 12 input and 40 output tokens, 24 steps: from context 12 + 8 to 43, three rows each."""
     monkeypatch.setattr(measure, "SECONDS", 0.0)
-    row = plan(contenders(["bf16"])[1], Mix("long", 12, 40), cap(22.0), A10G)
-    extent = measure.Extent.of(row)
-    assert (extent.prompts, extent.steps, extent.start) == (1, 24, 20)
+    row = plan(candidates(["bf16"])[1], Workload("long", 12, 40), memory_limit(22.0), A10G)
+    part = measure.TimedPart.of(row)
+    assert (part.prompts, part.steps, part.start) == (1, 24, 20)
     seen, step = [], Engine.step
 
     def watched(self):
         ready = step(self)
-        seen.append([request.known for request in ready])
+        seen.append([request.num_tokens for request in ready])
         return ready
 
     monkeypatch.setattr(Engine, "step", watched)
-    timed = measure.Runner(row.contender).time(row, 1)
+    timed = measure.Runner(row.candidate).time(row, 1)
     assert seen[-24:] == [[known] * 3 for known in range(21, 45)]
     assert timed.prompt > 0 and timed.step > 0
 
 
-def test_the_engine_holds_no_more_than_the_cap(monkeypatch):
-    for one in contenders(["bf16", "int8"], 8):
-        mix = mixes(["8k/16k"], 8)[0]
-        row = plan(one, mix, cap(22.0, 8), A10G, 8)
+def test_weights_and_cache_stay_below_the_memory_limit(monkeypatch):
+    for one in candidates(["bf16", "int8"], 8):
+        workload = workloads(["8k/16k"], 8)[0]
+        row = plan(one, workload, memory_limit(22.0, 8), A10G, 8)
         state = HybridCache.allocate(
             one.config,
             row.sequences,
-            row.sequences * -(-mix.context // 128),
+            row.sequences * -(-workload.context // 128),
             dtype=torch.bfloat16,
             device="meta",
         )
-        assert weight_bytes(one.config, one.dtype) + state.bytes < cap(22.0, 8) - PROCESS
+        assert weight_bytes(one.config, one.dtype) + state.bytes < memory_limit(22.0, 8) - PROCESS
 
 
-def test_a_format_without_a_form_for_the_widths_is_said():
-    with pytest.raises(InputError, match=r"int4 has no form for the .* matrices of nano-9b-v2 at scale 8"):
-        contenders(["bf16", "int4"], 8)
-    contenders(["bf16", "int4"], 1)
+def test_candidates_refuses_a_format_that_does_not_support_a_width():
+    with pytest.raises(InputError, match=r"int4 does not support the .* matrices of nano-9b-v2 at scale 8"):
+        candidates(["bf16", "int4"], 8)
+    candidates(["bf16", "int4"], 1)
 
 
-def test_the_table_says_what_does_not_fit(capsys):
-    assert main(["bench", "headline", "--roofline", "a10g", "--mixes", "128k/1k", "--quantized", "none"]) == 0
+def test_table_shows_rows_that_do_not_fit_and_device_rates(capsys):
+    assert (
+        main(["bench", "compare", "--roofline", "a10g", "--workloads", "128k/1k", "--quantized", "none"]) == 0
+    )
     table = capsys.readouterr().out
     assert "does not fit" in table and "600.0 GB/s" in table
 
 
-def test_generation_is_measured_as_often_as_asked_and_a_long_prompt_is_warmed_up_for_by_a_short_one(
+def test_bench_generate_repeats_as_often_as_asked_and_warms_up_long_prompts_with_a_short_one(
     small, capsys, monkeypatch
 ):
     from nanohybrid.bench import generate
