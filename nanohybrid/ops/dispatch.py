@@ -46,7 +46,9 @@ class Kernel:
 
     @cached_property
     def opaque(self) -> Function:
-        """The function for torch.compile, which calls it without tracing it and compiles the code around it."""
+        """The function for torch.compile, which calls it without tracing it and compiles the code around
+        it.
+        """
         import torch
 
         found: Function = torch.compiler.disable(self.function)
@@ -91,7 +93,8 @@ def choose(
     on_cuda = bool(tensors) and tensors[0] is not None and tensors[0].is_cuda
     if forced == "triton" and not on_cuda and not interpreted():
         raise ValueError(
-            "NANOHYBRID_KERNELS is 'triton' and the tensors are on a CPU; set TRITON_INTERPRET=1 too, or use a GPU"
+            "NANOHYBRID_KERNELS is 'triton' and the tensors are on a CPU; "
+            "set TRITON_INTERPRET=1 too, or use a GPU"
         )
     kernel = triton if forced == "triton" or (on_cuda and not forced and _has_triton()) else None
     on_cpu = not on_cuda and not (

@@ -21,7 +21,8 @@ def cdiv(n: int, size: int) -> int:
 
 
 def dot_dtype(dtype: torch.dtype) -> tl.dtype:
-    """The dtype of the operands of tl.dot for data in `dtype`: the same, but fp32 for bf16 in Triton's interpreter.
+    """The dtype of the operands of tl.dot for data in `dtype`: the same, but fp32 for bf16 in Triton's
+    interpreter.
 
     The interpreter multiplies bf16 wrongly (errors of 1e11 in Triton 3.6).
     """
@@ -31,5 +32,7 @@ def dot_dtype(dtype: torch.dtype) -> tl.dtype:
 
 
 def contiguous_rows(x: torch.Tensor) -> torch.Tensor:
-    """x [T, ...], copied unless each row is contiguous: kernels take the rows' stride, so slices of a projection need no copy."""
+    """x [T, ...], copied unless each row is contiguous: kernels take the rows' stride, so slices of a
+    projection need no copy.
+    """
     return x if x.shape[0] == 0 or x[0].is_contiguous() else x.contiguous()

@@ -1,4 +1,4 @@
-"""FP8 kernels against the recipe: the same bits, and the same three products: on a GPU, or in Triton's interpreter."""
+"""FP8 Triton kernels against the recipe, bits and products: on a GPU, or in Triton's interpreter."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SIZES = [(1, 1), (3, 127), (130, 257), (5, 300)]
 
 
 def assert_is(operand: Operand, q: Tensor, scales: Tensor) -> None:
-    """The same values and scales, and zeros where the sum is padded."""
+    """Assert the same values and scales, and zeros where the sum is padded."""
     values = operand.q.float().cpu()
     assert torch.equal(values[:, : q.shape[1]], q.float()) and torch.equal(operand.scales.cpu(), scales)
     assert operand.q.shape[1] % 128 == 0 and not values[:, q.shape[1] :].any()
@@ -21,7 +21,7 @@ def assert_is(operand: Operand, q: Tensor, scales: Tensor) -> None:
 
 @pytest.mark.parametrize("exponent", [0, -40, 60])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_every_form_of_a_matrix_is_the_recipes_to_the_last_bit(size, exponent, chip):
+def test_quantize_kernels_have_the_bits_of_the_recipe(size, exponent, chip):
     x = torch.randn(size) * 2.0**exponent
     x.view(-1)[::3] *= 2.0**-14  # some in the subnormal numbers
     rows, columns = quantize_tiles(x.to(chip))
@@ -33,7 +33,7 @@ def test_every_form_of_a_matrix_is_the_recipes_to_the_last_bit(size, exponent, c
     assert_is(transposed, q.T, scales.T)
 
 
-def test_slices_and_bf16_are_quantized_as_they_are(chip):
+def test_quantize_tiles_takes_slices_and_bf16(chip):
     x = torch.randn(6, 400).bfloat16()[:, 100:350]
     rows, none = quantize_tiles(x.to(chip), columns=False)
     assert none is None
@@ -41,7 +41,7 @@ def test_slices_and_bf16_are_quantized_as_they_are(chip):
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_what_is_not_finite_spoils_its_tile_and_no_other(value, chip):
+def test_quantize_tiles_infinity_and_nan_make_their_own_tile_nan_and_no_other(value, chip):
     x = torch.randn(2, 256)
     x[1, 130] = value
     rows, _ = quantize_tiles(x.to(chip), columns=False)
@@ -51,7 +51,7 @@ def test_what_is_not_finite_spoils_its_tile_and_no_other(value, chip):
 
 
 @pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(1, 1, 1), (5, 130, 7), (129, 64, 200)])
-def test_the_linear_and_both_gradients_follow_the_recipe(tokens, inputs, outputs, chip):
+def test_triton_fp8_linear_and_its_gradients_equal_the_recipe(tokens, inputs, outputs, chip):
     x, weight, dy = torch.randn(tokens, inputs), torch.randn(outputs, inputs), torch.randn(tokens, outputs)
     given = [t.to(chip).clone().requires_grad_() for t in (x, weight)]
     y = kernels.linear(*given)
@@ -67,7 +67,7 @@ def test_the_linear_and_both_gradients_follow_the_recipe(tokens, inputs, outputs
         )
 
 
-def test_dtypes_leading_axes_and_frozen_weights(chip):
+def test_triton_fp8_linear_preserves_dtypes_and_leading_axes_and_frozen_weights(chip):
     x = torch.randn(2, 3, 40, device=chip).bfloat16().requires_grad_()
     weight, bias = torch.randn(6, 40, device=chip), torch.randn(6, device=chip, requires_grad=True)
     y = kernels.linear(x, weight, bias)
@@ -79,7 +79,7 @@ def test_dtypes_leading_axes_and_frozen_weights(chip):
     )
 
 
-def test_kernels_are_chosen_where_they_are_asked_for(chip, monkeypatch):
+def test_fp8_linear_runs_triton_where_the_environment_names_it(chip, monkeypatch):
     monkeypatch.setenv("NANOHYBRID_KERNELS", "triton")
     monkeypatch.setattr(kernels, "quantize_tiles", lambda *_, **__: pytest.fail("chosen"))
     with pytest.raises(pytest.fail.Exception, match="chosen"):
@@ -87,14 +87,14 @@ def test_kernels_are_chosen_where_they_are_asked_for(chip, monkeypatch):
 
 
 def race(monkeypatch, other, time_of_other: float) -> bool:
-    """Whether another product is chosen over ours, which takes 1 ms."""
+    """Whether `fastest` chooses another product over ours, which takes 1 ms."""
     a, b = quantize_tiles(torch.randn(4, 130))[0], quantize_blocks(torch.randn(5, 130))[0]
     monkeypatch.setattr(products, "torch_product", other)
     monkeypatch.setattr(products, "milliseconds", lambda run, *_: time_of_other if run is other else 1.0)
     return products.fastest(a, b, torch.float32) is other
 
 
-def test_another_product_is_chosen_only_if_it_runs_agrees_and_is_faster(monkeypatch):
+def test_fastest_chooses_torchs_product_only_if_it_runs_agrees_and_is_faster(monkeypatch):
     def same(a, b, dtype):
         return products.our_product(a, b, dtype)
 

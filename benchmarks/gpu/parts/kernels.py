@@ -26,6 +26,7 @@ from nanohybrid.ops.squared_relu import triton as relu
 from nanohybrid.ops.ssd_scan import torch as torch_form
 from nanohybrid.ops.ssd_scan import triton as scan
 from nanohybrid.ops.ssd_scan.backward import ssd_scan_backward
+from nanohybrid.ops.ssd_scan.inputs import SSDInputs
 
 TITLE = "Milliseconds of each kernel, its floor, and the floor as a fraction of the time."
 BF16 = torch.bfloat16
@@ -102,16 +103,16 @@ def _scans(s: Sizes) -> Iterator[Work]:
     )  # half of a Q x Q product a head, counted as 2 operations a pair
     scores = s.T * s.Q * s.G * s.N
 
-    def inputs() -> list[torch.Tensor]:
+    def inputs() -> SSDInputs:
         x, B, C = torch.randn(s.T, s.H, s.P), torch.randn(s.T, s.G, s.N), torch.randn(s.T, s.G, s.N)
         dt, A = torch.rand(s.T, s.H) * 0.1, -torch.rand(s.H) * 8
-        return [x.to(BF16), dt, A, B.to(BF16), C.to(BF16), torch.randn(s.H)]
+        return SSDInputs(x.to(BF16), dt, A, B.to(BF16), C.to(BF16), torch.randn(s.H))
 
     def forward(form: Callable[..., object]) -> Callable[[], object]:
-        return partial(torch.no_grad()(form), *inputs(), layout, None, False)
+        return partial(torch.no_grad()(form), inputs(), layout, False)
 
     def backward() -> Callable[[], object]:
-        return partial(ssd_scan_backward, torch.randn(s.T, s.H, s.P), None, *inputs(), layout)
+        return partial(ssd_scan_backward, torch.randn(s.T, s.H, s.P), None, inputs(), layout)
 
     yield Work("SSD scan", partial(forward, scan.ssd_scan), narrow + wide, scores + inside + 2 * state)
     yield Work(

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from nanohybrid.ops.attention.cache import PagedCache
 
 QUERY_TILE = 256  # queries of a continuation that share one mask, at most [256, context] booleans
-SHORT = 256  # up to this length the gradient on a CPU is about three times faster in fp32 than in bf16 (docs/ops.md)
+# Up to this length the gradient on a CPU is about three times faster in fp32 than in bf16 (docs/ops.md).
+SHORT = 256
 
 
 def attention(

@@ -40,7 +40,9 @@ def _rows_within(layout: Layout, k: int, device: torch.device) -> Tensor:
 
 
 class _Shifted(torch.autograd.Function):
-    """sum_k weight_k x_{t-k} with x zero before each sequence. Both passes read x and its gradient W times."""
+    """sum_k weight_k x_{t-k} with x zero before each sequence. Both passes read x and its gradient W
+    times.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, borders: list[Tensor]) -> Tensor:  # type: ignore[no-untyped-def]

@@ -61,7 +61,7 @@ def _run(
     width = min(CHANNELS, next_power_of_2(C))
     before_T, sequence_T = _token_tables(layout, x_TC.device)
     grid = (cdiv(T, TOKENS), cdiv(C, width))
-    shared = {"W": W, "STORED": initial is not None, "CHANNELS": width}
+    shared = {"W": W, "HAS_INITIAL": initial is not None, "CHANNELS": width}
     _conv[grid](
         x_TC,
         weight_CW,
@@ -125,8 +125,8 @@ def conv_silu_step(
 
 @triton.jit
 def _conv(
-    x, weight, bias, initial, y, before_T, sequence_T, T, C, stride,
-    W: tl.constexpr, HAS_INITIAL: tl.constexpr, SILU: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, weight, bias, initial, y, before_T, sequence_T, T, C, stride, W: tl.constexpr, HAS_INITIAL:
+    tl.constexpr, SILU: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)

@@ -21,8 +21,8 @@ BLOCK_M, BLOCK_N = 128, 128
 
 @triton.jit
 def product_kernel(
-    a, b, scale_a, scale_b, out, M, N, groups, stride_a, stride_b,
-    BLOCKS: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, BAND: tl.constexpr,
+    a, b, scale_a, scale_b, out, M, N, groups, stride_a, stride_b, BLOCKS: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """out [M, N] from a [M, K] and b [N, K]. BLOCKS: b has a scale for 128 of its rows, else one for each
     row.
@@ -63,7 +63,7 @@ def product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
     out = torch.empty((M, N), dtype=dtype, device=a.q.device)
     product_kernel[triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N),](
         a.q, b.q, a.scales, b.scales, out, M, N, K // GROUP, a.q.stride(0), b.q.stride(0),
-        BLOCKS=b.scales.shape[0] != N, UPCAST=interpreted(), BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, GROUP=GROUP, BAND=8,
-        num_warps=8, num_stages=3,
+        BLOCKS=b.scales.shape[0] != N, UPCAST=interpreted(), BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, GROUP=GROUP,
+        BAND=8, num_warps=8, num_stages=3,
     )  # fmt: skip
     return out

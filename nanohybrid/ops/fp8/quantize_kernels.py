@@ -38,7 +38,9 @@ def _scale(largest, SMALLEST: tl.constexpr, LARGEST: tl.constexpr):
 
 @triton.jit
 def _magnitude(x):
-    """|x|, infinite for NaN. Maxima treat NaN differently; an infinite scale makes the group NaN in any case."""
+    """|x|, infinite for NaN. Maxima treat NaN differently; an infinite scale makes the group NaN in any
+    case.
+    """
     return tl.where(x == x, tl.abs(x), float("inf"))
 
 
@@ -57,8 +59,9 @@ def _e4m3(x, EMULATE: tl.constexpr):
 
 @triton.jit
 def tile_kernel(
-    x, q, scales, q_t, scales_t, M, K, stride_x, stride_q, stride_t, groups_m, groups_k,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, EMULATE: tl.constexpr, GROUP: tl.constexpr,
+    x, q, scales, q_t, scales_t, M, K, stride_x, stride_q, stride_t, groups_m, groups_k, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, EMULATE: tl.constexpr, GROUP:
+    tl.constexpr,
 ):  # fmt: skip
     """A 128 x 128 square. ROWS: q [M, K] with scales [M, K / 128]. COLUMNS: q_t [K, M] with scales_t [K, M /
     128].

@@ -26,7 +26,7 @@ dy is [T, O]:
 
     y  = x W^T        sums over I        x in tiles along I,      W in blocks
     dx = dy W         sums over O        dy in tiles along O,     W in the same blocks
-    dW = dy^T x       sums over T        dy^T and x^T in tiles along T: 128 tokens of one channel share a scale
+    dW = dy^T x       sums over T        dy^T and x^T in tiles along T: 128 tokens of a channel share a scale
 
 So x and dy are quantized twice, along either axis, always from their unquantized values. Products of two e4m3
 numbers are exact in fp32. Their sums over one group of 128 are fp32, multiplied by both groups' scales, and

@@ -26,8 +26,9 @@ TOKENS, CHANNELS = 8, 256
 
 @triton.jit
 def norm_gradients(
-    do, y, z, weight, residual_grad, dy, dz, dweight_tiles, stride_do, stride_y, stride_z, T, D, eps,
-    WIDTH: tl.constexpr, GATED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+    do, y, z, weight, residual_grad, dy, dz, dweight_tiles, stride_do, stride_y, stride_z, T, D, eps, WIDTH:
+    tl.constexpr, GATED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, TOKENS: tl.constexpr, CHANNELS:
+    tl.constexpr,
 ):  # fmt: skip
     """dy and dz [T, D]; dweight_tiles [tiles, D]: each tile's part of dweight."""
     tile, begin = tl.program_id(0), tl.program_id(1) * WIDTH
@@ -117,7 +118,8 @@ def _launch(
     dy = torch.empty((T, D), dtype=y.dtype, device=y.device)
     dweight_tiles = torch.empty((tiles, D), dtype=torch.float32, device=y.device)
     norm_gradients[tiles, groups](
-        do, y, z, weight, residual_grad, dy, dz, dweight_tiles, do.stride(0), y.stride(0), 0 if z is None else z.stride(0), T, D, eps,
-        WIDTH=D // groups, GATED=z is not None, HAS_RESIDUAL=residual_grad is not None, TOKENS=TOKENS, CHANNELS=min(CHANNELS, next_power_of_2(D // groups)),
+        do, y, z, weight, residual_grad, dy, dz, dweight_tiles, do.stride(0), y.stride(0), 0 if z is None else
+        z.stride(0), T, D, eps, WIDTH=D // groups, GATED=z is not None, HAS_RESIDUAL=residual_grad is not
+        None, TOKENS=TOKENS, CHANNELS=min(CHANNELS, next_power_of_2(D // groups)),
     )  # fmt: skip
     return dy, dweight_tiles.sum(0).to(weight.dtype)

@@ -1,4 +1,6 @@
-"""The numba form of the gated norm, an autograd function over ops/numba/norms.py. rms_norm uses it without a gate."""
+"""The numba form of the gated norm, an autograd function over ops/numba/norms.py. rms_norm uses it without a
+gate.
+"""
 
 from typing import Any
 
@@ -34,7 +36,8 @@ class _Norm(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, z_TD: Tensor | None, weight_D: Tensor, groups: int, eps: float, dtype: torch.dtype
+        ctx: Any, x_TD: Tensor, z_TD: Tensor | None, weight_D: Tensor, groups: int, eps: float, dtype:
+        torch.dtype
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x_TD, z_TD, weight_D)
         ctx.groups, ctx.eps, ctx.dtype = groups, eps, dtype

@@ -1,6 +1,7 @@
 """Cross-entropy of a head without its [T, V] logits, and the log-probabilities that policy gradients need.
 
-    loss_t = logsumexp(W h_t) - (W h_t)[target_t]        dloss_t / dlogits_t = softmax(W h_t) - onehot(target_t)
+    loss_t = logsumexp(W h_t) - (W h_t)[target_t]
+    dloss_t / dlogits_t = softmax(W h_t) - onehot(target_t)
 
 T tokens, Q tokens of a chunk, E hidden size, V vocabulary. Chunking and dtypes: stream.py.
 """

@@ -1,6 +1,7 @@
 """A loss on a head's logits, computed chunk by chunk over tokens: at most [chunk, V] logits exist at a time.
 
-    loss_t = rule(W h_t)        d_t = d loss_t / d logits_t        dh_t = g_t W^T d_t        dW = sum_t g_t d_t h_t^T
+    loss_t = rule(W h_t)                d_t = d loss_t / d logits_t
+    dh_t = g_t W^T d_t                  dW = sum_t g_t d_t h_t^T
 
 A Rule computes the loss and its gradient d for one chunk of logits. There are two ways to use it:
 - per token: loss_T is returned. The backward pass recomputes each chunk's logits, since g_t is not known
@@ -39,7 +40,9 @@ class Rule(Protocol):
 
 
 def default_chunk(vocabulary: int) -> int:
-    """Tokens of a chunk: enough rows for an efficient matrix product, few enough that the logits stay small."""
+    """Tokens of a chunk: enough rows for an efficient matrix product, few enough that the logits stay
+    small.
+    """
     return max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // max(vocabulary, 1)))
 
 

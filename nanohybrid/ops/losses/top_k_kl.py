@@ -1,6 +1,8 @@
 """Forward KL from a teacher of which only the top-k tokens and the total probability of all others are known.
 
-    KL_t = tau^2 (sum_{v in top k} p_v (log p_v - log s_v) + p_rest (log p_rest - log s_rest))        p teacher, s student, at tau
+    KL_t = tau^2 (sum_{v in top k} p_v (log p_v - log s_v) + p_rest (log p_rest - log s_rest))
+
+with p the teacher's and s the student's probabilities at temperature tau.
 
 It has k + 1 outcomes instead of V, so it is at most the full divergence, and equal to it with k = V. Among
 the other tokens the student is free:

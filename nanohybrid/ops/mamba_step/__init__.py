@@ -11,8 +11,9 @@ TRITON = Kernel("nanohybrid.ops.mamba_step.triton:mamba_step")
 
 
 def mamba_step(
-    xBC_SC: Tensor, dt_SH: Tensor, conv_weight_CW: Tensor, conv_bias_C: Tensor, dt_bias_H: Tensor, A_log_H: Tensor, D_H: Tensor,
-    conv_pool: Tensor, ssm_pool: Tensor, layout: Layout, groups: int, limit: tuple[float, float],
+    xBC_SC: Tensor, dt_SH: Tensor, conv_weight_CW: Tensor, conv_bias_C: Tensor, dt_bias_H: Tensor, A_log_H:
+    Tensor, D_H: Tensor, conv_pool: Tensor, ssm_pool: Tensor, layout: Layout, groups: int, limit: tuple[float,
+    float],
 ) -> Tensor | None:  # fmt: skip
     """y [S, H, P] in fp32 for one token of each sequence, with both states advanced in place at the layout's
     slots; or None.

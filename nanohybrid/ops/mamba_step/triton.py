@@ -24,8 +24,9 @@ ROWS = 16  # of a state, per program
 
 
 def mamba_step(
-    xBC_SC: Tensor, dt_SH: Tensor, conv_weight_CW: Tensor, conv_bias_C: Tensor, dt_bias_H: Tensor, A_log_H: Tensor, D_H: Tensor,
-    conv_pool: Tensor, ssm_pool: Tensor, layout: Layout, groups: int, limit: tuple[float, float],
+    xBC_SC: Tensor, dt_SH: Tensor, conv_weight_CW: Tensor, conv_bias_C: Tensor, dt_bias_H: Tensor, A_log_H:
+    Tensor, D_H: Tensor, conv_pool: Tensor, ssm_pool: Tensor, layout: Layout, groups: int, limit: tuple[float,
+    float],
 ) -> Tensor:  # fmt: skip
     """The step of the convolution, then that of the recurrence."""
     slots_S, positions_S = layout.slot_index(ssm_pool.device), layout.token_positions(ssm_pool.device)
@@ -46,16 +47,17 @@ def ssd_update(
     S, (_, H, P, N) = len(xBC_SC), pool.shape
     y_SHP = torch.empty(S, H, P, dtype=torch.float32, device=pool.device)
     _update[(cdiv(P, ROWS), H, S)](
-        xBC_SC, dt_SH, dt_bias_H, A_log_H, D_H, pool, y_SHP, slots_S, positions_S,
-        xBC_SC.stride(0), dt_SH.stride(0), H // groups, H, P, N, groups, low, high, ROWS=ROWS, STATE=next_power_of_2(N), num_warps=4,
+        xBC_SC, dt_SH, dt_bias_H, A_log_H, D_H, pool, y_SHP, slots_S, positions_S, xBC_SC.stride(0),
+        dt_SH.stride(0), H // groups, H, P, N, groups, low, high, ROWS=ROWS, STATE=next_power_of_2(N),
+        num_warps=4,
     )  # fmt: skip
     return y_SHP
 
 
 @triton.jit
 def _update(
-    xBC, dt_SH, dt_bias, A_log, D, pool, y, slots_S, positions_S, stride, dt_stride, heads_per_group, H, P, N, G, low, high,
-    ROWS: tl.constexpr, STATE: tl.constexpr,
+    xBC, dt_SH, dt_bias, A_log, D, pool, y, slots_S, positions_S, stride, dt_stride, heads_per_group, H, P, N,
+    G, low, high, ROWS: tl.constexpr, STATE: tl.constexpr,
 ):  # fmt: skip
     p, n = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, STATE)
     h, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)

@@ -1,7 +1,7 @@
 """The numba runtime and the loops of the numba forms: compilation, threads, LLVM helpers, vector kernels.
 
-LLVM compiles the kernels for this processor at first use; the machine code is cached on disk. Everything else in `ops` works
-without numba.
+LLVM compiles the kernels for this processor at first use; the machine code is cached on disk. Everything else
+in `ops` works without numba.
 """
 
 from functools import cache

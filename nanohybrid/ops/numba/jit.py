@@ -1,11 +1,14 @@
-"""How kernels are compiled: without the GIL, with reassociated sums, cached on disk under a digest of the kernels' sources.
+"""How kernels are compiled: without the GIL, with reassociated sums, cached on disk under a digest of the
+kernels' sources.
 
-A kernel is a function `kernel(rank, size, control, call)` of four int64 words. `rank` and `size` number the threads that run
-it, `control` is the address of the thread pool's control block (threads.py), and `call` is the address of the arguments as
-`threads.run` writes them. This one signature lets a thread of the pool run any kernel by its address, without Python.
+A kernel is a function `kernel(rank, size, control, call)` of four int64 words. `rank` and `size` number the
+threads that run it, `control` is the address of the thread pool's control block (threads.py), and `call` is
+the address of the arguments as `threads.run` writes them. This one signature lets a thread of the pool run
+any kernel by its address, without Python.
 
-numba keys its cache by the file that holds the compiled function. A kernel here is inlined from several files, so the cache
-directory's name is a digest of all of them: a change in any file never meets machine code of the old version.
+numba keys its cache by the file that holds the compiled function. A kernel here is inlined from several
+files, so the cache directory's name is a digest of all of them: a change in any file never meets machine code
+of the old version.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ _lock = threading.Lock()
 
 
 class kernel:
-    """Decorator. Compiles the function when its address is first needed; the machine code is cached where possible."""
+    """Decorator. Compiles the function when its address is first needed; the machine code is cached where
+    possible.
+    """
 
     def __init__(self, py_func: Callable[[int, int, int, int], None]) -> None:
         self.py_func, self.__name__, self.__doc__ = py_func, py_func.__name__, py_func.__doc__
@@ -52,7 +57,9 @@ class kernel:
 
 
 def njit(python: Callable[..., Any]) -> Any:
-    """Decorator for a single-threaded loop over numpy arrays. nopython, without the GIL, cached as kernels are."""
+    """Decorator for a single-threaded loop over numpy arrays. nopython, without the GIL, cached as kernels
+    are.
+    """
     with _cache_directory() as cached:
         return numba.njit(nogil=True, cache=cached, fastmath=FASTMATH, error_model="numpy")(python)
 
@@ -60,8 +67,8 @@ def njit(python: Callable[..., Any]) -> Any:
 def inline(python: Callable[..., Any]) -> Any:
     """Decorator for a part of a kernel, which is always inlined and never called from outside.
 
-    A part that stayed a function would be compiled into several kernels, each with its own order of sums, and a process would
-    link the version of whichever kernel it loaded first.
+    A part that stayed a function would be compiled into several kernels, each with its own order of sums, and
+    a process would link the version of whichever kernel it loaded first.
     """
     return numba.njit(nogil=True, forceinline=True, fastmath=FASTMATH, error_model="numpy")(python)
 
@@ -69,8 +76,8 @@ def inline(python: Callable[..., Any]) -> Any:
 def inline_ir(python: Callable[..., Any]) -> Any:
     """Decorator for a part of a kernel that calls large parts. numba inlines it before it compiles anything.
 
-    `inline` compiles a part, with all that it calls, once by itself, before LLVM inlines it. For a part that calls the GEMM
-    that is seconds of compile time; with this decorator it is none.
+    `inline` compiles a part, with all that it calls, once by itself, before LLVM inlines it. For a part that
+    calls the GEMM that is seconds of compile time; with this decorator it is none.
     """
     return numba.njit(nogil=True, inline="always", fastmath=FASTMATH, error_model="numpy")(python)
 
@@ -78,7 +85,8 @@ def inline_ir(python: Callable[..., Any]) -> Any:
 def noinline(python: Callable[..., Any]) -> Any:
     """Decorator for a large part of a kernel, compiled once in each kernel that calls it.
 
-    Use it only where one kernel calls the part, or where the part has no sums that LLVM may reorder (see `inline`).
+    Use it only where one kernel calls the part, or where the part has no sums that LLVM may reorder (see
+    `inline`).
     """
     return numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy")(python)
 
@@ -115,7 +123,9 @@ def has_cached_kernels() -> bool:
 
 @cache
 def cache_directory() -> Path:
-    """A directory named by the digest of the kernels' sources, below NANOHYBRID_CACHE or the user's cache directory."""
+    """A directory named by the digest of the kernels' sources, below NANOHYBRID_CACHE or the user's cache
+    directory.
+    """
     base = os.environ.get("NANOHYBRID_CACHE")
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root = Path(base) if base else user_cache / "nanohybrid"

@@ -1,4 +1,6 @@
-"""LLVM instructions that numba lacks: bfloat16 vectors, loops written as IR, atomics, calls by address, clocks."""
+"""LLVM instructions that numba lacks: bfloat16 vectors, loops written as IR, atomics, calls by address,
+clocks.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +54,8 @@ def splat(builder: ir.IRBuilder, value: Any) -> Any:
 class Loop:
     """`for index in range(0, end, step)` as IR, with loop-carried values. The body runs at least once.
 
-    Use it as a context manager: inside, `index` and `values` are the current ones, and the body ends with `close(next values)`.
-    Afterwards `results` holds the last values.
+    Use it as a context manager: inside, `index` and `values` are the current ones, and the body ends with
+    `close(next values)`. Afterwards `results` holds the last values.
     """
 
     def __init__(self, builder: ir.IRBuilder, end: Any, step: int, values: list[Any]) -> None:

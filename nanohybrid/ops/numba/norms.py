@@ -1,10 +1,12 @@
 """RMSNorm within groups of channels, with or without Mamba-2's gate before it, and its gradient, row by row.
 
     u = x silu(z), or x;   n = u / sqrt(mean_group(u^2) + eps);   out = weight n
-    dweight = sum_T dout n;   du = (g - n mean_group(g n)) / sqrt(...) with g = weight dout;   dx = du silu(z);   dz = du x silu'(z)
+    dweight = sum_T dout n;   du = (g - n mean_group(g n)) / sqrt(...) with g = weight dout
+    dx = du silu(z);   dz = du x silu'(z)
 
-The backward pass recomputes all intermediate values from x and z. Rows are cut into tiles of a fixed height, each with its own
-row of the weight's gradient, so the sum over tiles does not depend on the number of threads. Sums are fp32.
+The backward pass recomputes all intermediate values from x and z. Rows are cut into tiles of a fixed height,
+each with its own row of the weight's gradient, so the sum over tiles does not depend on the number of
+threads. Sums are fp32.
 """
 
 from __future__ import annotations
@@ -48,14 +50,18 @@ def inverse_rms(u, count, eps):
 
 @inline
 def unpack_args(call):
-    """The first arguments of both kernels: rows, width, groups, x, x_stride, x_is_bf16, z, z_stride, weight, eps."""
+    """The first arguments of both kernels: rows, width, groups, x, x_stride, x_is_bf16, z, z_stride, weight,
+    eps.
+    """
     w = as_i64(call)
     return w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], as_f64(call)[9]
 
 
 @kernel
 def norm_forward(rank, size, control, call):
-    """out [rows, width]. z is 0 without a gate. z and out are bfloat16 where `is_bf16`, x where `x_is_bf16`, else fp32."""
+    """out [rows, width]. z is 0 without a gate. z and out are bfloat16 where `is_bf16`, x where `x_is_bf16`,
+    else fp32.
+    """
     rows, width, groups, x, x_stride, x_is_bf16, z, z_stride, weight, eps = unpack_args(call)
     out, is_bf16 = as_i64(call)[10], as_i64(call)[11]
     part = width // groups
@@ -82,7 +88,9 @@ def norm_forward(rank, size, control, call):
 
 @kernel
 def norm_backward(rank, size, control, call):
-    """dx and dz [rows, width] in the dtypes of x and z; dweight [tiles, width] in fp32, one row for each tile of rows."""
+    """dx and dz [rows, width] in the dtypes of x and z; dweight [tiles, width] in fp32, one row for each tile
+    of rows.
+    """
     rows, width, groups, x, x_stride, x_is_bf16, z, z_stride, weight, eps = unpack_args(call)
     more = as_i64(i64_at(call, 10))
     dout, dx, dz, is_bf16, dweight = more[0], more[1], more[2], more[3], more[4]

@@ -1,10 +1,10 @@
 """Detects a machine whose processors are shared, and lowers the number of threads there.
 
-Threads wait for each other at barriers, so all of them stand still while one is descheduled. Beside one busy process, two
-threads took three times as long as on a quiet machine, and longer than one thread takes. Each kernel call therefore reports
-the share of its time that was spent waiting. After two calls in a row that waited for most of their time, the next calls run
-on half of the threads. Then all threads are tried again, with exponential backoff while the machine stays busy. The number
-of threads does not change any result.
+Threads wait for each other at barriers, so all of them stand still while one is descheduled. Beside one busy
+process, two threads took three times as long as on a quiet machine, and longer than one thread takes. Each
+kernel call therefore reports the share of its time that was spent waiting. After two calls in a row that
+waited for most of their time, the next calls run on half of the threads. Then all threads are tried again,
+with exponential backoff while the machine stays busy. The number of threads does not change any result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ MIN_BACKOFF, MAX_BACKOFF = 32, 2048  # calls on fewer threads before all are tri
 
 
 class OversubscriptionDetector:
-    """Limits the number of threads from what calls report. `halvings`: how often the number is halved at present."""
+    """Limits the number of threads from what calls report. `halvings`: how often the number is halved at
+    present.
+    """
 
     def __init__(self) -> None:
         self.halvings = 0

@@ -1,7 +1,7 @@
 """Packed rows of activations, as the GEMM tiles read them: packing, RMSNorm, SiLU.
 
-Packed rows are tiles of R rows; a tile is [K/2][R][2] bfloat16. K is padded with zeros to `width`, a whole number of groups.
-Arguments are addresses (int64), sizes, and strides in elements.
+Packed rows are tiles of R rows; a tile is [K/2][R][2] bfloat16. K is padded with zeros to `width`, a whole
+number of groups. Arguments are addresses (int64), sizes, and strides in elements.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def packed_index(row, k, tile_rows, width):
 
 @inline
 def zero_padding(packed, first, last, size, tile_rows, width):
-    """Zero the padding of K, from `size` on, in the rows `first` to `last`: the weights' zeros would not mask a NaN."""
+    """Zero the padding of K, from `size` on, in the rows `first` to `last`: the weights' zeros would not mask
+    a NaN.
+    """
     out = as_bf16(packed)
     for row in range(first, last):
         for k in range(size, width):
@@ -32,7 +34,9 @@ def zero_padding(packed, first, last, size, tile_rows, width):
 
 @inline
 def pack_scaled(values, scale, weight, count, packed, row, first, tile_rows, width):
-    """Pack bfloat16(values * scale * weight[first...]) of `count` fp32 values as the row's columns from `first` on."""
+    """Pack bfloat16(values * scale * weight[first...]) of `count` fp32 values as the row's columns from
+    `first` on.
+    """
     source, gain, out = as_f32(values), as_f32(f32_at(weight, first)), as_bf16(packed)
     at, step = packed_index(row, first, tile_rows, width), 2 * tile_rows
     i = 0
@@ -59,7 +63,9 @@ def inverse_rms(values, size, eps):
 
 @inline
 def pack_values(values, count, packed, row, first, tile_rows, width):
-    """Pack bfloat16(values) of `count` fp32 values as the row's columns from `first` on, which must be even."""
+    """Pack bfloat16(values) of `count` fp32 values as the row's columns from `first` on, which must be
+    even.
+    """
     source, out = as_f32(values), as_bf16(packed)
     at, step = packed_index(row, first, tile_rows, width), 2 * tile_rows
     for pair in range(count // 2):
@@ -82,7 +88,9 @@ def norm_and_pack(values, first, last, size, weight, eps, packed, tile_rows, wid
 
 @inline
 def pack_bf16_tiles(values, stride, first, last, total, size, packed, tile_rows, width):
-    """Pack the tiles `first` to `last` of bfloat16 rows; rows beyond `total` and the padding of K become zeros."""
+    """Pack the tiles `first` to `last` of bfloat16 rows; rows beyond `total` and the padding of K become
+    zeros.
+    """
     bits, out = as_bf16(values), as_bf16(packed)
     for tile in range(first, last):
         at = tile * tile_rows * width

@@ -1,4 +1,6 @@
-"""The squared ReLU with its gradient, and the cross-entropy of rows of logits with its gradient, in one pass each."""
+"""The squared ReLU with its gradient, and the cross-entropy of rows of logits with its gradient, in one pass
+each.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,8 @@ def row_max(values, lanes, count):
 def cross_entropy_rows(rank, size, control, call):
     """loss [rows] = logsumexp(logits) - logits[target], in fp32.
 
-    Where `with_gradient`, the gradient softmax - onehot overwrites the logits, which are bfloat16 where `is_bf16`, else fp32.
+    Where `with_gradient`, the gradient softmax - onehot overwrites the logits, which are bfloat16 where
+    `is_bf16`, else fp32.
     """
     args = as_i64(call)
     rows, vocabulary, stride, logits = args[0], args[1], args[2], args[3]

@@ -1,4 +1,6 @@
-"""Rows of numbers in fp32, in which the training loops compute: loads and stores in bfloat16 or fp32, and row operations."""
+"""Rows of numbers in fp32, in which the training loops compute: loads and stores in bfloat16 or fp32, and row
+operations.
+"""
 
 from __future__ import annotations
 

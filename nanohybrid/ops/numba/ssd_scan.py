@@ -1,16 +1,18 @@
-"""The SSD scan and its gradient for training on a CPU: token by token, with rows of one head's state in the L1 cache.
+"""The SSD scan and its gradient for training on a CPU: token by token, with rows of one head's state in the
+L1 cache.
 
-That costs about as many products as the chunked form, without its passes over [tokens, heads, chunk] matrices. Only the inputs
-are saved for the backward pass. With f = dt x, and E the gradient of a state:
+That costs about as many products as the chunked form, without its passes over [tokens, heads, chunk]
+matrices. Only the inputs are saved for the backward pass. With f = dt x, and E the gradient of a state:
 
     S_t = exp(dt_t A) S_{t-1} + f_t B_t^T        y_t = S_t C_t + D x_t            (Dao & Gu 2024, section 2)
     E_t = exp(dt_{t+1} A) E_{t+1} + dy_t C_t^T   df_t = E_t B_t   dB_t = E_t^T f_t   dC_t = S_t^T dy_t
 
-The decay's gradient is a running sum from the end, g_t = g_{t+1} + dC_t . C_t - dB_t . B_t of this head's share alone. The sum
-is a difference of large numbers, so every ANCHOR tokens it is reset to its exact value, exp(dt_{t+1} A) E_{t+1} . S_t.
+The decay's gradient is a running sum from the end, g_t = g_{t+1} + dC_t . C_t - dB_t . B_t of this head's
+share alone. The sum is a difference of large numbers, so every ANCHOR tokens it is reset to its exact value,
+exp(dt_{t+1} A) E_{t+1} . S_t.
 
-Threads partition the pairs (sequence, group of heads). dB and dC are sums over a group's heads, so no two threads add to the
-same element, and the order of the sums does not depend on the number of threads.
+Threads partition the pairs (sequence, group of heads). dB and dC are sums over a group's heads, so no two
+threads add to the same element, and the order of the sums does not depend on the number of threads.
 
 H heads · P head dimension · G groups · N state size.
 """
@@ -61,7 +63,9 @@ class ForwardTensors(NamedTuple):
 
 
 class BackwardTensors(NamedTuple):
-    """Addresses; 0 for a tensor that is absent. dx, dB and dC are in the dtype of x, B and C, the other gradients fp32."""
+    """Addresses; 0 for a tensor that is absent. dx, dB and dC are in the dtype of x, B and C, the other
+    gradients fp32.
+    """
 
     x: int
     dt: int
@@ -87,7 +91,9 @@ BACKWARD = BackwardTensors(*range(len(BackwardTensors._fields)))
 
 
 class Block(NamedTuple):
-    """Scratch for TOKENS tokens of one head as padded fp32 rows: `rows` x for each token, `columns` B and C."""
+    """Scratch for TOKENS tokens of one head as padded fp32 rows: `rows` x for each token, `columns` B and
+    C.
+    """
 
     rows: int
     columns: int
@@ -111,7 +117,9 @@ class Gradients(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """Scratch of the backward pass for a sequence: dC . C of each token, sums of dB and dC, a state every ANCHOR tokens."""
+    """Scratch of the backward pass for a sequence: dC . C of each token, sums of dB and dC, a state every
+    ANCHOR tokens.
+    """
 
     C_dC: int
     dB: int
@@ -140,7 +148,9 @@ def load_state(source, rows, columns, out, padded_rows, padded):
 
 @inline
 def load_block(block, first, count, head, group, sizes, tensors, is_bf16):
-    """Load x, B, C and dt of `count` tokens from `first` on, and compute their decays. Both structs of tensors begin alike."""
+    """Load x, B, C and dt of `count` tokens from `first` on, and compute their decays. Both structs of
+    tensors begin alike.
+    """
     H, P, N = sizes[SIZES.H], sizes[SIZES.P], sizes[SIZES.N]
     width = BF16_BYTES if is_bf16 else F32_BYTES
     dt, A = as_f32(tensors[FORWARD.dt]), as_f32(tensors[FORWARD.A])[head]
@@ -245,7 +255,9 @@ def _store_y(block, y, first, count, head, H, P, tensors):
 
 @kernel
 def scan_backward(rank, size, control, call):
-    """All gradients. The tensors are BackwardTensors; the last argument is `backward_scratch` of the longest sequence."""
+    """All gradients. The tensors are BackwardTensors; the last argument is `backward_scratch` of the longest
+    sequence.
+    """
     sequences, starts, sizes, tensors, is_bf16 = unpack_args(call)
     H, P, G, N = sizes[SIZES.H], sizes[SIZES.P], sizes[SIZES.G], sizes[SIZES.N]
     rows, columns, width = round_up(P, ROWS), round_up(N, 16), BF16_BYTES if is_bf16 else F32_BYTES
@@ -317,7 +329,9 @@ def _forward_head(block, gradients, whole, state, index, head, group, sizes, ten
 
 @inline
 def _backward_head(block, gradients, whole, state, index, head, group, sizes, tensors, is_bf16):
-    """The gradients of one head from the last token to the first. `state` holds the final state, then a state's gradient."""
+    """The gradients of one head from the last token to the first. `state` holds the final state, then a
+    state's gradient.
+    """
     H, P, N, rows, columns = sizes[SIZES.H], sizes[SIZES.P], sizes[SIZES.N], block.rows, block.columns
     width, sums = BF16_BYTES if is_bf16 else F32_BYTES, gradients.sums
     dfinal, dy, dinitial = tensors[BACKWARD.dfinal], tensors[BACKWARD.dy], tensors[BACKWARD.dinitial]

@@ -2,7 +2,8 @@
 
     S = exp(dt A) S + (dt x) B^T        y = S C        (Dao & Gu 2024, section 2)
 
-Written as LLVM IR: LLVM would not find these vectors by itself, or would guard the loops with checks for overlap.
+Written as LLVM IR: LLVM would not find these vectors by itself, or would guard the loops with checks for
+overlap.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ _four_rows, _one_row = _make(ROWS), _make(1)
 
 @inline
 def update_state_rows(state, x, B, C, y, decay, dt, rows, columns):
-    """S [rows, columns] = decay S + (dt x) B^T in place, and y = S C, all fp32. state, x, B, C and y are addresses."""
+    """S [rows, columns] = decay S + (dt x) B^T in place, and y = S C, all fp32. state, x, B, C and y are
+    addresses.
+    """
     whole = columns // 16 * 16
     row, row_bytes = 0, columns * 4
     while whole and row + ROWS <= rows:

@@ -1,11 +1,14 @@
-"""A thread pool for kernels: every thread runs the same kernel with its rank, and kernels have barriers and work queues.
+"""A thread pool for kernels: every thread runs the same kernel with its rank, and kernels have barriers and
+work queues.
 
-A kernel is called as `kernel(rank, size, control, call)` on every thread. Between two barriers each thread works on its own
-part. numba's and OpenMP's thread pools are not used: two pools that spin against each other cost a quarter of the bandwidth.
+A kernel is called as `kernel(rank, size, control, call)` on every thread. Between two barriers each thread
+works on its own part. numba's and OpenMP's thread pools are not used: two pools that spin against each other
+cost a quarter of the bandwidth.
 
-Workers wait for the next launch in machine code, without the interpreter, so a kernel starts on them within a microsecond as
-long as they spin. By default they sleep as soon as a kernel ends. With `keep_spinning` they spin for some milliseconds first:
-two decode steps are less than a millisecond of Python apart, and waking a sleeping thread takes longer than that is worth.
+Workers wait for the next launch in machine code, without the interpreter, so a kernel starts on them within a
+microsecond as long as they spin. By default they sleep as soon as a kernel ends. With `keep_spinning` they
+spin for some milliseconds first: two decode steps are less than a millisecond of Python apart, and waking a
+sleeping thread takes longer than that is worth.
 """
 
 from __future__ import annotations
@@ -35,22 +38,24 @@ from nanohybrid.ops.numba.llvm import (
 from nanohybrid.ops.numba.memory import as_i64, i64_at
 from nanohybrid.ops.numba.oversubscription import OversubscriptionDetector
 
-# Bytes that a kernel must read to be worth another thread. Less is read faster than two threads pass the barriers of a small
-# model's layers.
+# Bytes that a kernel must read to be worth another thread. Less is read faster than two threads pass the
+# barriers of a small model's layers.
 BYTES_PER_THREAD = 1 << 20
-# Spins at a barrier before sched_yield, about 2 ms. A thread that yields early on a busy machine loses its time slice again
-# and again, and a step with hundreds of barriers took up to five times as long (docs/log.md).
+# Spins at a barrier before sched_yield, about 2 ms. A thread that yields early on a busy machine loses its
+# time slice again and again, and a step with hundreds of barriers took up to five times as long
+# (docs/log.md).
 SPINS_BEFORE_YIELD = 2_000_000
 SPINS_BEFORE_TIMING = 10_000  # some microseconds; a longer wait is timed and reported
 SPINS_BEFORE_SLEEP = 100_000  # of a worker that waits for the next launch, some milliseconds
 SPINS_PER_YIELD = 64  # of such a worker, between two calls of sched_yield
 
-# The control block, int64 words that all threads see; each of the first words has a cache line of its own. Behind them lie a
-# line for each thread, then the counters of `begin_stealing`.
+# The control block, int64 words that all threads see; each of the first words has a cache line of its own.
+# Behind them lie a line for each thread, then the counters of `begin_stealing`.
 LINE = 8  # words of a cache line
 (ARRIVALS, GENERATION, QUEUE_HEAD, LAUNCHES, JOB, FINISHED, WAIT_NS, THREAD_LINES) = range(0, 8 * LINE, LINE)
 KERNEL_ADDRESS, CALL_ADDRESS, SPIN_LIMIT, SLEEPING_MASK = range(JOB, JOB + 4)
-# Words of a thread's line: whether it sleeps, the last launch that it ran, how many stealing rounds it has begun.
+# Words of a thread's line: whether it sleeps, the last launch that it ran, how many stealing rounds it has
+# begun.
 IS_ASLEEP, LAST_LAUNCH, STEALING_ROUNDS = 0, 1, 2
 # Stealing rounds whose counters are separate. A kernel has a barrier at least once in every fourth round.
 ROUND_BUFFERS = 8
@@ -71,7 +76,9 @@ def barrier_wait(control: int, size: int) -> None:
 
 @inline
 def spin_until(address: int, value: int, control: int) -> None:
-    """Spin until the word at `address` is `value`; yield the processor after many spins. Long waits are added to WAIT_NS."""
+    """Spin until the word at `address` is `value`; yield the processor after many spins. Long waits are added
+    to WAIT_NS.
+    """
     spins = since = 0
     while load_acquire(address) != value:
         spins += 1
@@ -91,7 +98,9 @@ def partition(count: int, rank: int, size: int) -> tuple[int, int]:
 
 @inline
 def rank_of(offset: int, count: int, size: int) -> int:
-    """The thread that processes a piece of work which begins at `offset` of `count` items and may span several."""
+    """The thread that processes a piece of work which begins at `offset` of `count` items and may span
+    several.
+    """
     return offset * size // count
 
 
@@ -114,8 +123,9 @@ def begin_stealing(control: int, rank: int, size: int) -> int:
 def next_or_steal(counters: int, count: int, rank: int, size: int) -> int:
     """The next of `count` items for this thread, or -1 where none is left.
 
-    A thread takes the items of its own partition from the front, then steals from the back of the others'. A thread that is
-    slow or descheduled therefore delays the others little, and one that is not reads memory in order.
+    A thread takes the items of its own partition from the front, then steals from the back of the others'. A
+    thread that is slow or descheduled therefore delays the others little, and one that is not reads memory in
+    order.
     """
     first, last = partition(count, rank, size)
     # High half: items taken from the front. Low half: items stolen from the back.
@@ -140,7 +150,9 @@ def num_taken(counter: int) -> int:
 
 @inline
 def reset_queue(control: int) -> None:
-    """Restart the work queue at item 0. One thread calls it, before a barrier that precedes the first `pop_queue`."""
+    """Restart the work queue at item 0. One thread calls it, before a barrier that precedes the first
+    `pop_queue`.
+    """
     store_release(i64_at(control, QUEUE_HEAD), 0)
 
 
@@ -152,8 +164,9 @@ def pop_queue(control: int) -> int:
 
 @kernel
 def launch(rank, size, control, call):
-    """Publish the job in the control block. Leaves a bit for each sleeping worker in SLEEPING_MASK; where none sleeps, rank 0
-    runs its part and waits for the others."""
+    """Publish the job in the control block. Leaves a bit for each sleeping worker in SLEEPING_MASK; where
+    none sleeps, rank 0 runs its part and waits for the others.
+    """
     atomic_add(i64_at(control, LAUNCHES), 1)
     asleep = 0
     for other in range(1, size):
@@ -204,7 +217,9 @@ def worker_loop(rank, size, control, call):
 
 
 class ThreadPool:
-    """`size` threads, of which the caller's is rank 0. It runs one kernel at a time; callers wait for each other."""
+    """`size` threads, of which the caller's is rank 0. It runs one kernel at a time; callers wait for each
+    other.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -224,9 +239,9 @@ class ThreadPool:
     def run(self, kernel: kernel, call: int, keep_spinning: bool = False) -> float:
         """Run a kernel on all threads, and return when all have finished.
 
-        call: the address of its arguments. keep_spinning: whether the next kernel follows within milliseconds, so workers
-        wait for it awake. Returns the share of the time that the threads spent waiting for each other, the mean of all but
-        one thread.
+        call: the address of its arguments. keep_spinning: whether the next kernel follows within
+        milliseconds, so workers wait for it awake. Returns the share of the time that the threads spent
+        waiting for each other, the mean of all but one thread.
         """
         address, control = self._address, self._control
         if self.size == 1:

@@ -2,11 +2,11 @@
 
     w[n, k] = value(codes[n, k]) scales[n, k // group]
 
-| format | codes                                                                  | value  | group along K              | scales |
-|--------|------------------------------------------------------------------------|--------|----------------------------|--------|
-| int8   | int8 [N, K], from -127                                                 | code   | 128, or less (`group_of`)  | bf16   |
-| int4   | uint8 [N, K / 2], two a byte: even k in the low four bits, odd k above | c - 8  | 32; K a multiple of it     | bf16   |
-| fp8    | float8_e4m3fn [N, K]                                                   | code   | the whole row              | fp32   |
+| format | codes                                         | value | group along K             | scales |
+|--------|-----------------------------------------------|-------|---------------------------|--------|
+| int8   | int8 [N, K], from -127                        | code  | 128, or less (`group_of`) | bf16   |
+| int4   | uint8 [N, K / 2], even k in the low four bits | c - 8 | 32; K a multiple of it    | bf16   |
+| fp8    | float8_e4m3fn [N, K]                          | code  | the whole row             | fp32   |
 
 The dtype of the codes determines the format, and the shapes determine the group, so the two tensors describe
 the weight completely. A scale may be negative: int4 ranges from -8 to 7, and the sign selects the side that
@@ -50,9 +50,8 @@ def format_of(codes: Tensor) -> str:
     for name, dtype in CODES.items():
         if codes.dtype == dtype:
             return name
-    raise ValueError(
-        f"codes are {codes.dtype}: known are {', '.join(f'{dtype} ({name})' for name, dtype in CODES.items())}"
-    )
+    known = ", ".join(f"{dtype} ({name})" for name, dtype in CODES.items())
+    raise ValueError(f"codes are {codes.dtype}: known are {known}")
 
 
 def shapes(format: str, outputs: int, inputs: int) -> tuple[tuple[int, int], tuple[int, int]]:

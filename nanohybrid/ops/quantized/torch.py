@@ -68,7 +68,9 @@ def quantize(
 
 
 def dequantize(codes: Tensor, scales_NG: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """The weight [N, K] of codes and scales: their product in fp32 (float64 for float64), rounded to `dtype`."""
+    """The weight [N, K] of codes and scales: their product in fp32 (float64 for float64), rounded to
+    `dtype`.
+    """
     shape = (codes.shape[0], codes.shape[1] * (2 if format_of(codes) == "int4" else 1))
     weight_NK = torch.empty(shape, dtype=dtype, device=codes.device)
     for rows in _blocks(*shape):

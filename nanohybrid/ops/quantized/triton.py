@@ -77,8 +77,8 @@ def linear(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
 
 @triton.jit
 def _bytes(
-    x, codes, scales, y, M, N, K, G, stride,
-    TYPE: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr, GROUPED: tl.constexpr, FP8: tl.constexpr,
+    x, codes, scales, y, M, N, K, G, stride, TYPE: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
+    STEP: tl.constexpr, GROUPED: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     m, n, step = tl.arange(0, ROWS), tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, STEP)
     is_m, is_n = m < M, n < N

@@ -25,14 +25,13 @@ def ssd_scan(
 ) -> tuple[Tensor, Tensor | None]:
     """Scan every sequence of `layout`; reference.py has the equation.
 
-    x, B, C: any float dtype. dt (after softplus), A (negative), D, initial: fp32, or float64 throughout. initial: the state
-    that each sequence starts from; None is zeros. Sums are fp32 (float64 for float64).
+    x, B, C: any float dtype. dt (after softplus), A (negative), D, initial: fp32, or float64 throughout.
+    initial: the state that each sequence starts from; None is zeros. Sums are fp32 (float64 for float64).
 
     Returns y_THP in fp32 (float64), and the final states [S, H, P, N] where `output_final_state`, else None.
     """
     inputs = SSDInputs(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN)
-    forms = {"reference": reference.ssd_scan, "torch": torch_form.ssd_scan}
-    y_THP, final_SHPN = choose(*inputs, **forms, numba=NUMBA, triton=TRITON)(
-        inputs, layout, output_final_state
+    scan = choose(
+        *inputs, reference=reference.ssd_scan, torch=torch_form.ssd_scan, numba=NUMBA, triton=TRITON
     )
-    return y_THP, final_SHPN
+    return scan(inputs, layout, output_final_state)

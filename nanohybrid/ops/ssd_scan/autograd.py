@@ -1,4 +1,6 @@
-"""The scan as an autograd function, for forms with a hand-written gradient. It saves the inputs; states are recomputed."""
+"""The scan as an autograd function, for forms with a hand-written gradient. It saves the inputs; states are
+recomputed.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +19,8 @@ Backward = Callable[[Tensor, Tensor | None, SSDInputs, Layout], SSDInputs]
 class Scan(Function):
     """Arguments: layout, output_final_state, the form's forward and backward, then the tensors of SSDInputs.
 
-    `backward` gets the gradient of y, that of the final states (None where they are not used), the inputs and the layout.
+    `backward` gets the gradient of y, that of the final states (None where they are not used), the inputs and
+    the layout.
     """
 
     @staticmethod

@@ -10,8 +10,8 @@ from torch import Tensor
 class SSDInputs(NamedTuple):
     """The inputs of an SSD scan; gradients of a scan come in the same struct.
 
-    T tokens, S sequences, H heads, P head dimension, G groups, N state size. dt: after softplus. A: negative. initial: the
-    state that each sequence starts from; None is zeros.
+    T tokens, S sequences, H heads, P head dimension, G groups, N state size. dt: after softplus. A: negative.
+    initial: the state that each sequence starts from; None is zeros.
     """
 
     x_THP: Tensor

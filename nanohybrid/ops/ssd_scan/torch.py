@@ -1,13 +1,16 @@
-"""The SSD scan as matrix products over chunks of 128 tokens (Dao & Gu 2024, section 6), in plain torch on any device.
+"""The SSD scan as matrix products over chunks of 128 tokens (Dao & Gu 2024, section 6), in plain torch on any
+device.
 
-Inside a chunk the recurrence unrolls to   y_i = sum_{j <= i} exp(c_i - c_j) (C_i . B_j) dt_j x_j + exp(c_i) S C_i + D x_i
-with c the running sum of dt A, and the state after it is   S' = exp(c_Q) S + sum_j exp(c_Q - c_j) dt_j x_j B_j^T.
+Inside a chunk the recurrence unrolls to   y_i = sum_{j <= i} exp(c_i - c_j) (C_i . B_j) dt_j x_j + exp(c_i) S
+C_i + D x_i with c the running sum of dt A, and the state after it is   S' = exp(c_Q) S + sum_j exp(c_Q - c_j)
+dt_j x_j B_j^T.
 
-Chunks of one sequence follow one another; chunks of different sequences are computed side by side. Transient memory is that of
-one round of chunks, whatever the length. Chunks end at multiples of 128 of the absolute position, so the same sums are computed
-in the same order however a prompt was cut into calls.
+Chunks of one sequence follow one another; chunks of different sequences are computed side by side. Transient
+memory is that of one round of chunks, whatever the length. Chunks end at multiples of 128 of the absolute
+position, so the same sums are computed in the same order however a prompt was cut into calls.
 
-Z chunks side by side · Q chunk length · H heads · P head dimension · G groups · N state size · S sequences · T tokens.
+Z chunks side by side · Q chunk length · H heads · P head dimension · G groups · N state size · S sequences ·
+T tokens.
 """
 
 import torch

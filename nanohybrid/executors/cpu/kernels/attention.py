@@ -1,12 +1,15 @@
-"""Attention over a sequence's pages, for one key/value head and the query heads that share it; prompts and single tokens alike.
+"""Attention over a sequence's pages, for one key/value head and the query heads that share it; prompts and
+single tokens alike.
 
-Rows are tokens times the query heads that share the keys. A block of rows goes through the pages together, so a page's keys
-and values are read from memory once for all of them. Within the block, one tile of rows at a time is multiplied by a page; its
-scores and probabilities stay in the L1 cache. No more of the score matrix exists at a time, however long the context.
+Rows are tokens times the query heads that share the keys. A block of rows goes through the pages together, so
+a page's keys and values are read from memory once for all of them. Within the block, one tile of rows at a
+time is multiplied by a page; its scores and probabilities stay in the L1 cache. No more of the score matrix
+exists at a time, however long the context.
 
-The softmax is online, page by page, with a running maximum and sum (softmax.py), as in FlashAttention (Dao et al. 2022).
-Probabilities times values are added to the running output token by token. A row's result has the same bits in any tile, block
-and batch: pages begin at absolute positions, sums run through a page in one order, and masked tokens add exact zeros.
+The softmax is online, page by page, with a running maximum and sum (softmax.py), as in FlashAttention (Dao et
+al. 2022). Probabilities times values are added to the running output token by token. A row's result has the
+same bits in any tile, block and batch: pages begin at absolute positions, sums run through a page in one
+order, and masked tokens add exact zeros.
 """
 
 from __future__ import annotations
@@ -48,13 +51,13 @@ def num_blocks(count, sizes):
 
 @noinline
 def attention_block(
-    block, start, count, position, head, projected, columns, sizes, memory, eps, pages, angles, scratch, packed,
-    packed_tile_rows, width,
+    block, start, count, position, head, projected, columns, sizes, memory, eps, pages, angles, scratch,
+    packed, packed_tile_rows, width,
 ):  # fmt: skip
     """One block of queries of one key/value head, over all tokens that they may see.
 
-    The `count` tokens are the rows of the batch from `start` on. scratch: `attention_scratch` fp32 numbers. The outputs go to
-    the same rows of `packed`.
+    The `count` tokens are the rows of the batch from `start` on. scratch: `attention_scratch` fp32 numbers.
+    The outputs go to the same rows of `packed`.
     """
     queries, kv_heads, head_dim = sizes[ATTENTION.heads], sizes[ATTENTION.kv_heads], sizes[ATTENTION.head_dim]
     each = queries // kv_heads
@@ -87,8 +90,8 @@ def attention_block(
                 probabilities = f32_at(scores, MAX_TILE_ROWS * PAGE)
                 _multiply_keys(height, keys, bf16_at(q, r * head_dim), scores, head_dim, visible, prefetch)
                 _softmax_tile(
-                    tile, first + r, each, position - page, visible, scores, head_dim, row_sums, f32_at(maxima, r),
-                    f32_at(totals, r * LANES),
+                    tile, first + r, each, position - page, visible, scores, head_dim, row_sums,
+                    f32_at(maxima, r), f32_at(totals, r * LANES),
                 )  # fmt: skip
                 _add_values(height, values, probabilities, row_sums, head_dim, visible, prefetch)
     for r in range(rows):
@@ -100,7 +103,9 @@ def attention_block(
 
 @inline
 def _scratch_addresses(scratch, head_dim):
-    """Queries, output sums, maxima and probability sums of a block's rows; scores of a tile, then its probabilities."""
+    """Queries, output sums, maxima and probability sums of a block's rows; scores of a tile, then its
+    probabilities.
+    """
     q = scratch
     sums = bf16_at(q, BLOCK_ROWS * head_dim)
     maxima = f32_at(sums, BLOCK_ROWS * head_dim)
@@ -139,7 +144,9 @@ def _multiply_keys(height, keys, q, scores, head_dim, visible, prefetch):
 
 @inline
 def _softmax_tile(rows, first, each, offset, visible, scores, head_dim, sums, maxima, totals):
-    """Scores of a tile -> probabilities relative to the running maxima. Where a maximum rises, the row's sums are rescaled."""
+    """Scores of a tile -> probabilities relative to the running maxima. Where a maximum rises, the row's sums
+    are rescaled.
+    """
     scale, probabilities = np.float32(LOG2_E / math.sqrt(head_dim)), f32_at(scores, MAX_TILE_ROWS * PAGE)
     for r in range(rows):
         row, out = f32_at(scores, r * PAGE), bf16_at(probabilities, r * PAGE)
@@ -154,14 +161,16 @@ def _softmax_tile(rows, first, each, offset, visible, scores, head_dim, sums, ma
 
 @inline
 def _add_values(height, values, probabilities, sums, head_dim, visible, prefetch):
-    """sums += probabilities times the first `visible` values of a page, rounded up to a multiple of 8: the rest adds zeros."""
+    """sums += probabilities times the first `visible` values of a page, rounded up to a multiple of 8: the
+    rest adds zeros.
+    """
     panels, all_panels, pairs = tile_panels(height), head_dim // 16, (visible + 7) // 8 * 4
     panels = panels if all_panels % panels == 0 else 1
     panel_bytes = PAGE * 16 * BF16_BYTES
     for panel in range(0, all_panels, panels):
         _accumulating_tiles(
-            0, height, panels, values + panel * panel_bytes, panel_bytes, 0, probabilities, f32_at(sums, panel * 16),
-            head_dim * F32_BYTES, 1, pairs, prefetch,
+            0, height, panels, values + panel * panel_bytes, panel_bytes, 0, probabilities, f32_at(sums, panel
+            * 16), head_dim * F32_BYTES, 1, pairs, prefetch,
         )  # fmt: skip
 
 

@@ -1,11 +1,12 @@
-"""The words of a kernel call and of its tables, named once for Python, which writes them, and for the kernels, which read them.
+"""The words of a kernel call and of its tables, named once for Python, which writes them, and for the
+kernels, which read them.
 
-Each struct is a NamedTuple of int64 words. Python builds it by name, so a missing, unknown or misspelled word is an error.
-Kernels index the words by the tuple of positions beside it (`CALL.tokens`), which numba folds into constants. An address is
-that of memory which lives as long as the call.
+Each struct is a NamedTuple of int64 words. Python builds it by name, so a missing, unknown or misspelled word
+is an error. Kernels index the words by the tuple of positions beside it (`CALL.tokens`), which numba folds
+into constants. An address is that of memory which lives as long as the call.
 
-T tokens · E hidden size · V vocabulary · S sequences · W rows whose logits are wanted · H heads · P head dimension ·
-N state size · C conv channels · K conv kernel size.
+T tokens · E hidden size · V vocabulary · S sequences · W rows whose logits are wanted · H heads · P head
+dimension · N state size · C conv channels · K conv kernel size.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ KERNELS = ("mamba2", "attention", "gated_mlp", "mlp")
 
 
 class Layer(NamedTuple):
-    """The first words of a row of the table of layers; MEMORY words of addresses follow. The last row is the final norm."""
+    """The first words of a row of the table of layers; MEMORY words of addresses follow. The last row is the
+    final norm.
+    """
 
     kernel: int  # index in KERNELS
     norm: int  # address of the norm's weight, fp32 [E]

@@ -1,11 +1,14 @@
-"""A ragged batch of tokens through the whole model, in one kernel. Weights are read once, however many tokens there are.
+"""A ragged batch of tokens through the whole model, in one kernel. Weights are read once, however many tokens
+there are.
 
-The model is a table of layers and a table of linears, and a call is a struct of words (call.py). Threads partition the outputs
-of a linear, the groups of a Mamba-2 layer and the heads of an attention layer, with a barrier where one needs what another has
-computed. The residual stream and all sums are fp32; activations enter a linear as bfloat16.
+The model is a table of layers and a table of linears, and a call is a struct of words (call.py). Threads
+partition the outputs of a linear, the groups of a Mamba-2 layer and the heads of an attention layer, with a
+barrier where one needs what another has computed. The residual stream and all sums are fp32; activations
+enter a linear as bfloat16.
 
-Nothing that is computed for a token depends on the rest of the batch, or on how its sequence was cut into calls: every sum has
-one order. So a chunked prompt, a cached prefix, a batch of one and a batch of sixty give the same bits.
+Nothing that is computed for a token depends on the rest of the batch, or on how its sequence was cut into
+calls: every sum has one order. So a chunked prompt, a cached prefix, a batch of one and a batch of sixty give
+the same bits.
 """
 
 from __future__ import annotations
@@ -67,7 +70,9 @@ MAMBA2_KERNEL, ATTENTION_KERNEL, GATED_MLP_KERNEL = map(KERNELS.index, ("mamba2"
 
 
 class Step(NamedTuple):
-    """What every part of a forward reads: the thread, the batch, and scratch memory. Addresses as in call.Call."""
+    """What every part of a forward reads: the thread, the batch, and scratch memory. Addresses as in
+    call.Call.
+    """
 
     rank: int
     size: int
@@ -101,19 +106,22 @@ def _tables(call):
 
 @inline_ir
 def _linear(step, weight, x, epilogue, out, stride, other, other_width, steal):
-    """Quantize the rows x where the weight needs that, and multiply. steal: whether threads steal units from each other."""
+    """Quantize the rows x where the weight needs that, and multiply. steal: whether threads steal units from
+    each other.
+    """
     x = quantize_activations(
         weight, x, step.rows, step.rank, step.size, step.control, step.own_quantized, step.quantized
     )
     gemm(
-        weight, x, step.rows, step.rank, step.size, step.control if steal else 0, step.sums, epilogue, out, stride, other,
-        step.height if other else 0, other_width,
+        weight, x, step.rows, step.rank, step.size, step.control if steal else 0, step.sums, epilogue, out,
+        stride, other, step.height if other else 0, other_width,
     )  # fmt: skip
 
 
 @kernel
 def forward(rank, size, control, call):
-    """Final hidden states [T, E] in bfloat16, T up to MAX_ROWS, and logits of some rows. Updates states and pages in place.
+    """Final hidden states [T, E] in bfloat16, T up to MAX_ROWS, and logits of some rows. Updates states and
+    pages in place.
 
     The words of `call` are those of call.Call. Sequence s has the rows starts[s] to starts[s + 1].
     """
@@ -132,8 +140,8 @@ def forward(rank, size, control, call):
         normed, norm_first, norm_last = own_quantized + padded * widest, 0, rows
         scratch = bf16_at(normed, padded * first_linear[WIDTH])
     step = Step(
-        rank, size, control, profile, rows, height, first, last, first_linear[INPUTS], w[CALL.residual], w[CALL.projected], normed,
-        w[CALL.mixed], own_quantized, w[CALL.quantized], sums, scratch,
+        rank, size, control, profile, rows, height, first, last, first_linear[INPUTS], w[CALL.residual],
+        w[CALL.projected], normed, w[CALL.mixed], own_quantized, w[CALL.quantized], sums, scratch,
     )  # fmt: skip
     _embed(step, w[CALL.tokens], w[CALL.embeddings])
     barrier_wait(control, size)
@@ -190,7 +198,9 @@ def _embed(step, tokens, embeddings):
 
 @inline_ir
 def _mamba2(step, call, layer, in_proj, out_proj, sizes, limits, recurrent):
-    """From the normed rows to the input of out_proj. recurrent: the index of this layer among the Mamba-2 layers."""
+    """From the normed rows to the input of out_proj. recurrent: the index of this layer among the Mamba-2
+    layers.
+    """
     w, columns = as_i64(call), in_proj[OUTPUTS]
     _linear(step, in_proj, step.normed, STORE, step.projected, columns, 0, 0, True)
     record(step.profile, profiler.MAMBA_IN)
@@ -212,8 +222,9 @@ def _mamba2(step, call, layer, in_proj, out_proj, sizes, limits, recurrent):
         start = starts[sequence]
         conv_state, ssm_state = _states(layer, sizes, slots[sequence])
         run_group(
-            start, starts[sequence + 1] - start, positions[sequence], group, f32_at(step.projected, start * columns), columns,
-            sizes, layer[MEMORY:], limits, conv_state, ssm_state, step.scratch, step.mixed, step.height, out_proj[WIDTH],
+            start, starts[sequence + 1] - start, positions[sequence], group, f32_at(step.projected, start *
+            columns), columns, sizes, layer[MEMORY:], limits, conv_state, ssm_state, step.scratch, step.mixed,
+            step.height, out_proj[WIDTH],
         )  # fmt: skip
     record(step.profile, profiler.RECURRENCE)
 
@@ -229,7 +240,9 @@ def _states(layer, sizes, slot):
 
 @inline_ir
 def _attention(step, call, layer, linears, at, sizes, limits):
-    """From the normed rows to the input of o_proj: projections, keys and values into the pages, then blocks of queries."""
+    """From the normed rows to the input of o_proj: projections, keys and values into the pages, then blocks
+    of queries.
+    """
     kv_heads = sizes[ATTENTION.kv_heads]
     columns, offset = (sizes[ATTENTION.heads] + 2 * kv_heads) * sizes[ATTENTION.head_dim], 0
     for part in range(3):
@@ -246,8 +259,8 @@ def _attention(step, call, layer, linears, at, sizes, limits):
     for item in range(first, last):
         s, head = item // kv_heads, item % kv_heads
         write_kv(
-            starts[s], starts[s + 1] - starts[s], positions[s], head, step.projected, columns, sizes, memory, eps,
-            pages + s * page_bytes, angles,
+            starts[s], starts[s + 1] - starts[s], positions[s], head, step.projected, columns, sizes, memory,
+            eps, pages + s * page_bytes, angles,
         )  # fmt: skip
     if step.rank == 0:
         reset_queue(step.control)
@@ -262,8 +275,8 @@ def _attention(step, call, layer, linears, at, sizes, limits):
         else:  # blocks that see the most tokens come first
             block, head = blocks - 1 - (item - before) // kv_heads, (item - before) % kv_heads
             attention_block(
-                block, starts[s], count, positions[s], head, step.projected, columns, sizes, memory, eps, pages + s * page_bytes,
-                angles, step.scratch, step.mixed, step.height, width,
+                block, starts[s], count, positions[s], head, step.projected, columns, sizes, memory, eps,
+                pages + s * page_bytes, angles, step.scratch, step.mixed, step.height, width,
             )  # fmt: skip
             item = pop_queue(step.control)
     record(step.profile, profiler.ATTENTION)
@@ -271,7 +284,9 @@ def _attention(step, call, layer, linears, at, sizes, limits):
 
 @inline_ir
 def _gated_mlp(step, gate, up, down):
-    """silu(gate) * up, packed. Static partitions: each thread multiplies by the part of the gate that it computed itself."""
+    """silu(gate) * up, packed. Static partitions: each thread multiplies by the part of the gate that it
+    computed itself.
+    """
     columns = gate[OUTPUTS]
     _linear(step, gate, step.normed, STORE, step.projected, columns, 0, 0, False)
     _linear(step, up, step.normed, GATE, step.projected, columns, step.mixed, down[WIDTH], False)
@@ -373,8 +388,8 @@ def advance(rank, size, control, call):
                 conv_state, ssm_state = _states(layer, mamba, slots[s])
                 # The outputs are not needed. They go to the first rows of `mixed`, of which there are enough.
                 run_group(
-                    0, counts[s], positions[s], group, rows, columns, mamba, layer[MEMORY:], limits, conv_state, ssm_state,
-                    scratch, mixed, 1, width,
+                    0, counts[s], positions[s], group, rows, columns, mamba, layer[MEMORY:], limits,
+                    conv_state, ssm_state, scratch, mixed, 1, width,
                 )  # fmt: skip
             recurrent += 1
 

@@ -1,7 +1,7 @@
 """A linear layer on packed weights: which tile computes how many rows, and what is done with a tile's sums.
 
-A weight is described by nine words (`LINEAR`), so a whole model is a table that kernels read. Outputs come in units of 64; the
-padding of K and of the last unit is zeros.
+A weight is described by nine words (`LINEAR`), so a whole model is a table that kernels read. Outputs come in
+units of 64; the padding of K and of the last unit is zeros.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ TILE_SUMS = 24 * 16  # fp32 numbers of the largest tile
 PREFETCH_BYTES = 4096  # how far ahead to prefetch where the next panels do not fit in the L2 cache
 L2_BYTES = 384 * 1024  # of panels that stay in the L2 cache beside the current ones
 MAX_ROWS = 384  # rows whose activations stay in cache while all weights are read
-# Up to so many rows every thread prepares all of them for itself, rather than wait at a barrier for its part of them.
+# Up to so many rows every thread prepares all of them for itself, rather than wait at a barrier for its part
+# of them.
 REPLICATED_ROWS = 24
 _OFFSETS = tuple(CODE_OFFSET.get(name, 0) for name in FORMATS)  # 0: rows stay bfloat16
 
@@ -62,7 +63,9 @@ def tile_panels(rows):
 
 @noinline
 def run_tile(format, rows, panels, w, step, group_step, x, out, stride, groups, pairs, prefetch):
-    """One tile of gemm_tile.make_tiles, compiled once for all its users. Panels: `tile_panels` of them, or (bf16 only) one."""
+    """One tile of gemm_tile.make_tiles, compiled once for all its users. Panels: `tile_panels` of them, or
+    (bf16 only) one.
+    """
     _tiles(format, rows, panels, w, step, group_step, x, out, stride, groups, pairs, prefetch)
 
 
@@ -101,9 +104,11 @@ def apply_epilogue(sums, wide, rows, count, epilogue, out, stride, row0, n0, oth
 
 @noinline
 def quantize_activations(weight, x, rows, rank, size, control, own, shared):
-    """The packed rows at `x` in the form that this weight's tiles read: unchanged for bf16, else quantized to integers.
+    """The packed rows at `x` in the form that this weight's tiles read: unchanged for bf16, else quantized to
+    integers.
 
-    Quantized rows go to `own`, this thread's memory, or with more than REPLICATED_ROWS to `shared`, which all threads fill.
+    Quantized rows go to `own`, this thread's memory, or with more than REPLICATED_ROWS to `shared`, which all
+    threads fill.
     """
     offset = _OFFSETS[weight[FORMAT]]
     if offset == 0:
@@ -133,10 +138,11 @@ def tile_bytes(weight, height):
 
 @noinline
 def gemm(weight, x, rows, rank, size, control, sums, epilogue, out, stride, other, other_rows, other_width):
-    """This thread's part of the outputs of one linear layer, for `rows` rows as `quantize_activations` gives them.
+    """This thread's part of the outputs of one linear layer, for `rows` rows as `quantize_activations` gives
+    them.
 
-    control: threads steal units from each other; 0: each thread has a static partition, the same for every layer. The other
-    arguments are those of `apply_epilogue`.
+    control: threads steal units from each other; 0: each thread has a static partition, the same for every
+    layer. The other arguments are those of `apply_epilogue`.
     """
     height = tile_rows(rows)
     panels = tile_panels(height)
@@ -158,12 +164,12 @@ def gemm(weight, x, rows, rank, size, control, sums, epilogue, out, stride, othe
                 for tile in range((rows + height - 1) // height):
                     row0 = tile * height
                     run_tile(
-                        weight[FORMAT], height, panels, w, panel_bytes, step, x + tile * x_step, sums, wide * F32_BYTES,
-                        weight[GROUPS], weight[PAIRS], prefetch,
+                        weight[FORMAT], height, panels, w, panel_bytes, step, x + tile * x_step, sums, wide *
+                        F32_BYTES, weight[GROUPS], weight[PAIRS], prefetch,
                     )  # fmt: skip
                     apply_epilogue(
-                        sums, wide, min(height, rows - row0), count, epilogue, out, stride, row0, n0, other, other_rows,
-                        other_width,
+                        sums, wide, min(height, rows - row0), count, epilogue, out, stride, row0, n0, other,
+                        other_rows, other_width,
                     )  # fmt: skip
         if counters:
             unit = next_or_steal(counters, weight[UNITS], rank, size)

@@ -1,11 +1,11 @@
 """The inner loop of int8 and int4 weights: exact integer sums of products, scaled once per group.
 
-The rows are quantized to 16-bit integers q = 256 high + low, with the high and low bytes apart (quantize_rows.py). So one
-AVX512-VNNI instruction multiplies 64 bytes of codes, and no weight is unpacked to floating point, which had been the
-bottleneck (docs/log.md).
+The rows are quantized to 16-bit integers q = 256 high + low, with the high and low bytes apart
+(quantize_rows.py). So one AVX512-VNNI instruction multiplies 64 bytes of codes, and no weight is unpacked to
+floating point, which had been the bottleneck (docs/log.md).
 
-Weights are stored unsigned, u = code + CODE_OFFSET, so the sums begin at -CODE_OFFSET times the sum of the row's q. Integer
-sums have no rounding: every order of summation gives the same bits.
+Weights are stored unsigned, u = code + CODE_OFFSET, so the sums begin at -CODE_OFFSET times the sum of the
+row's q. Integer sums have no rounding: every order of summation gives the same bits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from nanohybrid.ops.numba.llvm import (
 
 CODE_OFFSET = {"int8": 128, "int4": 8}
 SCALE_BYTES = 32  # before a group of a panel: 16 scales in bfloat16
-# Quads in a 64-byte line of a panel: four codes of each of 16 outputs, or eight, of which the low nibbles hold the first four.
+# Quads in a 64-byte line of a panel: four codes of each of 16 outputs, or eight, of which the low nibbles
+# hold the first four.
 QUADS = {"int8": 1, "int4": 2}
 HAS_AVX512_VNNI = cpu_has("avx512vnni", "avx512bw", "avx512vl")
 L1_LINES = 64  # of a panel that are read twice in a row: with their rows they stay in the L1 cache
@@ -114,7 +115,9 @@ class IntegerTile:
     def _two_passes(
         self, w: list[Any], x: Any, low: Any, start: Any, lines: Any, prefetch: Any, initial: list[Any]
     ) -> list[Any]:
-        """The sums after these lines, read once for the high bytes and once, from the L1 cache, for the low bytes."""
+        """The sums after these lines, read once for the high bytes and once, from the L1 cache, for the low
+        bytes.
+        """
         b, zero, eight = self.b, ir.Constant(V16I, [0] * 16), ir.Constant(V16I, [8] * 16)
         with Loop(b, lines, 1, [zero] * len(initial)) as loop:
             line = b.add(start, loop.index)
@@ -126,7 +129,9 @@ class IntegerTile:
         return loop.results
 
     def _line(self, w: list[Any], planes: list[Any], line: Any, sums: list[Any]) -> list[Any]:
-        """The sums after one 64-byte line of every panel; `planes`: the high or low bytes of the rows, or both, in order."""
+        """The sums after one 64-byte line of every panel; `planes`: the high or low bytes of the rows, or
+        both, in order.
+        """
         b, sums, count = self.b, list(sums), self.rows * self.panels
         codes = [self._codes(b.add(place, b.mul(line, I64(64)))) for place in w]
         for quad in range(self.quads):
@@ -143,7 +148,9 @@ class IntegerTile:
         return sums
 
     def _codes(self, place: Any) -> list[Any]:
-        """Unsigned bytes, four for each output: a line of int8, or the low and the high nibbles of a line of int4."""
+        """Unsigned bytes, four for each output: a line of int8, or the low and the high nibbles of a line of
+        int4.
+        """
         b = self.b
         loaded = b.load(b.inttoptr(place, PTR), typ=V16I, align=32)
         if self.format == "int8":

@@ -1,18 +1,21 @@
-"""The inner loop of every linear layer: R rows of activations times P panels of 16 outputs, summed in fp32 over all of K.
+"""The inner loop of every linear layer: R rows of activations times P panels of 16 outputs, summed in fp32
+over all of K.
 
 A panel is 16 outputs. Its part of a group of K is a block, stored pair by pair of k:
 
     bf16  groups of 32    [16][16][2] bfloat16
     int8  groups of 128   16 scales (bf16), then [32][16][4] bytes, code + 128
-    int4  groups of 32    16 scales (bf16), then [4][16][4] bytes, code + 8: four k in the low nibbles, the next four in the high
+    int4  groups of 32    16 scales (bf16), then [4][16][4] bytes, code + 8: four k in the low nibbles,
+                          the next four in the high nibbles
 
-Four panels make a unit, and the blocks of a panel are contiguous, so a tile of one row reads four streams of memory side by
-side. Rows are packed pair by pair too: [K/2][R][2] bfloat16, so a step of the loop reads contiguous memory from each. For int8
-and int4 the packed rows are then quantized to integers (gemm_int8.py, which also has the loops of these formats).
+Four panels make a unit, and the blocks of a panel are contiguous, so a tile of one row reads four streams of
+memory side by side. Rows are packed pair by pair too: [K/2][R][2] bfloat16, so a step of the loop reads
+contiguous memory from each. For int8 and int4 the packed rows are then quantized to integers (gemm_int8.py,
+which also has the loops of these formats).
 
-Each row's sum runs over k in one order for every R and P, so a result does not depend on the rest of the batch. With
-AVX512-BF16 a step is one instruction for 32 products, in which sums of pairs round once. On other processors LLVM lowers two
-fp32 FMAs to the instructions that there are.
+Each row's sum runs over k in one order for every R and P, so a result does not depend on the rest of the
+batch. With AVX512-BF16 a step is one instruction for 32 products, in which sums of pairs round once. On other
+processors LLVM lowers two fp32 FMAs to the instructions that there are.
 """
 
 from __future__ import annotations
@@ -52,22 +55,25 @@ def make_tiles(
     int8_instructions: bool = HAS_AVX512_VNNI,
     row_stride: int = 0,
 ) -> Any:
-    """The loops for these (format, rows, panels) as one numba intrinsic, which selects the loop by its first three arguments:
+    """The loops for these (format, rows, panels) as one numba intrinsic, which selects the loop by its first
+    three arguments:
 
-        tiles(format index, rows, panels, address of panels, bytes between panels, bytes between groups, address of rows,
-              address of out, bytes between out's rows, groups, pairs per group, prefetch distance in bytes)
+        tiles(format index, rows, panels, address of panels, bytes between panels, bytes between groups,
+              address of rows, address of out, bytes between out's rows, groups, pairs per group,
+              prefetch distance in bytes)
 
-    It writes fp32 [rows, 16 * panels]. The pairs of a group must be a multiple of 4. Rows of int8 and int4 are as
-    `quantize_rows` writes them. While it computes, memory at the prefetch distance is loaded into the L2 cache.
-    bf16_instructions, int8_instructions: use AVX512-BF16 and AVX512-VNNI. row_stride (bf16 only): rows are not packed but so
-    many bytes apart, and the products are added to what `out` holds, one after another.
+    It writes fp32 [rows, 16 * panels]. The pairs of a group must be a multiple of 4. Rows of int8 and int4
+    are as `quantize_rows` writes them. While it computes, memory at the prefetch distance is loaded into the
+    L2 cache. bf16_instructions, int8_instructions: use AVX512-BF16 and AVX512-VNNI. row_stride (bf16 only):
+    rows are not packed but so many bytes apart, and the products are added to what `out` holds, one after
+    another.
     """
     chosen = tuple(shapes)
 
     @intrinsic
     def tiles(
-        typingctx: Any, format: Any, rows: Any, panels: Any,
-        w: Any, w_stride: Any, g_stride: Any, x: Any, out: Any, out_stride: Any, groups: Any, pairs: Any, prefetch: Any,
+        typingctx: Any, format: Any, rows: Any, panels: Any, w: Any, w_stride: Any, g_stride: Any, x: Any,
+        out: Any, out_stride: Any, groups: Any, pairs: Any, prefetch: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             after = builder.append_basic_block("tiles_end")

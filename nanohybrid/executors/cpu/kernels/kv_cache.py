@@ -1,10 +1,11 @@
 """Writing keys and values into a sequence's pages; QK-norm and rotary positions of queries and keys.
 
-Inside a page, keys and values are stored as GEMM panels (gemm_tile.py), so that attention's scores and sums are its tiles
-(attention.py). A page has as many bytes as in the plain layout, in an order that only these kernels read:
+Inside a page, keys and values are stored as GEMM panels (gemm_tile.py), so that attention's scores and sums
+are its tiles (attention.py). A page has as many bytes as in the plain layout, in an order that only these
+kernels read:
 
-    keys    a panel of 16 tokens: [P/2][16][2] bfloat16      a query times a panel is 16 scores
-    values  a panel of 16 channels: [PAGE/2][16][2] bfloat16      probabilities times a panel are 16 of the output
+    keys    a panel of 16 tokens: [P/2][16][2] bfloat16           a query times a panel: 16 scores
+    values  a panel of 16 channels: [PAGE/2][16][2] bfloat16      probabilities times a panel: 16 outputs
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from nanohybrid.ops.sizes import PAGE
 
 @inline
 def qk_norm_and_rope(vector, gain, eps, head_dim, angles):
-    """QK-norm of a query or key (where `gain` is not 0), then its rotary position (where `angles` is not 0), in place.
+    """QK-norm of a query or key (where `gain` is not 0), then its rotary position (where `angles` is not 0),
+    in place.
 
     angles: cos of half the head, then sin.
     """
@@ -40,7 +42,9 @@ def qk_norm_and_rope(vector, gain, eps, head_dim, angles):
 
 @noinline
 def write_kv(start, count, position, head, projected, columns, sizes, memory, eps, pages, angles):
-    """Write keys and values of one head into the sequence's pages, for the `count` tokens from row `start` on."""
+    """Write keys and values of one head into the sequence's pages, for the `count` tokens from row `start`
+    on.
+    """
     queries, kv_heads, head_dim = sizes[ATTENTION.heads], sizes[ATTENTION.kv_heads], sizes[ATTENTION.head_dim]
     keys, values = as_bf16(memory[ATTENTION_MEMORY.key]), as_bf16(memory[ATTENTION_MEMORY.value])
     page_ids = as_i64(pages)

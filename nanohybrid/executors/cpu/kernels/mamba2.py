@@ -1,11 +1,15 @@
-"""Mamba-2 between its two projections, for one sequence and one group of heads: conv, SSD recurrence, gate, group norm.
+"""Mamba-2 between its two projections, for one sequence and one group of heads: conv, SSD recurrence, gate,
+group norm.
 
-A group needs nothing of another: it has its own heads, B and C, and its own part of the norm. So threads partition the groups.
+A group needs nothing of another: it has its own heads, B and C, and its own part of the norm. So threads
+partition the groups.
 
-The recurrence runs token by token, for prompts as for decode steps. That is no slower than the chunked form, since a head's
-state stays in the L1 cache, and a prompt's state has the same bits however the prompt was cut into calls.
+The recurrence runs token by token, for prompts as for decode steps. That is no slower than the chunked form,
+since a head's state stays in the L1 cache, and a prompt's state has the same bits however the prompt was cut
+into calls.
 
-    x, B, C = silu(conv);  dt = softplus(dt + bias);  S = exp(dt A) S + dt x B^T;  y = S C + D x;  out = norm(y silu(z))
+    x, B, C = silu(conv);  dt = softplus(dt + bias)
+    S = exp(dt A) S + dt x B^T;  y = S C + D x;  out = norm(y silu(z))
 """
 
 from __future__ import annotations
@@ -26,10 +30,12 @@ TOKENS = 16  # of a sequence, processed as a block: their x, B, C and y stay in 
 
 @noinline
 def conv_silu_step(fresh, values, state, weight, bias, channels, first, count, window, out):
-    """silu(causal conv) of one token for `count` channels from `first` on, to fp32 `out`; advances the conv state.
+    """silu(causal conv) of one token for `count` channels from `first` on, to fp32 `out`; advances the conv
+    state.
 
-    state: bfloat16 [window - 1, channels], read as zeros where `fresh`. The new input is rounded to bfloat16 before it is
-    used, as it is stored: it then counts the same in this token's output as in those of the next three.
+    state: bfloat16 [window - 1, channels], read as zeros where `fresh`. The new input is rounded to bfloat16
+    before it is used, as it is stored: it then counts the same in this token's output as in those of the next
+    three.
     """
     new, stored, gain, offset, result = (
         as_f32(values),
@@ -76,8 +82,9 @@ def run_group(
 ):  # fmt: skip
     """One group of one sequence: its `count` tokens, which are the rows of the batch from `start` on.
 
-    projected: their rows of z | x B C | dt, `columns` wide. scratch: `mamba_scratch` fp32 numbers. The outputs go to the same
-    rows of `packed`. Each head processes a block of tokens while its state is in the cache; where blocks end changes no bits.
+    projected: their rows of z | x B C | dt, `columns` wide. scratch: `mamba_scratch` fp32 numbers. The
+    outputs go to the same rows of `packed`. Each head processes a block of tokens while its state is in the
+    cache; where blocks end changes no bits.
     """
     heads, head_dim = sizes[MAMBA.heads], sizes[MAMBA.head_dim]
     groups, states = sizes[MAMBA.groups], sizes[MAMBA.state_size]
@@ -86,8 +93,8 @@ def run_group(
     while done < count:
         block, row = min(TOKENS, count - done), start + done
         _run_block(
-            block, position + done, group, f32_at(projected, done * columns), columns, sizes, memory, limits, conv_state,
-            ssm_state, scratch,
+            block, position + done, group, f32_at(projected, done * columns), columns, sizes, memory, limits,
+            conv_state, ssm_state, scratch,
         )  # fmt: skip
         y = f32_at(scratch, TOKENS * (channels + 2 * states))
         for t in range(block):

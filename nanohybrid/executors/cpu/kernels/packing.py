@@ -1,4 +1,5 @@
-"""Weights packed into the panels of gemm_tile.py, once, when a model is prepared: bfloat16, or codes and scales of ops/quantized.
+"""Weights packed into the panels of gemm_tile.py, once, when a model is prepared: bfloat16, or codes and
+scales of ops/quantized.
 
 N outputs · K inputs · G groups of K.
 """
@@ -19,8 +20,8 @@ K_MULTIPLE = 32  # K of bfloat16 is padded to a multiple of this
 class Packed:
     """A weight [outputs, inputs] as units of blocks.
 
-    format: bf16, int8 or int4. width: K with its padding, groups * pairs * 2. data: uint8 [units, 4 panels, groups, bytes of a
-    block]; the blocks of a panel are contiguous, so hardware prefetchers follow them.
+    format: bf16, int8 or int4. width: K with its padding, groups * pairs * 2. data: uint8 [units, 4 panels,
+    groups, bytes of a block]; the blocks of a panel are contiguous, so hardware prefetchers follow them.
     """
 
     format: str
@@ -57,10 +58,11 @@ class Packed:
 
 
 def pack(weight_NK: Tensor, format: str = "bf16", scales_NG: Tensor | None = None) -> Packed:
-    """Pack a weight: bfloat16 [N, K]; or codes of int8 [N, K] or int4 (uint8 [N, K/2], low nibble first) with their scales.
+    """Pack a weight: bfloat16 [N, K]; or codes of int8 [N, K] or int4 (uint8 [N, K/2], low nibble first) with
+    their scales.
 
-    Works unit by unit, so no second copy of the weight is in memory. Raises ValueError where the format is unknown, or scales
-    are missing.
+    Works unit by unit, so no second copy of the weight is in memory. Raises ValueError where the format is
+    unknown, or scales are missing.
     """
     outputs = weight_NK.shape[0]
     inputs = weight_NK.shape[1] * (2 if format == "int4" else 1)
@@ -114,7 +116,8 @@ def unpack(packed: Packed) -> Tensor:
 def matmul(x: Tensor, weight: Packed, dtype: torch.dtype | None = None) -> Tensor:
     """x [..., K] W^T -> [..., N] in `dtype` (None: x's dtype).
 
-    x is rounded to bfloat16; sums are fp32, and not rounded where `dtype` is fp32. A row's bits do not depend on the others.
+    x is rounded to bfloat16; sums are fp32, and not rounded where `dtype` is fp32. A row's bits do not depend
+    on the others.
     """
     from nanohybrid.executors.cpu.kernels import gemm
     from nanohybrid.ops.numba.threads import num_threads, run

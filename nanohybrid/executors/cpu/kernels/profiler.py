@@ -1,6 +1,7 @@
 """Time of a forward by phase: each thread adds the cycles since its last record to the phase that ends.
 
-Without counters (the word `profile` of a call is 0) a kernel only compares that word with zero, a few hundred times a step.
+Without counters (the word `profile` of a call is 0) a kernel only compares that word with zero, a few hundred
+times a step.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from nanohybrid.ops.numba.llvm import cycle_counter
 from nanohybrid.ops.numba.memory import as_i64, i64_at
 
 PHASES = (
-    "embedding", "wake", "norms", "Mamba-2 in", "conv and recurrence", "Mamba-2 out", "queries, keys, values", "attention",
-    "attention out", "MLP up", "MLP down", "final norm", "head", "waiting",
+    "embedding", "wake", "norms", "Mamba-2 in", "conv and recurrence", "Mamba-2 out",
+    "queries, keys, values", "attention", "attention out", "MLP up", "MLP down", "final norm", "head",
+    "waiting",
 )  # fmt: skip
 (
-    EMBEDDING, WAKE, NORMS, MAMBA_IN, RECURRENCE, MAMBA_OUT, QKV, ATTENTION, ATTENTION_OUT, MLP_UP, MLP_DOWN, FINAL_NORM, HEAD,
-    WAITING,
+    EMBEDDING, WAKE, NORMS, MAMBA_IN, RECURRENCE, MAMBA_OUT, QKV, ATTENTION, ATTENTION_OUT, MLP_UP, MLP_DOWN,
+    FINAL_NORM, HEAD, WAITING,
 ) = range(len(PHASES))  # fmt: skip
 WORDS = (
     32  # of a thread's counters: the last record's cycle count, then a sum for each phase; whole cache lines

@@ -1,12 +1,16 @@
-"""Quantization of bfloat16 activations to 16-bit integers, for the tiles of int8 and int4 weights (gemm_int8.py).
+"""Quantization of bfloat16 activations to 16-bit integers, for the tiles of int8 and int4 weights
+(gemm_int8.py).
 
-Rows are quantized group by group: q = round(x / s), |q| <= MAX_CODE, with s = (largest |x|) / MAX_CODE. (For groups of more
-than 512 the limit is lower, so that 32 bits hold the sums of products.) The result is more precise than bfloat16 for every
-value within 2^-7 of its group's largest. The high and low bytes of q = 256 high + low are stored apart. A group, for R rows:
+Rows are quantized group by group: q = round(x / s), |q| <= MAX_CODE, with s = (largest |x|) / MAX_CODE. (For
+groups of more than 512 the limit is lower, so that 32 bits hold the sums of products.) The result is more
+precise than bfloat16 for every value within 2^-7 of its group's largest. The high and low bytes of q = 256
+high + low are stored apart. A group, for R rows:
 
-    R scales (fp32), R initial sums (int32), then [K/4][R] words of four high bytes, then as many words of low bytes
+    R scales (fp32), R initial sums (int32),
+    then [K/4][R] words of four high bytes, then as many words of four low bytes
 
-The initial sums make up for the weights' codes, which are stored unsigned: -offset times the sum of the row's q.
+The initial sums make up for the weights' codes, which are stored unsigned: -offset times the sum of the row's
+q.
 """
 
 from __future__ import annotations
@@ -170,7 +174,9 @@ def quantized_row_bytes(groups, pairs):
 
 @noinline
 def quantize_rows(x, first, last, height, groups, pairs, offset, out):
-    """Quantize the tiles `first` to `last` of packed bfloat16 rows at `x` to `out`. height: rows of a tile."""
+    """Quantize the tiles `first` to `last` of packed bfloat16 rows at `x` to `out`. height: rows of a
+    tile.
+    """
     step, max_code = (pairs + 2) * 4 * height, min(MAX_CODE, (1 << 31) // (256 * pairs))
     for group in range(first * groups, last * groups):
         source, target = x + group * pairs * 4 * height, out + group * step

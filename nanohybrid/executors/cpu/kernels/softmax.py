@@ -1,7 +1,7 @@
 """Online softmax of one row's scores with a page: maximum and exponentials in vectors of 16.
 
-Probabilities are 2^(scores * scale - maximum), where `maximum` is the largest of scores * scale so far and `scale` includes
-log2 e. The rounding of `maximum` is the same in all of a row's terms, and cancels.
+Probabilities are 2^(scores * scale - maximum), where `maximum` is the largest of scores * scale so far and
+`scale` includes log2 e. The rounding of `maximum` is the same in all of a row's terms, and cancels.
 """
 
 from __future__ import annotations
@@ -38,15 +38,17 @@ EXPONENT_BIAS = (
 
 
 def make_softmax(bf16_instructions: bool = HAS_AVX512_BF16) -> tuple[Any, Any]:
-    """Two numba intrinsics: for a row that sees a whole page, and for one that sees its first `seen` tokens (none: seen <= 0).
+    """Two numba intrinsics: for a row that sees a whole page, and for one that sees its first `seen` tokens
+    (none: seen <= 0).
 
         page(scores, probabilities, scale, maximum, totals) -> rescale
         masked(scores, probabilities, scale, maximum, totals, seen, vectors) -> rescale
 
-    All arguments but `scale` (fp32), `seen` and `vectors` are addresses. scores: fp32 [PAGE], or at least the first
-    16 * `vectors`. As many bfloat16 probabilities are written, zeros where unseen. `maximum` (fp32) is updated, and the
-    probabilities are added to the 16 fp32 lanes of `totals`. `rescale` is the factor for all earlier sums of the row: exactly
-    1 where the maximum has not changed. bf16_instructions: convert with AVX512-BF16.
+    All arguments but `scale` (fp32), `seen` and `vectors` are addresses. scores: fp32 [PAGE], or at least the
+    first 16 * `vectors`. As many bfloat16 probabilities are written, zeros where unseen. `maximum` (fp32) is
+    updated, and the probabilities are added to the 16 fp32 lanes of `totals`. `rescale` is the factor for all
+    earlier sums of the row: exactly 1 where the maximum has not changed. bf16_instructions: convert with
+    AVX512-BF16.
     """
     word, number = types.int64, types.float32
 
@@ -70,7 +72,9 @@ def make_softmax(bf16_instructions: bool = HAS_AVX512_BF16) -> tuple[Any, Any]:
 
 
 class _Row:
-    """Emits the IR for one row. Both intrinsics apply the same operations to the seen tokens, in the same order."""
+    """Emits the IR for one row. Both intrinsics apply the same operations to the seen tokens, in the same
+    order.
+    """
 
     def __init__(
         self,

@@ -51,8 +51,9 @@ def decode_attention(q_SHP: Tensor, layout: Layout, cache: PagedCache) -> Tensor
     weight_SHX = q_SHP.new_empty(S, H, decode.PARTS, dtype=torch.float32)
     shared = {"H": H, "P": P, "WIDTH": next_power_of_2(P, MIN_DOT), "KEYS": KEYS}
     decode.part[(decode.PARTS, K, S)](
-        q_SHP.contiguous(), cache.key, cache.value, o_SHXP, weight_SHX, table, positions_S, table.shape[1], layout.page_size,
-        P**-0.5, K, **shared, TYPE=dot_dtype(q_SHP.dtype), ROWS=next_power_of_2(H // K, MIN_DOT), COUNT=decode.PARTS, num_warps=4, num_stages=2,
+        q_SHP.contiguous(), cache.key, cache.value, o_SHXP, weight_SHX, table, positions_S, table.shape[1],
+        layout.page_size, P**-0.5, K, **shared, TYPE=dot_dtype(q_SHP.dtype), ROWS=next_power_of_2(H // K,
+        MIN_DOT), COUNT=decode.PARTS, num_warps=4, num_stages=2,
     )  # fmt: skip
     o_SHP = torch.empty_like(q_SHP, memory_format=torch.contiguous_format)
     decode.combine[(H, S)](o_SHXP, weight_SHX, o_SHP, positions_S, **shared, COUNT=decode.PARTS)
@@ -60,12 +61,15 @@ def decode_attention(q_SHP: Tensor, layout: Layout, cache: PagedCache) -> Tensor
 
 
 def prefill_attention(q_THP: Tensor, layout: Layout, cache: PagedCache) -> Tensor:
-    """Any ragged batch, each token against the pages of its sequence, to which the batch is already written."""
+    """Any ragged batch, each token against the pages of its sequence, to which the batch is already
+    written.
+    """
     (_, H, P), K = q_THP.shape, cache.key.shape[2]
     table, tile_X4 = page_table(layout, q_THP.device), tiles(layout, QUERIES, q_THP.device)
     o_THP = torch.empty_like(q_THP, memory_format=torch.contiguous_format)
     prefill.queries[(H, len(tile_X4))](
-        q_THP.contiguous(), cache.key, cache.value, o_THP, tile_X4, table, table.shape[1], layout.page_size, P**-0.5, H, K, P,
-        TYPE=dot_dtype(q_THP.dtype), QUERIES=QUERIES, KEYS=KEYS, WIDTH=next_power_of_2(P, MIN_DOT), num_warps=4, num_stages=2,
+        q_THP.contiguous(), cache.key, cache.value, o_THP, tile_X4, table, table.shape[1], layout.page_size,
+        P**-0.5, H, K, P, TYPE=dot_dtype(q_THP.dtype), QUERIES=QUERIES, KEYS=KEYS, WIDTH=next_power_of_2(P,
+        MIN_DOT), num_warps=4, num_stages=2,
     )  # fmt: skip
     return o_THP

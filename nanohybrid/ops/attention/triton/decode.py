@@ -48,8 +48,8 @@ def part(
             is_key = j < end
             seen = is_key[None, :]
             top, total, mean = add_keys(
-                q_tile, key, value, table + sequence * pages, j, is_key, seen, p, is_p, kv_head, K, P, page_size, scale,
-                top, total, mean, TYPE,
+                q_tile, key, value, table + sequence * pages, j, is_key, seen, p, is_p, kv_head, K, P,
+                page_size, scale, top, total, mean, TYPE,
             )  # fmt: skip
         to = head * COUNT + index
         tl.store(o + to[:, None] * P + p[None, :], mean / total[:, None], mask=own)

@@ -12,7 +12,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def add_keys(
-    q_tile, key, value, table, j, is_key, seen, p, is_p, kv_head, K, P, page_size: tl.constexpr, scale, top, total, mean, TYPE: tl.constexpr
+    q_tile, key, value, table, j, is_key, seen, p, is_p, kv_head, K, P, page_size: tl.constexpr, scale, top,
+    total, mean, TYPE: tl.constexpr
 ):  # fmt: skip
     """The running maximum, sum and weighted mean after the keys at positions j.
 

@@ -33,7 +33,7 @@ def queries(
         is_key = j < position + count
         seen = j[None, :] <= (position + i)[:, None]
         top, total, mean = add_keys(
-            q_tile, key, value, table + sequence * pages, j, is_key, seen, p, is_p, kv_head, K, P, page_size, scale,
-            top, total, mean, TYPE,
+            q_tile, key, value, table + sequence * pages, j, is_key, seen, p, is_p, kv_head, K, P, page_size,
+            scale, top, total, mean, TYPE,
         )  # fmt: skip
     tl.store(out + at_q, (mean / total[:, None]).to(out.dtype.element_ty), mask=own)

@@ -1,6 +1,7 @@
 """Kernels for the gradients of x, dt and A of one chunk.
 
-    df_j = sum_{i >= j} exp(c_i - c_j) scores_ij dy_i + exp(c_Q - c_j) dS B_j        dx_j = dt_j df_j + D dy_j        f_j = dt_j x_j
+    df_j = sum_{i >= j} exp(c_i - c_j) scores_ij dy_i + exp(c_Q - c_j) dS B_j
+    dx_j = dt_j df_j + D dy_j                               f_j = dt_j x_j
 
 c_k decays what passes from before token k to k or later, so its log has the gradient
 
@@ -20,8 +21,9 @@ import triton.language as tl
 
 @triton.jit
 def _add_states(
-    df, x, dt_j, c_j, c_last, dy, B_QN, C_QN, D_h, entering, leaving, dx, token, inside, stride_x, head, H, has_entering, has_leaving,
-    FROM: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, OPERAND: tl.constexpr,
+    df, x, dt_j, c_j, c_last, dy, B_QN, C_QN, D_h, entering, leaving, dx, token, inside, stride_x, head, H,
+    has_entering, has_leaving, FROM: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
+    BLOCK_N: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     """Add the states' part to df of WIDTH channels and store dx. Returns the sums over these channels that
     the other gradients need: x . df, r, e, dy . x, S . dS.
@@ -53,9 +55,9 @@ def _add_states(
 
 @triton.jit
 def input_gradients(
-    x, dt, c, B, C, D, dy, scores, entering, leaving, dx, x_df, r, e, dy_x, S_dS, table,
-    stride_x, stride_B, stride_C, Z, H, G, P: tl.constexpr, N: tl.constexpr,
-    OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, BLOCK_N: tl.constexpr,
+    x, dt, c, B, C, D, dy, scores, entering, leaving, dx, x_df, r, e, dy_x, S_dS, table, stride_x, stride_B,
+    stride_C, Z, H, G, P: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK:
+    tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dx [T, H, P]. x_df, r, e [T, H]: x . df, r and e. dy_x [Z, blocks, H]: dy . x, for D. S_dS [Z, H]: S .
     dS.
@@ -97,13 +99,13 @@ def input_gradients(
     state = (chunk.to(tl.int64) * H + head) * P * N
     D_h = tl.load(D + head)
     x_df_sum, r_sum, e_sum, dy_x_sum, S_dS_sum = _add_states(
-        df, x, dt_j, c_j, c_last, dy, B_QN, C_QN, D_h, entering + state, leaving + state, dx, token, inside, stride_x, head, H,
-        has_entering, has_leaving, 0, FIRST, P, N, BLOCK_N, OPERAND,
+        df, x, dt_j, c_j, c_last, dy, B_QN, C_QN, D_h, entering + state, leaving + state, dx, token, inside,
+        stride_x, head, H, has_entering, has_leaving, 0, FIRST, P, N, BLOCK_N, OPERAND,
     )  # fmt: skip
     if SECOND:
         more = _add_states(
-            df_tail, x, dt_j, c_j, c_last, dy, B_QN, C_QN, D_h, entering + state, leaving + state, dx, token, inside, stride_x, head, H,
-            has_entering, has_leaving, FIRST, SECOND, P, N, BLOCK_N, OPERAND,
+            df_tail, x, dt_j, c_j, c_last, dy, B_QN, C_QN, D_h, entering + state, leaving + state, dx, token,
+            inside, stride_x, head, H, has_entering, has_leaving, FIRST, SECOND, P, N, BLOCK_N, OPERAND,
         )  # fmt: skip
         x_df_sum, r_sum, e_sum, dy_x_sum, S_dS_sum = (
             x_df_sum + more[0],

@@ -1,8 +1,9 @@
 """Launches the kernels of the scan's gradient in order, and allocates the memory between them.
 
-Only the inputs of the forward pass are saved. Decays, scores and the states at chunk borders are recomputed, for a sixth of
-the gradient's own operations, where [tokens, heads, 128] would have to be saved for every layer. For each chunk of 128 tokens
-the memory is two states and two score matrices per group in fp32: 10 and 1 MiB for 128 heads of 80.
+Only the inputs of the forward pass are saved. Decays, scores and the states at chunk borders are recomputed,
+for a sixth of the gradient's own operations, where [tokens, heads, 128] would have to be saved for every
+layer. For each chunk of 128 tokens the memory is two states and two score matrices per group in fp32: 10 and
+1 MiB for 128 heads of 80.
 
 Z chunks · S sequences · T tokens · H heads · P head dimension · G groups · N state size.
 """
@@ -28,7 +29,8 @@ def ssd_scan_backward(
 ) -> SSDInputs:
     """The gradients of all inputs from those of y and (None where they are not used) of the final states.
 
-    Gradients of x, B and C are in their dtypes, the others in fp32. That of `initial` is None where the scan began with zeros.
+    Gradients of x, B and C are in their dtypes, the others in fp32. That of `initial` is None where the scan
+    began with zeros.
     """
     x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN = inputs
     device = x_THP.device

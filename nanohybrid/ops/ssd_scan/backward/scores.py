@@ -2,7 +2,8 @@
 B and C.
 
     dscores_ij = sum over a group's heads of exp(c_i - c_j) dt_j (dy_i . x_j)            j <= i
-    dC_i = sum_j dscores_ij B_j + sum_r exp(c_i) dy_ir S_r         dB_j = sum_i dscores_ij C_i + sum_r exp(c_Q - c_j) dt_j x_jr dS_r
+    dC_i = sum_j dscores_ij B_j + sum_r exp(c_i) dy_ir S_r
+    dB_j = sum_i dscores_ij C_i + sum_r exp(c_Q - c_j) dt_j x_jr dS_r
 
 The sums over r run over a group's rows (head, channel), so heads of 80 need no padding. Both matrices are
 stored in memory between the kernels and loaded in either orientation. So no dot reads the transpose of
@@ -19,8 +20,8 @@ import triton.language as tl
 
 @triton.jit
 def score_gradients(
-    x, dt, c, dy, scores, dscores, by_row, by_column, table, stride_x, T, Z, H, G, P: tl.constexpr,
-    OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+    x, dt, c, dy, scores, dscores, by_row, by_column, table, stride_x, T, Z, H, G, P: tl.constexpr, OPERAND:
+    tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
     """dscores [Z, G, Q, Q]; and of dscores * scores below the diagonal, for each head, the sums of rows and
     of columns.
@@ -74,8 +75,9 @@ def score_gradients(
 
 @triton.jit
 def group_gradients(
-    dscores, other, source, dt, c, states, out, table, flags, stride_other, stride_source, Z, H, G, P: tl.constexpr, N: tl.constexpr,
-    OF_C: tl.constexpr, OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+    dscores, other, source, dt, c, states, out, table, flags, stride_other, stride_source, Z, H, G, P:
+    tl.constexpr, N: tl.constexpr, OF_C: tl.constexpr, OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK:
+    tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out [T, G, N]. With OF_C: dC from other = B, source = dy and the states that enter. Otherwise dB from
     C, x and the gradients of the states that leave. flags: which chunks have such a state.

@@ -1,13 +1,13 @@
 """The SSD scan on a GPU: five kernels over all chunks of all sequences at once (Dao & Gu 2024, section 6).
 
-A chunk is the part of one sequence in this batch between two multiples of 128 of its absolute position. Where a prompt is cut
-at such multiples, the sums are the same however often it is cut.
+A chunk is the part of one sequence in this batch between two multiples of 128 of its absolute position. Where
+a prompt is cut at such multiples, the sums are the same however often it is cut.
 
-    1. c_i = sum_{j <= i} dt_j A               of each chunk                                           decay.py
-    2. S_local = sum_j exp(c_Q - c_j) dt_j x_j B_j^T        heads of a group as one matrix             states.py
-    3. S' = exp(c_Q) S + S_local               along each sequence, in fp32                            states.py
-    4. scores_ij = C_i . B_j                   once for the heads of a group                           outputs.py
-    5. y_i = sum_{j <= i} exp(c_i - c_j) scores_ij dt_j x_j + exp(c_i) S C_i + D x_i                   outputs.py
+    1. c_i = sum_{j <= i} dt_j A               of each chunk                                     decay.py
+    2. S_local = sum_j exp(c_Q - c_j) dt_j x_j B_j^T        heads of a group as one matrix       states.py
+    3. S' = exp(c_Q) S + S_local               along each sequence, in fp32                      states.py
+    4. scores_ij = C_i . B_j                   once for the heads of a group                     outputs.py
+    5. y_i = sum_{j <= i} exp(c_i - c_j) scores_ij dt_j x_j + exp(c_i) S C_i + D x_i             outputs.py
 
 T tokens · S sequences · Z chunks · Q = 128 · H heads · P head dimension · G groups · N state size.
 """
@@ -31,7 +31,9 @@ STAGES = 2  # of loads ahead in `chunk_state`: three need 128 KiB of shared memo
 def ssd_scan(
     inputs: SSDInputs, layout: Layout, output_final_state: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """y_THP and the final states in fp32 (None unless `output_final_state`). Products have operands in x's dtype, sums are fp32."""
+    """y_THP and the final states in fp32 (None unless `output_final_state`). Products have operands in x's
+    dtype, sums are fp32.
+    """
     x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, _ = inputs
     (T, H, P), (G, N) = x_THP.shape, B_TGN.shape[1:]
     x_THP, C_TGN = contiguous_rows(x_THP), contiguous_rows(C_TGN)
@@ -42,15 +44,17 @@ def ssd_scan(
     )
     y_THP = dt_TH.new_empty(T, H, P)
     outputs.chunk_scan[(cdiv(CHUNK, TOKENS), H, len(starts_Z))](
-        x_THP, dt_TH, c_TH, C_TGN, D_H, states_ZHPN, scores_ZGQQ, y_THP, starts_Z, lengths_Z,
-        x_THP.stride(0), C_TGN.stride(0), H, P, N, G,
-        TYPE=dot_dtype(x_THP.dtype), Q=CHUNK, TOKENS=TOKENS, STATE=next_power_of_2(N, MIN_DOT), **split_head_dim(P),
+        x_THP, dt_TH, c_TH, C_TGN, D_H, states_ZHPN, scores_ZGQQ, y_THP, starts_Z, lengths_Z, x_THP.stride(0),
+        C_TGN.stride(0), H, P, N, G, TYPE=dot_dtype(x_THP.dtype), Q=CHUNK, TOKENS=TOKENS,
+        STATE=next_power_of_2(N, MIN_DOT), **split_head_dim(P),
     )  # fmt: skip
     return y_THP, final_SHPN
 
 
 class Intermediates(NamedTuple):
-    """The results of steps 1 to 4: log-decays, the state that each chunk starts from, scores, final states or None."""
+    """The results of steps 1 to 4: log-decays, the state that each chunk starts from, scores, final states or
+    None.
+    """
 
     c_TH: Tensor
     states_ZHPN: Tensor
@@ -75,8 +79,8 @@ def intermediates(inputs: SSDInputs, layout: Layout, output_final_state: bool) -
     states_ZHPN = dt_TH.new_empty(Z, H, P, N)
     width = next_power_of_2(N, MIN_DOT)
     states.chunk_state[(cdiv(group_rows, ROWS), G, Z)](
-        x_THP, dt_TH, c_TH, B_TGN, states_ZHPN, starts_Z, lengths_Z, x_THP.stride(0), B_TGN.stride(0), group_rows, P, N, H,
-        TYPE=dtype, ROWS=ROWS, STATE=width, TOKENS=TOKENS, num_stages=STAGES,
+        x_THP, dt_TH, c_TH, B_TGN, states_ZHPN, starts_Z, lengths_Z, x_THP.stride(0), B_TGN.stride(0),
+        group_rows, P, N, H, TYPE=dtype, ROWS=ROWS, STATE=width, TOKENS=TOKENS, num_stages=STAGES,
     )  # fmt: skip
     initial = None if initial_SHPN is None else initial_SHPN.contiguous()
     final_SHPN = dt_TH.new_empty(S, H, P, N) if output_final_state else None

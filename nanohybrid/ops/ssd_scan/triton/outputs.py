@@ -40,8 +40,9 @@ def bmm_chunk(
 
 @triton.jit
 def chunk_scan(
-    x, dt, c, C, D, states, scores, y, starts_Z, lengths_Z, x_stride, C_stride, H, P, N, G,
-    TYPE: tl.constexpr, Q: tl.constexpr, TOKENS: tl.constexpr, STATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+    x, dt, c, C, D, states, scores, y, starts_Z, lengths_Z, x_stride, C_stride, H, P, N, G, TYPE:
+    tl.constexpr, Q: tl.constexpr, TOKENS: tl.constexpr, STATE: tl.constexpr, FIRST: tl.constexpr, SECOND:
+    tl.constexpr,
 ):  # fmt: skip
     """y of TOKENS tokens of one head. Its P columns are computed as FIRST and SECOND columns."""
     i = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
