@@ -1,7 +1,7 @@
-"""Every kernel with an equation to check it against: what the part `check` runs, and tests/ops/test_on_gpu.py.
+"""Cases that compare every kernel with its equation. The part `check` and tests/ops/test_on_gpu.py run them.
 
-A case is a fast form, a true one in plain torch (run in float64), and inputs by name. Inputs in `narrow` are rounded to the dtype
-under test; the truth gets the rounded numbers, so that what is measured is the kernel and not the rounding of its inputs.
+A case is a fast form, its equation in plain torch (run in float64), and inputs by name. Inputs in `narrow` are rounded to the
+dtype under test. The equation gets the rounded numbers, so the error is that of the kernel and not of its inputs' rounding.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from nanohybrid.ops.causal_conv import torch as conv_torch
 from nanohybrid.ops.causal_conv import triton_autograd as conv
 from nanohybrid.ops.fp8 import kernels as fp8
 from nanohybrid.ops.fp8 import torch as fp8_torch
-from nanohybrid.ops.gated_norm import torch as gated_fused
+from nanohybrid.ops.gated_norm import torch as gated_torch
 from nanohybrid.ops.gated_norm import triton_autograd as gated
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.losses import kernels as losses
@@ -32,7 +33,8 @@ from nanohybrid.ops.rms_norm import triton as rms
 from nanohybrid.ops.squared_relu import reference as relu_reference
 from nanohybrid.ops.squared_relu import triton as relu
 from nanohybrid.ops.ssd_scan import torch as scan_torch
-from nanohybrid.ops.ssd_scan import triton_autograd as trained
+from nanohybrid.ops.ssd_scan import triton_autograd as scan_triton
+from nanohybrid.ops.ssd_scan.inputs import SSDInputs
 
 EPS = 1e-5
 Op = Callable[..., "Tensor | tuple[Tensor, ...]"]
@@ -40,11 +42,11 @@ Op = Callable[..., "Tensor | tuple[Tensor, ...]"]
 
 @dataclass(frozen=True)
 class Case:
-    """tolerance: of the norm of the difference over that of the truth, for fp32 inputs and for bf16 ones."""
+    """tolerance: of the norm of the difference relative to that of the expected result, for fp32 and bf16 inputs."""
 
     name: str
     fast: Op
-    truth: Op
+    expected: Op
     inputs: dict[str, Tensor]
     narrow: tuple[str, ...]
     tolerance: dict[torch.dtype, float]
@@ -57,17 +59,17 @@ SCAN = {FP32: 1e-4, BF16: 2e-2}
 
 
 def errors(case: Case, dtype: torch.dtype) -> dict[str, float]:
-    """Of each output and of each input's gradient by name: the relative error; infinity where anything is not a number."""
+    """The relative error of each output and of each input's gradient, by name; infinity where one is NaN."""
     given = {name: t.to(dtype) if name in case.narrow else t for name, t in case.inputs.items()}
-    found, truth = (
+    found, expected = (
         _results(case.fast, given, case.gradients),
-        _results(case.truth, {n: t.double() for n, t in given.items()}, case.gradients),
+        _results(case.expected, {n: t.double() for n, t in given.items()}, case.gradients),
     )
-    return {name: _error(found[name], expected) for name, expected in truth.items()}
+    return {name: _error(found[name], value) for name, value in expected.items()}
 
 
-def _error(found: Tensor, truth: Tensor) -> float:
-    error = float((found.double() - truth).norm() / truth.norm().clamp_min(1e-30))
+def _error(found: Tensor, expected: Tensor) -> float:
+    error = float((found.double() - expected).norm() / expected.norm().clamp_min(1e-30))
     return error if error == error else float("inf")
 
 
@@ -84,7 +86,7 @@ def _results(op: Op, given: dict[str, Tensor], gradients: bool) -> dict[str, Ten
 
 
 def _weights(output: Tensor) -> Tensor:
-    """Random, the same for the fast form and the true one, exact in bf16."""
+    """Random weights, the same for both forms, exact in bf16."""
     generator = torch.Generator(output.device).manual_seed(output.numel())
     return torch.randint(-8, 9, output.shape, generator=generator, device=output.device).to(output)
 
@@ -119,22 +121,23 @@ def scans(toy: bool) -> Iterator[Case]:
                 if state:
                     inputs["initial_SHPN"] = torch.randn(S, H, P, N)
                 name = f"SSD scan {H} x {P}, {G} x {N}, {lengths}" + ", states" * state
-                forms = [
-                    partial(form, layout=layout, keep=state)
-                    for form in (trained.ssd_scan, scan_torch.ssd_scan)
-                ]
                 yield Case(
                     name,
-                    *(partial(_first, form, state) for form in forms),
+                    *(partial(_scan, form, layout, state) for form in (scan_triton, scan_torch)),
                     inputs,
                     ("x_THP", "B_TGN", "C_TGN"),
                     SCAN,
                 )
 
 
-def _first(op: Op, both: bool, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-    y, state = op(**inputs)
-    return (y, state) if both else y
+def _scan(form: ModuleType, layout: Layout, states: bool, **tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """y, and the final states where `states`."""
+    y, final = form.ssd_scan(SSDInputs(**tensors), layout, states)
+    return (y, final) if states else y
+
+
+def _conv_silu(layout: Layout, **tensors: Tensor) -> Tensor:
+    return conv.conv_silu(**tensors, layout=layout, output_final_state=False)[0]
 
 
 def convolutions(toy: bool) -> Iterator[Case]:
@@ -147,11 +150,11 @@ def convolutions(toy: bool) -> Iterator[Case]:
                 "bias_C": torch.randn(C),
             }
 
-            def truth(layout: Layout = layout, **inputs: Tensor) -> Tensor:
-                return F.silu(conv_torch.causal_conv(**inputs, layout=layout, keep=False)[0])
+            def expected(layout: Layout = layout, **inputs: Tensor) -> Tensor:
+                return F.silu(conv_torch.causal_conv(**inputs, layout=layout, output_final_state=False)[0])
 
-            fast = partial(_first, partial(conv.conv_silu, layout=layout, keep=False), False)
-            yield Case(f"conv and SiLU {C} x {W}, {lengths}", fast, truth, inputs, ("x_TC",), PLAIN)
+            name, fast = f"conv and SiLU {C} x {W}, {lengths}", partial(_conv_silu, layout)
+            yield Case(name, fast, expected, inputs, ("x_TC",), PLAIN)
 
 
 def norms(toy: bool) -> Iterator[Case]:
@@ -159,7 +162,7 @@ def norms(toy: bool) -> Iterator[Case]:
         [(5, 60, 3)] if toy else [(2048, 10240, 8), (7, 5120, 1), (1000, 2048, 8), (33, 60, 3)]
     ):
         inputs = {"y_TD": torch.randn(T, D), "z_TD": torch.randn(T, D), "weight_D": torch.randn(D)}
-        forms = [partial(module.gated_norm, groups=groups, eps=EPS) for module in (gated, gated_fused)]
+        forms = [partial(module.gated_norm, groups=groups, eps=EPS) for module in (gated, gated_torch)]
         yield Case(f"gated norm {T} x {D} in {groups}", *forms, inputs, ("z_TD",), PLAIN)
     for T, E in [(5, 60)] if toy else [(2048, 4480), (7, 5120), (3000, 128), (33, 60)]:
         inputs = {"x": torch.randn(T, E), "weight": torch.randn(E)}
@@ -184,14 +187,14 @@ def norms(toy: bool) -> Iterator[Case]:
 
 
 def heads(toy: bool) -> Iterator[Case]:
-    """Loss and slope of a chunk of logits, which are the kernels' outputs: no autograd."""
+    """Loss and gradient of a chunk of logits, which are the kernels' outputs, so without autograd."""
     for Q, V in [(3, 50)] if toy else [(256, 131_072), (5, 151_936), (64, 1000), (1, 1)]:
         targets = torch.randint(V, (Q,))
 
         def cross_entropy(logits_QV: Tensor, targets: Tensor = targets) -> tuple[Tensor, ...]:
-            slope = torch.softmax(logits_QV, -1)
-            slope[torch.arange(len(targets)), targets] -= 1
-            return F.cross_entropy(logits_QV, targets, reduction="none"), slope
+            gradient = torch.softmax(logits_QV, -1)
+            gradient[torch.arange(len(targets)), targets] -= 1
+            return F.cross_entropy(logits_QV, targets, reduction="none"), gradient
 
         def forward_kl(logits_QV: Tensor, teacher_QV: Tensor) -> tuple[Tensor, ...]:
             log_p, log_q = (torch.log_softmax(t / 2.0, -1) for t in (logits_QV, teacher_QV))
@@ -199,18 +202,18 @@ def heads(toy: bool) -> Iterator[Case]:
 
         inputs = {"logits_QV": 3 * torch.randn(Q, V)}
         yield Case(
-            f"cross-entropy {Q} x {V}", partial(losses.cross_entropy, targets_Q=targets, slope=True), cross_entropy, inputs, ("logits_QV",),
-            PLAIN, False,
+            f"cross-entropy {Q} x {V}", partial(losses.cross_entropy, targets_Q=targets, with_gradient=True),
+            cross_entropy, inputs, ("logits_QV",), PLAIN, False,
         )  # fmt: skip
         inputs = {"logits_QV": 3 * torch.randn(Q, V), "teacher_QV": 3 * torch.randn(Q, V)}
-        fast = partial(losses.forward_kl, temperature=2.0, slope=True)
+        fast = partial(losses.forward_kl, temperature=2.0, with_gradient=True)
         yield Case(
             f"forward KL {Q} x {V}", fast, forward_kl, inputs, ("logits_QV", "teacher_QV"), PLAIN, False
         )
 
 
 def linears(toy: bool) -> Iterator[Case]:
-    """Against the recipe with products in float64: what differs is only how sums are made."""
+    """Against the recipe with products in float64: only the summation differs."""
     for T, I, O in (
         [(5, 130, 20)] if toy else [(4096, 4480, 22656), (333, 2048, 1024), (1, 130, 7), (129, 64, 200)]
     ):
@@ -234,13 +237,15 @@ class _Recipe(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
-        return fp8_torch.rounded(x).double() @ fp8_torch.rounded(weight, 128, 128).double().T
+        return fp8_torch.fake_quantize(x).double() @ fp8_torch.fake_quantize(weight, 128, 128).double().T
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        dx = fp8_torch.rounded(dy).double() @ fp8_torch.rounded(weight, 128, 128).double()
-        return dx, fp8_torch.rounded(dy, 128, 1).double().T @ fp8_torch.rounded(x, 128, 1).double()
+        dx = fp8_torch.fake_quantize(dy).double() @ fp8_torch.fake_quantize(weight, 128, 128).double()
+        return dx, fp8_torch.fake_quantize(dy, 128, 1).double().T @ fp8_torch.fake_quantize(
+            x, 128, 1
+        ).double()
 
 
 def attentions(toy: bool) -> Iterator[Case]:
@@ -263,13 +268,13 @@ def attentions(toy: bool) -> Iterator[Case]:
                 "v_TKP": torch.randn(T, K, P),
             }
             inputs |= {"keys": pools[0], "values": pools[1]}
-            fast, truth = (
+            fast, expected = (
                 partial(_paged, form, layout) for form in (attention.attention, attention_torch.attention)
             )
             yield Case(
                 f"{kind}, {H} / {K} heads of {P}",
                 fast,
-                truth,
+                expected,
                 inputs,
                 tuple(inputs),
                 {FP32: 1e-4, BF16: 2e-2},

@@ -133,7 +133,7 @@ class CheckpointReader:
         if matrix.codes.dtype == "I32":  # words of several codes; 8-bit codes have an offset of 128
             codes = codes.view(torch.uint8)
             codes = codes if matrix.format == "int4" else codes.bitwise_xor_(0x80).view(torch.int8)
-        return codes, quantized.spread(scales, matrix.format, *matrix.shape)
+        return codes, quantized.expand_scales(scales, matrix.format, *matrix.shape)
 
     def _whole(self, entry: Entry, device: str | torch.device) -> Tensor:
         target = torch.empty(entry.shape, dtype=TYPES[entry.dtype], device=device)

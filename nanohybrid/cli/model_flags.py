@@ -249,9 +249,9 @@ def open_model(arguments: "jsonargparse.Namespace", **engine_options: Any) -> "L
 
 def _tell_of_compiling() -> None:
     """Say why the first answer on this machine takes longer."""
-    from nanohybrid.ops.numba.jit import kept
+    from nanohybrid.ops.numba.jit import has_cached_kernels
 
-    if not kept():
+    if not has_cached_kernels():
         print("nanohybrid: compiling kernels for this processor, once (about 10 s)", file=sys.stderr)
 
 

@@ -106,7 +106,7 @@ def quantize_model(
 
 
 def quantized_linear(
-    name: str, weight: Tensor | quantized.Rows, format: str, importance_K: Tensor | None = None
+    name: str, weight: Tensor | quantized.WeightRows, format: str, importance_K: Tensor | None = None
 ) -> QuantizedLinear:
     """The matrix `name` [out, in] quantized.
 

@@ -1,4 +1,5 @@
-"""Operations: plain functions over tensors and a Layout, which know nothing of models.
+"""Operations: plain functions over tensors and a Layout. They know nothing of models.
 
-A folder an operation: `reference.py` is the equation, the files beside it are its fast forms, `__init__.py` chooses.
+Each op has a folder: `reference.py` is the equation, the files beside it are its fast forms, and
+`__init__.py` selects one.
 """

@@ -1,11 +1,12 @@
-"""Which form of an op runs: the fastest that the tensors' device has, or the one that NANOHYBRID_KERNELS forces for all of them.
+"""Which form of an op runs: the fastest one for the tensors' device, or the one that NANOHYBRID_KERNELS
+forces.
 
-    reference   the equation                       any device
-    torch       plain torch, the form every op has  any device
-    numba       compiled loops                      CPU tensors; there the default of an op that has it
-    triton      kernels                             CUDA tensors; there the default of an op that has it
+    reference   the equation                        any device
+    torch       plain torch; every op has it        any device
+    numba       compiled loops                      CPU tensors, where it is the default of an op that has it
+    triton      kernels                             CUDA tensors, where it is the default of an op that has it
 
-An op without the form that is asked for, or whose form does not take these tensors, runs its torch form.
+An op runs its torch form where it lacks the wanted form, or where that form does not support the tensors.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the command line asks for FORMS before it knows whether it needs torch
+if TYPE_CHECKING:  # the command line needs FORMS, but not torch
     from torch import Tensor
 
 FORMS = ("reference", "torch", "numba", "triton")
@@ -28,10 +29,10 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A form that is compiled, named as "module:function" and imported when it first runs.
+    """A compiled form, named as "module:function" and imported when it first runs.
 
-    gradients: whether autograd goes through it. A kernel that it does not go through is passed over where a gradient is
-    wanted. float64 is left to torch.
+    gradients: whether it has a gradient. Without one it is not used where autograd needs a gradient. float64
+    is computed by torch.
     """
 
     path: str
@@ -45,13 +46,18 @@ class Kernel:
 
     @cached_property
     def opaque(self) -> Function:
-        """The same for torch.compile, which calls it as it is and compiles what lies between kernels."""
+        """The function for torch.compile, which calls it without tracing it and compiles the code around
+        it.
+        """
         import torch
 
         found: Function = torch.compiler.disable(self.function)
         return found
 
-    def takes(self, tensors: tuple[Tensor | None, ...]) -> bool:
+    def supports(self, tensors: tuple[Tensor | None, ...]) -> bool:
+        """Whether the kernel can run on these tensors: none is float64, and no gradient is needed that it
+        lacks.
+        """
         import torch
 
         given = [tensor for tensor in tensors if tensor is not None]
@@ -61,7 +67,7 @@ class Kernel:
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd is to go through an op on these tensors."""
+    """Whether autograd needs a gradient of an op on these tensors."""
     import torch
 
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -74,9 +80,10 @@ def choose(
     numba: Kernel | None = None,
     triton: Kernel | None = None,
 ) -> Function:
-    """The form to run on `tensors`, the op's floating-point inputs; the first one's device counts.
+    """The form to run on `tensors`, the op's floating-point inputs. The device of the first one decides.
 
-    Raises ValueError where the environment names a form that does not exist, or Triton for CPU tensors without its interpreter.
+    Raises ValueError where the environment names an unknown form, or Triton for CPU tensors without its
+    interpreter.
     """
     forced = os.environ.get("NANOHYBRID_KERNELS", "")
     if forced and forced not in FORMS:
@@ -86,7 +93,8 @@ def choose(
     on_cuda = bool(tensors) and tensors[0] is not None and tensors[0].is_cuda
     if forced == "triton" and not on_cuda and not interpreted():
         raise ValueError(
-            "NANOHYBRID_KERNELS is 'triton' and the tensors are on a CPU; set TRITON_INTERPRET=1 too, or use a GPU"
+            "NANOHYBRID_KERNELS is 'triton' and the tensors are on a CPU; "
+            "set TRITON_INTERPRET=1 too, or use a GPU"
         )
     kernel = triton if forced == "triton" or (on_cuda and not forced and _has_triton()) else None
     on_cpu = not on_cuda and not (
@@ -94,13 +102,15 @@ def choose(
     )  # meta tensors have no memory
     if on_cpu and forced in ("", "numba"):
         kernel = numba
-    if kernel is None or not kernel.takes(tensors):
+    if kernel is None or not kernel.supports(tensors):
         return torch
     return kernel.opaque if "torch._dynamo" in sys.modules else kernel.function
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels run in its interpreter, on a CPU. Triton reads this when a kernel is defined."""
+    """Whether Triton kernels run in Triton's interpreter, on a CPU. Triton reads the variable when a kernel
+    is defined.
+    """
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 
 
@@ -109,11 +119,7 @@ def runs_triton() -> bool:
     return os.environ.get("NANOHYBRID_KERNELS", "") in ("", "triton") and _has_triton()
 
 
-_found: list[bool] = []
-
-
+@cache
 def _has_triton() -> bool:
-    """Torch for CUDA brings Triton on Linux, not everywhere."""
-    if not _found:
-        _found.append(find_spec("triton") is not None)
-    return _found[0]
+    """Whether Triton is installed. torch for CUDA depends on it on Linux only."""
+    return find_spec("triton") is not None

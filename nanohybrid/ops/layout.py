@@ -1,8 +1,9 @@
-"""How a ragged batch is laid out: tokens of several sequences end to end, and where each one's state is kept.
+"""The layout of a ragged batch: tokens of several sequences end to end, and where the cache of each sequence
+lies.
 
-Training is a layout with nothing stored; prefill, chunked prefill and decode are layouts with slots and pages. A layout is
-made once a step on the host from plain integers; index tensors are derived on first use and kept, so that nothing waits for
-a device.
+It is what vLLM calls attention metadata. Training has a layout without a cache; prefill, chunked prefill and
+decode have layouts with slots and pages. A layout is built once per step on the host from plain integers.
+Index tensors are derived on first use and memoized, so no step waits for a device.
 
 T tokens · S sequences · R padded rows · Q chunk length.
 """
@@ -28,12 +29,14 @@ M = TypeVar("M")
 class Layout:
     """A ragged batch.
 
-    lengths: tokens of each sequence here. positions: absolute position of each one's first token; 0 starts a sequence,
-    more continues a stored one. slots: row of the state pools for each sequence, None where nothing is stored (training).
-    pages: for each sequence, the pages that hold its keys and values, enough for position + length. speculative: indices of
-    sequences whose tokens may be taken back; their states are not written until it is known how many stay (model/mixers/draft_tokens.py).
-    seeds: a number for each sequence, by which states are rounded where they are kept in fp16; None is zeros.
-    Raises ValueError where these disagree.
+    lengths: tokens of each sequence in the batch. positions: absolute position of each sequence's first
+    token; 0 starts a sequence, more continues one from its cache. slots: row of the recurrent states for each
+    sequence; None without a cache (training). pages: for each sequence, the pages that hold its keys and
+    values, enough for position + length. speculative: indices of sequences whose tokens are drafts. Their
+    states are not written until it is known how many are accepted (model/mixers/draft_tokens.py). seeds: a
+    number for each sequence, the seed of stochastic rounding of states in fp16; None is zeros.
+
+    Raises ValueError where these contradict each other.
     """
 
     lengths: tuple[int, ...]
@@ -68,7 +71,7 @@ class Layout:
 
     @classmethod
     def packed(cls, lengths: Sequence[int]) -> Layout:
-        """Documents end to end, none of which sees another; nothing is stored."""
+        """Documents end to end that do not see each other, without a cache."""
         return cls(tuple(lengths), (0,) * len(lengths))
 
     @classmethod
@@ -87,7 +90,7 @@ class Layout:
         speculative: Sequence[int] = (),
         seeds: Sequence[int] | None = None,
     ) -> Layout:
-        """Sequences with a place in the pools: prefill, continuation and decode, mixed at will."""
+        """Sequences with slots and pages: prefill, continuation and decode, in any mix."""
         seeds = None if seeds is None else tuple(seeds)
         return cls(
             tuple(lengths),
@@ -108,14 +111,14 @@ class Layout:
         context: int,
         page_size: int = PAGE,
     ) -> Layout:
-        """`with_cache` for simple callers: slot s owns the pages from s * n up, n enough for `context` tokens."""
+        """`with_cache` where slot s owns the n pages from s * n on, enough for `context` tokens."""
         n = -(-context // page_size)
         return cls.with_cache(
             lengths, positions, slots, [range(slot * n, (slot + 1) * n) for slot in slots], page_size
         )
 
     def select(self, sequences: Sequence[int]) -> Layout:
-        """Some of its sequences as a layout of their own, in this order; none of them speculative."""
+        """A layout of these sequences, in this order; none of them is speculative."""
         slots = None if self.slots is None else tuple(self.slots[i] for i in sequences)
         pages = None if self.pages is None else tuple(self.pages[i] for i in sequences)
         seeds = None if self.seeds is None else tuple(self.seeds[i] for i in sequences)
@@ -127,59 +130,64 @@ class Layout:
 
     @property
     def sequences(self) -> int:
+        """The number of sequences, S."""
         return len(self.lengths)
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """Where each sequence begins among the tokens, and the end: S + 1 numbers."""
+        """The index of each sequence's first token in the batch, then T: S + 1 numbers."""
         return (0, *accumulate(self.lengths))
 
     @property
     def tokens(self) -> int:
+        """The number of tokens, T."""
         return self.starts[-1]
 
     @cached_property
     def max_length(self) -> int:
+        """Tokens of the longest sequence in the batch."""
         return max(self.lengths, default=0)
 
     @cached_property
     def is_decode(self) -> bool:
-        """One token for each stored sequence: the recurrent step applies."""
+        """Whether every sequence has a cache and one token, so that the recurrent step applies."""
         return self.slots is not None and self.max_length == 1
 
     @cached_property
     def continues(self) -> tuple[int, ...]:
-        """Indices of the sequences that continue a stored state."""
+        """Indices of the sequences that continue from their cache."""
         return tuple(i for i, position in enumerate(self.positions) if position)
 
     @cached_property
-    def slot_run(self) -> slice | None:
-        """The slots as a slice, where they follow one another: pools can then be used in place, without a copy."""
+    def contiguous_slots(self) -> slice | None:
+        """The slots as a slice where they are consecutive, so that states can be used in place without a
+        copy; else None.
+        """
         if not self.slots or any(slot != self.slots[0] + i for i, slot in enumerate(self.slots)):
             return None
         return slice(self.slots[0], self.slots[0] + len(self.slots))
 
     def tensor(self, name: str, device: torch.device, make: Callable[[], np.ndarray]) -> Tensor:
-        """An index tensor of this layout on a device, made by `make` at first use."""
+        """An index tensor of this layout on a device, computed by `make` on first use."""
         key = (name, device)
         if key not in self._tensors:
             made = torch.from_numpy(np.ascontiguousarray(make()))
-            made = (
-                made.pin_memory() if device.type == "cuda" else made
-            )  # a copy from other memory would wait for the device
+            # A copy from memory that is not pinned would wait for the device.
+            made = made.pin_memory() if device.type == "cuda" else made
             self._tensors[key] = made.to(device, non_blocking=True)
         return self._tensors[key]
 
     def memoize(self, name: str, make: Callable[[], M]) -> M:
-        """Something an op derives from this layout on the host, made by `make` at first use."""
+        """A value that an op derives from this layout on the host, computed by `make` on first use."""
         if name not in self._derived:
             self._derived[name] = make()
         found: M = self._derived[name]
         return found
 
     def on_device(self, device: torch.device, tables: dict[str, Tensor]) -> Layout:
-        """This layout with index tensors that are given instead of derived, for work that is recorded once and replayed over
-        whatever they then hold."""
+        """This layout with the given index tensors instead of derived ones. CUDA graphs are recorded and
+        replayed over their contents.
+        """
         self._tensors.update({(name, device): table for name, table in tables.items()})
         return self
 
@@ -194,15 +202,17 @@ class Layout:
         )
 
     def slot_index(self, device: torch.device) -> Tensor:
-        """State slot of each sequence; int64 [S]. Only for stored layouts."""
+        """Slot of each sequence; int64 [S]. Only for layouts with a cache."""
         return self.tensor("slots", device, lambda: np.asarray(self.slots, dtype=np.int64))
 
     def fresh_mask(self, device: torch.device) -> Tensor:
-        """True for the sequences that begin here; bool [S]."""
+        """True for the sequences that start in this batch; bool [S]."""
         return self.tensor("fresh", device, lambda: np.asarray(self.positions) == 0)
 
     def plan(self, chunk: int | None) -> Plan:
-        """Cut the sequences at multiples of `chunk` of their absolute position (None: not at all) into padded blocks."""
+        """Cut the sequences at multiples of `chunk` of their absolute position (None: not at all) into padded
+        blocks.
+        """
         if chunk not in self._plans:
             self._plans[chunk] = _make_plan(self, chunk)
         return self._plans[chunk]
@@ -210,17 +220,20 @@ class Layout:
 
 @dataclass(frozen=True)
 class Block:
-    """Pieces of different sequences, padded to one width and worked on together."""
+    """Chunks of different sequences, padded to one width and computed together.
+
+    round: the index of each chunk in its sequence. Chunks of a later round follow those of an earlier one.
+    last: whether no chunk in the block is followed by another.
+    """
 
     sequences: tuple[int, ...]
     width: int
-    round: (
-        int  # which piece of its sequence each one is; pieces of a later round follow those of an earlier one
-    )
-    last: bool  # whether no piece here has a successor
+    round: int
+    last: bool
 
     @property
     def rows(self) -> int:
+        """Rows of the block, padding included."""
         return len(self.sequences) * self.width
 
 
@@ -228,7 +241,7 @@ class Block:
 class Plan:
     """A permutation of the tokens, with padding, in which every block is a contiguous rectangle.
 
-    Each token stands in exactly one row, so both directions, and both gradients, are row gathers.
+    Each token is in exactly one row, so `split`, `join` and both gradients are row gathers.
     """
 
     blocks: tuple[Block, ...]
@@ -245,7 +258,7 @@ class Plan:
         return self._device[device]
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """[T, ...] -> one [pieces, width, ...] for each block, zeros where padded."""
+        """[T, ...] -> one [chunks, width, ...] for each block, zeros where padded."""
         if not self.identity:
             order, padding, inverse = self._indices(x.device)
             x = _Permute.apply(x, order, padding, inverse, None)
@@ -289,9 +302,8 @@ class _Permute(torch.autograd.Function):
 
 
 def _make_plan(layout: Layout, chunk: int | None) -> Plan:
-    pieces: dict[
-        tuple[int, int], list[tuple[int, int, int]]
-    ] = {}  # (round, bucket) -> (sequence, first token, length)
+    # (round, bucket) -> (sequence, first token, length)
+    chunks: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     rounds = [0] * layout.sequences
     for sequence, (start, length, position) in enumerate(
         zip(layout.starts, layout.lengths, layout.positions, strict=False)
@@ -302,11 +314,11 @@ def _make_plan(layout: Layout, chunk: int | None) -> Plan:
             bucket = max(
                 16, 1 << (take - 1).bit_length()
             )  # powers of two: at most half of a block is padding
-            pieces.setdefault((index, bucket), []).append((sequence, start + done, take))
+            chunks.setdefault((index, bucket), []).append((sequence, start + done, take))
             done, index = done + take, index + 1
         rounds[sequence] = index
     blocks, order, valid = [], [], []
-    for (index, _), members in sorted(pieces.items()):
+    for (index, _), members in sorted(chunks.items()):
         width = max(take for _, _, take in members)
         ids = tuple(sequence for sequence, _, _ in members)
         blocks.append(Block(ids, width, index, all(rounds[i] == index + 1 for i in ids)))

@@ -1,4 +1,8 @@
-"""The two sizes that ops, pools and schedules must agree on. Without torch, so that pure policy can read them."""
+"""The two sizes that ops, caches and schedules must agree on. No torch here, so that policies without torch
+can read them.
+"""
 
-CHUNK = 128  # recurrent chunks end at multiples of this absolute position, however a prompt was split
-PAGE = 128  # tokens a page of keys and values holds by default
+CHUNK = (
+    128  # chunks of the scan end at multiples of this absolute position, however a prompt was cut into calls
+)
+PAGE = 128  # tokens per page of keys and values, by default

@@ -1,4 +1,4 @@
-"""The profile of a decode step: its parts are the step, and what they move is what a step moves."""
+"""The profile of a decode step: its parts add up to the step, in time and in bytes."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ def script(monkeypatch):
     return decode_profile
 
 
-def test_the_parts_make_up_the_step_and_its_bytes(script, monkeypatch, capsys):
+def test_decode_profile_parts_add_up_to_the_step_and_its_bytes(script, monkeypatch, capsys):
     monkeypatch.setattr(
         sys,
         "argv",
@@ -58,12 +58,12 @@ def test_the_parts_make_up_the_step_and_its_bytes(script, monkeypatch, capsys):
     assert all(ms > 0 for name, (_, ms) in parts.items() if name not in ("waiting", "wake"))
 
 
-def test_the_table_names_every_part_with_its_floor(script):
+def test_decode_profile_table_has_a_row_for_each_part_with_its_roofline(script):
     found = {
         "stream_gb_per_second": 10.0,
         "step_ms": 2.0,
-        "floor_ms": 1.0,
+        "roofline_ms": 1.0,
         "step_bytes": 10_000_000,
         "parts": [("head", 5.0, 0.5, 0.8)],
     }
-    assert "| head | 5.0 | 0.500 | 0.800 | 40.0 % |" in script.told("bf16", found)
+    assert "| head | 5.0 | 0.500 | 0.800 | 40.0 % |" in script.as_table("bf16", found)

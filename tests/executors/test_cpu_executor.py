@@ -18,8 +18,7 @@ from nanohybrid.executors.cpu.forward import CpuExecutor, _Scratch
 from nanohybrid.executors.cpu.weights import PackedLinear, pack_model, packable, prepare
 from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.model.quantized import quantize_model
-from nanohybrid.ops.numba import available
-from nanohybrid.ops.numba import threads as team
+from nanohybrid.ops.numba import available, threads
 
 pytestmark = pytest.mark.skipif(not available(), reason="numba is not installed")
 
@@ -56,9 +55,11 @@ CONFIGS |= {
 def make(name, format="bf16"):
     """A model with the weights of bf16 in fp32 (quantized: in bf16) for the plain forward, and the same packed in bf16."""
     model = HybridLM(CONFIGS[name], seed=1).bfloat16().eval()
+    generator = torch.Generator().manual_seed(1)  # the fixture of all models runs before a test is seeded
     for key, parameter in model.named_parameters():
         if "norm" in key or key.endswith(".D"):
-            parameter.data.add_(torch.randn_like(parameter) / 8)
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data.add_(noise.to(parameter.dtype) / 8)
     if format != "bf16":
         quantize_model(model, format)
     packed = copy.deepcopy(model)
@@ -68,9 +69,9 @@ def make(name, format="bf16"):
 
 
 @pytest.fixture(autouse=True, params=[1, 2])
-def threads(request, monkeypatch):
+def num_threads(request, monkeypatch):
     """Small models are one thread's work; here they are that of two as well."""
-    monkeypatch.setattr(team, "threads", lambda _: request.param)
+    monkeypatch.setattr(threads, "num_threads", lambda _: request.param)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +209,7 @@ def test_cpu_executor_scratch_follows_the_number_of_threads(models, monkeypatch)
     _, packed = models["hybrid"]
     executor = opened(packed, 1)
     for count in (1, 3):
-        monkeypatch.setattr(team, "threads", lambda _, count=count: count)
+        monkeypatch.setattr(threads, "num_threads", lambda _, count=count: count)
         run(packed, tokens(5), executor=executor)
         assert len(executor._scratch_for(5, count).private) == count
 
@@ -219,10 +220,10 @@ def test_cpu_executor_draft_tokens_beyond_one_call_stay_within_scratch(models, m
 
     def guarded(*sizes):
         scratch = make(*sizes)
-        guard = torch.full((1000, scratch.shared.shape[1]), 7, dtype=torch.bfloat16)
-        both = torch.cat([scratch.shared, guard])
-        guards.append(both[len(scratch.shared) :])
-        return dataclasses.replace(scratch, shared=both)
+        guard = torch.full((1000, scratch.mixed.shape[1]), 7, dtype=torch.bfloat16)
+        both = torch.cat([scratch.mixed, guard])
+        guards.append(both[len(scratch.mixed) :])
+        return dataclasses.replace(scratch, mixed=both)
 
     monkeypatch.setattr(_Scratch, "make", guarded)
     count = 50

@@ -1,8 +1,8 @@
-"""Compiles every kernel that the ops launch for sm_90, without a GPU, and prints a line of JSON for each.
+"""Compiles every Triton kernel that the ops launch for sm_90, without a GPU, and prints a line of JSON for each.
 
-Triton's interpreter takes much that its compiler does not (types that change in a loop, shapes that are no powers of two), so
-both are needed where no GPU is. The launches are real, at the 9B's shapes; a driver that only names the target stands in for
-CUDA's, and kernels are compiled where they would run. What their results would have been is not looked at.
+Triton's interpreter accepts code that its compiler rejects (types that change in a loop, shapes that are not powers of two), so
+both are tested where there is no GPU. The launches are real, at the 9B's shapes. A mock driver that only names the target takes
+the place of CUDA's, and kernels are compiled where they would run. Their results are not checked.
 """
 
 import json
@@ -30,13 +30,14 @@ from nanohybrid.ops.residual_norm import triton_autograd as residual_norm
 from nanohybrid.ops.rms_norm import triton as rms_norm
 from nanohybrid.ops.squared_relu import triton as squared_relu
 from nanohybrid.ops.ssd_scan import triton_autograd as ssd_scan
+from nanohybrid.ops.ssd_scan.inputs import SSDInputs
 
 T, H, P, G, N, E = 200, 128, 80, 8, 128, 4480
 BF16 = torch.bfloat16
 
 
 class Target:
-    """What Triton asks a driver before it compiles."""
+    """The part of a driver that Triton needs to compile."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
@@ -74,7 +75,7 @@ def compile_only(self, *arguments, grid, warmup, **options):
 
 
 def resources(compiled) -> dict[str, int]:
-    """Registers of a thread, bytes it spills, bytes of shared memory."""
+    """Registers of a thread, bytes that it spills, bytes of shared memory."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -93,13 +94,14 @@ def leaf(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
 def launch() -> None:
     layout = Layout.packed([60, 140])
     f32 = torch.float32
-    y, final = ssd_scan.ssd_scan(
-        leaf(T, H, P), leaf(T, H, dtype=f32), leaf(H, dtype=f32), leaf(T, G, N), leaf(T, G, N), leaf(H, dtype=f32), layout,
+    inputs = SSDInputs(
+        leaf(T, H, P), leaf(T, H, dtype=f32), leaf(H, dtype=f32), leaf(T, G, N), leaf(T, G, N), leaf(H, dtype=f32),
         leaf(2, H, P, N, dtype=f32),
     )  # fmt: skip
+    y, final = ssd_scan.ssd_scan(inputs, layout)
     (y.sum() + final.sum()).backward()
     channels = H * P + 2 * G * N
-    conv.conv_silu(leaf(T, channels), leaf(channels, 4), leaf(channels), layout, keep=False)[
+    conv.conv_silu(leaf(T, channels), leaf(channels, 4), leaf(channels), layout, output_final_state=False)[
         0
     ].sum().backward()
     gated_norm.gated_norm(

@@ -1,4 +1,4 @@
-"""Ragged attention, with and without pages, against its equation one query at a time."""
+"""The torch form of ragged attention, with and without pages, against its equation one query at a time."""
 
 import functools
 
@@ -20,7 +20,7 @@ def inputs(layout: Layout, H: int, K: int, P: int) -> dict[str, Tensor]:
 
 
 def pools(layout: Layout, K: int, P: int, dtype: torch.dtype = torch.float64) -> PagedCache | None:
-    """Pools with something in every row, where the layout is stored."""
+    """Pools with random numbers in every row, for a layout with pages."""
     if layout.pages is None:
         return None
     key, value = torch.randn(2, PAGES, layout.page_size, K, P, dtype=dtype)
@@ -28,7 +28,7 @@ def pools(layout: Layout, K: int, P: int, dtype: torch.dtype = torch.float64) ->
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-def test_attention_is_its_equation_in_float64(layout, heads):
+def test_attention_equals_its_equation_in_float64(layout, heads):
     H, K, P = heads
     tensors = {name: t.double() for name, t in inputs(layout, H, K, P).items()}
     cache = pools(layout, K, P)
@@ -44,14 +44,14 @@ def test_attention_is_its_equation_in_float64(layout, heads):
     "dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str
 )
 @pytest.mark.parametrize("lengths", [[1], [1, 2, 3, 5, 17], [127, 128, 129], [63, 300]], ids=str)
-def test_attention_gradients_of_q_k_and_v(lengths, dtype, tolerance, agree):
+def test_attention_has_the_gradients_of_its_equation(lengths, dtype, tolerance, agree):
     layout = Layout.packed(lengths)
     fast, truth = (functools.partial(op, layout=layout) for op in (torch_form.attention, reference.attention))
     agree(fast, truth, inputs(layout, *HEADS[0]), dtype, tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_stored_attention_in_narrow_types(layout, dtype):
+def test_attention_over_pages_equals_its_equation_in_fp32_and_bf16(layout, dtype):
     H, K, P = HEADS[0]
     tensors = {name: t.to(dtype) for name, t in inputs(layout, H, K, P).items()}
     cache = pools(layout, K, P, dtype)
@@ -65,7 +65,7 @@ def test_stored_attention_in_narrow_types(layout, dtype):
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_document_never_sees_the_one_before_it(poison):
+def test_attention_does_not_cross_document_boundaries(poison):
     layout = Layout.packed([7, 20, 5])
     tensors = inputs(layout, *HEADS[0])
 
@@ -80,7 +80,7 @@ def test_a_document_never_sees_the_one_before_it(poison):
         assert torch.equal(clean, after)
 
 
-def test_attention_never_reads_the_pages_of_another_sequence_nor_past_its_end():
+def test_attention_does_not_read_pages_of_other_sequences_or_past_its_end():
     layout = Layout.with_cache([1, 3], [20, 4], [0, 1], [[3, 9], [5]], 16)
     tensors = inputs(layout, 2, 1, 4)
     cache = pools(layout, 1, 4, torch.float32)
@@ -90,12 +90,12 @@ def test_attention_never_reads_the_pages_of_another_sequence_nor_past_its_end():
     for pool in (cache.key, cache.value):
         others = [page for page in range(PAGES) if page not in (3, 9, 5)]
         pool[others] = float("nan")
-        pool[9, 5:] = 1e9  # past the end of the first sequence: finite, and hidden
+        pool[9, 5:] = 1e9  # past the end of the first sequence: finite, and masked
         pool[5, 7:] = 1e9
     assert torch.equal(torch_form.attention(**tensors, layout=layout, cache=cache), clean)
 
 
-def test_pages_in_even_runs_are_read_without_a_copy():
+def test_pages_read_returns_a_view_of_evenly_spaced_runs_of_pages():
     pool = torch.randn(12, 4, 2, 3)
     layout = Layout.contiguous([1, 1, 1], [6, 5, 4], [0, 1, 2], 16, 4)
     view = pages.read(pool, layout, (0, 1, 2), 7)

@@ -1,4 +1,4 @@
-"""The causal convolution against its equation."""
+"""The torch form of the causal convolution against its equation."""
 
 import functools
 
@@ -23,31 +23,31 @@ def inputs(layout: Layout, C: int = 6, W: int = 4, state: bool = True) -> dict[s
 
 @pytest.mark.parametrize("state", [False, True], ids=["from zeros", "from a state"])
 @pytest.mark.parametrize("W", [2, 3, 4])
-def test_the_conv_is_its_equation_in_float64(layout, W, state, agree):
+def test_causal_conv_equals_its_equation_in_float64(layout, W, state, agree):
     fast, truth = (
         functools.partial(op, layout=layout) for op in (torch_form.causal_conv, reference.causal_conv)
     )
     agree(fast, truth, inputs(layout, W=W, state=state), torch.float64, 1e-12)
 
 
-def test_the_conv_in_fp32(layout, agree):
+def test_causal_conv_equals_its_equation_in_fp32(layout, agree):
     fast, truth = (
         functools.partial(op, layout=layout) for op in (torch_form.causal_conv, reference.causal_conv)
     )
     agree(fast, truth, inputs(layout), torch.float32, 1e-5)
 
 
-def test_the_conv_takes_bf16_sums_in_fp32_and_keeps_inputs_as_they_came(layout):
+def test_causal_conv_takes_bf16_sums_in_fp32_and_returns_its_state_in_bf16(layout):
     tensors = inputs(layout)
     tensors["x_TC"], tensors["initial_SWC"] = tensors["x_TC"].bfloat16(), tensors["initial_SWC"].bfloat16()
-    y, kept = torch_form.causal_conv(**tensors, layout=layout)
-    truth, truth_kept = reference.causal_conv(**tensors, layout=layout)
-    assert y.dtype == torch.float32 and kept.dtype == torch.bfloat16
+    y, state = torch_form.causal_conv(**tensors, layout=layout)
+    truth, exact_state = reference.causal_conv(**tensors, layout=layout)
+    assert y.dtype == torch.float32 and state.dtype == torch.bfloat16
     torch.testing.assert_close(y, truth)
-    assert torch.equal(kept, truth_kept)
+    assert torch.equal(state, exact_state)
 
 
-def test_gradcheck_of_the_conv():
+def test_causal_conv_passes_gradcheck():
     layout = Layout.contiguous([3, 1, 5], [2, 0, 0], [0, 1, 2], 128)
     tensors = [t.double().requires_grad_() for t in inputs(layout, C=2).values()]
     assert gradcheck(
@@ -56,15 +56,15 @@ def test_gradcheck_of_the_conv():
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_document_never_sees_the_one_before_it(poison):
+def test_causal_conv_resets_state_at_document_boundaries(poison):
     layout = Layout.packed([7, 2, 5])
     tensors = inputs(layout, state=False)
 
     def run(x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = x_TC.clone().requires_grad_()
-        y, kept = torch_form.causal_conv(**(tensors | {"x_TC": x}), layout=layout)
+        y, state = torch_form.causal_conv(**(tensors | {"x_TC": x}), layout=layout)
         y[9:].sum().backward()
-        return y[9:], kept[2], x.grad[9:]
+        return y[9:], state[2], x.grad[9:]
 
     dirty = tensors["x_TC"].clone()
     dirty[:9] = poison
@@ -72,7 +72,7 @@ def test_a_document_never_sees_the_one_before_it(poison):
         assert torch.equal(clean, after)
 
 
-def test_a_gradient_never_reaches_the_document_before():
+def test_causal_conv_gradients_do_not_cross_document_boundaries():
     layout = Layout.packed([4, 6])
     tensors = inputs(layout, state=False)
     tensors["x_TC"].requires_grad_()

@@ -1,4 +1,4 @@
-"""The CPU's attention over pages against softmax in float64: blocks, tiles, rising maxima, the plain instructions of other processors."""
+"""The CPU's attention over pages against softmax in float64: blocks, tiles, rising maxima, processors without AVX512-BF16."""
 
 import numba
 import numpy as np
@@ -10,9 +10,14 @@ from nanohybrid.ops.numba import available
 if not available():
     pytest.skip("numba is not installed", allow_module_level=True)
 
-from nanohybrid.executors.cpu.kernels.attention import BLOCK, attend, attention_room, blocks_of
+from nanohybrid.executors.cpu.kernels.attention import (
+    BLOCK_ROWS,
+    attention_block,
+    attention_scratch,
+    num_blocks,
+)
 from nanohybrid.executors.cpu.kernels.gemm_tile import make_tiles
-from nanohybrid.executors.cpu.kernels.softmax import LEAST, make_softmax
+from nanohybrid.executors.cpu.kernels.softmax import INITIAL_MAX, make_softmax
 from nanohybrid.ops.numba.jit import FASTMATH
 from nanohybrid.ops.sizes import PAGE
 
@@ -21,10 +26,10 @@ compiled = numba.njit(fastmath=FASTMATH, error_model="numpy")
 
 
 @compiled
-def all_blocks(count, position, projected, columns, sizes, at, pages, room, packed):
-    for item in range(blocks_of(count, sizes) * sizes[1]):
+def all_blocks(count, position, projected, columns, sizes, memory, pages, scratch, packed):
+    for item in range(num_blocks(count, sizes) * sizes[1]):
         block, head = item // sizes[1], item % sizes[1]
-        attend(
+        attention_block(
             block,
             0,
             count,
@@ -33,11 +38,11 @@ def all_blocks(count, position, projected, columns, sizes, at, pages, room, pack
             projected,
             columns,
             sizes,
-            at,
+            memory,
             np.float32(1e-5),
             pages,
             0,
-            room,
+            scratch,
             packed,
             1,
             sizes[0] * sizes[2],
@@ -45,7 +50,7 @@ def all_blocks(count, position, projected, columns, sizes, at, pages, room, pack
 
 
 class Case:
-    """Keys and values of `context` tokens in pages that lie in no order, and queries of all of them."""
+    """Keys and values of `context` tokens in pages in random order, and queries of all of them."""
 
     def __init__(self, sizes, context, key_scale=None):
         queries, kv_heads, head_dim = self.sizes = sizes
@@ -57,7 +62,7 @@ class Case:
             self.q[:], self.k = self.q[:1], (self.q[0, :1] * key_scale[:, None, None]).bfloat16() + self.k
         self.context, self.table = context, torch.randperm(pages).numpy()
         k, v = self.k.clone(), self.v.clone()
-        k[context:], v[-(-context // 8) * 8 :] = float("nan"), float("nan")  # what nothing may look at
+        k[context:], v[-(-context // 8) * 8 :] = float("nan"), float("nan")  # which must not be read
         v[context : -(-context // 8) * 8] = 0
         k = k.view(pages, PAGE // 16, 16, kv_heads, head_dim // 2, 2).permute(0, 3, 1, 4, 2, 5)
         v = v.view(pages, PAGE // 2, 2, kv_heads, head_dim // 16, 16).permute(0, 3, 4, 1, 5, 2)
@@ -65,30 +70,30 @@ class Case:
         self.keys[self.table], self.values[self.table] = k, v
 
     def attended(self, first, last):
-        """Outputs of the tokens `first` to `last` [T, H, P] by one call."""
+        """Outputs [T, H, P] of the tokens `first` to `last`, by one call."""
         queries, kv_heads, head_dim = self.sizes
         columns, sizes = (queries + 2 * kv_heads) * head_dim, np.array(self.sizes)
         projected = torch.full((last - first, columns), float("nan"))
         projected[:, : queries * head_dim] = self.q[first:last].flatten(1)
-        room = torch.full((attention_room.py_func(self.sizes) + 16,), float("nan"))
-        room[-16:] = 7  # the fence
+        scratch = torch.full((attention_scratch.py_func(self.sizes) + 16,), float("nan"))
+        scratch[-16:] = 7  # a canary
         out = torch.full((last - first, queries, head_dim), float("nan"), dtype=torch.bfloat16)
-        at = np.array([self.keys.data_ptr(), self.values.data_ptr(), 0, 0])
-        where = (
+        memory = np.array([self.keys.data_ptr(), self.values.data_ptr(), 0, 0])
+        args = (
             projected.data_ptr(),
             columns,
             sizes,
-            at,
+            memory,
             self.table.ctypes.data,
-            room.data_ptr(),
+            scratch.data_ptr(),
             out.data_ptr(),
         )
-        all_blocks(last - first, first, *where)
-        assert (room[-16:] == 7).all()
+        all_blocks(last - first, first, *args)
+        assert (scratch[-16:] == 7).all()
         return out
 
     def expected(self):
-        """The same of all tokens, in float64."""
+        """Outputs of all tokens, in float64."""
         queries, kv_heads, head_dim = self.sizes
         q = self.q[: self.context].double()
         k, v = (
@@ -105,70 +110,70 @@ def close(found, expected, tolerance=0.01):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_it_is_softmax_over_all_that_a_token_may_see(name):
+def test_attention_block_equals_softmax_over_all_earlier_tokens(name):
     case = Case(SIZES[name], 301)
     close(case.attended(0, 301), case.expected())
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_a_token_s_bits_are_the_same_in_any_block(name):
+def test_attention_block_gives_a_token_the_same_bits_in_any_block(name):
     case = Case(SIZES[name], 301)
     whole = case.attended(0, 301)
-    assert 301 * case.sizes[0] // case.sizes[1] > BLOCK
+    assert 301 * case.sizes[0] // case.sizes[1] > BLOCK_ROWS
     for first, last in ((0, 1), (1, 3), (100, 131), (127, 129), (255, 258), (120, 300), (300, 301)):
         assert torch.equal(case.attended(first, last), whole[first:last])
 
 
-def test_a_maximum_that_rises_from_page_to_page_loses_nothing():
+def test_attention_block_stays_accurate_while_the_maximum_rises_from_page_to_page():
     case = Case(SIZES["groups of 4"], 500, key_scale=torch.linspace(0.1, 12, 512))
     close(case.attended(0, 500), case.expected(), 0.02)
 
 
-@pytest.mark.parametrize("paired", [True, False] if make_softmax.__defaults__[0] else [False])
+@pytest.mark.parametrize("bf16_instructions", [True, False] if make_softmax.__defaults__[0] else [False])
 @pytest.mark.parametrize("seen", [128, 127, 33, 1, 0])
-def test_probabilities_of_a_row(paired, seen):
-    whole, partial = make_softmax(paired)
+def test_softmax_probabilities_of_a_row_that_sees_part_of_a_page(bf16_instructions, seen):
+    page, masked = make_softmax(bf16_instructions)
 
     @compiled
-    def run(scores, out, scale, most, weights):
+    def run(scores, out, scale, maximum, totals):
         if seen == PAGE:
-            return whole(scores, out, scale, most, weights)
-        return partial(scores, out, scale, most, weights, seen, max(1, (seen + 15) // 16))
+            return page(scores, out, scale, maximum, totals)
+        return masked(scores, out, scale, maximum, totals, seen, max(1, (seen + 15) // 16))
 
     scores, out = torch.randn(PAGE) * 20, torch.full((PAGE,), float("nan"), dtype=torch.bfloat16)
     scores[seen:] = float("nan")
-    most, weights = torch.tensor([LEAST if seen else 3.0]), torch.zeros(16)
-    shrink = run(scores.data_ptr(), out.data_ptr(), np.float32(0.5), most.data_ptr(), weights.data_ptr())
-    if not seen:  # all as before
-        assert shrink == 1 and most[0] == 3 and not weights.any() and not out[:16].any()
+    maximum, totals = torch.tensor([INITIAL_MAX if seen else 3.0]), torch.zeros(16)
+    rescale = run(scores.data_ptr(), out.data_ptr(), np.float32(0.5), maximum.data_ptr(), totals.data_ptr())
+    if not seen:  # nothing changes
+        assert rescale == 1 and maximum[0] == 3 and not totals.any() and not out[:16].any()
         return
     expected = 2 ** (scores[:seen].double() * 0.5 - scores[:seen].max() * 0.5)
-    assert most[0] == scores[:seen].max() * 0.5
-    assert abs(weights.sum() / expected.sum() - 1) < 1e-5
+    assert maximum[0] == scores[:seen].max() * 0.5
+    assert abs(totals.sum() / expected.sum() - 1) < 1e-5
     assert (
         torch.allclose(out[:seen].double(), expected, rtol=0.0041, atol=0)
         and not out[seen : -(-seen // 16) * 16].any()
     )
 
 
-def test_a_later_page_makes_up_for_its_larger_maximum():
-    whole, _ = make_softmax()
+def test_softmax_rescales_earlier_sums_when_the_maximum_rises():
+    page, _ = make_softmax()
 
     @compiled
-    def run(scores, out, most, weights):
-        return whole(scores, out, np.float32(1), most, weights)
+    def run(scores, out, maximum, totals):
+        return page(scores, out, np.float32(1), maximum, totals)
 
     pages = torch.randn(3, PAGE) + torch.tensor([[0.0], [9.0], [5.0]])
-    out, most, weights = torch.empty(PAGE // 2), torch.tensor([LEAST]), torch.zeros(16)
-    shrinks = [run(page.data_ptr(), out.data_ptr(), most.data_ptr(), weights.data_ptr()) for page in pages]
+    out, maximum, totals = torch.empty(PAGE // 2), torch.tensor([INITIAL_MAX]), torch.zeros(16)
+    rescales = [run(one.data_ptr(), out.data_ptr(), maximum.data_ptr(), totals.data_ptr()) for one in pages]
     tops = pages.max(1).values
-    assert shrinks[1] == pytest.approx(2.0 ** float(tops[0] - tops[1]), rel=1e-5) and shrinks[2] == 1
-    assert weights.sum() == pytest.approx(float((2 ** (pages - tops[1]).double()).sum()), rel=1e-5)
+    assert rescales[1] == pytest.approx(2.0 ** float(tops[0] - tops[1]), rel=1e-5) and rescales[2] == 1
+    assert totals.sum() == pytest.approx(float((2 ** (pages - tops[1]).double()).sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize("paired", [True, False] if make_tiles.__defaults__[0] else [False])
-def test_tiles_of_rows_that_lie_apart_go_on_from_what_is_there(paired):
-    tiles = make_tiles([("bf16", 3, 2)], paired=paired, apart=256)
+@pytest.mark.parametrize("bf16_instructions", [True, False] if make_tiles.__defaults__[0] else [False])
+def test_tiles_with_a_row_stride_add_to_the_output(bf16_instructions):
+    tiles = make_tiles([("bf16", 3, 2)], bf16_instructions=bf16_instructions, row_stride=256)
 
     @numba.njit
     def run(w, x, out):

@@ -1,4 +1,4 @@
-"""Which form of an op runs."""
+"""`choose`: which form of an op runs."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def kernel():
 
 
 class OnCuda(torch.Tensor):
-    """A tensor that says it lies on a GPU."""
+    """A tensor that reports a CUDA device."""
 
     is_cuda = True
 
@@ -42,7 +42,7 @@ CPU, CUDA = torch.ones(1), torch.ones(1).as_subclass(OnCuda)
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    """This file's functions are found under its name, as a room's kernels are."""
+    """Makes this file's functions importable under its name, as an op's kernels are."""
     import sys
     import types
 
@@ -55,7 +55,7 @@ def run(*tensors, **kernels):
     return choose(*tensors, reference=an_equation, torch=plain, **kernels)()
 
 
-def test_an_unknown_form_is_an_error(monkeypatch):
+def test_choose_refuses_an_unknown_form(monkeypatch):
     monkeypatch.setenv("NANOHYBRID_KERNELS", "fast")
     with pytest.raises(
         ValueError, match=r"NANOHYBRID_KERNELS is 'fast': known are reference, torch, numba, triton"
@@ -64,7 +64,7 @@ def test_an_unknown_form_is_an_error(monkeypatch):
 
 
 @pytest.mark.parametrize("form, module", [("reference", reference), ("torch", torch_form)])
-def test_a_form_can_be_forced(form, module, monkeypatch):
+def test_choose_runs_the_form_of_the_environment(form, module, monkeypatch):
     monkeypatch.setenv("NANOHYBRID_KERNELS", form)
     monkeypatch.setattr(module, "ssd_scan", lambda *arguments: "chosen")
     assert ssd_scan(torch.zeros(1, 1, 1), *[None] * 5, Layout.packed([1])) == "chosen"
@@ -72,7 +72,7 @@ def test_a_form_can_be_forced(form, module, monkeypatch):
 
 @pytest.mark.parametrize("form", ["", "reference", "torch", "numba", "triton"])
 @pytest.mark.parametrize("tensor, default", [(CPU, "numba"), (CUDA, "triton")], ids=["cpu", "cuda"])
-def test_the_device_chooses_unless_a_form_is_forced(tensor, default, form, monkeypatch):
+def test_choose_selects_by_device_unless_a_form_is_forced(tensor, default, form, monkeypatch):
     monkeypatch.setenv("NANOHYBRID_KERNELS", form)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     impossible = tensor is CUDA and form == "numba"
@@ -81,13 +81,13 @@ def test_the_device_chooses_unless_a_form_is_forced(tensor, default, form, monke
 
 @pytest.mark.parametrize("form", ["", "numba", "triton"])
 @pytest.mark.parametrize("tensor", [CPU, CUDA], ids=["cpu", "cuda"])
-def test_an_op_without_the_form_runs_its_torch_form(tensor, form, monkeypatch):
+def test_choose_falls_back_to_the_torch_form(tensor, form, monkeypatch):
     monkeypatch.setenv("NANOHYBRID_KERNELS", form)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert run(tensor) == "torch"
 
 
-def test_triton_on_a_cpu_needs_its_interpreter(monkeypatch):
+def test_choose_refuses_triton_on_a_cpu_without_its_interpreter(monkeypatch):
     monkeypatch.setenv("NANOHYBRID_KERNELS", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
@@ -95,7 +95,7 @@ def test_triton_on_a_cpu_needs_its_interpreter(monkeypatch):
 
 
 @pytest.mark.parametrize("tensor", [CPU, CUDA], ids=["cpu", "cuda"])
-def test_a_kernel_without_gradients_is_passed_over_where_one_is_wanted(tensor):
+def test_choose_skips_a_kernel_without_gradients_where_one_is_needed(tensor):
     wanted = tensor.clone().requires_grad_()
     assert run(tensor, wanted, **KERNELS) == "torch"
     with torch.no_grad():
@@ -105,5 +105,5 @@ def test_a_kernel_without_gradients_is_passed_over_where_one_is_wanted(tensor):
 
 
 @pytest.mark.parametrize("tensor", [CPU, CUDA], ids=["cpu", "cuda"])
-def test_float64_is_left_to_torch(tensor):
+def test_choose_runs_float64_in_torch(tensor):
     assert run(tensor.double(), **KERNELS) == "torch"

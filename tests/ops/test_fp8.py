@@ -1,4 +1,4 @@
-"""FP8 block quantization: its promises about scales and errors, and the three products against the recipe and float64."""
+"""FP8 block quantization: scales, error bounds, and the three products of a linear against the recipe and float64."""
 
 import pytest
 import torch
@@ -19,11 +19,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(("rows", "columns"), GROUPS)
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_all_groups_at_once_are_the_groups_one_by_one(
+def test_fp8_fake_quantize_equals_the_recipe_group_by_group(
     height: int, width: int, rows: int, columns: int
 ) -> None:
     x = normal(height, width)
-    assert torch.equal(fp8.rounded(x, rows, columns), reference.rounded(x, rows, columns))
+    assert torch.equal(fp8.fake_quantize(x, rows, columns), reference.fake_quantize(x, rows, columns))
 
 
 @settings(max_examples=30, deadline=None)
@@ -33,7 +33,7 @@ def test_all_groups_at_once_are_the_groups_one_by_one(
     exponent=st.integers(-60, 60),
     group=st.sampled_from(GROUPS),
 )
-def test_whatever_the_size_of_the_numbers_the_error_is_a_sixteenth_or_less(
+def test_fp8_quantization_error_is_at_most_a_sixteenth_at_any_magnitude(
     height: int, width: int, exponent: int, group: tuple[int, int]
 ) -> None:
     x = normal(height, width, seed=height * 1000 + width) * 2.0**exponent
@@ -46,37 +46,37 @@ def test_whatever_the_size_of_the_numbers_the_error_is_a_sixteenth_or_less(
     assert ((back - x).abs() <= torch.maximum(x.abs() / 16, step / 2) * (1 + 1e-5)).all()
 
 
-def test_zeros_stay_zeros() -> None:
+def test_fp8_quantize_preserves_zeros() -> None:
     q, scales = fp8.quantize(torch.zeros(3, 200))
     assert not q.float().any() and (scales > 0).all()
     assert not fp8.dequantize(q, scales).any()
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_an_infinity_is_not_hidden_by_saturation_and_spoils_its_own_tile_only(value: float) -> None:
+def test_fp8_infinity_and_nan_make_their_own_tile_nan_and_no_other(value: float) -> None:
     x = normal(2, 256)
     x[1, 130] = value
-    back = fp8.rounded(x)
+    back = fp8.fake_quantize(x)
     assert back[1, 128:].isnan().all()
     assert torch.isfinite(back[0]).all() and torch.isfinite(back[1, :128]).all()
 
 
-def test_an_outlier_costs_only_its_tile_its_precision() -> None:
+def test_fp8_outlier_reduces_the_precision_of_its_own_tile_only() -> None:
     x = normal(1, 256)
     x[0, 0] = 1e6
-    error = (fp8.rounded(x) - x).abs()
+    error = (fp8.fake_quantize(x) - x).abs()
     assert (error[0, 128:] <= x[0, 128:].abs() / 16 + 1e-4).all() and error[0, 1:128].max() > 0.1
 
 
-def test_a_block_serves_a_weight_and_its_transpose() -> None:
+def test_fp8_blocks_are_the_same_for_a_weight_and_its_transpose() -> None:
     weight = normal(200, 150)
-    assert torch.equal(fp8.rounded(weight, 128, 128).T, fp8.rounded(weight.T, 128, 128))
+    assert torch.equal(fp8.fake_quantize(weight, 128, 128).T, fp8.fake_quantize(weight.T, 128, 128))
 
 
 @pytest.mark.parametrize(
     ("tokens", "inputs", "outputs"), [(1, 1, 1), (5, 130, 7), (129, 64, 200), (256, 128, 128)]
 )
-def test_the_linear_and_both_gradients_follow_the_recipe_and_stay_near_float64(
+def test_fp8_linear_and_its_gradients_equal_the_recipe_and_approximate_float64(
     tokens: int, inputs: int, outputs: int
 ) -> None:
     x, weight, dy = (
@@ -109,7 +109,7 @@ def test_the_linear_and_both_gradients_follow_the_recipe_and_stay_near_float64(
         assert (value - exact[name]).norm() / exact[name].norm() < (0.13 if tokens == 1 else 0.05), name
 
 
-def test_dtypes_and_leading_axes_come_back_as_they_went_in() -> None:
+def test_fp8_linear_preserves_dtypes_and_leading_axes() -> None:
     x = normal(2, 3, 40).bfloat16().requires_grad_()
     weight, bias = normal(6, 40).requires_grad_(), normal(6).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -120,7 +120,7 @@ def test_dtypes_and_leading_axes_come_back_as_they_went_in() -> None:
     assert weight.grad is not None and weight.grad.dtype == torch.float32 and bias.grad is not None
 
 
-def test_a_frozen_weight_gets_no_gradient() -> None:
+def test_fp8_linear_computes_no_gradient_of_a_frozen_weight() -> None:
     x, weight = normal(4, 8).requires_grad_(), normal(3, 8)
     fp8.linear(x, weight).sum().backward()
     assert x.grad is not None and weight.grad is None

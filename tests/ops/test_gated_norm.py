@@ -1,4 +1,4 @@
-"""The gate and the norm within groups against their equation."""
+"""The torch form of the gated norm against its equation."""
 
 import functools
 
@@ -18,14 +18,14 @@ def inputs(T: int, D: int) -> dict[str, torch.Tensor]:
     "dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["float64", "fp32"]
 )
 @pytest.mark.parametrize("T, D, groups", [(1, 12, 1), (5, 12, 3), (17, 160, 8), (3, 60, 60)])
-def test_the_gated_norm_is_its_equation(T, D, groups, dtype, tolerance, agree):
+def test_gated_norm_equals_its_equation(T, D, groups, dtype, tolerance, agree):
     fast, truth = (
         functools.partial(op, groups=groups, eps=1e-5) for op in (torch_form.gated_norm, reference.gated_norm)
     )
     agree(fast, truth, inputs(T, D), dtype, tolerance)
 
 
-def test_the_gated_norm_casts_once_to_the_gates_dtype():
+def test_gated_norm_casts_once_to_the_dtype_of_the_gate():
     tensors = inputs(5, 12)
     tensors["z_TD"] = tensors["z_TD"].bfloat16()
     out = torch_form.gated_norm(**tensors, groups=3, eps=1e-5)
@@ -34,6 +34,6 @@ def test_the_gated_norm_casts_once_to_the_gates_dtype():
     torch.testing.assert_close(out.double(), truth, atol=1e-6, rtol=2**-8)
 
 
-def test_gradcheck_of_the_gated_norm():
+def test_gated_norm_passes_gradcheck():
     tensors = [t.double().requires_grad_() for t in inputs(3, 6).values()]
     assert gradcheck(lambda y, z, weight: torch_form.gated_norm(y, z, weight, 2, 1e-5), tensors)

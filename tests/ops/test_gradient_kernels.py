@@ -1,4 +1,4 @@
-"""Kernels with gradients against their equations in float64, every gradient by name: on a GPU, or in Triton's interpreter."""
+"""Triton gradients against their equations in float64, every gradient by name: on a GPU, or in Triton's interpreter."""
 
 import functools
 
@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanohybrid.ops.causal_conv import reference as conv_reference
-from nanohybrid.ops.causal_conv import triton_autograd as conv_trained
+from nanohybrid.ops.causal_conv import triton_autograd as conv_triton
 from nanohybrid.ops.gated_norm import reference as gated_reference
-from nanohybrid.ops.gated_norm import triton_autograd as gated_trained
+from nanohybrid.ops.gated_norm import triton_autograd as gated_triton
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.residual_norm import reference as residual_reference
-from nanohybrid.ops.residual_norm import triton_autograd as residual_trained
+from nanohybrid.ops.residual_norm import triton_autograd as residual_triton
 from nanohybrid.ops.rms_norm import reference as rms_reference
-from nanohybrid.ops.rms_norm import torch as rms_fused
+from nanohybrid.ops.rms_norm import torch as rms_torch
 from nanohybrid.ops.rms_norm import triton as rms_triton
 from nanohybrid.ops.squared_relu import reference as relu_reference
-from nanohybrid.ops.squared_relu import torch as relu_fused
+from nanohybrid.ops.squared_relu import torch as relu_torch
 from nanohybrid.ops.squared_relu import triton as relu_triton
 
 
@@ -31,20 +31,20 @@ def conv_silu_equation(**arguments):
     return F.silu(y_TC), last_SWC
 
 
-CONVS = [(conv_trained.causal_conv, conv_reference.causal_conv), (conv_trained.conv_silu, conv_silu_equation)]
+CONVS = [(conv_triton.causal_conv, conv_reference.causal_conv), (conv_triton.conv_silu, conv_silu_equation)]
 RAGGED = [([1], 6, 4), ([5, 40, 2, 1, 33], 130, 4), ([3, 2], 5, 2)]
 
 
 @pytest.mark.parametrize("fast, equation", CONVS, ids=["plain", "with silu"])
 @pytest.mark.parametrize("lengths, C, W", RAGGED, ids=str)
-def test_the_convolutions_gradients(lengths, C, W, fast, equation, agree, chip):
+def test_triton_conv_has_the_gradients_of_its_equation(lengths, C, W, fast, equation, agree, chip):
     layout = Layout.packed(lengths)
     over = [functools.partial(op, layout=layout) for op in (fast, equation)]
     agree(*over, conv_inputs(layout, C, W), torch.float32, 1e-5, chip)
 
 
 @pytest.mark.parametrize("fast, equation", CONVS, ids=["plain", "with silu"])
-def test_the_convolutions_gradients_where_a_state_is_continued(fast, equation, agree, chip):
+def test_triton_conv_has_the_gradients_of_its_equation_when_it_continues_a_state(fast, equation, agree, chip):
     layout = Layout.contiguous([3, 1, 5], [2, 0, 0], [0, 1, 2], 128)
     tensors = conv_inputs(layout, 5, 4) | {"initial_SWC": torch.randn(3, 3, 5)}
     agree(
@@ -53,13 +53,15 @@ def test_the_convolutions_gradients_where_a_state_is_continued(fast, equation, a
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_no_gradient_crosses_from_one_document_to_another(poison, chip):
+def test_triton_conv_gradients_do_not_cross_document_boundaries(poison, chip):
     layout = Layout.packed([7, 2, 5])
     clean = {name: t.to(chip) for name, t in conv_inputs(layout, 6, 4).items()}
 
     def gradient(x_TC: Tensor) -> Tensor:
         x = x_TC.clone().requires_grad_()
-        conv_trained.conv_silu(**(clean | {"x_TC": x}), layout=layout, keep=False)[0][9:].sum().backward()
+        conv_triton.conv_silu(**(clean | {"x_TC": x}), layout=layout, output_final_state=False)[0][
+            9:
+        ].sum().backward()
         return x.grad
 
     dirty = clean["x_TC"].index_fill(0, torch.arange(9, device=chip), poison)
@@ -68,19 +70,19 @@ def test_no_gradient_crosses_from_one_document_to_another(poison, chip):
 
 
 @pytest.mark.parametrize("T, D, groups", [(1, 12, 1), (5, 12, 3), (17, 160, 8), (9, 2560, 2)])
-def test_the_gated_norms_gradients(T, D, groups, agree, chip):
+def test_triton_gated_norm_has_the_gradients_of_its_equation(T, D, groups, agree, chip):
     tensors = {"y_TD": torch.randn(T, D), "z_TD": torch.randn(T, D), "weight_D": torch.randn(D)}
     over = [
         functools.partial(op, groups=groups, eps=1e-5)
-        for op in (gated_trained.gated_norm, gated_reference.gated_norm)
+        for op in (gated_triton.gated_norm, gated_reference.gated_norm)
     ]
     agree(*over, tensors, torch.float32, 1e-5, chip)
 
 
 @pytest.mark.parametrize("shape", [(1, 12), (3, 2, 30), (9, 1300)], ids=str)
-def test_the_norms_gradients(shape, agree, chip):
+def test_rms_norm_has_the_gradients_of_its_equation(shape, agree, chip):
     tensors = {"x": torch.randn(shape), "weight": torch.randn(shape[-1])}
-    for form, device in ((rms_triton, chip), (rms_fused, "cpu")):
+    for form, device in ((rms_triton, chip), (rms_torch, "cpu")):
         agree(
             *(functools.partial(module.rms_norm, eps=1e-5) for module in (form, rms_reference)),
             tensors,
@@ -91,20 +93,20 @@ def test_the_norms_gradients(shape, agree, chip):
 
 
 @pytest.mark.parametrize("T, E", [(1, 8), (9, 300)])
-def test_the_residual_norms_gradients_add_up_over_stream_and_norm(T, E, agree, chip):
+def test_triton_residual_norm_adds_the_gradients_of_stream_and_norm(T, E, agree, chip):
     tensors = {"h_TE": torch.randn(T, E), "update_TE": torch.randn(T, E), "weight_E": torch.randn(E)}
     over = [
         functools.partial(op, eps=1e-5)
-        for op in (residual_trained.residual_norm, residual_reference.residual_norm)
+        for op in (residual_triton.residual_norm, residual_reference.residual_norm)
     ]
     agree(*over, tensors, torch.float32, 1e-5, chip)
 
 
-def test_a_stream_that_nobody_reads_on_has_no_share_in_the_gradient(chip):
+def test_triton_residual_norm_has_the_gradient_of_the_norm_alone_when_the_stream_is_unused(chip):
     h, update, weight = (
         torch.randn(*shape, device=chip, requires_grad=True) for shape in ((4, 10), (4, 10), (10,))
     )
-    residual_trained.residual_norm(h, update, weight, 1e-5)[1].square().sum().backward()
+    residual_triton.residual_norm(h, update, weight, 1e-5)[1].square().sum().backward()
     truth = h.detach().double().requires_grad_()
     rms_reference.rms_norm(
         truth + update.detach().double(), weight.detach().double(), 1e-5
@@ -113,8 +115,8 @@ def test_a_stream_that_nobody_reads_on_has_no_share_in_the_gradient(chip):
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 700), (2, 3, 401)], ids=str)
-def test_the_squared_relus_gradient(shape, agree, chip):
-    for form, device in ((relu_triton, chip), (relu_fused, "cpu")):
+def test_squared_relu_has_the_gradient_of_its_equation(shape, agree, chip):
+    for form, device in ((relu_triton, chip), (relu_torch, "cpu")):
         agree(
             form.squared_relu,
             relu_reference.squared_relu,
@@ -125,17 +127,17 @@ def test_the_squared_relus_gradient(shape, agree, chip):
         )
 
 
-def test_the_squared_relu_hides_no_nan(chip):
+def test_triton_squared_relu_propagates_nan(chip):
     x = torch.tensor([float("nan"), -1.0, 2.0, float("-inf")], device=chip)
     assert relu_triton.squared_relu(x).isnan().tolist() == [True, False, False, False]
 
 
-def test_bf16_goes_in_and_comes_out_with_its_sums_in_fp32(chip, close):
+def test_triton_conv_takes_bf16_and_sums_in_fp32(chip, close):
     layout = Layout.packed([5, 12])
     x, dy = torch.randn(17, 24).bfloat16(), torch.randn(17, 24).bfloat16()
     weight, bias = torch.randn(24, 4), torch.randn(24)
     given = [t.to(chip).clone().requires_grad_() for t in (x, weight, bias)]
-    conv_trained.conv_silu(*given, layout=layout, keep=False)[0].backward(dy.to(chip))
+    conv_triton.conv_silu(*given, layout=layout, output_final_state=False)[0].backward(dy.to(chip))
     truth = [t.double().requires_grad_() for t in (x, weight, bias)]
     conv_silu_equation(**dict(zip(("x_TC", "weight_CW", "bias_C"), truth, strict=True)), layout=layout)[
         0

@@ -1,4 +1,4 @@
-"""Ragged batches by property: every token has its place, whatever the schedule."""
+"""Property tests of Layout and Plan over random ragged batches."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 
 @given(layouts(), st.sampled_from([None, CHUNK, 16]))
-def test_each_token_stands_in_exactly_one_row_and_padding_is_zero(layout, chunk):
+def test_plan_has_each_token_in_exactly_one_row_and_zeros_in_the_padding(layout, chunk):
     plan = layout.plan(chunk)
     rows = np.ones(len(plan.order), dtype=bool)
     rows[plan.padding] = False
@@ -33,7 +33,7 @@ def test_each_token_stands_in_exactly_one_row_and_padding_is_zero(layout, chunk)
 
 
 @given(layouts(), st.sampled_from([None, CHUNK]))
-def test_split_then_join_is_the_identity_and_so_is_its_gradient(layout, chunk):
+def test_plan_join_inverts_split_and_so_do_their_gradients(layout, chunk):
     x = torch.randn(layout.tokens, 2, requires_grad=True)
     plan = layout.plan(chunk)
     joined = plan.join(plan.split(x))
@@ -44,7 +44,7 @@ def test_split_then_join_is_the_identity_and_so_is_its_gradient(layout, chunk):
 
 
 @given(layouts())
-def test_chunks_end_at_multiples_of_the_absolute_position_and_follow_one_another(layout):
+def test_plan_chunks_end_at_multiples_of_the_absolute_position_in_order(layout):
     plan = layout.plan(CHUNK)
     positions = layout.token_positions(torch.device("cpu"))
     done = [0] * layout.sequences
@@ -63,12 +63,12 @@ def test_chunks_end_at_multiples_of_the_absolute_position_and_follow_one_another
 
 
 @given(layouts())
-def test_padding_is_bounded(layout):
+def test_plan_padding_is_bounded(layout):
     rows = sum(block.rows for block in layout.plan(CHUNK).blocks)
     assert rows <= 16 * sum(len(block.sequences) for block in layout.plan(CHUNK).blocks) + 2 * layout.tokens
 
 
-def test_the_facts_of_a_layout():
+def test_layout_derives_starts_pages_and_positions():
     layout = Layout.contiguous([3, 1, 2], [0, 7, 0], [2, 0, 1], 8, 4)
     assert (layout.tokens, layout.sequences, layout.max_length, layout.starts) == (6, 3, 3, (0, 3, 4, 6))
     assert layout.continues == (1,) and not layout.is_decode
@@ -94,6 +94,6 @@ def test_the_facts_of_a_layout():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_layout_that_contradicts_itself_is_refused(fields, complaint):
+def test_layout_refuses_contradictory_fields(fields, complaint):
     with pytest.raises(ValueError, match=complaint):
         Layout(**fields)

@@ -1,4 +1,4 @@
-"""Loss kernels against their equations in float64, through the streamed losses: on a GPU, or in Triton's interpreter."""
+"""Triton losses against their equations in float64, through the chunked losses: on a GPU, or in Triton's interpreter."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ SHAPES = [(1, 4, 3), (7, 5, 100), (30, 16, 37)]  # tokens, width, vocabulary
 
 @pytest.fixture(autouse=True)
 def by_kernels(monkeypatch):
-    """Kernels, in steps of 16 logits, so that every row takes several."""
+    """Forces the Triton kernels, with 16 logits per iteration, so every row has several."""
     monkeypatch.setenv("NANOHYBRID_KERNELS", "triton")
     monkeypatch.setattr(kernels, "BLOCK", 16)
 
@@ -61,7 +61,7 @@ def check(
 
 @pytest.mark.parametrize("fast", [chunked_cross_entropy, summed_cross_entropy])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_cross_entropy_and_its_gradients(shape, fast, chip):
+def test_triton_cross_entropy_and_its_gradients_equal_the_equation(shape, fast, chip):
     hidden, weight, targets = head(*shape, chip)
     check(
         lambda h, w: fast(h, w, targets, chunk=8),
@@ -74,7 +74,7 @@ def test_cross_entropy_and_its_gradients(shape, fast, chip):
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("fast", [chunked_forward_kl, summed_forward_kl])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_forward_kl_and_its_gradients(shape, fast, temperature, chip):
+def test_triton_forward_kl_and_its_gradients_equal_the_equation(shape, fast, temperature, chip):
     hidden, weight, targets = head(*shape, chip)
     teacher = (
         torch.randn(shape[0], shape[1] + 3, device=chip),
@@ -88,19 +88,19 @@ def test_forward_kl_and_its_gradients(shape, fast, temperature, chip):
     )
 
 
-def test_the_slope_takes_the_place_of_the_logits_and_their_dtype(chip):
+def test_triton_cross_entropy_overwrites_the_logits_with_the_gradient(chip):
     logits, targets = torch.randn(3, 40, device=chip).bfloat16(), torch.tensor([0, 39, 17], device=chip)
     truth = torch.softmax(logits.double(), -1) - torch.nn.functional.one_hot(targets, 40)
-    loss, slope = kernels.cross_entropy(logits, targets, True)
+    loss, gradient = kernels.cross_entropy(logits, targets, True)
     assert (
-        slope.data_ptr() == logits.data_ptr()
-        and slope.dtype == torch.bfloat16
+        gradient.data_ptr() == logits.data_ptr()
+        and gradient.dtype == torch.bfloat16
         and loss.dtype == torch.float32
     )
-    torch.testing.assert_close(slope.double(), truth, atol=1e-6, rtol=2**-7)
+    torch.testing.assert_close(gradient.double(), truth, atol=1e-6, rtol=2**-7)
 
 
-def test_large_logits_neither_overflow_nor_lose_the_loss(chip):
+def test_triton_cross_entropy_is_accurate_for_large_logits(chip):
     logits = torch.tensor([[1e4, -1e4, 0.0] + [9999.0] * 30], device=chip)
     loss, _ = kernels.cross_entropy(logits.clone(), torch.tensor([2], device=chip), False)
     truth = torch.nn.functional.cross_entropy(logits.double(), torch.tensor([2], device=chip))

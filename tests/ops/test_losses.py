@@ -1,4 +1,4 @@
-"""Streamed losses against their equations in float64, with every gradient by name."""
+"""Chunked losses against their equations in float64, with every gradient by name."""
 
 from collections.abc import Callable
 
@@ -65,7 +65,7 @@ def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: 
         (summed_cross_entropy, reference.cross_entropy),
     ],
 )
-def test_head_losses_and_their_gradients_are_the_equations(
+def test_head_losses_and_their_gradients_equal_the_equations(
     fast: Callable[..., Tensor],
     equation: Callable[..., Tensor],
     tokens: int,
@@ -92,7 +92,7 @@ def test_head_losses_and_their_gradients_are_the_equations(
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("fast", [chunked_forward_kl, summed_forward_kl])
-def test_forward_kl_and_its_gradients_are_the_equation(
+def test_forward_kl_and_its_gradients_equal_the_equation(
     fast: Callable[..., Tensor],
     masked: bool,
     temperature: float,
@@ -119,7 +119,7 @@ def test_forward_kl_and_its_gradients_are_the_equation(
     )
 
 
-def test_gradcheck_of_every_loss() -> None:
+def test_losses_pass_gradcheck() -> None:
     hidden_TE, weight_VE, targets_T = head(5, 3, 6)
     teacher_TE, teacher_VE, _ = head(5, 4, 6, seed=1)
     for loss in (
@@ -132,7 +132,7 @@ def test_gradcheck_of_every_loss() -> None:
         assert torch.autograd.gradcheck(loss, (hidden_TE, weight_VE))
 
 
-def test_the_teacher_gets_no_gradient() -> None:
+def test_forward_kl_has_no_gradient_of_the_teacher() -> None:
     student_TE, student_VE, _ = head(4, 3, 6)
     teacher_TE, teacher_VE, _ = head(4, 3, 6, seed=1)
     chunked_forward_kl(student_TE, student_VE, teacher_TE, teacher_VE).sum().backward()
@@ -140,7 +140,7 @@ def test_the_teacher_gets_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("targets", [[], [-100, -100]])
-def test_nothing_to_learn_is_a_loss_of_zero_with_zero_gradients(targets: list[int]) -> None:
+def test_losses_without_targets_are_zero_with_zero_gradients(targets: list[int]) -> None:
     targets_T = torch.tensor(targets, dtype=torch.int64)
     for loss in (chunked_cross_entropy, summed_cross_entropy, chunked_log_probs):
         hidden_TE = torch.ones(len(targets), 3, requires_grad=True)
@@ -151,7 +151,7 @@ def test_nothing_to_learn_is_a_loss_of_zero_with_zero_gradients(targets: list[in
         assert not hidden_TE.grad.any() and not weight_VE.grad.any()
 
 
-def test_bf16_operands_give_an_fp32_loss_within_rounding() -> None:
+def test_chunked_cross_entropy_of_bf16_is_fp32_within_rounding() -> None:
     hidden_TE, weight_VE, targets_T = head(50, 32, 40, torch.bfloat16)
     exact = reference.cross_entropy(hidden_TE.double(), weight_VE.double(), targets_T)
     got = chunked_cross_entropy(hidden_TE, weight_VE, targets_T, chunk=16)
@@ -164,7 +164,7 @@ def test_bf16_operands_give_an_fp32_loss_within_rounding() -> None:
         assert (found[name].double() - value.double()).norm() < 0.02 * value.double().norm(), name
 
 
-def test_autocast_runs_the_products_in_bf16_and_keeps_fp32_gradients() -> None:
+def test_summed_cross_entropy_under_autocast_has_bf16_products_and_fp32_gradients() -> None:
     hidden_TE, weight_VE, targets_T = head(20, 8, 12, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         under_autocast = summed_cross_entropy(hidden_TE, weight_VE, targets_T)
@@ -175,7 +175,7 @@ def test_autocast_runs_the_products_in_bf16_and_keeps_fp32_gradients() -> None:
     } == dict.fromkeys(("h", "w"), torch.float32)
 
 
-def test_no_tensor_of_tokens_by_vocabulary_is_ever_made() -> None:
+def test_losses_never_allocate_a_tensor_of_tokens_by_vocabulary() -> None:
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -195,7 +195,7 @@ def test_no_tensor_of_tokens_by_vocabulary_is_ever_made() -> None:
     assert largest <= chunk * vocabulary
 
 
-def test_the_default_chunk_bounds_the_logits_and_a_chunk_of_nothing_is_refused() -> None:
+def test_default_chunk_bounds_the_logits_and_a_chunk_of_zero_is_refused() -> None:
     assert default_chunk(131072) * 131072 <= 2**25 and default_chunk(128) == 1024
     with pytest.raises(ValueError, match="at least 1"):
         chunked_cross_entropy(torch.ones(2, 2), torch.ones(3, 2), torch.tensor([0, 1]), chunk=0)

@@ -20,7 +20,7 @@ def load_cases():
 
 
 @pytest.mark.parametrize("family", ["scans", "convolutions", "norms", "heads", "linears", "attentions"])
-def test_kernels_and_gradients(family):
+def test_kernels_and_gradients_equal_float64_on_a_gpu(family):
     module = load_cases()
     wrong = []
     with torch.device("cuda"):

@@ -1,4 +1,4 @@
-"""Quantized weights: the formats' promises about errors and bits, and the block-wise forms against the equation in float64."""
+"""Quantized weights: error bounds and bits of the formats, and the block-wise forms against the equation in float64."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def by_hand(codes: Tensor, scales: Tensor) -> Tensor:
-    """Every weight by the sentence of the format, one at a time, in Python's floats."""
+    """Every weight by the definition of the format, one at a time, in Python floats."""
     outputs = codes.shape[0]
     inputs = codes.shape[1] * (2 if codes.dtype == torch.uint8 else 1)
     group = inputs // scales.shape[1]
@@ -36,7 +36,9 @@ def by_hand(codes: Tensor, scales: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("format", quantized.FORMATS)
 @pytest.mark.parametrize("shape", SHAPES[:3])
-def test_a_weight_is_its_code_times_the_scale_of_its_group(shape: tuple[int, int], format: str) -> None:
+def test_dequantize_multiplies_each_code_by_the_scale_of_its_group(
+    shape: tuple[int, int], format: str
+) -> None:
     codes, scales = quantized.quantize(normal(*shape), format)
     assert torch.equal(reference.dequantize(codes, scales), by_hand(codes, scales))
 
@@ -44,13 +46,12 @@ def test_a_weight_is_its_code_times_the_scale_of_its_group(shape: tuple[int, int
 @pytest.mark.parametrize("format", quantized.FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_blocks_of_rows_are_the_equation(
+def test_quantized_block_wise_forms_equal_the_equation(
     shape: tuple[int, int], format: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes, scales = quantized.quantize(normal(*shape).to(dtype), format)
-    monkeypatch.setattr(
-        torch_form, "BLOCK", 3 * shape[1]
-    )  # so that there are several, and a last one that is not full
+    # Several blocks, of which the last is not full.
+    monkeypatch.setattr(torch_form, "BLOCK", 3 * shape[1])
     again = quantized.quantize(normal(*shape).to(dtype), format)
     assert torch.equal(codes.view(torch.uint8), again[0].view(torch.uint8)) and torch.equal(scales, again[1])
     exact = reference.dequantize(codes, scales)
@@ -66,7 +67,7 @@ def test_blocks_of_rows_are_the_equation(
     assert ((y - truth).abs() <= 4 * torch.finfo(dtype).eps * sums + 1e-12).all()
 
 
-def test_the_reference_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized_linear_reference_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     x, (codes, scales) = normal(4, 64), quantized.quantize(normal(8, 64), "int4")
     fast = quantized.linear(x, codes, scales)
     monkeypatch.setenv("NANOHYBRID_KERNELS", "reference")
@@ -81,7 +82,7 @@ def test_the_reference_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     format=st.sampled_from(quantized.FORMATS),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_whatever_the_size_of_the_weights_the_error_is_half_a_step_or_a_clipped_one(
+def test_quantize_error_is_half_a_step_or_clipping_at_any_magnitude(
     outputs: int, groups: int, exponent: int, format: str, dtype: torch.dtype
 ) -> None:
     weight = (normal(outputs, 32 * groups, seed=outputs * 100 + groups) * 2.0**exponent).to(dtype)
@@ -103,7 +104,7 @@ def test_whatever_the_size_of_the_weights_the_error_is_half_a_step_or_a_clipped_
         assert (error <= 2.4 * step).all()  # the last divisor clips 9.8 to 7.5 + what bf16 adds
 
 
-def test_int4_reaches_minus_eight_on_the_side_that_needs_it() -> None:
+def test_int4_uses_minus_eight_for_either_sign() -> None:
     for sign in (1, -1):
         weight = torch.zeros(1, 32)
         weight[0, :2] = torch.tensor([8.0, -7.0]) * sign
@@ -111,7 +112,7 @@ def test_int4_reaches_minus_eight_on_the_side_that_needs_it() -> None:
         assert torch.equal(reference.dequantize(codes, scales).float(), weight)
 
 
-def test_the_search_leaves_less_error_than_the_largest_weight_s_scale_and_hardly_more_than_a_fine_grid(
+def test_int4_search_has_less_error_than_absmax_scales_and_little_more_than_a_fine_grid(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weight = normal(64, 1024)
@@ -132,7 +133,7 @@ def test_the_search_leaves_less_error_than_the_largest_weight_s_scale_and_hardly
     assert error() <= found <= 1.01 * error() and found < 0.76 * plain
 
 
-def test_columns_that_matter_more_get_the_smaller_error() -> None:
+def test_int4_importance_reduces_the_error_of_important_columns() -> None:
     weight, importance = normal(64, 256), torch.ones(256)
     importance[::4] = 100.0
     plain = quantized.dequantize(*quantized.quantize(weight, "int4"), torch.float32) - weight
@@ -142,7 +143,7 @@ def test_columns_that_matter_more_get_the_smaller_error() -> None:
 
 
 @pytest.mark.parametrize("format", quantized.FORMATS)
-def test_zeros_stay_zeros_and_the_smallest_weights_stay_finite(format: str) -> None:
+def test_quantize_preserves_zeros_and_keeps_tiny_weights_finite(format: str) -> None:
     weight = torch.zeros(3, 128)
     weight[2] = 1e-40
     codes, scales = quantized.quantize(weight, format)
@@ -151,14 +152,14 @@ def test_zeros_stay_zeros_and_the_smallest_weights_stay_finite(format: str) -> N
 
 
 @pytest.mark.parametrize("format", quantized.FORMATS)
-def test_a_weight_that_is_not_finite_is_refused(format: str) -> None:
+def test_quantize_refuses_a_weight_that_is_not_finite(format: str) -> None:
     weight = normal(3, 128)
     weight[1, 5] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         quantized.quantize(weight, format)
 
 
-def test_groups_are_as_the_format_says() -> None:
+def test_quantized_groups_follow_the_format() -> None:
     assert [quantized.group_of("int8", k) for k in (128, 4480, 448, 96, 160, 100, 112)] == [
         128,
         128,
@@ -181,7 +182,7 @@ def test_groups_are_as_the_format_says() -> None:
 
 
 @pytest.mark.parametrize("format", quantized.FORMATS)
-def test_the_input_has_its_gradient(format: str) -> None:
+def test_quantized_linear_has_the_gradient_of_its_input(format: str) -> None:
     codes, scales = quantized.quantize(normal(6, 64), format)
     x = normal(5, 64, seed=3).requires_grad_()
     quantized.linear(x, codes, scales).sum().backward()

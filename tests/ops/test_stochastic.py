@@ -1,3 +1,5 @@
+"""Stochastic rounding to fp16: unbiased, the same bits in both forms, determined by seed, position and layer."""
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ def many(count, position=7):
 
 
 def spread(count=3000):
-    """Numbers of both signs from far below fp16's smallest step to beyond its largest."""
+    """Numbers of both signs, from far below fp16's smallest step to beyond its largest number."""
     return torch.randn(count) * torch.logspace(-12, 6, count)
 
 
@@ -29,7 +31,7 @@ def neighbors(x):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_number_goes_to_a_neighbor_with_the_probability_that_keeps_the_mean(form):
+def test_to_half_rounds_to_a_neighbor_with_the_probability_that_preserves_the_mean(form):
     x = spread().clamp(-65504, 65504)
     drawn = form(x.expand(800, -1).contiguous(), many(800), 3).numpy()
     down, up = neighbors(x.double().numpy())
@@ -40,7 +42,7 @@ def test_a_number_goes_to_a_neighbor_with_the_probability_that_keeps_the_mean(fo
     assert abs((found - wanted).mean()) < 2e-3 and np.abs(found - wanted).max() < 6 * 0.5 / 800**0.5
 
 
-def test_both_forms_give_the_same_bits():
+def test_to_half_has_the_same_bits_in_both_forms():
     edges = [
         0.0,
         -0.0,
@@ -67,14 +69,14 @@ def test_both_forms_give_the_same_bits():
         assert first[:, -1].isnan().all() and second[:, -1].isnan().all()
 
 
-def test_what_fp16_can_hold_stays_as_it_is():
+def test_to_half_does_not_change_representable_numbers():
     x = torch.arange(-(2**15), 2**15).short().view(torch.float16)
     x = x[x.isfinite()].float()
     for form in FORMS:
         assert torch.equal(form(x[None], many(1), 0)[0].float(), x)
 
 
-def test_bits_depend_on_seed_position_and_layer_and_on_nothing_else():
+def test_to_half_bits_depend_on_seed_position_and_layer_only():
     x = torch.full((4, 5000), 1 + 2.0**-11)
 
     def draw(seeds, positions, layer):
@@ -89,7 +91,7 @@ def test_bits_depend_on_seed_position_and_layer_and_on_nothing_else():
     assert 0.47 < up.float().mean() < 0.53
 
 
-def test_keys_are_splitmix64s():
+def test_keys_equal_splitmix64():
     def mix(word):
         word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64

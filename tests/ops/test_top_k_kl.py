@@ -1,4 +1,4 @@
-"""Distillation from the likeliest tokens of a teacher, against the whole distribution and against autograd."""
+"""Forward KL from a teacher's top-k tokens, against the full divergence and against autograd."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def rows_and_teacher(teacher_TE, teacher_VE, k):
     return rows_R, top_k_of(teacher_TE[rows_R] @ teacher_VE.T, k, TAU)
 
 
-def test_with_the_whole_vocabulary_it_is_the_whole_divergence(parts):
+def test_top_k_kl_with_the_whole_vocabulary_equals_the_full_divergence(parts):
     student_TE, student_VE, teacher_TE, teacher_VE = parts
     rows_R, teacher = rows_and_teacher(teacher_TE, teacher_VE, V)
     full_T = chunked_forward_kl(student_TE, student_VE, teacher_TE, teacher_VE, TAU)
@@ -32,14 +32,14 @@ def test_with_the_whole_vocabulary_it_is_the_whole_divergence(parts):
     )
 
 
-def test_what_is_not_known_only_lowers_it(parts):
+def test_top_k_kl_grows_with_k(parts):
     student, teacher = parts[:2], parts[2:]
     found = [summed_top_k_kl(*student, *rows_and_teacher(*teacher, k), TAU).item() for k in (1, 3, 6, V)]
     assert found == sorted(found) and 0 < found[0] < found[-1]
 
 
 @pytest.mark.parametrize("k", [1, 4, V])
-def test_its_gradients_are_autograds(parts, k):
+def test_top_k_kl_has_the_gradients_of_autograd(parts, k):
     student_TE, student_VE, teacher_TE, teacher_VE = parts
     rows_R, teacher = rows_and_teacher(teacher_TE, teacher_VE, k)
     grads = []

@@ -1,4 +1,4 @@
-"""Paged attention's kernels against the equation in float64: on a GPU, or in Triton's interpreter."""
+"""Paged attention's Triton kernels against the equation in float64: on a GPU, or in Triton's interpreter."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ STORED = {
 def inputs(
     layout: Layout, H: int, K: int, P: int, pages: int, dtype: torch.dtype
 ) -> tuple[list[Tensor], PagedCache]:
-    """q, k and v, and pools that hold garbage: NaN wherever no sequence of the layout has a token before this batch."""
+    """q, k and v, and pools with NaN wherever no sequence of the layout has a token before this batch."""
     rows = [torch.randn(layout.tokens, heads, P).to(dtype) for heads in (H, K, K)]
     pools = torch.full((2, pages, layout.page_size, K, P), float("nan"))
     for owned, position in zip(layout.pages, layout.positions, strict=True):
@@ -51,17 +51,17 @@ def check(
 
 @pytest.mark.parametrize("heads", [(5, 1, 12), (4, 2, 16)], ids=str)
 @pytest.mark.parametrize("name", STORED)
-def test_paged_attention_is_its_equation_and_reads_nothing_else(name, heads, chip, close):
+def test_triton_attention_equals_its_equation_and_reads_only_its_pages(name, heads, chip, close):
     check(STORED[name], *heads, torch.float32, chip, close)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["decode", "mixed, page 32"])
-def test_paged_attention_in_narrow_types(name, dtype, chip, close):
+def test_triton_attention_equals_its_equation_in_fp16_and_bf16(name, dtype, chip, close):
     check(STORED[name], 10, 2, 20, dtype, chip, close)
 
 
-def test_a_sequence_decodes_to_the_same_bits_alone_and_among_others(chip):
+def test_triton_decode_attention_has_the_same_bits_alone_and_in_a_batch(chip):
     layout = STORED["decode"]
     rows, cache = inputs(layout, 5, 1, 16, PAGES, torch.float32)
     on_chip = PagedCache(cache.key.to(chip), cache.value.to(chip))
@@ -77,7 +77,7 @@ def test_a_sequence_decodes_to_the_same_bits_alone_and_among_others(chip):
 )
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("page_size", [16, 128])
-def test_paged_attention_on_a_gpu(page_size, dtype, heads, chip, close):
+def test_triton_attention_on_a_gpu(page_size, dtype, heads, chip, close):
     n = 4096 // page_size
     own = [range(i * n, (i + 1) * n) for i in range(4)]
     for lengths, positions in (

@@ -1,4 +1,4 @@
-"""Mamba's kernels against their equations in float64: on a GPU, or in Triton's interpreter."""
+"""Mamba-2's Triton kernels against their equations in float64: on a GPU, or in Triton's interpreter."""
 
 import math
 
@@ -24,11 +24,8 @@ RAGGED = {
         [5, 30, 1, 2], [125, 200, 2, 0], [3, 0, 2, 1], [range(5), range(5, 15), [20], [21]], 32
     ),
 }
-TOLERANCE = {
-    torch.float32: 1e-5,
-    torch.float16: 2e-3,
-    torch.bfloat16: 2e-2,
-}  # the interpreter cuts to bf16, a GPU rounds to it
+# bf16: the interpreter truncates, a GPU rounds.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
 def conv_inputs(
@@ -52,19 +49,19 @@ def check_conv(layout: Layout, C: int, W: int, dtype: torch.dtype, chip: torch.d
     assert found.dtype == torch.float32 and last.dtype == dtype
     close(found, truth, 1e-5)
     assert torch.equal(last.double().cpu(), truth_last)
-    through, last = conv_triton.conv_silu(**tensors, layout=layout, keep=False)
+    through, last = conv_triton.conv_silu(**tensors, layout=layout, output_final_state=False)
     assert through.dtype == dtype and last is None
     close(through, F.silu(truth), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", RAGGED)
-def test_the_conv_is_its_equation(name, dtype, chip, close):
+def test_triton_causal_conv_equals_its_equation(name, dtype, chip, close):
     check_conv(RAGGED[name], 19, 4, dtype, chip, close)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_the_conv_never_reads_the_document_before(poison, chip):
+def test_triton_causal_conv_resets_state_at_document_boundaries(poison, chip):
     layout = Layout.packed([7, 2, 5])
     tensors = conv_inputs(layout, 6, 4, torch.float32, chip)
     clean, clean_last = conv_triton.causal_conv(**tensors, layout=layout)
@@ -77,7 +74,7 @@ def test_the_conv_never_reads_the_document_before(poison, chip):
 @pytest.mark.parametrize("C, W", [(1, 2), (256, 3), (257, 4), (12288, 4)])
 @pytest.mark.parametrize("lengths", [[1], [4096], [3, 1000, 16, 17, 128]], ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_the_conv_on_a_gpu(lengths, C, W, dtype, chip, close):
+def test_triton_causal_conv_on_a_gpu(lengths, C, W, dtype, chip, close):
     check_conv(Layout.packed(lengths), C, W, dtype, chip, close)
 
 
@@ -91,12 +88,12 @@ def check_step(
     G: int,
     N: int,
     dtype: torch.dtype,
-    kept: torch.dtype,
+    state_dtype: torch.dtype,
     limit,
     chip: torch.device,
     close,
 ) -> None:
-    """One token of S sequences in scattered slots, the second of which begins here on a slot full of NaN."""
+    """One token of S sequences in scattered slots. The second sequence begins here, in a slot full of NaN."""
     C, W, slots = H * P + 2 * G * N, 4, torch.randperm(S + 3)[:S]
     layout = Layout.with_cache(
         [1] * S, [0 if i == 1 else 5 + i for i in range(S)], slots.tolist(), [[i] for i in range(S)], 256
@@ -104,14 +101,14 @@ def check_step(
     x, dt = torch.randn(S, C + 5).to(dtype)[:, 2 : 2 + C], (torch.randn(S, H) * 4).to(dtype)
     weight, bias = torch.randn(C, W).to(dtype), torch.randn(C).to(dtype)
     dt_bias, A_log, D = torch.randn(H).to(dtype), torch.randn(H).to(dtype), torch.randn(H).to(dtype)
-    conv_pool, ssm_pool = torch.randn(S + 3, W - 1, C).to(dtype), torch.randn(S + 3, H, P, N).to(kept)
+    conv_pool, ssm_pool = torch.randn(S + 3, W - 1, C).to(dtype), torch.randn(S + 3, H, P, N).to(state_dtype)
     before = conv_pool.double(), ssm_pool.double()
     for pool in (conv_pool, ssm_pool):
         if S > 1:
             pool[slots[1]] = float("nan")
     on_chip = [t.to(chip) for t in (x, dt, weight, bias, dt_bias, A_log, D, conv_pool, ssm_pool)]
     found = step_triton.mamba_step(*on_chip, layout, G, limit)
-    # the truth, op by op
+    # the expected values, op by op
     fresh = torch.tensor([position == 0 for position in layout.positions])
     conv_rows, ssm_rows = (pool[slots].clone() for pool in before)
     conv_rows[fresh], ssm_rows[fresh] = 0, 0
@@ -120,7 +117,7 @@ def check_step(
     )
     x_SD, B_SM, C_SM = (
         F.silu(y).to(dtype).double().split([H * P, G * N, G * N], dim=-1)
-    )  # rounded as the op says
+    )  # rounded as the op specifies
     step_SH = F.softplus(dt.double() + dt_bias.double()).clamp(*limit)
     group = B_SM.unflatten(-1, (G, N)), C_SM.unflatten(-1, (G, N))
     truth, ssm_rows = step_reference.ssd_step(
@@ -131,7 +128,7 @@ def check_step(
     close(
         on_chip[8][slots.to(chip)],
         ssm_rows,
-        max(1e-5 if dtype == torch.float32 else TOLERANCE[dtype], TOLERANCE[kept]),
+        max(1e-5 if dtype == torch.float32 else TOLERANCE[dtype], TOLERANCE[state_dtype]),
     )
     assert torch.equal(on_chip[7][slots.to(chip)].double().cpu(), conv_rows)
     others = [slot for slot in range(S + 3) if slot not in slots.tolist()]
@@ -140,16 +137,18 @@ def check_step(
 
 
 @pytest.mark.parametrize(
-    "dtype, kept",
+    "dtype, state_dtype",
     [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.float16)],
     ids=str,
 )
 @pytest.mark.parametrize("shape", STEPS, ids=str)
-def test_the_decode_step_is_its_equation_and_leaves_other_slots_alone(shape, dtype, kept, chip, close):
-    check_step(3, *shape, dtype, kept, (0.0, math.inf), chip, close)
+def test_mamba_step_equals_its_equation_and_does_not_change_other_slots(
+    shape, dtype, state_dtype, chip, close
+):
+    check_step(3, *shape, dtype, state_dtype, (0.0, math.inf), chip, close)
 
 
-def test_the_decode_step_holds_dt_within_its_limits(chip, close):
+def test_mamba_step_clamps_dt_to_its_limits(chip, close):
     check_step(2, 2, 16, 1, 16, torch.float32, torch.float32, (0.5, 1.5), chip, close)
 
 
@@ -158,9 +157,9 @@ def test_the_decode_step_holds_dt_within_its_limits(chip, close):
 @pytest.mark.parametrize(
     "shape", [(128, 80, 8, 128), (32, 64, 8, 128), (128, 64, 1, 256), (5, 40, 5, 16)], ids=str
 )
-@pytest.mark.parametrize("kept", [torch.float32, torch.float16], ids=str)
-def test_the_decode_step_on_a_gpu(S, shape, kept, chip, close):
-    check_step(S, *shape, torch.bfloat16, kept, (0.0, math.inf), chip, close)
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.float16], ids=str)
+def test_mamba_step_on_a_gpu(S, shape, state_dtype, chip, close):
+    check_step(S, *shape, torch.bfloat16, state_dtype, (0.0, math.inf), chip, close)
 
 
 def check_norms(T: int, D: int, groups: int, dtype: torch.dtype, chip: torch.device, close) -> None:
@@ -187,7 +186,7 @@ def check_norms(T: int, D: int, groups: int, dtype: torch.dtype, chip: torch.dev
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("T, D, groups", [(1, 8, 1), (3, 60, 3), (2, 320, 2)])
-def test_both_norms_are_their_equations(T, D, groups, dtype, chip, close):
+def test_triton_norms_equal_their_equations(T, D, groups, dtype, chip, close):
     check_norms(T, D, groups, dtype, chip, close)
 
 
@@ -196,12 +195,12 @@ def test_both_norms_are_their_equations(T, D, groups, dtype, chip, close):
     "T, D, groups", [(1, 10240, 8), (2048, 10240, 8), (7, 4480, 1), (1000, 5120, 1), (64, 2048, 8)]
 )
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_both_norms_on_a_gpu(T, D, groups, dtype, chip, close):
+def test_triton_norms_on_a_gpu(T, D, groups, dtype, chip, close):
     check_norms(T, D, groups, dtype, chip, close)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_the_residual_norm_in_torch_is_its_equation(dtype, close):
+def test_torch_residual_norm_equals_its_equation(dtype, close):
     h, update, weight = torch.randn(4, 24).to(dtype), torch.randn(4, 24).to(dtype), torch.randn(24).to(dtype)
     stream, normed = residual_fused.residual_norm(h, update, weight, 1e-5)
     truth, truth_normed = residual_reference.residual_norm(h, update, weight, 1e-5)

@@ -1,4 +1,4 @@
-"""Products with quantized weights, kernels against the rule of the formats in float64: on a GPU, or in Triton's interpreter."""
+"""Triton products with quantized weights against the formats' definition in float64: on a GPU, or in Triton's interpreter."""
 
 import pytest
 import torch
@@ -20,28 +20,28 @@ def check(M: int, N: int, K: int, format: str, dtype: torch.dtype, chip: torch.d
 
 @pytest.mark.parametrize("M, N, K", [(1, 19, 256), (5, 32, 96), (17, 33, 160)])
 @pytest.mark.parametrize("format", quantized.FORMATS)
-def test_a_quantized_product_is_that_of_its_codes_and_scales(format, M, N, K, chip, close):
+def test_triton_quantized_linear_equals_the_product_of_the_dequantized_weight(format, M, N, K, chip, close):
     check(M, N, K, format, torch.float32, chip, close)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("format", quantized.FORMATS)
-def test_a_quantized_product_in_narrow_types(format, dtype, chip, close):
+def test_triton_quantized_linear_in_fp16_and_bf16(format, dtype, chip, close):
     check(3, 20, 256, format, dtype, chip, close)
 
 
-def test_rows_of_any_width_have_one_scale_in_int8(chip, close):
+def test_triton_quantized_linear_with_one_scale_per_row_of_any_width(chip, close):
     check(2, 5, 77, "int8", torch.float32, chip, close)
 
 
-def test_every_fp8_code_is_its_number(chip):
+def test_triton_quantized_linear_decodes_every_fp8_code(chip):
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     finite = codes.float().isfinite()
     found = linear(torch.ones(1, 1, device=chip), codes[:, None].to(chip), torch.ones(256, 1, device=chip))
     assert torch.equal(found[0].cpu()[finite], codes.float()[finite])
 
 
-def test_leading_dimensions_are_kept_and_large_batches_leave_the_kernel(chip, close):
+def test_triton_quantized_linear_preserves_leading_dimensions_and_takes_large_batches(chip, close):
     codes, scales = quantized.quantize(torch.randn(7, 64), "int8")
     for shape in ((2, 3), (5, 13)):  # 65 rows are more than it takes
         x = torch.randn(*shape, 64)
@@ -53,5 +53,5 @@ def test_leading_dimensions_are_kept_and_large_batches_leave_the_kernel(chip, cl
 @pytest.mark.parametrize("N, K", [(22656, 4480), (4480, 10240), (15680, 4480), (131072, 4480), (100, 1056)])
 @pytest.mark.parametrize("M", [1, 2, 7, 16, 33, 64])
 @pytest.mark.parametrize("format", quantized.FORMATS)
-def test_a_quantized_product_on_a_gpu(format, M, N, K, chip, close):
+def test_triton_quantized_linear_on_a_gpu(format, M, N, K, chip, close):
     check(M, N, K, format, torch.bfloat16, chip, close)

@@ -1,13 +1,14 @@
-"""The scan's kernels against the recurrence in float64: on a GPU, or in Triton's interpreter."""
+"""The scan's Triton kernels against the recurrence in float64: on a GPU, or in Triton's interpreter."""
 
 import pytest
 import torch
+from scan_inputs import scan_of
 from torch import Tensor
 
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.ssd_scan import reference
 from nanohybrid.ops.ssd_scan import torch as torch_form
-from nanohybrid.ops.ssd_scan.triton import ssd_scan
+from nanohybrid.ops.ssd_scan import triton as triton_form
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 RAGGED = {
@@ -20,7 +21,7 @@ RAGGED = {
 
 
 def inputs(layout: Layout, H: int, P: int, G: int, N: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
-    """As the mixer gives them: x, B and C are slices of one wide matrix; those that begin have a state of zeros."""
+    """As the mixer gives them: x, B and C are slices of one matrix; sequences that begin here have a state of zeros."""
     T = layout.tokens
     x, B, C = torch.randn(T, H * P + 2 * G * N).to(dtype).split([H * P, G * N, G * N], dim=-1)
     initial = None
@@ -45,53 +46,52 @@ def check(
     dtype: torch.dtype,
     chip: torch.device,
     close,
-    truth=reference,
+    expected_form=reference,
 ) -> None:
     tensors = inputs(layout, *shape, dtype)
     wide = {name: None if t is None else t.double() for name, t in tensors.items()}
-    y, final = truth.ssd_scan(**wide, layout=layout)
-    found, found_final = ssd_scan(
-        **{name: None if t is None else t.to(chip) for name, t in tensors.items()}, layout=layout
-    )
+    y, final = scan_of(expected_form, layout)(**wide)
+    on_chip = {name: None if t is None else t.to(chip) for name, t in tensors.items()}
+    found, found_final = scan_of(triton_form, layout)(**on_chip)
     assert found.dtype == found_final.dtype == torch.float32
     close(found, y, TOLERANCE[dtype])
     close(found_final, final, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("name", RAGGED)
-def test_the_scan_is_the_recurrence(name, chip, close):
+def test_triton_ssd_scan_equals_the_recurrence(name, chip, close):
     check(RAGGED[name], (2, 12, 1, 6), torch.float32, chip, close)
 
 
 @pytest.mark.parametrize("shape", [(4, 20, 2, 17), (2, 80, 2, 24)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_head_dimension_in_two_parts_and_tiles_over_two_heads(shape, dtype, chip, close):
+def test_triton_ssd_scan_with_a_split_head_dimension_and_tiles_over_two_heads(shape, dtype, chip, close):
     check(Layout.with_cache([70, 9], [100, 0], [0, 1], [[0, 1], [2]], 128), shape, dtype, chip, close)
 
 
-def test_a_scan_cut_at_a_border_has_the_same_bits(chip):
+def test_triton_ssd_scan_has_the_same_bits_when_cut_at_a_chunk_border(chip):
     shape, layout = (2, 16, 1, 16), Layout.packed([200])
     tensors = {name: t.to(chip) for name, t in inputs(layout, *shape, torch.float32).items() if t is not None}
-    whole, final = ssd_scan(**tensors, layout=layout)
+    whole, final = scan_of(triton_form, layout)(**tensors)
     parts, state = [], None
     for begin, end in ((0, 128), (128, 200)):
-        piece = Layout.with_cache([end - begin], [begin], [0], [range(2)], 128)
+        part = Layout.with_cache([end - begin], [begin], [0], [range(2)], 128)
         cut = {name: t[begin:end] if "_T" in name else t for name, t in tensors.items()}
-        y, state = ssd_scan(**cut, layout=piece, initial_SHPN=state)
+        y, state = scan_of(triton_form, part)(**cut, initial_SHPN=state)
         parts.append(y)
     assert torch.equal(torch.cat(parts), whole) and torch.equal(state, final)
 
 
-def test_a_document_never_sees_the_one_before_it(chip):
+def test_triton_ssd_scan_resets_state_at_document_boundaries(chip):
     layout = Layout.packed([20, 5])
     tensors = {
         name: t.to(chip) for name, t in inputs(layout, 2, 16, 1, 16, torch.float32).items() if t is not None
     }
-    clean, state = ssd_scan(**tensors, layout=layout)
+    clean, state = scan_of(triton_form, layout)(**tensors)
     dirty = {name: t.clone() for name, t in tensors.items()}
     for name in ("x_THP", "B_TGN", "C_TGN"):
         dirty[name][:20] = float("nan")
-    found, after = ssd_scan(**dirty, layout=layout)
+    found, after = scan_of(triton_form, layout)(**dirty)
     assert torch.equal(found[20:], clean[20:]) and torch.equal(after[1], state[1])
 
 
@@ -101,10 +101,10 @@ def test_a_document_never_sees_the_one_before_it(chip):
 )
 @pytest.mark.parametrize("lengths", [[1], [127, 128, 129], [2048], [3, 700, 16, 1, 1000]], ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_the_scan_on_a_gpu(lengths, shape, dtype, chip, close):
+def test_triton_ssd_scan_on_a_gpu(lengths, shape, dtype, chip, close):
     S = len(lengths)
     pages = [range(20 * i, 20 * i + 20) for i in range(S)]
     continuing = Layout.with_cache(lengths, [(77 * i) % 300 for i in range(S)], range(S), pages, 128)
     check(
-        continuing, shape, dtype, chip, close, truth=torch_form
+        continuing, shape, dtype, chip, close, expected_form=torch_form
     )  # in float64; itself tested against the recurrence

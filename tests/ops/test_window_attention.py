@@ -82,7 +82,7 @@ def test_window_attention_over_a_ring_equals_the_whole_text(form, size, monkeypa
     torch.testing.assert_close(joined, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_rejected_draft_tokens_in_a_ring_are_written_again():
+def test_window_attention_overwrites_rejected_draft_tokens_in_its_ring():
     """A ring longer than the window by the number of draft tokens: what is rejected is never read."""
     window, drafts = 5, 4
     layout = Layout.packed([24])
@@ -100,7 +100,7 @@ def test_rejected_draft_tokens_in_a_ring_are_written_again():
         torch.testing.assert_close(found, expected[step : step + 1], rtol=1e-9, atol=1e-9)
 
 
-def test_a_ring_in_fp8_is_within_its_rounding():
+def test_window_attention_over_an_fp8_ring_is_within_its_rounding():
     window, K, P = 6, 2, 16
     layout = Layout.packed([20])
     q, k, v = rows(layout, 4, K, P, dtype=torch.float32)

@@ -16,7 +16,7 @@ from nanohybrid.ops.attention.triton import decode_attention
 from nanohybrid.ops.causal_conv import triton as conv
 from nanohybrid.ops.causal_conv.backward import causal_conv_backward
 from nanohybrid.ops.fp8 import product_kernel, products
-from nanohybrid.ops.fp8.quantize_kernels import blocks, tiles
+from nanohybrid.ops.fp8.quantize_kernels import quantize_blocks, quantize_tiles
 from nanohybrid.ops.gated_norm import triton as gated
 from nanohybrid.ops.gated_norm.backward import gated_norm_backward, rms_norm_backward
 from nanohybrid.ops.layout import Layout
@@ -26,6 +26,7 @@ from nanohybrid.ops.squared_relu import triton as relu
 from nanohybrid.ops.ssd_scan import torch as torch_form
 from nanohybrid.ops.ssd_scan import triton as scan
 from nanohybrid.ops.ssd_scan.backward import ssd_scan_backward
+from nanohybrid.ops.ssd_scan.inputs import SSDInputs
 
 TITLE = "Milliseconds of each kernel, its floor, and the floor as a fraction of the time."
 BF16 = torch.bfloat16
@@ -102,16 +103,16 @@ def _scans(s: Sizes) -> Iterator[Work]:
     )  # half of a Q x Q product a head, counted as 2 operations a pair
     scores = s.T * s.Q * s.G * s.N
 
-    def inputs() -> list[torch.Tensor]:
+    def inputs() -> SSDInputs:
         x, B, C = torch.randn(s.T, s.H, s.P), torch.randn(s.T, s.G, s.N), torch.randn(s.T, s.G, s.N)
         dt, A = torch.rand(s.T, s.H) * 0.1, -torch.rand(s.H) * 8
-        return [x.to(BF16), dt, A, B.to(BF16), C.to(BF16), torch.randn(s.H)]
+        return SSDInputs(x.to(BF16), dt, A, B.to(BF16), C.to(BF16), torch.randn(s.H))
 
     def forward(form: Callable[..., object]) -> Callable[[], object]:
-        return partial(torch.no_grad()(form), *inputs(), layout, None, False)
+        return partial(torch.no_grad()(form), inputs(), layout, False)
 
     def backward() -> Callable[[], object]:
-        return partial(ssd_scan_backward, torch.randn(s.T, s.H, s.P), None, *inputs(), layout)
+        return partial(ssd_scan_backward, torch.randn(s.T, s.H, s.P), None, inputs(), layout)
 
     yield Work("SSD scan", partial(forward, scan.ssd_scan), narrow + wide, scores + inside + 2 * state)
     yield Work(
@@ -195,14 +196,16 @@ def _head(s: Sizes) -> Iterator[Work]:
 
 def _products(s: Sizes) -> Iterator[Work]:
     def quantized() -> Callable[[], object]:
-        return partial(tiles, torch.randn(s.T, s.E).to(BF16))
+        return partial(quantize_tiles, torch.randn(s.T, s.E).to(BF16))
 
     def weight() -> Callable[[], object]:
-        return partial(blocks, torch.randn(s.F, s.E))
+        return partial(quantize_blocks, torch.randn(s.F, s.E))
 
     def product(form: Callable[..., object], square: bool) -> Callable[[], object]:
-        a, b = tiles(torch.randn(s.T, s.E), columns=False)[0], torch.randn(s.F, s.E)
-        return partial(form, a, blocks(b)[0] if square else tiles(b, columns=False)[0], BF16)
+        a, b = quantize_tiles(torch.randn(s.T, s.E), columns=False)[0], torch.randn(s.F, s.E)
+        return partial(
+            form, a, quantize_blocks(b)[0] if square else quantize_tiles(b, columns=False)[0], BF16
+        )
 
     yield Work("FP8 tiles along both axes", quantized, 4 * s.T * s.E)
     yield Work("FP8 blocks of a weight and its transpose", weight, 6 * s.F * s.E)
@@ -214,7 +217,7 @@ def _products(s: Sizes) -> Iterator[Work]:
         operations,
         True,
     )
-    yield Work("the same by torch", partial(product, products.torchs, True), moved, operations, True)
+    yield Work("the same by torch", partial(product, products.torch_product, True), moved, operations, True)
     yield Work(
         "FP8 product, tiles by tiles",
         partial(product, product_kernel.product, False),
@@ -223,7 +226,11 @@ def _products(s: Sizes) -> Iterator[Work]:
         True,
     )
     yield Work(
-        "the same by torch, tiles by tiles", partial(product, products.torchs, False), moved, operations, True
+        "the same by torch, tiles by tiles",
+        partial(product, products.torch_product, False),
+        moved,
+        operations,
+        True,
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from nanohybrid.executors.cpu.drafts import CpuDrafts
 from nanohybrid.executors.cpu.kernels import call as words
 from nanohybrid.executors.cpu.kernels import forward as kernels
-from nanohybrid.executors.cpu.kernels.gemm import FEW, OUTPUTS, ROWS_AT_ONCE
+from nanohybrid.executors.cpu.kernels.gemm import MAX_ROWS, OUTPUTS, REPLICATED_ROWS
 from nanohybrid.executors.cpu.kernels.packing import Packed
 from nanohybrid.executors.cpu.weights import PackedLinear
 from nanohybrid.executors.executor import Executor
@@ -29,7 +29,7 @@ from nanohybrid.model.lm import HybridLM
 from nanohybrid.model.mixers import CpuKernel
 from nanohybrid.model.mixers.attention import rotary_angles
 from nanohybrid.ops.layout import Layout
-from nanohybrid.ops.numba import threads as team
+from nanohybrid.ops.numba import threads
 from nanohybrid.ops.sizes import PAGE
 
 CACHE_DTYPES = {"conv": torch.bfloat16, "ssm": torch.float32, "key": torch.bfloat16, "value": torch.bfloat16}
@@ -64,7 +64,7 @@ class CpuExecutor(Executor):
         layers = zip(list(model.backbone.layers), cache.layers, strict=True)
         rows = [self._layer(block, memory) for block, memory in layers]
         rows.append(words.Layer(kernel=0, norm=self._address(model.backbone.norm_f.weight), first_linear=0))
-        self._layers = np.zeros((len(rows), words.ROW), dtype=np.int64)
+        self._layers = np.zeros((len(rows), words.LAYER_WORDS), dtype=np.int64)
         for index, row in enumerate(rows):
             self._layers[index, : len(row)] = row
         self._linears = np.stack([weight.record() for weight in self.weights])
@@ -73,7 +73,7 @@ class CpuExecutor(Executor):
         self._limits = np.array([*config.time_step_limit, config.layer_norm_epsilon], dtype=np.float32)
         self.head = None if config.tie_word_embeddings else cast(PackedLinear, model.lm_head).packed
         self.bytes_read = sum(weight.data.numel() for weight in self.weights)
-        self.clock: np.ndarray | None = None  # a profiler's counters (kernels/profiler.py), where one is set
+        self.profile: np.ndarray | None = None  # counters of kernels/profiler.py, where they are set
         self._scratch: dict[tuple[int, int], _Scratch] = {}
         self._model_words = {
             "layers": self._layers.ctypes.data,
@@ -131,25 +131,25 @@ class CpuExecutor(Executor):
         positions = [layout.positions[part.sequence] + part.offset for part in parts]
         owned = [pages[part.sequence] for part in parts]
         most = max(map(len, owned))
-        kept = [] if drafts is None else drafts.places(parts)
+        draft_rows = [] if drafts is None else drafts.places(parts)
         angles = self._angles(positions, starts)
-        tables = [starts, [slots[part.sequence] for part in parts], positions, wanted, kept]
+        tables = [starts, [slots[part.sequence] for part in parts], positions, wanted, draft_rows]
         tables += [list(pages) + [0] * (most - len(pages)) for pages in owned]
         numbers = array("q", chain.from_iterable(tables))
         base = numbers.buffer_info()[0]
         at = [base + 8 * place for place in accumulate(map(len, tables[:5]), initial=0)]
-        threads = team.threads(self.bytes_read)
+        size = threads.num_threads(self.bytes_read)
         tokens, out, logits = addresses
         call = words.Call(
-            **self._model_words, **self._scratch_for(rows, threads).words,
+            **self._model_words, **self._scratch_for(rows, size).words,
             tokens=tokens, rows=rows, sequences=len(parts), starts=at[0], slots=at[1], positions=at[2], pages=at[5],
             pages_per_sequence=most, angles=0 if angles is None else angles.data_ptr(),
             draft_inputs=0 if drafts is None else drafts.inputs.data_ptr(), draft_rows=0 if drafts is None else at[4],
             draft_count=0 if drafts is None else drafts.inputs.shape[1],
             out=out, logits=logits, wanted_rows=at[3], wanted_count=len(wanted),
-            clock=0 if self.clock is None else self.clock.ctypes.data,
+            profile=0 if self.profile is None else self.profile.ctypes.data,
         )  # fmt: skip
-        team.run(kernels.forward, *call, size=threads, soon=True)
+        threads.run(kernels.forward, *call, size=size, keep_spinning=True)
 
     def advance(self, drafts: CpuDrafts, sequences: Sequence[int], counts: Sequence[int]) -> None:
         """Advance the recurrent states of these sequences by the first counts[i] draft tokens of each."""
@@ -163,15 +163,15 @@ class CpuExecutor(Executor):
         ]
         numbers = array("q", chain.from_iterable(tables))
         base, length = numbers.buffer_info()[0], 8 * len(sequences)
-        threads = team.threads(self.bytes_read)
+        size = threads.num_threads(self.bytes_read)
         call = words.Call(
-            **self._model_words, **self._scratch_for(max(counts, default=1), threads).words,
+            **self._model_words, **self._scratch_for(max(counts, default=1), size).words,
             tokens=0, rows=0, sequences=len(sequences), starts=base, slots=base + length, positions=base + 2 * length,
             pages=0, pages_per_sequence=0, angles=0,
             draft_inputs=drafts.inputs.data_ptr(), draft_rows=0, draft_count=drafts.inputs.shape[1],
-            out=0, logits=0, wanted_rows=base + 3 * length, wanted_count=0, clock=0,
+            out=0, logits=0, wanted_rows=base + 3 * length, wanted_count=0, profile=0,
         )  # fmt: skip
-        team.run(kernels.advance, *call, size=threads, soon=True)
+        threads.run(kernels.advance, *call, size=size, keep_spinning=True)
 
     def _layer(self, block: Any, cache: LayerCache) -> tuple[int, ...]:
         """A row of the table of layers. Raises ValueError where no kernel computes the layer."""
@@ -224,20 +224,28 @@ class CpuExecutor(Executor):
         cos_TP, sin_TP = rotary_angles(torch.from_numpy(each), self.config.head_dim, self.config.rope_theta)
         return torch.cat([cos_TP[:, :half], sin_TP[:, :half]], dim=1).contiguous()
 
-    def _scratch_for(self, rows: int, threads: int) -> _Scratch:
+    def _scratch_for(self, rows: int, num_threads: int) -> _Scratch:
         """Scratch memory for a number of rows, allocated once per power of two and number of threads."""
-        size = min(ROWS_AT_ONCE, max(8, 1 << (rows - 1).bit_length()))
-        if (size, threads) not in self._scratch:
+        size = min(MAX_ROWS, max(8, 1 << (rows - 1).bit_length()))
+        if (size, num_threads) not in self._scratch:
             every = self.weights if self.head is None else [*self.weights, self.head]
             widest, outputs = max(weight.width for weight in every), int(self._linears[:, OUTPUTS].max())
             heads = self._attention_sizes()
             projected = max(outputs, (heads.heads + 2 * heads.kv_heads) * heads.head_dim)
-            fixed = max(weight.fixed_bytes for weight in every)
-            private = kernels.private_size(size, widest, fixed, self._mamba, self._attention)
-            many = fixed if size > FEW and any(weight.form != "bf16" for weight in every) else 0
-            sizes = (size, self.config.hidden_size, projected, widest, many, private, threads)
-            self._scratch[size, threads] = _Scratch.make(*sizes)
-        return self._scratch[size, threads]
+            row_bytes = max(weight.quantized_row_bytes for weight in every)
+            private = kernels.private_size(size, widest, row_bytes, self._mamba, self._attention)
+            quantized = size > REPLICATED_ROWS and any(weight.format != "bf16" for weight in every)
+            sizes = (
+                size,
+                self.config.hidden_size,
+                projected,
+                widest,
+                row_bytes if quantized else 0,
+                private,
+                num_threads,
+            )
+            self._scratch[size, num_threads] = _Scratch.make(*sizes)
+        return self._scratch[size, num_threads]
 
 
 class Part(NamedTuple):
@@ -249,15 +257,15 @@ class Part(NamedTuple):
 
 
 def split_layout(layout: Layout) -> list[list[Part]]:
-    """A layout cut into calls of at most ROWS_AT_ONCE tokens, in their order."""
+    """A layout cut into calls of at most MAX_ROWS tokens, in their order."""
     result: list[list[Part]] = [[]]
-    free = ROWS_AT_ONCE
+    free = MAX_ROWS
     for sequence, length in enumerate(layout.lengths):
         offset = 0
         while offset < length:
             if not free:
                 result.append([])
-                free = ROWS_AT_ONCE
+                free = MAX_ROWS
             taken = min(length - offset, free)
             result[-1].append(Part(sequence, offset, taken))
             offset, free = offset + taken, free - taken
@@ -271,22 +279,29 @@ class _Scratch:
     residual: Tensor
     projected: Tensor
     normed: Tensor
-    quantized_rows: Tensor
-    shared: Tensor
+    quantized: Tensor
+    mixed: Tensor
     private: Tensor
 
     @classmethod
     def make(
-        cls, rows: int, hidden: int, projected: int, widest: int, fixed: int, private: int, threads: int
+        cls,
+        rows: int,
+        hidden: int,
+        projected: int,
+        widest: int,
+        row_bytes: int,
+        private: int,
+        num_threads: int,
     ) -> _Scratch:
         packed = torch.zeros(2, rows + 12, widest, dtype=torch.bfloat16)
         return cls(
             residual=torch.zeros(rows, hidden),
             projected=torch.zeros(rows, projected),
             normed=packed[0],
-            quantized_rows=torch.zeros(rows + 12, fixed, dtype=torch.uint8),
-            shared=packed[1],
-            private=torch.zeros(threads, private, dtype=torch.uint8),
+            quantized=torch.zeros(rows + 12, row_bytes, dtype=torch.uint8),
+            mixed=packed[1],
+            private=torch.zeros(num_threads, private, dtype=torch.uint8),
         )
 
     @cached_property

@@ -28,7 +28,7 @@ class PackedLinear(nn.Module):
     def __init__(self, packed: Packed, output_dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.packed, self.output_dtype = packed, output_dtype
-        self.format, self.in_features, self.out_features = packed.form, packed.inputs, packed.outputs
+        self.format, self.in_features, self.out_features = packed.format, packed.inputs, packed.outputs
 
     @classmethod
     def of(cls, linear: nn.Module, output_dtype: torch.dtype | None = None) -> PackedLinear:

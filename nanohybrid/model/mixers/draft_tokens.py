@@ -56,7 +56,7 @@ def _draft_form(mixer: Any) -> Recurrence:
         dt_TH, A_H, D_H = mixer.discretize(dt_TH)
         states, plan = RecurrentStates(cache, layout), layout.plan(None)
         stored_ZWC = states.initial_or_zeros("conv")
-        y_TC, _ = conv_silu(xBC_TC, weight_CW, bias_C, layout, stored_ZWC, keep=False)
+        y_TC, _ = conv_silu(xBC_TC, weight_CW, bias_C, layout, stored_ZWC, output_final_state=False)
         (conv_ZLC,), (dt_ZLH,) = plan.split(xBC_TC), plan.split(dt_TH)
         (x_ZLHP,), (B_ZLGN,), (C_ZLGN,) = map(plan.split, mixer.split(y_TC))
         conv_ZXC = torch.cat([stored_ZWC.to(conv_ZLC.dtype), conv_ZLC], dim=1)

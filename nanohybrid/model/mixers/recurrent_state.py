@@ -20,7 +20,7 @@ class RecurrentStates:
     """
 
     def __init__(self, cache: LayerCache | None, layout: Layout) -> None:
-        self._cache, self._layout, self._run = cache, layout, layout.slot_run
+        self._cache, self._layout, self._run = cache, layout, layout.contiguous_slots
 
     def initial(self, name: str) -> Tensor | None:
         """[S, ...] with zeros for the sequences that begin here; None where all do."""

@@ -1,4 +1,4 @@
-"""Causal grouped-query attention over a ragged batch, with keys and values kept in pages."""
+"""Causal grouped-query attention over a ragged batch, with keys and values in pages."""
 
 from torch import Tensor
 
@@ -20,10 +20,12 @@ def attention(
 ) -> Tensor:
     """o_THP: each token attends to itself and to the earlier tokens of its own sequence; scale P^-0.5.
 
-    With a cache, keys and values are first written to the layout's pages, and a sequence that continues attends to all that
-    its pages hold. Query head h reads key head h // (H // K).
+    With a cache, keys and values are first written to the layout's pages, and a sequence that continues
+    attends to all tokens in its pages. Query head h reads key head h // (H // K).
     """
-    triton = None if cache is not None and cache.quantized else TRITON  # no kernel reads FP8 pages yet
+    triton = (
+        None if cache is not None and cache.quantized else TRITON
+    )  # the Triton kernels cannot read FP8 pages
     form = choose(
         q_THP, k_TKP, v_TKP, reference=reference.attention, torch=torch_form.attention, triton=triton
     )

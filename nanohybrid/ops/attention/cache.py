@@ -1,7 +1,9 @@
-"""The pools of keys and values of one layer, in the activations' precision or in FP8 with a scale for each token and head.
+"""The keys and values of one layer in pages, in the activations' precision, or in FP8 with a scale for each
+token and head.
 
-In FP8 a row is x / s in e4m3, s = max |x| / 448 of that row in bf16: 1 byte a number and 2 a row in place of 2 bytes a number.
-A scale for each row is written with it and never changed, where one for a page would have to grow as the page fills.
+In FP8 a row is x / s in e4m3 with s = max |x| / 448 of that row in bf16: one byte per number and two per row,
+where bf16 has two per number. Each row has its own scale, which is written with it and never changes. A scale
+per page would have to grow as the page fills.
 
 T tokens · Z sequences · C tokens of context · K key/value heads · P head dimension.
 """
@@ -18,7 +20,7 @@ from nanohybrid.ops.attention import pages
 from nanohybrid.ops.layout import Layout
 
 LARGEST = 448.0
-SMALLEST = 2.0**-100  # of a scale: a row of zeros is zeros, not 0 / 0
+SMALLEST = 2.0**-100  # of a scale: a row of zeros must not become 0 / 0
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class PagedCache:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> PagedCache:
-        """From a layer's cache, by name."""
+        """From a layer's cache tensors by name."""
         scales = tensors.get("key_scale"), tensors.get("value_scale")
         return cls(tensors["key"], tensors["value"], *scales)
 
@@ -54,7 +56,7 @@ class PagedCache:
                 pages.write(scale, scale_TK, layout)
 
     def read(self, layout: Layout, sequences: tuple[int, ...], context: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [Z, C, K, P] as pages.read gives them; of FP8, their numbers in fp32."""
+        """Keys and values [Z, C, K, P] as pages.read returns them; FP8 is dequantized to fp32."""
         k_ZCKP, v_ZCKP = (
             pages.read(pool, layout, sequences, context)
             if scale is None
@@ -68,17 +70,18 @@ class PagedCache:
 
 
 def quantize(rows_TKP: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes in e4m3 and a bf16 scale for each row. A NaN stays one."""
+    """e4m3 codes and a bf16 scale for each row. NaN stays NaN."""
     rows_TKP = rows_TKP.float()
     scale_TK = (rows_TKP.abs().amax(-1) / LARGEST).clamp(min=SMALLEST).bfloat16()
-    codes_TKP = (rows_TKP / scale_TK.float()[..., None]).clamp(
-        -LARGEST, LARGEST
-    )  # the scale may have been rounded down
+    # The scale may have been rounded down, so codes are clamped.
+    codes_TKP = (rows_TKP / scale_TK.float()[..., None]).clamp(-LARGEST, LARGEST)
     return codes_TKP.to(torch.float8_e4m3fn), scale_TK
 
 
 def dequantize(codes_ZCKP: Tensor, scale_ZCK: Tensor) -> Tensor:
-    """fp32 from the bytes of e4m3: by a table on a CPU, where torch's own conversion takes three times as long."""
+    """fp32 from the bytes of e4m3. On a CPU by a lookup table: torch's own conversion takes three times as
+    long there.
+    """
     if codes_ZCKP.is_cuda:
         rows_ZCKP = codes_ZCKP.view(torch.float8_e4m3fn).float()
     else:

@@ -1,4 +1,4 @@
-"""Where a sequence's keys and values lie in a pool of pages: writing them, and reading them without a copy where possible."""
+"""Reading and writing rows of a pool of pages; reads copy nothing where possible."""
 
 import numpy as np
 from torch import Tensor
@@ -20,9 +20,11 @@ def write(pool: Tensor, rows_TKP: Tensor, layout: Layout) -> None:
 
 
 def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int) -> Tensor:
-    """[sequences, context, K, P]: the first `context` rows of each one's pages; rows past its end hold anything finite.
+    """[sequences, context, K, P]: the first `context` rows of each sequence's pages. Rows past its end hold
+    finite numbers.
 
-    A view of the pool where every sequence owns enough pages in one run and the runs are evenly spaced, a gather elsewhere.
+    It is a view of the pool where every sequence owns consecutive pages and these runs are evenly spaced,
+    otherwise a gather.
     """
     need = -(-context // layout.page_size)
     owned, stride = _runs(layout, sequences, need)
@@ -34,18 +36,18 @@ def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int)
         )
 
     def table() -> np.ndarray:
-        return np.asarray(
-            [[*o, *([o[0]] * (need - len(o)))] for o in owned]
-        )  # a short one repeats its own first page
+        # A sequence with fewer pages repeats its own first page.
+        return np.asarray([[*o, *([o[0]] * (need - len(o)))] for o in owned])
 
     index = layout.tensor(f"page_table{sequences}{need}", pool.device, table)
     return pool[index].flatten(1, 2)[:, :context]
 
 
 def _runs(layout: Layout, sequences: tuple[int, ...], need: int) -> tuple[list[tuple[int, ...]], int | None]:
-    """The first `need` pages of each sequence, and the distance between neighbors where all are runs evenly spaced.
+    """The first `need` pages of each sequence, and the distance between sequences where all are consecutive
+    and evenly spaced.
 
-    Every layer and both pools ask the same of a layout, so the answer is kept with it.
+    The answer is memoized with the layout: every layer asks for the same, for keys and for values.
     """
     owned = layout.pages or ()
     return layout.memoize(

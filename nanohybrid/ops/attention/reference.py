@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def attention(
     q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, cache: PagedCache | None = None
 ) -> Tensor:
-    """o_THP in q's dtype; sums in fp32 (float64 for float64)."""
+    """o_THP in q's dtype; sums are fp32 (float64 for float64)."""
     dtype = torch.promote_types(q_THP.dtype, torch.float32)
     queries_per_key = q_THP.shape[1] // k_TKP.shape[1]
     if cache is not None:

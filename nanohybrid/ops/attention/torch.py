@@ -1,9 +1,10 @@
-"""Ragged attention by torch's scaled_dot_product_attention, which streams over keys: no matrix of scores is kept.
+"""Ragged attention by torch's scaled_dot_product_attention, which never stores the score matrix.
 
-Three cases, by what a sequence is doing: beginning here (its keys are all in this batch), decoding one token, or continuing
-with several. A mixed batch is taken apart into the three.
+There are three cases: a sequence begins in this batch (all its keys are in the batch), decodes one token, or
+continues with several tokens. A mixed batch is split into the three.
 
-T tokens · Z sequences side by side · L padded length · C context · H query heads · K key/value heads · P head dimension.
+T tokens · Z sequences side by side · L padded length · C context · H query heads · K key/value heads · P head
+dimension.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from nanohybrid.ops.layout import Layout
 if TYPE_CHECKING:
     from nanohybrid.ops.attention.cache import PagedCache
 
-QUERY_TILE = 256  # queries of a continuation that share one mask: [256, context] booleans at most
-SHORT = 256  # on a CPU the gradient of sequences up to here is about three times faster in fp32 than in bf16 (docs/ops.md)
+QUERY_TILE = 256  # queries of a continuation that share one mask, at most [256, context] booleans
+# Up to this length the gradient on a CPU is about three times faster in fp32 than in bf16 (docs/ops.md).
+SHORT = 256
 
 
 def attention(
@@ -59,7 +61,9 @@ def _rows(layout: Layout, sequences: list[int] | tuple[int, ...], device: torch.
 
 
 def _begin(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout) -> Tensor:
-    """Sequences whose every key is in this batch. Padding stands at the end, where a causal mask hides it."""
+    """Sequences all of whose keys are in this batch. The padding is at the end, where the causal mask hides
+    it.
+    """
     plan = layout.plan(None)
     outputs = []
     for q_ZLHP, k_ZLKP, v_ZLKP in zip(plan.split(q_THP), plan.split(k_TKP), plan.split(v_TKP), strict=True):
@@ -75,7 +79,9 @@ def _begin(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout) -> Tenso
 
 
 def _decode(q_ZHP: Tensor, layout: Layout, cache: PagedCache, sequences: tuple[int, ...]) -> Tensor:
-    """One token each: the query heads of a key head stand as its rows, so that keys are read once and never repeated."""
+    """One token of each sequence. The query heads of a key head become its rows, so keys are read once and
+    never repeated.
+    """
     lengths = [layout.positions[i] + 1 for i in sequences]
     context = max(lengths)
     k_ZCKP, v_ZCKP = cache.read(layout, sequences, context)
@@ -89,7 +95,7 @@ def _decode(q_ZHP: Tensor, layout: Layout, cache: PagedCache, sequences: tuple[i
 
 
 def _continue(q_LHP: Tensor, layout: Layout, cache: PagedCache, sequence: int) -> Tensor:
-    """Several tokens of one sequence against all that its pages hold, a tile of queries at a time."""
+    """Several tokens of one sequence against all tokens in its pages, one tile of queries at a time."""
     position, length = layout.positions[sequence], len(q_LHP)
     k, v = (
         rows_ZCKP.transpose(1, 2).to(q_LHP.dtype)

@@ -2,11 +2,11 @@
 
     o_t = sum_{t - W < j <= t} softmax_j(q_t . k_j / sqrt(P)) v_j within each sequence
 
-Token t of a sequence lies at row t mod R of its ring. A ring is longer than the window, so that draft tokens can be written
-and rejected: a rejected token's row is written again before any token reads it.
+Token t of a sequence lies at row t mod R of its ring. A ring is longer than the window, so that draft tokens
+can be written and rejected: a rejected token's row is written again before any token reads it.
 
-T tokens · Z sequences side by side · L queries · C keys · W window · R rows of a ring · H query heads · K key/value heads ·
-P head dimension.
+T tokens · Z sequences side by side · L queries · C keys · W window · R rows of a ring · H query heads · K
+key/value heads · P head dimension.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ class RingCache:
                 scale.flatten(0, 1).index_copy_(0, places_R, scale_RK)
 
     def read(self, slots: list[int], positions: list[int], count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The `count` tokens before each position: keys and values [Z, count, K, P], zeros where there is none, and which
-        there are, bool [Z, count]."""
+        """The `count` tokens before each position: keys and values [Z, count, K, P], zeros where there is
+        none, and which there are, bool [Z, count].
+        """
         device, size = self.key.device, self.key.shape[1]
         ends_Z = torch.tensor(positions, device=device)
         token_ZC = ends_Z[:, None] - count + torch.arange(count, device=device)
@@ -86,17 +87,18 @@ class RingCache:
                 rows_ZCKP = dequantize(codes_ZCKP, scale[slot_Z[:, None], token_ZC % size])
             found.append(
                 rows_ZCKP.masked_fill(~valid_ZC[..., None, None], 0)
-            )  # unwritten memory may hold NaN
+            )  # memory that was never written may hold NaN
         return found[0], found[1], valid_ZC
 
 
 def window_attention(
     q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, window: int, cache: RingCache | None = None
 ) -> Tensor:
-    """o_THP in the dtype of q: each token attends to itself and the `window` - 1 tokens before it in its own sequence.
+    """o_THP in the dtype of q: each token attends to itself and the `window` - 1 tokens before it in its own
+    sequence.
 
-    With a cache, the tokens before this batch are read from the ring, and the batch is written to it. Query head h reads key
-    head h // (H // K).
+    With a cache, the tokens before this batch are read from the ring, and the batch is written to it. Query
+    head h reads key head h // (H // K).
     """
     form = choose(q_THP, k_TKP, v_TKP, reference=_reference, torch=_torch)
     o_THP: Tensor = form(q_THP, k_TKP, v_TKP, layout, window, cache)
@@ -126,7 +128,9 @@ def _reference(
 def _torch(
     q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, window: int, cache: RingCache | None
 ) -> Tensor:
-    """By scaled_dot_product_attention: decode steps of all sequences at once, else a tile of queries at a time."""
+    """By scaled_dot_product_attention: decode steps of all sequences at once, else a tile of queries at a
+    time.
+    """
     if cache is not None and layout.is_decode and layout.slots is not None:
         return _decode(q_THP, k_TKP, v_TKP, layout, window, cache)
     outputs = []
@@ -150,7 +154,9 @@ def _torch(
 def _keys_of(
     k_TKP: Tensor, v_TKP: Tensor, layout: Layout, sequence: int, window: int, cache: RingCache | None
 ) -> tuple[Tensor, Tensor, int]:
-    """Keys and values of one sequence that its queries may see, and how many of them came before this batch."""
+    """Keys and values of one sequence that its queries may see, and how many of them came before this
+    batch.
+    """
     rows = slice(layout.starts[sequence], layout.starts[sequence + 1])
     k_CKP, v_CKP = k_TKP[rows], v_TKP[rows]
     position = layout.positions[sequence]
@@ -165,7 +171,9 @@ def _keys_of(
 def _decode(
     q_ZHP: Tensor, k_ZKP: Tensor, v_ZKP: Tensor, layout: Layout, window: int, cache: RingCache
 ) -> Tensor:
-    """One token of each sequence: the query heads of a key head stand as its rows, so that keys are never repeated."""
+    """One token of each sequence: the query heads of a key head stand as its rows, so that keys are never
+    repeated.
+    """
     k_ZBKP, v_ZBKP, valid_ZB = cache.read(list(layout.slots or ()), list(layout.positions), window - 1)
     dtype = q_ZHP.dtype
     k, v = (

@@ -1,4 +1,6 @@
-"""Depthwise causal convolution over a ragged batch, with the last inputs of each sequence carried across calls."""
+"""Depthwise causal convolution over a ragged batch; the last inputs of each sequence carry over between
+calls.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,12 +21,13 @@ def causal_conv(
     bias_C: Tensor,
     layout: Layout,
     initial_SWC: Tensor | None = None,
-    keep: bool = True,
+    output_final_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """y_t = bias + sum_k weight[:, W-1-k] x_{t-k} within each sequence; no activation.
+    """y_t = bias + sum_k weight[:, W-1-k] x_{t-k} within each sequence, without activation.
 
-    initial_SWC [S, W-1, C]: the inputs that came before, the latest last; None is zeros. Computed and returned in fp32
-    (float64 for float64), with, where `keep`, the inputs that the next call needs, [S, W-1, C] in the dtype of x.
+    initial_SWC [S, W-1, C]: the inputs before this batch, the latest last; None is zeros. Returns y in fp32
+    (float64 for float64) and, where `output_final_state`, the inputs that the next call needs, [S, W-1, C] in
+    the dtype of x, else None.
     """
     conv = choose(
         x_TC,
@@ -35,7 +38,7 @@ def causal_conv(
         torch=torch_form.causal_conv,
         triton=PLAIN,
     )
-    y_TC, last_SWC = conv(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
+    y_TC, last_SWC = conv(x_TC, weight_CW, bias_C, layout, initial_SWC, output_final_state)
     return y_TC, last_SWC
 
 
@@ -45,9 +48,11 @@ def conv_silu(
     bias_C: Tensor,
     layout: Layout,
     initial_SWC: Tensor | None = None,
-    keep: bool = True,
+    output_final_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """silu(causal_conv) in the dtype of x, computed in fp32 (float64 for float64), and the inputs that the next call needs."""
+    """silu(causal_conv) in the dtype of x, computed in fp32 (float64 for float64); and the final state as
+    causal_conv returns it.
+    """
     conv = choose(
         x_TC,
         weight_CW,
@@ -58,12 +63,17 @@ def conv_silu(
         numba=NUMBA,
         triton=WITH_SILU,
     )
-    y_TC, last_SWC = conv(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
+    y_TC, last_SWC = conv(x_TC, weight_CW, bias_C, layout, initial_SWC, output_final_state)
     return y_TC, last_SWC
 
 
 def _then_silu(
-    x_TC: Tensor, weight_CW: Tensor, bias_C: Tensor, layout: Layout, initial_SWC: Tensor | None, keep: bool
+    x_TC: Tensor,
+    weight_CW: Tensor,
+    bias_C: Tensor,
+    layout: Layout,
+    initial_SWC: Tensor | None,
+    output_final_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    y_TC, last_SWC = causal_conv(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
+    y_TC, last_SWC = causal_conv(x_TC, weight_CW, bias_C, layout, initial_SWC, output_final_state)
     return F.silu(y_TC).to(x_TC.dtype), last_SWC

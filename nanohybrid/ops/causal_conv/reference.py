@@ -1,4 +1,5 @@
-"""y_t = bias + sum_{k=0}^{W-1} weight[:, W-1-k] x_{t-k}, where x before a sequence's start is its stored inputs, or zero.
+"""y_t = bias + sum_{k=0}^{W-1} weight[:, W-1-k] x_{t-k}, where x before a sequence's start is its initial
+state, or zero.
 
 T tokens · S sequences · C channels · W window.
 """
@@ -15,9 +16,9 @@ def causal_conv(
     bias_C: Tensor,
     layout: Layout,
     initial_SWC: Tensor | None = None,
-    keep: bool = True,
+    output_final_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """y_TC and the last W - 1 inputs of each sequence (None unless `keep`)."""
+    """y_TC and the last W - 1 inputs of each sequence (None unless `output_final_state`)."""
     W = weight_CW.shape[1]
     dtype = torch.promote_types(x_TC.dtype, torch.float32)
     ys, finals = [], []
@@ -34,4 +35,4 @@ def causal_conv(
                 + torch.einsum("WC,CW->C", inputs[t - W + 1 : t + 1].to(dtype), weight_CW.to(dtype))
             )
         finals.append(inputs[len(inputs) - (W - 1) :])
-    return torch.stack(ys), torch.stack(finals) if keep else None
+    return torch.stack(ys), torch.stack(finals) if output_final_state else None

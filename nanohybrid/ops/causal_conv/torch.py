@@ -1,5 +1,5 @@
-"""The causal convolution as W shifted products. Rows that would reach over a border are zeroed, never merely multiplied
-by zero, so that not even a NaN passes from one document to the next.
+"""The causal convolution as W shifted products. Rows that would cross a document border are set to zero, not
+multiplied by zero, so that not even a NaN passes from one document to the next.
 
 T tokens · S sequences · C channels · W window · k distance back, 1 to W - 1.
 """
@@ -18,9 +18,9 @@ def causal_conv(
     bias_C: Tensor,
     layout: Layout,
     initial_SWC: Tensor | None = None,
-    keep: bool = True,
+    output_final_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """y_TC and the last W - 1 inputs of each sequence (None unless `keep`)."""
+    """y_TC and the last W - 1 inputs of each sequence (None unless `output_final_state`)."""
     if initial_SWC is not None and layout.max_length == 1:
         return window.causal_conv(x_TC, weight_CW, bias_C, initial_SWC)
     dtype = torch.promote_types(x_TC.dtype, torch.float32)
@@ -31,7 +31,7 @@ def causal_conv(
         y_TC = _Shifted.apply(x_TC.to(dtype), weight, bias, borders)
         if initial_SWC is not None:
             y_TC = _add_stored(y_TC, weight, layout, initial_SWC.to(dtype))
-    return y_TC, last_inputs(x_TC, layout, initial_SWC, W - 1) if keep else None
+    return y_TC, last_inputs(x_TC, layout, initial_SWC, W - 1) if output_final_state else None
 
 
 def _rows_within(layout: Layout, k: int, device: torch.device) -> Tensor:
@@ -40,7 +40,9 @@ def _rows_within(layout: Layout, k: int, device: torch.device) -> Tensor:
 
 
 class _Shifted(torch.autograd.Function):
-    """sum_k weight_k x_{t-k} with x zero before each sequence; both passes touch x and its gradient W times."""
+    """sum_k weight_k x_{t-k} with x zero before each sequence. Both passes read x and its gradient W
+    times.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, borders: list[Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
@@ -74,7 +76,7 @@ def _shift(x: Tensor, k: int, border: Tensor) -> Tensor:
 
 
 def _add_stored(y_TC: Tensor, weight_CW: Tensor, layout: Layout, initial_SWC: Tensor) -> Tensor:
-    """The share of the inputs of earlier calls in the first W - 1 outputs of each sequence."""
+    """Add the contribution of the inputs of earlier calls to the first W - 1 outputs of each sequence."""
     W = weight_CW.shape[1]
     rows, parts = [], []
     for offset in range(W - 1):
@@ -87,7 +89,9 @@ def _add_stored(y_TC: Tensor, weight_CW: Tensor, layout: Layout, initial_SWC: Te
 
 
 def last_inputs(x_TC: Tensor, layout: Layout, initial_SWC: Tensor | None, count: int) -> Tensor:
-    """The last `count` inputs of each sequence, reaching back into the stored ones where it is shorter than that."""
+    """The last `count` inputs of each sequence, including inputs of earlier calls where the sequence is
+    shorter than that.
+    """
     S, C = layout.sequences, x_TC.shape[1]
     stored = x_TC.new_zeros(S, count, C) if initial_SWC is None else initial_SWC.to(x_TC.dtype)
     history = torch.cat([x_TC, stored.flatten(0, 1)])

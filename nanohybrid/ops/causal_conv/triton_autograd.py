@@ -1,4 +1,4 @@
-"""The convolution's kernels with their gradient, as autograd wants them."""
+"""The Triton form of the convolution, an autograd function over triton.py and backward.py."""
 
 from typing import Any
 
@@ -20,14 +20,16 @@ def causal_conv(
     bias_C: Tensor,
     layout: Layout,
     initial_SWC: Tensor | None = None,
-    keep: bool = True,
+    output_final_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """y_TC in fp32 and the last W - 1 inputs of each sequence (None unless `keep`)."""
+    """y_TC in fp32 and the last W - 1 inputs of each sequence (None unless `output_final_state`)."""
     if not wants_gradient(x_TC, weight_CW, bias_C, initial_SWC):
-        return triton.causal_conv(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
-    if initial_SWC is not None:  # no training continues a state: torch's gradient will do
-        return torch_form.causal_conv(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
-    return _Conv.apply(x_TC, weight_CW, bias_C, layout, False), _last(x_TC, weight_CW, layout, keep)
+        return triton.causal_conv(x_TC, weight_CW, bias_C, layout, initial_SWC, output_final_state)
+    if initial_SWC is not None:  # training never continues from a state, so torch's gradient is enough
+        return torch_form.causal_conv(x_TC, weight_CW, bias_C, layout, initial_SWC, output_final_state)
+    return _Conv.apply(x_TC, weight_CW, bias_C, layout, False), _last(
+        x_TC, weight_CW, layout, output_final_state
+    )
 
 
 def conv_silu(
@@ -36,23 +38,29 @@ def conv_silu(
     bias_C: Tensor,
     layout: Layout,
     initial_SWC: Tensor | None = None,
-    keep: bool = True,
+    output_final_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """silu(y_TC) in the dtype of x, and the same."""
+    """silu(y_TC) in the dtype of x, and the last W - 1 inputs of each sequence (None unless
+    `output_final_state`).
+    """
     if not wants_gradient(x_TC, weight_CW, bias_C, initial_SWC):
-        return triton.conv_silu(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
+        return triton.conv_silu(x_TC, weight_CW, bias_C, layout, initial_SWC, output_final_state)
     if initial_SWC is not None:
-        y_TC, last_SWC = torch_form.causal_conv(x_TC, weight_CW, bias_C, layout, initial_SWC, keep)
+        y_TC, last_SWC = torch_form.causal_conv(
+            x_TC, weight_CW, bias_C, layout, initial_SWC, output_final_state
+        )
         return F.silu(y_TC).to(x_TC.dtype), last_SWC
-    return _Conv.apply(x_TC, weight_CW, bias_C, layout, True), _last(x_TC, weight_CW, layout, keep)
+    return _Conv.apply(x_TC, weight_CW, bias_C, layout, True), _last(
+        x_TC, weight_CW, layout, output_final_state
+    )
 
 
-def _last(x_TC: Tensor, weight_CW: Tensor, layout: Layout, keep: bool) -> Tensor | None:
-    return torch_form.last_inputs(x_TC, layout, None, weight_CW.shape[1] - 1) if keep else None
+def _last(x_TC: Tensor, weight_CW: Tensor, layout: Layout, output_final_state: bool) -> Tensor | None:
+    return torch_form.last_inputs(x_TC, layout, None, weight_CW.shape[1] - 1) if output_final_state else None
 
 
 class _Conv(Function):
-    """Keeps x alone: with the SiLU, what went into it is made again."""
+    """Saves only its inputs for the backward pass, which recomputes the input of the SiLU."""
 
     @staticmethod
     def forward(
@@ -61,7 +69,7 @@ class _Conv(Function):
         ctx.save_for_backward(x_TC, weight_CW, bias_C)
         ctx.layout, ctx.silu = layout, silu
         return (triton.conv_silu if silu else triton.causal_conv)(
-            x_TC, weight_CW, bias_C, layout, keep=False
+            x_TC, weight_CW, bias_C, layout, output_final_state=False
         )[0]
 
     @staticmethod

@@ -1,4 +1,6 @@
-"""The causal convolution where every sequence brings one token: the stored inputs and the new one are the whole window."""
+"""The causal convolution where every sequence has one token: its initial state and the new input are the
+whole window.
+"""
 
 import torch
 from torch import Tensor

@@ -1,9 +1,10 @@
-"""The block-scaled FP8 product as a Triton kernel: out = sum over groups of 128 of (q_a . q_b) scale_a scale_b, in fp32.
+"""The block-scaled FP8 product as a Triton kernel: out = sum over groups of 128 of (q_a . q_b) scale_a
+scale_b, in fp32.
 
-Tensor cores add e4m3 products in less than fp32; so a group's sum leaves them for fp32 registers before the next begins, which
-is where the scales have to come in anyway.
+Tensor cores accumulate e4m3 products in less than fp32. So a group's sum is moved to fp32 registers before
+the next group begins, where it is scaled anyway.
 
-M, N rows of the operands · K what is summed over.
+M, N rows of the operands · K the summed dimension.
 """
 
 import torch
@@ -20,11 +21,14 @@ BLOCK_M, BLOCK_N = 128, 128
 
 @triton.jit
 def product_kernel(
-    a, b, scale_a, scale_b, out, M, N, groups, stride_a, stride_b,
-    BLOCKS: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, BAND: tl.constexpr,
+    a, b, scale_a, scale_b, out, M, N, groups, stride_a, stride_b, BLOCKS: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
-    """out [M, N] from a [M, K] and b [N, K]. BLOCKS: b has a scale for 128 of its rows, else one for each. BAND row blocks go
-    together through all columns, so that the operands' tiles stay in the L2 cache."""
+    """out [M, N] from a [M, K] and b [N, K]. BLOCKS: b has a scale for 128 of its rows, else one for each
+    row.
+
+    BAND row blocks are processed together through all columns, so the operands' tiles stay in the L2 cache.
+    """
     down, across, place = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), tl.program_id(0)
     first = place // (BAND * across) * BAND
     height = tl.minimum(down - first, BAND)
@@ -59,7 +63,7 @@ def product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
     out = torch.empty((M, N), dtype=dtype, device=a.q.device)
     product_kernel[triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N),](
         a.q, b.q, a.scales, b.scales, out, M, N, K // GROUP, a.q.stride(0), b.q.stride(0),
-        BLOCKS=b.scales.shape[0] != N, UPCAST=interpreted(), BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, GROUP=GROUP, BAND=8,
-        num_warps=8, num_stages=3,
+        BLOCKS=b.scales.shape[0] != N, UPCAST=interpreted(), BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, GROUP=GROUP,
+        BAND=8, num_warps=8, num_stages=3,
     )  # fmt: skip
     return out

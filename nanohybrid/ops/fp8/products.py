@@ -1,8 +1,9 @@
-"""Which block-scaled product runs: our kernel, or torch's where this torch and GPU have one that agrees with it and is faster.
+"""Selects the block-scaled product: our kernel, or torch's where torch and the GPU have one that agrees with
+it and is faster.
 
-Settled by measurement at the first product of its kind, and remembered: the recipe, the shape (rows to the next power of two,
-since ragged batches differ) and the result's dtype make a kind. What torch refuses to do, or does otherwise, is passed over; of a refusal
-a warning tells the reason, since it may be a mistake of ours.
+The choice is measured at the first product of its kind and then reused. A kind is the recipe, the shape (rows
+rounded to the next power of two, since ragged batches differ) and the result's dtype. A warning gives the
+reason where torch's product fails, since that may be our mistake.
 """
 
 import warnings
@@ -13,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanohybrid.ops.fp8.product_kernel import product as own
+from nanohybrid.ops.fp8.product_kernel import product as our_product
 from nanohybrid.ops.fp8.quantize_kernels import Operand
 
 Product = Callable[[Operand, Operand, torch.dtype], Tensor]
 ROUNDS = 5
-AGREE = 0.01  # relative, in the norm: bf16 results differ by 0.002, a wrong scale by 1
+MAX_DIFFERENCE = 0.01  # relative, in the norm; bf16 results differ by 0.002, those of a wrong scale by 1
 
 chosen: dict[tuple[object, ...], Product] = {}
 
@@ -26,7 +27,7 @@ chosen: dict[tuple[object, ...], Product] = {}
 def product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
     """a b^T in `dtype`; a in tiles, b in tiles or in blocks."""
     if not a.q.is_cuda:
-        return own(a, b, dtype)
+        return our_product(a, b, dtype)
     kind = (a.q.device, a.q.shape[0].bit_length(), b.q.shape, b.scales.shape, dtype)
     if kind not in chosen:
         chosen[kind] = fastest(a, b, dtype)
@@ -34,26 +35,28 @@ def product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
 
 
 def fastest(a: Operand, b: Operand, dtype: torch.dtype) -> Product:
-    """Torch's product if it runs, agrees with ours and takes less time; else ours."""
-    expected = own(a, b, dtype).double()
+    """torch's product if it runs, agrees with ours and takes less time; else ours."""
+    expected = our_product(a, b, dtype).double()
     try:
-        found = torchs(a, b, dtype).double()
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as refusal:  # without block scales, or not for this shape, dtype or GPU
+        found = torch_product(a, b, dtype).double()
+    # torch has no block scales, or not for this shape, dtype or GPU.
+    except (RuntimeError, ValueError, TypeError, AttributeError) as refusal:
         reason = str(refusal).partition("\n")[0]
-        warnings.warn(f"torch's block-scaled product is passed over for our own: {reason}", stacklevel=2)
-        return own
-    if not (found - expected).norm() <= AGREE * expected.norm():
-        return own
-    return torchs if milliseconds(torchs, a, b, dtype) < milliseconds(own, a, b, dtype) else own
+        warnings.warn(f"torch's block-scaled product fails, so our own is used: {reason}", stacklevel=2)
+        return our_product
+    if not (found - expected).norm() <= MAX_DIFFERENCE * expected.norm():
+        return our_product
+    return (
+        torch_product
+        if milliseconds(torch_product, a, b, dtype) < milliseconds(our_product, a, b, dtype)
+        else our_product
+    )
 
 
-def torchs(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
-    """a b^T by torch: tiles want scales with the rows contiguous, blocks want rows of scales padded to four."""
+def torch_product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
+    """a b^T by torch. For tiles it needs scales with contiguous rows, for blocks rows of scales padded to a
+    multiple of four.
+    """
     tiles, blocks = F.ScalingType.BlockWise1x128, F.ScalingType.BlockWise128x128
     if b.scales.shape[0] == b.q.shape[0]:
         recipe, scale_b = tiles, b.scales.t().contiguous()
@@ -65,7 +68,7 @@ def torchs(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
 
 
 def milliseconds(run: Product, a: Operand, b: Operand, dtype: torch.dtype) -> float:
-    """Median of a few runs by CUDA events."""
+    """Median time of a few runs by CUDA events."""
     run(a, b, dtype)
     times = []
     for _ in range(ROUNDS):

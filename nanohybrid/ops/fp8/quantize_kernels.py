@@ -1,8 +1,10 @@
-"""Block quantization as Triton kernels: one reading of a matrix makes every form that the three products of a linear need.
+"""Block quantization as Triton kernels: a matrix is read once for all layouts that the three products of a
+linear need.
 
-Products in FP8 want both operands contiguous along the sum, so what is summed over rows is stored transposed: a kernel writes q
-and q^T at once. Along the sum both are padded with zeros to whole groups of 128, which add nothing and keep rows aligned. The
-numbers are the recipe's to the last bit (reference.py); a group that holds NaN or infinity becomes NaN altogether.
+FP8 products need both operands contiguous along the summed dimension, so an operand that is summed over rows
+is stored transposed: a kernel writes q and q^T. Along the sum both are padded with zeros to whole groups of
+128, which add nothing and keep rows aligned. The bits are those of reference.py. A group with a NaN or
+infinity becomes NaN as a whole.
 
 M rows · K columns · scales: one for each 1 x 128 tile, 128 x 1 tile or 128 x 128 block.
 """
@@ -19,7 +21,8 @@ from nanohybrid.ops.fp8.reference import E4M3, GROUP, LARGEST, SMALLEST_AMAX
 
 
 class Operand(NamedTuple):
-    """An operand of a product: q [rows, sum], padded with zeros along the sum, and its scales, one a group of the sum.
+    """An operand of a product: q [rows, sum], padded with zeros along the sum, and its scales, one per group
+    of the sum.
 
     scales: [rows, groups], or for square blocks [blocks of rows, groups].
     """
@@ -35,27 +38,34 @@ def _scale(largest, SMALLEST: tl.constexpr, LARGEST: tl.constexpr):
 
 @triton.jit
 def _magnitude(x):
-    """|x|, infinite for NaN: maxima differ in what they make of NaN, and an infinite scale makes the group NaN."""
+    """|x|, infinite for NaN. Maxima treat NaN differently; an infinite scale makes the group NaN in any
+    case.
+    """
     return tl.where(x == x, tl.abs(x), float("inf"))
 
 
 @triton.jit
 def _e4m3(x, EMULATE: tl.constexpr):
-    """x as e4m3. EMULATE: rounded to its numbers first, since the interpreter's cast loses the carry into the exponent."""
+    """x as e4m3. EMULATE: round to e4m3 numbers first, since the interpreter's cast loses the carry into the
+    exponent.
+    """
     if EMULATE:
         bits = x.to(tl.int32, bitcast=True)
         normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF).to(tl.float32, bitcast=True)
-        small = (x + 24576.0) - 24576.0  # 1.5 * 2^14: the sum's last bit is worth 2^-9, the subnormals' step
+        small = (x + 24576.0) - 24576.0  # 1.5 * 2^14: the last bit of the sum is 2^-9, the subnormals' step
         x = tl.where(x == x, tl.where(tl.abs(x) < 0.015625, small, normal), x)
     return x.to(tl.float8e4nv)
 
 
 @triton.jit
 def tile_kernel(
-    x, q, scales, q_t, scales_t, M, K, stride_x, stride_q, stride_t, groups_m, groups_k,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, EMULATE: tl.constexpr, GROUP: tl.constexpr,
+    x, q, scales, q_t, scales_t, M, K, stride_x, stride_q, stride_t, groups_m, groups_k, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, EMULATE: tl.constexpr, GROUP:
+    tl.constexpr,
 ):  # fmt: skip
-    """A 128 x 128 square. ROWS: q [M, K] with scales [M, K / 128]. COLUMNS: q_t [K, M] with scales_t [K, M / 128]."""
+    """A 128 x 128 square. ROWS: q [M, K] with scales [M, K / 128]. COLUMNS: q_t [K, M] with scales_t [K, M /
+    128].
+    """
     m_block, k_block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     m, k = m_block * GROUP + tl.arange(0, GROUP), k_block * GROUP + tl.arange(0, GROUP)
     x_MK = tl.load(
@@ -82,7 +92,9 @@ def block_kernel(
     x, q, q_t, scales, scales_t, M, K, stride_x, stride_q, stride_t, groups_m, groups_k,
     SMALLEST: tl.constexpr, LARGEST: tl.constexpr, EMULATE: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """A 128 x 128 square under one scale: q [M, K] and q_t [K, M], scales [M / 128, K / 128] and their transpose."""
+    """A 128 x 128 square under one scale: q [M, K] and q_t [K, M], scales [M / 128, K / 128] and their
+    transpose.
+    """
     m_block, k_block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     m, k = m_block * GROUP + tl.arange(0, GROUP), k_block * GROUP + tl.arange(0, GROUP)
     x_MK = tl.load(
@@ -96,14 +108,16 @@ def block_kernel(
     tl.store(q_t + k.to(tl.int64)[None, :] * stride_t + m[:, None], q_MK, mask=(k < K)[None, :])
 
 
-def tiles(x_MK: Tensor, rows: bool = True, columns: bool = True) -> tuple[Operand | None, Operand | None]:
+def quantize_tiles(
+    x_MK: Tensor, rows: bool = True, columns: bool = True
+) -> tuple[Operand | None, Operand | None]:
     """x in 1 x 128 tiles along K (where `rows`), and x^T in 1 x 128 tiles along M (where `columns`)."""
     M, K, down, across = _sizes(x_MK)
     x = x_MK if x_MK.stride(1) == 1 else x_MK.contiguous()
-    plain = _operand(M, K, (M, across), x) if rows else None
-    turned = _operand(K, M, (K, down), x) if columns else None
-    q, scales = plain or (x, x)  # a form that is not wanted is not written: any pointer will do
-    q_t, scales_t = turned or (x, x)
+    in_rows = _operand(M, K, (M, across), x) if rows else None
+    transposed = _operand(K, M, (K, down), x) if columns else None
+    q, scales = in_rows or (x, x)  # a layout that is not wanted is not written, so any pointer will do
+    q_t, scales_t = transposed or (x, x)
     tile_kernel[down, across](
         x,
         q,
@@ -119,32 +133,32 @@ def tiles(x_MK: Tensor, rows: bool = True, columns: bool = True) -> tuple[Operan
         across,
         ROWS=rows,
         COLUMNS=columns,
-        **_numbers(),
+        **_constants(),
     )
-    return plain, turned
+    return in_rows, transposed
 
 
-def blocks(weight_MK: Tensor) -> tuple[Operand, Operand]:
-    """A weight and its transpose in 128 x 128 blocks: the same numbers under the same scales."""
+def quantize_blocks(weight_MK: Tensor) -> tuple[Operand, Operand]:
+    """A weight and its transpose in 128 x 128 blocks, with the same numbers and scales."""
     M, K, down, across = _sizes(weight_MK)
     x = weight_MK if weight_MK.stride(1) == 1 else weight_MK.contiguous()
-    plain, turned = _operand(M, K, (down, across), x), _operand(K, M, (across, down), x)
+    in_rows, transposed = _operand(M, K, (down, across), x), _operand(K, M, (across, down), x)
     block_kernel[down, across](
         x,
-        plain.q,
-        turned.q,
-        plain.scales,
-        turned.scales,
+        in_rows.q,
+        transposed.q,
+        in_rows.scales,
+        transposed.scales,
         M,
         K,
         x.stride(0),
-        plain.q.stride(0),
-        turned.q.stride(0),
+        in_rows.q.stride(0),
+        transposed.q.stride(0),
         down,
         across,
-        **_numbers(),
+        **_constants(),
     )
-    return plain, turned
+    return in_rows, transposed
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:
@@ -159,5 +173,5 @@ def _operand(rows: int, total: int, scales: tuple[int, int], like: Tensor) -> Op
     return Operand(q, torch.empty(scales, dtype=torch.float32, device=like.device))
 
 
-def _numbers() -> dict[str, object]:
+def _constants() -> dict[str, object]:
     return dict(SMALLEST=SMALLEST_AMAX, LARGEST=LARGEST, EMULATE=interpreted(), GROUP=GROUP, num_warps=8)

@@ -1,8 +1,8 @@
-"""The FP8 recipe on any device: the numbers of FP8, the speed of fp32.
+"""The FP8 recipe on any device: the numbers of FP8 at the speed of fp32.
 
-Operands are quantized as reference.py says, dequantized, and multiplied with fp32 accumulation. That differs from a scaled FP8
-matrix product only in the order of fp32 sums. All groups of a matrix are quantized at once; edges are padded with zeros, which
-change no maximum.
+Operands are quantized as in reference.py, dequantized, and multiplied with fp32 accumulation. The result
+differs from a scaled FP8 matrix product only in the order of fp32 sums. All groups of a matrix are quantized
+at once; edges are padded with zeros, which change no maximum.
 
 T tokens, I inputs, O outputs, M rows, K columns.
 """
@@ -28,24 +28,26 @@ def quantize(x_MK: Tensor, rows: int = 1, columns: int = GROUP) -> tuple[Tensor,
 
 
 def dequantize(q_MK: Tensor, scales: Tensor, rows: int = 1, columns: int = GROUP) -> Tensor:
-    """The fp32 numbers that e4m3 values and their scales stand for."""
-    return _flat(_grouped(widened(q_MK), rows, columns) * scales[:, None, :, None], q_MK.shape)
+    """The fp32 numbers of e4m3 values and their scales."""
+    return _flat(_grouped(e4m3_to_fp32(q_MK), rows, columns) * scales[:, None, :, None], q_MK.shape)
 
 
-def rounded(x_MK: Tensor, rows: int = 1, columns: int = GROUP) -> Tensor:
-    """The fp32 matrix that x becomes in FP8."""
+def fake_quantize(x_MK: Tensor, rows: int = 1, columns: int = GROUP) -> Tensor:
+    """x quantized and dequantized, in fp32."""
     return dequantize(*quantize(x_MK, rows, columns), rows, columns)
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x [..., I] W^T (+ bias), forward and both gradients with FP8 operands; the result and gradients in their operands' dtypes."""
-    return affine(_Linear.apply, x, weight_OI, bias_O)
+    """x [..., I] W^T (+ bias), forward and both gradients with FP8 operands. The result and gradients are in
+    their operands' dtypes.
+    """
+    return with_bias(_Linear.apply, x, weight_OI, bias_O)
 
 
-def affine(
+def with_bias(
     product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight_OI: Tensor, bias_O: Tensor | None
 ) -> Tensor:
-    """`product` of x and W in their own dtypes, whatever autocast is on, and the bias."""
+    """`product` of x and W in their own dtypes, whatever autocast is enabled, plus the bias."""
     with torch.autocast(x.device.type, enabled=False):
         y = product(x, weight_OI)
         return y if bias_O is None else y + bias_O.to(y.dtype)
@@ -55,39 +57,41 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
-        rounded_OI = rounded(weight_OI, GROUP, GROUP)
-        ctx.save_for_backward(x, rounded_OI)
+        weight_8_OI = fake_quantize(weight_OI, GROUP, GROUP)
+        ctx.save_for_backward(x, weight_8_OI)
         ctx.dtype = weight_OI.dtype
-        y_TO = rounded(x_TI) @ rounded_OI.T
+        y_TO = fake_quantize(x_TI) @ weight_8_OI.T
         return y_TO.to(x.dtype).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, rounded_OI = ctx.saved_tensors
+        x, weight_8_OI = ctx.saved_tensors
         x_TI, dy_TO = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
         dx = dweight_OI = None
         if ctx.needs_input_grad[0]:
-            dx = (rounded(dy_TO) @ rounded_OI).to(x.dtype).view(x.shape)
+            dx = (fake_quantize(dy_TO) @ weight_8_OI).to(x.dtype).view(x.shape)
         if ctx.needs_input_grad[1]:
-            dweight_OI = (rounded(dy_TO, GROUP, 1).T @ rounded(x_TI, GROUP, 1)).to(ctx.dtype)
+            dweight_OI = (fake_quantize(dy_TO, GROUP, 1).T @ fake_quantize(x_TI, GROUP, 1)).to(ctx.dtype)
         return dx, dweight_OI
 
 
 @cache
-def _numbers(device: torch.device) -> Tensor:
+def _e4m3_values(device: torch.device) -> Tensor:
     """The 256 numbers of e4m3 by their bits."""
     return torch.arange(256, dtype=torch.uint8, device=device).view(E4M3).float()
 
 
-def widened(q_MK: Tensor) -> Tensor:
-    """E4M3 as fp32. A look-up: on a CPU torch's own cast takes five times as long."""
+def e4m3_to_fp32(q_MK: Tensor) -> Tensor:
+    """e4m3 as fp32, by a lookup table: torch's own cast takes five times as long on a CPU."""
     bits = q_MK.contiguous().view(torch.uint8).int().flatten()
-    return _numbers(q_MK.device).index_select(0, bits).view(q_MK.shape)
+    return _e4m3_values(q_MK.device).index_select(0, bits).view(q_MK.shape)
 
 
 def _grouped(x_MK: Tensor, rows: int, columns: int) -> Tensor:
-    """[M, K] as [row groups, rows, column groups, columns], with zeros at the edges where a group is not full."""
+    """[M, K] as [row groups, rows, column groups, columns], with zeros at the edges where a group is not
+    full.
+    """
     height, width = x_MK.shape
     below, right = -height % rows, -width % columns
     if below or right:
@@ -96,5 +100,6 @@ def _grouped(x_MK: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _flat(grouped: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_grouped`, cut to `shape`."""
     down, rows, across, columns = grouped.shape
     return grouped.reshape(down * rows, across * columns)[: shape[0], : shape[1]]

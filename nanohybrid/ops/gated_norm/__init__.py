@@ -1,4 +1,4 @@
-"""The gate and the group RMSNorm of Mamba-2, in that order."""
+"""Mamba-2's gate, followed by its RMSNorm within groups of channels."""
 
 from torch import Tensor
 
@@ -11,7 +11,9 @@ TRITON = Kernel("nanohybrid.ops.gated_norm.triton_autograd:gated_norm", gradient
 
 
 def gated_norm(y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: float) -> Tensor:
-    """RMSNorm within each of `groups` groups of channels of y silu(z), times weight; fp32 sums, cast once to z's dtype."""
+    """RMSNorm of y silu(z) within each of `groups` groups of channels, times weight. Sums are fp32, cast once
+    to the dtype of z.
+    """
     form = choose(
         y_TD,
         z_TD,

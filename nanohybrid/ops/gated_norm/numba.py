@@ -1,4 +1,6 @@
-"""The norms' loops for CPUs (ops/numba/norms.py) with their gradient, as autograd wants them; rms_norm uses them without a gate."""
+"""The numba form of the gated norm, an autograd function over ops/numba/norms.py. rms_norm uses it without a
+gate.
+"""
 
 from typing import Any
 
@@ -9,14 +11,14 @@ from torch.autograd.function import once_differentiable
 
 from nanohybrid.ops.gated_norm import torch as torch_form
 from nanohybrid.ops.numba import norms
-from nanohybrid.ops.numba.threads import run, threads
+from nanohybrid.ops.numba.threads import num_threads, run
 
-TAKEN = (torch.float32, torch.bfloat16)
+SUPPORTED = (torch.float32, torch.bfloat16)
 
 
 def gated_norm(y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: float) -> Tensor:
     """In the dtype of z."""
-    if y_TD.ndim != 2 or not {y_TD.dtype, z_TD.dtype} <= set(TAKEN):
+    if y_TD.ndim != 2 or not {y_TD.dtype, z_TD.dtype} <= set(SUPPORTED):
         return torch_form.gated_norm(y_TD, z_TD, weight_D, groups, eps)
     return normed(y_TD, z_TD, weight_D, groups, eps, z_TD.dtype)
 
@@ -24,28 +26,29 @@ def gated_norm(y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: f
 def normed(
     x_TD: Tensor, z_TD: Tensor | None, weight_D: Tensor, groups: int, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    """RMSNorm within groups of x, or of x silu(z), in `dtype`, which is z's where there is one."""
+    """RMSNorm within groups of x, or of x silu(z) where z is given, in `dtype`, which must be that of z."""
     out_TD: Tensor = _Norm.apply(x_TD, z_TD, weight_D, groups, eps, dtype)
     return out_TD
 
 
 class _Norm(Function):
-    """Keeps its inputs alone."""
+    """Saves only its inputs for the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, z_TD: Tensor | None, weight_D: Tensor, groups: int, eps: float, dtype: torch.dtype
+        ctx: Any, x_TD: Tensor, z_TD: Tensor | None, weight_D: Tensor, groups: int, eps: float, dtype:
+        torch.dtype
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x_TD, z_TD, weight_D)
         ctx.groups, ctx.eps, ctx.dtype = groups, eps, dtype
         out_TD = torch.empty(x_TD.shape, dtype=dtype)
-        given, _kept = _arguments(x_TD, z_TD, weight_D, groups, eps)
+        args, _alive = _arguments(x_TD, z_TD, weight_D, groups, eps)
         run(
             norms.norm_forward,
-            *given,
+            *args,
             out_TD.data_ptr(),
             dtype == torch.bfloat16,
-            size=threads(x_TD.nbytes + 2 * out_TD.nbytes),
+            size=num_threads(x_TD.nbytes + 2 * out_TD.nbytes),
         )
         return out_TD
 
@@ -56,8 +59,8 @@ class _Norm(Function):
         dout_TD = dout_TD.contiguous()
         dx_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype)
         dz_TD = None if z_TD is None else torch.empty(z_TD.shape, dtype=z_TD.dtype)
-        dweight_RD = torch.empty(-(-len(x_TD) // norms.TILE), x_TD.shape[1])
-        given, _kept = _arguments(x_TD, z_TD, weight_D, ctx.groups, ctx.eps)
+        dweight_RD = torch.empty(-(-len(x_TD) // norms.TILE_ROWS), x_TD.shape[1])
+        args, _alive = _arguments(x_TD, z_TD, weight_D, ctx.groups, ctx.eps)
         where = (
             dout_TD.data_ptr(),
             dx_TD.data_ptr(),
@@ -66,10 +69,10 @@ class _Norm(Function):
         )
         run(
             norms.norm_backward,
-            *given,
+            *args,
             *where,
             dweight_RD.data_ptr(),
-            size=threads(2 * x_TD.nbytes + 3 * dout_TD.nbytes),
+            size=num_threads(2 * x_TD.nbytes + 3 * dout_TD.nbytes),
         )
         return dx_TD, dz_TD, dweight_RD.sum(0).to(weight_D.dtype), None, None, None
 
@@ -77,11 +80,11 @@ class _Norm(Function):
 def _arguments(
     x_TD: Tensor, z_TD: Tensor | None, weight_D: Tensor, groups: int, eps: float
 ) -> tuple[tuple[Any, ...], list[Tensor]]:
-    """What both loops are given first, and the tensors that must live as long."""
+    """The first arguments of both kernels, and the tensors whose addresses they hold."""
     x, weight = _rows(x_TD), weight_D.detach().float().contiguous()
     z = None if z_TD is None else _rows(z_TD)
     gate = (0, 0) if z is None else (z.data_ptr(), z.stride(0))
-    given = (
+    args = (
         *x.shape,
         groups,
         x.data_ptr(),
@@ -91,7 +94,7 @@ def _arguments(
         weight.data_ptr(),
         eps,
     )
-    return given, [x, weight] if z is None else [x, weight, z]
+    return args, [x, weight] if z is None else [x, weight, z]
 
 
 def _rows(x_TD: Tensor) -> Tensor:

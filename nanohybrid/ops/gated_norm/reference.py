@@ -1,11 +1,13 @@
-"""u = y silu(z);  out = weight u / sqrt(mean_group(u^2) + eps): the gate comes first, then the norm within each group."""
+"""u = y silu(z);  out = weight u / sqrt(mean_group(u^2) + eps): the gate first, then the norm within each
+group.
+"""
 
 import torch
 from torch import Tensor
 
 
 def gated_norm(y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: float) -> Tensor:
-    """In fp32 (float64 for float64), cast once at the end to the dtype of z."""
+    """Computed in fp32 (float64 for float64), cast once at the end to the dtype of z."""
     dtype = torch.promote_types(y_TD.dtype, torch.float32)
     z = z_TD.to(dtype)
     u_TGd = (y_TD.to(dtype) * z / (1 + torch.exp(-z))).unflatten(-1, (groups, -1))

@@ -1,4 +1,5 @@
-"""The gated norm on a GPU in one pass: a program a token and group; sums and everything before the cast in fp32.
+"""The gated norm on a GPU in one pass, with one program per token and group. Everything before the cast is
+fp32.
 
 T tokens · D channels · d channels of a group.
 """
@@ -7,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanohybrid.ops.launch import power
+from nanohybrid.ops.launch import next_power_of_2
 
 
 def gated_norm(y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: float) -> Tensor:
@@ -17,7 +18,7 @@ def gated_norm(y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: f
     out_TD = z_TD.new_empty(T, D)
     d = D // groups
     _gated_norm[(T, groups)](
-        y_TD, z_TD, weight_D, out_TD, d, D, y_TD.stride(0), z_TD.stride(0), eps, WIDTH=power(d)
+        y_TD, z_TD, weight_D, out_TD, d, D, y_TD.stride(0), z_TD.stride(0), eps, WIDTH=next_power_of_2(d)
     )
     return out_TD
 

@@ -1,4 +1,4 @@
-"""The gated norm's kernels with their gradient, as autograd wants them."""
+"""The Triton form of the gated norm, an autograd function over triton.py and backward.py."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def gated_norm(y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: f
 
 
 class _GatedNorm(Function):
-    """Keeps its inputs alone."""
+    """Saves only its inputs for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: float) -> Tensor:

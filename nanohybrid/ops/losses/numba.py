@@ -1,4 +1,4 @@
-"""Loss and slope of a chunk of logits in compiled loops, for CPUs: nothing of the size of a chunk is made beside the logits.
+"""The numba form of the cross-entropy of a chunk of logits. It allocates nothing of the size of a chunk.
 
 Q tokens of a chunk, V vocabulary.
 """
@@ -7,24 +7,26 @@ import torch
 from torch import Tensor
 
 from nanohybrid.ops.numba import pointwise
-from nanohybrid.ops.numba.threads import run, threads
+from nanohybrid.ops.numba.threads import num_threads, run
 
 
-def cross_entropy(logits_QV: Tensor, targets_Q: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
-    """Loss of each token in fp32, and where it is wanted its slope, in the logits' memory and dtype."""
+def cross_entropy(logits_QV: Tensor, targets_Q: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """The loss of each token in fp32, and where `with_gradient` the gradient, in the logits' memory and
+    dtype.
+    """
     if logits_QV.dtype not in (torch.float32, torch.bfloat16):
         from nanohybrid.ops.losses.cross_entropy import chunk_loss
 
-        return chunk_loss(logits_QV, targets_Q, slope)
+        return chunk_loss(logits_QV, targets_Q, with_gradient)
     logits_QV, targets_Q = logits_QV.contiguous(), targets_Q.contiguous()
     loss_Q = torch.empty(len(logits_QV), dtype=torch.float32)
-    where = logits_QV.stride(0), logits_QV.data_ptr(), targets_Q.data_ptr(), loss_Q.data_ptr()
+    addresses = logits_QV.stride(0), logits_QV.data_ptr(), targets_Q.data_ptr(), loss_Q.data_ptr()
     run(
         pointwise.cross_entropy_rows,
         *logits_QV.shape,
-        *where,
-        slope,
+        *addresses,
+        with_gradient,
         logits_QV.dtype == torch.bfloat16,
-        size=threads(2 * logits_QV.nbytes),
+        size=num_threads(2 * logits_QV.nbytes),
     )
-    return loss_Q, logits_QV if slope else None
+    return loss_Q, logits_QV if with_gradient else None

@@ -1,4 +1,6 @@
-"""The decode step of Mamba-2 on the pools themselves, from what in_proj gave to what the gated norm reads."""
+"""The decode step of Mamba-2 in place on the cache, from the output of in_proj to the input of the gated
+norm.
+"""
 
 from torch import Tensor
 
@@ -9,14 +11,16 @@ TRITON = Kernel("nanohybrid.ops.mamba_step.triton:mamba_step")
 
 
 def mamba_step(
-    xBC_SC: Tensor, dt_SH: Tensor, conv_weight_CW: Tensor, conv_bias_C: Tensor, dt_bias_H: Tensor, A_log_H: Tensor, D_H: Tensor,
-    conv_pool: Tensor, ssm_pool: Tensor, layout: Layout, groups: int, limit: tuple[float, float],
+    xBC_SC: Tensor, dt_SH: Tensor, conv_weight_CW: Tensor, conv_bias_C: Tensor, dt_bias_H: Tensor, A_log_H:
+    Tensor, D_H: Tensor, conv_pool: Tensor, ssm_pool: Tensor, layout: Layout, groups: int, limit: tuple[float,
+    float],
 ) -> Tensor | None:  # fmt: skip
-    """y [S, H, P] in fp32 of one token of each sequence, and both pools moved on by it at the layout's slots; or None.
+    """y [S, H, P] in fp32 for one token of each sequence, with both states advanced in place at the layout's
+    slots; or None.
 
-    xBC and dt: as in_proj gave them. conv_pool [slots, W - 1, C]; ssm_pool [slots, H, P, N] in fp32 or fp16; limit: of dt.
-    Only Triton has this form. None says that nothing was done: the mixer then makes the step of causal_conv and ssd_step, on
-    copies of the states' rows.
+    xBC and dt: as in_proj gives them. conv_pool [slots, W - 1, C]; ssm_pool [slots, H, P, N] in fp32 or fp16.
+    limit: of dt. Only Triton has this form. None means that nothing was computed: the mixer then runs
+    causal_conv and ssd_step on copies of the states' rows.
     """
     step = choose(xBC_SC, dt_SH, A_log_H, ssm_pool, reference=_composed, torch=_composed, triton=TRITON)
     y_SHP: Tensor | None = step(

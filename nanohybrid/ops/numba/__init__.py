@@ -1,6 +1,7 @@
-"""The numba runtime: compiled at first use by LLVM for this processor and cached, threads, vectors, and the loops of some ops.
+"""The numba runtime and the loops of the numba forms: compilation, threads, LLVM helpers, vector kernels.
 
-Everything else in `ops` works without numba; `available()` says whether it can be used.
+LLVM compiles the kernels for this processor at first use; the machine code is cached on disk. Everything else
+in `ops` works without numba.
 """
 
 from functools import cache

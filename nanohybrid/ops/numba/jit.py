@@ -1,10 +1,14 @@
-"""How kernels are compiled: without the GIL, sums in any order, and kept on disk under the digest of this folder's sources.
+"""How kernels are compiled: without the GIL, with reassociated sums, cached on disk under a digest of the
+kernels' sources.
 
-A kernel is `kernel(rank, size, barrier, call)`, four words: `call` is the address of its arguments, words or float64, as
-`team.run` lays them out. So that a thread of the team can run one without Python, by its address.
+A kernel is a function `kernel(rank, size, control, call)` of four int64 words. `rank` and `size` number the
+threads that run it, `control` is the address of the thread pool's control block (threads.py), and `call` is
+the address of the arguments as `threads.run` writes them. This one signature lets a thread of the pool run
+any kernel by its address, without Python.
 
-numba keys what it keeps by the file that holds a function; kernels here are woven from several files, and a change in one must
-not meet old code of another.
+numba keys its cache by the file that holds the compiled function. A kernel here is inlined from several
+files, so the cache directory's name is a digest of all of them: a change in any file never meets machine code
+of the old version.
 """
 
 from __future__ import annotations
@@ -21,100 +25,114 @@ from typing import Any
 import numba
 from numba import types
 
-FASTMATH = {"reassoc", "contract", "arcp", "nsz"}  # not nnan or ninf: what is no number must stay visible
+FASTMATH = {"reassoc", "contract", "arcp", "nsz"}  # without nnan and ninf: NaN and infinity propagate
 _lock = threading.Lock()
 
 
 class kernel:
-    """Compiled when its address is first asked for, nopython; kept between processes where a cache directory can be written."""
+    """Decorator. Compiles the function when its address is first needed; the machine code is cached where
+    possible.
+    """
 
-    def __init__(self, python: Callable[[int, int, int, int], None]) -> None:
-        self.python, self.__name__, self.__doc__ = python, python.__name__, python.__doc__
+    def __init__(self, py_func: Callable[[int, int, int, int], None]) -> None:
+        self.py_func, self.__name__, self.__doc__ = py_func, py_func.__name__, py_func.__doc__
 
     @cached_property
     def _compiled(self) -> Any:
-        with _kept() as cached:
+        with _cache_directory() as cached:
             return numba.cfunc(
                 types.void(*[types.int64] * 4), cache=cached, fastmath=FASTMATH, error_model="numpy"
-            )(self.python)
+            )(self.py_func)
 
     @cached_property
     def address(self) -> int:
-        """Of machine code: void (int64, int64, int64, int64)."""
+        """The address of the machine code, void (int64, int64, int64, int64)."""
         return int(self._compiled.address)
 
     @cached_property
-    def alone(self) -> Callable[[int, int, int, int], None]:
-        """To be called from Python, which other threads have meanwhile."""
-        found: Callable[[int, int, int, int], None] = self._compiled.ctypes
-        return found
+    def from_python(self) -> Callable[[int, int, int, int], None]:
+        """Runs the kernel on the calling thread, with the GIL released."""
+        function: Callable[[int, int, int, int], None] = self._compiled.ctypes
+        return function
 
 
-def loop(python: Callable[..., Any]) -> Any:
-    """What one thread calls with whatever numba knows from Python: compiled at the first call, nopython and nogil; kept as kernels are."""
-    with _kept() as cached:
+def njit(python: Callable[..., Any]) -> Any:
+    """Decorator for a single-threaded loop over numpy arrays. nopython, without the GIL, cached as kernels
+    are.
+    """
+    with _cache_directory() as cached:
         return numba.njit(nogil=True, cache=cached, fastmath=FASTMATH, error_model="numpy")(python)
 
 
-def inlined(python: Callable[..., Any]) -> Any:
-    """A piece of a kernel: compiled into it, never called from outside.
+def inline(python: Callable[..., Any]) -> Any:
+    """Decorator for a part of a kernel, which is always inlined and never called from outside.
 
-    Always inlined: a piece that stayed a function would be in several kernels, each with its own order of sums, and a process would
-    take that of whichever kernel it loaded first.
+    A part that stayed a function would be compiled into several kernels, each with its own order of sums, and
+    a process would link the version of whichever kernel it loaded first.
     """
     return numba.njit(nogil=True, forceinline=True, fastmath=FASTMATH, error_model="numpy")(python)
 
 
-def called(python: Callable[..., Any]) -> Any:
-    """A large piece of one kernel, or one without sums of its own that LLVM may order: compiled once in each kernel that has it."""
+def inline_ir(python: Callable[..., Any]) -> Any:
+    """Decorator for a part of a kernel that calls large parts. numba inlines it before it compiles anything.
+
+    `inline` compiles a part, with all that it calls, once by itself, before LLVM inlines it. For a part that
+    calls the GEMM that is seconds of compile time; with this decorator it is none.
+    """
+    return numba.njit(nogil=True, inline="always", fastmath=FASTMATH, error_model="numpy")(python)
+
+
+def noinline(python: Callable[..., Any]) -> Any:
+    """Decorator for a large part of a kernel, compiled once in each kernel that calls it.
+
+    Use it only where one kernel calls the part, or where the part has no sums that LLVM may reorder (see
+    `inline`).
+    """
     return numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy")(python)
 
 
 @contextmanager
-def _kept() -> Iterator[bool]:
-    """Have numba keep what is compiled here in our directory; whether it can."""
+def _cache_directory() -> Iterator[bool]:
+    """Point numba's cache at `cache_directory` meanwhile; gives whether that directory can be used."""
     config: Any = numba.config
     with _lock:
-        before, config.CACHE_DIR = config.CACHE_DIR, str(directory())
+        before, config.CACHE_DIR = config.CACHE_DIR, str(cache_directory())
         try:
-            yield ours(directory())
+            yield is_private(cache_directory())
         finally:
             config.CACHE_DIR = before
 
 
-def ours(place: Path) -> bool:
-    """Whether this user owns the directory and may write to it; made where it is missing. numba unpickles what it finds there, so
-    that nobody else's may be read."""
+def is_private(directory: Path) -> bool:
+    """Whether this user owns the directory and may write to it; a missing directory is created with mode 700.
+
+    numba unpickles what it finds in its cache, so a directory of another user must not be read.
+    """
     try:
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return os.access(place, os.W_OK) and (not hasattr(os, "getuid") or place.stat().st_uid == os.getuid())
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owned = not hasattr(os, "getuid") or directory.stat().st_uid == os.getuid()
+        return os.access(directory, os.W_OK) and owned
     except OSError:
         return False
 
 
-def kept() -> bool:
-    """Whether this version's kernels were compiled before, and are read from disk."""
-    return ours(directory()) and any(directory().rglob("*.nbi"))
+def has_cached_kernels() -> bool:
+    """Whether kernels of this version were compiled before and can be read from disk."""
+    return is_private(cache_directory()) and any(cache_directory().rglob("*.nbi"))
 
 
 @cache
-def directory() -> Path:
-    """NANOHYBRID_CACHE, else the user's cache directory; below it a folder for these very sources."""
+def cache_directory() -> Path:
+    """A directory named by the digest of the kernels' sources, below NANOHYBRID_CACHE or the user's cache
+    directory.
+    """
     base = os.environ.get("NANOHYBRID_CACHE")
-    root = (
-        Path(base)
-        if base
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanohybrid"
-    )
-    digest = hashlib.sha256()
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = Path(base) if base else user_cache / "nanohybrid"
     package = Path(__file__).parents[2]
-    folders = (
-        package / "ops" / "numba",
-        package / "executors" / "cpu" / "kernels",
-    )  # all that is woven into kernels
-    for source in (
-        *(file for folder in folders for file in sorted(folder.glob("*.py"))),
-        package / "ops" / "sizes.py",
-    ):
+    folders = (package / "ops" / "numba", package / "executors" / "cpu" / "kernels")
+    sources = [file for folder in folders for file in sorted(folder.glob("*.py"))]
+    digest = hashlib.sha256()
+    for source in (*sources, package / "ops" / "sizes.py"):
         digest.update(source.read_bytes())
     return root / "kernels" / digest.hexdigest()[:16]

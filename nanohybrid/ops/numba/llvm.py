@@ -1,6 +1,5 @@
-"""What numba lacks for kernels: bfloat16 vectors, raw addresses, bit casts, atomics and a pause, as intrinsics of a few lines.
-
-Kernels take addresses (int64) and make views of them with `floats`, `halves`, `words` and `doubles`; nothing is boxed or counted inside.
+"""LLVM instructions that numba lacks: bfloat16 vectors, loops written as IR, atomics, calls by address,
+clocks.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ PTR = ir.PointerType()
 
 
 class BFloat(ir.Type):
-    """LLVM's bfloat, which llvmlite does not name."""
+    """LLVM's bfloat, which llvmlite does not define."""
 
     intrinsic_name = "bf16"
 
@@ -33,6 +32,7 @@ class BFloat(ir.Type):
 
 
 def vector(element: ir.Type, lanes: int = 16) -> ir.VectorType:
+    """The type of a vector of `lanes` elements."""
     return ir.VectorType(element, lanes)
 
 
@@ -40,19 +40,23 @@ V16F, V16I = vector(F32), vector(I32)
 
 
 def function(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Function:
-    """The declaration of an LLVM intrinsic or of a function of the C library, made once a module."""
+    """The declaration of an LLVM intrinsic or a C library function, made once per module."""
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def spread(builder: ir.IRBuilder, value: Any) -> Any:
-    """A number in all 16 lanes of a vector."""
+def splat(builder: ir.IRBuilder, value: Any) -> Any:
+    """A scalar in all 16 lanes of a vector."""
     kind = vector(value.type)
     lane = builder.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
     return builder.shuffle_vector(lane, ir.Constant(kind, ir.Undefined), ir.Constant(V16I, [0] * 16))
 
 
 class Loop:
-    """for index in range(0, end, step), carrying values; the body calls `close` with their next ones. At least one round."""
+    """`for index in range(0, end, step)` as IR, with loop-carried values. The body runs at least once.
+
+    Use it as a context manager: inside, `index` and `values` are the current ones, and the body ends with
+    `close(next values)`. Afterwards `results` holds the last values.
+    """
 
     def __init__(self, builder: ir.IRBuilder, end: Any, step: int, values: list[Any]) -> None:
         self.b, self.end, self.step = builder, end, step
@@ -73,6 +77,7 @@ class Loop:
         return self
 
     def close(self, values: list[Any]) -> None:
+        """End the body; `values` are carried into the next iteration."""
         b = self.b
         following = b.add(self.index, I64(self.step))
         self.index.add_incoming(following, b.block)
@@ -85,27 +90,10 @@ class Loop:
         self.b.position_at_end(self._after)
 
 
-def has(*features: str) -> bool:
-    """Whether this processor has all of these, by LLVM's names."""
+def cpu_has(*features: str) -> bool:
+    """Whether this processor has all of these features, by LLVM's names."""
     host = binding.get_host_cpu_features()
     return all(host.get(feature, False) for feature in features)
-
-
-def _view(kind: types.Type) -> Any:
-    @intrinsic
-    def address_of(typingctx: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(kind)))
-
-        return types.CPointer(kind)(types.int64), generate
-
-    return address_of
-
-
-floats = _view(types.float32)  # address -> pointer to fp32
-halves = _view(types.uint16)  # ... to bfloat16, as its bits
-words = _view(types.int64)
-doubles = _view(types.float64)
 
 
 def _atomic(operation: str) -> Any:
@@ -119,14 +107,14 @@ def _atomic(operation: str) -> Any:
     return change
 
 
-# Change a word and return what it was; all such changes have one order.
-add_atomically = _atomic("add")
-exchange = _atomic("xchg")
+# (address, value) -> the old value. All such changes have one global order (seq_cst).
+atomic_add = _atomic("add")
+atomic_exchange = _atomic("xchg")
 
 
 @intrinsic
 def load_acquire(typingctx: Any, address: Any) -> Any:
-    """*address of a word, before whatever follows."""
+    """Load a word; no later memory access moves before it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load_atomic(builder.inttoptr(arguments[0], PTR), "acquire", 8, typ=I64)
@@ -136,7 +124,7 @@ def load_acquire(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def store_release(typingctx: Any, address: Any, value: Any) -> Any:
-    """*address = value of a word, after whatever came before."""
+    """Store a word; no earlier memory access moves after it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.atomic_rmw("xchg", builder.inttoptr(arguments[0], PTR), arguments[1], "release")
@@ -146,18 +134,8 @@ def store_release(typingctx: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
-def hold(typingctx: Any, array: Any) -> Any:
-    """Does nothing with an array, after its address has been used: numba gives it back after the last use of its name."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return context.get_dummy_value()
-
-    return types.void(array), generate
-
-
-@intrinsic
-def invoke(typingctx: Any, code: Any, rank: Any, size: Any, barrier: Any, call: Any) -> Any:
-    """Run the kernel at the address `code`."""
+def invoke(typingctx: Any, code: Any, rank: Any, size: Any, control: Any, call: Any) -> Any:
+    """Call the kernel whose machine code is at the address `code`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
@@ -169,10 +147,10 @@ def invoke(typingctx: Any, code: Any, rank: Any, size: Any, barrier: Any, call: 
 
 @intrinsic
 def pause(typingctx: Any) -> Any:
-    """Tell the processor that this is a loop which waits."""
+    """Hint to the processor that this is a spin loop; nothing on processors without the x86 instruction."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if has("sse2"):
+        if cpu_has("sse2"):
             builder.call(function(builder, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
         return context.get_dummy_value()
 
@@ -180,8 +158,8 @@ def pause(typingctx: Any) -> Any:
 
 
 @intrinsic
-def give_way(typingctx: Any) -> Any:
-    """Let another thread have the processor."""
+def sched_yield(typingctx: Any) -> Any:
+    """The system call sched_yield: another thread may run on this processor."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.call(function(builder, "sched_yield", I32, []), [])
@@ -191,13 +169,12 @@ def give_way(typingctx: Any) -> Any:
 
 
 @intrinsic
-def nanoseconds(typingctx: Any) -> Any:
-    """Of the clock, to take differences of."""
+def clock_ns(typingctx: Any) -> Any:
+    """The real-time clock in nanoseconds; only differences are meaningful."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = builder.bitcast(
-            cgutils.alloca_once(builder, ir.ArrayType(I64, 2)), I64.as_pointer()
-        )  # a timespec
+        timespec = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))
+        place = builder.bitcast(timespec, I64.as_pointer())
         builder.call(function(builder, "clock_gettime", I32, [I32, place.type]), [I32(0), place])
         part = lambda index: builder.load(builder.gep(place, [I64(index)]))  # noqa: E731
         return builder.add(builder.mul(part(0), I64(1_000_000_000)), part(1))
@@ -206,8 +183,8 @@ def nanoseconds(typingctx: Any) -> Any:
 
 
 @intrinsic
-def ticks(typingctx: Any) -> Any:
-    """The processor's counter of cycles, or of whatever it counts at one pace."""
+def cycle_counter(typingctx: Any) -> Any:
+    """The processor's cycle counter (x86: the time stamp counter, which runs at a constant rate)."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.call(function(builder, "llvm.readcyclecounter", I64, []), [])

@@ -1,44 +1,47 @@
-"""How many threads are worth it on a machine that others use too.
+"""Detects a machine whose processors are shared, and lowers the number of threads there.
 
-Threads that meet at barriers all stand still while one of them is not running: beside one busy process two threads took three
-times as long as alone, and longer than one thread takes. So each call tells how much of it was spent waiting. Where that was most of two
-calls in a row, the next ones run on half of the threads; then all are tried again, less and less often while it stays crowded.
-The number of threads changes no result.
+Threads wait for each other at barriers, so all of them stand still while one is descheduled. Beside one busy
+process, two threads took three times as long as on a quiet machine, and longer than one thread takes. Each
+kernel call therefore reports the share of its time that was spent waiting. After two calls in a row that
+waited for most of their time, the next calls run on half of the threads. Then all threads are tried again,
+with exponential backoff while the machine stays busy. The number of threads does not change any result.
 """
 
 from __future__ import annotations
 
-CROWDED = 0.4  # of a call, spent waiting for others
-TWICE = 2  # calls in a row
-SHORTEST, LONGEST = 32, 2048  # calls on fewer threads before all are tried again
+WAIT_FRACTION = 0.4  # of a call's time; above it the call counts as oversubscribed
+CALLS_IN_A_ROW = 2  # that must be oversubscribed before the number of threads is halved
+MIN_BACKOFF, MAX_BACKOFF = 32, 2048  # calls on fewer threads before all are tried again
 
 
-class Crowd:
-    """What calls have told. `halvings`: how often the number of threads is halved now."""
+class OversubscriptionDetector:
+    """Limits the number of threads from what calls report. `halvings`: how often the number is halved at
+    present.
+    """
 
     def __init__(self) -> None:
         self.halvings = 0
-        self._crowded = self._free = 0  # calls of either kind in a row
-        self._left, self._pause = 0, SHORTEST
+        self._busy = self._quiet = 0  # consecutive calls of either kind
+        self._remaining, self._backoff = 0, MIN_BACKOFF
 
-    def threads(self, most: int) -> int:
-        """Of at most so many."""
-        return max(1, most >> self.halvings)
+    def limit(self, num_threads: int) -> int:
+        """The number of threads to use where `num_threads` are configured."""
+        return max(1, num_threads >> self.halvings)
 
-    def tell(self, size: int, waited: float) -> None:
-        """A call on `size` threads spent this share of its time waiting."""
-        if self._left:
-            self._left -= 1
-            if not self._left:
+    def record(self, size: int, waited: float) -> None:
+        """Report a call on `size` threads that spent the share `waited` of its time waiting."""
+        if self._remaining:
+            self._remaining -= 1
+            if not self._remaining:
                 self.halvings = 0
         if size == 1:
             return
-        if waited > CROWDED:
-            self._crowded, self._free = self._crowded + 1, 0
-            if self._crowded == TWICE:
-                self.halvings, self._crowded = self.halvings + 1, 0
-                self._left, self._pause = self._pause, min(LONGEST, 2 * self._pause)
+        if waited > WAIT_FRACTION:
+            self._busy, self._quiet = self._busy + 1, 0
+            if self._busy == CALLS_IN_A_ROW:
+                self.halvings, self._busy = self.halvings + 1, 0
+                self._remaining, self._backoff = self._backoff, min(MAX_BACKOFF, 2 * self._backoff)
         else:
-            self._crowded, self._free = 0, self._free + 1
-            if self._free == SHORTEST and not self.halvings:
-                self._pause = SHORTEST
+            self._busy, self._quiet = 0, self._quiet + 1
+            if self._quiet == MIN_BACKOFF and not self.halvings:
+                self._backoff = MIN_BACKOFF

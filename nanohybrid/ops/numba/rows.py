@@ -1,68 +1,74 @@
-"""Runs of numbers in fp32, the working form of training's loops: from and to memory in bfloat16 or fp32, and what is done to whole runs."""
+"""Rows of numbers in fp32, in which the training loops compute: loads and stores in bfloat16 or fp32, and row
+operations.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from nanohybrid.ops.numba.jit import inlined
-from nanohybrid.ops.numba.llvm import floats, halves
-from nanohybrid.ops.numba.scalars import narrow, widen
+from nanohybrid.ops.numba.jit import inline
+from nanohybrid.ops.numba.memory import as_bf16, as_f32
+from nanohybrid.ops.numba.scalars import bf16_to_f32, f32_to_bf16
 
 
-@inlined
-def load_row(source, half, count, out, padded):
-    """`count` numbers, bfloat16 or fp32, as fp32, and zeros up to `padded`."""
-    target = floats(out)
-    if half:
-        words = halves(source)
+@inline
+def load_row(source, is_bf16, count, out, padded):
+    """`count` numbers, bfloat16 or fp32, to fp32 `out`, then zeros up to `padded` numbers."""
+    target = as_f32(out)
+    if is_bf16:
+        bits = as_bf16(source)
         for i in range(count):
-            target[i] = widen(words[i])
+            target[i] = bf16_to_f32(bits[i])
     else:
-        numbers = floats(source)
+        numbers = as_f32(source)
         for i in range(count):
             target[i] = numbers[i]
     for i in range(count, padded):
         target[i] = np.float32(0)
 
 
-@inlined
-def store_row(values, half, count, out):
-    """The inverse of `load_row`."""
-    numbers = floats(values)
-    if half:
-        words = halves(out)
+@inline
+def store_row(values, is_bf16, count, out):
+    """`count` fp32 numbers to `out`, in bfloat16 or fp32."""
+    numbers = as_f32(values)
+    if is_bf16:
+        bits = as_bf16(out)
         for i in range(count):
-            words[i] = narrow(numbers[i])
+            bits[i] = f32_to_bf16(numbers[i])
     else:
-        target = floats(out)
+        target = as_f32(out)
         for i in range(count):
             target[i] = numbers[i]
 
 
-@inlined
-def clear(values, count):
-    target = floats(values)
+@inline
+def fill_zeros(values, count):
+    """values = 0, fp32."""
+    target = as_f32(values)
     for i in range(count):
         target[i] = np.float32(0)
 
 
-@inlined
+@inline
 def copy(values, out, count):
-    source, target = floats(values), floats(out)
+    """out = values, fp32."""
+    source, target = as_f32(values), as_f32(out)
     for i in range(count):
         target[i] = source[i]
 
 
-@inlined
-def add_rows(values, out, count):
-    source, target = floats(values), floats(out)
+@inline
+def add_into(values, out, count):
+    """out += values, fp32."""
+    source, target = as_f32(values), as_f32(out)
     for i in range(count):
         target[i] += source[i]
 
 
-@inlined
+@inline
 def dot(x, y, count):
-    a, b = floats(x), floats(y)
+    """The dot product of two fp32 rows, in fp32."""
+    a, b = as_f32(x), as_f32(y)
     total = np.float32(0)
     for i in range(count):
         total += a[i] * b[i]

@@ -1,6 +1,8 @@
-"""The two inner loops of the scan's gradient, as vectors of 16 columns and four rows of a state at a time.
+"""The two inner loops of the SSD scan's gradient, in vectors of 16 columns for four rows of a state at a
+time.
 
-A state is [rows, columns] in fp32, columns a whole number of vectors, rows a multiple of four; all arguments are addresses.
+A state is [rows, columns] in fp32. `columns` is a multiple of 16, `rows` a multiple of four. The arguments
+are addresses, except the decay, an fp32 number, and `columns`.
 """
 
 from __future__ import annotations
@@ -11,15 +13,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nanohybrid.ops.numba.llvm import F32, I64, PTR, V16F, Loop, function, spread
+from nanohybrid.ops.numba.llvm import F32, I64, PTR, V16F, Loop, function, splat
 
-ROWS = 4  # B, C and a token's row of sums are loaded once for them
+ROWS = 4  # of a state at a time: B, C and a token's sums are loaded once for them
 
 _WORD, _NUMBER = types.int64, types.float32
 
 
 class _Rows:
-    """What both loops need: loads, stores, fused products, and a number of each row in all lanes."""
+    """IR that both loops use: loads, stores, fused multiply-adds, and a scalar of each row in all lanes."""
 
     def __init__(self, builder: ir.IRBuilder, state: Any, columns: Any) -> None:
         self.b, self.columns = builder, columns
@@ -33,32 +35,34 @@ class _Rows:
     def store(self, value: Any, address: Any) -> None:
         self.b.store(value, self.b.inttoptr(address, PTR), align=4)
 
-    def each(self, address: Any) -> list[Any]:
-        return [spread(self.b, self.load(self.b.add(address, I64(4 * row)), F32)) for row in range(ROWS)]
+    def splat_each(self, address: Any) -> list[Any]:
+        return [splat(self.b, self.load(self.b.add(address, I64(4 * row)), F32)) for row in range(ROWS)]
 
-    def add_product(self, x: Any, y: Any, to: Any) -> Any:
-        return self.b.call(self.fma, [x, y, to])
+    def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
+        return self.b.call(self.fma, [x, y, z])
 
 
 @intrinsic
-def advance(
-    typingctx: Any, state: Any, B: Any, fed: Any, dy: Any, decay: Any, sums: Any, columns: Any
+def forward_step(
+    typingctx: Any, state: Any, B: Any, f: Any, dy: Any, decay: Any, sums: Any, columns: Any
 ) -> Any:
-    """S = decay S + fed B^T; sums += S^T dy: the state after a token, and this token's gradient of C."""
+    """S = decay S + f B^T; sums += S^T dy: the state after a token, and the token's gradient of C. f: dt
+    x.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         b = builder
-        at_state, at_B, at_fed, at_dy, decay_, at_sums, columns_ = arguments
+        at_state, at_B, at_f, at_dy, decay_, at_sums, columns_ = arguments
         rows = _Rows(b, at_state, columns_)
-        decays, feds, dys = spread(b, decay_), rows.each(at_fed), rows.each(at_dy)
+        decays, fs, dys = splat(b, decay_), rows.splat_each(at_f), rows.splat_each(at_dy)
         with Loop(b, columns_, 16, []) as loop:
             offset = b.mul(loop.index, I64(4))
             b16, total = rows.load(b.add(at_B, offset)), rows.load(b.add(at_sums, offset))
             for row in range(ROWS):
                 place = b.add(rows.starts[row], offset)
-                updated = rows.add_product(rows.load(place), decays, b.fmul(feds[row], b16))
+                updated = rows.multiply_add(rows.load(place), decays, b.fmul(fs[row], b16))
                 rows.store(updated, place)
-                total = rows.add_product(updated, dys[row], total)
+                total = rows.multiply_add(updated, dys[row], total)
             rows.store(total, b.add(at_sums, offset))
             loop.close([])
         return context.get_dummy_value()
@@ -67,42 +71,44 @@ def advance(
 
 
 @intrinsic
-def retreat(
+def backward_step(
     typingctx: Any,
-    slope: Any,
+    grad: Any,
     B: Any,
     C: Any,
-    fed: Any,
+    f: Any,
     dy: Any,
     decay: Any,
     sums: Any,
-    dfed: Any,
+    df: Any,
     columns: Any,
 ) -> Any:
-    """dS = decay dS + dy C^T; dfed = dS B; sums += dS^T fed: the state's gradient before a token, that of what was fed and of B."""
+    """E = decay E + dy C^T; df = E B; sums += E^T f: the gradients of a token's state, of f = dt x and of
+    B.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         b = builder
-        at_slope, at_B, at_C, at_fed, at_dy, decay_, at_sums, at_dfed, columns_ = arguments
-        rows = _Rows(b, at_slope, columns_)
-        decays, feds, dys = spread(b, decay_), rows.each(at_fed), rows.each(at_dy)
+        at_grad, at_B, at_C, at_f, at_dy, decay_, at_sums, at_df, columns_ = arguments
+        rows = _Rows(b, at_grad, columns_)
+        decays, fs, dys = splat(b, decay_), rows.splat_each(at_f), rows.splat_each(at_dy)
         with Loop(b, columns_, 16, [ir.Constant(V16F, [0.0] * 16)] * ROWS) as loop:
             offset = b.mul(loop.index, I64(4))
             b16, c16 = rows.load(b.add(at_B, offset)), rows.load(b.add(at_C, offset))
             total = rows.load(b.add(at_sums, offset))
-            found = []
-            for row, so_far in enumerate(loop.values):
+            dfs = []
+            for row, df in enumerate(loop.values):
                 place = b.add(rows.starts[row], offset)
-                updated = rows.add_product(rows.load(place), decays, b.fmul(dys[row], c16))
+                updated = rows.multiply_add(rows.load(place), decays, b.fmul(dys[row], c16))
                 rows.store(updated, place)
-                found.append(rows.add_product(updated, b16, so_far))
-                total = rows.add_product(updated, feds[row], total)
+                dfs.append(rows.multiply_add(updated, b16, df))
+                total = rows.multiply_add(updated, fs[row], total)
             rows.store(total, b.add(at_sums, offset))
-            loop.close(found)
+            loop.close(dfs)
         reduce = function(b, "llvm.vector.reduce.fadd.v16f32", F32, [F32, V16F])
         for row, total in enumerate(loop.results):
             call = b.call(reduce, [F32(0.0), total], fastmath=("reassoc",))
-            rows.store(call, b.add(at_dfed, I64(4 * row)))
+            rows.store(call, b.add(at_df, I64(4 * row)))
         return context.get_dummy_value()
 
     return types.void(*[_WORD] * 5, _NUMBER, *[_WORD] * 3), generate

@@ -1,11 +1,14 @@
-"""A few threads that run one kernel together, each told its rank, with a barrier of their own inside.
+"""A thread pool for kernels: every thread runs the same kernel with its rank, and kernels have barriers and
+work queues.
 
-A kernel is called as `kernel(rank, size, barrier, call)` on every thread; between two barriers each works on its own part. No
-thread pool of numba's or OpenMP's takes part: two pools that spin against each other cost a quarter of the bandwidth.
+A kernel is called as `kernel(rank, size, control, call)` on every thread. Between two barriers each thread
+works on its own part. numba's and OpenMP's thread pools are not used: two pools that spin against each other
+cost a quarter of the bandwidth.
 
-Threads wait for work in machine code, which needs no interpreter: a kernel that is to run begins on them within a microsecond, as
-long as they have not gone to sleep. They do so at once, unless more work was announced (`soon`): between two steps of decoding
-there is less than a millisecond of Python, and to wake a thread that sleeps takes longer than that is worth.
+Workers wait for the next launch in machine code, without the interpreter, so a kernel starts on them within a
+microsecond as long as they spin. By default they sleep as soon as a kernel ends. With `keep_spinning` they
+spin for some milliseconds first: two decode steps are less than a millisecond of Python apart, and waking a
+sleeping thread takes longer than that is worth.
 """
 
 from __future__ import annotations
@@ -21,220 +24,244 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from nanohybrid.ops.numba.jit import inlined, kernel
+from nanohybrid.ops.numba.jit import inline, kernel
 from nanohybrid.ops.numba.llvm import (
-    add_atomically,
-    exchange,
-    give_way,
+    atomic_add,
+    atomic_exchange,
+    clock_ns,
     invoke,
     load_acquire,
-    nanoseconds,
     pause,
+    sched_yield,
     store_release,
-    words,
 )
-from nanohybrid.ops.numba.oversubscription import Crowd
+from nanohybrid.ops.numba.memory import as_i64, i64_at
+from nanohybrid.ops.numba.oversubscription import OversubscriptionDetector
 
-WORTH_A_THREAD = (
-    1 << 20
-)  # bytes: less is read sooner than two threads have met at each of a small model's layers
-SPINS = 2_000_000  # looks at the barrier before the processor is offered to others, about 2 ms: who yields early on a busy machine
-# loses its turn again and again, and a step with hundreds of meetings took up to five times as long (docs/log.md)
-LATE = 10_000  # looks, some microseconds: what waits longer is told
-SOON = 100_000  # looks for more work, some milliseconds; between every POLITE of them others may have the processor
-POLITE = 64
+# Bytes that a kernel must read to be worth another thread. Less is read faster than two threads pass the
+# barriers of a small model's layers.
+BYTES_PER_THREAD = 1 << 20
+# Spins at a barrier before sched_yield, about 2 ms. A thread that yields early on a busy machine loses its
+# time slice again and again, and a step with hundreds of barriers took up to five times as long
+# (docs/log.md).
+SPINS_BEFORE_YIELD = 2_000_000
+SPINS_BEFORE_TIMING = 10_000  # some microseconds; a longer wait is timed and reported
+SPINS_BEFORE_SLEEP = 100_000  # of a worker that waits for the next launch, some milliseconds
+SPINS_PER_YIELD = 64  # of such a worker, between two calls of sched_yield
 
-# The board, words that all threads see. The barrier comes first: arrivals, its round, what was dealt, each in a cache line of its own.
-ARRIVALS, ROUND, DEALT, TURN, JOB, DONE, WAITED, THREADS, LINE = 0, 8, 16, 24, 32, 40, 48, 56, 8
-CODE, CALL, PATIENCE, ASLEEP_NOW = range(JOB, JOB + 4)
-ASLEEP, SEEN, ROUNDS = (
-    0,
-    1,
-    2,
-)  # of a thread's line: whether it sleeps, the last turn that it knows, and rounds of shares that it was in
-HANDS = 8  # rounds of shares whose counts are kept apart, behind the threads' lines; a kernel meets more often than every fourth
+# The control block, int64 words that all threads see; each of the first words has a cache line of its own.
+# Behind them lie a line for each thread, then the counters of `begin_stealing`.
+LINE = 8  # words of a cache line
+(ARRIVALS, GENERATION, QUEUE_HEAD, LAUNCHES, JOB, FINISHED, WAIT_NS, THREAD_LINES) = range(0, 8 * LINE, LINE)
+KERNEL_ADDRESS, CALL_ADDRESS, SPIN_LIMIT, SLEEPING_MASK = range(JOB, JOB + 4)
+# Words of a thread's line: whether it sleeps, the last launch that it ran, how many stealing rounds it has
+# begun.
+IS_ASLEEP, LAST_LAUNCH, STEALING_ROUNDS = 0, 1, 2
+# Stealing rounds whose counters are separate. A kernel has a barrier at least once in every fourth round.
+ROUND_BUFFERS = 8
 
 
-@inlined
-def meet(barrier: int, size: int) -> None:
-    """Wait until all `size` threads are here. `barrier` is the address of the count of arrivals; the round stands a cache line behind."""
+@inline
+def barrier_wait(control: int, size: int) -> None:
+    """Wait until all `size` threads are here."""
     if size == 1:
         return
-    now = load_acquire(barrier + ROUND * 8)
-    if add_atomically(barrier, 1) == size - 1:
-        store_release(barrier, 0)
-        store_release(barrier + ROUND * 8, now + 1)
+    generation = load_acquire(i64_at(control, GENERATION))
+    if atomic_add(control, 1) == size - 1:
+        store_release(control, 0)
+        store_release(i64_at(control, GENERATION), generation + 1)
         return
-    wait_for(barrier + ROUND * 8, now + 1, barrier)
+    spin_until(i64_at(control, GENERATION), generation + 1, control)
 
 
-@inlined
-def wait_for(address: int, value: int, board: int) -> None:
-    """Look until this word is `value`; after many looks give way to others. Waiting that is worth telling is told on the board."""
-    looks = since = 0
+@inline
+def spin_until(address: int, value: int, control: int) -> None:
+    """Spin until the word at `address` is `value`; yield the processor after many spins. Long waits are added
+    to WAIT_NS.
+    """
+    spins = since = 0
     while load_acquire(address) != value:
-        looks += 1
-        if looks == LATE:
-            since = nanoseconds()
-        if looks > SPINS:
-            give_way()
+        spins += 1
+        if spins == SPINS_BEFORE_TIMING:
+            since = clock_ns()
+        if spins > SPINS_BEFORE_YIELD:
+            sched_yield()
     if since:
-        add_atomically(board + WAITED * 8, nanoseconds() - since)
+        atomic_add(i64_at(control, WAIT_NS), clock_ns() - since)
 
 
-@inlined
-def share(count: int, rank: int, size: int) -> tuple[int, int]:
-    """This thread's part of `count` items: from, to."""
+@inline
+def partition(count: int, rank: int, size: int) -> tuple[int, int]:
+    """This thread's static partition of `count` items: first, last + 1."""
     return count * rank // size, count * (rank + 1) // size
 
 
-@inlined
-def new_round(barrier: int, rank: int, size: int) -> int:
-    """Where the counts of a round of shares stand, one for each thread. All threads must begin the same rounds."""
-    mine = words(barrier + (THREADS + rank * LINE) * 8)
-    now = mine[ROUNDS]
-    mine[ROUNDS] = now + 1
-    hands = barrier + (THREADS + size * LINE) * 8
-    words(hands + ((now + HANDS // 2) % HANDS * size + rank) * LINE * 8)[0] = (
-        0  # of a round that all have left, and none begun
-    )
-    return hands + now % HANDS * size * LINE * 8
-
-
-@inlined
-def next_of(hand: int, count: int, rank: int, size: int) -> int:
-    """The next of `count` items for this thread: of its share from the front on, then of the others' from behind; -1: none is left.
-
-    So who is slower, or is not running, keeps little that others wait for; and whoever is not reads one run of memory.
+@inline
+def rank_of(offset: int, count: int, size: int) -> int:
+    """The thread that processes a piece of work which begins at `offset` of `count` items and may span
+    several.
     """
-    first, last = share(count, rank, size)
-    taken = add_atomically(
-        hand + rank * LINE * 8, 1 << 32
-    )  # from the front in the high half, from behind in the low one
-    if gone(taken) < last - first:
+    return offset * size // count
+
+
+@inline
+def begin_stealing(control: int, rank: int, size: int) -> int:
+    """Begin a round of work stealing: the address of its counters, a line for each thread.
+
+    Every thread must begin the same rounds in the same order.
+    """
+    own = as_i64(i64_at(control, THREAD_LINES + rank * LINE))
+    now = own[STEALING_ROUNDS]
+    own[STEALING_ROUNDS] = now + 1
+    counters = i64_at(control, THREAD_LINES + size * LINE)
+    # Clear this thread's counter of a round that every thread has left and none has begun.
+    as_i64(i64_at(counters, ((now + ROUND_BUFFERS // 2) % ROUND_BUFFERS * size + rank) * LINE))[0] = 0
+    return i64_at(counters, now % ROUND_BUFFERS * size * LINE)
+
+
+@inline
+def next_or_steal(counters: int, count: int, rank: int, size: int) -> int:
+    """The next of `count` items for this thread, or -1 where none is left.
+
+    A thread takes the items of its own partition from the front, then steals from the back of the others'. A
+    thread that is slow or descheduled therefore delays the others little, and one that is not reads memory in
+    order.
+    """
+    first, last = partition(count, rank, size)
+    # High half: items taken from the front. Low half: items stolen from the back.
+    taken = atomic_add(i64_at(counters, rank * LINE), 1 << 32)
+    if num_taken(taken) < last - first:
         return first + (taken >> 32)
     for step in range(1, size):
         other = (rank + step) % size
-        first, last = share(count, other, size)
-        if gone(load_acquire(hand + other * LINE * 8)) < last - first:
-            taken = add_atomically(hand + other * LINE * 8, 1)
-            if gone(taken) < last - first:
+        first, last = partition(count, other, size)
+        if num_taken(load_acquire(i64_at(counters, other * LINE))) < last - first:
+            taken = atomic_add(i64_at(counters, other * LINE), 1)
+            if num_taken(taken) < last - first:
                 return last - 1 - (taken & 0xFFFFFFFF)
     return -1
 
 
-@inlined
-def gone(taken: int) -> int:
-    """How many items of a share somebody has taken, from either end."""
-    return (taken >> 32) + (taken & 0xFFFFFFFF)
+@inline
+def num_taken(counter: int) -> int:
+    """How many items of a partition are taken, from either end."""
+    return (counter >> 32) + (counter & 0xFFFFFFFF)
 
 
-@inlined
-def deal_anew(barrier: int) -> None:
-    """Begin to deal items out from 0. For one thread, while none takes any: before a meeting that comes before them."""
-    store_release(barrier + DEALT * 8, 0)
+@inline
+def reset_queue(control: int) -> None:
+    """Restart the work queue at item 0. One thread calls it, before a barrier that precedes the first
+    `pop_queue`.
+    """
+    store_release(i64_at(control, QUEUE_HEAD), 0)
 
 
-@inlined
-def take(barrier: int) -> int:
-    """The next item that no thread has taken, for work whose parts take unequally long."""
-    return add_atomically(barrier + DEALT * 8, 1)
+@inline
+def pop_queue(control: int) -> int:
+    """The next item of the shared work queue, for items that take unequally long."""
+    return atomic_add(i64_at(control, QUEUE_HEAD), 1)
 
 
 @kernel
-def announce(rank, size, board, call):
-    """A new turn: the job on the board is for all. Leaves there how many sleep and must be woken."""
-    add_atomically(board + TURN * 8, 1)
+def launch(rank, size, control, call):
+    """Publish the job in the control block. Leaves a bit for each sleeping worker in SLEEPING_MASK; where
+    none sleeps, rank 0 runs its part and waits for the others.
+    """
+    atomic_add(i64_at(control, LAUNCHES), 1)
     asleep = 0
     for other in range(1, size):
-        asleep |= exchange(board + (THREADS + other * LINE + ASLEEP) * 8, 0) << other
-    words(board)[ASLEEP_NOW] = asleep
+        flag = i64_at(control, THREAD_LINES + other * LINE + IS_ASLEEP)
+        asleep |= atomic_exchange(flag, 0) << other
+    as_i64(control)[SLEEPING_MASK] = asleep
     if not asleep:
-        lead(size, board)
+        run_rank_0(size, control)
 
 
 @kernel
-def go_on(rank, size, board, call):
-    """The rest of `announce`, once all are awake."""
-    lead(size, board)
+def finish_launch(rank, size, control, call):
+    """The rest of `launch`, after Python has woken the sleeping workers."""
+    run_rank_0(size, control)
 
 
-@inlined
-def lead(size: int, board: int) -> None:
-    """Rank 0's part, and wait for the others'."""
-    job = words(board)
-    invoke(job[CODE], 0, size, board, job[CALL])
-    wait_for(board + DONE * 8, size - 1, board)
-    store_release(board + DONE * 8, 0)
+@inline
+def run_rank_0(size: int, control: int) -> None:
+    """Run rank 0's part of the job, and wait until the workers have finished theirs."""
+    job = as_i64(control)
+    invoke(job[KERNEL_ADDRESS], 0, size, control, job[CALL_ADDRESS])
+    spin_until(i64_at(control, FINISHED), size - 1, control)
+    store_release(i64_at(control, FINISHED), 0)
 
 
 @kernel
-def follow(rank, size, board, call):
-    """Run what is announced, turn by turn, until there is nothing more for as long as was said; then return asleep, to be woken."""
-    job, mine = words(board), words(board + (THREADS + rank * LINE) * 8)
-    sleeper, seen, looks, patience = board + (THREADS + rank * LINE + ASLEEP) * 8, mine[SEEN], 0, 0
+def worker_loop(rank, size, control, call):
+    """Run each launched job. Returns, marked as asleep, when no launch came for SPIN_LIMIT spins."""
+    job, own = as_i64(control), as_i64(i64_at(control, THREAD_LINES + rank * LINE))
+    is_asleep = i64_at(control, THREAD_LINES + rank * LINE + IS_ASLEEP)
+    seen, spins, limit = own[LAST_LAUNCH], 0, 0
     while True:
-        if load_acquire(board + TURN * 8) != seen:
-            seen, looks, patience = seen + 1, 0, job[PATIENCE]
-            invoke(job[CODE], rank, size, board, job[CALL])
-            add_atomically(board + DONE * 8, 1)
-        elif looks < patience:
-            looks += 1
+        if load_acquire(i64_at(control, LAUNCHES)) != seen:
+            seen, spins, limit = seen + 1, 0, job[SPIN_LIMIT]
+            invoke(job[KERNEL_ADDRESS], rank, size, control, job[CALL_ADDRESS])
+            atomic_add(i64_at(control, FINISHED), 1)
+        elif spins < limit:
+            spins += 1
             pause()
-            if looks % POLITE == 0:
-                give_way()
+            if spins % SPINS_PER_YIELD == 0:
+                sched_yield()
         else:
-            exchange(sleeper, 1)
-            if add_atomically(board + TURN * 8, 0) == seen or exchange(sleeper, 0) == 0:
-                mine[SEEN] = (
-                    seen  # nothing came, or whoever announced it has seen this thread asleep and wakes it
-                )
+            atomic_exchange(is_asleep, 1)
+            # Sleep if no launch came meanwhile, or if a launcher has seen the flag and will wake this thread.
+            if atomic_add(i64_at(control, LAUNCHES), 0) == seen or atomic_exchange(is_asleep, 0) == 0:
+                own[LAST_LAUNCH] = seen
                 return
 
 
-class Team:
-    """`size` threads, the caller's among them. One kernel at a time: callers wait for each other."""
+class ThreadPool:
+    """`size` threads, of which the caller's is rank 0. It runs one kernel at a time; callers wait for each
+    other.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._board = torch.zeros(THREADS + (1 + HANDS) * size * LINE, dtype=torch.int64).numpy()
-        self._address = self._board.ctypes.data
+        words = THREAD_LINES + (1 + ROUND_BUFFERS) * size * LINE
+        self._control = torch.zeros(words, dtype=torch.int64).numpy()
+        self._address = self._control.ctypes.data
         self._lock = threading.Lock()
         self._wake: list[SimpleQueue[bool]] = [SimpleQueue() for _ in range(size)]
         self._threads = []
         for rank in range(1, size):
-            self._board[THREADS + rank * LINE + ASLEEP] = 1
+            self._control[THREAD_LINES + rank * LINE + IS_ASLEEP] = 1
             self._threads.append(
                 threading.Thread(target=self._work, args=(rank,), daemon=True, name=f"nanohybrid-{rank}")
             )
             self._threads[-1].start()
 
-    def run(self, kernel: kernel, call: int, soon: bool = False) -> float:
-        """Run it on all threads and return when all are through: the share of the time in which all but one waited. `call`: the
-        address of its arguments; `soon`: whether the next kernel follows within milliseconds, and threads shall wait awake for it."""
-        address, board = self._address, self._board
+    def run(self, kernel: kernel, call: int, keep_spinning: bool = False) -> float:
+        """Run a kernel on all threads, and return when all have finished.
+
+        call: the address of its arguments. keep_spinning: whether the next kernel follows within
+        milliseconds, so workers wait for it awake. Returns the share of the time that the threads spent
+        waiting for each other, the mean of all but one thread.
+        """
+        address, control = self._address, self._control
         if self.size == 1:
-            kernel.alone(0, 1, address, call)
+            kernel.from_python(0, 1, address, call)
             return 0.0
         with self._lock:
             began = time.perf_counter_ns()
-            board[CODE], board[CALL], board[PATIENCE], board[WAITED] = (
-                kernel.address,
-                call,
-                SOON if soon else 0,
-                0,
-            )
-            announce.alone(0, self.size, address, 0)
-            asleep = int(board[ASLEEP_NOW])
+            control[KERNEL_ADDRESS], control[CALL_ADDRESS] = kernel.address, call
+            control[SPIN_LIMIT], control[WAIT_NS] = SPINS_BEFORE_SLEEP if keep_spinning else 0, 0
+            launch.from_python(0, self.size, address, 0)
+            asleep = int(control[SLEEPING_MASK])
             if asleep:
                 for rank in range(1, self.size):
                     if asleep >> rank & 1:
                         self._wake[rank].put(True)
-                go_on.alone(0, self.size, address, 0)
-            return float(board[WAITED] / (time.perf_counter_ns() - began) / (self.size - 1))
+                finish_launch.from_python(0, self.size, address, 0)
+            return float(control[WAIT_NS] / (time.perf_counter_ns() - began) / (self.size - 1))
 
     def close(self) -> None:
-        """End the threads: machine code must not run on while the interpreter is taken down."""
+        """End the threads: machine code must not run while the interpreter is torn down."""
         for wake in self._wake:
             wake.put(False)
         for thread in self._threads:
@@ -242,34 +269,35 @@ class Team:
 
     def _work(self, rank: int) -> None:
         while self._wake[rank].get():
-            follow.alone(rank, self.size, self._address, 0)
+            worker_loop.from_python(rank, self.size, self._address, 0)
 
 
-_teams: dict[tuple[int, int], Team] = {}
-_crowd = Crowd()
+_pools: dict[tuple[int, int], ThreadPool] = {}  # by process and size: a forked child has pools of its own
+_oversubscription = OversubscriptionDetector()
 
 
-def run(kernel: kernel, *arguments: int | float | np.ndarray, size: int, soon: bool = False) -> None:
-    """Run a kernel on `size` threads, as `threads` counts them.
+def run(kernel: kernel, *arguments: int | float | np.ndarray, size: int, keep_spinning: bool = False) -> None:
+    """Run a kernel on `size` threads (see `num_threads`), as ThreadPool.run.
 
-    Its call is a word for each argument: integers as they are, of a float64 the bits, of an array the address. Each process (a
-    forked child too) has its own team.
+    Its call has one word per argument: an integer as it is, the bits of a float64, the address of an array.
     """
     key = (os.getpid(), size)
-    if key not in _teams:
-        _teams[key] = Team(size)
-    call = array("q", map(_word, arguments))
-    waited = _teams[key].run(kernel, call.buffer_info()[0], soon)
-    _crowd.tell(size, waited)
+    if key not in _pools:
+        _pools[key] = ThreadPool(size)
+    call = array("q", map(_as_word, arguments))
+    waited = _pools[key].run(kernel, call.buffer_info()[0], keep_spinning)
+    _oversubscription.record(size, waited)
 
 
-def threads(bytes_read: int) -> int:
-    """How many threads a kernel that streams so many bytes is worth: as many as torch has, or as pay for their meetings, or as get
-    a processor each."""
-    return max(1, min(_crowd.threads(torch.get_num_threads()), bytes_read // WORTH_A_THREAD))
+def num_threads(bytes_read: int) -> int:
+    """How many threads to run a kernel on that reads so many bytes.
+
+    At most torch's number of threads, one for each BYTES_PER_THREAD, and fewer on an oversubscribed machine.
+    """
+    return max(1, min(_oversubscription.limit(torch.get_num_threads()), bytes_read // BYTES_PER_THREAD))
 
 
-def _word(argument: int | float | np.ndarray) -> int:
+def _as_word(argument: int | float | np.ndarray) -> int:
     if isinstance(argument, int):
         return argument
     if isinstance(argument, float):
@@ -278,7 +306,7 @@ def _word(argument: int | float | np.ndarray) -> int:
 
 
 @atexit.register
-def _close() -> None:
-    for (process, _), team in _teams.items():
+def _close_pools() -> None:
+    for (process, _), pool in _pools.items():
         if process == os.getpid():
-            team.close()
+            pool.close()

@@ -1,19 +1,32 @@
-"""Weights in 8 or 4 bits: one rule for all formats, w = value(code) scale of its group. The rule is in formats.py."""
+"""Weights in 8 or 4 bits. All formats follow one rule, w = value(code) * scale of its group; formats.py
+defines it.
+"""
 
 from nanohybrid.ops.quantized.formats import (
     CODES,
     FORMATS,
     SCALES,
+    expand_scales,
     format_of,
     group_of,
     holds,
     shapes,
-    spread,
     stored_bytes,
 )
-from nanohybrid.ops.quantized.torch import Rows, dequantize, linear, quantize
+from nanohybrid.ops.quantized.torch import WeightRows, dequantize, linear, quantize
 
 __all__ = [
-    "CODES", "FORMATS", "SCALES", "Rows", "dequantize", "format_of", "group_of", "holds", "linear", "quantize", "shapes", "spread",
+    "CODES",
+    "FORMATS",
+    "SCALES",
+    "WeightRows",
+    "dequantize",
+    "expand_scales",
+    "format_of",
+    "group_of",
+    "holds",
+    "linear",
+    "quantize",
+    "shapes",
     "stored_bytes",
 ]  # fmt: skip

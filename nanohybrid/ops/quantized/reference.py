@@ -1,4 +1,4 @@
-"""The equation, whole matrices at once and in any precision: what the block-wise forms are tested against.
+"""The equation for whole matrices, in any precision: the reference for the block-wise forms.
 
 N outputs, K inputs, G groups of a row.
 """
@@ -11,7 +11,7 @@ from nanohybrid.ops.quantized.formats import ZERO, format_of
 
 
 def values(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """The number that each code stands for before it is scaled, [N, K]."""
+    """The number that each code represents before scaling, [N, K]."""
     if format_of(codes) != "int4":
         return codes.to(dtype)
     low_high = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)
@@ -26,5 +26,5 @@ def dequantize(codes: Tensor, scales_NG: Tensor, dtype: torch.dtype = torch.floa
 
 
 def linear(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
-    """y = x w^T in x's dtype, to which w is rounded first."""
+    """y = x w^T in x's dtype, with w rounded to it first."""
     return F.linear(x, dequantize(codes, scales_NG, x.dtype))

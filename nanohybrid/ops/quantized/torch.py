@@ -1,4 +1,4 @@
-"""Quantizing, dequantizing and multiplying in blocks of rows, so that beside a matrix there is never a second one in fp32.
+"""Quantize, dequantize and multiply in blocks of rows, so that no second matrix is ever in memory in fp32.
 
 N outputs, K inputs, G groups of a row, D weights of a group.
 """
@@ -10,18 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanohybrid.ops.dispatch import Kernel, choose
-from nanohybrid.ops.fp8.torch import widened
+from nanohybrid.ops.fp8.torch import e4m3_to_fp32
 from nanohybrid.ops.quantized import reference
 from nanohybrid.ops.quantized.formats import CODES, SCALES, ZERO, format_of, group_of, holds, shapes
 from nanohybrid.ops.quantized.search import SMALLEST, best_scales, codes_under
 
-BLOCK = 1 << 19  # weights worked on at a time: 2 MiB in fp32, which is also quicker than larger ones
+BLOCK = 1 << 19  # weights per block: 2 MiB in fp32, which is also faster than larger blocks
 TRITON = Kernel("nanohybrid.ops.quantized.triton:linear")
 LARGEST = {"int8": 127.0, "fp8": 448.0}
 
 
-class Rows(Protocol):
-    """A weight [N, K] whose rows are made when they are asked for, so that it is never whole: what `quantize` reads of a Tensor."""
+class WeightRows(Protocol):
+    """A weight [N, K] whose rows are computed on access, so that it is never whole in memory. `quantize`
+    takes it in place of a Tensor.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -37,12 +39,13 @@ class Rows(Protocol):
 
 @torch.no_grad()
 def quantize(
-    weight_NK: Tensor | Rows, format: str, importance_K: Tensor | None = None
+    weight_NK: Tensor | WeightRows, format: str, importance_K: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a weight of any floating type, on its device (formats.py). Needs about 20 MiB beside them.
+    """Codes and scales (formats.py) of a weight of any floating dtype, on its device. Needs about 20 MiB
+    beside them.
 
-    importance_K: mean squares of the inputs in use, by which int4 weighs its errors. Raises ValueError where the format has no
-    form for such rows, or a weight is not finite.
+    importance_K: mean squares of the inputs in use, by which int4 weights its errors. Raises ValueError where
+    the format is unknown or cannot store such rows, or a weight is not finite.
     """
     outputs, inputs = weight_NK.shape
     if format not in CODES:
@@ -59,13 +62,15 @@ def quantize(
         w_NGD = weight_NK[rows].float().unflatten(1, (scales_shape[1], -1))
         if not w_NGD.isfinite().all():
             raise ValueError("holds numbers that are not finite")
-        scales_NG[rows] = best_scales(w_NGD, h_GD) if format == "int4" else _widest(w_NGD, format)
+        scales_NG[rows] = best_scales(w_NGD, h_GD) if format == "int4" else _absmax_scales(w_NGD, format)
         codes[rows] = _codes(w_NGD, scales_NG[rows].float(), format)
     return codes, scales_NG
 
 
 def dequantize(codes: Tensor, scales_NG: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """The weight [N, K] that codes and scales stand for: their product in fp32 (float64 for float64), rounded to `dtype`."""
+    """The weight [N, K] of codes and scales: their product in fp32 (float64 for float64), rounded to
+    `dtype`.
+    """
     shape = (codes.shape[0], codes.shape[1] * (2 if format_of(codes) == "int4" else 1))
     weight_NK = torch.empty(shape, dtype=dtype, device=codes.device)
     for rows in _blocks(*shape):
@@ -74,14 +79,16 @@ def dequantize(codes: Tensor, scales_NG: Tensor, dtype: torch.dtype = torch.bflo
 
 
 def linear(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
-    """x [..., K] times the transposed weight, [..., N], in x's dtype; the weight is never whole in it."""
+    """x [..., K] times the transposed weight, [..., N], in x's dtype. The weight is never dequantized as a
+    whole.
+    """
     form = choose(x, reference=reference.linear, torch=by_blocks, triton=TRITON)
     y: Tensor = form(x, codes, scales_NG)
     return y
 
 
 def by_blocks(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
-    """The same, a block of the weight dequantized at a time."""
+    """The torch form of `linear`: dequantizes one block of the weight at a time."""
     parts = [
         F.linear(x, _block(codes[rows], scales_NG[rows], x.dtype))
         for rows in _blocks(codes.shape[0], x.shape[-1])
@@ -91,13 +98,13 @@ def by_blocks(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
 
 def _block(codes: Tensor, scales_NG: Tensor, dtype: torch.dtype) -> Tensor:
     wide = torch.promote_types(dtype, torch.float32)
-    values_NK = widened(codes).to(wide) if format_of(codes) == "fp8" else reference.values(codes, wide)
+    values_NK = e4m3_to_fp32(codes).to(wide) if format_of(codes) == "fp8" else reference.values(codes, wide)
     values_NGD = values_NK.unflatten(1, (scales_NG.shape[1], -1))
     return values_NGD.mul_(scales_NG.to(wide)[..., None]).flatten(1).to(dtype)
 
 
-def _widest(w_NGD: Tensor, format: str) -> Tensor:
-    """The scale that puts a group's largest number on the format's."""
+def _absmax_scales(w_NGD: Tensor, format: str) -> Tensor:
+    """The scale that maps a group's largest magnitude to the format's largest number."""
     return (w_NGD.abs().amax(-1) / LARGEST[format]).clamp_min_(SMALLEST)
 
 

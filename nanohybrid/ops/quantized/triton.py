@@ -1,8 +1,8 @@
-"""Products with quantized weights on a GPU for small batches: the codes are read once, as they are stored, and nothing else is.
+"""Products with quantized weights on a GPU for small batches. The codes are read once, as they are stored.
 
-A program makes 16 or more outputs of all rows. Codes become operands exactly, so an 8-bit product is scaled in fp32 after it is
-summed, group by group. Of int4 even and odd inputs are multiplied apart, which spares putting nibbles back in order, and the
-groups of 32 are scaled before.
+A program computes 16 or more outputs of all rows. Codes convert to operands exactly, so an 8-bit product is
+scaled in fp32 after each group's sum. For int4, even and odd inputs are multiplied separately, which avoids
+reordering nibbles, and the groups of 32 are scaled before the product.
 
 M rows of x · N outputs · K inputs · G groups of a row.
 """
@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanohybrid.ops.launch import LEAST_DOT, blocks, operand, power
+from nanohybrid.ops.launch import MIN_DOT, cdiv, dot_dtype, next_power_of_2
 from nanohybrid.ops.quantized.formats import format_of
 
-MOST_ROWS = 64  # beyond it a product is bound by arithmetic, and torch's with dequantized blocks is the form
-PROGRAMS = 256  # wanted at least: two for each multiprocessor
-STEP = 128  # inputs at a time, where the groups do not say
+MAX_ROWS = 64  # larger products are compute bound, and torch's product of dequantized blocks is used
+MIN_PROGRAMS = 256  # two for each multiprocessor
+STEP = 128  # inputs at a time, where groups do not determine it
 
 
 def linear(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
@@ -25,20 +25,20 @@ def linear(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
     x_MK = x.reshape(-1, x.shape[-1])
     x_MK = x_MK if x_MK.stride(1) == 1 else x_MK.contiguous()
     (M, K), (N, G) = x_MK.shape, scales_NG.shape
-    if M > MOST_ROWS:
-        from nanohybrid.ops.quantized.torch import by_blocks  # here, since it names this module
+    if M > MAX_ROWS:
+        from nanohybrid.ops.quantized.torch import by_blocks  # not at the top: that module names this one
 
         return by_blocks(x, codes, scales_NG)
     y_MN = x.new_empty(M, N)
-    outputs = next((size for size in (128, 64, 32) if blocks(N, size) >= PROGRAMS), LEAST_DOT)
+    outputs = next((size for size in (128, 64, 32) if cdiv(N, size) >= MIN_PROGRAMS), MIN_DOT)
     shared = {
-        "TYPE": operand(x.dtype),
-        "ROWS": power(M, LEAST_DOT),
+        "TYPE": dot_dtype(x.dtype),
+        "ROWS": next_power_of_2(M, MIN_DOT),
         "OUTPUTS": outputs,
         "num_warps": 4,
         "num_stages": 4,
     }
-    grid, format = (blocks(N, outputs),), format_of(codes)
+    grid, format = (cdiv(N, outputs),), format_of(codes)
     if format == "int4":
         _nibbles[grid](
             x_MK,
@@ -77,8 +77,8 @@ def linear(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
 
 @triton.jit
 def _bytes(
-    x, codes, scales, y, M, N, K, G, stride,
-    TYPE: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr, GROUPED: tl.constexpr, FP8: tl.constexpr,
+    x, codes, scales, y, M, N, K, G, stride, TYPE: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
+    STEP: tl.constexpr, GROUPED: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     m, n, step = tl.arange(0, ROWS), tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, STEP)
     is_m, is_n = m < M, n < N
@@ -108,7 +108,9 @@ def _bytes(
 
 @triton.jit
 def _fp8(code):
-    """An e4m3 number over 256, as fp16: its bits, with room made for a wider exponent, mean that. Needs no GPU that knows e4m3."""
+    """e4m3 bytes divided by 256, as fp16. Shifted left, the bits of e4m3 are those of an fp16 number; no
+    hardware support is needed.
+    """
     wide = code.to(tl.uint16)
     return (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
 
@@ -118,7 +120,7 @@ def _nibbles(
     x, codes, scales, y, M, N, K, G, stride,
     TYPE: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """STEP and GROUP count bytes, two inputs each."""
+    """STEP and GROUP count bytes of two inputs each."""
     m, n, step = tl.arange(0, ROWS), tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, STEP)
     is_m, is_n = m < M, n < N
     half = K // 2
@@ -131,10 +133,10 @@ def _nibbles(
         code = tl.load(codes + row * half + b[:, None], mask=inside, other=0).to(tl.int32)
         scale = tl.load(scales + row * G + b[:, None] // GROUP, mask=inside, other=0).to(tl.float32)
         even_at = x + m[:, None] * stride + 2 * b[None, :]
-        own = is_m[:, None] & is_b[None, :]
+        inside_x = is_m[:, None] & is_b[None, :]
         even, odd = (
-            tl.load(even_at, mask=own, other=0).to(TYPE),
-            tl.load(even_at + 1, mask=own, other=0).to(TYPE),
+            tl.load(even_at, mask=inside_x, other=0).to(TYPE),
+            tl.load(even_at + 1, mask=inside_x, other=0).to(TYPE),
         )
         total = tl.dot(
             even, (((code & 15) - 8).to(tl.float32) * scale).to(TYPE), total, input_precision="ieee"

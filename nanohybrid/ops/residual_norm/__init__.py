@@ -1,4 +1,6 @@
-"""What stands between two layers: the residual stream takes the mixer's output, and its RMSNorm is what the next mixer reads."""
+"""The step between two layers: the mixer's output is added to the residual stream, and the next mixer reads
+the RMSNorm of it.
+"""
 
 from torch import Tensor
 
@@ -11,7 +13,9 @@ TRITON = Kernel("nanohybrid.ops.residual_norm.triton_autograd:residual_norm", gr
 
 
 def residual_norm(h_TE: Tensor, update_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """s = h + update in h's dtype, and RMSNorm(s) weight: sums in fp32 (float64 for float64), cast once to h's dtype."""
+    """s = h + update in h's dtype, and RMSNorm(s) weight. Sums are fp32 (float64 for float64), cast once to
+    h's dtype.
+    """
     form = choose(
         h_TE,
         update_TE,

@@ -1,4 +1,4 @@
-"""The residual sum, and its norm by the compiled loops, for CPUs."""
+"""The numba form of the residual norm: torch's sum, and the numba form of RMSNorm."""
 
 from torch import Tensor
 
@@ -6,6 +6,6 @@ from nanohybrid.ops.rms_norm.numba import rms_norm
 
 
 def residual_norm(h_TE: Tensor, update_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Bit for bit what a sum and the model's RMSNorm give one after the other."""
+    """The sum and its norm, with the bits of a sum and the model's RMSNorm one after the other."""
     s_TE = h_TE + update_TE
     return s_TE, rms_norm(s_TE, weight_E, eps)

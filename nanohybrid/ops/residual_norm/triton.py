@@ -1,13 +1,13 @@
-"""The residual sum and its RMSNorm on a GPU: the stream is read once and written once. A program a token.
+"""The residual sum and its RMSNorm on a GPU, one program per token. The stream is read once and written once.
 
-T tokens · E embedding.
+T tokens · E hidden size.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanohybrid.ops.launch import power
+from nanohybrid.ops.launch import next_power_of_2
 
 
 def residual_norm(h_TE: Tensor, update_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -16,7 +16,15 @@ def residual_norm(h_TE: Tensor, update_TE: Tensor, weight_E: Tensor, eps: float)
     h_TE, update_TE = h_TE.contiguous(), update_TE.contiguous()
     s_TE, normed_TE = h_TE.new_empty(T, E), h_TE.new_empty(T, E)
     _residual_norm[(T,)](
-        h_TE, update_TE, weight_E, s_TE, normed_TE, E, eps, WIDTH=power(E), num_warps=8 if E > 2048 else 4
+        h_TE,
+        update_TE,
+        weight_E,
+        s_TE,
+        normed_TE,
+        E,
+        eps,
+        WIDTH=next_power_of_2(E),
+        num_warps=8 if E > 2048 else 4,
     )
     return s_TE, normed_TE
 

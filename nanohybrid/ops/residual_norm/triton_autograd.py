@@ -1,4 +1,4 @@
-"""The residual norm's kernels with their gradient, as autograd wants them."""
+"""The Triton form of the residual norm, an autograd function over triton.py and gated_norm/backward.py."""
 
 from typing import Any
 
@@ -20,7 +20,9 @@ def residual_norm(h_TE: Tensor, update_TE: Tensor, weight_E: Tensor, eps: float)
 
 
 class _ResidualNorm(Function):
-    """Keeps the sum alone, which the stream keeps anyway; the stream's own gradient joins the norm's in the same pass."""
+    """Saves only the sum, which is in memory as the stream. The stream's own gradient is added in the norm's
+    backward kernel.
+    """
 
     @staticmethod
     def forward(

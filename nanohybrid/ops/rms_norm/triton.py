@@ -1,4 +1,5 @@
-"""RMSNorm on a GPU in one pass each way; only x is kept. A tile is some whole rows, many of them where they are short.
+"""RMSNorm on a GPU in one pass each way. Only x is saved. A tile is some whole rows, more of them where rows
+are short.
 
 T rows · D width.
 """
@@ -12,13 +13,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from nanohybrid.ops.gated_norm.backward import rms_norm_backward
-from nanohybrid.ops.launch import blocks, power, rows_in_place
+from nanohybrid.ops.launch import cdiv, contiguous_rows, next_power_of_2
 
 ELEMENTS = 4096  # of a tile
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    normed: Tensor = _RMSNorm.apply(rows_in_place(x.flatten(0, -2)), weight, eps)
+    """In x's dtype; sums are fp32."""
+    normed: Tensor = _RMSNorm.apply(contiguous_rows(x.flatten(0, -2)), weight, eps)
     return normed.view(x.shape)
 
 
@@ -27,10 +29,10 @@ class _RMSNorm(Function):
     def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x_TD, weight_D)
         ctx.eps = eps
-        (T, D), width = x_TD.shape, power(x_TD.shape[1])
+        (T, D), width = x_TD.shape, next_power_of_2(x_TD.shape[1])
         rows = max(1, ELEMENTS // width)
         normed_TD = x_TD.new_empty(T, D)
-        _rms_norm[(blocks(T, rows),)](
+        _rms_norm[(cdiv(T, rows),)](
             x_TD,
             weight_D,
             normed_TD,

@@ -1,4 +1,4 @@
-"""The squared ReLU of the family's MLPs: y = max(x, 0)^2."""
+"""The squared ReLU of Nemotron's MLPs: y = max(x, 0)^2 (So et al. 2021, Primer)."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""The squared ReLU in compiled loops, one pass over memory forwards and one backwards; only x is kept."""
+"""The numba form of the squared ReLU: one pass over memory forward and one backward. Only x is saved."""
 
 from typing import Any
 
@@ -7,11 +7,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nanohybrid.ops.numba import pointwise
-from nanohybrid.ops.numba.threads import run, threads
+from nanohybrid.ops.numba.threads import num_threads, run
 from nanohybrid.ops.squared_relu import torch as torch_form
 
 
 def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2 in x's dtype."""
     if x.dtype not in (torch.float32, torch.bfloat16):
         return torch_form.squared_relu(x)
     y: Tensor = _SquaredReLU.apply(x)
@@ -30,7 +31,7 @@ class _SquaredReLU(torch.autograd.Function):
             x.data_ptr(),
             y.data_ptr(),
             x.dtype == torch.bfloat16,
-            size=threads(2 * x.nbytes),
+            size=num_threads(2 * x.nbytes),
         )
         return y
 
@@ -40,8 +41,12 @@ class _SquaredReLU(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         dy = dy.contiguous()
         dx = torch.empty(x.shape, dtype=x.dtype)
-        where = x.data_ptr(), dy.data_ptr(), dx.data_ptr()
+        addresses = x.data_ptr(), dy.data_ptr(), dx.data_ptr()
         run(
-            pointwise.relu2_backward, x.numel(), *where, x.dtype == torch.bfloat16, size=threads(3 * x.nbytes)
+            pointwise.relu2_backward,
+            x.numel(),
+            *addresses,
+            x.dtype == torch.bfloat16,
+            size=num_threads(3 * x.nbytes),
         )
         return dx

@@ -5,4 +5,5 @@ from torch import Tensor
 
 
 def squared_relu(x: Tensor) -> Tensor:
+    """x^2 where x > 0, else 0, in x's dtype."""
     return torch.where(x > 0, x * x, torch.zeros_like(x))

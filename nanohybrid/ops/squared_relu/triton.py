@@ -1,4 +1,6 @@
-"""The squared ReLU in one pass over memory forwards and one backwards, where torch makes two and three; only x is kept."""
+"""The squared ReLU in one pass over memory forward and one backward, where torch needs two and three. Only x
+is saved.
+"""
 
 from typing import Any
 
@@ -13,14 +15,16 @@ BLOCK = 2048
 
 @triton.jit
 def forward_kernel(x, y, size, BLOCK: tl.constexpr):
+    """y = max(x, 0)^2."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)
-    value = tl.where(value < 0.0, 0.0, value)  # not maximum, which may drop a NaN
+    value = tl.where(value < 0.0, 0.0, value)  # not tl.maximum, which may drop a NaN
     tl.store(y + at, (value * value).to(y.dtype.element_ty), mask=at < size)
 
 
 @triton.jit
 def backward_kernel(x, dy, dx, size, BLOCK: tl.constexpr):
+    """dx = 2 max(x, 0) dy."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)
     slope = tl.load(dy + at, mask=at < size, other=0.0).to(tl.float32)
@@ -30,6 +34,7 @@ def backward_kernel(x, dy, dx, size, BLOCK: tl.constexpr):
 
 
 def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2 in x's dtype."""
     y: Tensor = _SquaredReLU.apply(x.contiguous())
     return y
 

@@ -1,4 +1,6 @@
-"""The scan as autograd wants it, for forms that write their own gradient: the inputs are kept, states are made again."""
+"""The scan as an autograd function, for forms with a hand-written gradient. It saves the inputs; states are
+recomputed.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,31 +10,38 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from nanohybrid.ops.layout import Layout
+from nanohybrid.ops.ssd_scan.inputs import SSDInputs
+
+Forward = Callable[[SSDInputs, Layout, bool], tuple[Tensor, Tensor | None]]
+Backward = Callable[[Tensor, Tensor | None, SSDInputs, Layout], SSDInputs]
 
 
 class Scan(Function):
-    """`forward` has the scan's own arguments; `backward` gets dy, the final states' gradient (None if nobody used them) and then the
-    same without `keep`, and returns the gradients of all but the layout."""
+    """Arguments: layout, output_final_state, the form's forward and backward, then the tensors of SSDInputs.
+
+    `backward` gets the gradient of y, that of the final states (None where they are not used), the inputs and
+    the layout.
+    """
 
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx: Any, x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN, layout: Layout, keep: bool,
-        forward: Callable[..., tuple[Tensor, Tensor | None]], backward: Callable[..., tuple[Tensor | None, ...]],
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        ctx.save_for_backward(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, initial_SHPN)
-        ctx.layout, ctx.backward_of = layout, backward
-        ctx.set_materialize_grads(False)  # a state that nobody used has no gradient
-        return forward(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, initial_SHPN, keep)
+    def forward(
+        ctx: Any,
+        layout: Layout,
+        output_final_state: bool,
+        forward: Forward,
+        backward: Backward,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        inputs = SSDInputs(*tensors)  # type: ignore[arg-type]
+        ctx.save_for_backward(*inputs)
+        ctx.layout, ctx.form_backward = layout, backward
+        ctx.set_materialize_grads(False)  # final states that are not used have no gradient
+        return forward(inputs, layout, output_final_state)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_THP: Tensor | None, dfinal_SHPN: Tensor | None) -> tuple[Tensor | None, ...]:
-        *inputs, initial_SHPN = ctx.saved_tensors
-        dy_THP = inputs[1].new_zeros(inputs[0].shape) if dy_THP is None else dy_THP  # in the steps' dtype
-        return (
-            *ctx.backward_of(dy_THP, dfinal_SHPN, *inputs, ctx.layout, initial_SHPN),
-            None,
-            None,
-            None,
-            None,
-        )
+        inputs = SSDInputs(*ctx.saved_tensors)
+        if dy_THP is None:
+            dy_THP = inputs.dt_TH.new_zeros(inputs.x_THP.shape)  # y has the dtype of dt
+        return None, None, None, None, *ctx.form_backward(dy_THP, dfinal_SHPN, inputs, ctx.layout)

@@ -1,4 +1,6 @@
-"""S' = exp(dt A) S + dt x B^T,  y = S' C + D x: the recurrence of ssd_scan/reference.py, for one token of each sequence."""
+"""S' = exp(dt A) S + dt x B^T,  y = S' C + D x: the recurrence of ssd_scan/reference.py, for one token of
+each sequence.
+"""
 
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 def ssd_step(
     x_SHP: Tensor, dt_SH: Tensor, A_H: Tensor, B_SGN: Tensor, C_SGN: Tensor, D_H: Tensor, state_SHPN: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """y_SHP and the next state, leaving the given one as it was."""
+    """y_SHP and the next state; the given state is not changed."""
     heads_per_group = x_SHP.shape[1] // B_SGN.shape[1]
     x_SHP = x_SHP.to(dt_SH.dtype)
     B_SHN = B_SGN.to(dt_SH.dtype).repeat_interleave(heads_per_group, dim=1)

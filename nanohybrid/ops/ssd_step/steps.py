@@ -1,6 +1,7 @@
-"""The SSD step for a few tokens of each of S sequences, one after the other: the sums of as many steps, bit for bit.
+"""The SSD step for a few tokens of each of S sequences, one after the other, with the bits of as many single
+steps.
 
-For windows of drafted tokens: the chunked scan would be faster, but round differently from the steps it stands for.
+For draft tokens: the chunked scan would be faster, but its rounding differs from that of decode steps.
 
 S sequences · L tokens of each · H heads · P head dimension · G groups · N state size.
 """
@@ -21,17 +22,18 @@ def ssd_steps(
     C_SLGN: Tensor,
     D_H: Tensor,
     state_SHPN: Tensor,
-    rounded: Callable[[Tensor, int], Tensor] = lambda state, _: state,
+    round_state: Callable[[Tensor, int], Tensor] = lambda state, _: state,
 ) -> tuple[Tensor, Tensor]:
-    """y_SLHP and the last state; the given one may be overwritten. A token with x = 0 and dt = 0 leaves the state as it is.
+    """y_SLHP and the last state; the given state may be overwritten. A token with x = 0 and dt = 0 does not
+    change the state.
 
-    `rounded` is what storing the state after token l would make of it, where that is not what it was.
+    round_state(state, l): the state after token l as it would be after storing it in the cache's dtype.
     """
     ys = []
     for token in range(x_SLHP.shape[1]):
         y_SHP, state_SHPN = ssd_step(
             x_SLHP[:, token], dt_SLH[:, token], A_H, B_SLGN[:, token], C_SLGN[:, token], D_H, state_SHPN
         )
-        state_SHPN = rounded(state_SHPN, token)
+        state_SHPN = round_state(state_SHPN, token)
         ys.append(y_SHP)
     return torch.stack(ys, dim=1), state_SHPN

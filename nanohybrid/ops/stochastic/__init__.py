@@ -1,4 +1,6 @@
-"""Stochastic rounding to fp16 by a generator without a state: the same key and place, the same bit, on any device and in any batch."""
+"""Stochastic rounding to fp16 with a stateless generator: the same key and element give the same bit on any
+device, in any batch.
+"""
 
 from torch import Tensor
 
@@ -11,9 +13,11 @@ NUMBA = Kernel("nanohybrid.ops.stochastic.numba:to_half")
 
 
 def to_half(x: Tensor, key_S: Tensor, layer: int) -> Tensor:
-    """[S, ...] in fp32 to fp16, up or down at random so that the mean stays; int32 keys [S] as `keys` makes them of (seed, position).
+    """fp32 [S, ...] to fp16, rounded up or down at random so that the mean is preserved. key_S: int32, from
+    `keys`.
 
-    What fp16 can hold stays as it is, what exceeds it is cut to its largest number. All forms give the same bits.
+    Numbers that fp16 can represent are unchanged; larger ones are clamped to its largest. All forms give the
+    same bits.
     """
     form = choose(x, reference=torch_form.to_half, torch=torch_form.to_half, numba=NUMBA)
     half: Tensor = form(x, key_S, layer)

@@ -1,15 +1,15 @@
-"""rounding.py's bits in one pass over the state, for CPUs."""
+"""The numba form of stochastic rounding: the bits of torch.py in one pass over the state."""
 
 import numpy as np
 import torch
 from numba import uint16, uint32
 from torch import Tensor
 
-from nanohybrid.ops.numba.jit import loop
+from nanohybrid.ops.numba.jit import njit
 
 
 def to_half(x: Tensor, key_S: Tensor, layer: int) -> Tensor:
-    """As rounding.to_half, bit for bit."""
+    """As torch.to_half, bit for bit."""
     out = torch.empty(x.shape, dtype=torch.float16)
     flat = x.contiguous().view(torch.int32).view(len(x), -1).numpy().view(np.uint32)
     keys = key_S.numpy().view(np.uint32)
@@ -22,7 +22,7 @@ def to_half(x: Tensor, key_S: Tensor, layer: int) -> Tensor:
     return out
 
 
-@loop
+@njit
 def _to_half(bits_SD: np.ndarray, key_S: np.ndarray, layer: int, out_SD: np.ndarray) -> None:
     for s in range(bits_SD.shape[0]):
         key = uint32(key_S[s] + layer)
@@ -34,14 +34,14 @@ def _to_half(bits_SD: np.ndarray, key_S: np.ndarray, layer: int, out_SD: np.ndar
             bits = bits_SD[s, d]
             magnitude = uint32(bits & uint32(0x7FFFFFFF))
             if magnitude > uint32(0x7F800000):
-                half = uint32(0x7E00)  # not a number
+                half = uint32(0x7E00)  # NaN
             elif magnitude >= uint32(0x477FE000):
                 half = uint32(0x7BFF)  # 65504 and beyond
             elif magnitude >= uint32(0x38800000):
                 half = uint32((magnitude + word - uint32(0x38000000)) >> uint32(13))
             elif magnitude < uint32(0x2B800000):
-                half = uint32(word & uint32(0))  # below 2^-40: nothing beside 2^-14, as in fp32
-            else:  # below 2^-14 in steps of 2^-24: in units of 2^-37, to nearest, then 13 bits decide about one more
+                half = uint32(word & uint32(0))  # below 2^-40: lost when 2^-14 is added in fp32
+            else:  # below 2^-14, where fp16 has steps of 2^-24: units of 2^-37, then 13 random bits
                 below = uint32(uint32(113) - (magnitude >> uint32(23)))
                 whole = uint32((magnitude & uint32(0x7FFFFF)) | uint32(0x800000))
                 units = uint32(whole >> below)

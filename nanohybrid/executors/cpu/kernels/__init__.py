@@ -1,1 +1,3 @@
-"""The kernels of the CPU executor, compiled by numba at first use. What runs them in threads is `ops/numba`."""
+"""The kernels of the CPU executor, compiled by numba at first use. They run on the thread pool of
+`ops/numba`.
+"""

@@ -1,8 +1,12 @@
-"""The words of a kernel call and of its tables, named once for the Python side that writes them and the kernels that read them.
+"""The words of a kernel call and of its tables, named once for Python, which writes them, and for the
+kernels, which read them.
 
-Each struct is a NamedTuple of int64 words. Python builds it by name, so a missing, unknown or misspelled word is an error;
-kernels index the words by the tuple of positions beside it (`CALL.tokens`), which numba folds into constants. An address is
-the address of memory that lives as long as the call.
+Each struct is a NamedTuple of int64 words. Python builds it by name, so a missing, unknown or misspelled word
+is an error. Kernels index the words by the tuple of positions beside it (`CALL.tokens`), which numba folds
+into constants. An address is that of memory which lives as long as the call.
+
+T tokens · E hidden size · V vocabulary · S sequences · W rows whose logits are wanted · H heads · P head
+dimension · N state size · C conv channels · K conv kernel size.
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ KERNELS = ("mamba2", "attention", "gated_mlp", "mlp")
 
 
 class Layer(NamedTuple):
-    """The first words of a row of the table of layers; MEMORY words of addresses follow. The last row is the final norm."""
+    """The first words of a row of the table of layers; MEMORY words of addresses follow. The last row is the
+    final norm.
+    """
 
     kernel: int  # index in KERNELS
     norm: int  # address of the norm's weight, fp32 [E]
@@ -22,15 +28,15 @@ class Layer(NamedTuple):
 
 
 class MambaMemory(NamedTuple):
-    """The addresses that a Mamba-2 layer reads; vectors are fp32, G groups of H heads of P channels."""
+    """The addresses that a Mamba-2 layer reads; vectors are fp32."""
 
-    conv: int  # bfloat16 [slots, W - 1, C]
+    conv: int  # bfloat16 [slots, K - 1, C]
     ssm: int  # fp32 [slots, H, P, N]
-    taps: int  # [W, C]
+    conv_weight: int  # [K, C]
     conv_bias: int  # [C]
     dt_bias: int  # [H]
-    decay: int  # A, negative, [H]
-    skip: int  # D, [H]
+    A: int  # negative, [H]
+    D: int  # [H]
     norm: int  # [H * P]
 
 
@@ -62,7 +68,7 @@ class AttentionSizes(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call: the model, scratch memory, the batch, and what is wanted of it.
+    """One call: the model, scratch memory, the batch, and the outputs.
 
     Addresses unless said otherwise; 0 where there is nothing.
     """
@@ -77,12 +83,12 @@ class Call(NamedTuple):
     limits: int  # fp32: lower and upper limit of dt, eps of the norms
     embeddings: int  # bfloat16 [V, E]
     head: int  # the head's row of gemm.LINEAR; 0 where the head is tied
-    # scratch
+    # scratch memory
     residual: int  # fp32 [T, E]
     projected: int  # fp32 [T, widest projection]
-    normed: int  # packed rows
-    quantized_rows: int  # rows as integers
-    shared: int  # packed rows that all threads fill
+    normed: int  # packed rows: the input of a layer's first linear
+    quantized: int  # rows quantized to integers
+    mixed: int  # packed rows, to which all threads write: the input of a layer's last linear
     private: int  # scratch of the first thread
     private_bytes: int  # bytes of each thread's scratch, one after another
     # the batch
@@ -95,9 +101,9 @@ class Call(NamedTuple):
     pages: int  # int64 [S, pages_per_sequence]
     pages_per_sequence: int  # a number
     angles: int  # fp32 [T, P]: rotary cos and sin
-    # what is wanted
-    draft_inputs: int  # fp32 [Mamba-2 layers, draft_count, columns]: where draft tokens' projections are kept
-    draft_rows: int  # int64 [T]: each row's place in draft_inputs, -1 for none
+    # the outputs
+    draft_inputs: int  # fp32 [Mamba-2 layers, draft_count, columns]: saved projections of draft tokens
+    draft_rows: int  # int64 [T]: each row's index in draft_inputs, -1 for none
     draft_count: int  # a number
     out: int  # bfloat16 [T, E]: final hidden states
     logits: int  # fp32 [W, V]
@@ -105,15 +111,17 @@ class Call(NamedTuple):
         int  # int64 [W]: rows whose logits are wanted; in `advance`, tokens to accept of each sequence
     )
     wanted_count: int  # W
-    clock: int  # profiler.py's counters
+    profile: int  # counters of profiler.py
 
 
 CALL = Call(*range(len(Call._fields)))
 LAYER = Layer(*range(len(Layer._fields)))
 MAMBA = MambaSizes(*range(len(MambaSizes._fields)))
-MAMBA_AT = MambaMemory(*range(len(MambaMemory._fields)))
+MAMBA_MEMORY = MambaMemory(*range(len(MambaMemory._fields)))
 ATTENTION = AttentionSizes(*range(len(AttentionSizes._fields)))
-ATTENTION_AT = AttentionMemory(*range(len(AttentionMemory._fields)))
-MEMORY = len(MambaMemory._fields)  # address words of a row of the table of layers, enough for every kernel
-AT = len(Layer._fields)  # where they begin
-ROW = AT + MEMORY  # words of a row
+ATTENTION_MEMORY = AttentionMemory(*range(len(AttentionMemory._fields)))
+MEMORY_WORDS = len(
+    MambaMemory._fields
+)  # address words of a row of the table of layers, enough for every kernel
+MEMORY = len(Layer._fields)  # where they begin
+LAYER_WORDS = MEMORY + MEMORY_WORDS  # words of a row

@@ -1,7 +1,7 @@
-"""One row's scores of a page -> its probabilities so far, as vectors of 16: one reading for the largest, one for the exponentials.
+"""Online softmax of one row's scores with a page: maximum and exponentials in vectors of 16.
 
-Probabilities are 2^(scores * scale - most), where `most` is the largest of scores * scale until now and `scale` has log2 e in it:
-whatever `most` is rounded to, it is the same in all of a row's terms, and cancels.
+Probabilities are 2^(scores * scale - maximum), where `maximum` is the largest of scores * scale so far and
+`scale` includes log2 e. The rounding of `maximum` is the same in all of a row's terms, and cancels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nanohybrid.executors.cpu.kernels.gemm_tile import PAIRED
+from nanohybrid.executors.cpu.kernels.gemm_tile import HAS_AVX512_BF16
 from nanohybrid.ops.numba.llvm import (
     F32,
     I16,
@@ -24,160 +24,171 @@ from nanohybrid.ops.numba.llvm import (
     BFloat,
     Loop,
     function,
-    spread,
+    splat,
     vector,
 )
 from nanohybrid.ops.sizes import PAGE
 
-LEAST = -3e38  # below every score: what `most` begins with
-POWER_OF_TWO = (
-    9.582852935e-3,
-    5.5906424826e-2,
-    2.4024098615e-1,
-    6.93124193e-1,
-    1.0,
-)  # 2^f, |f| <= 1/2, within 2.9e-6
-BIAS = float(3 << 22) + 127.0  # added to a whole number, it leaves that + 127 in the low bits: an exponent
+INITIAL_MAX = -3e38  # below every score: a row's maximum before its first page
+# Coefficients of a polynomial for 2^f, |f| <= 1/2, with a relative error below 2.9e-6.
+EXP2_COEFFICIENTS = (9.582852935e-3, 5.5906424826e-2, 2.4024098615e-1, 6.93124193e-1, 1.0)
+EXPONENT_BIAS = (
+    float(3 << 22) + 127.0
+)  # a whole number plus this has the biased fp32 exponent in its low bits
 
 
-def make_softmax(paired: bool = PAIRED) -> tuple[Any, Any]:
-    """Two intrinsics of numba, for a row that sees all of a page and for one that sees the first `seen` tokens (none: seen <= 0):
+def make_softmax(bf16_instructions: bool = HAS_AVX512_BF16) -> tuple[Any, Any]:
+    """Two numba intrinsics: for a row that sees a whole page, and for one that sees its first `seen` tokens
+    (none: seen <= 0).
 
-    whole(scores' address, probabilities' address, scale, most's address, weights' address)
-    partial(..., seen, vectors)
+        page(scores, probabilities, scale, maximum, totals) -> rescale
+        masked(scores, probabilities, scale, maximum, totals, seen, vectors) -> rescale
 
-    Scores are fp32 [PAGE], or at least the first 16 * `vectors`; as many probabilities are written as bfloat16, zeros where unseen.
-    `most` is brought up to date, and 16 lanes of fp32 weights, the probabilities' sum. They return the factor that makes up for
-    the new `most` in all sums so far: exactly 1 where it is the old one. `paired`: with AVX512-BF16's instructions.
+    All arguments but `scale` (fp32), `seen` and `vectors` are addresses. scores: fp32 [PAGE], or at least the
+    first 16 * `vectors`. As many bfloat16 probabilities are written, zeros where unseen. `maximum` (fp32) is
+    updated, and the probabilities are added to the 16 fp32 lanes of `totals`. `rescale` is the factor for all
+    earlier sums of the row: exactly 1 where the maximum has not changed. bf16_instructions: convert with
+    AVX512-BF16.
     """
     word, number = types.int64, types.float32
 
     @intrinsic
-    def whole(typingctx: Any, scores: Any, out: Any, scale: Any, most: Any, weights: Any) -> Any:
+    def page(typingctx: Any, scores: Any, out: Any, scale: Any, maximum: Any, totals: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return _Row(builder, paired, *arguments).whole()
+            return _Row(builder, bf16_instructions, *arguments).page()
 
         return number(word, word, number, word, word), generate
 
     @intrinsic
-    def partial(
-        typingctx: Any, scores: Any, out: Any, scale: Any, most: Any, weights: Any, seen: Any, vectors: Any
+    def masked(
+        typingctx: Any, scores: Any, out: Any, scale: Any, maximum: Any, totals: Any, seen: Any, vectors: Any
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return _Row(builder, paired, *arguments[:5]).partial(*arguments[5:])
+            return _Row(builder, bf16_instructions, *arguments[:5]).masked(*arguments[5:])
 
         return number(word, word, number, word, word, word, word), generate
 
-    return whole, partial
+    return page, masked
 
 
 class _Row:
-    """Writes the instructions for one row. Both kinds do the same to what is seen, in the same order."""
+    """Emits the IR for one row. Both intrinsics apply the same operations to the seen tokens, in the same
+    order.
+    """
 
     def __init__(
-        self, builder: ir.IRBuilder, paired: bool, scores: Any, out: Any, scale: Any, most: Any, weights: Any
+        self,
+        builder: ir.IRBuilder,
+        bf16_instructions: bool,
+        scores: Any,
+        out: Any,
+        scale: Any,
+        maximum: Any,
+        totals: Any,
     ) -> None:
-        self.b, self.paired, self.scores, self.out, self.most, self.weights = (
-            builder,
-            paired,
-            scores,
-            out,
-            most,
-            weights,
-        )
-        self.scale = spread(builder, scale)
-        self.before = spread(builder, builder.load(builder.inttoptr(most, PTR), typ=F32, align=4))
+        self.b, self.bf16_instructions = builder, bf16_instructions
+        self.scores, self.out, self.maximum, self.totals = scores, out, maximum, totals
+        self.scale = splat(builder, scale)
+        self.before = splat(builder, builder.load(builder.inttoptr(maximum, PTR), typ=F32, align=4))
 
-    def whole(self) -> Any:
+    def page(self) -> Any:
+        """A row that sees the whole page; the rescale factor."""
         b, count = self.b, PAGE // 16
         rows = [self._load(I64(i)) for i in range(count)]
         top = rows[0]
         for row in rows[1:]:
-            top = self._larger(row, top)
-        now = self._begin(top)
+            top = self._max(row, top)
+        now = self._new_maximum(top)
         total = None
         for i, row in enumerate(rows):
-            chance = self._chance(row, now)
-            self._store(chance, I64(i))
-            total = chance if total is None else b.fadd(total, chance)
-        return self._end(now, total)
+            probability = self._probability(row, now)
+            self._store(probability, I64(i))
+            total = probability if total is None else b.fadd(total, probability)
+        return self._finish(now, total)
 
-    def partial(self, seen: Any, vectors: Any) -> Any:
+    def masked(self, seen: Any, vectors: Any) -> Any:
+        """A row that sees the first `seen` tokens of the first 16 * `vectors`; the rescale factor."""
         b = self.b
         lanes, least, zero = (
             ir.Constant(V16I, list(range(16))),
-            *(ir.Constant(V16F, [value] * 16) for value in (LEAST, 0.0)),
+            *(ir.Constant(V16F, [value] * 16) for value in (INITIAL_MAX, 0.0)),
         )
 
         def visible(i: Any) -> Any:
             left = b.trunc(b.sub(seen, b.mul(i, I64(16))), I32)
-            return b.icmp_signed("<", lanes, spread(b, left))
+            return b.icmp_signed("<", lanes, splat(b, left))
 
         with Loop(b, vectors, 1, [least]) as tops:
             row = b.select(visible(tops.index), self._load(tops.index), least)
-            tops.close([self._larger(row, tops.values[0])])
-        now = self._begin(tops.results[0])
+            tops.close([self._max(row, tops.values[0])])
+        now = self._new_maximum(tops.results[0])
         with Loop(b, vectors, 1, [zero]) as loop:
-            chance = b.select(visible(loop.index), self._chance(self._load(loop.index), now), zero)
-            self._store(chance, loop.index)
-            loop.close([b.fadd(loop.values[0], chance)])
-        return self._end(now, loop.results[0])
+            probability = b.select(visible(loop.index), self._probability(self._load(loop.index), now), zero)
+            self._store(probability, loop.index)
+            loop.close([b.fadd(loop.values[0], probability)])
+        return self._finish(now, loop.results[0])
 
     def _load(self, i: Any) -> Any:
         b = self.b
         return b.load(b.inttoptr(b.add(self.scores, b.mul(i, I64(64))), PTR), typ=V16F, align=4)
 
-    def _larger(self, one: Any, other: Any) -> Any:
-        """Lane by lane; `other` where `one` is no number."""
+    def _max(self, one: Any, other: Any) -> Any:
+        """The maximum lane by lane; `other` where `one` is NaN."""
         return self.b.select(self.b.fcmp_ordered(">", one, other), one, other)
 
-    def _begin(self, top: Any) -> Any:
-        """The largest of all lanes and of what was before, scaled, in all lanes."""
+    def _new_maximum(self, top: Any) -> Any:
+        """The new maximum in all lanes: of all scores, scaled, and of the maximum so far."""
         b = self.b
         for step in (8, 4, 2, 1):
-            turned = b.shuffle_vector(top, top, ir.Constant(V16I, [(lane + step) % 16 for lane in range(16)]))
-            top = self._larger(turned, top)
-        return self._larger(b.fmul(top, self.scale), self.before)
+            rotated = b.shuffle_vector(
+                top, top, ir.Constant(V16I, [(lane + step) % 16 for lane in range(16)])
+            )
+            top = self._max(rotated, top)
+        return self._max(b.fmul(top, self.scale), self.before)
 
-    def _chance(self, row: Any, now: Any) -> Any:
-        return self._power(self._fma(row, self.scale, self.b.fneg(now)))
+    def _probability(self, row: Any, now: Any) -> Any:
+        """2^(row * scale - now)."""
+        return self._exp2(self._fma(row, self.scale, self.b.fneg(now)))
 
-    def _power(self, t: Any) -> Any:
-        """2^t for t <= 0, within 3e-6 of itself; 2^-125 for all below."""
+    def _exp2(self, t: Any) -> Any:
+        """2^t for t <= 0, with a relative error below 3e-6; at least 2^-125."""
         b = self.b
         constant = lambda value: ir.Constant(V16F, [value] * 16)  # noqa: E731
         t = b.select(b.fcmp_ordered("<", t, constant(-125.0)), constant(-125.0), t)
-        whole = b.call(function(b, "llvm.nearbyint.v16f32", V16F, [V16F]), [t])
-        fraction = b.fsub(t, whole)
-        result = constant(POWER_OF_TWO[0])
-        for coefficient in POWER_OF_TWO[1:]:
+        nearest = b.call(function(b, "llvm.nearbyint.v16f32", V16F, [V16F]), [t])
+        fraction = b.fsub(t, nearest)
+        result = constant(EXP2_COEFFICIENTS[0])
+        for coefficient in EXP2_COEFFICIENTS[1:]:
             result = self._fma(result, fraction, constant(coefficient))
-        exponent = b.shl(b.bitcast(b.fadd(whole, constant(BIAS)), V16I), ir.Constant(V16I, [23] * 16))
+        exponent = b.shl(
+            b.bitcast(b.fadd(nearest, constant(EXPONENT_BIAS)), V16I), ir.Constant(V16I, [23] * 16)
+        )
         return b.fmul(result, b.bitcast(exponent, V16F))
 
     def _fma(self, *operands: Any) -> Any:
         return self.b.call(function(self.b, "llvm.fma.v16f32", V16F, [V16F] * 3), list(operands))
 
-    def _store(self, chance: Any, i: Any) -> None:
-        """As bfloat16, rounded to nearest even."""
+    def _store(self, probability: Any, i: Any) -> None:
+        """Store 16 probabilities as bfloat16, rounded to nearest even."""
         b, kind = self.b, vector(BFloat())
         place = b.inttoptr(b.add(self.out, b.mul(i, I64(32))), PTR)
-        if self.paired:
+        if self.bf16_instructions:
             b.store(
-                b.call(function(b, "llvm.x86.avx512bf16.cvtneps2bf16.512", kind, [V16F]), [chance]),
+                b.call(function(b, "llvm.x86.avx512bf16.cvtneps2bf16.512", kind, [V16F]), [probability]),
                 place,
                 align=4,
             )
             return
         constant = lambda value: ir.Constant(V16I, [value] * 16)  # noqa: E731
-        bits = b.bitcast(chance, V16I)
+        bits = b.bitcast(probability, V16I)
         odd = b.and_(b.lshr(bits, constant(16)), constant(1))
         rounded = b.lshr(b.add(bits, b.add(odd, constant(0x7FFF))), constant(16))
         b.store(b.trunc(rounded, vector(I16)), place, align=4)
 
-    def _end(self, now: Any, total: Any) -> Any:
+    def _finish(self, now: Any, total: Any) -> Any:
+        """Update the maximum and the totals in memory; the rescale factor."""
         b = self.b
-        shrink, lanes = self._power(b.fsub(self.before, now)), b.inttoptr(self.weights, PTR)
-        b.store(self._fma(b.load(lanes, typ=V16F, align=4), shrink, total), lanes, align=4)
-        b.store(b.extract_element(now, I32(0)), b.inttoptr(self.most, PTR), align=4)
-        return b.extract_element(shrink, I32(0))
+        rescale, lanes = self._exp2(b.fsub(self.before, now)), b.inttoptr(self.totals, PTR)
+        b.store(self._fma(b.load(lanes, typ=V16F, align=4), rescale, total), lanes, align=4)
+        b.store(b.extract_element(now, I32(0)), b.inttoptr(self.maximum, PTR), align=4)
+        return b.extract_element(rescale, I32(0))

@@ -1,8 +1,9 @@
-"""Paged decode: the context of a sequence in a fixed number of parts, and one softmax over what they found.
+"""Paged decode attention: the context in a fixed number of parts, then one softmax over their results
+(FlashDecoding).
 
-The query heads of one key head stand as the rows of a tile, padded to 16, so that a key is read once for all of them. A part
-holds whole steps of keys: 16 parts of one step serve 1,024 tokens, longer contexts make longer parts. Exponentials are of
-base two throughout.
+The query heads of one key head are the rows of a tile, padded to 16, so a key is read once for all of them. A
+part has whole steps of keys: 16 parts of one step cover 1,024 tokens, longer contexts have longer parts. All
+exponentials have base two.
 
 X parts · H query heads · K key/value heads · P head dimension.
 """
@@ -25,7 +26,9 @@ def part(
     q, key, value, o, weight, table, positions_S, pages, page_size: tl.constexpr, scale, K, H, P,
     TYPE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """o [S, H, X, P]: the mean of the values of one part of the context; weight [S, H, X]: log2 of the sum of its exponentials."""
+    """o [S, H, X, P]: the softmax-weighted mean of the values of one part; weight [S, H, X]: log2 of the sum
+    of its exponentials.
+    """
     index, kv_head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     context = tl.load(positions_S + sequence).to(tl.int32) + 1
     size = _keys_of_a_part(context, KEYS, COUNT)
@@ -45,8 +48,8 @@ def part(
             is_key = j < end
             seen = is_key[None, :]
             top, total, mean = add_keys(
-                q_tile, key, value, table + sequence * pages, j, is_key, seen, p, is_p, kv_head, K, P, page_size, scale,
-                top, total, mean, TYPE,
+                q_tile, key, value, table + sequence * pages, j, is_key, seen, p, is_p, kv_head, K, P,
+                page_size, scale, top, total, mean, TYPE,
             )  # fmt: skip
         to = head * COUNT + index
         tl.store(o + to[:, None] * P + p[None, :], mean / total[:, None], mask=own)
@@ -55,7 +58,9 @@ def part(
 
 @triton.jit
 def combine(o, weight, out, positions_S, H, P, WIDTH: tl.constexpr, KEYS: tl.constexpr, COUNT: tl.constexpr):
-    """One head of one sequence: the parts' means, weighed. A part that holds no key wrote nothing, and is not read."""
+    """One head of one sequence: the weighted mean over the parts. A part without keys wrote nothing, and is
+    not read.
+    """
     head, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
     context = tl.load(positions_S + sequence).to(tl.int32) + 1
     x, p = tl.arange(0, COUNT), tl.arange(0, WIDTH)

@@ -1,4 +1,5 @@
-"""Queries of a ragged batch against pages: a tile of neighboring tokens of one sequence and one head, streaming over its keys.
+"""Queries of a ragged batch against pages: a tile of neighboring tokens of one sequence and one head, in a
+loop over its keys.
 
 H query heads · K key/value heads · P head dimension.
 """
@@ -14,7 +15,8 @@ def queries(
     q, key, value, out, tile_X4, table, pages, page_size: tl.constexpr, scale, H, K, P,
     TYPE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(0)  # neighbors read the same keys at about the same time
+    """out [T, H, P]. tile_X4: rows of `tables.tiles`."""
+    head = tl.program_id(0)  # neighboring programs read the same keys at about the same time
     tile = tile_X4 + tl.program_id(1) * 4
     token, sequence = tl.load(tile), tl.load(tile + 3)
     count, position = tl.load(tile + 1).to(tl.int32), tl.load(tile + 2).to(tl.int32)
@@ -31,7 +33,7 @@ def queries(
         is_key = j < position + count
         seen = j[None, :] <= (position + i)[:, None]
         top, total, mean = add_keys(
-            q_tile, key, value, table + sequence * pages, j, is_key, seen, p, is_p, kv_head, K, P, page_size, scale,
-            top, total, mean, TYPE,
+            q_tile, key, value, table + sequence * pages, j, is_key, seen, p, is_p, kv_head, K, P, page_size,
+            scale, top, total, mean, TYPE,
         )  # fmt: skip
     tl.store(out + at_q, (mean / total[:, None]).to(out.dtype.element_ty), mask=own)

@@ -1,4 +1,6 @@
-"""What the attention kernels must know of a layout, made once on the host and kept with it for all layers."""
+"""Index tables of a layout for the attention kernels, computed once on the host and memoized with the layout
+for all layers.
+"""
 
 import numpy as np
 import torch
@@ -8,7 +10,9 @@ from nanohybrid.ops.layout import Layout
 
 
 def page_table(layout: Layout, device: torch.device) -> Tensor:
-    """The pages of each sequence, int64 [S, most pages of any]; what stands past a sequence's own is not read."""
+    """The pages of each sequence, int64 [S, most pages of any]. Entries past a sequence's own pages are not
+    read.
+    """
 
     def table() -> np.ndarray:
         owned = layout.pages or ()
@@ -21,9 +25,10 @@ def page_table(layout: Layout, device: torch.device) -> Tensor:
 
 
 def tiles(layout: Layout, size: int, device: torch.device) -> Tensor:
-    """Up to `size` neighboring tokens of one sequence each: first token, count, its absolute position, sequence; int64 [X, 4].
+    """Tiles of up to `size` neighboring tokens of one sequence: first token, count, its absolute position,
+    sequence; int64 [X, 4].
 
-    Those that see the longest context come first, so that no long one is left alone at the end.
+    Tiles with the longest context come first, so that no long one is left for the end.
     """
 
     def table() -> np.ndarray:

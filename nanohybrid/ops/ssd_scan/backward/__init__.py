@@ -1,4 +1,4 @@
-"""The gradient of the SSD scan as Triton kernels, over ragged batches and from whatever states the sequences began with."""
+"""The gradient of the SSD scan as Triton kernels, over ragged batches and from any initial states."""
 
 from nanohybrid.ops.ssd_scan.backward.launch import ssd_scan_backward
 

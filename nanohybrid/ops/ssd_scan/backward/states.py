@@ -1,11 +1,14 @@
-"""Kernels for the gradients of the states at the borders of pieces: what each piece adds to one, and their passing backwards.
+"""Kernels for the gradients of the states at chunk borders: what each chunk adds to one, and their backward
+pass along a sequence.
 
-    dS_given = exp(c_Q) dS_left + sum_i exp(c_i) dy_i C_i^T
+    dS_before = exp(c_Q) dS_after + sum_i exp(c_i) dy_i C_i^T
 
-A state is worked on as rows (head, channel) of N numbers: the 16 heads of 80 of a group are 1,280 rows, twenty whole tiles, where
-a tile a head would be 80 rows of 128. Only the row's decay depends on its head.
+A state is processed as rows (head, channel) of N numbers. The 16 heads of 80 of a group are 1,280 rows,
+twenty whole tiles, where one tile per head would be 80 rows of 128. Only the decay of a row depends on its
+head.
 
-Z pieces · Q tokens of a piece · H heads · P head dimension · G groups · N state size · R rows (head, channel) of a group.
+Z chunks · Q tokens of a chunk · H heads · P head dimension · G groups · N state size · R rows (head, channel)
+of a group.
 """
 
 import triton
@@ -13,15 +16,15 @@ import triton.language as tl
 
 
 @triton.jit
-def read_states(
+def chunk_state_gradients(
     dy, c, C, out, table, stride_C, Z, H, G, P: tl.constexpr, N: tl.constexpr,
     OPERAND: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out [Z, H P, N]: sum_i exp(c_i) dy_i C_i^T, of the pieces that a state enters."""
-    piece, group = tl.program_id(0), tl.program_id(1)
-    if tl.load(table + 2 * Z + piece) == 0:
+    """out [Z, H P, N]: sum_i exp(c_i) dy_i C_i^T, for the chunks that a state enters."""
+    chunk, group = tl.program_id(0), tl.program_id(1)
+    if tl.load(table + 2 * Z + chunk) == 0:
         return
-    start, length = tl.load(table + piece), tl.load(table + Z + piece)
+    start, length = tl.load(table + chunk), tl.load(table + Z + chunk)
     rows = H // G * P
     r, n = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_N)
     head = group * (H // G) + r // P
@@ -40,30 +43,33 @@ def read_states(
             other=0.0,
         )
         total = tl.dot((dy_RQ * factor).to(OPERAND), C_QN.to(OPERAND), total, input_precision="ieee")
-    at = (piece.to(tl.int64) * G + group) * rows * N + r[:, None] * N + n[None, :]
+    at = (chunk.to(tl.int64) * G + group) * rows * N + r[:, None] * N + n[None, :]
     tl.store(out + at, total, mask=(r < rows)[:, None] & (n < N)[None, :])
 
 
 @triton.jit
-def pass_back(
+def state_passing_backward(
     states, c, table, bounds, final, initial, Z, H, SIZE, P: tl.constexpr, N: tl.constexpr,
     HAS_FINAL: tl.constexpr, HAS_INITIAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """In states [Z, H P, N], what each piece adds becomes the gradient of what leaves it, from each sequence's last piece to its
-    first; from `final` [S, H P, N] or zeros, on to `initial`."""
+    """In `states` [Z, H P, N], replace what each chunk adds by the gradient of the state after it, from a
+    sequence's last chunk to its first.
+
+    Starts from `final` [S, H P, N] or zeros; the gradient of the first state goes to `initial`.
+    """
     sequence, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside, head = at < SIZE, at // (P * N)
     begin, end = tl.load(bounds + sequence), tl.load(bounds + sequence + 1)
-    carried = tl.zeros((BLOCK,), tl.float32)
+    grad = tl.zeros((BLOCK,), tl.float32)
     if HAS_FINAL:
-        carried += tl.load(final + sequence * SIZE + at, mask=inside, other=0.0).to(tl.float32)
+        grad += tl.load(final + sequence * SIZE + at, mask=inside, other=0.0).to(tl.float32)
     for step in range(end - begin):
-        piece = end - 1 - step
-        start, length = tl.load(table + piece), tl.load(table + Z + piece)
+        chunk = end - 1 - step
+        start, length = tl.load(table + chunk), tl.load(table + Z + chunk)
         decay = tl.exp(tl.load(c + (start + length - 1) * H + head, mask=inside, other=0.0))
-        there = tl.load(table + 2 * Z + piece) != 0
-        added = tl.load(states + piece * SIZE + at, mask=inside & there, other=0.0)
-        tl.store(states + piece * SIZE + at, carried, mask=inside)
-        carried = decay * carried + added
+        there = tl.load(table + 2 * Z + chunk) != 0
+        added = tl.load(states + chunk * SIZE + at, mask=inside & there, other=0.0)
+        tl.store(states + chunk * SIZE + at, grad, mask=inside)
+        grad = decay * grad + added
     if HAS_INITIAL:
-        tl.store(initial + sequence * SIZE + at, carried, mask=inside)
+        tl.store(initial + sequence * SIZE + at, grad, mask=inside)

@@ -1,4 +1,10 @@
-"""Loops written as vectors of 16: what LLVM would not find by itself, or would guard with checks for overlap."""
+"""One token of the SSD recurrence for some rows of one head's state, in vectors of 16 columns.
+
+    S = exp(dt A) S + (dt x) B^T        y = S C        (Dao & Gu 2024, section 2)
+
+Written as LLVM IR: LLVM would not find these vectors by itself, or would guard the loops with checks for
+overlap.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +14,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nanohybrid.ops.numba.jit import inlined
-from nanohybrid.ops.numba.llvm import F32, I64, PTR, V16F, Loop, floats, function, spread
+from nanohybrid.ops.numba.jit import inline
+from nanohybrid.ops.numba.llvm import F32, I64, PTR, V16F, Loop, function, splat
+from nanohybrid.ops.numba.memory import as_f32, f32_at
 
 ROWS = 4  # rows of a state at a time: B and C are loaded once for them
 
 
 def _make(rows: int) -> Any:
-    """`rows` rows of a state, 16 columns at a time: S = decay S + u B; sums of S C."""
+    """The intrinsic for `rows` rows of a state."""
 
     @intrinsic
     def update(
@@ -24,10 +31,10 @@ def _make(rows: int) -> Any:
         row_bytes: Any,
         B: Any,
         C: Any,
-        inputs: Any,
+        x: Any,
         decay: Any,
         dt: Any,
-        out: Any,
+        y: Any,
         columns: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -47,16 +54,16 @@ def _emit(
     row_bytes: Any,
     B: Any,
     C: Any,
-    inputs: Any,
+    x: Any,
     decay: Any,
     dt: Any,
-    out: Any,
+    y: Any,
     columns: Any,
 ) -> None:
     fma = function(b, "llvm.fma.v16f32", V16F, [V16F] * 3)
     load = lambda address, kind: b.load(b.inttoptr(address, PTR), typ=kind, align=4)  # noqa: E731
-    decays = spread(b, decay)
-    u = [spread(b, b.fmul(dt, load(b.add(inputs, I64(4 * row)), F32))) for row in range(rows)]
+    decays = splat(b, decay)
+    dtx = [splat(b, b.fmul(dt, load(b.add(x, I64(4 * row)), F32))) for row in range(rows)]
     starts = [b.add(state, b.mul(row_bytes, I64(row))) for row in range(rows)]
     with Loop(b, columns, 16, [ir.Constant(V16F, [0.0] * 16)] * rows) as loop:
         offset = b.mul(loop.index, I64(4))
@@ -64,42 +71,46 @@ def _emit(
         sums = []
         for row, total in enumerate(loop.values):
             place = b.add(starts[row], offset)
-            updated = b.call(fma, [load(place, V16F), decays, b.fmul(u[row], b16)])
+            updated = b.call(fma, [load(place, V16F), decays, b.fmul(dtx[row], b16)])
             b.store(updated, b.inttoptr(place, PTR), align=4)
             sums.append(b.call(fma, [updated, c16, total]))
         loop.close(sums)
     reduce = function(b, "llvm.vector.reduce.fadd.v16f32", F32, [F32, V16F])
     for row, total in enumerate(loop.results):
         call = b.call(reduce, [F32(0.0), total], fastmath=("reassoc",))
-        b.store(call, b.inttoptr(b.add(out, I64(4 * row)), PTR), align=4)
+        b.store(call, b.inttoptr(b.add(y, I64(4 * row)), PTR), align=4)
 
 
-_four, _one = _make(ROWS), _make(1)
+_four_rows, _one_row = _make(ROWS), _make(1)
 
 
-@inlined
-def state_rows(state, x, B, C, y, decay, dt, rows, columns):
-    """One head: S [rows, columns] = decay S + (dt x) B^T and y = S C, in fp32, in place. All are addresses."""
+@inline
+def update_state_rows(state, x, B, C, y, decay, dt, rows, columns):
+    """S [rows, columns] = decay S + (dt x) B^T in place, and y = S C, all fp32. state, x, B, C and y are
+    addresses.
+    """
     whole = columns // 16 * 16
-    row = 0
+    row, row_bytes = 0, columns * 4
     while whole and row + ROWS <= rows:
-        _four(state + row * columns * 4, columns * 4, B, C, x + row * 4, decay, dt, y + row * 4, whole)
+        at = f32_at(state, row * columns)
+        _four_rows(at, row_bytes, B, C, f32_at(x, row), decay, dt, f32_at(y, row), whole)
         row += ROWS
     while whole and row < rows:
-        _one(state + row * columns * 4, columns * 4, B, C, x + row * 4, decay, dt, y + row * 4, whole)
+        at = f32_at(state, row * columns)
+        _one_row(at, row_bytes, B, C, f32_at(x, row), decay, dt, f32_at(y, row), whole)
         row += 1
     if whole < columns:
         _last_columns(state, x, B, C, y, decay, dt, rows, columns, whole)
 
 
-@inlined
+@inline
 def _last_columns(state, x, B, C, y, decay, dt, rows, columns, whole):
-    """The columns beyond the last whole vector."""
-    kept, inputs, b, c, out = floats(state), floats(x), floats(B), floats(C), floats(y)
+    """The columns after the last whole vector; adds to the y of the whole vectors."""
+    S, inputs, b, c, out = as_f32(state), as_f32(x), as_f32(B), as_f32(C), as_f32(y)
     for row in range(rows):
         total = out[row] if whole else dt * 0
         for n in range(whole, columns):
-            updated = kept[row * columns + n] * decay + dt * inputs[row] * b[n]
-            kept[row * columns + n] = updated
+            updated = S[row * columns + n] * decay + dt * inputs[row] * b[n]
+            S[row * columns + n] = updated
             total += updated * c[n]
         out[row] = total

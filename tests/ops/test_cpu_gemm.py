@@ -1,4 +1,4 @@
-"""Linear layers on packed weights: every form, odd sizes, rows of every tile, and the plain instructions of other processors."""
+"""Linear layers on packed weights: every format, odd sizes, every tile, processors without AVX512-BF16 and AVX512-VNNI."""
 
 import numba
 import numpy as np
@@ -11,48 +11,49 @@ from nanohybrid.ops.numba import available
 if not available():
     pytest.skip("numba is not installed", allow_module_level=True)
 
-from nanohybrid.executors.cpu.kernels.gemm_int8 import OFFSET, fix_rows
-from nanohybrid.executors.cpu.kernels.gemm_tile import FORMS, make_tiles
+from nanohybrid.executors.cpu.kernels.gemm_int8 import CODE_OFFSET
+from nanohybrid.executors.cpu.kernels.gemm_tile import FORMATS, make_tiles
 from nanohybrid.executors.cpu.kernels.packing import matmul, pack, unpack
-from nanohybrid.ops.numba.jit import ours
+from nanohybrid.executors.cpu.kernels.quantize_rows import quantize_rows
+from nanohybrid.ops.numba.jit import is_private
 
 
-def packed_of(form, outputs, inputs):
+def packed_of(format, outputs, inputs):
     weight = torch.randn(outputs, inputs) / inputs**0.5
-    if form == "bf16":
+    if format == "bf16":
         return pack(weight.bfloat16()), weight.bfloat16().float()
-    codes, scales = quantized.quantize(weight, form)
-    return pack(codes, form, scales), quantized.dequantize(codes, scales, torch.float32)
+    codes, scales = quantized.quantize(weight, format)
+    return pack(codes, format, scales), quantized.dequantize(codes, scales, torch.float32)
 
 
-@pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
 @pytest.mark.parametrize("outputs,inputs", [(1, 32), (64, 96), (100, 160), (513, 256)])
-def test_panels_hold_the_weight(form, outputs, inputs):
-    packed, weight = packed_of(form, outputs, inputs)
+def test_unpack_inverts_pack(format, outputs, inputs):
+    packed, weight = packed_of(format, outputs, inputs)
     assert torch.equal(unpack(packed), weight)
 
 
 @pytest.mark.parametrize(
-    "form,inputs", [("bf16", 72), ("bf16", 33), ("int8", 384), ("int8", 40), ("int4", 96)]
+    "format,inputs", [("bf16", 72), ("bf16", 33), ("int8", 384), ("int8", 40), ("int4", 96)]
 )
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 17, 25, 400])
-def test_products_are_those_of_the_weight_that_the_codes_stand_for(form, inputs, rows):
-    packed, weight = packed_of(form, 100, inputs)
+def test_matmul_multiplies_by_the_dequantized_weight(format, inputs, rows):
+    packed, weight = packed_of(format, 100, inputs)
     x = torch.randn(rows, inputs).bfloat16()
     expected = x.double() @ weight.double().T
     assert (matmul(x, packed).double() - expected).abs().max() <= 0.006 * expected.abs().max()
 
 
-def test_rows_with_a_stride_and_more_dimensions():
+def test_matmul_takes_strided_rows_and_more_dimensions():
     packed, weight = packed_of("bf16", 20, 64)
     x = torch.randn(2, 3, 128).bfloat16()[..., ::2]
     expected = x.float() @ weight.T
     assert torch.allclose(matmul(x, packed).float(), expected, atol=0.03)
 
 
-def test_a_processor_without_bfloat16_products_computes_the_same():
+def test_tiles_without_avx512_bf16_compute_the_same_product():
     packed, weight = packed_of("bf16", 64, 128)
-    tiles = make_tiles([("bf16", 2, 4)], paired=False)
+    tiles = make_tiles([("bf16", 2, 4)], bf16_instructions=False)
 
     @numba.njit
     def run(w, step, x, out, groups, pairs):
@@ -71,36 +72,40 @@ def test_a_processor_without_bfloat16_products_computes_the_same():
     np.testing.assert_allclose(out.numpy(), (x.float() @ weight.T).numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["int8", "int4"])
-@pytest.mark.parametrize("rows", [2, 4])  # sums of both bytes side by side, and one after the other
-def test_a_processor_without_products_of_bytes_gives_the_same_bits(form, rows):
-    packed, _ = packed_of(form, 64, 256)
-    tiles, index, offset = make_tiles([(form, rows, 4)], byted=False), FORMS.index(form), OFFSET[form]
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("rows", [2, 4])  # in one pass over both bytes, and in two
+def test_tiles_without_avx512_vnni_give_the_same_bits(format, rows):
+    packed, _ = packed_of(format, 64, 256)
+    tiles, index, offset = (
+        make_tiles([(format, rows, 4)], int8_instructions=False),
+        FORMATS.index(format),
+        CODE_OFFSET[format],
+    )
 
     @numba.njit
-    def run(w, step, x, fixed, out, groups, pairs):
-        fix_rows(x, 0, 1, rows, groups, pairs, offset, fixed)
-        tiles(index, rows, 4, w, groups * step, step, fixed, out, 256, groups, pairs, 0)
+    def run(w, step, x, quantized_rows, out, groups, pairs):
+        quantize_rows(x, 0, 1, rows, groups, pairs, offset, quantized_rows)
+        tiles(index, rows, 4, w, groups * step, step, quantized_rows, out, 256, groups, pairs, 0)
 
     x, out = torch.randn(rows, 256).bfloat16(), torch.zeros(rows, 64)
-    fixed = torch.zeros(rows, packed.fixed_bytes, dtype=torch.uint8)
+    quantized_rows = torch.zeros(rows, packed.quantized_row_bytes, dtype=torch.uint8)
     paired = x.view(rows, 128, 2).transpose(0, 1).contiguous()
     run(
-        packed.data.data_ptr(), packed.data.shape[-1], paired.data_ptr(), fixed.data_ptr(), out.data_ptr(), packed.groups, packed.pairs
+        packed.data.data_ptr(), packed.data.shape[-1], paired.data_ptr(), quantized_rows.data_ptr(), out.data_ptr(), packed.groups, packed.pairs
     )  # fmt: skip
     assert torch.equal(matmul(x.float(), packed), out)
 
 
-@pytest.mark.parametrize("form", ["int8", "int4"])
-def test_rows_made_integers_lose_less_than_bfloat16_does(form):
-    packed, weight = packed_of(form, 64, 512)
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_quantized_rows_are_more_precise_than_bfloat16(format):
+    packed, weight = packed_of(format, 64, 512)
     x = torch.randn(5, 512).bfloat16()
-    x[:, 7] *= 30  # one of those channels that stand out
+    x[:, 7] *= 30  # an outlier channel
     expected = x.double() @ weight.double().T
     assert (matmul(x.float(), packed).double() - expected).abs().max() <= 2e-4 * expected.abs().max()
 
 
-def test_a_group_of_a_thousand_of_the_largest_weights_does_not_overflow():
+def test_matmul_does_not_overflow_with_a_group_of_a_thousand_largest_codes():
     weight = torch.ones(16, 1000)
     codes, scales = quantized.quantize(weight, "int8")
     assert scales.shape[1] == 1
@@ -109,10 +114,10 @@ def test_a_group_of_a_thousand_of_the_largest_weights_does_not_overflow():
     assert torch.allclose(matmul(-x.float(), packed), torch.full((3, 16), -2000.0), rtol=2e-3)
 
 
-@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("format", ["int8", "int4"])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_a_row_that_is_no_number_is_none_afterwards_and_alone_in_that(form, broken):
-    packed, _ = packed_of(form, 64, 256)
+def test_matmul_keeps_nan_and_infinity_in_their_row_only(format, broken):
+    packed, _ = packed_of(format, 64, 256)
     x = torch.randn(9, 256).bfloat16()
     expected = matmul(x, packed)
     x[4, 130] = broken
@@ -121,19 +126,22 @@ def test_a_row_that_is_no_number_is_none_afterwards_and_alone_in_that(form, brok
     assert torch.equal(found[others], expected[others]) and not found[4].isfinite().any()
 
 
-def test_rows_of_zeros_give_zeros():
+def test_matmul_of_zero_rows_is_zero():
     packed, _ = packed_of("int8", 64, 256)
     assert (matmul(torch.zeros(3, 256), packed) == 0).all()
 
 
-def test_kernels_are_kept_only_where_the_directory_is_this_user_s(tmp_path, monkeypatch):
-    assert ours(tmp_path / "new" / "place") and (tmp_path / "new" / "place").stat().st_mode & 0o777 == 0o700
+def test_cache_directory_must_be_writable_and_owned_by_this_user(tmp_path, monkeypatch):
+    assert (
+        is_private(tmp_path / "new" / "place")
+        and (tmp_path / "new" / "place").stat().st_mode & 0o777 == 0o700
+    )
     (tmp_path / "file").write_text("")
-    assert not ours(tmp_path / "file" / "below")
+    assert not is_private(tmp_path / "file" / "below")
     monkeypatch.setattr("os.getuid", lambda: tmp_path.stat().st_uid + 1)
-    assert not ours(tmp_path)
+    assert not is_private(tmp_path)
 
 
-def test_a_weight_of_an_unknown_form_is_refused():
+def test_pack_refuses_an_unknown_format():
     with pytest.raises(ValueError, match="known are bf16, int8 and int4"):
         pack(torch.zeros(4, 4), "int3")

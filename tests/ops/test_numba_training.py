@@ -1,11 +1,11 @@
-"""The loops that training runs on a CPU (ops/cpu, each op's compiled.py) against their equations: outputs, every gradient by name."""
+"""The numba forms, which training on a CPU runs, against their equations: outputs, and every gradient by name."""
 
 import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from scan_inputs import inputs
+from scan_inputs import inputs, outputs_of, scan_of
 
 from nanohybrid.ops.causal_conv import numba as conv
 from nanohybrid.ops.causal_conv import reference as conv_reference
@@ -30,48 +30,39 @@ SHAPES = [
 ]  # heads, head dimension, groups, state size
 
 
-def over(op, layout, **options):
-    return functools.partial(op, layout=layout, **options)
+def scans(layout):
+    return scan_of(scan, layout), scan_of(scan_reference, layout)
 
 
 @pytest.mark.parametrize("state", [False, True], ids=["from zeros", "from a state"])
-def test_the_scan_is_the_recurrence(layout, state, agree):
+def test_numba_ssd_scan_equals_the_recurrence(layout, state, agree):
     tensors = inputs(layout, *SHAPES[0], state=state)
-    agree(over(scan.ssd_scan, layout), over(scan_reference.ssd_scan, layout), tensors, torch.float32, 5e-5)
+    agree(*scans(layout), tensors, torch.float32, 5e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_scan_for_other_heads_and_groups_as_training_runs_it(shape, agree):
+def test_numba_ssd_scan_without_final_states_equals_the_recurrence_for_other_heads_and_groups(shape, agree):
     layout = Layout.packed([5, 130, 63])
-    fast, truth = (
-        lambda op=op, **t: op(**t, layout=layout, keep=False)[0]
-        for op in (scan.ssd_scan, scan_reference.ssd_scan)
-    )
-    agree(fast, truth, inputs(layout, *shape, state=False), torch.float32, 5e-5)
+    forms = outputs_of(scan, layout), outputs_of(scan_reference, layout)
+    agree(*forms, inputs(layout, *shape, state=False), torch.float32, 5e-5)
 
 
-def test_the_scans_decay_gradient_stays_exact_over_a_long_document(agree):
-    """The running sum is a difference of large numbers: set anew on the way, its error does not grow with the length."""
+def test_numba_ssd_scan_decay_gradient_stays_accurate_over_a_long_document(agree):
+    """The running sum is a difference of large numbers. It is reset to its exact value every ANCHOR tokens."""
     layout = Layout.packed([1000])
-    agree(
-        over(scan.ssd_scan, layout),
-        over(scan_reference.ssd_scan, layout),
-        inputs(layout, 1, 4, 1, 4, state=False),
-        torch.float32,
-        1e-4,
-    )
+    agree(*scans(layout), inputs(layout, 1, 4, 1, 4, state=False), torch.float32, 1e-4)
 
 
-def test_the_scan_with_strong_decay(agree):
+def test_numba_ssd_scan_has_accurate_gradients_with_strong_decay(agree):
     layout = Layout.packed([130, 40])
     tensors = inputs(layout, 2, 3, 1, 4)
     tensors["dt_TH"] = tensors["dt_TH"] * 20
     tensors["A_H"] = torch.tensor([-16.0, -1e-4])
-    agree(over(scan.ssd_scan, layout), over(scan_reference.ssd_scan, layout), tensors, torch.float32, 2e-4)
+    agree(*scans(layout), tensors, torch.float32, 2e-4)
 
 
-def test_the_scan_takes_bf16_rows_with_gaps_and_sums_in_fp32():
-    """As training gives them: x, B and C are parts of one tensor."""
+def test_numba_ssd_scan_takes_strided_bf16_rows_and_sums_in_fp32():
+    """As in training, where x, B and C are slices of one tensor."""
     layout = Layout.packed([40, 3])
     H, P, G, N = 4, 12, 2, 6
     whole = torch.randn(43, H * P + 2 * G * N).bfloat16().requires_grad_()
@@ -82,12 +73,10 @@ def test_the_scan_takes_bf16_rows_with_gaps_and_sums_in_fp32():
         "B_TGN": B.unflatten(1, (G, N)),
         "C_TGN": C.unflatten(1, (G, N)),
     }
-    y, _ = scan.ssd_scan(**parts, **others, layout=layout)
+    y, _ = scan_of(scan, layout)(**parts, **others)
     y.sum().backward()
     found, whole.grad = whole.grad, None
-    truth, _ = scan_reference.ssd_scan(
-        **{name: t.double() for name, t in (parts | others).items()}, layout=layout
-    )
+    truth, _ = scan_of(scan_reference, layout)(**{name: t.double() for name, t in (parts | others).items()})
     truth.sum().backward()
     assert y.dtype == torch.float32
     assert (y - truth).abs().max() < 1e-5 * truth.abs().max()
@@ -95,13 +84,13 @@ def test_the_scan_takes_bf16_rows_with_gaps_and_sums_in_fp32():
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_document_never_sees_the_one_before_it(poison):
+def test_numba_ssd_scan_resets_state_at_document_boundaries(poison):
     layout = Layout.packed([130, 40, 20])
     tensors = inputs(layout, 2, 3, 1, 4, state=False)
 
     def run(x_THP, B_TGN):
         leaves = [t.clone().requires_grad_() for t in (x_THP, B_TGN)]
-        y, state = scan.ssd_scan(**(tensors | {"x_THP": leaves[0], "B_TGN": leaves[1]}), layout=layout)
+        y, state = scan_of(scan, layout)(**(tensors | {"x_THP": leaves[0], "B_TGN": leaves[1]}))
         y[170:].sum().backward()
         return y[170:], state[2], leaves[0].grad[170:]
 
@@ -111,7 +100,7 @@ def test_a_document_never_sees_the_one_before_it(poison):
         assert torch.equal(clean, dirty)
 
 
-def test_the_scan_gives_the_same_bits_on_one_thread_and_on_two():
+def test_numba_ssd_scan_gives_the_same_bits_on_one_thread_and_on_two():
     layout = Layout.packed([300, 20])
     tensors = {name: t.requires_grad_() for name, t in inputs(layout, 8, 32, 2, 32, state=False).items()}
     found = []
@@ -119,7 +108,7 @@ def test_the_scan_gives_the_same_bits_on_one_thread_and_on_two():
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            y, _ = scan.ssd_scan(**tensors, layout=layout, keep=False)
+            y = outputs_of(scan, layout)(**tensors)
             found.append([y, *torch.autograd.grad(y.square().sum(), list(tensors.values()))])
     finally:
         torch.set_num_threads(before)
@@ -131,28 +120,28 @@ def conv_inputs(layout, C, W):
 
 
 @pytest.mark.parametrize("C, W", [(6, 4), (150, 3), (5, 1)])
-def test_the_conv_with_its_silu(layout, C, W, agree):
+def test_numba_conv_silu_equals_its_equation(layout, C, W, agree):
     def fast(**tensors):
-        return conv.conv_silu(**tensors, layout=layout, keep=False)[0]
+        return conv.conv_silu(**tensors, layout=layout, output_final_state=False)[0]
 
     def truth(**tensors):
-        return F.silu(conv_reference.causal_conv(**tensors, layout=layout, keep=False)[0])
+        return F.silu(conv_reference.causal_conv(**tensors, layout=layout, output_final_state=False)[0])
 
     agree(fast, truth, conv_inputs(layout, C, W), torch.float32, 1e-5)
 
 
-def test_the_conv_keeps_what_the_next_call_needs_and_goes_on_from_it():
+def test_numba_conv_silu_returns_its_final_state_and_continues_from_it():
     layout, tensors = Layout.packed([7, 2]), conv_inputs(Layout.packed([7, 2]), 6, 4)
-    _, kept = conv.conv_silu(**tensors, layout=layout)
-    torch.testing.assert_close(kept, conv_reference.causal_conv(**tensors, layout=layout)[1])
-    found, _ = conv.conv_silu(**tensors, layout=layout, initial_SWC=kept)
+    _, state = conv.conv_silu(**tensors, layout=layout)
+    torch.testing.assert_close(state, conv_reference.causal_conv(**tensors, layout=layout)[1])
+    found, _ = conv.conv_silu(**tensors, layout=layout, initial_SWC=state)
     torch.testing.assert_close(
-        found, F.silu(conv_reference.causal_conv(**tensors, layout=layout, initial_SWC=kept)[0])
+        found, F.silu(conv_reference.causal_conv(**tensors, layout=layout, initial_SWC=state)[0])
     )
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_the_conv_sees_no_other_document(poison):
+def test_numba_conv_silu_resets_state_at_document_boundaries(poison):
     layout = Layout.packed([7, 2, 5])
     tensors = conv_inputs(layout, 6, 4)
 
@@ -169,7 +158,7 @@ def test_the_conv_sees_no_other_document(poison):
 
 
 @pytest.mark.parametrize("T, D, groups", [(1, 12, 1), (5, 12, 3), (130, 160, 8), (3, 60, 60)])
-def test_the_gated_norm(T, D, groups, agree):
+def test_numba_gated_norm_equals_its_equation(T, D, groups, agree):
     tensors = {"y_TD": torch.randn(T, D), "z_TD": torch.randn(T, D) * 3, "weight_D": torch.randn(D)}
     fast, truth = (
         functools.partial(op, groups=groups, eps=1e-5)
@@ -179,7 +168,7 @@ def test_the_gated_norm(T, D, groups, agree):
 
 
 @pytest.mark.parametrize("shape", [(1, 12), (130, 33), (5, 3, 16)], ids=str)
-def test_the_norm(shape, agree):
+def test_numba_rms_norm_equals_its_equation(shape, agree):
     tensors = {"x": torch.randn(shape), "weight": torch.randn(shape[-1])}
     agree(
         functools.partial(rms.rms_norm, eps=1e-5),
@@ -190,7 +179,7 @@ def test_the_norm(shape, agree):
     )
 
 
-def test_under_autocast_the_norm_is_what_its_readers_would_have_cast():
+def test_numba_rms_norm_is_cast_to_the_autocast_dtype():
     x, weight = torch.randn(9, 40, requires_grad=True), torch.randn(40, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         found = rms.rms_norm(x, weight, 1e-5)
@@ -200,19 +189,19 @@ def test_under_autocast_the_norm_is_what_its_readers_would_have_cast():
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 1000), (5000,)], ids=str)
-def test_the_squared_relu(shape, agree):
+def test_numba_squared_relu_equals_its_equation(shape, agree):
     agree(relu2.squared_relu, relu2_reference.squared_relu, {"x": torch.randn(shape)}, torch.float32, 1e-6)
 
 
-def test_the_squared_relu_hides_nothing_that_is_no_number():
+def test_numba_squared_relu_propagates_nan():
     x = torch.tensor([float("nan"), -1.0, 2.0], requires_grad=True)
     y = relu2.squared_relu(x)
     y.sum().backward()
     assert y.isnan().tolist() == x.grad.isnan().tolist() == [True, False, False]
 
 
-def test_in_bf16_each_is_the_equation_rounded_once():
-    """Everything that has bf16 inputs: outputs within one rounding, gradients within the rounding of what comes in and goes out."""
+def test_numba_forms_in_bf16_equal_their_equations_up_to_rounding():
+    """Outputs are within one rounding, gradients within the rounding of inputs and outputs."""
     layout = Layout.packed([40, 3])
     x, z = (torch.randn(43, 48).bfloat16() for _ in range(2))
     weight, taps = torch.randn(48), (torch.randn(48, 4), torch.randn(48))
@@ -242,17 +231,17 @@ def test_in_bf16_each_is_the_equation_rounded_once():
 @pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)], ids=["fp32", "bf16"]
 )
-def test_loss_and_slope_of_logits(V, dtype, tolerance):
+def test_numba_cross_entropy_loss_and_gradient_equal_those_in_float64(V, dtype, tolerance):
     logits, targets = (torch.randn(7, V) * 5).to(dtype), torch.randint(V, (7,))
-    loss, slope = chunk_loss(logits.double(), targets, True)
+    loss, gradient = chunk_loss(logits.double(), targets, True)
     alone, none = losses.cross_entropy(logits.clone(), targets, False)
     found, written = losses.cross_entropy(logits, targets, True)
     assert none is None and written.data_ptr() == logits.data_ptr() and torch.equal(alone, found)
     torch.testing.assert_close(found.double(), loss, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(written.double(), slope, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(written.double(), gradient, atol=tolerance, rtol=tolerance)
 
 
-def test_a_loss_of_what_is_no_number_is_none():
+def test_numba_cross_entropy_of_nan_is_nan():
     logits = torch.randn(2, 100)
     logits[0, 70] = float("nan")
     loss, _ = losses.cross_entropy(logits, torch.tensor([3, 3]), False)

@@ -1,4 +1,6 @@
-"""Where each piece of a layout begins and how long it is: made once a layout on the host, read by every layer's kernels."""
+"""Where each chunk of a layout begins and how long it is: computed once per layout on the host, read by every
+layer's kernels.
+"""
 
 import numpy as np
 import torch
@@ -8,22 +10,21 @@ from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.sizes import CHUNK
 
 
-def pieces(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """First token [Z] and length [Z] of each piece, and where each sequence's pieces begin, [S + 1]; int64."""
+def chunks(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """First token [Z] and length [Z] of each chunk, and the first chunk of each sequence and the end [S + 1];
+    int64.
+    """
 
     def table() -> np.ndarray:
         starts, lengths, first = [], [], [0]
         for start, length, position in zip(layout.starts, layout.lengths, layout.positions, strict=False):
-            cuts = [
-                position,
-                *range((position // CHUNK + 1) * CHUNK, position + length, CHUNK),
-                position + length,
-            ]
+            end = position + length
+            cuts = [position, *range((position // CHUNK + 1) * CHUNK, end, CHUNK), end]
             starts += [start + cut - position for cut in cuts[:-1]]
             lengths += np.diff(cuts).tolist()
             first.append(len(starts))
         return np.asarray([*starts, *lengths, *first], dtype=np.int64)
 
-    found = layout.tensor("ssd_pieces", device, table)
+    found = layout.tensor("ssd_chunks", device, table)
     Z = (len(found) - layout.sequences - 1) // 2
     return found[:Z], found[Z : 2 * Z], found[2 * Z :]
