@@ -22,7 +22,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-if sys.version_info >= (3, 11):  # noqa: UP036 - the one file that an older Python may be asked to run, to be told so
+if sys.version_info >= (3, 11):  # noqa: UP036 - older Pythons are told so below
     import tomllib
 
 ROOT = Path(__file__).resolve().parent
@@ -51,7 +51,9 @@ def main(arguments):
 
 
 def workers(flags):
-    """The flags that make pytest run the whole suite in a process per core, at most four. Named files run in one process."""
+    """The flags that make pytest run the whole suite in a process per core, at most four. Named files run in
+    one process.
+    """
     processes = min(os.cpu_count() or 1, 4)
     named = any((ROOT / flag.split("::")[0]).exists() for flag in flags)
     if processes == 1 or named or "--pdb" in flags:
@@ -90,7 +92,8 @@ def install_torch():
         return pip(pin)  # the default build: CUDA on Linux x86_64, CPU elsewhere
     if pip(f"{pin}+cpu", quiet=True):  # an index or a folder that pip is configured with has the CPU build
         return True
-    # uv knows where torch's CPU builds are kept; failing that, the default build runs on a CPU too, only larger
+    # uv knows where torch's CPU builds are kept; failing that, the default build runs on a CPU too, only
+    # larger
     uv = [PYTHON, "-m", "uv", "pip", "install", "--quiet", "--python", PYTHON, "--torch-backend", "cpu", pin]
     return (pip("uv") and run(uv) == 0) or pip(pin)
 

@@ -39,8 +39,10 @@ from nanohybrid.prune.measure import importance_of
 from nanohybrid.prune.target import Target
 
 CASES = [
-    ("nano-291m", 4096, 1, "fp32"), ("nano-291m", 4096, 1, "bf16"), ("nano-291m", 4096, 8, "bf16"), ("nano-291m", 4096, 1, "int8"),
-    ("nano-291m", 4096, 1, "int4"), ("mini", 65_536, 4, "fp32"), ("mini", 65_536, 4, "bf16"), ("mini-dense", 65_536, 4, "fp32"),
+    ("nano-291m", 4096, 1, "fp32"), ("nano-291m", 4096, 1, "bf16"), ("nano-291m", 4096, 8, "bf16"),
+    ("nano-291m", 4096, 1, "int8"),
+    ("nano-291m", 4096, 1, "int4"), ("mini", 65_536, 4, "fp32"), ("mini", 65_536, 4, "bf16"),
+    ("mini-dense", 65_536, 4, "fp32"),
     ("mini-dense", 65_536, 4, "bf16"), ("tiny", 4096, 64, "bf16"),
 ]  # fmt: skip
 STREAMED = "nano-291m"

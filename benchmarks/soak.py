@@ -1,11 +1,12 @@
-"""Minutes of mixed load on a real server: is its memory within the plan it printed, and is all given back afterwards?
+"""Minutes of mixed load on a real server: is its memory within the plan it printed, and is all given back
+afterwards?
 
     python benchmarks/soak.py runs/quickstart/4-compress --memory-gib 2 --minutes 10
     python benchmarks/soak.py --preset tiny --random-weights --memory-gib 1.5 --minutes 2 --max-model-len 2048
 
-Streams, clients that leave, forced tool calls, schemas, several choices, repeated beginnings, echoes, and prompts that are refused.
-Flags that are not its own go to `nanohybrid serve`. Exit code 1 where anything failed.
-"""
+Streams, clients that leave, forced tool calls, schemas, several choices, repeated beginnings, echoes, and
+prompts that are refused. Flags that are not its own go to `nanohybrid serve`. Exit code 1 where anything
+failed."""
 
 import argparse
 import asyncio
@@ -23,8 +24,8 @@ from pathlib import Path
 import httpx
 
 SYSTEM = "You answer in few words. " * 40
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["a"]}}}  # fmt: skip # noqa: E501
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}}}  # fmt: skip # noqa: E501
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["a"]}}}  # fmt: skip # noqa: E501  # noqa: E501
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}}}  # fmt: skip # noqa: E501  # noqa: E501
 
 
 def request(rng: random.Random) -> tuple[str, dict, bool]:

@@ -1,12 +1,13 @@
-"""What drafts gain: tokens a second with and without, on texts that repeat themselves and on texts that do not.
+"""What drafts gain: tokens a second with and without, on texts that repeat themselves and on texts that do
+not.
 
     python benchmarks/speculate.py runs/quickstart/4-compress --num-speculative-tokens 7
     python benchmarks/speculate.py --preset nano-291m --new-tokens 48 --num-speculative-tokens 7
 
-Greedy, one request at a time, on the task prompts of the quickstart and on a list that a model goes on copying. A preset has
-random weights, which repeat nothing: its answer is held to three tokens by a bias, which is the text of a perfect copier with
-the cost of the real architecture. Prints a line for each text; both runs must say the same.
-"""
+Greedy, one request at a time, on the task prompts of the quickstart and on a list that a model goes on
+copying. A preset has random weights, which repeat nothing: its answer is held to three tokens by a bias,
+which is the text of a perfect copier with the cost of the real architecture. Prints a line for each text;
+both runs must say the same."""
 
 import argparse
 import random

@@ -1,13 +1,14 @@
-"""How far states stored in 16 bits drift from fp32 over a long text, in the recurrent steps that write an answer.
+"""How far states stored in 16 bits drift from fp32 over a long text, in the recurrent steps that write an
+answer.
 
     python benchmarks/state_drift.py runs/quickstart/4-compress --tokens 4096
     python benchmarks/state_drift.py --preset nano-291m --tokens 4096
 
-Every variant reads the same tokens (drawn by the fp32 model), one step each; only what is stored between steps differs: SSM states
-in fp16 rounded stochastically (nanohybrid's fp16), in fp16 and in bf16 rounded to nearest, or keys and values in FP8. Prints, at
-powers of two: the relative error of all SSM states (norm of the difference over norm), and of the logits since the line before
-(largest difference over the largest logit).
-"""
+Every variant reads the same tokens (drawn by the fp32 model), one step each; only what is stored between
+steps differs: SSM states in fp16 rounded stochastically (nanohybrid's fp16), in fp16 and in bf16 rounded to
+nearest, or keys and values in FP8. Prints, at powers of two: the relative error of all SSM states (norm of
+the difference over norm), and of the logits since the line before (largest difference over the largest
+logit)."""
 
 import argparse
 import sys

@@ -1,7 +1,8 @@
-"""Where a training step's time goes: torch.profiler's events by what they are part of, each beside the least it could take.
+"""Where a training step's time goes: torch.profiler's events by what they are part of, each beside the least
+it could take.
 
-T tokens · E hidden width · F FFN width · C conv channels · D Mamba's inner width · H heads · P head dimension · N state size.
-"""
+T tokens · E hidden width · F FFN width · C conv channels · D Mamba's inner width · H heads · P head dimension
+· N state size."""
 
 from __future__ import annotations
 
@@ -67,10 +68,11 @@ def matrix_parameters(model: HybridLM) -> tuple[int, int]:
 
 
 def floors(model: HybridLM, lengths: list[int], stream: float, product: float) -> dict[str, float]:
-    """The least that each group of a bf16 step could take, in ms, by bytes at `stream` a second or FLOPs at `product` a second.
+    """The least that each group of a bf16 step could take, in ms, by bytes at `stream` a second or FLOPs at
+    `product` a second.
 
-    Bytes: each operand once, as it is now (fp32 residual stream, scanned y and master weights; everything else bf16).
-    """
+    Bytes: each operand once, as it is now (fp32 residual stream, scanned y and master weights; everything
+    else bf16)."""
     config, T = model.config, sum(lengths)
     linear, head = matrix_parameters(model)
     count = {kind: config.mixers.count(kind) for kind in (Mamba2, Attention, MLP)}

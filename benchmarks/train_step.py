@@ -1,8 +1,9 @@
-"""Tokens per second of one training step on packed documents, as a part of what the machine's products give, and its peak memory.
+"""Tokens per second of one training step on packed documents, as a part of what the machine's products give,
+and its peak memory.
 
 python benchmarks/train_step.py --preset tiny --mode bf16 --threads 2 --batch-tokens 2048
 python benchmarks/train_step.py --preset nano-291m --documents 200 1000 --steps 3 --profile
-python benchmarks/train_step.py --against torch        # by turns with that form of the ops, same model, same run
+python benchmarks/train_step.py --against torch   # by turns with that form of the ops, same model, same run
 
 The rate of products is measured after every step: on a shared machine only the fraction is to be trusted.
 """
@@ -60,7 +61,9 @@ def one_step(model: HybridLM, optimizer: torch.optim.Optimizer, data: Batch, mod
 
 
 def summary(model: HybridLM, measured: list[tuple[int, list[float], float]]) -> dict[str, float]:
-    """Medians over steps of (tokens, seconds by phase, product rate): milliseconds, tokens and FLOPs a second, fraction."""
+    """Medians over steps of (tokens, seconds by phase, product rate): milliseconds, tokens and FLOPs a
+    second, fraction.
+    """
     seconds = [sum(parts) for _, parts, _ in measured]
     rates = [
         product_flops(model, tokens) / took for (tokens, _, _), took in zip(measured, seconds, strict=True)

@@ -1,4 +1,5 @@
-"""Add a task in one file: problems with worked traces, which are training data, reward and evaluation in one object.
+"""Add a task in one file: problems with worked traces, which are training data, reward and evaluation in one
+object.
 
     python examples/add_a_task.py       # draws problems, verifies answers, and scores a model on them
 
@@ -45,7 +46,8 @@ def main() -> None:
     problems = draw_problems([task.name], 4)
     result = aggregate(answer_problems(llm, problems, GenerationConfig(max_tokens=24)))
     print(
-        f"random weights solve {result.accuracy:.0%} of {result.problems} ({result.low:.0%} to {result.high:.0%})"
+        f"random weights solve {result.accuracy:.0%} of {result.problems} ({result.low:.0%} to "
+        f"{result.high:.0%})"
     )
 
 

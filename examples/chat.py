@@ -1,7 +1,7 @@
 """Chat with a checkpoint from Python: a conversation, a thinking budget, streaming.
 
 python examples/chat.py runs/quickstart/4-compress "parity 1101"
-python examples/chat.py             # without a checkpoint: random weights, which show the calls and speak nonsense
+python examples/chat.py   # no checkpoint: random weights, which show the calls and speak nonsense
 """
 
 import sys

@@ -1,10 +1,10 @@
 """Make a model smaller until it fits a memory budget: score, search, prune, distill; the result and a report.
 
     python examples/compress_to_a_budget.py runs/quickstart/3-align 8       # a checkpoint, and GiB
-    python examples/compress_to_a_budget.py       # without a checkpoint: random weights and three quarters of their memory
+    python examples/compress_to_a_budget.py   # no checkpoint: random weights and three quarters of their memory  # noqa: E501
 
-The command is `nanohybrid compress MODEL --budget-gib G --out DIR`; `nanohybrid plan compress` says first what would fit.
-"""
+The command is `nanohybrid compress MODEL --budget-gib G --out DIR`; `nanohybrid plan compress` says first
+what would fit."""
 
 import json
 import sys

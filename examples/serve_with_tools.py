@@ -1,10 +1,10 @@
 """Serve a model and let it call a tool, through the OpenAI client.
 
     python examples/serve_with_tools.py runs/quickstart/4-compress
-    python examples/serve_with_tools.py       # without a checkpoint: random weights; the call is well-formed all the same
+    python examples/serve_with_tools.py   # no checkpoint: random weights; the call is well-formed all the same  # noqa: E501
 
-`tool_choice="required"` constrains the output to a call that fits the tool's JSON schema, whatever the model would say.
-"""
+`tool_choice="required"` constrains the output to a call that fits the tool's JSON schema, whatever the model
+would say."""
 
 import json
 import socket

@@ -3,8 +3,8 @@
     python examples/train_a_tiny_model.py            # 60 steps, half a minute on two cores
     python examples/train_a_tiny_model.py 1500       # ten minutes: it then solves most of them
 
-The loop is the one of every training stage (docs/train.md); recipes and commands add data, schedules and checkpoints.
-"""
+The loop is the one of every training stage (docs/train.md); recipes and commands add data, schedules and
+checkpoints."""
 
 import random
 import sys

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 
-# Rounds that a waiting thread of torch's spins before it sleeps; read when torch loads. By default it spins on for milliseconds and
-# takes the processor from the threads that run our kernels: a decode step then takes twice as long (docs/log.md).
+# Rounds that a waiting thread of torch's spins before it sleeps; read when torch loads. By default it spins
+# on for milliseconds and takes the processor from the threads that run our kernels: a decode step then takes
+# twice as long (docs/log.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {

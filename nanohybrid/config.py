@@ -109,7 +109,9 @@ LAYERS_LARGEST = 20_000
 
 
 def used_fields(pattern: str) -> Set[str]:
-    """The configuration fields that decide what a model of this pattern is: those of every model and of the kinds in it."""
+    """The configuration fields that decide what a model of this pattern is: those of every model and of the
+    kinds in it.
+    """
     by_kind = {name for mixer in MIXERS.values() for name in field_names(mixer)}
     return (OWN_FIELDS - by_kind - {"extra"}) | {
         name for mixer in kinds(pattern) for name in field_names(mixer)
@@ -155,17 +157,22 @@ def _complete_extra(pattern: str, given: dict[str, Any]) -> tuple[tuple[str, Any
 
 
 def _check_shared_field(mixer: type[Mixer[Any]], field_of_kind: Any) -> None:
-    """Raise ConfigError where a kind gives a field of HybridConfig another default, which would not be used."""
+    """Raise ConfigError where a kind gives a field of HybridConfig another default, which would not be
+    used.
+    """
     own = next(one for one in fields(HybridConfig) if one.name == field_of_kind.name)
     if field_of_kind.default is not MISSING and field_of_kind.default != own.default:
         raise ConfigError(
-            f"{mixer.__name__}.fields gives {own.name} the default {shown(field_of_kind.default)}, and its default is "
+            f"{mixer.__name__}.fields gives {own.name} the default {shown(field_of_kind.default)}, and "
+            f"its default is "
             f"{shown(own.default)}: inherit the field, or give yours another name"
         )
 
 
 def _check_numbers(config: HybridConfig) -> None:
-    """Raise ConfigError where a field is of the wrong type, or a number that the pattern uses is out of range."""
+    """Raise ConfigError where a field is of the wrong type, or a number that the pattern uses is out of
+    range.
+    """
     used = used_fields(config.pattern)
     declared = [one for mixer in kinds(config.pattern) for one in fields(mixer.fields)]
     declared += fields(HybridConfig)
@@ -180,7 +187,9 @@ def _check_numbers(config: HybridConfig) -> None:
 
 
 def _check_sizes(config: HybridConfig) -> None:
-    """Raise ConfigError where a parameter, or a cache tensor of one sequence, has more than ELEMENTS_LARGEST elements."""
+    """Raise ConfigError where a parameter, or a cache tensor of one sequence, has more than ELEMENTS_LARGEST
+    elements.
+    """
     sizes = axis_sizes(config)
     tensors: list[Axes] = [("vocab_size", "hidden_size")]
     for mixer in kinds(config.pattern):

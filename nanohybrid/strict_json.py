@@ -1,7 +1,7 @@
 """JSON without Python's liberties: what is read can be written again as JSON that every program reads.
 
-Python's own `json` takes NaN and infinities, reads 1e400 as infinity, and reads halves of surrogate pairs, which no UTF-8 holds.
-"""
+Python's own `json` takes NaN and infinities, reads 1e400 as infinity, and reads halves of surrogate pairs,
+which no UTF-8 holds."""
 
 import json
 import math
@@ -17,7 +17,9 @@ class SurrogateError(ValueError):
 
 
 def loads(text: str) -> Any:
-    """The value of a JSON text. Raises SurrogateError, and ValueError or RecursionError where the text is no JSON otherwise."""
+    """The value of a JSON text. Raises SurrogateError, and ValueError or RecursionError where the text is no
+    JSON otherwise.
+    """
     value = json.loads(text, parse_constant=refuse_constant, parse_float=finite)
     if ESCAPED_SURROGATE.search(text) or SURROGATE.search(text):
         try:

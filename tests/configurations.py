@@ -3,8 +3,10 @@
 from typing import Any
 
 BASE: dict[str, Any] = dict(
-    vocab_size=50, hidden_size=24, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2, head_dim=6,
-    mamba_num_heads=4, mamba_head_dim=6, n_groups=2, ssm_state_size=5, initializer_range=0.2, max_position_embeddings=512,
+    vocab_size=50, hidden_size=24, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=6,
+    mamba_num_heads=4, mamba_head_dim=6, n_groups=2, ssm_state_size=5, initializer_range=0.2,
+    max_position_embeddings=512,
 )  # fmt: skip
 
 CONFIGS: dict[str, dict[str, Any]] = {

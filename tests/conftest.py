@@ -1,4 +1,6 @@
-"""What all tests share: few threads, quick property tests, and uninitialized memory that cannot pass for zeros."""
+"""What all tests share: few threads, quick property tests, and uninitialized memory that cannot pass for
+zeros.
+"""
 
 import os
 import sys
@@ -27,11 +29,13 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 with torch.device("meta"):
     torch.empty(
         1
-    )  # torch now remembers its true creators; had it first seen the poisoned ones, "meta" would mean nothing to them
+    )  # torch now remembers its true creators; else "meta" would mean nothing to the poisoned ones
 
 
 def pytest_configure(config):
-    """The default suite is the CPU's, also where there is a GPU: commands take one by themselves, and numbers of both are not compared."""
+    """The default suite is the CPU's, also where there is a GPU: commands take one by themselves, and numbers
+    of both are not compared.
+    """
     if "not gpu" in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if not torch.cuda.is_available():
@@ -41,7 +45,9 @@ def pytest_configure(config):
 
 
 def poisoned(create):
-    """A creator of uninitialized tensors whose floating-point ones hold NaN, so that a read of unwritten memory shows."""
+    """A creator of uninitialized tensors whose floating-point ones hold NaN, so that a read of unwritten
+    memory shows.
+    """
 
     def create_poisoned(*args, **kwargs):
         tensor = create(*args, **kwargs)
@@ -91,11 +97,11 @@ def locked(path, mode):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """In a parallel run a test marked `alone` begins when no other test runs, and no other begins before it ends.
+    """In a parallel run a test marked `alone` begins when no other test runs, and no other begins before it
+    ends.
 
-    Tests hold one lock while they run, shared or alone. Each takes it behind a second lock, so that no new test begins
-    while one waits to be alone.
-    """
+    Tests hold one lock while they run, shared or alone. Each takes it behind a second lock, so that no new
+    test begins while one waits to be alone."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
     folder, alone = Path(__file__).parent, "alone" in item.keywords

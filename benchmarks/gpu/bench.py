@@ -1,8 +1,8 @@
 """What the parts share: the machine's two ceilings, sizes, and a clock.
 
-A floor is the larger of two times: bytes that must move over the measured copy bandwidth, and operations over the measured rate
-of matrix products. Inputs are random, several sets of them in turn, so that the cache of one run does not serve the next.
-"""
+A floor is the larger of two times: bytes that must move over the measured copy bandwidth, and operations over
+the measured rate of matrix products. Inputs are random, several sets of them in turn, so that the cache of
+one run does not serve the next."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ RUNS, SECONDS = 30, 0.4  # of a measurement, at most
 
 @dataclass(frozen=True)
 class Bench:
-    """bandwidth in bytes/s, bf16 and fp8 in operations/s (None where there is no such product); toy: sizes that a CPU can do."""
+    """bandwidth in bytes/s, bf16 and fp8 in operations/s (None where there is no such product); toy: sizes
+    that a CPU can do.
+    """
 
     device: torch.device
     toy: bool
@@ -56,7 +58,9 @@ class Bench:
 
 
 def milliseconds(calls: Sequence[Callable[[], object]], device: torch.device) -> tuple[float, float, float]:
-    """Median, least and most of a call, by CUDA events (a clock on a CPU), the calls taking turns. The first round warms up."""
+    """Median, least and most of a call, by CUDA events (a clock on a CPU), the calls taking turns. The first
+    round warms up.
+    """
     for call in calls:
         call()
     times: list[float] = []

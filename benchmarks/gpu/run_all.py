@@ -1,14 +1,14 @@
 """Check and measure everything on one GPU, in one call of under ten minutes.
 
-    python benchmarks/gpu/run_all.py --out results                     # all parts, in this order, within --minutes
+    python benchmarks/gpu/run_all.py --out results            # all parts, in this order, within --minutes
     python benchmarks/gpu/run_all.py --out results --resume            # those that are not complete there
     python benchmarks/gpu/run_all.py --out results --only check,train  # these
-    python benchmarks/gpu/run_all.py --out results --toy               # toy sizes, also on a CPU (kernels in Triton's interpreter)
+    python benchmarks/gpu/run_all.py --out results --toy      # toy sizes, also on a CPU (Triton's interpreter)  # noqa: E501
 
-A part is a file of benchmarks/gpu/parts and a process of its own: what crashes, hangs or runs out of memory takes only itself
-along, and the rows that it had measured stay. Each writes OUT/PART.json as it goes; OUT/results.json and OUT/results.md hold all
-parts that are there, those of earlier calls too. Exit code 1 where a part failed or a check did not pass.
-"""
+A part is a file of benchmarks/gpu/parts and a process of its own: what crashes, hangs or runs out of memory
+takes only itself along, and the rows that it had measured stay. Each writes OUT/PART.json as it goes;
+OUT/results.json and OUT/results.md hold all parts that are there, those of earlier calls too. Exit code 1
+where a part failed or a check did not pass."""
 
 import argparse
 import json

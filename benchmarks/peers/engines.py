@@ -1,4 +1,6 @@
-"""How each engine is called, as a process of its own that prints one JSON object, and what is checked before it is timed."""
+"""How each engine is called, as a process of its own that prints one JSON object, and what is checked before
+it is timed.
+"""
 
 import json
 import os
@@ -69,7 +71,7 @@ class Measured:
     values: dict[str, object]
 
     def short(self) -> str:
-        speeds = [f"{key.split('_')[0]} {self.values[key]['median']:.1f} tok/s" for key in SPEEDS]  # type: ignore[index]
+        speeds = [f"{key.split('_')[0]} {self.values[key]['median']:.1f} tok/s" for key in SPEEDS]  # type: ignore[index]  # noqa: E501
         return ", ".join(speeds)
 
 
@@ -78,7 +80,9 @@ SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
 
 @dataclass(frozen=True)
 class Engine:
-    """The types an engine has, the command that measures it, and the one that writes its logits of a prompt."""
+    """The types an engine has, the command that measures it, and the one that writes its logits of a
+    prompt.
+    """
 
     types: tuple[str, ...]
     command: Callable[[Setting, str], list[str]]
@@ -133,7 +137,7 @@ def measure(setting: Setting, engine: str, kind: str, name: str, workload: Workl
     return Measured(engine, kind, name, values)
 
 
-def run(command: list[str], threads: int, as_json: bool = True) -> dict[str, object] | str:  # type: ignore[return]
+def run(command: list[str], threads: int, as_json: bool = True) -> dict[str, object] | str:  # type: ignore[return]  # noqa: E501
     """The JSON object (or the text) that a child prints last. Raises Failed with its last word."""
     done = subprocess.run(command, capture_output=True, text=True, env=environment(threads))
     if done.returncode:

@@ -1,5 +1,5 @@
-"""llama.cpp through llama-cpp-python's bindings of its C functions, as its own llama-bench measures: no Python per token but the
-choice of the likeliest.
+"""llama.cpp through llama-cpp-python's bindings of its C functions, as its own llama-bench measures: no
+Python per token but the choice of the likeliest.
 
 python benchmarks/peers/llama_cpp_child.py FILE.gguf --threads 2
 """

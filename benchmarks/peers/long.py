@@ -1,8 +1,9 @@
-"""One long prompt through each engine, in a process of its own under a memory limit: what it takes, or where it ends.
+"""One long prompt through each engine, in a process of its own under a memory limit: what it takes, or where
+it ends.
 
-The limit is kept by looking: ten times a second at what the process holds, which is ended when that is more. A limit of the
-address space would count what is reserved and never touched, which differs by engine more than what is used.
-"""
+The limit is kept by looking: ten times a second at what the process holds, which is ended when that is more.
+A limit of the address space would count what is reserved and never touched, which differs by engine more than
+what is used."""
 
 import json
 import subprocess
@@ -93,7 +94,9 @@ def run_within(command: list[str], threads: int, limit: int) -> Outcome:
 
 
 def most_held(pid: int) -> int:
-    """The most memory that a running process has held, in bytes; 0 once it has ended. Raises Failed where there is no /proc."""
+    """The most memory that a running process has held, in bytes; 0 once it has ended. Raises Failed where
+    there is no /proc.
+    """
     if not Path("/proc/self/status").exists():
         raise Failed("a memory limit is kept by reading /proc, which is not here")
     try:
@@ -106,7 +109,7 @@ def most_held(pid: int) -> int:
 def told(found: dict[str, Any]) -> str:
     if "failed" in found:
         return str(found["failed"])
-    return f"first token after {found['first_token_seconds']:.1f} s, {found['peak_memory_bytes'] / 2**30:.2f} GiB"
+    return f"first token after {found['first_token_seconds']:.1f} s, {found['peak_memory_bytes'] / 2**30:.2f} GiB"  # noqa: E501
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -124,7 +127,8 @@ def markdown(result: dict[str, Any]) -> str:
     machine = result["machine"]
     lines += [
         "",
-        f"{result['tokens']:,} tokens in {KIND}, {machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {result['date']}",
+        f"{result['tokens']:,} tokens in {KIND}, {machine['cpu']}, {machine['threads']} of "
+        f"{machine['cores']} cores, {result['date']}",
     ]
     lines += [f"- {name} is left out: {reason}" for name, reason in result["left_out"].items()]
     return "\n".join([*lines, "", f"`{result['command']}`", ""])

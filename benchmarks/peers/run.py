@@ -1,19 +1,22 @@
-"""nanohybrid, llama.cpp and transformers on the same weights, with the same threads and lengths, alternating A B A B.
+"""nanohybrid, llama.cpp and transformers on the same weights, with the same threads and lengths, alternating
+A B A B.
 
     python benchmarks/peers/run.py --preset nano-291m --out runs/peers
     python benchmarks/peers/run.py --model DIR --out runs/peers --llama-python .venv-llama/bin/python
     python benchmarks/peers/run.py --preset nano-291m --out runs/peers --long 32768 --memory-gib 18
 
-Twenty minutes or so on two cores, on an otherwise quiet machine. Every measurement is a process of its own, so that no engine's
-threads disturb another's; a round is each engine once on each workload, and figures are medians over the rounds with the least
-and the most. Before anything is timed, each peer's logits are compared with ours in fp32: unequal weights end the run.
+Twenty minutes or so on two cores, on an otherwise quiet machine. Every measurement is a process of its own,
+so that no engine's threads disturb another's; a round is each engine once on each workload, and figures are
+medians over the rounds with the least and the most. Before anything is timed, each peer's logits are compared
+with ours in fp32: unequal weights end the run.
 
-An engine that is not installed is left out, with the reason. llama.cpp: `pip install llama-cpp-python` (built from source; with
-CMAKE_ARGS="-DGGML_NATIVE=ON" for this CPU), here or in an environment of its own that `--llama-python` names.
+An engine that is not installed is left out, with the reason. llama.cpp: `pip install llama-cpp-python` (built
+from source; with CMAKE_ARGS="-DGGML_NATIVE=ON" for this CPU), here or in an environment of its own that
+`--llama-python` names.
 
-Writes results.json, results.md and results.svg into --out, beside the GGUF files and the model it made. With --long, one prompt of so
-many tokens once through each engine in bf16, each ended when it holds more than --memory-gib: long.json and long.md.
-"""
+Writes results.json, results.md and results.svg into --out, beside the GGUF files and the model it made. With
+--long, one prompt of so many tokens once through each engine in bf16, each ended when it holds more than
+--memory-gib: long.json and long.md."""
 
 import argparse
 import json
@@ -62,7 +65,8 @@ def main() -> int:
     setting = Setting(model, files, arguments.threads, arguments.out, arguments.llama_python, arguments.ours)
     engines, left_out = _usable(setting, arguments.engines)
     result = {
-        "machine": machine(arguments.threads), "date": time.strftime("%Y-%m-%d"), "command": " ".join(sys.argv), "model": str(model),
+        "machine": machine(arguments.threads), "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(sys.argv), "model": str(model),
         "engines": engines, "left_out": left_out,
     }  # fmt: skip
     if arguments.long:
@@ -124,7 +128,8 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.long is not None and (arguments.long < 1 or not arguments.memory_gib > 0):
         parser.error(
-            f"a prompt of {arguments.long} tokens within {arguments.memory_gib:g} GiB: both must be more than nothing"
+            f"a prompt of {arguments.long} tokens within {arguments.memory_gib:g} GiB: both must be more "
+            f"than nothing"
         )
     return arguments
 

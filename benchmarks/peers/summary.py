@@ -10,7 +10,9 @@ PEER_TYPES = {"int8": "int8 / q8_0", "int4": "int4 / q4_0"}
 
 
 def aggregate(rows: list[Measured], workloads: dict[str, Workload]) -> list[dict[str, Any]]:
-    """For each figure of each workload, type and engine: the median of the rounds' medians, the least and the most of all."""
+    """For each figure of each workload, type and engine: the median of the rounds' medians, the least and the
+    most of all.
+    """
     result = []
     for name, workload in workloads.items():
         for figure, title in _figures(name, workload):
@@ -22,9 +24,11 @@ def aggregate(rows: list[Measured], workloads: dict[str, Workload]) -> list[dict
                 spreads: list[Any] = [row.values[figure] for row in group]
                 result.append(
                     {
-                        "measure": title, "type": kind, "engine": engine, "median": statistics.median(s["median"] for s in spreads),
-                        "min": min(s["min"] for s in spreads), "max": max(s["max"] for s in spreads), "limit": _limit(group, figure),
-                        "peak_memory_bytes": max(int(row.values["peak_memory_bytes"]) for row in group),  # type: ignore[call-overload]
+                        "measure": title, "type": kind, "engine": engine,
+                        "median": statistics.median(s["median"] for s in spreads),
+                        "min": min(s["min"] for s in spreads), "max": max(s["max"] for s in spreads),
+                        "limit": _limit(group, figure),
+                        "peak_memory_bytes": max(int(row.values["peak_memory_bytes"]) for row in group),  # type: ignore[call-overload]  # noqa: E501
                     }
                 )  # fmt: skip
     return result
@@ -61,7 +65,8 @@ def markdown(result: dict[str, Any]) -> str:
     machine = result["machine"]
     lines += [
         "",
-        f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {result['date']}, {result['rounds']} rounds",
+        f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {result['date']}, "
+        f"{result['rounds']} rounds",
     ]
     lines += [f"- {name}: {_spelled(versions)}" for name, versions in result["engines"].items()]
     lines += [f"- {name} is left out: {reason}" for name, reason in result["left_out"].items()]
@@ -91,7 +96,9 @@ def _spelled(versions: Any) -> str:
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
-    """A panel a measure: bars with their spread for each type and engine, and the machine's limit as a line."""
+    """A panel a measure: bars with their spread for each type and engine, and the machine's limit as a
+    line.
+    """
     from matplotlib.figure import Figure
 
     from nanohybrid.stages.plots import COLORS, style

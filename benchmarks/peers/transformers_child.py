@@ -55,7 +55,8 @@ def main() -> None:
         clock, read = Clock(), ids[:, :length]
         begin = time.perf_counter()
         model.generate(
-            read, attention_mask=torch.ones_like(read), do_sample=False, min_new_tokens=steps, max_new_tokens=steps, eos_token_id=None,
+            read, attention_mask=torch.ones_like(read), do_sample=False, min_new_tokens=steps,
+            max_new_tokens=steps, eos_token_id=None,
             pad_token_id=0, logits_processor=transformers.LogitsProcessorList([clock]),
         )  # fmt: skip
         if repetition:  # the first one warms up

@@ -1,4 +1,6 @@
-"""Links from a page to a file outside docs/ lead to that file in the repository; inside a checkout and on GitHub they stay relative."""
+"""Links from a page to a file outside docs/ lead to that file in the repository; inside a checkout and on
+GitHub they stay relative.
+"""
 
 import posixpath
 import re

@@ -1,13 +1,13 @@
 """`config.json` in and out: every dialect in which the family's configurations are written, and Qwen3's.
 
-Read: the official one (`hybrid_override_pattern`, bare `Infinity`), the one that transformers 5 saves (`layers_block_type`,
-`{"__float__": "Infinity"}`), `qwen3`, and our own.
+Read: the official one (`hybrid_override_pattern`, bare `Infinity`), the one that transformers 5 saves
+(`layers_block_type`, `{"__float__": "Infinity"}`), `qwen3`, and our own.
 
-Written: `qwen3` for a dense model of that architecture, the official dialect where every kind of layer says that it describes
-it (Mixer.official), and else our own: the official keys and all further fields that the layers read, under another
-`model_type`, so that a program that does not know these fields refuses the file instead of computing something else. What is
-written is read back before it is returned; a field that does not survive is an error.
-"""
+Written: `qwen3` for a dense model of that architecture, the official dialect where every kind of layer says
+that it describes it (Mixer.official), and else our own: the official keys and all further fields that the
+layers read, under another `model_type`, so that a program that does not know these fields refuses the file
+instead of computing something else. What is written is read back before it is returned; a field that does not
+survive is an error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ NEMOTRON, QWEN, OWN = "nemotron_h", "qwen3", "nanohybrid"
 MOST_LAYERS = 10_000
 DENSE = Attention.symbol + MLP.symbol  # one of Qwen3's layers is two of ours
 MOE = "E"
-"""The character of a mixture of experts in `hybrid_override_pattern`, which is recognized to be refused by name."""
+"""The character of a mixture of experts in `hybrid_override_pattern`, which is recognized to be refused by
+name.
+"""
 
 
 def block_types() -> dict[str, str]:
@@ -36,11 +38,14 @@ def block_types() -> dict[str, str]:
 
 
 def load_config(directory: str | Path) -> HybridConfig:
-    """The configuration of a checkpoint directory. Raises CheckpointError or ConfigError in one line naming the file."""
+    """The configuration of a checkpoint directory. Raises CheckpointError or ConfigError in one line naming
+    the file.
+    """
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(
-            f"{directory}: {'is not a directory' if directory.exists() else 'no such directory'}; name a checkpoint's"
+            f"{directory}: {'is not a directory' if directory.exists() else 'no such directory'}; name a "
+            f"checkpoint's"
         )
     path = directory / CONFIG
     if not path.exists():
@@ -66,7 +71,9 @@ def parse(raw: Mapping[str, Any]) -> HybridConfig:
 
 
 def model_type(config: HybridConfig) -> str:
-    """The `model_type` under which a configuration is written: the first of qwen3, nemotron_h and nanohybrid that can say it."""
+    """The `model_type` under which a configuration is written: the first of qwen3, nemotron_h and nanohybrid
+    that can say it.
+    """
     rotary, normed, gated = config.rope_theta is not None, config.qk_norm, config.mlp_activation == "swiglu"
     if config.pattern == DENSE * (len(config.pattern) // 2) and rotary and normed and gated:
         return QWEN
@@ -144,19 +151,22 @@ def _pattern(raw: Mapping[str, Any]) -> str:
         listed = "".join(known[block] for block in blocks)
         if written is not None and written != listed:
             raise ConfigError(
-                f"hybrid_override_pattern is {shown(written)} and layers_block_type says {shown(listed)}: which is it?"
+                f"hybrid_override_pattern is {shown(written)} and layers_block_type says {shown(listed)}: "
+                f"which is it?"
             )
         written = listed
     if not isinstance(written, str) or not written:
         raise ConfigError("neither hybrid_override_pattern nor layers_block_type names the layers")
     if MOE in written and MOE not in MIXERS:
         raise ConfigError(
-            f"layer {written.index(MOE)} is a mixture of experts (E): not supported yet; known are {known_kinds()}"
+            f"layer {written.index(MOE)} is a mixture of experts (E): not supported yet; known are "
+            f"{known_kinds()}"
         )
     layers = raw.get("num_hidden_layers")
     if layers is not None and layers != len(written):
         raise ConfigError(
-            f"num_hidden_layers is {shown(layers)} and the layer pattern has {len(written)} characters: which is it?"
+            f"num_hidden_layers is {shown(layers)} and the layer pattern has {len(written)} characters: "
+            f"which is it?"
         )
     return written
 
@@ -164,19 +174,29 @@ def _pattern(raw: Mapping[str, Any]) -> str:
 def _hybrid_object(config: HybridConfig, dtype: str, kind: str) -> dict[str, Any]:
     result: dict[str, Any] = {
         "architectures": ["NemotronHForCausalLM" if kind == NEMOTRON else "HybridLM"],
-        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": config.bos_token_id, "chunk_size": config.chunk_size,
-        "conv_kernel": config.conv_kernel, "eos_token_id": config.eos_token_id, "expand": 2, "head_dim": config.head_dim,
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": config.bos_token_id,
+        "chunk_size": config.chunk_size,
+        "conv_kernel": config.conv_kernel, "eos_token_id": config.eos_token_id, "expand": 2,
+        "head_dim": config.head_dim,
         "hidden_dropout": 0.0, "hidden_size": config.hidden_size, "hybrid_override_pattern": config.pattern,
         "initializer_range": config.initializer_range, "intermediate_size": config.intermediate_size,
-        "layer_norm_epsilon": config.layer_norm_epsilon, "mamba_head_dim": config.mamba_head_dim, "mamba_hidden_act": "silu",
-        "mamba_num_heads": config.mamba_num_heads, "mamba_proj_bias": False, "mamba_ssm_cache_dtype": "float32",
-        "max_position_embeddings": config.max_position_embeddings, "mlp_bias": False, "mlp_hidden_act": "relu2", "model_type": kind,
-        "n_groups": config.n_groups, "num_attention_heads": config.num_attention_heads, "num_hidden_layers": config.num_hidden_layers,
-        "num_key_value_heads": config.num_key_value_heads, "num_logits_to_keep": 1, "pad_token_id": config.pad_token_id,
-        "rescale_prenorm_residual": config.rescale_prenorm_residual, "residual_in_fp32": False, "rms_norm_eps": config.layer_norm_epsilon,
-        "sliding_window": None, "ssm_state_size": config.ssm_state_size, "tie_word_embeddings": config.tie_word_embeddings,
+        "layer_norm_epsilon": config.layer_norm_epsilon, "mamba_head_dim": config.mamba_head_dim,
+        "mamba_hidden_act": "silu",
+        "mamba_num_heads": config.mamba_num_heads, "mamba_proj_bias": False,
+        "mamba_ssm_cache_dtype": "float32",
+        "max_position_embeddings": config.max_position_embeddings, "mlp_bias": False,
+        "mlp_hidden_act": "relu2", "model_type": kind,
+        "n_groups": config.n_groups, "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": config.num_key_value_heads, "num_logits_to_keep": 1,
+        "pad_token_id": config.pad_token_id,
+        "rescale_prenorm_residual": config.rescale_prenorm_residual, "residual_in_fp32": False,
+        "rms_norm_eps": config.layer_norm_epsilon,
+        "sliding_window": None, "ssm_state_size": config.ssm_state_size,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "time_step_floor": config.time_step_floor, "time_step_limit": list(config.time_step_limit),
-        "time_step_max": config.time_step_max, "time_step_min": config.time_step_min, "torch_dtype": dtype, "use_bias": False,
+        "time_step_max": config.time_step_max, "time_step_min": config.time_step_min, "torch_dtype": dtype,
+        "use_bias": False,
         "use_cache": True, "use_conv_bias": True, "vocab_size": config.vocab_size,
     }  # fmt: skip
     if config.tie_word_embeddings:
@@ -221,7 +241,8 @@ def _rope(raw: Mapping[str, Any]) -> float:
         kind = inner.get("rope_type", inner.get("type", "default"))
         if kind != "default":
             raise ConfigError(
-                f"{key}.rope_type is {shown(kind)}: only default is supported, context is not extended by scaling"
+                f"{key}.rope_type is {shown(kind)}: only default is supported, context is not extended by "
+                f"scaling"
             )
         theta = inner.get("rope_theta", theta)
     result = _theta(10_000.0 if theta is None else theta)
@@ -232,14 +253,19 @@ def _rope(raw: Mapping[str, Any]) -> float:
 def _qwen_object(config: HybridConfig, dtype: str) -> dict[str, Any]:
     layers = config.num_hidden_layers // 2
     return {
-        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id, "head_dim": config.head_dim, "hidden_act": "silu", "hidden_size": config.hidden_size,
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id, "head_dim": config.head_dim, "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
         "initializer_range": config.initializer_range, "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_position_embeddings, "max_window_layers": layers, "model_type": QWEN,
+        "max_position_embeddings": config.max_position_embeddings, "max_window_layers": layers,
+        "model_type": QWEN,
         "num_attention_heads": config.num_attention_heads, "num_hidden_layers": layers,
         "num_key_value_heads": config.num_key_value_heads, "pad_token_id": config.pad_token_id,
-        "rms_norm_eps": config.layer_norm_epsilon, "rope_scaling": None, "rope_theta": config.rope_theta, "sliding_window": None,
-        "tie_word_embeddings": config.tie_word_embeddings, "torch_dtype": dtype, "use_cache": True, "use_sliding_window": False,
+        "rms_norm_eps": config.layer_norm_epsilon, "rope_scaling": None, "rope_theta": config.rope_theta,
+        "sliding_window": None,
+        "tie_word_embeddings": config.tie_word_embeddings, "torch_dtype": dtype, "use_cache": True,
+        "use_sliding_window": False,
         "vocab_size": config.vocab_size,
         **({} if config.rescale_prenorm_residual else {"rescale_prenorm_residual": False}),
     }  # fmt: skip

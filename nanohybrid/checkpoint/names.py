@@ -61,7 +61,8 @@ def _from_qwen(disk: str) -> str:
     if parts[:2] != ["model", "layers"] or len(parts) < 5 or not parts[2].isdecimal() or len(parts[2]) > 6:
         return disk
     kinds = {
-        "input_layernorm": (0, ["norm"]), "self_attn": (0, ["mixer"]), "post_attention_layernorm": (1, ["norm"]), "mlp": (1, ["mixer"]),
+        "input_layernorm": (0, ["norm"]), "self_attn": (0, ["mixer"]),
+        "post_attention_layernorm": (1, ["norm"]), "mlp": (1, ["mixer"]),
     }  # fmt: skip
     if parts[3] not in kinds:
         return disk

@@ -32,8 +32,10 @@ def as_json(completion: "Completion") -> dict[str, Any]:
 
     reasoning, content = split_thinking(completion.text, opened=completion.thinking_tokens > 0)
     return {
-        "text": completion.text, "reasoning": reasoning, "content": content, "tokens": len(completion.token_ids),
-        "token_ids": completion.token_ids, "prompt_tokens": completion.prompt_tokens, "finish_reason": completion.finish_reason,
+        "text": completion.text, "reasoning": reasoning, "content": content,
+        "tokens": len(completion.token_ids),
+        "token_ids": completion.token_ids, "prompt_tokens": completion.prompt_tokens,
+        "finish_reason": completion.finish_reason,
         "thinking_tokens": completion.thinking_tokens, "thinking_end": completion.thinking_end,
         "error": None if completion.error is None else completion.error.message,
     }  # fmt: skip

@@ -1,4 +1,6 @@
-"""`nanohybrid inspect`: what a model is, what it weighs and what fits in a memory, without reading a weight."""
+"""`nanohybrid inspect`: what a model is, what it weighs and what fits in a memory, without reading a
+weight.
+"""
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -42,7 +44,9 @@ def parser() -> "jsonargparse.ArgumentParser":
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at: a configuration, and the types and bytes of its weights where they are on the disk."""
+    """What is looked at: a configuration, and the types and bytes of its weights where they are on the
+    disk.
+    """
 
     config: "HybridConfig"
     dtype: "torch.dtype"
@@ -73,8 +77,10 @@ def fit(footprint: "Footprint", budget: int, context: int, batch: int) -> dict[s
     """Whether `batch` sequences of `context` tokens fit `budget` bytes, and how long and how many would."""
     total = footprint.total(context, batch)
     return {
-        "context": context, "batch": batch, "budget_bytes": budget, "total_bytes": total, "fits": total <= budget,
-        "max_context": footprint.max_context(budget, batch), "max_batch": footprint.max_batch(budget, context),
+        "context": context, "batch": batch, "budget_bytes": budget, "total_bytes": total,
+        "fits": total <= budget,
+        "max_context": footprint.max_context(budget, batch),
+        "max_batch": footprint.max_batch(budget, context),
     }  # fmt: skip
 
 
@@ -172,7 +178,8 @@ def _shape_rows(config: "HybridConfig") -> list[tuple[str, str]]:
     rows = [
         (
             "vocabulary x width",
-            f"{config.vocab_size:,} x {config.hidden_size:,}{', head tied' if config.tie_word_embeddings else ''}",
+            f"{config.vocab_size:,} x "
+            f"{config.hidden_size:,}{', head tied' if config.tie_word_embeddings else ''}",
         ),
         ("longest context trained", f"{config.max_position_embeddings:,}"),
     ]

@@ -1,4 +1,6 @@
-"""`nanohybrid plan compress`, `plan serve` and `plan train`: what fits a memory, and how fast it can be, before a weight is read."""
+"""`nanohybrid plan compress`, `plan serve` and `plan train`: what fits a memory, and how fast it can be,
+before a weight is read.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -47,7 +47,8 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         headers = ("check", "on", "differs", "allowed", "memoryless", "")
         table(headers, [as_row(line) for line in lines])
         print(
-            'Largest differences, of logits relative to the largest one; "memoryless": of a model that forgets. See docs/verify.md.'
+            'Largest differences, of logits relative to the largest one; "memoryless": of a model that '
+            "forgets. See docs/verify.md."
         )
     return 0 if passed else 1
 

@@ -35,7 +35,8 @@ PAPER = Grid(
     },
 )
 # What losing all of an axis costs; 1 where none is given. Depth: 56, 54 and 52 layers score 51.48, 47.35 and
-# 44.92 in the paper. Mamba heads: 112 of 128 with a wider FFN score 4 points less than 128 with a narrower one.
+# 44.92 in the paper. Mamba heads: 112 of 128 with a wider FFN score 4 points less than 128 with a narrower
+# one.
 LAYERS_WEIGHT = 4.0
 WEIGHTS = {"mamba_num_heads": 2.0, "mamba_head_dim": 2.0}
 PRIOR = (

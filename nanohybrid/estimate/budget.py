@@ -156,7 +156,9 @@ def activation_bytes(
 
 
 def gathered_bytes(config: HybridConfig, batch: int, context: int) -> int:
-    """fp32 bytes that the torch ops of a layer need in addition to the cache, over a context of `context` tokens."""
+    """fp32 bytes that the torch ops of a layer need in addition to the cache, over a context of `context`
+    tokens.
+    """
     return 4 * context * max(mixer.context_numbers(config, batch) for mixer in set(config.mixers))
 
 
@@ -187,7 +189,9 @@ def too_small(budget: Budget, smallest: HybridConfig) -> InputError:
     need = budget.memory(smallest).total
     digits = 2 if need >= GIB / 10 else 6
     near = f"--budget-gib {ceil(need / GIB * 10**digits) / 10**digits:.{digits}f}"
-    shape = f"{smallest.num_hidden_layers} layers, hidden {smallest.hidden_size}, FFN {smallest.intermediate_size}"
+    widths = f"hidden {smallest.hidden_size}, FFN {smallest.intermediate_size}"
+    shape = f"{smallest.num_hidden_layers} layers, {widths}"
     return InputError(
-        f"no shape of the grid fits {budget}: the smallest takes {amount(need)} ({shape}); nearest {near}, or a wider grid"
+        f"no shape of the grid fits {budget}: the smallest takes {amount(need)} ({shape}); nearest "
+        f"{near}, or a wider grid"
     )

@@ -66,7 +66,9 @@ class Footprint:
         return self.weight_bytes + batch * self.sequence_bytes(context)
 
     def max_context(self, budget: int, batch: int = 1) -> int | None:
-        """The longest context that fits `budget` bytes; 0 if none does, None if it is unbounded (no attention)."""
+        """The longest context that fits `budget` bytes; 0 if none does, None if it is unbounded (no
+        attention).
+        """
         left = budget - self.weight_bytes - batch * self.state_bytes_per_sequence
         if left < 0:
             return 0

@@ -138,7 +138,9 @@ def plan_slots(
     cache_bytes: int = 0,
     speculate: int = 0,
 ) -> ServePlan:
-    """The plan for exactly `slots` running requests of `context` tokens with `speculate` draft tokens each."""
+    """The plan for exactly `slots` running requests of `context` tokens with `speculate` draft tokens
+    each.
+    """
     pages = slots * -(-context // PAGE)
     per_row = 4 * config.vocab_size * LOGITS + draft_bytes(
         config, speculate
@@ -161,8 +163,10 @@ def plan_slots(
 def _too_small(plan: ServePlan, budget_bytes: int, other: str = "or shorten the context") -> InputError:
     what = "one sequence" if plan.slots == 1 else f"states of {plan.slots} sequences and the pages of one"
     return InputError(
-        f"{what} of {plan.context} tokens takes {size(plan.total_bytes)} with weights ({size(plan.weight_bytes)}), process "
-        f"({size(plan.process_bytes)}) and cache ({size(plan.cache_bytes)}); the budget is {size(budget_bytes)}: raise --memory-gib {other}"
+        f"{what} of {plan.context} tokens takes {size(plan.total_bytes)} with weights "
+        f"({size(plan.weight_bytes)}), process "
+        f"({size(plan.process_bytes)}) and cache ({size(plan.cache_bytes)}); the budget is "
+        f"{size(budget_bytes)}: raise --memory-gib {other}"
     )
 
 
@@ -173,7 +177,9 @@ def transient(config: "HybridConfig", tokens: int) -> int:
 
 
 def draft_bytes(config: "HybridConfig", drafts: int) -> int:
-    """Bytes of one request's draft tokens until they are accepted or rejected: their logits and the layers' buffers."""
+    """Bytes of one request's draft tokens until they are accepted or rejected: their logits and the layers'
+    buffers.
+    """
     if not drafts:
         return 0
     numbers = sum(mixer.draft_numbers(config, drafts) for mixer in config.mixers)

@@ -1,8 +1,9 @@
 """Time of a decode step against the context length, and cache memory of a sequence.
 
-A step runs the executor that the engine chooses: one token for each of `batch` sequences at position `context`. KV cache
-and recurrent states are filled with random numbers instead of a prefill, since the time of a step does not
-depend on their values. Each step writes to the same position, so the context does not grow.
+A step runs the executor that the engine chooses: one token for each of `batch` sequences at position
+`context`. KV cache and recurrent states are filled with random numbers instead of a prefill, since the time
+of a step does not depend on their values. Each step writes to the same position, so the context does not
+grow.
 
 The speed of a machine drifts, so the models take turns step by step (A B A B ...), and the median counts.
 """

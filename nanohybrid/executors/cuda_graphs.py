@@ -100,12 +100,15 @@ class GraphExecutor(Executor):
                 error = float((replayed - eager).norm() / eager.norm().clamp(min=1e-30))
                 if not error <= TOLERANCE:
                     raise RuntimeError(
-                        f"a decode graph of {rows} rows differs from the eager step by {error:.2g} of its logits"
+                        f"a decode graph of {rows} rows differs from the eager step by {error:.2g} of its "
+                        f"logits"
                     )
 
 
 class _Bucket:
-    """One recorded step and its index buffer: ids, slots, positions and rows of the page pool [4, B], then the pages [B, W]."""
+    """One recorded step and its index buffer: ids, slots, positions and rows of the page pool [4, B], then
+    the pages [B, W].
+    """
 
     def __init__(self, eager: TorchExecutor, rows: int, width: int, capture: Capture) -> None:
         device, state = eager.model.device, eager.cache
@@ -165,7 +168,9 @@ class _Bucket:
 
 
 def graphs_apply(model: HybridLM) -> bool:
-    """Whether graphs can run the model: on a GPU, with Triton kernels and layers that read layouts on the device."""
+    """Whether graphs can run the model: on a GPU, with Triton kernels and layers that read layouts on the
+    device.
+    """
     if not all(mixer.cuda_graphs for mixer in model.config.mixers):
         return False
     return model.device.type == "cuda" and runs_triton() and model.dtype != torch.float64

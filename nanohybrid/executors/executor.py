@@ -42,5 +42,7 @@ class Executor(ABC):
         """
 
     def commit(self, rows: Sequence[int], counts: Sequence[int]) -> None:
-        """Accept the first counts[i] draft tokens of the last layout's speculative sequence rows[i]; reject all others."""
+        """Accept the first counts[i] draft tokens of the last layout's speculative sequence rows[i]; reject
+        all others.
+        """
         self.cache.commit(rows, counts)

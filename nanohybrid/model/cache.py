@@ -17,7 +17,9 @@ from nanohybrid.ops.sizes import PAGE
 
 @dataclass(frozen=True, eq=False)
 class OffloadedCache:
-    """An immutable copy of one sequence's cache in host memory: the rows of its slot, and each of its pages."""
+    """An immutable copy of one sequence's cache in host memory: the rows of its slot, and each of its
+    pages.
+    """
 
     rows: list[Tensor]
     pages: tuple[list[Tensor], ...]
@@ -108,7 +110,9 @@ class HybridCache:
             )
 
     def save(self, slot: int, pages: Sequence[int], known: Sequence[list[Tensor]] = ()) -> OffloadedCache:
-        """Copy a slot and these pages to the host. known: existing copies of the first pages, which are reused."""
+        """Copy a slot and these pages to the host. known: existing copies of the first pages, which are
+        reused.
+        """
         rows = [_to_host(pool[slot]) for pool in self.slot_pools]
         copies = ([_to_host(pool[page]) for pool in self.page_pools] for page in pages[len(known) :])
         return OffloadedCache(rows, (*known, *copies))

@@ -62,7 +62,9 @@ class HybridLM(nn.Module):
             self.reset_parameters(seed)
 
     def reset_parameters(self, seed: int = 0) -> None:
-        """Initialize every parameter in place by the rules of Mamba-2 and Nemotron-H, equal on every device."""
+        """Initialize every parameter in place by the rules of Mamba-2 and Nemotron-H, equal on every
+        device.
+        """
         initialize(self, self.config, torch.Generator().manual_seed(seed))
 
     @property

@@ -61,7 +61,9 @@ class QuantizedLinear(nn.Module):
 
 
 def quantizable(config: HybridConfig) -> dict[str, tuple[int, int]]:
-    """The matrices that may be quantized by their checkpoint names: [out, in] of the mixers' linears and of an own head."""
+    """The matrices that may be quantized by their checkpoint names: [out, in] of the mixers' linears and of
+    an own head.
+    """
     return {
         name: (declared.shape[0], declared.shape[1])
         for name, declared in param_specs(config).items()

@@ -23,7 +23,9 @@ DRAFT_ROWS = 64
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """One parameter: its axes, its shape, and the layer it belongs to (None: embeddings, final norm, head)."""
+    """One parameter: its axes, its shape, and the layer it belongs to (None: embeddings, final norm,
+    head).
+    """
 
     axes: Axes
     shape: tuple[int, ...]

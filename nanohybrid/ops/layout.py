@@ -254,7 +254,7 @@ class Plan:
     def _indices(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._device:
             arrays = (self.order, self.padding, self.inverse)
-            self._device[device] = tuple(torch.from_numpy(array).to(device) for array in arrays)  # type: ignore[assignment]
+            self._device[device] = tuple(torch.from_numpy(array).to(device) for array in arrays)  # type: ignore[assignment]  # noqa: E501
         return self._device[device]
 
     def split(self, x: Tensor) -> list[Tensor]:

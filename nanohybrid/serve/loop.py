@@ -171,7 +171,7 @@ class EngineLoop:
                 if self.engine.busy:
                     try:
                         self._step()
-                    except Exception as error:  # noqa: BLE001  a bug: its requests fail, later ones are served
+                    except Exception as error:  # noqa: BLE001  its requests fail, not the server
                         self._recover(error)
                     self._trim()
         except BaseException as error:  # noqa: BLE001  a panic in Rust is no Exception; no client may hang

@@ -23,7 +23,9 @@ A small copy of the architecture stands for larger ones.
 
 
 def saved_equals_loaded(subject: ModelUnderTest) -> CheckResult:
-    """Save, load, compare: every parameter (of quantized matrices codes and scales) and every logit, bit for bit."""
+    """Save, load, compare: every parameter (of quantized matrices codes and scales) and every logit, bit for
+    bit.
+    """
     model, on = subject.model, "the model"
     dtype = model.dtype
     if Footprint.of(model.config, dtype, format=format_in(model)).weight_bytes > WHOLE:

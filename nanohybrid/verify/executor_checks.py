@@ -1,4 +1,6 @@
-"""Check that every executor gives the plain forward's logits for any chunking, packing and batching of a text."""
+"""Check that every executor gives the plain forward's logits for any chunking, packing and batching of a
+text.
+"""
 
 from itertools import pairwise
 
@@ -18,7 +20,9 @@ SCHEDULE = ((20, 0, 0), (21, 11, 0), (25, 12, 5), (26, 13, 6), (30, 24, 12))
 
 
 def packed_equals_unpacked(subject: ModelUnderTest) -> CheckResult:
-    """The plain forward over packed documents against each document alone; fails if a document sees another."""
+    """The plain forward over packed documents against each document alone; fails if a document sees
+    another.
+    """
     packed = subject.read(subject.text, DOCUMENTS)
     alone = [subject.read(part, [len(part)]) for part in subject.text.split(list(DOCUMENTS))]
     return subject.result("model: packed == unpacked", f"{_list(DOCUMENTS)} tokens", packed, torch.cat(alone))
@@ -47,7 +51,9 @@ def step_equals_whole(executor: ExecutorUnderTest) -> CheckResult:
 
 
 def batch_equals_alone(executor: ExecutorUnderTest) -> CheckResult:
-    """Prefill, continuation and decode of three sequences in shared calls, against each alone by the plain forward."""
+    """Prefill, continuation and decode of three sequences in shared calls, against each alone by the plain
+    forward.
+    """
     texts = [executor.subject.text[first:last] for first, last in TEXTS]
     opened = executor.open(max(SLOTS) + 1)
     parts: list[list[Tensor]] = [[] for _ in texts]

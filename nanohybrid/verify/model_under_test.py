@@ -42,7 +42,9 @@ class ModelUnderTest:
 
     @cached_property
     def memoryless(self) -> float:
-        """Relative difference of the logits if every token is read without context (the memoryless baseline)."""
+        """Relative difference of the logits if every token is read without context (the memoryless
+        baseline).
+        """
         return self.difference(self.read(self.text, [1] * LENGTH), self.reference)
 
     @torch.no_grad()
@@ -78,7 +80,9 @@ class ModelUnderTest:
 
 
 class ExecutorUnderTest:
-    """One executor of the model: makes a cache of its own for each check, and reads pieces of texts through it."""
+    """One executor of the model: makes a cache of its own for each check, and reads pieces of texts through
+    it.
+    """
 
     def __init__(
         self,
@@ -110,7 +114,9 @@ class ExecutorUnderTest:
 
 
 def executors_of(subject: ModelUnderTest) -> list[ExecutorUnderTest]:
-    """The executors that can run the model as it is on this machine: torch, and CUDA graphs where they apply."""
+    """The executors that can run the model as it is on this machine: torch, and CUDA graphs where they
+    apply.
+    """
     from nanohybrid.executors.cuda_graphs import GraphExecutor, cuda_graph, graphs_apply
 
     found = [ExecutorUnderTest(subject, TorchExecutor.name)]

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-"""Relative to the largest logit: the rounding of a deep model's sums when their shapes change (docs/verify.md)."""
+"""Relative to the largest logit: the rounding of a deep model's sums when their shapes change
+(docs/verify.md).
+"""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ speed = {"bf16": 1, "int8": 2, "int4": 4}[flags["--dtype"]] * int(flags["--batch
 print(json.dumps({
     "prefill_tokens_per_second": {"median": 100.0 * speed, "min": 90.0 * speed, "max": 110.0 * speed},
     "decode_tokens_per_second": {"median": 10.0 * speed, "min": 9.0 * speed, "max": 12.0 * speed},
-    "stream_gb_per_second": 30.0, "matmul_gflops": 400.0, "decode_bandwidth_fraction": 0.5, "prefill_matmul_fraction": 0.8,
+    "stream_gb_per_second": 30.0, "matmul_gflops": 400.0, "decode_bandwidth_fraction": 0.5, "prefill_matmul_fraction": 0.8,  # noqa: E501
     "peak_memory_bytes": 10**9,
 }))
 """
@@ -64,7 +64,7 @@ def test_the_lead_is_over_the_best_of_the_others(peers):
     ]
     results = summary.aggregate(rows, {"decode batch 16": engines.Workload(64, 32, 16)})
     result = {
-        "engines": {"nanohybrid": "1", "llama.cpp": {"version": "2"}, "transformers": {}}, "left_out": {}, "results": results,
+        "engines": {"nanohybrid": "1", "llama.cpp": {"version": "2"}, "transformers": {}}, "left_out": {}, "results": results,  # noqa: E501
         "machine": {"cpu": "x", "threads": 2, "cores": 2}, "date": "today", "rounds": 1, "command": "run",
     }  # fmt: skip
     table = summary.markdown(result)
@@ -142,7 +142,7 @@ def test_a_whole_run_writes_figures_table_and_picture(peers, tmp_path, monkeypat
     assert "No module named 'llama_cpp'" in result["left_out"]["llama.cpp"]
     found = {row["measure"]: (row["type"], row["median"]) for row in result["results"]}
     assert found == {
-        "prefill 51": ("int8", 200), "decode, batch 1": ("int8", 20), "prefill 205": ("int8", 200), "decode, batch 16": ("int8", 320),
+        "prefill 51": ("int8", 200), "decode, batch 1": ("int8", 20), "prefill 205": ("int8", 200), "decode, batch 16": ("int8", 320),  # noqa: E501
     }  # fmt: skip
     assert "llama.cpp is left out" in (tmp_path / "out" / "results.md").read_text()
     assert (tmp_path / "out" / "results.svg").read_text().startswith("<?xml")

@@ -117,7 +117,7 @@ REFUSED = {
     "a list as model type": ({"model_type": ["nemotron_h"]}, "model_type"),
     "experts": ({"hybrid_override_pattern": "MEM"}, "mixture of experts"),
     "experts by "
-    "name": ({"hybrid_override_pattern": None, "layers_block_type": ["mamba", "moe", "mlp"]}, "mixture of experts"),
+    "name": ({"hybrid_override_pattern": None, "layers_block_type": ["mamba", "moe", "mlp"]}, "mixture of experts"),  # noqa: E501
     "unknown character": ({"hybrid_override_pattern": "M?*"}, '"?"'),
     "unknown block": ({"layers_block_type": ["mamba", "rwkv", "mlp"]}, "rwkv"),
     "blocks not a list": ({"layers_block_type": "M-*"}, "layers_block_type"),

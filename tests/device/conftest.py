@@ -21,7 +21,8 @@ from nanohybrid.text import ChatTemplate, Tokenizer, train_bpe
 
 TEXT = ["run 1+2*3\n1+2=3\n3*3=9\n</think>\n\nSystem User Assistant <think>\n"] * 4
 SMALL: dict[str, Any] = dict(
-    pattern="M-M*-", hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+    pattern="M-M*-", hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=8,
     mamba_num_heads=8, mamba_head_dim=8, n_groups=2, ssm_state_size=8, initializer_range=0.2,
 )  # fmt: skip
 DENSE: dict[str, Any] = dict(

@@ -1,4 +1,6 @@
-"""The engine on another device: what `generate`, `serve` and `verify` run on by default where there is a GPU."""
+"""The engine on another device: what `generate`, `serve` and `verify` run on by default where there is a
+GPU.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,6 @@
-"""The CPU executor: the plain model's numbers, and the same bits in any batch and for any cut of a sequence into calls."""
+"""The CPU executor: the plain model's numbers, and the same bits in any batch and for any cut of a sequence
+into calls.
+"""
 
 import copy
 import dataclasses
@@ -24,7 +26,8 @@ pytestmark = pytest.mark.skipif(not available(), reason="numba is not installed"
 
 CONTEXT = 640
 SHAPE = {
-    "vocab_size": 300, "hidden_size": 72, "intermediate_size": 96, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
+    "vocab_size": 300, "hidden_size": 72, "intermediate_size": 96, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 16,
     "mamba_num_heads": 8, "mamba_head_dim": 12, "n_groups": 2, "ssm_state_size": 24,
 }  # fmt: skip
 CONFIGS = {
@@ -53,7 +56,9 @@ CONFIGS |= {
 
 
 def make(name, format="bf16"):
-    """A model with the weights of bf16 in fp32 (quantized: in bf16) for the plain forward, and the same packed in bf16."""
+    """A model with the weights of bf16 in fp32 (quantized: in bf16) for the plain forward, and the same
+    packed in bf16.
+    """
     model = HybridLM(CONFIGS[name], seed=1).bfloat16().eval()
     generator = torch.Generator().manual_seed(1)  # the fixture of all models runs before a test is seeded
     for key, parameter in model.named_parameters():

@@ -122,7 +122,7 @@ def test_run_py_has_the_commands_that_are_left_out_here():
 
 def test_calls_are_found_and_wrong_ones_are_not_understood():
     """The tests above must not pass because nothing is found or everything is taken."""
-    text = "a && nanohybrid chat DIR   # it's\npython3 run.py quickstart\npip install x\nnanohybrid \\\n  inspect PATH"
+    text = "a && nanohybrid chat DIR   # it's\npython3 run.py quickstart\npip install x\nnanohybrid \\\n  inspect PATH"  # noqa: E501
     assert list(calls(text)) == [
         (["chat", "DIR"], False),
         (["quickstart"], True),

@@ -22,7 +22,9 @@ def gradients(model: HybridLM) -> dict[str, Tensor]:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_step_is_the_eager_step_in_one_graph(mixed, tokens, monkeypatch):
-    """In one graph where the layout has been used before: its index tensors are then there to be read, not to be traced."""
+    """In one graph where the layout has been used before: its index tensors are then there to be read, not to
+    be traced.
+    """
     monkeypatch.undo()  # the compiler asks for uninitialized memory by its own means
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")  # compiled loops are called as they are, between graphs
     model, layout = HybridLM(mixed, seed=0), Layout.packed([17, 130, 53, 100])

@@ -23,7 +23,9 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "matplotli
 
 
 def test_building_loading_and_a_first_token_import_no_compiler(tmp_path):
-    """torch._dynamo alone takes a second: torch loads it to draw numbers on the meta device, as nn.Embedding does unasked."""
+    """torch._dynamo alone takes a second: torch loads it to draw numbers on the meta device, as nn.Embedding
+    does unasked.
+    """
     done = subprocess.run(
         [sys.executable, "-c", START, str(tmp_path)], capture_output=True, text=True, check=False
     )

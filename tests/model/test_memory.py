@@ -1,4 +1,6 @@
-"""A long prompt through one Mamba layer of the 9B, in chunks: the memory that it takes beside weights and input."""
+"""A long prompt through one Mamba layer of the 9B, in chunks: the memory that it takes beside weights and
+input.
+"""
 
 import subprocess
 import sys

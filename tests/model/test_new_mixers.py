@@ -1,4 +1,6 @@
-"""A kind of layer that is one file: everything follows from what it declares, and what does not know it refuses it."""
+"""A kind of layer that is one file: everything follows from what it declares, and what does not know it
+refuses it.
+"""
 
 import importlib.util
 import json
@@ -60,8 +62,10 @@ def window() -> type[Mixer]:
 
 def config_with(pattern: str, **fields) -> HybridConfig:
     return HybridConfig(
-        pattern, vocab_size=269, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, mamba_num_heads=4, mamba_head_dim=16, n_groups=2, ssm_state_size=16, initializer_range=0.3,
+        pattern, vocab_size=269, hidden_size=32, intermediate_size=48, num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16, mamba_num_heads=4, mamba_head_dim=16, n_groups=2, ssm_state_size=16,
+        initializer_range=0.3,
         max_position_embeddings=512, extra=fields,
     )  # fmt: skip
 
@@ -222,7 +226,9 @@ def test_inspect_plan_and_export_know_a_new_kind_or_refuse_it(window, tmp_path, 
 
 
 def test_a_recurrent_kind_of_its_own_is_verified_on_every_executor(tmp_path):
-    """Whole, chunked, batched, cached, preempted, saved and resumed; its draft tokens are refused, since it buffers none."""
+    """Whole, chunked, batched, cached, preempted, saved and resumed; its draft tokens are refused, since it
+    buffers none.
+    """
     register(Average)
     config = config_with("a-*a", average_heads=3, average_decay=0.8)
     model = HybridLM(config, seed=0)

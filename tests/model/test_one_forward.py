@@ -1,4 +1,6 @@
-"""Training, prefill, chunked prefill and decode are one forward: however the work is cut, the results are the same."""
+"""Training, prefill, chunked prefill and decode are one forward: however the work is cut, the results are the
+same.
+"""
 
 import itertools
 import random
@@ -162,7 +164,8 @@ def test_other_slots_and_pages_are_left_as_they_were(mixed, tokens):
 @given(st.lists(st.integers(1, 139), max_size=5, unique=True))
 def test_any_cuts_give_the_same_logits(cuts):
     config = HybridConfig(
-        pattern="M*M", vocab_size=50, hidden_size=16, intermediate_size=8, num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+        pattern="M*M", vocab_size=50, hidden_size=16, intermediate_size=8, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4,
         mamba_num_heads=2, mamba_head_dim=6, n_groups=1, ssm_state_size=4, initializer_range=0.2,
     )  # fmt: skip
     model = HybridLM(config, seed=0).double()

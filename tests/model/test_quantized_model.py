@@ -1,4 +1,6 @@
-"""A quantized model is the model whose weights are what the codes stand for, on every path, and nothing else of it changes."""
+"""A quantized model is the model whose weights are what the codes stand for, on every path, and nothing else
+of it changes.
+"""
 
 import copy
 
@@ -18,7 +20,8 @@ from nanohybrid.model.quantized import (
 from nanohybrid.ops import quantized
 
 CONFIG = HybridConfig(
-    "M-*-M", vocab_size=50, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+    "M-*-M", vocab_size=50, hidden_size=64, intermediate_size=96, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16,
     mamba_num_heads=4, mamba_head_dim=16, n_groups=2, ssm_state_size=8,
 )  # fmt: skip
 TIED = CONFIG.replace(tie_word_embeddings=True)

@@ -5,7 +5,8 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.model.cache import HybridCache
 
 CONFIG = HybridConfig(
-    pattern="M-*M*", vocab_size=32, hidden_size=16, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+    pattern="M-*M*", vocab_size=32, hidden_size=16, intermediate_size=16, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=8,
     mamba_num_heads=2, mamba_head_dim=4, n_groups=1, ssm_state_size=8,
 )  # fmt: skip
 

@@ -19,11 +19,11 @@ LAYOUTS = {
     "longer than two chunks": Layout.packed([63, 300]),
     "equal lengths": Layout.equal(3, 20),
     "prefill": Layout.contiguous([3, 130], [0, 0], [1, 0], 256, 32),
-    "continuation across a border": Layout.with_cache([5, 130, 3], [125, 200, 2], [3, 0, 2], [range(5), [30, 12, *range(14, 23)], [9]], 32),
-    "decode": Layout.with_cache([1, 1, 1], [5, 127, 128], [0, 1, 2], [range(10), range(10, 20), range(20, 30)], 16),
-    "decode, scattered": Layout.with_cache([1, 1, 1, 1], [6, 0, 31, 40], [2, 0, 3, 1], [[7], [1], [4, 2], [9, 3, 8]], 16),
+    "continuation across a border": Layout.with_cache([5, 130, 3], [125, 200, 2], [3, 0, 2], [range(5), [30, 12, *range(14, 23)], [9]], 32),  # noqa: E501
+    "decode": Layout.with_cache([1, 1, 1], [5, 127, 128], [0, 1, 2], [range(10), range(10, 20), range(20, 30)], 16),  # noqa: E501
+    "decode, scattered": Layout.with_cache([1, 1, 1, 1], [6, 0, 31, 40], [2, 0, 3, 1], [[7], [1], [4, 2], [9, 3, 8]], 16),  # noqa: E501
     "mixed": Layout.with_cache(
-        [17, 1, 40, 1, 2], [0, 77, 100, 0, 31], [4, 0, 2, 6, 1], [[0, 5], range(10, 15), range(20, 30), [1], [3, 2, 9]], 16,
+        [17, 1, 40, 1, 2], [0, 77, 100, 0, 31], [4, 0, 2, 6, 1], [[0, 5], range(10, 15), range(20, 30), [1], [3, 2, 9]], 16,  # noqa: E501
     ),
 }  # fmt: skip
 

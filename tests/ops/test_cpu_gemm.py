@@ -1,4 +1,6 @@
-"""Linear layers on packed weights: every format, odd sizes, every tile, processors without AVX512-BF16 and AVX512-VNNI."""
+"""Linear layers on packed weights: every format, odd sizes, every tile, processors without AVX512-BF16 and
+AVX512-VNNI.
+"""
 
 import numba
 import numpy as np

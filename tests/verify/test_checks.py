@@ -44,7 +44,9 @@ def of(executor: str) -> set[str]:
 
 
 def failures(config: HybridConfig = CONFIG, dtype: torch.dtype = torch.float32) -> set[str]:
-    """The checks that fail, without the name of the torch executor; those of the CPU kernels begin with "cpu"."""
+    """The checks that fail, without the name of the torch executor; those of the CPU kernels begin with
+    "cpu".
+    """
     lines = list(verify(HybridLM(config, seed=0).to(dtype)))
     packed = of("cpu") if dtype == torch.bfloat16 and available() else set()
     assert [line.what for line in lines if line.what not in PLAIN | of("torch") | packed] == []

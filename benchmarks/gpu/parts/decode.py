@@ -1,8 +1,8 @@
 """The 9B's decode step at each batch: launched kernel by kernel, and replayed as a CUDA graph.
 
-The floor is bytes over bandwidth: all weights but the embedding table, keys and values of the context, each state read and
-written. Model, states and step are those of nanohybrid/evaluate/throughput.py: random numbers, the engine's forward.
-"""
+The floor is bytes over bandwidth: all weights but the embedding table, keys and values of the context, each
+state read and written. Model, states and step are those of nanohybrid/evaluate/throughput.py: random numbers,
+the engine's forward."""
 
 from collections.abc import Callable
 

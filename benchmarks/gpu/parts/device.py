@@ -1,4 +1,6 @@
-"""The two ceilings of this machine: what a copy moves, and what a product of matrices computes, on random data."""
+"""The two ceilings of this machine: what a copy moves, and what a product of matrices computes, on random
+data.
+"""
 
 from collections.abc import Callable
 from functools import partial

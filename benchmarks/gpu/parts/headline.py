@@ -1,7 +1,9 @@
-"""The headline mixes through the engine: the 9B and Qwen3-8B (true shapes, random weights, bf16) in 22 GiB each.
+"""The headline mixes through the engine: the 9B and Qwen3-8B (true shapes, random weights, bf16) in 22 GiB
+each.
 
-As many sequences as fit at their full length, by the engine's own plan. Generating every token would take an hour; so the engine
-computes prompts as long as the mean context, which is timed, and then a few dozen steps of decoding, which are timed too:
+As many sequences as fit at their full length, by the engine's own plan. Generating every token would take an
+hour; so the engine computes prompts as long as the mean context, which is timed, and then a few dozen steps
+of decoding, which are timed too:
 
     tokens/s = batch * out / (time of the prompts * in / mean context + out * median step)
 

@@ -1,8 +1,9 @@
-"""Each kernel against its floor: at the 9B's shapes and a batch that fills the machine, several sets of inputs in turn.
+"""Each kernel against its floor: at the 9B's shapes and a batch that fills the machine, several sets of
+inputs in turn.
 
-Bytes are those of inputs read once and outputs written once; what a kernel reads again from memory counts against it. T tokens,
-H heads, P head dimension, G groups, N state size, C channels, E width, F FFN width, V vocabulary, Q chunk.
-"""
+Bytes are those of inputs read once and outputs written once; what a kernel reads again from memory counts
+against it. T tokens, H heads, P head dimension, G groups, N state size, C channels, E width, F FFN width, V
+vocabulary, Q chunk."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
         with torch.device(bench.device):
             try:
                 found = milliseconds([work.call() for _ in range(SETS)], bench.device)
-            except Exception as error:  # noqa: BLE001  torch may lack a product; the others are to be measured all the same
+            except Exception as error:  # noqa: BLE001  torch may lack one; others are measured
                 emit(
                     {
                         "kernel": work.name,

@@ -1,7 +1,8 @@
-"""Prefill of the 9B: one prompt in pieces, against the rate of matrix products; and how much of it is the scan.
+"""Prefill of the 9B: one prompt in pieces, against the rate of matrix products; and how much of it is the
+scan.
 
-Operations: 2 for each weight but the embedding's and the head's, for each token; those of the scan and of attention beside them.
-"""
+Operations: 2 for each weight but the embedding's and the head's, for each token; those of the scan and of
+attention beside them."""
 
 from collections.abc import Callable
 from functools import partial

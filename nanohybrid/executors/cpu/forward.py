@@ -142,9 +142,11 @@ class CpuExecutor(Executor):
         tokens, out, logits = addresses
         call = words.Call(
             **self._model_words, **self._scratch_for(rows, size).words,
-            tokens=tokens, rows=rows, sequences=len(parts), starts=at[0], slots=at[1], positions=at[2], pages=at[5],
+            tokens=tokens, rows=rows, sequences=len(parts), starts=at[0], slots=at[1], positions=at[2],
+            pages=at[5],
             pages_per_sequence=most, angles=0 if angles is None else angles.data_ptr(),
-            draft_inputs=0 if drafts is None else drafts.inputs.data_ptr(), draft_rows=0 if drafts is None else at[4],
+            draft_inputs=0 if drafts is None else drafts.inputs.data_ptr(),
+            draft_rows=0 if drafts is None else at[4],
             draft_count=0 if drafts is None else drafts.inputs.shape[1],
             out=out, logits=logits, wanted_rows=at[3], wanted_count=len(wanted),
             profile=0 if self.profile is None else self.profile.ctypes.data,
@@ -166,7 +168,8 @@ class CpuExecutor(Executor):
         size = threads.num_threads(self.bytes_read)
         call = words.Call(
             **self._model_words, **self._scratch_for(max(counts, default=1), size).words,
-            tokens=0, rows=0, sequences=len(sequences), starts=base, slots=base + length, positions=base + 2 * length,
+            tokens=0, rows=0, sequences=len(sequences), starts=base, slots=base + length,
+            positions=base + 2 * length,
             pages=0, pages_per_sequence=0, angles=0,
             draft_inputs=drafts.inputs.data_ptr(), draft_rows=0, draft_count=drafts.inputs.shape[1],
             out=0, logits=0, wanted_rows=base + 3 * length, wanted_count=0, profile=0,

@@ -107,6 +107,8 @@ def _can_pack(linear: nn.Module) -> bool:
 
 
 def _linears(model: Any) -> list[tuple[nn.Module, str]]:
-    """Where each linear is, as the module that holds it and its name there: of every mixer, and of an untied head."""
+    """Where each linear is, as the module that holds it and its name there: of every mixer, and of an untied
+    head.
+    """
     paths = [name.removesuffix(".weight").rpartition(".") for name in quantizable(model.config)]
     return [(model.get_submodule(owner), leaf) for owner, _, leaf in paths]

@@ -57,9 +57,8 @@ Kind = TypeVar("Kind", bound=type[Mixer[Any]])
 def register(mixer: Kind) -> Kind:
     """Make a kind of layer known under its `symbol`; usable as a class decorator.
 
-    A class that is defined again, as in a notebook, replaces the one before it. Raises ConfigError where the class declares
-    its facts incompletely or another class has its symbol.
-    """
+    A class that is defined again, as in a notebook, replaces the one before it. Raises ConfigError where the
+    class declares its facts incompletely or another class has its symbol."""
     name = mixer.__name__
     for fact in ("symbol", "label", "color"):
         if not isinstance(vars(mixer).get(fact), str):
@@ -98,7 +97,9 @@ def field_names(mixer: type[Mixer[Any]]) -> list[str]:
 
 
 def widths(mixer: type[Mixer[Any]]) -> list[str]:
-    """The fields of a kind that a checkpoint must state, since a default would be a guess at a tensor's shape."""
+    """The fields of a kind that a checkpoint must state, since a default would be a guess at a tensor's
+    shape.
+    """
     return [field.name for field in fields(mixer.fields) if field.metadata.get("width")]
 
 

@@ -59,7 +59,8 @@ class Attention(Mixer[AttentionFields]):
     block_types = ("attention", "full_attention")
     gguf_names: ClassVar[dict[str, str]] = {
         "q_proj.weight": "attn_q.weight", "k_proj.weight": "attn_k.weight", "v_proj.weight": "attn_v.weight",
-        "o_proj.weight": "attn_output.weight", "q_norm.weight": "attn_q_norm.weight", "k_norm.weight": "attn_k_norm.weight",
+        "o_proj.weight": "attn_output.weight", "q_norm.weight": "attn_q_norm.weight",
+        "k_norm.weight": "attn_k_norm.weight",
     }  # fmt: skip
     prunable = (
         PrunableAxis(

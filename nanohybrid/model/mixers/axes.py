@@ -82,11 +82,11 @@ def shape(axes: Axes, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def is_linear(name: str, axes: Axes) -> bool:
-    """Whether a mixer's parameter of this checkpoint name is the weight of a linear, [out, in]: `X.weight` with two axes.
+    """Whether a mixer's parameter of this checkpoint name is the weight of a linear, [out, in]: `X.weight`
+    with two axes.
 
-    Linears are quantized, packed, trained in FP8 and counted as matrix products. A kernel of a convolution has three axes,
-    (channels, 1, width); any other matrix has a name of its own, without `.weight`.
-    """
+    Linears are quantized, packed, trained in FP8 and counted as matrix products. A kernel of a convolution
+    has three axes, (channels, 1, width); any other matrix has a name of its own, without `.weight`."""
     path = name.split(".")
     return len(axes) == 2 and len(path) == 2 and path[1] == "weight"
 

@@ -127,7 +127,9 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
 
     @classmethod
     def residual_outputs(cls, config: Fields) -> set[str]:
-        """The matrices that write to the residual stream, by checkpoint name: their rows are the hidden size."""
+        """The matrices that write to the residual stream, by checkpoint name: their rows are the hidden
+        size.
+        """
         return {
             name
             for name, axes in cls.declare(config).parameters.items()
@@ -136,12 +138,16 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
 
     @classmethod
     def small(cls, config: Fields) -> dict[str, Any]:
-        """The fields to change for a small model of the same kind, for checks that need a second copy or a gradient."""
+        """The fields to change for a small model of the same kind, for checks that need a second copy or a
+        gradient.
+        """
         return {}
 
     @classmethod
     def takes_drafts(cls, config: Fields) -> bool:
-        """Whether speculative decoding can run this kind: rejected draft tokens leave no trace in its cache."""
+        """Whether speculative decoding can run this kind: rejected draft tokens leave no trace in its
+        cache.
+        """
         recurrent = any(spec.kind == "recurrent" for spec in cls.declare(config).cache.values())
         return cls.commits_drafts or not recurrent
 
@@ -149,7 +155,9 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
 
     @classmethod
     def mixing_flops(cls, config: Fields, tokens: int, position: int) -> int:
-        """FLOPs in addition to the linears, for `tokens` tokens of a sequence after `position` earlier ones."""
+        """FLOPs in addition to the linears, for `tokens` tokens of a sequence after `position` earlier
+        ones.
+        """
         return 0
 
     @classmethod
@@ -162,7 +170,9 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
 
     @classmethod
     def chunk_numbers(cls, config: Fields) -> int:
-        """Elements of intermediate recurrent state that kernels hold for each chunk of 128 tokens: the fp32 cache."""
+        """Elements of intermediate recurrent state that kernels hold for each chunk of 128 tokens: the fp32
+        cache.
+        """
         specs = cls.declare(config).cache.values()
         return sum(
             prod(shape(spec.axes, axis_sizes(config)))
@@ -216,14 +226,18 @@ def linear_outputs(kind: type[Mixer[Any]], config: Any) -> int:
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """nn.Linear with an uninitialized weight on the default device (`with torch.device("meta")` included) and no bias."""
+    """nn.Linear with an uninitialized weight on the default device (`with torch.device("meta")` included) and
+    no bias.
+    """
     module = nn.Linear(inputs, outputs, bias=False, device="meta")
     module.weight = nn.Parameter(torch.empty(outputs, inputs))
     return module
 
 
 def embedding(entries: int, width: int) -> nn.Embedding:
-    """nn.Embedding in the same way; given its weight, for torch would draw one, which on the meta device loads torch._dynamo (a second)."""
+    """nn.Embedding in the same way; given its weight, for torch would draw one, which on the meta device
+    loads torch._dynamo (a second).
+    """
     return nn.Embedding.from_pretrained(torch.empty(entries, width), freeze=False)
 
 

@@ -22,7 +22,9 @@ class LayerFields:
 
 
 def width(default: int | None = None) -> Any:
-    """A configuration field that sets a tensor's shape. A checkpoint must state it, even if it has a default."""
+    """A configuration field that sets a tensor's shape. A checkpoint must state it, even if it has a
+    default.
+    """
     if default is None:
         return field(metadata={"width": True})
     return field(default=default, metadata={"width": True})
@@ -56,9 +58,8 @@ class PrunableAxis:
     axis: its name, which is also the configuration field of its size. flag: the option of `nanohybrid prune`
     that sets it. label: what its entries are called. groups: the field that says how many equal groups the
     entries form; as many remain in each. shared: one selection for all layers, else one for each layer.
-    multiple: sizes that a search proposes are multiples of 8 where this is set. fractions: of the size, those that the search
-    of `compress` tries where a recipe does not name others.
-    """
+    multiple: sizes that a search proposes are multiples of 8 where this is set. fractions: of the size, those
+    that the search of `compress` tries where a recipe does not name others."""
 
     axis: str
     flag: str

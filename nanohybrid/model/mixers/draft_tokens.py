@@ -30,7 +30,9 @@ Recurrence = Callable[[Tensor, Tensor, Layout, LayerCache | None], Tensor]
 
 
 def speculative_recurrence(mixer: Any) -> Recurrence:
-    """The recurrence of a Mamba2 mixer with draft tokens; single tokens, prompts and drafts run separately."""
+    """The recurrence of a Mamba2 mixer with draft tokens; single tokens, prompts and drafts run
+    separately.
+    """
 
     def recurrence(xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         device, y_TD = xBC_TC.device, None
@@ -47,7 +49,9 @@ def speculative_recurrence(mixer: Any) -> Recurrence:
 
 
 def _draft_form(mixer: Any) -> Recurrence:
-    """Conv and recurrence of sequences with draft tokens. The cache is not changed; it gets a draft buffer."""
+    """Conv and recurrence of sequences with draft tokens. The cache is not changed; it gets a draft
+    buffer.
+    """
 
     def recurrence(xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         if cache is None or layout.slots is None:
@@ -88,7 +92,9 @@ class Mamba2Drafts:
         return ssd_steps(*inputs, state_ZHPN, _store(self.rounding))[0]
 
     def commit(self, cache: LayerCache, rows: Sequence[int], counts: Sequence[int]) -> None:
-        """Feed the first `counts` tokens of these rows into their states; other rows stay as before the drafts."""
+        """Feed the first `counts` tokens of these rows into their states; other rows stay as before the
+        drafts.
+        """
         device = self.x_ZLHP.device
         rows_R, counts_R1 = torch.tensor(rows, device=device), torch.tensor(counts, device=device)[:, None]
         slots_R = torch.tensor([self.slots[row] for row in rows], device=device)
@@ -116,7 +122,9 @@ def _store(rounding: Rounding | None) -> Callable[[Tensor, int], Tensor]:
 
 
 def parts(layout: Layout, device: torch.device) -> list[tuple[Tensor, Layout, bool]]:
-    """A layout split into single tokens, prompts, and drafts: the rows of each, its layout, whether it is drafts."""
+    """A layout split into single tokens, prompts, and drafts: the rows of each, its layout, whether it is
+    drafts.
+    """
     drafts = list(layout.speculative)
     others = sorted(set(range(layout.sequences)) - set(drafts))
     single = [i for i in others if layout.lengths[i] == 1]

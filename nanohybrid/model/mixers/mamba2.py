@@ -92,7 +92,8 @@ class Mamba2(Mixer[Mamba2Fields]):
     fields = Mamba2Fields
     block_types = ("mamba", "mamba2", "linear_attention")
     gguf_names: ClassVar[dict[str, str]] = {
-        "in_proj.weight": "ssm_in.weight", "conv1d.weight": "ssm_conv1d.weight", "conv1d.bias": "ssm_conv1d.bias",
+        "in_proj.weight": "ssm_in.weight", "conv1d.weight": "ssm_conv1d.weight",
+        "conv1d.bias": "ssm_conv1d.bias",
         "dt_bias": "ssm_dt.bias", "A_log": "ssm_a", "D": "ssm_d", "norm.weight": "ssm_norm.weight",
         "out_proj.weight": "ssm_out.weight",
     }  # fmt: skip
@@ -177,12 +178,15 @@ class Mamba2(Mixer[Mamba2Fields]):
     def fused_step(
         self, xBC_SC: Tensor, dt_SH: Tensor, layout: Layout, cache: LayerCache | None
     ) -> Tensor | None:
-        """y [S, H, P] of a decode step by the one kernel that does all of it; None where the device has none."""
+        """y [S, H, P] of a decode step by the one kernel that does all of it; None where the device has
+        none.
+        """
         if cache is None or "ssm" in cache.rounded:  # the kernel does not round stochastically
             return None
         config, conv = self.config, self.conv1d
         return mamba_step(
-            xBC_SC, dt_SH, conv.weight[:, 0], conv.bias, self.dt_bias, self.A_log, self.D, cache["conv"], cache["ssm"],
+            xBC_SC, dt_SH, conv.weight[:, 0], conv.bias, self.dt_bias, self.A_log, self.D, cache["conv"],
+            cache["ssm"],
             layout, config.n_groups, config.time_step_limit,
         )  # fmt: skip
 
@@ -257,7 +261,9 @@ class Mamba2(Mixer[Mamba2Fields]):
 
     @classmethod
     def saved_bytes(cls, config: Mamba2Fields, narrow: int) -> int:
-        """in_proj's output, the conv's, the gated norm's; in fp32 the scan's y, and dt before and after softplus."""
+        """in_proj's output, the conv's, the gated norm's; in fp32 the scan's y, and dt before and after
+        softplus.
+        """
         inner, heads = config.mamba_inner_size, config.mamba_num_heads
         projected, convolved = inner + config.recurrence_inputs, config.recurrence_inputs - heads
         return narrow * (config.hidden_size + projected + convolved + inner) + 4 * (inner + 2 * heads)

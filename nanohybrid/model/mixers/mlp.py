@@ -44,7 +44,8 @@ class MLP(Mixer[MLPFields]):
     fields = MLPFields
     block_types = ("mlp",)
     gguf_names: ClassVar[dict[str, str]] = {
-        "gate_proj.weight": "ffn_gate.weight", "up_proj.weight": "ffn_up.weight", "down_proj.weight": "ffn_down.weight",
+        "gate_proj.weight": "ffn_gate.weight", "up_proj.weight": "ffn_up.weight",
+        "down_proj.weight": "ffn_down.weight",
     }  # fmt: skip
     prunable = (
         PrunableAxis(

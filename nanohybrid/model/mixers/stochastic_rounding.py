@@ -25,7 +25,9 @@ class Rounding:
 
     @classmethod
     def of(cls, layout: Layout, layer: int, device: torch.device) -> Rounding:
-        """After each token of each sequence, or, where one brings more than others, after its last from there on."""
+        """After each token of each sequence, or, where one brings more than others, after its last from there
+        on.
+        """
 
         def make() -> np.ndarray:
             seeds = np.array(

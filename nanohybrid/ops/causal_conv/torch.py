@@ -45,7 +45,7 @@ class _Shifted(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, borders: list[Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, borders: list[Tensor]) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: E501
         W = weight.shape[1]
         y = torch.addcmul(bias, x, weight[:, W - 1])
         for k, border in enumerate(borders, start=1):
