@@ -1,11 +1,12 @@
 """Is the memory model true, and how much does it take to score and to try a model layer by layer?
 
-    python benchmarks/compress_memory.py                  # what a plan says a model takes at work, beside what it takes at its peak
-    python benchmarks/compress_memory.py --streamed       # importance, iterative ranking and a tried shape: in memory, and streamed
+    python benchmarks/compress_memory.py                # the planned memory of a model, and its measured peak
+    python benchmarks/compress_memory.py --streamed     # scores and a candidate, in memory and streamed
 
-Each case is a process of its own, on a CPU. At work: random weights, keys, values and states for the whole context, prepared as the engine
-does, a step of 2,048 tokens (or the whole context, where that is shorter), one decode step. What is told is the peak of resident memory
-less what lay there before, when libraries and kernels were loaded.
+Each case is a process of its own, on a CPU. At work: random weights, keys, values and states for the whole
+context, prepared as the engine does, a step of 2,048 tokens (or the whole context, where that is shorter),
+one decode step. What is told is the peak of resident memory less what lay there before, when libraries and
+kernels were loaded.
 """
 
 import argparse
@@ -21,18 +22,19 @@ import numpy as np
 import torch
 
 from nanohybrid.checkpoint import CheckpointReader, load, save
-from nanohybrid.compress.candidate_quality import Judge
-from nanohybrid.compress.search import cut
+from nanohybrid.compress.candidate_quality import QualityEvaluator
+from nanohybrid.compress.search import pruned
 from nanohybrid.config import HybridConfig
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.budget import DTYPES, QUANTIZED, STEP, Budget
+from nanohybrid.executors import executor_for
 from nanohybrid.executors.cpu.weights import prepare
 from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.model.quantized import quantize_model
 from nanohybrid.ops.sizes import PAGE
 from nanohybrid.presets import preset
 from nanohybrid.prune.calibration import Calibration
-from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.layerwise import StreamedModel
 from nanohybrid.prune.measure import importance_of
 from nanohybrid.prune.target import Target
 
@@ -59,15 +61,16 @@ def forget() -> int:
 
 @torch.inference_mode()
 def work(name: str, context: int, batch: int, dtype: str) -> int:
-    """Bytes that a model's work adds to the peak of this process."""
-    run(made(preset("tiny"), dtype), 64, 1)  # what libraries and kernels take is there after this
+    """Bytes that a model at inference adds to the peak of this process."""
+    run(made(preset("tiny"), dtype), 64, 1)  # afterwards libraries and kernels are loaded
     before = forget()
     run(made(preset(name), dtype), context, batch)
     return resident("VmHWM") - before
 
 
 def made(config: HybridConfig, dtype: str) -> HybridLM:
-    """A model in this form, prepared for the kernels; no matrix of it is ever there twice, but for the one that is being laid out."""
+    """A model in this format, packed for the CPU kernels. No matrix but the one that is being packed is in
+    memory twice."""
     kind = DTYPES["bf16" if dtype in QUANTIZED else dtype]
     torch.set_default_dtype(kind)
     with torch.device("meta"):
@@ -84,16 +87,17 @@ def made(config: HybridConfig, dtype: str) -> HybridLM:
 
 
 def run(model: HybridLM, context: int, batch: int) -> None:
-    """A step of many tokens of the first sequence, at the end of its context, and a decode step of all."""
-    state = HybridCache.for_context(model.config, batch, context, model.dtype)
-    for pools in state.layers:
-        for pool in pools.values():
-            pool.fill_(0.01)  # what is not written is not resident
+    """A prefill step at the end of the first sequence's context, and a decode step of all sequences."""
+    cache = HybridCache.for_context(model.config, batch, context, model.dtype)
+    for layer in cache.layers:
+        for tensor in layer.values():
+            tensor.fill_(0.01)  # memory that is not written is not resident
+    executor = executor_for(model, cache)
     tokens = min(STEP, context)
     layout = Layout.contiguous([tokens], [context - tokens], [0], context, PAGE)
-    model.head(model.hidden(torch.zeros(tokens, dtype=torch.int64), layout, state)[-1:])
+    executor.run(torch.zeros(tokens, dtype=torch.int64), layout, [tokens - 1])
     layout = Layout.contiguous([1] * batch, [context - 1] * batch, range(batch), context, PAGE)
-    model.head(model.hidden(torch.zeros(batch, dtype=torch.int64), layout, state))
+    executor.run(torch.zeros(batch, dtype=torch.int64), layout, range(batch))
 
 
 def scored(model: Path, stream: bool) -> dict[str, Any]:
@@ -101,7 +105,7 @@ def scored(model: Path, stream: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as small:
         config = preset("tiny")
         save(HybridLM(config, seed=0), small)
-        score(Path(small), stream, config.vocab_size)  # what libraries and kernels take is there after this
+        score(Path(small), stream, config.vocab_size)  # afterwards libraries and kernels are loaded
     before, began = forget(), time.monotonic()
     found = score(model, stream, 30_000)
     return {"peak_MiB": (resident("VmHWM") - before) / 2**20, "seconds": time.monotonic() - began, **found}
@@ -116,7 +120,7 @@ def score(model: Path, stream: bool, tokens: int) -> dict[str, Any]:
     )
     calibration = Calibration(documents)
     with tempfile.TemporaryDirectory() as out, CheckpointReader(model) as reader, torch.inference_mode():
-        parent = Stored(reader) if stream else load(model, dtype=torch.float32)
+        parent = StreamedModel(reader) if stream else load(model, dtype=torch.float32)
         scores = importance_of(
             model if stream else parent, calibration, Path(out), True, ROUNDS, stream=stream
         )
@@ -125,7 +129,7 @@ def score(model: Path, stream: bool, tokens: int) -> dict[str, Any]:
             layers=config.num_hidden_layers - 1,
             sizes={"intermediate_size": config.intermediate_size * 3 // 4},
         )
-        loss = Judge(parent, calibration)(cut(parent, target.select(config, scores))).loss
+        loss = QualityEvaluator(parent, calibration)(pruned(parent, target.select(config, scores))).loss
     return {"order": list(scores.order[:ROUNDS]), "loss": loss}
 
 
@@ -141,7 +145,8 @@ def streamed() -> None:
         config = preset(STREAMED)
         save(HybridLM(config, seed=0).to(torch.bfloat16), folder)
         print(
-            f"{STREAMED}: {4 * Footprint.of(config).parameters / 2**20:,.0f} MiB in fp32, {DOCUMENTS} x {LENGTH} tokens, {ROUNDS} rounds"
+            f"{STREAMED}: {4 * Footprint.of(config).parameters / 2**20:,.0f} MiB in fp32, "
+            f"{DOCUMENTS} x {LENGTH} tokens, {ROUNDS} rounds"
         )
         for form in ("in memory", "streamed"):
             print(form, alone("--scored", folder, form), end="", flush=True)

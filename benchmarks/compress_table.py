@@ -1,15 +1,17 @@
-"""Is importance, and is distillation, worth it? One table on the small aligned model, with intervals over seeds.
+"""Is importance, and is distillation, worth it? One table on the small aligned model, with intervals over
+seeds.
 
     python benchmarks/compress_table.py --out runs/compress-table --seeds 0 1 2 3 4 5
 
-For each seed: a parent (pretrain, then SFT, by the tiny recipes); the same shape of at most 72 % of its parameters cut out of it by
-importance, by the size of weights and by chance; each of the three distilled on at most 5 % of the parent's training tokens, and again
-on 1 %. Beside them the first of the three fine-tuned by cross-entropy on as many tokens, and models of that shape from scratch: on the
-tokens of the distillation, on ten times as many, and on all tokens (the parent's and the distillation's). All answer the same held-out
+For each seed: a parent (pretrain, then SFT, by the tiny recipes); the same shape of at most 72 % of its
+parameters cut out of it by importance, by the size of weights and by chance; each of the three distilled on
+at most 5 % of the parent's training tokens, and again on 1 %. Beside them the first of the three fine-tuned
+by cross-entropy on as many tokens, and models of that shape from scratch: on the tokens of the distillation,
+on ten times as many, and on all tokens (the parent's and the distillation's). All answer the same held-out
 problems, thinking, greedily: others than those on which the recipe's rate was chosen, for seed 0.
 
-Resumable: every step is a stage or a file of its own; `--only-table` writes the table from what is there. On one core about a quarter
-of an hour a seed.
+Resumable: every step is a stage or a file of its own; `--only-table` writes the table from what is there. On
+one core about a quarter of an hour a seed.
 """
 
 import argparse
@@ -29,7 +31,8 @@ from nanohybrid.checkpoint import load, load_config, save
 from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import dominated, enumerate_shapes
 from nanohybrid.data.build import build
-from nanohybrid.distill.stage import DistillRecipe, distill
+from nanohybrid.distill.recipe import DistillRecipe
+from nanohybrid.distill.stage import distill
 from nanohybrid.engine import LLM
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.budget import Budget
@@ -94,7 +97,9 @@ class Run:
         """A file of scores: by activations on the SFT's chats, by the size of weights, or by chance."""
         folder = self.out / f"scores-{by}"
         if by == "importance":
-            found = importance_of(self.parent, self.calibration(), folder, outgoing=True, rounds=None)
+            found = importance_of(
+                self.parent, self.calibration(), folder, scale_by_outgoing_norm=True, rounds=None
+            )
         elif by == "magnitude":
             found = controls.magnitude(self.parent)
         else:
@@ -102,7 +107,7 @@ class Run:
         return found.save(folder)
 
     def calibration(self) -> Calibration:
-        return Calibration.read(self.parent, self.parent, samples=256, length=256)
+        return Calibration.read(self.parent, self.parent, 256, 256)
 
     def pruned(self, by: str, target: Target) -> Path:
         return prune(PruneRecipe(target), self.parent, self.out / f"pruned-{by}", importance=self.scores(by))
@@ -119,7 +124,8 @@ class Run:
         )
 
     def tuned(self, start: Path, name: str, like: SftRecipe | DistillRecipe) -> Path:
-        """Cross-entropy on as many tokens of chats as the distillation reads, in as large batches, at the rates of `like`."""
+        """Cross-entropy on as many tokens of chats as the distillation reads, in as large batches, at the
+        rates of `like`."""
         size = self.distillation()
         shares = dataclasses.replace(self.recipes.sft.shares, text=0.0)
         recipe = dataclasses.replace(
@@ -181,7 +187,8 @@ class Run:
         row["loss"] = loss_of(llm.model, self.calibration().batches()).loss
         atomic_write(file, json.dumps({**known, name: row}, indent=2) + "\n")
         print(
-            f"seed {self.seed}: {name}: {row['accuracy']:.4f} of {row['problems']}, {row['parameters']:,} parameters",
+            f"seed {self.seed}: {name}: {row['accuracy']:.4f} of {row['problems']}, "
+            f"{row['parameters']:,} parameters",
             flush=True,
         )
 
@@ -212,17 +219,20 @@ def spelled(config: object) -> dict[str, object]:
 
 
 def choose_shape(run: Run, out: Path) -> Target:
-    """The shape of all seeds: of those of the grid within the share of parameters, the lowest loss of the first seed's parent."""
+    """The shape of all seeds: of those of the grid within the share of parameters, the lowest loss of the
+    first seed's parent."""
     file = out / "shape.json"
     if file.exists():
         return Target(**json.loads(file.read_text())["target"])
     parent, calibration = load(run.parent, dtype=torch.float32).eval(), run.calibration()
-    scores = importance_of(run.parent, calibration, run.out / "scores-importance", outgoing=True, rounds=None)
+    scores = importance_of(
+        run.parent, calibration, run.out / "scores-importance", scale_by_outgoing_norm=True, rounds=None
+    )
     most = SHARE * Footprint.of(parent.config).parameters
     grid = small_recipe().grid
     found = enumerate_shapes(parent.config, scores, grid, Budget(2**40, 1)).candidates
     found = tuple(candidate for candidate in found if candidate.parameters <= most)
-    tried = [candidate for candidate in found if not dominated(candidate, found)][: grid.tried]
+    tried = [candidate for candidate in found if not dominated(candidate, found)][: grid.max_evaluated]
     losses = [
         loss_of(prune_model(parent, c.target.select(parent.config, scores)), calibration.batches()).loss
         for c in tried
@@ -243,8 +253,9 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def rows(table: dict[int, dict[str, dict[str, float]]]) -> Iterator[dict[str, object]]:
-    """A row a model over the seeds that have it: accuracy, its share of the parent's, and by how much the one that was pruned by
-    importance and distilled on as many tokens is ahead; those that are not distilled are set against that on 5 %."""
+    """A row a model over the seeds that have it: accuracy, its share of the parent's, and by how much the one
+    that was pruned by importance and distilled on as many tokens is ahead; those that are not distilled are
+    set against that on 5 %."""
     for name, label in LABELS.items():
         seeds = [seed for seed, scores in table.items() if name in scores and "parent" in scores]
         if not seeds:

@@ -1,12 +1,13 @@
-"""Where the time of a decode step on a CPU goes: Python, waking the threads, each phase of the kernel; each with its roofline.
+"""Where the time of a decode step on a CPU goes: Python, waking the threads, each phase of the kernel; each
+with its roofline.
 
     python benchmarks/decode_profile.py --preset nano-291m --dtype bf16 int8 int4
     python benchmarks/decode_profile.py --dtype int8 --json
 
-The kernel's phases are timed by executors/cpu/kernels/profiler.py; the numbers are means over threads and medians over steps.
-Python's parts are timed around the engine's functions, each without what it calls. `roofline`: the phase's bytes at the rate at
-which this machine summed 512 MiB just before and after the same steps. All numbers come from one run, so that on a shared
-machine the parts belong together.
+The kernel's phases are timed by executors/cpu/kernels/profiler.py; the numbers are means over threads and
+medians over steps. Python's parts are timed around the engine's functions, each without what it calls.
+`roofline`: the phase's bytes at the rate at which this machine summed 512 MiB just before and after the same
+steps. All numbers come from one run, so that on a shared machine the parts belong together.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Stopwatch:
 
 
 def phase_bytes(executor: CpuExecutor, context: int, batch: int) -> dict[str, int]:
-    """Bytes that each phase of a step reads and writes: weights once, states in and out, keys and values in."""
+    """Bytes that each phase of a step reads and writes: weights once, states in and out, keys and values
+    in.
+    """
     config = executor.config
     counts: dict[str, int] = defaultdict(int)
     names = {
@@ -167,8 +170,8 @@ def as_table(dtype: str, found: dict[str, Any]) -> str:
     """A markdown table of one profile."""
     step, roofline = found["step_ms"], found["roofline_ms"]
     lines = [
-        f"{dtype}: a step takes {step:.2f} ms; {found['step_bytes'] / 1e6:.0f} MB at {found['stream_gb_per_second']:.1f} GB/s take"
-        f" {roofline:.2f} ms: {100 * roofline / step:.0f} %",
+        f"{dtype}: a step takes {step:.2f} ms; {found['step_bytes'] / 1e6:.0f} MB at"
+        f" {found['stream_gb_per_second']:.1f} GB/s take {roofline:.2f} ms: {100 * roofline / step:.0f} %",
         "",
         "| part | MB | roofline, ms | ms | share of the step |",
         "|---|---|---|---|---|",

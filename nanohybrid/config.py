@@ -1,4 +1,6 @@
-"""What a model is: one frozen dataclass. The layer pattern is a string with one character a layer (model/mixers).
+"""What a model is: one frozen dataclass.
+
+The layer pattern is a string with one character a layer (model/mixers).
 
 Field names are those of the official `config.json`.
 """
@@ -29,10 +31,10 @@ from nanohybrid.model.mixers.checks import check_float32, check_int
 class HybridConfig(MLPFields, Mamba2Fields, AttentionFields):
     """The shape of a hybrid (or, by its pattern, dense or pure Mamba-2) language model.
 
-    Each kind of layer declares the fields that it reads; those of Mamba-2, attention and MLP are fields here, those of
-    further registered kinds stand in `extra` and read as attributes (`config.sliding_window`). Defaults are the Nemotron
-    Nano 2 family's (paper, section 2.1 and Table 1). Raises ConfigError where fields contradict one another; only fields
-    that the pattern uses are checked.
+    Each kind of layer declares the fields that it reads; those of Mamba-2, attention and MLP are fields here,
+    those of further registered kinds stand in `extra` and read as attributes (`config.sliding_window`).
+    Defaults are the Nemotron Nano 2 family's (paper, section 2.1 and Table 1). Raises ConfigError where
+    fields contradict one another; only fields that the pattern uses are checked.
     """
 
     pattern: str = field(kw_only=False)
@@ -63,6 +65,12 @@ class HybridConfig(MLPFields, Mamba2Fields, AttentionFields):
             for key, value in self.__dict__.get("extra", ()):
                 if key == name:
                     return value
+            for mixer in kinds(self.__dict__.get("pattern", "")):  # what a kind derives from its fields
+                if (
+                    isinstance(derived := getattr(mixer.fields, name, None), property)
+                    and derived.fget is not None
+                ):
+                    return derived.fget(self)
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     @property
@@ -118,16 +126,21 @@ def _check_pattern(pattern: object) -> None:
     for position, character in enumerate(pattern):
         if character not in MIXERS:
             raise ConfigError(
-                f'the layer pattern has "{character}" at position {position}: known are {known_kinds()}'
+                f'the layer pattern has "{character}" at position {position}: known are {known_kinds()}; '
+                "a file that registers a further kind is named by NANOHYBRID_MIXERS"
             )
 
 
 def _complete_extra(pattern: str, given: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The fields of further kinds, with their defaults. Raises ConfigError for a field that is unknown or missing."""
+    """The fields of further kinds, with their defaults.
+
+    Raises ConfigError for a field that is unknown or missing.
+    """
     complete: dict[str, Any] = {}
     for mixer in kinds(pattern):
         for one in fields(mixer.fields):
             if one.name in OWN_FIELDS:
+                _check_shared_field(mixer, one)
                 continue
             default = one.default_factory() if one.default_factory is not MISSING else one.default
             if one.name not in given and default is MISSING:
@@ -139,6 +152,16 @@ def _complete_extra(pattern: str, given: dict[str, Any]) -> tuple[tuple[str, Any
             f"{unknown[0]} is no field that a layer of the pattern {pattern[:40]} has: remove it"
         )
     return tuple(sorted(complete.items()))
+
+
+def _check_shared_field(mixer: type[Mixer[Any]], field_of_kind: Any) -> None:
+    """Raise ConfigError where a kind gives a field of HybridConfig another default, which would not be used."""
+    own = next(one for one in fields(HybridConfig) if one.name == field_of_kind.name)
+    if field_of_kind.default is not MISSING and field_of_kind.default != own.default:
+        raise ConfigError(
+            f"{mixer.__name__}.fields gives {own.name} the default {shown(field_of_kind.default)}, and its default is "
+            f"{shown(own.default)}: inherit the field, or give yours another name"
+        )
 
 
 def _check_numbers(config: HybridConfig) -> None:

@@ -12,12 +12,21 @@ from nanohybrid.data import TokenStore
 from nanohybrid.model import HybridLM
 from nanohybrid.prune.calibration import Calibration
 from nanohybrid.prune.selection import Selection
-from nanohybrid.text import train_bpe
+from nanohybrid.text import ChatTemplate, train_bpe
 
 SMALL = dict(
-    vocab_size=60, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-    mamba_num_heads=8, mamba_head_dim=8, n_groups=2, ssm_state_size=8, initializer_range=0.2,
-)  # fmt: skip
+    vocab_size=60,
+    hidden_size=32,
+    intermediate_size=48,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    mamba_num_heads=8,
+    mamba_head_dim=8,
+    n_groups=2,
+    ssm_state_size=8,
+    initializer_range=0.2,
+)
 DENSE = dict(rope_theta=10_000.0, qk_norm=True, mlp_activation="swiglu", tie_word_embeddings=True)
 
 
@@ -42,6 +51,27 @@ def write_parent(root, **changes):
     documents = [(rng.integers(13, 60, n), np.ones(n)) for n in rng.integers(5, 30, 30)]
     TokenStore.from_documents(documents).write(root / "sft" / "stores" / "chats.safetensors")
     return root
+
+
+def write_folders(root):
+    """`parent`, a checkpoint with a tokenizer and a template; `sft`, with stores for it; `data`, pretraining
+    documents."""
+    train_bpe(["some words"], 269).save(root / "parent")
+    ChatTemplate.default().save(root / "parent")
+    save(make_model(vocab_size=269).float(), root / "parent")
+    write_store(root / "sft" / "stores" / "chats.safetensors", 0)
+    write_store(root / "data" / "web.safetensors", 1)
+    write_store(root / "data" / "code.safetensors", 2, count=60)
+    write_store(root / "data" / "validation.safetensors", 3)
+    return root
+
+
+def write_store(path, seed, count=30):
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    TokenStore.from_documents(
+        (rng.integers(13, 60, n), np.r_[np.zeros(2), np.ones(n - 2)]) for n in rng.integers(5, 30, count)
+    ).write(path)
 
 
 def make_calibration():

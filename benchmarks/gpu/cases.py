@@ -1,7 +1,8 @@
 """Cases that compare every kernel with its equation. The part `check` and tests/ops/test_on_gpu.py run them.
 
-A case is a fast form, its equation in plain torch (run in float64), and inputs by name. Inputs in `narrow` are rounded to the
-dtype under test. The equation gets the rounded numbers, so the error is that of the kernel and not of its inputs' rounding.
+A case is a fast form, its equation in plain torch (run in float64), and inputs by name. Inputs in `narrow`
+are rounded to the dtype under test. The equation gets the rounded numbers, so the error is that of the kernel
+and not of its inputs' rounding.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ Op = Callable[..., "Tensor | tuple[Tensor, ...]"]
 
 @dataclass(frozen=True)
 class Case:
-    """tolerance: of the norm of the difference relative to that of the expected result, for fp32 and bf16 inputs."""
+    """tolerance: of the norm of the difference relative to that of the expected result, for fp32 and bf16
+    inputs.
+    """
 
     name: str
     fast: Op
@@ -202,7 +205,8 @@ def heads(toy: bool) -> Iterator[Case]:
 
         inputs = {"logits_QV": 3 * torch.randn(Q, V)}
         yield Case(
-            f"cross-entropy {Q} x {V}", partial(losses.cross_entropy, targets_Q=targets, with_gradient=True), cross_entropy, inputs, ("logits_QV",),
+            f"cross-entropy {Q} x {V}", partial(losses.cross_entropy, targets_Q=targets, with_gradient=True),
+            cross_entropy, inputs, ("logits_QV",),
             PLAIN, False,
         )  # fmt: skip
         inputs = {"logits_QV": 3 * torch.randn(Q, V), "teacher_QV": 3 * torch.randn(Q, V)}

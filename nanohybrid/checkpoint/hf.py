@@ -10,7 +10,7 @@ from torch import nn
 from nanohybrid.checkpoint.reader import CheckpointReader
 from nanohybrid.checkpoint.writer import SHARD_BYTES, CheckpointWriter
 from nanohybrid.errors import InputError
-from nanohybrid.estimate.free_memory import check_room
+from nanohybrid.estimate.free_memory import check_memory
 from nanohybrid.model import HybridLM
 from nanohybrid.model.quantized import (
     QuantizedLinear,
@@ -40,7 +40,7 @@ def load(
         raise InputError(f"a model cannot be loaded as {dtype}: weights must be floating-point")
     with CheckpointReader(directory) as reader:
         chosen = _to_quantize(reader, quantize)
-        check_room(reader.config, reader.weight_bytes(dtype, quantize), device)
+        check_memory(reader.config, reader.weight_bytes(dtype, quantize), device)
         reader.check_tied_head()
         with torch.device("meta"):
             model = HybridLM(reader.config)

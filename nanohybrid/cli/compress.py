@@ -22,56 +22,58 @@ def parser() -> jsonargparse.ArgumentParser:
     result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
     result.add_argument("--budget-gib", type=float | None, metavar="G", help="budget_bytes in GiB")
     result.add_argument(
-        "--beside-gib",
+        "--reserved-gib",
         type=float | None,
         metavar="G",
-        help="beside_bytes in GiB: what else must fit on --device",
+        help="reserved_bytes in GiB: memory of --device that the model may not use",
     )
+    result.renamed({"--beside-gib": "--reserved-gib"})
     add_documents(result, required=False)
-    add_device_flag(result, "--run-on", "where all of it runs (--device is what the result is for)")
+    add_device_flag(result, "--run-on", "where everything is computed (--device is what the result is for)")
     return result
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
-    """Compress, and tell both shapes and their losses."""
+    """Compress, and print the selected shape and the loss after each step."""
     from nanohybrid.compress.recipe import CompressRecipe
     from nanohybrid.compress.stage import compress
     from nanohybrid.stages.output import read_record
 
     if arguments.device is not None and arguments.device.startswith(("auto", "cuda")):
         raise InputError(
-            f"--device {arguments.device}: that is where it runs, which is --run-on; --device is what the result is for, as a10g"
+            f"--device {arguments.device}: that is where it runs, which is --run-on; --device is "
+            "what the result is for, as a10g"
         )
     recipe = recipe_from(CompressRecipe, arguments)
     if arguments.budget_gib is not None:
         if recipe.budget_bytes is not None:
             raise InputError("--budget-gib and budget_bytes contradict each other: give one of the two")
         recipe = dataclasses.replace(recipe, budget_bytes=in_bytes("--budget-gib", arguments.budget_gib))
-    if arguments.beside_gib is not None:
+    if arguments.reserved_gib is not None:
         if recipe.device is None:
-            raise InputError(
-                "--beside-gib is taken off a --device, and none is named: a budget in bytes is already what is left"
-            )
-        recipe = dataclasses.replace(recipe, beside_bytes=in_bytes("--beside-gib", arguments.beside_gib))
+            raise InputError("--reserved-gib is subtracted from the memory of a --device, and none is named")
+        recipe = dataclasses.replace(
+            recipe, reserved_bytes=in_bytes("--reserved-gib", arguments.reserved_gib)
+        )
     run_on = usable_device(arguments.run_on, "--run-on")
     out = compress(recipe, arguments.path, arguments.data, arguments.out, arguments.pretraining, run_on)
     found = json.loads((out / "search" / "search.json").read_text())
-    measures, chosen = read_record(out)["measures"], found["candidates"][0]
+    measures, selected = read_record(out)["measures"], found["candidates"][0]
     if arguments.json:
-        print_json({"out": out, "chosen": chosen, "budget_bytes": found["budget_bytes"], **measures})
+        print_json({"out": out, "chosen": selected, "budget_bytes": found["budget_bytes"], **measures})
         return
-    rows = [[name, size] for name, size in chosen["config"].items() if name != "pattern"]
-    rows += [["parameters", chosen["parameters"]], ["bytes at work", chosen["bytes"]["total"]]]
+    rows = [[name, size] for name, size in selected["config"].items() if name != "pattern"]
+    rows += [["parameters", selected["parameters"]], ["bytes at inference", selected["bytes"]["total"]]]
     rows += [[f"loss, {name}", loss] for name, loss in measures["losses"].items()]
     rows += [
-        [f"right answers, {name}", f"{share['accuracy']:.1%}"] for name, share in measures["accuracy"].items()
+        [f"accuracy, {name}", f"{share['accuracy']:.1%}"] for name, share in measures["accuracy"].items()
     ]
     rows += [["for llama.cpp", out / measures["gguf"]["file"]]] if "gguf" in measures else []
     table(["", "result"], rows, title=f"{out}, for {found['budget']}")
 
 
 def in_bytes(flag: str, gib: float) -> int:
-    """GiB as bytes. Raises InputError for what is no memory."""
+    """GiB as bytes. Raises InputError where the number is not positive, or beyond any memory."""
     if not 0 < gib < 2**30:
-        raise InputError(f"{flag} is {gib}; it must be positive, and a memory that exists")
+        raise InputError(f"{flag} is {gib}; it must be positive and below 2^30")
     return int(gib * 2**30)

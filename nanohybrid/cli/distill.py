@@ -12,11 +12,13 @@ SUMMARY = "train a pruned model towards its teacher (the second half of compress
 
 def parser() -> jsonargparse.ArgumentParser:
     """Flags of the command: the checkpoints, the documents, and those of DistillRecipe."""
-    from nanohybrid.distill.stage import DistillRecipe
+    from nanohybrid.distill.recipe import DistillRecipe
 
     result = recipe_parser("distill", SUMMARY, DistillRecipe)
     result.add_argument("student", type=Path, metavar="STUDENT", help="the checkpoint that learns")
-    result.add_argument("parent", type=Path, metavar="TEACHER", help="the checkpoint that it learns from")
+    result.add_argument(
+        "teacher_path", type=Path, metavar="TEACHER", help="the checkpoint that it learns from"
+    )
     add_documents(result)
     add_device_flag(result)
     return result
@@ -40,15 +42,16 @@ def add_documents(parser: jsonargparse.ArgumentParser, required: bool = True) ->
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
-    """Distill, and tell the divergence before and after."""
-    from nanohybrid.distill.stage import DistillRecipe, distill
+    """Distill, and print the divergence before and after."""
+    from nanohybrid.distill.recipe import DistillRecipe
+    from nanohybrid.distill.stage import distill
     from nanohybrid.stages.output import read_record
 
     recipe, device = recipe_from(DistillRecipe, arguments), usable_device(arguments.device)
     out = distill(
         recipe,
         arguments.student,
-        arguments.parent,
+        arguments.teacher_path,
         arguments.data,
         arguments.out,
         arguments.pretraining,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from nanohybrid.cli.plugins import load_mixers
 from nanohybrid.errors import InputError, NanohybridError
 from nanohybrid.version import VERSION
 
@@ -134,6 +135,7 @@ def run(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"nanohybrid {VERSION}")
         return 0
+    load_mixers()
     return run_command(arguments[0], arguments[1:])
 
 

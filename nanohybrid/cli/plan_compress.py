@@ -27,7 +27,7 @@ def parser() -> "jsonargparse.ArgumentParser":
         "--budget-gib",
         type=float | None,
         metavar="G",
-        help="memory for the model at work (default: what --device leaves)",
+        help="memory for the model at inference (default: that of --device)",
     )
     result.add_argument(
         "--device",
@@ -35,11 +35,11 @@ def parser() -> "jsonargparse.ArgumentParser":
         help="a10g, l4, rtx4090, h100, h200 or cpu: whose speed is estimated (default a10g)",
     )
     result.add_argument(
-        "--beside-gib",
+        "--reserved-gib",
         type=float,
         default=0.0,
         metavar="G",
-        help="what else must fit on the device, as a vision encoder",
+        help="memory of the device that the model may not use, as for a vision encoder",
     )
     result.add_argument(
         "--context",
@@ -58,11 +58,12 @@ def parser() -> "jsonargparse.ArgumentParser":
         help="measured scores of this model, to rank by instead of a prior",
     )
     result.add_argument("--show", type=int, default=20, metavar="N", help="rows of the table; --json has all")
+    result.renamed({"--beside-gib": "--reserved-gib"})
     return result
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:
-    """Print every shape that fits, the most promising first."""
+    """Print every shape that fits, by the estimate of its quality."""
     from nanohybrid.presets import preset
 
     check_shape(arguments)
@@ -71,11 +72,11 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     from nanohybrid.estimate.devices import device
     from nanohybrid.prune.importance import Importance
 
-    parent = preset(arguments.preset) if arguments.path is None else load_config(arguments.path)
+    base = preset(arguments.preset) if arguments.path is None else load_config(arguments.path)
     profile = device(arguments.device or "a10g")
-    budget = _budget(arguments, parent, profile)
+    budget = _budget(arguments, base, profile)
     scores = None if arguments.importance is None else Importance.load(arguments.importance)
-    found = plan(parent, budget, profile, scores)
+    found = plan(base, budget, profile, scores)
     if arguments.json:
         print_json(_as_json(budget, profile, found))
     else:
@@ -83,25 +84,28 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     return 0
 
 
-def _budget(arguments: "jsonargparse.Namespace", parent: "HybridConfig", profile: "Device") -> "Budget":
-    """What the model may take: as it is given, or what the device leaves."""
+def _budget(arguments: "jsonargparse.Namespace", base: "HybridConfig", profile: "Device") -> "Budget":
+    """The memory that the model may use: as given, or that of the device."""
     from nanohybrid.estimate.budget import STEP, Budget
 
-    given, beside = arguments.budget_gib, arguments.beside_gib
+    given, reserved = arguments.budget_gib, arguments.reserved_gib
     if given is None and arguments.device is None:
-        raise InputError("say what must suffice: --budget-gib G, or --device a10g|l4|rtx4090|h100|h200|cpu")
+        raise InputError("give the memory: --budget-gib G, or --device a10g|l4|rtx4090|h100|h200|cpu")
     if given is not None and not 1 / GIB <= given < 2**30:
         raise InputError(f"--budget-gib is {given}; it must be positive")
-    if not 0 <= beside < 2**30 or (given is not None and beside):
+    if not 0 <= reserved < 2**30 or (given is not None and reserved):
         raise InputError(
-            f"--beside-gib is {beside}: it is taken off a --device, not off --budget-gib, and cannot be negative"
+            f"--reserved-gib is {reserved}: it is subtracted from the memory of a --device, not from "
+            "--budget-gib, "
+            "and cannot be negative"
         )
-    left = int(given * GIB) if given is not None else profile.budget(int(beside * GIB))
+    left = int(given * GIB) if given is not None else profile.budget(int(reserved * GIB))
     if left < 1:
         raise InputError(
-            f"--beside-gib is {beside}: {profile.name} has {profile.budget() / GIB:.2f} GiB for the model and all beside it"
+            f"--reserved-gib is {reserved}: {profile.name} has {profile.budget() / GIB:.2f} GiB for "
+            "the model and all else"
         )
-    context = parent.max_position_embeddings if arguments.context is None else arguments.context
+    context = base.max_position_embeddings if arguments.context is None else arguments.context
     for name, value in (("context", context), ("batch", arguments.batch)):
         if value < 1:
             raise InputError(f"--{name} is {value}; it must be at least 1")
@@ -110,46 +114,43 @@ def _budget(arguments: "jsonargparse.Namespace", parent: "HybridConfig", profile
 
 def _as_json(budget: "Budget", profile: "Device", found: "Plan") -> dict[str, object]:
     return {
-        "budget_bytes": budget.bytes, "context": budget.context, "batch": budget.batch, "dtype": budget.dtype, "device": profile.name,
-        "quality_estimate": found.estimate, "candidates": [shape.as_dict() for shape in found.shapes], "rejected_count": found.rejected,
-    }  # fmt: skip
+        "budget_bytes": budget.bytes,
+        "context": budget.context,
+        "batch": budget.batch,
+        "dtype": budget.dtype,
+        "device": profile.name,
+        "quality_estimate": found.estimate,
+        "candidates": [shape.as_dict() for shape in found.shapes],
+        "rejected_count": found.rejected,
+    }
 
 
 def _show(budget: "Budget", profile: "Device", found: "Plan", rows: int) -> None:
+    from nanohybrid.compress.search import shape_of
+    from nanohybrid.prune.prunable import known_axes
+
     headers = ["shape", "params", "weights", "KV, state", "all GiB", "tok/s", "quality"]
     cells = []
     for shape in found.shapes[: max(rows, 1)]:
-        config, memory = shape.config, shape.memory
-        sizes = (
-            config.num_hidden_layers,
-            config.hidden_size,
-            config.intermediate_size,
-            config.mamba_num_heads,
-        )
+        memory = shape.memory
         gib = [f"{part / GIB:.2f}" for part in (memory.weights, memory.kv + memory.state, memory.total)]
-        speed = f"{shape.tokens_per_second:.3g}"
-        cells.append(
-            [
-                "/".join(map(str, sizes)),
-                f"{shape.parameters / 1e9:.2f} B",
-                *gib,
-                speed,
-                f"{shape.quality:.3f}",
-            ]
-        )
+        sizes = "/".join(map(str, shape_of(shape.config).values()))
+        count, speed = f"{shape.parameters / 1e9:.2f} B", f"{shape.tokens_per_second:.3g}"
+        cells.append([sizes, count, *gib, speed, f"{shape.quality:.3f}"])
+    labels = [known_axes()[name].label for name in list(shape_of(found.shapes[0].config))[1:]]
     table(headers, cells, title=f"{len(found.shapes)} shapes fit {budget}; {found.rejected} are too large")
-    print("\nshape: layers/hidden/FFN/Mamba heads. all GiB: with the activations of a step.")
-    print(f"tok/s: at best, all sequences together, on {profile.name}, each holding its whole context.")
+    print(f"\nshape: {'/'.join(['layers', *labels])}. all GiB: with the activations of a step.")
+    print(f"tok/s: an upper bound, all sequences together, on {profile.name}, each with its whole context.")
     print(f"quality: {found.estimate}.")
     print(f"the first: {command(found.shapes[0].target)}")
 
 
 def command(target: "Target") -> str:
-    """How to prune to a shape."""
+    """The command that prunes to a shape."""
     from nanohybrid.prune.prunable import known_axes
 
     flags = [f"--drop-layers {','.join(map(str, target.drop_layers))}"] if target.drop_layers else []
     flags += [f"{known_axes()[axis].flag} {size}" for axis, size in target.sizes.items()]
     if not flags:
-        return "the model as it is; nothing needs to go"
+        return "the whole model; nothing needs to be removed"
     return f"nanohybrid prune PATH --out DIR {' '.join(flags)} --calibration DIR"

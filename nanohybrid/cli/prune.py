@@ -7,11 +7,15 @@ import jsonargparse
 
 from nanohybrid.cli.common import command_parser, print_json, table
 from nanohybrid.cli.model_flags import add_device_flag, usable_device
+from nanohybrid.cli.parser import CommandParser
 from nanohybrid.errors import InputError
 
 SUMMARY = "a model -> a smaller one by given sizes or layers (the first half of compress)"
 LAYERS = "--layers"
-SIZES = {  # written out since --help must not import torch; tests/prune/test_prune_command.py compares it with the mixers' flags
+RENAMED = {"--samples": "--num-calibration-samples", "--length": "--max-calibration-length"}
+"""Old flags, for one release."""
+# written out since --help must not import torch; tests/prune/test_prune_command.py checks it
+SIZES = {
     "--hidden-size": "embedding channels to keep",
     "--intermediate-size": "FFN neurons to keep in each MLP layer",
     "--mamba-heads": "heads to keep in each Mamba layer, as many in each group",
@@ -20,7 +24,7 @@ SIZES = {  # written out since --help must not import torch; tests/prune/test_pr
 }
 
 
-def parser() -> jsonargparse.ArgumentParser:
+def parser() -> CommandParser:
     """The flags of pruning: an axis whose size is not given stays whole."""
     result = command_parser("prune", SUMMARY)
     result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
@@ -46,27 +50,43 @@ def parser() -> jsonargparse.ArgumentParser:
         metavar="DIR",
         help="documents to measure scores on: token stores, or JSON lines with text",
     )
+    add_calibration_flags(result, samples=256)
     result.add_argument(
-        "--samples", type=int, default=256, metavar="N", help="at most so many of these documents"
-    )
-    result.add_argument("--length", type=int, default=512, metavar="N", help="at most so many tokens of each")
-    result.add_argument(
-        "--layers-by",
+        "--depth-importance",
         choices=["iterative", "one-shot", "cosine"],
         default="iterative",
-        help="how --layers are ranked: iterative (the paper's) holds the whole model, the others read it layer by layer",
+        help="how --layers are ranked: iterative (as in the paper), one-shot, or cosine",
     )
     add_device_flag(result, what="where scores are measured")
     result.add_argument(
-        "--plain",
+        "--no-outgoing-norm",
         action="store_true",
-        help="scores by activation alone, not times the outgoing weights' norm",
+        help="scores by activation alone, not times the norm of the weights that read it",
     )
+    result.renamed({**RENAMED, "--layers-by": "--depth-importance", "--plain": "--no-outgoing-norm"})
     return result
 
 
+def add_calibration_flags(parser: jsonargparse.ArgumentParser, samples: int) -> None:
+    """How many calibration documents are read, and how much of each; their old names are in RENAMED."""
+    parser.add_argument(
+        "--num-calibration-samples",
+        type=int,
+        default=samples,
+        metavar="N",
+        help="at most so many of these documents",
+    )
+    parser.add_argument(
+        "--max-calibration-length",
+        type=int,
+        default=512,
+        metavar="N",
+        help="at most so many tokens of each document",
+    )
+
+
 def run(arguments: jsonargparse.Namespace) -> None:
-    """Prune, and tell the shape before and after."""
+    """Prune, and print the shape before and after."""
     from nanohybrid.checkpoint import load_config
     from nanohybrid.estimate import Footprint
     from nanohybrid.prune.prunable import known_axes
@@ -84,7 +104,11 @@ def run(arguments: jsonargparse.Namespace) -> None:
             f"nothing is to go: give --drop-layers or a size ({', '.join([LAYERS, *size_flags()])})"
         )
     recipe = PruneRecipe(
-        target, not arguments.plain, arguments.samples, arguments.length, arguments.layers_by
+        target,
+        not arguments.no_outgoing_norm,
+        arguments.num_calibration_samples,
+        arguments.max_calibration_length,
+        arguments.depth_importance,
     )
     device = usable_device(arguments.device)
     out = prune(recipe, arguments.path, arguments.out, arguments.importance, arguments.calibration, device)
@@ -102,14 +126,15 @@ def run(arguments: jsonargparse.Namespace) -> None:
         print_json({"out": out, "parent": shapes[0], "pruned": shapes[1]})
     else:
         table(
-            ["", "parent", "pruned"],
+            ["", "base model", "pruned"],
             [[field, size, shapes[1].get(field, "")] for field, size in shapes[0].items()],
             title=str(out),
         )
 
 
 def size_flags() -> dict[str, str]:
-    """Flag -> help of each axis that can be pruned, those of kinds of layers that were registered before the command too."""
+    """Flag -> help of each axis that can be pruned, those of kinds of layers that were registered before the
+    command too."""
     if "nanohybrid.model.mixers" not in sys.modules:
         return SIZES
     from nanohybrid.prune.prunable import known_axes
@@ -124,7 +149,7 @@ def name_of(flag: str) -> str:
 
 
 def numbers(flag: str, text: str | None) -> tuple[int, ...]:
-    """`2,5` as numbers; each once."""
+    """`2,5` as numbers, each once. Raises InputError for anything else."""
     try:
         return tuple(sorted({int(part) for part in text.split(",")})) if text else ()
     except ValueError:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import FORMATS, command_parser, print_json, table
 from nanohybrid.cli.model_flags import add_device_flag, usable_device
+from nanohybrid.cli.prune import RENAMED, add_calibration_flags
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -21,37 +22,43 @@ def parser() -> "jsonargparse.ArgumentParser":
     result.add_argument(
         "--to", choices=FORMATS, required=True, help="int8 and fp8: half the bytes of bf16; int4: 28 percent"
     )
-    what = "documents to choose int4's scales by and to compare both models on: token stores, or JSON lines with text"
-    result.add_argument("--calibration", type=Path, metavar="FILE", help=what)
     result.add_argument(
-        "--samples", type=int, default=128, metavar="N", help="at most so many of these documents"
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="documents for int4's scales and for the comparison: token stores, or JSON lines with text",
     )
-    result.add_argument("--length", type=int, default=512, metavar="N", help="at most so many tokens of each")
+    add_calibration_flags(result, samples=128)
     result.add_argument(
         "--problems",
         type=int,
         default=0,
         metavar="N",
-        help="held-out problems of each family that both models answer",
+        help="held-out problems of each task on which both models are evaluated",
     )
     result.add_argument(
         "--tasks",
         type=tuple[str, ...],
         default=DEFAULT_MIX,
         metavar="[NAME, ...]",
-        help="families of these problems",
+        help="the tasks of these problems",
     )
     add_device_flag(result)
+    result.renamed(RENAMED)
     return result
 
 
 def run(arguments: "jsonargparse.Namespace") -> None:
-    """Quantize, and tell bytes and quality before and after."""
+    """Quantize, and print bytes and quality before and after."""
     from nanohybrid.quantize.stage import QuantizeRecipe, quantize_stage
     from nanohybrid.stages.output import read_record
 
     recipe = QuantizeRecipe(
-        arguments.to, arguments.samples, arguments.length, arguments.problems, tuple(arguments.tasks)
+        arguments.to,
+        arguments.num_calibration_samples,
+        arguments.max_calibration_length,
+        arguments.problems,
+        tuple(arguments.tasks),
     )
     out = quantize_stage(
         recipe, arguments.path, arguments.out, arguments.calibration, usable_device(arguments.device)
@@ -73,14 +80,12 @@ def rows(measures: dict[str, Any]) -> list[list[str]]:
         change = f"{measures['perplexity_after']:.4f} ({measures['perplexity_change']:+.3%})"
         result.append(["perplexity", f"{measures['perplexity_before']:.4f}", change])
         result.append(
-            ["same likeliest token", "", f"{measures['top1_agreement']:.2%} of {measures['targets']:,}"]
+            ["same most probable token", "", f"{measures['top1_agreement']:.2%} of {measures['targets']:,}"]
         )
         result.append(["KL divergence, nats", "", f"{measures['kl_divergence']:.2e}"])
     if "accuracy" in measures:
-        result.append(
-            ["right answers", *(f"{found['accuracy']:.1%}" for found in measures["accuracy"].values())]
-        )
+        result.append(["accuracy", *(f"{found['accuracy']:.1%}" for found in measures["accuracy"].values())])
     result.append(["error of the weights", "", f"{measures['weight_error']:.2%}"])
     if measures["not_quantized"]:
-        result.append(["stayed as they were", "", f"{len(measures['not_quantized'])} matrices"])
+        result.append(["not quantized", "", f"{len(measures['not_quantized'])} matrices"])
     return result

@@ -1,4 +1,5 @@
-"""Parent and result at work where the stage ran: tokens a second of a decode step, and the bytes that they really hold."""
+"""Base model and result at inference on this machine: tokens a second of a decode step, and the bytes that
+they allocate."""
 
 from __future__ import annotations
 
@@ -15,24 +16,29 @@ from nanohybrid.estimate.free_memory import free_bytes
 from nanohybrid.evaluate.throughput import decode_times
 from nanohybrid.executors.cpu.weights import prepare
 from nanohybrid.model import HybridCache, HybridLM
-from nanohybrid.prune.streaming import BESIDE
+from nanohybrid.prune.streaming import WORKSPACE_BYTES
 
-LONGEST = 4096  # tokens of context at which a step is timed, at most: a stage must not take minutes to say how fast it became
+MAX_CONTEXT = 4096
+"""Tokens of context at which a step is timed, at most, so that timing takes seconds."""
 ROUNDS = 7
 
 
-def at_work(models: Mapping[str, Path], budget: Budget, device: str = "cpu") -> dict[str, dict[str, float]]:
-    """By name: tokens a second of all sequences together, and bytes as they are allocated at the whole context.
+def measure_inference(
+    models: Mapping[str, Path], budget: Budget, device: str = "cpu"
+) -> dict[str, dict[str, float]]:
+    """For each checkpoint by name: tokens a second of all sequences together, and the bytes that are
+    allocated.
 
-    Of a few steps, in turns, the quickest counts. Models that have no room beside each other are timed one after the other, and one that
-    has no room at all is not: its row then lacks `tokens_per_second`.
+    The quickest of a few steps counts; the models take turns. Models that do not fit the memory together are
+    timed one after the other. One that does not fit alone is not timed: its row has no `tokens_per_second`.
     """
-    need, free = sum(held_bytes(path, budget) for path in models.values()) + BESIDE, free_bytes(device)
+    need = sum(weight_bytes(path, budget) for path in models.values()) + WORKSPACE_BYTES
+    free = free_bytes(device)
     if free is not None and need > free:
         if len(models) == 1:
-            return {name: untimed(path, budget) for name, path in models.items()}
-        return {name: at_work({name: path}, budget, device)[name] for name, path in models.items()}
-    dtype, context = budget.kind, min(budget.context, LONGEST)
+            return {name: bytes_alone(path, budget) for name, path in models.items()}
+        return {name: measure_inference({name: path}, budget, device)[name] for name, path in models.items()}
+    dtype, context = budget.kind, min(budget.context, MAX_CONTEXT)
     loaded = {name: load(path, dtype, device).eval() for name, path in models.items()}
     weights = {name: sum(tensor.nbytes for tensor in tensors_of(model)) for name, model in loaded.items()}
     for model in loaded.values():
@@ -41,34 +47,33 @@ def at_work(models: Mapping[str, Path], budget: Budget, device: str = "cpu") -> 
     found = {}
     for name, model in loaded.items():
         speed = budget.batch / (times[name][0].quickest / 1e3)
-        state = state_bytes(model.config, budget)
         found[name] = {
             "tokens_per_second": round(speed, 1),
             "context": context,
             "weight_bytes": weights[name],
-            "state_bytes": state,
+            "state_bytes": state_bytes(model.config, budget),
         }
     return found
 
 
-def untimed(path: Path, budget: Budget) -> dict[str, float]:
-    """The bytes alone, of a model that is not loaded."""
-    context = min(budget.context, LONGEST)
+def bytes_alone(path: Path, budget: Budget) -> dict[str, float]:
+    """The bytes of a checkpoint that is not loaded."""
     return {
-        "context": context,
-        "weight_bytes": held_bytes(path, budget),
+        "context": min(budget.context, MAX_CONTEXT),
+        "weight_bytes": weight_bytes(path, budget),
         "state_bytes": state_bytes(load_config(path), budget),
     }
 
 
-def held_bytes(path: Path, budget: Budget) -> int:
-    """Of the weights of a checkpoint as they would be loaded."""
+def weight_bytes(path: Path, budget: Budget) -> int:
+    """Bytes of the weights of a checkpoint as they would be loaded."""
     with CheckpointReader(path) as reader:
         return reader.weight_bytes(budget.kind)
 
 
 def state_bytes(config: HybridConfig, budget: Budget) -> int:
-    """Of keys, values and states as they would be allocated, without doing it: a long context may be gigabytes."""
+    """Bytes of KV cache and recurrent states as they would be allocated for the whole context; nothing is
+    allocated."""
     meta = torch.device("meta")
     with meta:
         return HybridCache.for_context(config, budget.batch, budget.context, budget.kind, meta).bytes

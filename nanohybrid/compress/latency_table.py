@@ -1,14 +1,15 @@
-"""How long a decode step takes on this very device: layers timed once, every other shape between them.
+"""The latency table: how long a decode step takes on this machine, from times of single layers.
 
-A layer's time in a decode step is that of reading its matrices, so for each kind of layer a few shapes of the grid are timed, spread
-over the bytes of their matrices, and what lies between is interpolated linearly in bytes; the head likewise. A layer is timed as the
-difference of a model of three such layers and one, in turns, so that what surrounds a model cancels out.
+The time of a layer in a decode step is that of reading its matrices. So for each kind of layer a few shapes
+of the grid are timed, spread over the bytes of their matrices, and times between them are interpolated
+linearly in bytes; likewise the head. A layer's time is the difference between a model of three such layers
+and one of one, timed in turns, so that everything else in a model cancels out.
 
-The table is a file in the user's cache: each time is written as it is measured, so a kill loses one, and the next run on this machine
-measures nothing. Its name is all that a time hangs on (`conditions`): the device and its threads, the kernels that run, this version of
-the project and of torch, the text of `ops`, `model` and `executors`, the dtype, context and batch, and
-what of a model no pruning changes.
-Where one of these is another there is another file, so an old table is measured again and not believed.
+The table is a file in the user's cache. Each time is written as it is measured, so a kill loses one, and the
+next run on this machine measures nothing. The file name identifies everything that a time depends on
+(`conditions`): the device and its threads, the kernels, the versions of the project and of torch, the source
+text of `ops`, `model` and `executors`, the dtype, context and batch, and the fields of the model that no
+pruning changes. Where one of these differs another file is used, so outdated times are measured again.
 """
 
 from __future__ import annotations
@@ -39,15 +40,17 @@ from nanohybrid.ops.numba import available
 from nanohybrid.prune.prunable import known_axes
 from nanohybrid.version import VERSION
 
-POINTS = 4  # shapes of each kind that are timed
+POINTS = 4
+"""Shapes of each kind that are timed."""
 HEAD = "head"
-LITTLE = 64  # entries of a vocabulary whose head takes no time
+SMALL_VOCABULARY = 64
+"""Entries of a vocabulary whose head takes no time."""
 Timer = Callable[[dict[str, HybridConfig]], dict[str, float]]
 
 
 @dataclass
 class LatencyTable:
-    """Times of layers in seconds, by kind and by bytes of the layer's matrices; `file` keeps them."""
+    """Times of layers in seconds, by kind and by bytes of the layer's matrices, stored in `file`."""
 
     file: Path
     budget: Budget
@@ -58,7 +61,8 @@ class LatencyTable:
     def open(
         cls, budget: Budget, device: torch.device, model: HybridConfig, folder: Path | None = None
     ) -> LatencyTable:
-        """The table of this device for shapes pruned from `model`, with what was timed before under the same conditions."""
+        """The table of this device for shapes pruned from `model`, with the times measured before under the
+        same conditions."""
         facts = conditions(budget, device, model)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
         file = (
@@ -68,7 +72,7 @@ class LatencyTable:
 
     @staticmethod
     def read(file: Path) -> dict[str, dict[int, float]]:
-        """The times that a file holds. Raises InputError where it holds none."""
+        """The times in a file. Raises InputError where it has none."""
         try:
             rows = json.loads(file.read_text())["seconds"]
             return {
@@ -82,8 +86,9 @@ class LatencyTable:
     def measure(
         self, shapes: Iterable[HybridConfig], timer: Timer, advance: Callable[[int], object] | None = None
     ) -> None:
-        """Time what the shapes need and the table lacks. A table that spans their sizes already is left as it is."""
-        for kind, row in wanted(shapes).items():
+        """Time the layers that the shapes need and the table lacks. A table that spans their sizes already is
+        not changed."""
+        for kind, row in sizes_to_time(shapes).items():
             known = self.times.setdefault(kind, {})
             if not (known and min(known) <= min(row) and max(row) <= max(known)):
                 for size in spread(sorted(row), POINTS):
@@ -101,9 +106,9 @@ class LatencyTable:
 
     def seconds(self, config: HybridConfig) -> float:
         """One decode step of a model of this shape, by interpolation."""
-        head = between(self.times[HEAD], head_bytes(config))
+        head = interpolate(self.times[HEAD], head_bytes(config))
         return head + sum(
-            config.pattern.count(kind) * between(self.times[kind], layer_bytes(config, kind))
+            config.pattern.count(kind) * interpolate(self.times[kind], layer_bytes(config, kind))
             for kind in set(config.pattern)
         )
 
@@ -112,8 +117,8 @@ class LatencyTable:
         return self.budget.batch / max(self.seconds(config), 1e-9)
 
 
-def wanted(shapes: Iterable[HybridConfig]) -> dict[str, dict[int, HybridConfig]]:
-    """For each kind of layer and the head, by the bytes of its matrices, a shape that has such a one."""
+def sizes_to_time(shapes: Iterable[HybridConfig]) -> dict[str, dict[int, HybridConfig]]:
+    """For each kind of layer and the head, by the bytes of its matrices, a shape that has such a layer."""
     table: dict[str, dict[int, HybridConfig]] = {}
     for config in shapes:
         table.setdefault(HEAD, {}).setdefault(head_bytes(config), config)
@@ -125,19 +130,22 @@ def wanted(shapes: Iterable[HybridConfig]) -> dict[str, dict[int, HybridConfig]]
 def time_of(kind: str, config: HybridConfig, timer: Timer) -> float:
     """Seconds that one layer, or the head, adds to a decode step."""
     if kind == HEAD:
-        least = min(config.pattern)  # one layer of any kind: it is in both models and cancels out
+        least = min(config.pattern)  # one layer of any kind; it is in both models and cancels out
         pair = {
             "with": config.replace(pattern=least),
-            "without": config.replace(pattern=least, vocab_size=LITTLE),
+            "without": config.replace(pattern=least, vocab_size=SMALL_VOCABULARY),
         }
         found = timer({name: shape.replace(tie_word_embeddings=False) for name, shape in pair.items()})
         return max(found["with"] - found["without"], 0.0)
-    found = timer({str(count): config.replace(pattern=kind * count, vocab_size=LITTLE) for count in (1, 3)})
+    found = timer(
+        {str(count): config.replace(pattern=kind * count, vocab_size=SMALL_VOCABULARY) for count in (1, 3)}
+    )
     return max(found["3"] - found["1"], 0.0) / 2
 
 
 def decode_timer(budget: Budget, device: torch.device, rounds: int = 15) -> Timer:
-    """Seconds of a decode step of each of several models with random weights, in turns: the quickest of `rounds`."""
+    """Seconds of a decode step of each of several models with random weights, in turns: the quickest of
+    `rounds`."""
 
     def timer(shapes: dict[str, HybridConfig]) -> dict[str, float]:
         models = {name: HybridLM(config).to(device, budget.kind).eval() for name, config in shapes.items()}
@@ -145,7 +153,7 @@ def decode_timer(budget: Budget, device: torch.device, rounds: int = 15) -> Time
             model.reset_parameters(0)
             if budget.dtype in QUANTIZED:
                 quantize_model(model, budget.dtype)
-            prepare(model)  # for the kernels by which the engine will run it
+            prepare(model)  # for the kernels that the engine uses
         found = decode_times(models, [budget.context], budget.batch, rounds)
         return {name: rows[0].quickest / 1e3 for name, rows in found.items()}
 
@@ -153,7 +161,7 @@ def decode_timer(budget: Budget, device: torch.device, rounds: int = 15) -> Time
 
 
 def layer_bytes(config: HybridConfig, kind: str) -> int:
-    """Of the matrices of one layer, in bf16; a unit of size, whatever the dtype that is timed."""
+    """Bytes of the matrices of one layer in bf16; the unit of size for every dtype."""
     return 2 * sum(rows * columns for rows, columns in matrices_of(MIXERS[kind], config))
 
 
@@ -161,8 +169,8 @@ def head_bytes(config: HybridConfig) -> int:
     return 2 * config.vocab_size * config.hidden_size
 
 
-def between(times: dict[int, float], size: int) -> float:
-    """A time at `size`: linear between the two nearest that were measured; beyond them in proportion to size."""
+def interpolate(times: dict[int, float], size: int) -> float:
+    """A time at `size`: linear between the two nearest measured sizes; beyond them in proportion to size."""
     sizes = sorted(times)
     place = bisect_left(sizes, size)
     if place == 0:
@@ -181,11 +189,11 @@ def spread(sizes: list[int], count: int) -> list[int]:
 
 
 def conditions(budget: Budget, device: torch.device, model: HybridConfig) -> dict[str, str]:
-    """All that a time hangs on beside the bytes of a layer, as words."""
+    """Everything that a time depends on beside the bytes of a layer, as text."""
     forced = os.environ.get("NANOHYBRID_KERNELS", "")
     kernels = forced or (
         "packed" if device.type == "cpu" and available() else "fastest"
-    )  # on a CPU `prepare` packs where numba is
+    )  # on a CPU `prepare` packs where numba is installed
     pruned = {"pattern", *known_axes()}  # what a grid changes
     fixed = {name: value for name, value in model.as_dict().items() if name not in pruned}
     return {
@@ -201,7 +209,7 @@ def conditions(budget: Budget, device: torch.device, model: HybridConfig) -> dic
 
 @cache
 def code_hash() -> str:
-    """A name for the text of what runs in a step, which changes more often than the version does."""
+    """A hash of the source text that runs in a step, which changes more often than the version."""
     digest, package = hashlib.sha256(), Path(__file__).parent.parent
     for file in sorted(
         file for folder in ("ops", "model", "executors") for file in (package / folder).rglob("*.py")
@@ -225,5 +233,5 @@ def device_name(device: torch.device) -> str:
 
 
 def cache_folder() -> Path:
-    """Where tables of this user's devices lie."""
+    """The folder of this user's tables."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanohybrid" / "latency"

@@ -1,8 +1,10 @@
-"""`plan compress`: every shape of a grid that fits a budget, with its bytes, its speed and an estimate of its quality.
+"""`plan compress`: every shape of a grid that fits a budget, with its bytes, its speed and an estimate of its
+quality.
 
-No weight is read. Where nothing was measured, the estimate is a prior: the share of each axis that goes, weighted by what
-the paper's tables say an axis costs (WEIGHTS), added up. It orders shapes and predicts no accuracy. With a file of
-importance scores it is the share of the model's measured importance that goes (prune/importance_loss.py).
+No weight is read. Where nothing was measured, the estimate is a prior: the share of each axis that goes,
+weighted by what the paper's tables say an axis costs (WEIGHTS), added up. It orders shapes and predicts no
+accuracy. With a file of importance scores it is the share of the model's measured importance that goes
+(prune/importance_loss.py).
 """
 
 from __future__ import annotations
@@ -32,15 +34,19 @@ PAPER = Grid(
         "mamba_head_dim": (1.0,),
     },
 )
-# What losing all of an axis costs; 1 where none is given. Depth: 56, 54 and 52 layers score 51.48, 47.35 and 44.92 in the paper.
-# Mamba heads: with 112 of 128 a wider FFN scores 4 points less than 128 with a narrower one.
+# What losing all of an axis costs; 1 where none is given. Depth: 56, 54 and 52 layers score 51.48, 47.35 and
+# 44.92 in the paper. Mamba heads: 112 of 128 with a wider FFN score 4 points less than 128 with a narrower one.
 LAYERS_WEIGHT = 4.0
 WEIGHTS = {"mamba_num_heads": 2.0, "mamba_head_dim": 2.0}
 PRIOR = (
-    "prior: 1 minus the weighted share of each axis that goes (layers 4, Mamba heads 2, all others 1, after the paper's tables); "
+    "prior: 1 minus the weighted share of each axis that goes (layers 4, Mamba heads 2, all others "
+    "1, after the paper's tables); "
     "an order of shapes, no prediction of accuracy, and nothing of these weights is known"
 )
-MEASURED = "importance: 1 minus the share of the measured importance that goes, added over the axes; nothing was retrained"
+MEASURED = (
+    "importance: 1 minus the share of the measured importance that goes, added over the axes; "
+    "nothing was retrained"
+)
 MEASURED_WIDTHS = (
     MEASURED
     + "; these scores rank no layers, so depth is the prior's (4 times the share of layers that goes)"
@@ -50,7 +56,8 @@ NO_DEPTH = "; no layers go, since their order is known only by measured importan
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape that fits, and how to prune to it: which layers go, by their number in the parent, and the sizes that change."""
+    """A shape that fits. target: which layers go, by their number in the base model, and the sizes that
+    change."""
 
     config: HybridConfig
     target: Target
@@ -72,7 +79,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Plan:
-    """The shapes that fit, in order of the estimate of quality; how it was estimated; how many shapes were too large."""
+    """The shapes that fit, by the estimate of their quality; how many were too large; how the quality was
+    estimated."""
 
     shapes: tuple[Shape, ...]
     rejected: int
@@ -102,7 +110,8 @@ def plan(
     importance: Importance | None = None,
     grid: Grid | None = None,
 ) -> Plan:
-    """Every shape of the grid, and the whole model, that fits the budget. Raises InputError where none does."""
+    """Every shape of the grid, and the whole model, that fits the budget. Raises InputError where none
+    does."""
     estimate = _Estimate(base, importance)
     named = [(target, estimate.named(target)) for target in _targets(base, grid or grid_of(base), estimate)]
     found, rejected = within(
@@ -139,7 +148,8 @@ def _changes(target: Target, base: HybridConfig) -> Target:
 
 
 class _Estimate:
-    """Which layers go, and what a shape loses: measured where there are scores, else by the depth rule and the prior."""
+    """Which layers go, and what a shape loses: measured where there are scores, else by the depth rule and
+    the prior."""
 
     def __init__(self, base: HybridConfig, importance: Importance | None) -> None:
         self.base, self.importance = base, importance

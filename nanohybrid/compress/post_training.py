@@ -1,9 +1,10 @@
-"""The short stages of alignment after distillation, in the recipe's order (paper, section 4).
+"""Post-training after distillation: short stages of alignment in the recipe's order (paper, section 4).
 
     aligned/1-grpo, aligned/2-distill, aligned/3-merge, ...      each starts from the one before
 
-A stage is what the command of its name makes of the same recipe and model. The paper's reasoning model learns by DPO and GRPO, then from
-its parent once more, which mends what reinforcement cost, then by RLHF, and is the middle of the last two.
+Each stage is the same as the command of its name with the same recipe and model. The paper's reasoning model
+is trained by DPO and GRPO, then distilled again from the teacher to recover what RL degraded, then trained by
+RLHF. The final model is the average of the last two checkpoints.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 from nanohybrid import tasks
 from nanohybrid.align import GrpoRecipe, MergeRecipe, SftRecipe, grpo, merge, sft
 from nanohybrid.data.corpus import Corpus
-from nanohybrid.distill.stage import DistillRecipe, distill
+from nanohybrid.distill.recipe import DistillRecipe
+from nanohybrid.distill.stage import distill
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.prune.selection import copy_mask
 from nanohybrid.stages.output import read_record
@@ -28,24 +30,25 @@ FOLDER = "aligned"
 
 
 @dataclass(frozen=True)
-class AfterRecipe:
-    """One stage after distillation: exactly one of these."""
+class PostTrainingRecipe:
+    """One stage after distillation: exactly one of these fields is set. Raises ConfigError otherwise."""
 
     sft: SftRecipe | None = None
-    """Chats made anew; its share of text is read from the pretraining documents."""
+    """Newly generated chats; its share of text is read from the pretraining documents."""
     grpo: GrpoRecipe | None = None
-    """Verifiable rewards on its own completions."""
+    """GRPO with verifiable rewards."""
     distill: DistillRecipe | None = None
-    """The parent once more, on the same documents."""
+    """Distillation from the teacher again, on the same documents."""
     merge: MergeRecipe | None = None
-    """The model before the last stage with the one after it, whose share is `weight`."""
+    """The average of the model before the last stage and the one after it, whose share is `weight`."""
 
     def __post_init__(self) -> None:
         named = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         if len(named) != 1:
             found = " and ".join(named) or "none"
             raise ConfigError(
-                f"an entry of after names {found}: it must be one of {', '.join(field.name for field in fields(self))}"
+                f"an entry of post_training names {found}: it must be one of "
+                f"{', '.join(field.name for field in fields(self))}"
             )
 
     @property
@@ -54,8 +57,9 @@ class AfterRecipe:
         return next(field.name for field in fields(self) if getattr(self, field.name) is not None)
 
 
-def check_after(recipes: Sequence[AfterRecipe], model: Path, pretraining: Path | None) -> None:
-    """Raise InputError, before any work, for what these stages would lack: a tokenizer, a template, tasks and their levels, text."""
+def check_post_training(recipes: Sequence[PostTrainingRecipe], model: Path, pretraining: Path | None) -> None:
+    """Raise InputError, before any work, where these stages lack a tokenizer, a template, a task or its
+    level, or text."""
     sfts, grpos = [one.sft for one in recipes if one.sft], [one.grpo for one in recipes if one.grpo]
     if sfts or grpos:
         Tokenizer.from_directory(model)
@@ -67,7 +71,8 @@ def check_after(recipes: Sequence[AfterRecipe], model: Path, pretraining: Path |
             if pretraining is None:
                 share = chats.shares.text
                 raise InputError(
-                    f"sft.shares.text of after is {share}, but there is no text: give --pretraining DIR, or set it to 0"
+                    f"sft.shares.text of post_training is {share}, but there is no text: give "
+                    "--pretraining DIR, or set it to 0"
                 )
             Corpus.read(pretraining)
     for rewards in grpos:
@@ -75,8 +80,8 @@ def check_after(recipes: Sequence[AfterRecipe], model: Path, pretraining: Path |
             tasks.get(name).make(random.Random(0), level)
 
 
-def align(
-    recipes: Sequence[AfterRecipe],
+def run_post_training(
+    recipes: Sequence[PostTrainingRecipe],
     student: Path,
     teacher: Path,
     data: Path,
@@ -84,9 +89,10 @@ def align(
     out: Path,
     device: str,
 ) -> dict[str, Path]:
-    """Run the stages one after the other from the checkpoint `student`; each one's output by its name, as `2-distill`.
+    """Run the stages one after the other from the checkpoint `student`. Returns each one's output by its
+    name, as `2-distill`.
 
-    data, pretraining: as in `distill`; device: where all of them run.
+    teacher, data, pretraining: as in `distill`. device: where all of them run.
     """
     made: dict[str, Path] = {}
     before, last = student, student
@@ -106,8 +112,8 @@ def align(
     return made
 
 
-def outcomes(recipes: Sequence[AfterRecipe], made: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """What is remembered of each stage: name, kind, the tokens that it learned from, and what it measured, or the weight of a merge."""
+def outcomes(recipes: Sequence[PostTrainingRecipe], made: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """The record of each stage: its name, kind, tokens, and what it measured, or the weight of a merge."""
     found = []
     for recipe, (name, path) in zip(recipes, made.items(), strict=True):
         record = read_record(path)

@@ -3,76 +3,95 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from nanohybrid.compress.plan import grid_of
-from nanohybrid.compress.post_training import AfterRecipe
+from nanohybrid.compress.post_training import PostTrainingRecipe
 from nanohybrid.compress.search import Grid
-from nanohybrid.compress.successive_halving import RaceRecipe
+from nanohybrid.compress.successive_halving import SuccessiveHalvingRecipe
 from nanohybrid.config import HybridConfig
-from nanohybrid.distill.stage import DistillRecipe
+from nanohybrid.distill.recipe import DistillRecipe
 from nanohybrid.errors import ConfigError
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.budget import DTYPES, QUANTIZED, STEP, Budget
 from nanohybrid.estimate.devices import device
 from nanohybrid.evaluate.accuracy import check_problem_settings
 from nanohybrid.export import TYPES
-from nanohybrid.prune.measure import COSINE, ITERATIVE, ONE_SHOT
+from nanohybrid.prune.measure import DEPTH_IMPORTANCE, ITERATIVE
 from nanohybrid.tasks import DEFAULT_MIX
 
 ROOFLINE, MEASURED = "roofline", "measured"
-"""How the speed of a shape is known."""
+"""How the speed of a shape is estimated."""
 
 
 @dataclass(frozen=True)
 class CompressRecipe:
-    """How to make a model smaller."""
+    """How to make a model smaller. Raises ConfigError where fields contradict one another."""
 
     budget_bytes: int | None = None
-    """Memory for the model at work: weights, keys and values, states, and the activations of a step."""
+    """Memory for the model at inference: weights, KV cache, recurrent states, and the activations of a
+    step."""
     device: str | None = None
-    """Whose memory is the budget where no bytes are given: a10g, l4, rtx4090, h100, h200 or cpu; and whose speed is estimated."""
-    beside_bytes: int = 0
-    """What else must fit on that device."""
+    """The device that the result is for: a10g, l4, rtx4090, h100, h200 or cpu. Its memory is the budget where
+    no bytes are given, and its speed is estimated."""
+    reserved_bytes: int = 0
+    """Memory of that device that the model may not use."""
     budget_share: float = 0.72
-    """Where neither bytes nor a device are given: share of what the parent takes in `dtype`, activations aside."""
+    """Without bytes and without a device: the share of the base model's memory in `dtype`, activations not
+    counted."""
     context: int = 4096
-    """Tokens of a sequence for which the budget must suffice."""
+    """Tokens of a sequence that must fit the budget."""
     batch: int = 1
-    """Sequences at once."""
+    """Sequences at once that must fit."""
     dtype: str = "bf16"
-    """Of the weights, keys and values at work: bf16, fp16 or fp32."""
+    """Of weights and KV cache at inference: bf16, fp16 or fp32."""
     quantize: str | None = None
-    """int8, int4 or fp8: what the matrices become at last. The budget is then for that form, and what is not a matrix stays bf16."""
+    """int8, int4 or fp8: the format of the matrices at the end. The budget is for that format; the rest stays
+    bf16."""
     gguf: str | None = None
     """Also write the result as one file for llama.cpp: bf16, f16, f32, q8_0 or q4_0."""
-    samples: int = 256
-    """Calibration documents."""
-    length: int = 512
-    """Tokens of each, at most."""
-    outgoing: bool = True
+    num_calibration_samples: int = 256
+    """At most so many calibration documents."""
+    max_calibration_length: int = 512
+    """At most so many tokens of each."""
+    scale_by_outgoing_norm: bool = True
     """Multiply activations by the norm of the weights that read them."""
-    layers_by: str = ITERATIVE
-    """How layers are ranked where some may go: iterative (the paper's), one-shot, or cosine."""
+    depth_importance: str = ITERATIVE
+    """How layers are ranked where some may go: iterative (as in the paper), one-shot, or cosine."""
     stream: bool | None = None
-    """Read the models layer by layer to score and to try them, one layer in memory; none said: where they have no room whole."""
+    """Read models layer by layer to score and to evaluate them, with one layer in memory. Not set: where they
+    do not fit."""
     speed: str = ROOFLINE
-    """How tokens a second are known: roofline (of `device`, else of a CPU), or measured (layers timed on the device that is here)."""
-    near: float = 0.01
-    """Of the shapes whose quality is within this share of the best's, the fastest is chosen."""
+    """How speed is estimated: roofline (of `device`, else of a CPU), or measured (layers timed on this
+    machine)."""
+    quality_tolerance: float = 0.01
+    """Of the candidates whose quality is within this share of the best one's, the fastest is selected."""
     problems: int = 0
-    """Held-out problems of each family that the model answers after every step; 0: it is asked none."""
+    """Held-out problems of each task on which the model is evaluated after every step; 0: none."""
     tasks: tuple[str, ...] = DEFAULT_MIX
-    """Families of these problems."""
+    """The tasks of these problems."""
     grid: Grid = field(default_factory=Grid)
-    race: RaceRecipe = field(default_factory=RaceRecipe)
+    successive_halving: SuccessiveHalvingRecipe = field(default_factory=SuccessiveHalvingRecipe)
     distill: DistillRecipe = field(default_factory=DistillRecipe)
-    after: tuple[AfterRecipe, ...] = ()
-    """Stages after distillation, each an sft, grpo, distill or merge, as [[after]] and [after.grpo] in TOML; none as it comes."""
+    post_training: tuple[PostTrainingRecipe, ...] = ()
+    """Stages after distillation, each an sft, grpo, distill or merge, in TOML as [[post_training]] and
+    [post_training.grpo]."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "beside_bytes": "reserved_bytes",
+        "samples": "num_calibration_samples",
+        "length": "max_calibration_length",
+        "outgoing": "scale_by_outgoing_norm",
+        "layers_by": "depth_importance",
+        "near": "quality_tolerance",
+        "race": "successive_halving",
+        "after": "post_training",
+    }
 
     def __post_init__(self) -> None:
         if not 0 < self.budget_share <= 1:
             raise ConfigError(
-                f"budget_share is {self.budget_share}: a share of the parent is above 0 and at most 1"
+                f"budget_share is {self.budget_share}: give a share of the base model above 0 and at most 1"
             )
         if self.dtype not in DTYPES:
             also = (
@@ -81,43 +100,46 @@ class CompressRecipe:
             raise ConfigError(f"dtype is {self.dtype!r}: known are {', '.join(DTYPES)}{also}")
         if self.quantize is not None and (self.quantize not in QUANTIZED or self.dtype != "bf16"):
             raise ConfigError(
-                f"quantize is {self.quantize!r} and dtype {self.dtype}: known are {', '.join(QUANTIZED)}, with dtype bf16"
+                f"quantize is {self.quantize!r} and dtype {self.dtype}: known are "
+                f"{', '.join(QUANTIZED)}, with dtype bf16"
             )
         if self.gguf is not None and self.gguf not in TYPES:
             raise ConfigError(f"gguf is {self.gguf!r}: known are {', '.join(TYPES)}")
         check_problem_settings(self.problems, self.tasks)
         if self.speed not in (ROOFLINE, MEASURED):
             raise ConfigError(f"speed is {self.speed!r}: known are {ROOFLINE} and {MEASURED}")
-        if self.layers_by not in (ITERATIVE, ONE_SHOT, COSINE):
+        if self.depth_importance not in DEPTH_IMPORTANCE:
             raise ConfigError(
-                f"layers_by is {self.layers_by!r}: known are {ITERATIVE}, {ONE_SHOT} and {COSINE}"
+                f"depth_importance is {self.depth_importance!r}: known are {', '.join(DEPTH_IMPORTANCE)}"
             )
-        if not self.near >= 0:
-            raise ConfigError(f"near is {self.near}: a share of the best quality is 0 or more")
-        if self.device is not None and device(self.device).budget(self.beside_bytes) < 1:
-            raise ConfigError(f"beside_bytes is {self.beside_bytes}: that leaves nothing of {self.device}")
-        if self.after and self.after[0].kind == "merge":
+        if not self.quality_tolerance >= 0:
+            raise ConfigError(f"quality_tolerance is {self.quality_tolerance}: give a share of 0 or more")
+        if self.device is not None and device(self.device).budget(self.reserved_bytes) < 1:
             raise ConfigError(
-                "after begins with merge, which joins the last two models: there must be a stage before it"
+                f"reserved_bytes is {self.reserved_bytes}: that leaves no memory of {self.device}"
+            )
+        if self.post_training and self.post_training[0].kind == "merge":
+            raise ConfigError(
+                "post_training begins with merge, which joins the last two models: there must be a "
+                "stage before it"
             )
         Budget(1 if self.budget_bytes is None else self.budget_bytes, self.context, self.batch, self.dtype)
 
     @property
-    def form(self) -> str:
-        """What the result's matrices are in: a format, else the dtype."""
+    def weight_format(self) -> str:
+        """What the result's matrices are in: a quantized format, else the dtype."""
         return self.quantize or self.dtype
 
-    def budget(self, parent: HybridConfig) -> Budget:
-        """The budget in bytes."""
+    def budget(self, base: HybridConfig) -> Budget:
+        """The budget for a model pruned from `base`."""
         if self.budget_bytes is not None:
-            return Budget(self.budget_bytes, self.context, self.batch, self.form, STEP)
+            return Budget(self.budget_bytes, self.context, self.batch, self.weight_format, STEP)
         if self.device is not None:
-            return Budget(
-                device(self.device).budget(self.beside_bytes), self.context, self.batch, self.form, STEP
-            )
-        total = Footprint.of(parent, DTYPES[self.dtype]).total(self.context, self.batch)
-        return Budget(int(total * self.budget_share), self.context, self.batch, self.form)
+            left = device(self.device).budget(self.reserved_bytes)
+            return Budget(left, self.context, self.batch, self.weight_format, STEP)
+        total = Footprint.of(base, DTYPES[self.dtype]).total(self.context, self.batch)
+        return Budget(int(total * self.budget_share), self.context, self.batch, self.weight_format)
 
-    def grid_for(self, parent: HybridConfig) -> Grid:
-        """The recipe's grid; where it was left as it comes, the paper's for the paper's parent."""
-        return grid_of(parent, self.grid) if self.grid == Grid() else self.grid
+    def grid_for(self, base: HybridConfig) -> Grid:
+        """The recipe's grid; where it is the default one, the paper's for the paper's base model."""
+        return grid_of(base, self.grid) if self.grid == Grid() else self.grid

@@ -1,4 +1,5 @@
-"""A compression as a page: what there was room for, what mattered, what was tried, what was kept, and how well it healed."""
+"""The report of a compression: the budget, the importance scores, the candidates, the selected shape, and the
+later steps."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from nanohybrid.compress.report_stages import through_the_stages
+from nanohybrid.compress.report_stages import POST_TRAINING, report_stages
 from nanohybrid.compress.search import Candidate, Search
 from nanohybrid.config import HybridConfig
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.budget import QUANTIZED, Budget
-from nanohybrid.estimate.units import amount
+from nanohybrid.estimate.units import GIB, MIB, amount
 from nanohybrid.model.mixers import MIXERS
 from nanohybrid.prune.importance import Importance
 from nanohybrid.prune.importance_loss import ImportanceLoss
@@ -25,105 +26,112 @@ from nanohybrid.stages.report import machine
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GIB, MIB = 2**30, 2**20
-ROWS = 12  # candidates in the table
-POINTS = 200  # points of a curve of sorted scores
-CURVES = 5  # of layers of a kind, in one figure
+ROWS = 12
+"""Candidates in the table."""
+POINTS = 200
+"""Points of a curve of sorted scores."""
+CURVES = 5
+"""Layers with a name in one figure."""
+PARTS = {"weights": "weights", "kv": "KV cache", "state": "states", "reserve": "a step", "total": "total"}
+"""Name of an item of Memory -> its label."""
 
 
 def compression_report(
     budget: Budget,
-    parent: HybridConfig,
+    base: HybridConfig,
     scores: Importance,
     found: Search,
     record: Mapping[str, Any],
     directory: Path,
 ) -> Report:
-    """The report of the stage whose directory this is; `record` is its lineage."""
+    """The report of the stage in `directory`. base: the base model's configuration. record: the stage's
+    lineage."""
     measures = record["measures"]
     report = Report("nanohybrid compress")
-    _summary(report, budget, parent, found.chosen, measures, machine(record["made_with"]))
-    _removed(report, parent, scores, found.chosen)
-    _importance(report, parent, scores)
+    _summary(report, budget, base, found.selected, measures)
+    _memory(report, budget, base, found.selected)
+    _inference(report, budget, measures["inference"], machine(record["made_with"]))
+    _removed(report, base, scores, found.selected)
+    _importance(report, base, scores)
     _candidates(report, budget, found)
-    through_the_stages(report, directory, found.chosen.config, measures)
+    report_stages(report, directory, found.selected.config, measures)
     return report
 
 
 def _summary(
-    report: Report,
-    budget: Budget,
-    parent: HybridConfig,
-    chosen: Candidate,
-    measures: Mapping[str, Any],
-    here: str,
+    report: Report, budget: Budget, base: HybridConfig, selected: Candidate, measures: Mapping[str, Any]
 ) -> None:
-    before, after = budget.plain.memory(parent).as_dict(), budget.memory(chosen.config).as_dict()
-    count, agreement, work = Footprint.of(parent).parameters, measures["agreement"], measures["at_work"]
-    last = list(agreement)[-1]
-    stages = ", ".join(stage["kind"] for stage in measures.get("after", ()))
-    then = f" Short stages of alignment followed: {stages}." if stages else ""
-    then += f" Last its matrices became {budget.dtype}." if budget.dtype in QUANTIZED else ""
-    room = f"{amount(budget.bytes)} while it works on {_sequences(budget)} of {budget.context:,} tokens, its weights in {budget.dtype}"
-    speeds = [work[name].get("tokens_per_second", "no room here to run it") for name in ("parent", "result")]
-    if chosen.config == parent:
-        what = f"A model was to fit {room}. It fits whole, so nothing was cut, and nothing had to be learned again.{then}"
-        alike = f"the result's likeliest next token is the parent's {agreement[last]:.1%} of the time."
+    before, after = budget.plain.memory(base).total, budget.memory(selected.config).total
+    count, agreement = Footprint.of(base).parameters, measures["agreement"]
+    last = agreement[list(agreement)[-1]]
+    stages = ", ".join(stage["kind"] for stage in measures.get(POST_TRAINING, ()))
+    then = f" Post-training followed: {stages}." if stages else ""
+    then += f" At the end its matrices became {budget.dtype}." if budget.dtype in QUANTIZED else ""
+    limit = f"{amount(budget.bytes)} for {_sequences(budget)} of {budget.context:,} tokens in {budget.dtype}"
+    same = f"the result's most probable next token is the base model's at {last:.1%} of the tokens"
+    if selected.config == base:
+        what = f"The budget is {limit}. The base model fits, so nothing was pruned or distilled.{then}"
+        same += "."
     else:
         what = (
-            f"A model, the parent, was made smaller, so that it fits {room}. Its least important parts were cut out, and what was left "
-            f"learned from the parent again.{then}"
+            f"A base model was made smaller to fit {limit}. Its least important parts were removed, "
+            "and the rest was distilled "
+            f"from the base model.{then}"
         )
-        alike = (
-            f"the result's likeliest next token is the parent's {agreement[last]:.1%} of the time; right after the cut it was "
-            f"{agreement['pruned']:.1%}."
-        )
+        same += f"; right after pruning it was at {agreement['pruned']:.1%}."
     report.text(
-        f"{what} So at work the parent takes {amount(before['total'])}, the result {amount(after['total'])}, with "
-        f"{chosen.parameters:,} of {count:,} parameters ({chosen.parameters / count:.0%}). On the documents it was measured on, {alike}"
+        f"{what} At inference the base model takes {amount(before)}, the result {amount(after)}, "
+        f"with {selected.parameters:,} of "
+        f"{count:,} parameters ({selected.parameters / count:.0%}). On the calibration documents, {same}"
     )
     report.figure(
-        plots.strip({"parent": parent.pattern, "result": chosen.config.pattern}),
+        plots.strip({"base model": base.pattern, "result": selected.config.pattern}),
         "The layers of both, first to last.",
     )
-    parts = {
-        "weights": "weights",
-        "kv": "keys and values",
-        "state": "states",
-        "reserve": "a step",
-        "total": "total",
-    }
-    shown = [part for part in parts if before[part]]
+
+
+def _memory(report: Report, budget: Budget, base: HybridConfig, selected: Candidate) -> None:
+    """A figure of the memory of both models, by what it holds."""
+    before, after = budget.plain.memory(base).as_dict(), budget.memory(selected.config).as_dict()
+    shown = [part for part in PARTS if before[part]]
     unit, name = (GIB, "GiB") if before["total"] >= GIB else (MIB, "MiB")
     series = {
-        who: [table[part] / unit for part in shown] for who, table in (("parent", before), ("result", after))
+        who: [table[part] / unit for part in shown]
+        for who, table in (("base model", before), ("result", after))
     }
-    figure = plots.bars([parts[part] for part in shown], series, f"memory, {name}")
+    figure = plots.bars([PARTS[part] for part in shown], series, f"memory, {name}")
     _budget_line(figure, budget.bytes / unit, len(shown))
     step = (
-        f' "A step" is the reserve of the budget: what the engine computes with while it takes in {budget.step:,} tokens of a prompt, '
-        "a bound from the widths of the layers."
+        f' "A step" is reserved for the activations of a prefill step of {budget.step:,} tokens: '
+        "an upper bound from the widths "
+        "of the layers."
         if budget.step
-        else " The budget was a share of these, so it has no reserve for the activations of a step."
+        else " The budget was a share of these, so nothing is reserved for the activations of a step."
     )
     report.figure(figure, f"Memory by what it holds; the line is the budget.{step}")
+
+
+def _inference(report: Report, budget: Budget, measured: Mapping[str, Mapping[str, Any]], here: str) -> None:
+    """A table of the speed and memory of both models as measured on this machine."""
+    models = ("parent", "result")
+    speeds = [measured[name].get("tokens_per_second", "does not fit here") for name in models]
     rows = [["tokens a second, measured", *speeds]]
-    for label, key in (
-        ("memory of the weights", "weight_bytes"),
-        ("memory of keys, values and states", "state_bytes"),
-    ):
-        rows.append([label, *(amount(int(work[name][key])) for name in ("parent", "result"))])
-    report.table(["at work", "parent", "result"], rows)
-    beside = ", the parent in bf16" if budget.dtype in QUANTIZED else ""
+    for label, key in (("memory of the weights", "weight_bytes"), ("KV cache and states", "state_bytes")):
+        rows.append([label, *(amount(int(measured[name][key])) for name in models)])
+    report.table(["at inference", "base model", "result"], rows)
+    note = ", the base model in bf16" if budget.dtype in QUANTIZED else ""
     report.text(
-        f"Speed: one decode step, which adds a token to {_sequences(budget)} of {int(work['parent']['context']):,} tokens, in "
-        f"{budget.dtype}{beside}; both models in turns, the quickest of a few, on {here}. A busy machine blurs it. Memory: as allocated "
-        f"for {budget.context:,} tokens."
+        f"Speed: one decode step, which adds a token to {_sequences(budget)} of "
+        f"{int(measured['parent']['context']):,} tokens, in "
+        f"{budget.dtype}{note}; the models take turns, the quickest of a few steps counts, on "
+        f"{here}. Other processes slow it "
+        f"down. Memory: as allocated for {budget.context:,} tokens."
     )
 
 
 def _budget_line(figure: Figure, height: float, groups: int) -> None:
-    """The budget over all groups of bars, named at its end; not over the last bar, whose number stands just where the budget does."""
+    """Draw the budget over all groups of bars, with its name at the end; not over the last bar, whose number
+    is at that height."""
     axes, color, last = figure.axes[0], plots.COLORS[2], groups - 1
     axes.hlines([height, height], [-0.5, last + 0.42], [last, last + 0.5], color=color, linewidth=1.2)
     axes.annotate(
@@ -141,12 +149,14 @@ def _sequences(budget: Budget) -> str:
     return f"{budget.batch:,} sequence{'s' * (budget.batch > 1)}"
 
 
-def _removed(report: Report, base: HybridConfig, scores: Importance, chosen: Candidate) -> None:
+def _removed(report: Report, base: HybridConfig, scores: Importance, selected: Candidate) -> None:
     """What went from each axis, and the share of its measured importance that went with it."""
-    proxy, after = ImportanceLoss(base, scores), chosen.target
+    proxy, after = ImportanceLoss(base, scores), selected.target
     report.section("What was removed, and why").text(
-        "Everything that could go was scored (next section). The entries with the lowest scores went, as many as the budget asked. "
-        "Importance lost: the share of the squared scores that went, of layers the share of their changes of the output."
+        "Everything that could go was scored (next section). The entries with the lowest scores "
+        "went, as many as the budget asked. "
+        "Importance lost: the share of the squared scores that went, of layers the share of their "
+        "changes of the output."
     )
     rows = []
     for what, which, size, target in _removals(base, after):
@@ -154,18 +164,19 @@ def _removed(report: Report, base: HybridConfig, scores: Importance, chosen: Can
         if left != size:
             rows.append([what, size, left, f"{1 - left / size:.0%}", f"{proxy.of(target):.1%}", which])
     if rows:
-        report.table(["what", "parent", "result", "removed", "importance lost", "which went"], rows)
+        report.table(["what", "base model", "result", "removed", "importance lost", "which went"], rows)
     else:
-        report.text("Nothing: the parent itself fits.")
-    by_part = Footprint.of(chosen.config).parameters_by_part
+        report.text("Nothing: the base model fits.")
+    by_part = Footprint.of(selected.config).parameters_by_part
     report.table(
-        ["parameters of", "parent", "result"],
+        ["parameters of", "base model", "result"],
         [[p, n, by_part.get(p, 0)] for p, n in Footprint.of(base).parameters_by_part.items()],
     )
 
 
 def _removals(base: HybridConfig, after: Target) -> Iterator[tuple[str, str, int, Target]]:
-    """What can be removed, which entries go, the size before, and the part of the target that says how many remain."""
+    """What can be removed, which entries go, the size before, and the part of the target that says how many
+    remain."""
     count = base.num_hidden_layers
     least = "those without which the output changes least"
     yield "layers", least, count, Target(layers=after.layers or count)
@@ -179,11 +190,13 @@ def _removals(base: HybridConfig, after: Target) -> Iterator[tuple[str, str, int
 
 def _importance(report: Report, base: HybridConfig, scores: Importance) -> None:
     facts = scores.facts
-    times = ", times the norm of the weights that read it" if facts.get("outgoing") else ""
-    report.section("What matters").text(
-        f"A score says how strongly a part of the model fires: the mean size of its activation over a document, then the root of the "
-        f"summed squares over documents{times}. Measured on {facts['samples']:,} documents of {facts['tokens']:,} tokens together (their "
-        f"hash: `{facts['calibration']}`). A curve that falls steeply has much to spare.{_stability(facts)}"
+    times = ", times the norm of the weights that read it" if facts.get("scale_by_outgoing_norm") else ""
+    report.section("Importance").text(
+        "A score says how strongly an entry activates: the mean size of its activation over a "
+        "document, then the L2 norm over "
+        f"documents{times}. Measured on {facts['samples']:,} documents of {facts['tokens']:,} tokens "
+        "together (their hash: "
+        f"`{facts['calibration']}`). Where a curve falls steeply, much can be removed.{_stability(facts)}"
     )
     axes = prunable_axes(base.pattern)
     shared = {axis.label: scores.of_shared(name) for name, axis in axes.items() if axis.shared}
@@ -201,12 +214,13 @@ def _importance(report: Report, base: HybridConfig, scores: Importance) -> None:
         report.figure(
             _sorted(curves, rest, axis.label), f"The same for the {axis.label} of each layer.{some}"
         )
-    by_cosine = facts.get("layers_by") == "cosine"
+    by_cosine = facts.get("depth_importance") == "cosine"
     if len(scores.layers) and not by_cosine:
         report.figure(
             plots.by_layer(base.pattern, scores.layers.tolist(), "mean squared change of the logits"),
-            "How much the logits, the model's scores for the next token, change when one layer alone is skipped. The order in which "
-            f"layers would go: {', '.join(map(str, scores.order))}.",
+            "The change of the logits, the scores of the next token, when one layer alone is "
+            "skipped. The order in which layers "
+            f"would go: {', '.join(map(str, scores.order))}.",
         )
     if len(scores.cosine):
         order = (
@@ -214,8 +228,8 @@ def _importance(report: Report, base: HybridConfig, scores: Importance) -> None:
         )
         report.figure(
             plots.by_layer(base.pattern, scores.cosine.tolist(), "1 - cosine"),
-            "How far each layer turns the hidden state, 0 where it leaves its direction alone: a second opinion, which costs one pass."
-            f"{order}",
+            "How far each layer changes the direction of the hidden state; 0 where it does not. "
+            f"This needs one pass.{order}",
         )
     rows = [
         [
@@ -229,18 +243,20 @@ def _importance(report: Report, base: HybridConfig, scores: Importance) -> None:
 
 
 def _stability(facts: Mapping[str, Any]) -> str:
-    """How far the rankings on the even and on the odd documents agree, as a sentence."""
+    """A sentence on how far the rankings on the even and on the odd documents agree; empty where that was not
+    measured."""
     rows = facts.get("stability") or {}
     labels = {name: axis.label for name, axis in known_axes().items()}
     named = ", ".join(
         f"{labels.get(name, name.replace('_', ' '))} {value:.2f}" for name, value in rows.items()
     )
-    what = "Are these orders the model's, or the documents'? Rank correlation of the scores on every other document with those on the rest"
-    return f" {what} (1: the same order): {named}." if rows else ""
+    what = "Rank correlation of the scores on every other document with those on the rest (1: the same order)"
+    return f" {what}: {named}." if rows else ""
 
 
 def _few(curves: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor], str]:
-    """So many of the curves as can be told apart, from the steepest to the flattest; the rest; and a sentence where there is a rest."""
+    """At most CURVES curves, from the steepest to the flattest; the rest; and a sentence where there is a
+    rest."""
     if len(curves) <= CURVES:
         return curves, [], ""
     steep = sorted(curves, key=lambda name: float(curves[name].mean() / curves[name].max().clamp(min=1e-30)))
@@ -250,16 +266,17 @@ def _few(curves: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor], st
     return (
         named,
         rest,
-        f" {CURVES} of {len(curves)} layers have names, from the steepest curve to the flattest; the others are gray.",
+        f" {CURVES} of {len(curves)} layers are named, from the steepest curve to the flattest; the "
+        "others are gray.",
     )
 
 
 def _sorted(curves: dict[str, Tensor], rest: list[Tensor], title: str) -> Figure:
-    """Scores of each name, falling, over the share of the axis; both run from 0 to 1. The rest behind them."""
+    """Sorted scores over the share of the axis, both from 0 to 1; `rest` in gray behind them."""
     series = {name: _falling(values) for name, values in curves.items()}
     return plots.lines(
         series,
-        "share of them, the strongest first",
+        "share of them, the highest first",
         "score",
         title,
         rest=[_falling(values) for values in rest],
@@ -275,54 +292,59 @@ def _falling(values: Tensor) -> list[tuple[float, float]]:
 
 
 def _candidates(report: Report, budget: Budget, found: Search) -> None:
-    tried = [candidate for candidate in found.candidates if candidate.loss is not None]
-    raced = [candidate for candidate in tried if candidate.healed is not None]
-    rest = f", {ROWS - 1} others below" if len(tried) > ROWS else ""
-    report.section("What was tried").text(
-        f"Of all shapes that the recipe lists, {len(found.candidates):,} fit {budget}, and {found.rejected:,} were too large. A shape that "
-        f"another one exceeds in everything was left out. Of the others the {len(tried)} that lose least importance were cut and tried. "
-        + (
-            f"The best {len(raced)} then learned a little, and the better half of them went on for twice as long. "
-            if raced
-            else ""
-        )
-        + f"Of those as good as the best, the fastest was chosen; it stands first{rest}. Loss: the mean surprise at the next token of a "
-        "document, in nats (1 nat is 1.44 bits), right after the cut; lower is better. Agreement: how often its likeliest next token is "
-        "the parent's. Tokens a second are an estimate, of all sequences together."
+    """A table of the candidates that were evaluated, and their losses against memory and speed."""
+    evaluated = [candidate for candidate in found.candidates if candidate.loss is not None]
+    distilled = [candidate for candidate in evaluated if candidate.distilled_kl is not None]
+    rest = f", {ROWS - 1} others below" if len(evaluated) > ROWS else ""
+    halving = (
+        f"The best {len(distilled)} were then distilled a little, and the better half of them "
+        "continued for twice as long. "
+        if distilled
+        else ""
     )
-    axes = prunable_axes(found.chosen.config.pattern)
-    rows = [
-        [
-            c.config.num_hidden_layers,
-            *(getattr(c.config, name) for name in axes),
-            c.parameters,
-            amount(c.bytes["total"]),
-            f"{c.tokens_per_second:,.0f}",
-            c.loss,
-        ]
-        + ["" if c.agreement is None else f"{c.agreement:.1%}"]
-        + ([] if not raced else ["" if c.healed is None else c.healed])
-        for c in tried[:ROWS]
-    ]
+    report.section("Candidates").text(
+        f"Of all shapes of the grid, {len(found.candidates):,} fit {budget}, and {found.rejected:,} "
+        "were too large. A shape was left "
+        f"out where another one is at least as large on every axis. The {len(evaluated)} others that "
+        "lose least importance were "
+        f"pruned and evaluated. {halving}Of those as good as the best, the fastest was selected; it "
+        f"is in the first row{rest}. Loss: "
+        "the cross-entropy of the next token of a document, in nats (1 nat is 1.44 bits), right "
+        "after pruning; lower is better. "
+        "Agreement: how often the most probable next token is the base model's. Tokens a second are "
+        "an estimate, of all sequences "
+        "together."
+    )
+    axes = prunable_axes(found.selected.config.pattern)
     labels = [axis.label for axis in axes.values()]
     names = ["layers", *labels, "parameters", "memory", "tok/s, estimated", "loss, nats", "agreement"]
-    report.table([*names, *(["KL, learned"] if raced else [])], rows)
-    unit, name = (GIB, "GiB") if tried[0].bytes["total"] >= GIB else (MIB, "MiB")
-    places = [(c.bytes["total"] / unit, float(c.loss or 0.0)) for c in tried]
-    figure = _points(places, f"memory, {name}", "loss, nats")
-    front = "The line joins those that none beats in both."
+    rows = [_row(candidate, list(axes), bool(distilled)) for candidate in evaluated[:ROWS]]
+    report.table([*names, *(["KL, distilled"] if distilled else [])], rows)
+    unit, name = (GIB, "GiB") if evaluated[0].bytes["total"] >= GIB else (MIB, "MiB")
+    places = [(c.bytes["total"] / unit, float(c.loss or 0.0)) for c in evaluated]
     report.figure(
-        figure, f"Loss right after the cut against memory: lower, and further to the left, is better. {front}"
+        _points(places, f"memory, {name}", "loss, nats"),
+        "Loss right after pruning against memory; lower and further to the left is better. The line "
+        "joins the Pareto front.",
     )
-    slowness = [(1e3 / max(c.tokens_per_second, 1e-9), float(c.loss or 0.0)) for c in tried]
+    slowness = [(1e3 / max(c.tokens_per_second, 1e-9), float(c.loss or 0.0)) for c in evaluated]
     report.figure(
         _points(slowness, "milliseconds a token, estimated", "loss, nats"),
         "The same against the time of a token.",
     )
 
 
+def _row(candidate: Candidate, axes: list[str], distilled: bool) -> list[Any]:
+    """A candidate's row of the table."""
+    config, agreement = candidate.config, candidate.agreement
+    row = [config.num_hidden_layers, *(getattr(config, axis, "") for axis in axes), candidate.parameters]
+    row += [amount(candidate.bytes["total"]), f"{candidate.tokens_per_second:,.0f}", candidate.loss]
+    row += ["" if agreement is None else f"{agreement:.1%}"]
+    return row + (["" if candidate.distilled_kl is None else candidate.distilled_kl] if distilled else [])
+
+
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats in both coordinates, lower being better."""
+    """The Pareto front: the points that no other point beats in both coordinates; lower is better."""
     front: list[tuple[float, float]] = []
     for point in sorted(points):
         if not front or point[1] < front[-1][1]:
@@ -331,17 +353,23 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _points(places: list[tuple[float, float]], x: str, y: str) -> Figure:
-    """Points, the front of those that none beats, and the first, which was chosen."""
+    """All points, their Pareto front, and the first, which was selected."""
     with plots.style():
         figure, axes = plots.canvas(x, y, "")
         axes.scatter(
-            [a for a, _ in places], [b for _, b in places], s=18, color=plots.COLORS[0], label="tried"
+            [a for a, _ in places], [b for _, b in places], s=18, color=plots.COLORS[0], label="evaluated"
         )
         axes.plot(
-            *zip(*pareto(places), strict=True), color=plots.COLORS[0], linewidth=1, label="none beats these"
+            *zip(*pareto(places), strict=True), color=plots.COLORS[0], linewidth=1, label="Pareto front"
         )
         axes.scatter(
-            [places[0][0]], [places[0][1]], s=60, color=plots.COLORS[1], marker="D", label="chosen", zorder=3
+            [places[0][0]],
+            [places[0][1]],
+            s=60,
+            color=plots.COLORS[1],
+            marker="D",
+            label="selected",
+            zorder=3,
         )
         plots.legend(figure, 3)
     return figure

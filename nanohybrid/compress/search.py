@@ -1,20 +1,23 @@
-"""Which shape to prune to: of all shapes of a grid that fit the budget, the most promising are pruned and tried without retraining.
+"""The search for a shape: of all shapes of a grid that fit the budget, the most promising are pruned and
+evaluated.
 
-A shape is not tried where another one that fits is at least as large on every axis: it could only be worse. The others are tried in the
-order of the importance that they lose (promise.py), and ranked by their loss on calibration documents; where a few are to be told apart
-more surely, race.py lets the best of them learn a little. Among those as good as the best, the fastest is chosen. No chance is involved:
-the same model, documents, grid and speeds give the same choice.
+A shape is not evaluated where another one that fits is at least as large on every axis, since it could only
+be worse. The others are evaluated in the order of the importance-loss proxy (prune/importance_loss.py), and
+ranked by their loss on calibration documents, without retraining. Successive halving (successive_halving.py)
+can then distill the best of them a little. Of the candidates whose quality is within a tolerance of the best
+one's, the fastest is selected. The search is deterministic: the same model, documents, grid and speeds give
+the same selection.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
-from math import lcm
 from typing import Any, ClassVar
 
-from nanohybrid.compress.candidate_quality import Judge, Quality
+from nanohybrid.compress.candidate_quality import CandidateQuality, QualityEvaluator
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import ConfigError
 from nanohybrid.estimate import Footprint
@@ -23,22 +26,13 @@ from nanohybrid.model import HybridLM
 from nanohybrid.model.mixers import PrunableAxis
 from nanohybrid.prune.importance import Importance
 from nanohybrid.prune.importance_loss import ImportanceLoss
-from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.layerwise import StreamedModel
 from nanohybrid.prune.prunable import known_axes, prunable_axes, unit_of
 from nanohybrid.prune.selection import Selection
 from nanohybrid.prune.slicing import prune_model
 from nanohybrid.prune.target import Target, sizes_of
 
 Speed = Callable[[HybridConfig], float]
-WHOLE = (1.0,)
-FRACTIONS: Mapping[str, tuple[float, ...]] = {
-    "hidden_size": (1.0, 0.9375, 0.875, 0.8125, 0.75),
-    "intermediate_size": (1.0, 0.875, 0.75, 0.6875, 0.625, 0.5625, 0.5),
-    "mamba_head_dim": (1.0, 0.875, 0.75),
-    "mamba_num_heads": WHOLE,
-    "num_attention_heads": WHOLE,
-}
-"""What a grid tries of an axis that it does not name; one that is not here stays whole."""
 
 
 def shape_of(config: HybridConfig) -> dict[str, int]:
@@ -53,14 +47,15 @@ class Grid:
     drop_layers: tuple[int, ...] = (0,)
     """How many layers go."""
     fractions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Axis -> fractions of the base model's size, as {"intermediate_size": [1.0, 0.5]}, rounded to a size that is possible.
-    An axis that is not named has the fractions of FRACTIONS, else it stays whole."""
+    """Axis -> fractions of the base model's size, as {"intermediate_size": [1.0, 0.5]}, rounded to a size
+    that is possible. An axis that is not named has those that its mixer declares (PrunableAxis.fractions)."""
     multiple: int = 8
     """Sizes of the hidden size, the FFN width and the channels of a head are multiples of this."""
-    tried: int = 16
-    """Shapes that are pruned and evaluated, those that lose least importance first."""
+    max_evaluated: int = 16
+    """At most so many shapes are pruned and evaluated, those that lose least importance first."""
 
     RENAMED: ClassVar[dict[str, str]] = {
+        "tried": "max_evaluated",
         "hidden": "fractions.hidden_size",
         "ffn": "fractions.intermediate_size",
         "mamba_heads": "fractions.mamba_num_heads",
@@ -70,19 +65,20 @@ class Grid:
 
     def __post_init__(self) -> None:
         given = {name.replace("-", "_"): tuple(values) for name, values in self.fractions.items()}
-        axes = {**FRACTIONS, **given}
+        known = known_axes()
+        axes = {name: one.fractions for name, one in known.items()} | given
         object.__setattr__(self, "fractions", axes)
         named = {"drop_layers": self.drop_layers, **axes}
         empty = [name for name, values in named.items() if not values]
-        if empty or self.multiple < 1 or self.tried < 1:
+        if empty or self.multiple < 1 or self.max_evaluated < 1:
             raise ConfigError(
-                f"grid: {', '.join(empty) or 'multiple and tried'}: give at least one value, and positive numbers"
+                f"grid: {', '.join(empty) or 'multiple and max_evaluated'}: give at least one value, "
+                "and positive numbers"
             )
         if min(self.drop_layers) < 0:
             raise ConfigError(
                 f"grid: drop_layers is {list(self.drop_layers)}: give how many layers may go, each 0 or more"
             )
-        known = known_axes()
         for name, values in axes.items():
             if name not in known:
                 raise ConfigError(
@@ -95,53 +91,61 @@ class Grid:
 
     def of(self, axis: str) -> tuple[float, ...]:
         """The fractions of an axis."""
-        return self.fractions.get(axis, WHOLE)
+        return self.fractions[axis]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A shape that fits: the importance that it loses, tokens a second of a decode step, and its quality without retraining.
+    """A shape that fits the budget.
 
-    loss, agreement: None where it was not tried. healed: its divergence from the parent after learning a little, in nats a token;
-    None where it did not race.
+    bytes: of the model at inference, by what they hold. importance_loss: the proxy. tokens_per_second: of a
+    decode step, all sequences together. loss, agreement: without retraining, None where it was not evaluated.
+    distilled_kl: its divergence from the teacher after a short distillation, in nats a token, None where
+    there was none.
     """
 
     target: Target
     config: HybridConfig
     parameters: int
     bytes: dict[str, int]
-    lost: float
+    importance_loss: float
     tokens_per_second: float = 0.0
     loss: float | None = None
     agreement: float | None = None
-    healed: float | None = None
+    distilled_kl: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         shape = {"pattern": self.config.pattern, **shape_of(self.config)}
-        names = ("parameters", "bytes", "tokens_per_second", "loss", "agreement", "healed")
+        names = ("parameters", "bytes", "tokens_per_second", "loss", "agreement", "distilled_kl")
         return {
             "config": shape,
             **{name: getattr(self, name) for name in names},
-            "importance_lost": self.lost,
+            "importance_lost": self.importance_loss,
         }
 
 
 @dataclass(frozen=True)
 class Search:
-    """What was found: the candidates, the best first and those not tried last, and how many shapes were too large."""
+    """The candidates, the best first and those that were not evaluated last, and how many shapes were too
+    large."""
 
     candidates: tuple[Candidate, ...]
     rejected: int
 
     @property
-    def chosen(self) -> Candidate:
+    def selected(self) -> Candidate:
+        """The first candidate."""
         return self.candidates[0]
 
 
 def enumerate_shapes(
     config: HybridConfig, importance: Importance, grid: Grid, budget: Budget, speed: Speed | None = None
 ) -> Search:
-    """Every shape of the grid that fits the budget, the most promising first. Raises InputError where none does."""
+    """Every shape of the grid that fits the budget, by the importance-loss proxy. Raises InputError where
+    none fits.
+
+    speed: tokens a second of a shape; without it 0 for all.
+    """
     proxy, rate = ImportanceLoss(config, importance), speed or (lambda _: 0.0)
     found, rejected = within(
         budget, config, ((target, target.config(config, importance)) for target in targets(config, grid))
@@ -152,36 +156,36 @@ def enumerate_shapes(
         )
         for target, shape, memory in found
     ]
-    return Search(tuple(sorted(fitting, key=lambda c: (c.lost, numbers(c.target)))), rejected)
+    return Search(tuple(sorted(fitting, key=lambda c: (c.importance_loss, numbers(c.target)))), rejected)
 
 
 def search(
-    model: HybridLM | Stored,
+    model: HybridLM | StreamedModel,
     importance: Importance,
-    judge: Judge,
+    evaluator: QualityEvaluator,
     grid: Grid,
     found: Search,
     advance: Callable[[int], object] | None = None,
-    known: dict[str, Quality] | None = None,
+    known: dict[str, CandidateQuality] | None = None,
 ) -> Search:
-    """Of the shapes that fit, prune to the most promising and rank them by their loss, the lowest first; those not tried follow.
+    """Prune to the most promising of the shapes that fit and rank them by their loss, the lowest first.
 
-    model: in memory, or read layer by layer. known: qualities by the key of a candidate, read and filled, so that an interrupted search
-    tries none twice.
+    model: the base model, in memory or streamed. known: qualities by the key of a candidate, read and filled,
+    so that an interrupted search evaluates none twice. Shapes that were not evaluated follow.
     """
     known = {} if known is None else known
-    tried: list[Candidate] = []
+    chosen: list[Candidate] = []
     rest: list[Candidate] = []
     for candidate in found.candidates:
-        if len(tried) < grid.tried and not dominated(candidate, found.candidates):
-            tried.append(candidate)
+        if len(chosen) < grid.max_evaluated and not dominated(candidate, found.candidates):
+            chosen.append(candidate)
         else:
             rest.append(candidate)
     ranked = []
-    for candidate in tried:
+    for candidate in chosen:
         key = key_of(candidate)
         if key not in known:
-            known[key] = judge(cut(model, candidate.target.select(model.config, importance)))
+            known[key] = evaluator(pruned(model, candidate.target.select(model.config, importance)))
         ranked.append(replace(candidate, loss=known[key].loss, agreement=known[key].agreement))
         if advance is not None:
             advance(1)
@@ -189,23 +193,28 @@ def search(
     return Search((*ranked, *rest), found.rejected)
 
 
-def cut(model: HybridLM | Stored, selection: Selection) -> HybridLM | Stored:
-    """What remains of a model, in memory or as it is read."""
-    return prune_model(model, selection) if isinstance(model, HybridLM) else model.cut(selection)
+def pruned(model: HybridLM | StreamedModel, selection: Selection) -> HybridLM | StreamedModel:
+    """A model pruned to a selection: in memory, or sliced as it is read."""
+    return prune_model(model, selection) if isinstance(model, HybridLM) else model.pruned(selection)
 
 
-def choose(found: Search, near: float) -> Search:
-    """The same with the choice first: of those whose quality is within the share `near` of the best's, the fastest.
+def select(found: Search, tolerance: float) -> Search:
+    """The same search with the selected candidate first: the fastest of those whose quality is close to the
+    best one's.
 
-    Quality is the divergence after learning where the first candidate has one, else the loss without retraining.
+    tolerance: relative. Quality is the divergence after a short distillation where the first candidate has
+    one, else the loss without retraining.
     """
-    healed = found.chosen.healed is not None
-    measured = [c for c in found.candidates if (c.healed if healed else c.loss) is not None]
-    quality = {id(c): float((c.healed if healed else c.loss) or 0.0) for c in measured}
+    distilled = found.selected.distilled_kl is not None
+    quality = {
+        id(c): value
+        for c in found.candidates
+        if (value := c.distilled_kl if distilled else c.loss) is not None
+    }
     best = min(quality.values())
-    as_good = [c for c in measured if quality[id(c)] <= best * (1 + near)]
-    chosen = max(as_good, key=lambda c: (c.tokens_per_second, -quality[id(c)], c.parameters))
-    return Search((chosen, *(c for c in found.candidates if c is not chosen)), found.rejected)
+    close = [c for c in found.candidates if quality.get(id(c), math.inf) <= best * (1 + tolerance)]
+    selected = max(close, key=lambda c: (c.tokens_per_second, -quality[id(c)], c.parameters))
+    return Search((selected, *(c for c in found.candidates if c is not selected)), found.rejected)
 
 
 def key_of(candidate: Candidate) -> str:
@@ -229,7 +238,7 @@ def targets(config: HybridConfig, grid: Grid) -> Iterable[Target]:
 def multiple_of(config: HybridConfig, axis: PrunableAxis, grid: Grid) -> int:
     """The number that the sizes tried of an axis are multiples of."""
     unit, _ = unit_of(config, axis.axis)
-    return lcm(unit, grid.multiple) if axis.multiple else unit
+    return math.lcm(unit, grid.multiple) if axis.multiple else unit
 
 
 def widths(size: int, fractions: Iterable[float], multiple: int) -> list[int]:

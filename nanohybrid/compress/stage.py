@@ -1,11 +1,16 @@
-"""The stage `compress`: importance -> search -> race -> prune -> distill (-> align, -> quantize), each in a directory of its own.
+"""The stage `compress`: importance -> search -> prune -> distill (-> post-training, -> quantize), each in a
+directory of its own.
 
-    importance/   scores of every axis and layer             search/     every shape that fits the budget, the choice first
-    pruned/       the chosen shape, and its pruning mask     distilled/  the same after learning from the parent
-    aligned/      that after the recipe's further stages     quantized/  the last of them in 8 or 4 bits, where it is wanted
+    importance/   scores of every axis and layer
+    search/       every shape that fits the budget, the selected one first
+    pruned/       the selected shape, and its pruning mask
+    distilled/    the same after distillation from the base model
+    aligned/      that after the recipe's further stages
+    quantized/    the last of them with quantized matrices
 
-Where the parent fits as it is, nothing is cut, and nothing has to be mended: there is neither distilled/ nor aligned/ then.
-The output itself is the last of them as a checkpoint. Every part is found again after a kill, and none is done twice.
+Where the base model fits the budget, nothing is pruned, and there is nothing to recover: distilled/ and
+aligned/ are left out. The output itself is the last of these checkpoints. A killed run continues with every
+part that was completed.
 """
 
 from __future__ import annotations
@@ -21,32 +26,37 @@ from pathlib import Path
 import torch
 
 from nanohybrid.checkpoint import CheckpointReader, load, load_config, refuse_quantized
-from nanohybrid.compress.candidate_quality import Judge
+from nanohybrid.compress.candidate_quality import CandidateQuality, QualityEvaluator
 from nanohybrid.compress.default_calibration import documents_for
-from nanohybrid.compress.finish import check_ends, export_gguf, quantized
-from nanohybrid.compress.inference_cost import at_work
-from nanohybrid.compress.post_training import FOLDER, align, outcomes
+from nanohybrid.compress.finish import QUANTIZED, check_last_steps, export_gguf, quantized
+from nanohybrid.compress.inference_cost import measure_inference
+from nanohybrid.compress.post_training import FOLDER, outcomes, run_post_training
 from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.report import compression_report
-from nanohybrid.compress.search import Candidate
-from nanohybrid.compress.select_candidate import decide, speed_of, try_shapes
+from nanohybrid.compress.search import Candidate, Search
+from nanohybrid.compress.select_candidate import evaluate_candidates, select_candidate, speed_of
+from nanohybrid.config import HybridConfig
 from nanohybrid.data import TokenStore
-from nanohybrid.distill.stage import DistillRecipe, distill
+from nanohybrid.distill.recipe import DistillRecipe
+from nanohybrid.distill.stage import distill
+from nanohybrid.estimate.budget import Budget
 from nanohybrid.estimate.devices import device
 from nanohybrid.evaluate.accuracy import measure_accuracy
 from nanohybrid.extras import require
 from nanohybrid.model import HybridLM
 from nanohybrid.prune.calibration import Calibration
-from nanohybrid.prune.importance import FILE
-from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.importance import FILE, Importance
+from nanohybrid.prune.layerwise import StreamedModel
 from nanohybrid.prune.measure import importance_of
 from nanohybrid.prune.selection import copy_mask
 from nanohybrid.prune.stage import PruneRecipe, prune, sizes
-from nanohybrid.prune.streaming import streams
+from nanohybrid.prune.streaming import should_stream
 from nanohybrid.stages import Stage, open_stage
 from nanohybrid.stages.output import read_record
 
 STAGE_FILES = ("recipe.toml", "lineage.json", "report.html")
+PARENT = "parent"
+"""The base model's name among the steps, in measures and reports."""
 
 
 def compress(
@@ -57,14 +67,16 @@ def compress(
     pretraining: Path | None = None,
     run_on: str = "cpu",
 ) -> Path:
-    """Compress the checkpoint `model` to a budget; `data` holds the documents to calibrate with and to learn from again.
+    """Compress the checkpoint `model` to a budget. Returns `out`.
 
-    data: None for the model's own chats, else text that is here anyway (documents.py). data and pretraining otherwise as in `distill`.
-    run_on: where all of it is computed, which is this machine's affair; the recipe's `device` is what the result is wanted for.
+    data: documents to calibrate with and to distill on; None: the model's own chats, else text that every
+    installation has (default_calibration.py). data and pretraining otherwise as in `distill`. run_on: where
+    everything is computed; the recipe's `device` is what the result is for. Raises InputError where no shape
+    fits the budget.
     """
-    require("matplotlib", "train")  # for the report at the end
+    require("matplotlib", "train")  # for the report
     refuse_quantized(model)
-    check_ends(recipe, model, pretraining, run_on)
+    check_last_steps(recipe, model, pretraining, run_on)
     inputs = (
         {"model": model}
         | ({"data": data} if data else {})
@@ -79,7 +91,7 @@ def compress(
 
 @dataclass
 class Compression:
-    """One run of the stage: what it works on."""
+    """One run of the stage, and its inputs."""
 
     recipe: CompressRecipe
     stage: Stage
@@ -89,97 +101,138 @@ class Compression:
     run_on: str
 
     def run(self) -> None:
-        """All parts in order, and the page at the end."""
+        """All steps in order, then the measures and the report."""
         recipe, stage = self.recipe, self.stage
-        if "streamed" not in stage.measures:  # once: a resumed run goes on as it began, to the bit
-            stage.measure(streamed=streams(self.model, recipe.stream, self.run_on))
-        shape = load_config(self.model)
-        budget, grid = recipe.budget(shape), recipe.grid_for(shape)
-        calibration = Calibration.read(self.data, self.model, recipe.samples, recipe.length)
-        TokenStore.from_documents(calibration.samples).check_ids(shape.vocab_size, self.data)
-        folder, most = stage.directory / "importance", max(grid.drop_layers)
-        with self.opened(self.model) as parent:
-            ranked = parent if isinstance(parent, HybridLM) else self.model
-            how = recipe.outgoing, most, recipe.layers_by, stage.measures["streamed"], self.run_on
-            scores = importance_of(ranked, calibration, folder, *how)
-            wanted = device(recipe.device or "cpu")
-            speed = speed_of(
-                recipe.speed, wanted, self.run_on, grid, shape, scores, budget, stage.directory / "search"
-            )
-            judge = Judge(parent, calibration)
-            found = try_shapes(stage, grid, budget, speed, parent, scores, judge)
-        del parent, ranked  # from here on the distillation holds its own
-        found = decide(stage, recipe, found, budget, self.learn)
-        pruned = self.prune(found.chosen, stage.directory / "pruned")
-        steps, last = {"parent": self.model}, pruned  # which is all of the parent, where nothing was cut
-        if found.chosen.config != shape:
-            last = self.distill(recipe.distill, pruned, stage.directory / "distilled")
-            steps |= {"pruned": pruned, "distilled": last}
-            stage.record["tokens"] = read_record(last)["tokens"]
-            if recipe.after:
-                after = align(
-                    recipe.after,
-                    last,
-                    self.model,
-                    self.data,
-                    self.pretraining,
-                    stage.directory / FOLDER,
-                    self.run_on,
-                )
-                steps, told = steps | after, outcomes(recipe.after, after)
-                stage.record["tokens"] += sum(one["tokens"] for one in told)
-                stage.measure(after=told)
-                last = list(after.values())[-1]
-        ends = quantized(recipe, last, stage.directory / "quantized", self.data, self.run_on)
+        if (
+            "streamed" not in stage.measures
+        ):  # decided once: a resumed run continues in the same way, bit for bit
+            stage.measure(streamed=should_stream(self.model, recipe.stream, self.run_on))
+        base = load_config(self.model)
+        budget = recipe.budget(base)
+        scores, evaluator, found = self.search(base, budget)
+        found = select_candidate(stage, recipe, found, budget, self.short_distillation)
+        pruned = self.prune(found.selected, stage.directory / "pruned")
+        steps, last = {PARENT: self.model}, pruned  # without pruning, `pruned` is the whole base model
+        if found.selected.config != base:
+            recovered = self.recover(pruned)
+            steps, last = steps | {"pruned": pruned, **recovered}, list(recovered.values())[-1]
+        ends = quantized(recipe, last, stage.directory / QUANTIZED, self.data, self.run_on)
         steps, result = steps | ends, next(iter(ends.values()), last)
-        qualities = {"parent": judge.parent}
+        self.measure(base, budget, found, steps, last, result, evaluator)
+        link_checkpoint(result, stage.directory)
+        copy_mask(pruned, stage.directory, replace=True)  # a file of its own, no link
+        report = compression_report(budget, base, scores, found, stage.record, stage.directory)
+        report.write(stage.directory / "report.html")
+
+    def search(self, base: HybridConfig, budget: Budget) -> tuple[Importance, QualityEvaluator, Search]:
+        """The scores of the base model, what candidates are compared by, and the shapes that fit."""
+        recipe, stage = self.recipe, self.stage
+        grid = recipe.grid_for(base)
+        calibration = Calibration.read(
+            self.data, self.model, recipe.num_calibration_samples, recipe.max_calibration_length
+        )
+        TokenStore.from_documents(calibration.samples).check_ids(base.vocab_size, self.data)
+        with self.opened(self.model) as model:
+            scores = importance_of(
+                model if isinstance(model, HybridLM) else self.model,
+                calibration,
+                stage.directory / "importance",
+                recipe.scale_by_outgoing_norm,
+                max(grid.drop_layers),
+                recipe.depth_importance,
+                stage.measures["streamed"],
+                self.run_on,
+            )
+            target_device, folder = device(recipe.device or "cpu"), stage.directory / "search"
+            speed = speed_of(recipe.speed, target_device, self.run_on, grid, base, scores, budget, folder)
+            evaluator = QualityEvaluator(model, calibration)
+            return (
+                scores,
+                evaluator,
+                evaluate_candidates(stage, grid, budget, speed, model, scores, evaluator),
+            )
+
+    def recover(self, pruned: Path) -> dict[str, Path]:
+        """Distill the pruned model, then run the recipe's further stages; the checkpoint of each step by its
+        name."""
+        recipe, stage = self.recipe, self.stage
+        last = self.distill(recipe.distill, pruned, stage.directory / "distilled")
+        stage.record["tokens"] = read_record(last)["tokens"]
+        if not recipe.post_training:
+            return {"distilled": last}
+        folder = stage.directory / FOLDER
+        made = run_post_training(
+            recipe.post_training, last, self.model, self.data, self.pretraining, folder, self.run_on
+        )
+        found = outcomes(recipe.post_training, made)
+        stage.record["tokens"] += sum(one["tokens"] for one in found)
+        stage.measure(post_training=found)
+        return {"distilled": last, **made}
+
+    def measure(
+        self,
+        base: HybridConfig,
+        budget: Budget,
+        found: Search,
+        steps: dict[str, Path],
+        last: Path,
+        result: Path,
+        evaluator: QualityEvaluator,
+    ) -> None:
+        """Evaluate the checkpoint of every step, and record everything in `lineage.json`."""
+        recipe, stage = self.recipe, self.stage
+        qualities: dict[str, CandidateQuality] = {PARENT: evaluator.base}
         for name, path in list(steps.items())[1:]:
             with self.opened(path) as model:
-                qualities[name] = judge(model)
+                qualities[name] = evaluator(model)
+        models = {PARENT: self.model, "result": result}
         stage.measure(
             losses={name: quality.loss for name, quality in qualities.items()},
             agreement={name: quality.agreement for name, quality in qualities.items()},
-            at_work=at_work({"parent": self.model, "result": result}, budget, self.run_on),
+            inference=measure_inference(models, budget, self.run_on),
             accuracy=measure_accuracy(
                 recipe.problems, recipe.tasks, recipe.distill.seed, steps, stage, self.run_on
             ),
-            **({} if recipe.quantize is None else {"quantized": read_record(result)["measures"]}),
+            **({} if recipe.quantize is None else {QUANTIZED: read_record(result)["measures"]}),
             **export_gguf(recipe, last, steps, stage.directory),
-            **sizes("parent", shape),
-            **sizes("pruned", found.chosen.config),
+            **sizes(PARENT, base),
+            **sizes("pruned", found.selected.config),
         )
-        adopt(result, stage.directory)
-        copy_mask(pruned, stage.directory, replace=True)  # adopted files may be links, this is one of its own
-        report = compression_report(budget, shape, scores, found, stage.record, stage.directory)
-        report.write(stage.directory / "report.html")
 
     @contextmanager
-    def opened(self, path: Path) -> Iterator[HybridLM | Stored]:
-        """A checkpoint to measure: in memory in fp32, or to be read layer by layer. Codes of 8 or 4 bits are always in memory."""
+    def opened(self, path: Path) -> Iterator[HybridLM | StreamedModel]:
+        """A checkpoint to measure: in memory in fp32, or streamed. A quantized one is always in memory."""
         with CheckpointReader(path) as reader:
             if self.stage.measures["streamed"] and reader.format is None:
-                yield Stored(reader, device=self.run_on)
+                yield StreamedModel(reader, device=self.run_on)
                 return
         yield load(path, torch.float32, self.run_on).eval()
 
     def prune(self, candidate: Candidate, out: Path) -> Path:
         """A candidate's checkpoint."""
-        recipe = PruneRecipe(candidate.target, self.recipe.outgoing, self.recipe.samples, self.recipe.length)
+        recipe = PruneRecipe(
+            candidate.target,
+            self.recipe.scale_by_outgoing_norm,
+            self.recipe.num_calibration_samples,
+            self.recipe.max_calibration_length,
+        )
         return prune(recipe, self.model, out, importance=self.stage.directory / "importance" / FILE)
 
     def distill(self, recipe: DistillRecipe, student: Path, out: Path) -> Path:
-        """A student's checkpoint after learning from the parent."""
+        """A student's checkpoint after distillation from the base model."""
         return distill(recipe, student, self.model, self.data, out, self.pretraining, self.run_on)
 
-    def learn(self, candidate: Candidate, start: Path | None, out: Path, tokens: int) -> float:
-        """A candidate's divergence from the parent after learning `tokens` from it, in nats a token."""
+    def short_distillation(self, candidate: Candidate, start: Path | None, out: Path, tokens: int) -> float:
+        """Distill a candidate on `tokens` tokens; returns its divergence from the base model in nats a
+        token."""
         start = start or self.prune(candidate, out.with_name(out.name + "-cut"))
         recipe = dataclasses.replace(self.recipe.distill, tokens=tokens)
         return float(read_record(self.distill(recipe, start, out))["measures"]["kl_after"])
 
 
-def adopt(checkpoint: Path, directory: Path) -> None:
-    """Give `directory` the files of a checkpoint below it: by hard links where the file system can, else as copies."""
+def link_checkpoint(checkpoint: Path, directory: Path) -> None:
+    """Give `directory` the files of a checkpoint: by hard links where the file system has them, else as
+    copies."""
     for file in sorted(checkpoint.iterdir()):
         if not file.is_file() or file.name in STAGE_FILES:
             continue

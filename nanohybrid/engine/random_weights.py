@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import MissingExtraError
 from nanohybrid.estimate import Footprint
-from nanohybrid.estimate.free_memory import check_room
+from nanohybrid.estimate.free_memory import check_memory
 from nanohybrid.model import HybridLM
 from nanohybrid.model.initialize import fill
 from nanohybrid.model.quantized import check_format, quantized_linear, quantized_names, replace
@@ -36,7 +36,7 @@ def random_model(
     """
     if quantize is not None:
         check_format(quantize)
-    check_room(config, Footprint.of(config, dtype, format=quantize).weight_bytes, device)
+    check_memory(config, Footprint.of(config, dtype, format=quantize).weight_bytes, device)
     chosen = set() if quantize is None else set(quantized_names(config, quantize))
     with torch.device("meta"):
         model = HybridLM(config)

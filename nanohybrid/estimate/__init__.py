@@ -1,6 +1,8 @@
-"""Estimates: bytes and speed of a model when it serves, trains or is compressed, from what its mixers declare.
+"""Estimates: bytes and speed of a model when it serves, trains or is compressed, from what its mixers
+declare.
 
-Nothing is allocated, and no weights are needed. `nanohybrid plan` and `nanohybrid inspect` print these estimates.
+Nothing is allocated, and no weights are needed. `nanohybrid plan` and `nanohybrid inspect` print these
+estimates.
 """
 
 from importlib import import_module

@@ -1,14 +1,18 @@
-"""How much memory a model needs while it works, and what a budget leaves room for.
+"""Memory of a model at inference, and which model shapes fit a budget.
 
-    bytes = weights + batch (context x keys and values of a token + states of a sequence) + activations of one step
+    bytes = weights + batch (context x keys and values of a token + states of a sequence) + activations of one
+    step
 
-from what the layers declare (estimate/footprint.py). The paper's budget: an A10G's 22.06 GiB, less 5 % for the framework and 1.3 GiB for
-a vision encoder, is 19.66 GiB for a 128 k context in bf16 (devices.py); the 9B takes 18.69 of them, and 0.33 for a step's activations.
+The terms come from the declarations of the layers (estimate/footprint.py). The paper's budget is 19.66 GiB
+for a 128k context in bf16: an A10G's 22.06 GiB, less 5 % for the framework and 1.3 GiB for a vision encoder
+(devices.py). The 9B takes 18.69 GiB of it, plus 0.33 GiB for the activations of a step.
 
-Activations of a step of T tokens, from above: the outputs of all linears of the widest layer, twice (before and after what is done to
-each element), a state for each chunk of 128 tokens, the residual stream twice, and the logits of the last tokens in fp32. So it is where
-kernels run: on a GPU, and on a CPU in bf16, int8 and int4. In fp32 and fp16 the ops are torch's, which hold more: the engine's bound of
-the widest layer (estimate/serving.py), and in attention the keys and values of a context side by side, for each query head too.
+Upper bound of the activations of a step of T tokens: the outputs of all linears of the widest layer, twice
+(before and after elementwise operations); one state for each chunk of 128 tokens; the residual stream twice;
+and the fp32 logits of the last tokens. It holds where kernels run: on a GPU, and on a CPU in bf16, int8 and
+int4. In fp32 and fp16 the torch ops run, which need more: the engine's bound of the widest layer
+(estimate/serving.py), and in attention a contiguous copy of the keys and values of a context, repeated for
+each query head.
 """
 
 from __future__ import annotations
@@ -32,14 +36,14 @@ from nanohybrid.ops.sizes import CHUNK
 T = TypeVar("T")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-PLAIN = ("fp32", "fp16")  # in which torch's ops run, and no kernels of ours on a CPU
+PLAIN = ("fp32", "fp16")  # torch ops run in these on a CPU, no kernels of this package
 QUANTIZED = FORMATS  # of the layers' matrices and the head; embeddings, norms, keys and values stay bf16
-STEP = 2048  # tokens that a serving engine takes at once from a long prompt
+STEP = 2048  # tokens of one step of a serving engine
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a model at work, by what they hold."""
+    """Bytes of a model at inference, by purpose."""
 
     weights: int
     kv: int
@@ -62,9 +66,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class Budget:
-    """Memory that a model may take, at work on `batch` sequences of `context` tokens in `dtype`.
+    """Memory limit in bytes for inference on `batch` sequences of `context` tokens in `dtype`.
 
-    step: tokens of a step whose activations count; 0 counts none.
+    step: tokens of a step whose activations are counted; 0 counts no activations.
     """
 
     bytes: int
@@ -82,7 +86,7 @@ class Budget:
             )
 
     def memory(self, config: HybridConfig) -> Memory:
-        """What a model of this shape takes."""
+        """The memory of a model of this shape."""
         footprint = Footprint.of(config, DTYPES.get(self.dtype, torch.bfloat16))
         each = self.batch * self.context
         return Memory(
@@ -96,16 +100,16 @@ class Budget:
 
     @property
     def plain(self) -> Budget:
-        """The same for weights that are not quantized."""
+        """This budget for weights that are not quantized."""
         return replace(self, dtype="bf16") if self.dtype in QUANTIZED else self
 
     @property
     def kind(self) -> torch.dtype:
-        """The type of activations, and of all weights that are not quantized."""
+        """The dtype of activations and of weights that are not quantized."""
         return DTYPES[self.plain.dtype]
 
     def fits(self, config: HybridConfig) -> bool:
-        """Whether a model of this shape stays within."""
+        """Whether a model of this shape fits."""
         return self.memory(config).total <= self.bytes
 
     def __str__(self) -> str:
@@ -113,7 +117,7 @@ class Budget:
 
 
 def matrix_bytes(matrix: Matrix, dtype: str) -> int:
-    """Bytes of one linear, scales included; of one that the format has no form for, as bf16."""
+    """Bytes of one linear with its scales; in bf16 if the format does not support its width."""
     rows, columns = matrix
     if dtype in QUANTIZED and holds(dtype, columns):
         return stored_bytes(dtype, rows, columns)
@@ -130,7 +134,10 @@ def weight_bytes(config: HybridConfig, dtype: str) -> int:
 def activation_bytes(
     config: HybridConfig, tokens: int, batch: int, dtype: str = "bf16", context: int = 0
 ) -> int:
-    """Bytes of a step over `tokens` tokens of `batch` sequences of `context` besides weights, keys and values, and states: a bound."""
+    """Upper bound in bytes of a step's activations:
+
+    `tokens` tokens of `batch` sequences of `context` tokens.
+    """
     if dtype in PLAIN:
         return (
             transient(config, tokens) + gathered_bytes(config, batch, context) + batch * config.vocab_size * 4
@@ -149,14 +156,17 @@ def activation_bytes(
 
 
 def gathered_bytes(config: HybridConfig, batch: int, context: int) -> int:
-    """What the torch forms of a layer take beside the cache, for each token of context; in fp32."""
+    """fp32 bytes that the torch ops of a layer need in addition to the cache, over a context of `context` tokens."""
     return 4 * context * max(mixer.context_numbers(config, batch) for mixer in set(config.mixers))
 
 
 def within(
     budget: Budget, parent: HybridConfig, shapes: Iterable[tuple[T, HybridConfig]]
 ) -> tuple[list[tuple[T, HybridConfig, Memory]], int]:
-    """The shapes that fit, each with what it was made from and its memory, and how many do not. InputError where none does."""
+    """The shapes that fit, each with its source and its memory, and the number of shapes that do not fit.
+
+    Raises InputError if no shape fits.
+    """
     fitting: list[tuple[T, HybridConfig, Memory]] = []
     smallest, least, rejected = parent, budget.memory(parent).total, 0
     for made_from, config in shapes:
@@ -173,7 +183,7 @@ def within(
 
 
 def too_small(budget: Budget, smallest: HybridConfig) -> InputError:
-    """The line for a budget in which no shape of a grid fits: what the smallest would need."""
+    """The error for a budget in which no shape fits; it names the need of the smallest shape."""
     need = budget.memory(smallest).total
     digits = 2 if need >= GIB / 10 else 6
     near = f"--budget-gib {ceil(need / GIB * 10**digits) / 10**digits:.{digits}f}"

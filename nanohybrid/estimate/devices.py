@@ -1,7 +1,7 @@
-"""Devices as data: what a plan needs to know of a machine that need not be there.
+"""Devices as data, so that a plan can be made for a machine that is not present.
 
-Memory is what a program sees, not what the box says. Bandwidth and bf16 FLOPs are the data sheets' (dense, no sparsity), so that an
-estimate made from them is a ceiling.
+Memory is what a program can use. Bandwidth and bf16 FLOP/s are from data sheets (dense, without sparsity), so
+speed estimates are upper bounds.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from nanohybrid.errors import InputError
 from nanohybrid.estimate.units import GIB
 
-FRAMEWORK = 0.05  # of the memory, for CUDA context, allocator and graphs: the paper's reserve
+FRAMEWORK = 0.05  # share of memory for CUDA context, allocator and graphs, as in the paper
 
 
 @dataclass(frozen=True)
 class Device:
-    """A machine: bytes that a program sees, bytes a second from its memory, bf16 FLOPs a second."""
+    """A device: usable memory in bytes, memory bandwidth in bytes/s, and bf16 FLOP/s."""
 
     name: str
     memory: int
@@ -27,7 +27,7 @@ class Device:
     framework: float = FRAMEWORK
 
     def budget(self, beside: int = 0) -> int:
-        """Bytes left for a model at work, less the framework's share and `beside` for whatever else must fit.
+        """Bytes for a model: the memory less the framework's share and `beside` bytes for other programs.
 
         The paper's: 22.06 GiB x 0.95 - 1.3 GiB for a vision encoder = 19.66 GiB on an A10G.
         """
@@ -46,7 +46,7 @@ DEVICES = {
         Device("rtx4090", int(23.64 * GIB), 1008e9, 165e12),
         Device("h100", int(79.2 * GIB), 3.35e12, 989e12),
         Device("h200", int(139.8 * GIB), 4.8e12, 989e12),
-        Device("cpu", _host(), 20e9, 0.1e12),  # memory is this machine's; the rates are nominal, of two cores
+        Device("cpu", _host(), 20e9, 0.1e12),  # this machine's memory; nominal rates of two cores
     )
 }
 

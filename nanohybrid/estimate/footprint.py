@@ -18,7 +18,7 @@ from nanohybrid.ops.quantized import holds, stored_bytes
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a model needs in memory: once, for each token of context, and for each sequence."""
+    """Memory of a model: weights, bytes per token of context, and bytes per sequence."""
 
     parameters: int
     parameters_by_part: dict[str, int]
@@ -35,9 +35,10 @@ class Footprint:
         kv_dtype: torch.dtype | None = None,
         format: str | None = None,
     ) -> Footprint:
-        """The footprint with weights, keys, values and conv inputs in `dtype`, SSM states in fp32, unless they are given.
+        """Count with weights, keys, values and conv inputs in `dtype`, and SSM states in fp32.
 
-        format: int8, int4 or fp8, in which the matrices are that model/quantized.py quantizes; the rest stays in `dtype`.
+        state_dtype, kv_dtype: override the dtypes of states, and of keys and values. format: int8, int4 or
+        fp8 for the matrices that model/quantized.py quantizes; the rest stays in `dtype`.
         """
         by_part: dict[str, int] = {}
         for declared in param_specs(config).values():

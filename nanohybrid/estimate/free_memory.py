@@ -1,4 +1,7 @@
-"""What memory is free, and one line where a model has no room in it: the system would end the process without one."""
+"""Free memory, and a one-line error for a model that does not fit.
+
+Without it the system would kill the process.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,11 @@ MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: str | torch.device = "cpu") -> int | None:
-    """Memory that a process may still take on a device: of a GPU what its driver says is free, and what torch keeps of it unused; else
-    what the system says is available, and within its cgroup, whose copies of files are given up when they must; None where nobody says.
+    """Bytes that this process can still allocate on a device; None if the system does not report them.
+
+    On a GPU: the driver's free memory plus what torch has reserved and not used. On a CPU: the smaller of the
+    system's available memory and the rest of the cgroup's limit. The cgroup's page cache counts as free,
+    since it can be dropped.
     """
     if torch.device(device).type == "cuda":
         return (
@@ -35,7 +41,7 @@ def free_bytes(device: str | torch.device = "cpu") -> int | None:
 
 
 def meminfo(name: str) -> int | None:
-    """One of the system's numbers, in bytes; None where it has none."""
+    """A row of /proc/meminfo, in bytes; None if it is missing."""
     rows = (
         dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
         if MEMINFO.is_file()
@@ -45,7 +51,7 @@ def meminfo(name: str) -> int | None:
 
 
 def _files() -> int:
-    """Bytes of a cgroup that are copies of files."""
+    """Bytes of the cgroup's page cache."""
     stat = CGROUP / "memory.stat"
     rows = (
         dict(line.split() for line in stat.read_text().splitlines() if len(line.split()) == 2)
@@ -55,10 +61,11 @@ def _files() -> int:
     return sum(int(rows.get(name, 0)) for name in ("inactive_file", "active_file"))
 
 
-def check_room(config: HybridConfig, held: int, device: str | torch.device) -> None:
-    """Raise InputError where a model's weights, of so many bytes, exceed what is free on a device, and on the disk to swap to.
+def check_memory(config: HybridConfig, held: int, device: str | torch.device) -> None:
+    """Raise InputError if weights of `held` bytes exceed the free memory of a device; on a CPU, free swap is
+    added.
 
-    Of a model that fits nothing is said: what it needs beside its weights depends on what it is to do.
+    Only weights are counted. The other memory of a model depends on the command.
     """
     kind = torch.device(device).type
     if kind not in ("cpu", "cuda") or (free := free_bytes(device)) is None:
@@ -71,12 +78,12 @@ def check_room(config: HybridConfig, held: int, device: str | torch.device) -> N
         for name, format in forms.items()
     }
     fit = [f"{name} {size / GIB:.2f}" for name, size in sizes.items() if size < min(held, free)]
-    mend = (
-        f"as {', '.join(fit)} GiB it would have room"
+    fix = (
+        f"it fits as {', '.join(fit)} GiB"
         if fit
-        else "no form of it has room: it needs more memory, or a smaller model"
+        else "it fits in no format; use a machine with more memory, or a smaller model"
     )
     where = "memory" if kind == "cpu" else "the GPU's memory"
     raise InputError(
-        f"the weights take {held / GIB:.2f} GiB, and {free / GIB:.2f} GiB of {where} are free; {mend}"
+        f"the weights take {held / GIB:.2f} GiB, and {free / GIB:.2f} GiB of {where} are free; {fix}"
     )

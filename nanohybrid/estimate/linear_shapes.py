@@ -1,4 +1,4 @@
-"""The matrices of a model's layers as rows and columns: what is multiplied, read and quantized."""
+"""Shapes of the weight matrices of a model's layers, for counts of FLOPs, bytes and quantized bytes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.mixers import Mixer
-from nanohybrid.model.mixers.axes import axis_sizes, shape
+from nanohybrid.model.mixers.axes import axis_sizes, is_linear, shape
 
 Matrix = tuple[int, int]  # outputs, inputs
 
 
 def matrices_of(mixer: type[Mixer[Any]], config: HybridConfig) -> list[Matrix]:
     """The shapes of the linears of one kind of layer."""
-    shapes = (shape(axes, axis_sizes(config)) for axes in mixer.declare(config).parameters.values())
-    return [(dimensions[0], dimensions[1]) for dimensions in shapes if len(dimensions) == 2]
+    sizes, parameters = axis_sizes(config), mixer.declare(config).parameters.items()
+    shapes = (shape(axes, sizes) for name, axes in parameters if is_linear(name, axes))
+    return [(rows, columns) for rows, columns in shapes]
 
 
 def every_matrix(config: HybridConfig) -> Iterator[tuple[Matrix, int]]:
-    """Each shape, and how many layers have it."""
+    """Each matrix shape with the number of layers that have it."""
     for mixer in dict.fromkeys(config.mixers):
         for matrix in matrices_of(mixer, config):
             yield matrix, config.mixers.count(mixer)

@@ -1,15 +1,17 @@
-"""How long one decode step takes at best: a roofline, from shapes alone.
+"""Roofline of one decode step, from shapes alone.
 
-    bytes = weights without the embedding table + batch (context x KV of a token + 2 x states + KV of the new token)
-    FLOPs = batch (2 x weights that are multiplied + 4 heads x head dim x context in each attention layer + 5 x SSM state)
-    seconds = max(bytes / bandwidth, FLOPs / peak)
+    bytes = weights without the embedding table + batch (context x KV of a token + 2 x states + KV of the new
+    token) FLOPs = batch (2 x weights that are multiplied + 4 heads x head dim x context in each attention
+    layer + 5 x SSM state) seconds = max(bytes / bandwidth, FLOPs / peak)
 
-Weights are read once a step whatever the batch; a state is read and written; an untied embedding table is only looked up. A matmul
-works on tiles of 128 rows of its weight, and a part of a tile takes the time of a whole one. Nothing else is counted, so this is a
-ceiling: the best that was seen published is 81 % of it (single stream, RTX 3090), and the paper's three candidates reach 68 to 70 %.
+Weights are read once per step for any batch. A state is read and written. An untied embedding table is only
+looked up. A matmul works on tiles of 128 weight rows, and a partial tile takes the time of a full one.
+Nothing else is counted, so the result is an upper bound on speed. The best published figure reaches 81 % of
+it (single stream, RTX 3090); the paper's three candidates reach 68 to 70 %.
 
-How fine its differences are to be trusted: those three were measured at 161.02, 156.42 and 155.86 tok/s; this gives 230.4, 227.9 and
-227.8, the same order, with the last two 0.06 % apart. Without tiles, or with tiles of 64 or 256, those two change places.
+Accuracy of differences: the three candidates were measured at 161.02, 156.42 and 155.86 tok/s. The roofline
+gives 230.4, 227.9 and 227.8, in the same order; the last two differ by 0.06 %. Without tiles, or with tiles
+of 64 or 256, those two change places.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ TILE = 128
 
 @dataclass(frozen=True)
 class Step:
-    """One decode step of a batch: what it reads and writes, and what it computes."""
+    """One decode step of a batch: bytes read and written, and FLOPs."""
 
     bytes: int
     flops: int
@@ -38,12 +40,15 @@ class Step:
         return max(self.bytes / device.bandwidth, self.flops / device.flops)
 
     def tokens_per_second(self, device: Device) -> float:
-        """Of all sequences together, at best."""
+        """Tokens/s of all sequences together, an upper bound."""
         return self.batch / self.seconds(device)
 
 
 def decode_step(config: HybridConfig, budget: Budget, tile: int = TILE) -> Step:
-    """A step in which each of the budget's sequences holds its whole context. tile = 1 counts only bytes that are needed."""
+    """A step in which every sequence of the budget has its full context.
+
+    tile: rows of a matmul tile; 1 counts no padding.
+    """
     dtype = budget.dtype
     kind = DTYPES["bf16" if dtype in QUANTIZED else dtype]
     footprint = Footprint.of(config, kind)

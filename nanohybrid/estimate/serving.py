@@ -1,12 +1,13 @@
-"""How much of a memory goes to what, before anything is served. Plain Python over plain numbers, no torch.
+"""The memory plan of a serving engine, computed before anything is allocated. It needs no torch.
 
     budget = process + weights + transient + slots * state + pages * (128 tokens of keys and values)
 
-One slot of recurrent state for each running request; pages for `context` tokens of each, so that nobody who runs is ever put
-aside. `transient` is what a step of `step_tokens` needs beside the pools, from the widths of the layers: an upper bound, not a
-measurement. `process` is the interpreter, torch and its libraries, and the allocator's slack. The prefix cache lies in host
-memory and is not part of the budget of a GPU; on a CPU it is, by `cache_bytes`. Where pages are overcommitted, so does what is
-put aside: `aside_bytes` is the most that can be, beside the budget.
+Each running request has one slot of recurrent state and pages for `context` tokens, so no request is
+preempted. `transient` is an upper bound of what a step of `step_tokens` needs in addition to the pools, from
+the widths of the layers. `process` is the interpreter, torch and its libraries, and the allocator's slack.
+The prefix cache is in host memory: it counts against the budget of a CPU (`cache_bytes`), not of a GPU. With
+overcommitted pages requests can be preempted to host memory; `aside_bytes` is the most that they take there,
+in addition to the budget.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from nanohybrid.estimate import Footprint
 
 STEP_TOKENS = 2048
-LOGITS = 4  # copies of a row of fp32 logits at a time: itself, scaled or cut, and its cumulative sum in float64 counts twice
+# copies of a row of fp32 logits at a time: itself, scaled or cut, and its cumulative sum in float64 counts
+# twice
+LOGITS = 4
 PROCESS = (
     GIB // 2
 )  # measured on a CPU: 0.35 GiB with everything loaded (docs/engine.md); a CUDA context is about as large
@@ -29,7 +32,10 @@ PROCESS = (
 
 @dataclass(frozen=True)
 class ServePlan:
-    """What the engine allots: `slots` running requests, `pages` of 128 tokens, and the bytes of each part."""
+    """The engine's allocation:
+
+    `slots` running requests, `pages` of 128 tokens, and the bytes of each part.
+    """
 
     budget_bytes: int
     context: int
@@ -57,7 +63,7 @@ class ServePlan:
 
     @property
     def free_bytes(self) -> int:
-        """What the budget has left."""
+        """Bytes of the budget that the plan leaves."""
         return self.budget_bytes - self.total_bytes
 
 
@@ -71,7 +77,10 @@ def plan_serve(
     cache_bytes: int = 0,
     speculate: int = 0,
 ) -> ServePlan:
-    """The most slots of `context` tokens each that fit, at most `max_running`. Raises InputError where not even one does."""
+    """The plan with the most slots of `context` tokens that fit, at most `max_running`.
+
+    Raises InputError if not one fits.
+    """
     if context < 1 or (max_running is not None and max_running < 1):
         raise InputError(
             f"--max-model-len is {context} and --max-num-seqs {max_running}; both must be at least 1"
@@ -102,7 +111,10 @@ def plan_overcommitted(
     cache_bytes: int = 0,
     speculate: int = 0,
 ) -> ServePlan:
-    """So many slots, and the pages that the budget has left, enough for one sequence of `context` tokens at least."""
+    """A plan with `slots` slots and as many pages as fit, which may be too few for all slots at full length.
+
+    Raises InputError if the pages do not hold one sequence of `context` tokens.
+    """
     full = plan_slots(config, footprint, slots, context, step_tokens, cache_bytes, speculate)
     page_bytes, least = PAGE * footprint.kv_bytes_per_token, full.pages // slots
     missing = max(full.total_bytes - budget_bytes, 0)
@@ -126,11 +138,11 @@ def plan_slots(
     cache_bytes: int = 0,
     speculate: int = 0,
 ) -> ServePlan:
-    """What `slots` running requests of `context` tokens each take, of which each may draft; the budget is just that."""
+    """The plan for exactly `slots` running requests of `context` tokens with `speculate` draft tokens each."""
     pages = slots * -(-context // PAGE)
     per_row = 4 * config.vocab_size * LOGITS + draft_bytes(
         config, speculate
-    )  # a running request's logits, and what sampling makes of it
+    )  # logits of a running request, and the sampler's copies
     plan = ServePlan(
         budget_bytes=0,
         context=context,
@@ -155,13 +167,13 @@ def _too_small(plan: ServePlan, budget_bytes: int, other: str = "or shorten the 
 
 
 def transient(config: "HybridConfig", tokens: int) -> int:
-    """Bytes that the widest layer makes of a step of `tokens`, at most, beside the residual stream; all counted as fp32."""
+    """Upper bound in bytes of a step's intermediate tensors in the widest layer, all counted as fp32."""
     widest = max(mixer.transient_numbers(config) for mixer in set(config.mixers))
     return 4 * tokens * (widest + 3 * config.hidden_size)
 
 
 def draft_bytes(config: "HybridConfig", drafts: int) -> int:
-    """Bytes that one request's draft tokens take until they are accepted or rejected: logits of each, and what layers buffer."""
+    """Bytes of one request's draft tokens until they are accepted or rejected: their logits and the layers' buffers."""
     if not drafts:
         return 0
     numbers = sum(mixer.draft_numbers(config, drafts) for mixer in config.mixers)

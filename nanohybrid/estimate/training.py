@@ -1,10 +1,13 @@
-"""Bytes of a training step before it is run: weights, gradients and moments, and the activations that wait for the backward.
+"""Bytes of a training step before it is run: weights, gradients and moments, and the activations that wait
+for the backward.
 
-What a layer keeps for its gradient is linear in the tokens of the batch, whatever the length of a document: the scan keeps its inputs
-and makes states again, attention streams over keys, the loss never holds [tokens, vocabulary]. tests/train/test_memory.py counts
-what autograd really keeps, and compares a process's peak.
+The bytes that a layer saves for the backward are linear in the tokens of the batch, for documents of any
+length: the scan saves its inputs and recomputes states, attention streams over keys, and the loss never holds
+[tokens, vocabulary]. tests/train/test_memory.py counts the tensors that autograd saves, and compares with the
+peak of a process.
 
-T tokens · E hidden width · F FFN width · D Mamba's inner width · M B and C of a token (2 G N) · H heads · V vocabulary.
+T tokens · E hidden width · F FFN width · D Mamba's inner width · M B and C of a token (2 G N) · H heads · V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -18,13 +21,17 @@ from nanohybrid.estimate.units import MIB
 from nanohybrid.model.spec import param_specs
 from nanohybrid.ops.losses.stream import default_chunk
 
-WIDE = 4  # bytes of fp32: weights, gradients, moments, the residual stream, what the scan returns
+WIDE = 4  # bytes of fp32: weights, gradients, moments, residual stream, the scan's output
 PROCESS = 450 * MIB  # torch, numba and what they have compiled
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """What a step needs, in bytes. The peak is reached where the backward begins, or later, when gradients outweigh activations."""
+    """Bytes of a training step.
+
+    The peak is at the start of the backward, or later if the gradients grow faster than the activations are
+    freed.
+    """
 
     weight_bytes: int
     gradient_bytes: int
@@ -32,21 +39,25 @@ class TrainingMemory:
     cast_bytes: int
     """Matrices in bf16 beside the weights, until their layer's gradient is made."""
     kept_bytes: int
-    """Activations that the forward keeps for the backward."""
+    """Activations that the forward saves for the backward."""
     loss_bytes: int
-    """The head's gradient, a chunk's part of it, and the chunk's logits; not more for more tokens, nor logits for a larger vocabulary."""
+    """The head's gradient, one chunk's share of it, and the logits of the chunk.
+
+    The number of tokens does not matter.
+    """
     working_bytes: int
-    """What one layer needs while its gradient is made."""
+    """Working memory of one layer while its gradient is computed."""
     peak_bytes: int
-    """All of it at the worst moment, the process itself included."""
+    """The peak of all parts together, with the process itself."""
 
     @classmethod
     def of(
         cls, config: HybridConfig, tokens: int, mode: str = "bf16", checkpoint_every: int = 0
     ) -> TrainingMemory:
-        """For a batch of `tokens`, by the compiled ops of a CPU; checkpoint_every as in the loop's configuration.
+        """Estimate a batch of `tokens` tokens with the CPU's ops; checkpoint_every as in LoopConfig.
 
-        Raises ConfigError where `mode` is not fp32 or bf16 (FP8 is emulated on a CPU, with copies of its own), or a size is none.
+        Raises ConfigError if `mode` is neither fp32 nor bf16 (FP8 is emulated on a CPU, with extra copies),
+        or if a size is not positive.
         """
         if mode not in ("fp32", "bf16") or tokens < 1 or checkpoint_every < 0:
             asked = f"a step of {tokens} tokens in {mode}, checkpoint_every {checkpoint_every}"
@@ -77,7 +88,7 @@ class TrainingMemory:
         )  # and the last norm's input and output
         working = max(layer + 2 * stream for layer in inside)
         fixed = 3 * WIDE * total + PROCESS  # weights and moments
-        # backwards, layer by layer: gradients come as activations and casts go
+        # backward, layer by layer: gradients are allocated as activations and casts are freed
         peak = (
             kept_bytes + sum(casts) + max(loss, 2 * WIDE * head)
         )  # the gradient is held twice while it is scaled

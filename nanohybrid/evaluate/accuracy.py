@@ -12,7 +12,7 @@ import torch
 from nanohybrid.checkpoint import CheckpointReader
 from nanohybrid.engine import LLM
 from nanohybrid.errors import ConfigError
-from nanohybrid.estimate.free_memory import check_room
+from nanohybrid.estimate.free_memory import check_memory
 from nanohybrid.evaluate import EvaluateRecipe, draw_problems
 from nanohybrid.evaluate.stage import MAX_NUM_SEQS, ResultCache, accuracy
 from nanohybrid.stages import Report, Stage, plots
@@ -38,7 +38,7 @@ def check_can_answer(tasks: Sequence[str], model: Path, device: str) -> None:
     Tokenizer.from_directory(model)
     draw_problems(tasks, 1)
     with CheckpointReader(model) as reader:
-        check_room(reader.config, reader.weight_bytes(PRECISION), device)
+        check_memory(reader.config, reader.weight_bytes(PRECISION), device)
 
 
 def measure_accuracy(

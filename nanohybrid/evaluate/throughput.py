@@ -1,6 +1,6 @@
 """Time of a decode step against the context length, and cache memory of a sequence.
 
-A step is the engine's forward pass: one token for each of `batch` sequences at position `context`. KV cache
+A step runs the executor that the engine chooses: one token for each of `batch` sequences at position `context`. KV cache
 and recurrent states are filled with random numbers instead of a prefill, since the time of a step does not
 depend on their values. Each step writes to the same position, so the context does not grow.
 
@@ -18,6 +18,7 @@ import torch
 
 from nanohybrid.engine.random_weights import repeat
 from nanohybrid.estimate import Footprint
+from nanohybrid.executors import executor_for
 from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.ops.sizes import PAGE
 
@@ -44,6 +45,7 @@ class DecodeStep:
         slots = range(batch)
         self.model = model
         self.state = HybridCache.for_context(model.config, batch, context + 1, model.dtype, model.device)
+        self.executor, self.rows = executor_for(model, self.state), range(batch)
         self.layout = Layout.contiguous([1] * batch, [context] * batch, slots, context + 1, PAGE)
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(NOISE, generator=generator).mul_(0.5)
@@ -56,7 +58,7 @@ class DecodeStep:
     def __call__(self) -> float:
         """Time of one step in milliseconds, logits included."""
         began = time.perf_counter()
-        self.model.head(self.model.hidden(self.tokens, self.layout, self.state))
+        self.executor.run(self.tokens, self.layout, self.rows)
         if self.tokens.is_cuda:
             torch.cuda.synchronize()
         return (time.perf_counter() - began) * 1e3

@@ -1,4 +1,6 @@
-"""Executors: how a model's forward is computed. Each gives the plain model's numbers (model/lm.py) and is tested against it.
+"""Executors: how a model's forward is computed.
+
+Each gives the plain model's numbers (model/lm.py) and is tested against it.
 
 torch         any model, any device
 cpu           packed bf16, int8 or int4 weights, and one numba kernel for the whole forward

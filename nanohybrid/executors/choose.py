@@ -11,7 +11,8 @@ from nanohybrid.model.lm import HybridLM
 def executor_for(model: HybridLM, cache: HybridCache) -> Executor:
     """The CPU kernels where the model is packed for them and they hold this cache, else torch.
 
-    CUDA graphs record a torch executor's decode steps, and are asked for beside it (executors/cuda_graphs.py).
+    CUDA graphs record a torch executor's decode steps, and are asked for beside it
+    (executors/cuda_graphs.py).
     """
     from nanohybrid.executors.cpu.weights import is_packed
 

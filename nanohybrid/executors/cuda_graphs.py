@@ -1,8 +1,10 @@
-"""The CUDA-graph executor: decode steps of the torch executor, recorded once and replayed with one launch for the whole model.
+"""The CUDA-graph executor: decode steps of the torch executor, recorded once and replayed with one launch for
+the whole model.
 
-A graph reads fixed memory. So everything that changes from step to step (ids, slots, positions, pages) lies in static index
-buffers that one copy fills, and a layout whose tables are those buffers stands for every batch. Batches are padded to the next
-of a few sizes; padding rows work on a slot and a page that no sequence owns, at position 0.
+A graph reads fixed memory. So everything that changes from step to step (ids, slots, positions, pages) lies
+in static index buffers that one copy fills, and a layout whose tables are those buffers stands for every
+batch. Batches are padded to the next of a few sizes; padding rows work on a slot and a page that no sequence
+owns, at position 0.
 
 The ops must read the layout on the device, never on the host: the Triton forms do, the torch forms do not.
 
@@ -34,8 +36,9 @@ TOLERANCE = 0.02
 class GraphExecutor(Executor):
     """Replays the decode steps of a torch executor; everything else runs on that executor.
 
-    The last slot and the last page of the cache belong to the graphs. `capture` turns a step into one that does the same to
-    the same memory and returns the same tensors: `cuda_graph`, or `called` to test everything else without a GPU.
+    The last slot and the last page of the cache belong to the graphs. `capture` turns a step into one that
+    does the same to the same memory and returns the same tensors: `cuda_graph`, or `called` to test
+    everything else without a GPU.
     """
 
     name = "cuda_graphs"
@@ -138,7 +141,8 @@ class _Bucket:
     def run(self, tokens: list[int] | Tensor, layout: Layout) -> Outputs:
         assert layout.slots is not None and layout.pages is not None
         if self._copied is not None:
-            self._copied.synchronize()  # the last copy has left the pinned buffer: it ran before the last step did
+            # the last copy has left the pinned buffer: it ran before the last step did
+            self._copied.synchronize()
         S, size, flat = len(tokens), self._page_size, self._host.numpy()
         flat[:] = self._spare
         columns, table = self._parts(flat)
@@ -161,7 +165,7 @@ class _Bucket:
 
 
 def graphs_apply(model: HybridLM) -> bool:
-    """Whether the model's layers read layouts on the device alone: on a GPU, kinds that promise it, in their Triton forms."""
+    """Whether graphs can run the model: on a GPU, with Triton kernels and layers that read layouts on the device."""
     if not all(mixer.cuda_graphs for mixer in model.config.mixers):
         return False
     return model.device.type == "cuda" and runs_triton() and model.dtype != torch.float64
@@ -173,7 +177,10 @@ def sizes(most: int) -> list[int]:
 
 
 def cuda_graph(step: Step) -> Step:
-    """Record a step on the current device. It is run before, so that every kernel is compiled and every workspace there."""
+    """Record a step on the current device.
+
+    It is run before, so that every kernel is compiled and every workspace there.
+    """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):

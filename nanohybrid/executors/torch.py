@@ -1,4 +1,4 @@
-"""The torch executor: the plain model's layers, each addition to the residual stream fused with the norm that follows it."""
+"""The torch executor: the plain model, with each residual addition fused with the next norm."""
 
 from __future__ import annotations
 

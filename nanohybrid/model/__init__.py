@@ -1,7 +1,15 @@
-"""The model: one ragged forward, mixers that declare themselves, and the cache. Names are imported when first used."""
+"""The model: one ragged forward, mixers that declare themselves, and the cache.
+
+Names are imported when first used.
+"""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nanohybrid.model.cache import HybridCache
+    from nanohybrid.model.lm import HybridLM
+    from nanohybrid.ops.layout import Layout
 
 _MODULES = {
     "HybridCache": "nanohybrid.model.cache",

@@ -1,4 +1,4 @@
-"""The memory of a model between calls: for each layer, the tensors that its mixer declares."""
+"""The cache of a model: for each layer, the tensors that its mixer declares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nanohybrid.ops.sizes import PAGE
 
 @dataclass(frozen=True, eq=False)
 class OffloadedCache:
-    """A copy of one sequence's cache in host memory, never changed: its slot's rows, and its pages one by one."""
+    """An immutable copy of one sequence's cache in host memory: the rows of its slot, and each of its pages."""
 
     rows: list[Tensor]
     pages: tuple[list[Tensor], ...]
@@ -32,9 +32,9 @@ class OffloadedCache:
 class HybridCache:
     """Recurrent states and KV cache of many sequences.
 
-    layers[i] maps a name to a tensor: [slots, ...] for what a sequence keeps, [pages, page size, ...] for what a token
-    keeps. An executor reads and writes them in place, by the layout's slots and pages. A sequence that begins reads zeros
-    whatever its slot holds.
+    layers[i] maps a name to a tensor: [slots, ...] for what a sequence keeps, [pages, page size, ...] for
+    what a token keeps. An executor reads and writes them in place, by the layout's slots and pages. A
+    sequence that begins reads zeros whatever its slot holds.
     """
 
     layers: list[LayerCache]
@@ -59,8 +59,8 @@ class HybridCache:
     ) -> HybridCache:
         """Zeroed tensors.
 
-        dtype: of the activations. Recurrent states are fp32 (float64 for float64) and KV rows in `dtype`, unless
-        `state_dtype` and `kv_dtype` say otherwise (model/spec.py).
+        dtype: of the activations. Recurrent states are fp32 (float64 for float64) and KV rows in `dtype`,
+        unless `state_dtype` and `kv_dtype` say otherwise (model/spec.py).
         """
         layers: list[LayerCache] = []
         slot_pools: list[Tensor] = []
@@ -85,7 +85,7 @@ class HybridCache:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> HybridCache:
-        """A cache for `sequences` of up to `context` tokens, to be used with Layout.contiguous(..., context)."""
+        """A cache for `sequences` of up to `context` tokens, for Layout.contiguous(..., context)."""
         return cls.allocate(config, sequences, sequences * -(-context // PAGE), PAGE, dtype, device)
 
     @property
@@ -93,10 +93,12 @@ class HybridCache:
         return sum(pool.nbytes for layer in self.layers for pool in layer.values())
 
     def claim(self, form: str) -> None:
-        """State in which form keys and values lie inside a page. Raises ValueError where it was another form before.
+        """State in which form keys and values lie inside a page.
 
-        The plain model and the torch executor write rows in order ("rows"); the CPU kernels write panels ("panels"), which
-        only they can read.
+        Raises ValueError where it was another form before.
+
+        The plain model and the torch executor write rows in order ("rows"); the CPU kernels write panels
+        ("panels"), which only they can read.
         """
         if not self._executor:
             self._executor.append(form)
@@ -106,13 +108,13 @@ class HybridCache:
             )
 
     def save(self, slot: int, pages: Sequence[int], known: Sequence[list[Tensor]] = ()) -> OffloadedCache:
-        """Copy a slot and these pages to the host. known: copies of the first pages, where they exist already."""
+        """Copy a slot and these pages to the host. known: existing copies of the first pages, which are reused."""
         rows = [_to_host(pool[slot]) for pool in self.slot_pools]
         copies = ([_to_host(pool[page]) for pool in self.page_pools] for page in pages[len(known) :])
         return OffloadedCache(rows, (*known, *copies))
 
     def load(self, saved: OffloadedCache, slot: int, pages: Sequence[int]) -> None:
-        """Copy it back, into any slot and any pages, bit for bit."""
+        """Copy `saved` back bit for bit, into any slot and any pages."""
         for pool, row in zip(self.slot_pools, saved.rows, strict=True):
             pool[slot].copy_(row)
         for page, parts in zip(pages, saved.pages, strict=False):

@@ -16,10 +16,11 @@ _MIXER = re.compile(r"(?:.*\.)?layers\.(\d+)\.mixer\.(.+)")
 
 @torch.no_grad()
 def initialize(module: nn.Module, config: HybridConfig, generator: torch.Generator) -> None:
-    """Fill every parameter in place, in the order in which their names appear; the same seed gives the same model.
+    """Fill every parameter in place, in the order in which their names appear; the same seed gives the same
+    model.
 
-    generator: of the CPU. Parameters on other devices are drawn there too, one tensor at a time, since each device's
-    generator draws numbers of its own.
+    generator: of the CPU. Parameters on other devices are drawn there too, one tensor at a time, since each
+    device's generator draws numbers of its own.
     """
     for name, parameter in module.named_parameters():
         if parameter.device.type == "cpu":
@@ -31,7 +32,8 @@ def initialize(module: nn.Module, config: HybridConfig, generator: torch.Generat
 
 
 def fill(parameter: Tensor, name: str, config: HybridConfig, generator: torch.Generator) -> None:
-    """Fill one parameter by its checkpoint name: by its mixer's own rule where it has one, else norms 1, matrices normal.
+    """Fill one parameter by its checkpoint name: by its mixer's own rule where it has one, else norms 1,
+    matrices normal.
 
     The matrices that write to the residual stream are divided by the square root of the number of layers.
     """

@@ -44,9 +44,12 @@ class Backbone(nn.Module):
 
 
 class HybridLM(nn.Module):
-    """A hybrid language model. Training, prefill, chunked prefill and decode are one forward under different layouts.
+    """A hybrid language model.
 
-    A new model's parameters are uninitialized unless `seed` is given or `reset_parameters` is called; `load` fills them.
+    Training, prefill, chunked prefill and decode are one forward under different layouts.
+
+    A new model's parameters are uninitialized unless `seed` is given or `reset_parameters` is called; `load`
+    fills them.
     """
 
     def __init__(self, config: HybridConfig, seed: int | None = None) -> None:
@@ -59,7 +62,7 @@ class HybridLM(nn.Module):
             self.reset_parameters(seed)
 
     def reset_parameters(self, seed: int = 0) -> None:
-        """Initialize every parameter in place (Mamba-2's and Nemotron-H's rules), to the same numbers on every device."""
+        """Initialize every parameter in place by the rules of Mamba-2 and Nemotron-H, equal on every device."""
         initialize(self, self.config, torch.Generator().manual_seed(seed))
 
     @property
@@ -81,8 +84,8 @@ class HybridLM(nn.Module):
     def hidden(self, tokens_T: Tensor, layout: Layout, cache: HybridCache | None = None) -> Tensor:
         """Final hidden states [T, E], after the last norm.
 
-        tokens: int64 ids below V. cache: the memory that the layout's slots and pages point into, updated in place; None in
-        training. What is stored has no gradient, so with a cache nothing has one.
+        tokens: int64 ids below V. cache: the memory that the layout's slots and pages point into, updated in
+        place; None in training. What is stored has no gradient, so with a cache nothing has one.
         """
         if cache is not None:
             cache.claim("rows")

@@ -1,7 +1,8 @@
-"""Weight-only quantization, applied to a model from outside: the linears of the mixers, and a head of its own.
+"""Weight-only quantization, applied to a model from outside: the linears of the mixers, and a head of its
+own.
 
-Embeddings, norms, convolutions and what makes the steps (A_log, D, dt_bias) stay as they are; so does a head that is the
-embeddings. A linear whose rows the format has no form for stays too, and its name is returned.
+Embeddings, norms, convolutions and what makes the steps (A_log, D, dt_bias) stay as they are; so does a head
+that is the embeddings. A linear whose rows the format has no form for stays too, and its name is returned.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
+from nanohybrid.model.mixers.axes import is_linear
 from nanohybrid.model.spec import param_specs
 from nanohybrid.ops import quantized
 
@@ -21,10 +23,12 @@ HEAD = "lm_head.weight"
 
 
 class QuantizedLinear(nn.Module):
-    """Stands where an nn.Linear stood, its weight as codes and scales (ops/quantized/formats.py). For inference: the weight
-    has no gradient, its input has.
+    """Stands where an nn.Linear stood, its weight as codes and scales (ops/quantized/formats.py).
 
-    codes: [out_features, ...]; scales: [out_features, groups]. Casting the module moves them between devices and no more.
+    For inference: the weight has no gradient, its input has.
+
+    codes: [out_features, ...]; scales: [out_features, groups]. Casting the module moves them between devices
+    and no more.
     """
 
     codes: Tensor
@@ -61,7 +65,7 @@ def quantizable(config: HybridConfig) -> dict[str, tuple[int, int]]:
     return {
         name: (declared.shape[0], declared.shape[1])
         for name, declared in param_specs(config).items()
-        if len(declared.shape) == 2 and (name == HEAD or ".mixer." in name)
+        if name == HEAD or (".mixer." in name and is_linear(name.split(".mixer.")[1], declared.axes))
     }
 
 
@@ -82,8 +86,9 @@ def quantize_model(
 ) -> list[str]:
     """Quantize a HybridLM in place, one matrix after another, each weight freed as its codes are made.
 
-    importance: by checkpoint name, mean squares of what enters the columns. Returns the names of the matrices that stay, for the
-    format has no form for them. Raises InputError for an unknown format, a model that is quantized, weights that are not finite.
+    importance: by checkpoint name, mean squares of what enters the columns. Returns the names of the matrices
+    that stay, for the format has no form for them. Raises InputError for an unknown format, a model that is
+    quantized, weights that are not finite.
     """
     check_format(format)
     config: Any = model.config
@@ -103,7 +108,10 @@ def quantize_model(
 def quantized_linear(
     name: str, weight: Tensor | quantized.WeightRows, format: str, importance_K: Tensor | None = None
 ) -> QuantizedLinear:
-    """The matrix `name` [out, in] quantized. Raises InputError naming it where a number of it is not finite."""
+    """The matrix `name` [out, in] quantized.
+
+    Raises InputError naming it where a number of it is not finite.
+    """
     try:
         return QuantizedLinear(*quantized.quantize(weight, format, importance_K))
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""What every parameter and every cache tensor of a whole model is, from what the mixers declare. No weights are needed."""
+"""What every parameter and every cache tensor of a whole model is, from what the mixers declare.
+
+No weights are needed.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,8 @@ def part_label(part: str) -> str:
     return MIXERS[part].label if part in MIXERS else part
 
 
-# how recurrent states, and keys and values, may be stored, by the values of the flags; None is as the mixer declares it
+# how recurrent states, and keys and values, may be stored, by the values of the flags; None is as the mixer
+# declares it
 STATE_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "fp16": torch.float16}
 KV_DTYPES: dict[str, torch.dtype | None] = {"auto": None, "fp8": torch.float8_e4m3fn}
 
@@ -68,8 +72,8 @@ def known(name: str, table: Mapping[str, object], what: str) -> str:
 class CacheTensor:
     """One tensor of a layer's cache as it is stored: for each sequence, or for each token of it.
 
-    shape: of one sequence where kind is recurrent, of one token where it is paged; of a window, [ring length, ...] of one
-    sequence.
+    shape: of one sequence where kind is recurrent, of one token where it is paged; of a window, [ring length,
+    ...] of one sequence.
     """
 
     shape: tuple[int, ...]
@@ -97,8 +101,8 @@ def cache_specs(
 ) -> list[dict[str, CacheTensor]]:
     """What each layer stores between calls, by name, where activations are in `dtype`.
 
-    state_dtype: of recurrent states that are declared in fp32; fp16 is rounded stochastically. kv_dtype: of paged and
-    windowed rows; float8_e4m3fn adds `NAME_scale`, a bf16 scale for each token and head.
+    state_dtype: of recurrent states that are declared in fp32; fp16 is rounded stochastically. kv_dtype: of
+    paged and windowed rows; float8_e4m3fn adds `NAME_scale`, a bf16 scale for each token and head.
     """
     sizes = axis_sizes(config)
     table: list[dict[str, CacheTensor]] = []

@@ -108,8 +108,9 @@ def choose(
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on a CPU. Triton reads the variable when a kernel
-    is defined.
+    """Whether Triton kernels run in Triton's interpreter, on a CPU.
+
+    Triton reads the variable when a kernel is defined.
     """
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 

@@ -185,8 +185,9 @@ class Layout:
         return found
 
     def on_device(self, device: torch.device, tables: dict[str, Tensor]) -> Layout:
-        """This layout with the given index tensors instead of derived ones. CUDA graphs are recorded and
-        replayed over their contents.
+        """This layout with the given index tensors instead of derived ones.
+
+        CUDA graphs are recorded and replayed over their contents.
         """
         self._tensors.update({(name, device): table for name, table in tables.items()})
         return self

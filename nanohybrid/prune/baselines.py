@@ -1,6 +1,6 @@
 """Baselines that importance by activations is compared with. Neither needs a document.
 
-    magnitude   the L2 norm of all weights that write or read an entry, of the hidden size over the whole model
+    magnitude   the L2 norm of all weights that write or read an entry
     random      uniform numbers, drawn from a seed
 
 Both give an Importance, so everything after them is the same code.
@@ -79,7 +79,8 @@ def as_importance(config: HybridConfig, scores: Scores, facts: dict[str, object]
 
 
 def joint_owner(axis: Axis, sizes: AxisSizes, names: tuple[str, ...]) -> Tensor:
-    """For each index along `axis`, the entry of the product of the axes `names` that it belongs to; -1 where to none."""
+    """For each index along `axis`, the entry of the product of the axes `names` that it belongs to; -1 where
+    to none."""
     total = torch.zeros(size(axis, sizes), dtype=torch.int64)
     missing = torch.full_like(total, not names, dtype=torch.bool)
     for name in names:
@@ -90,7 +91,8 @@ def joint_owner(axis: Axis, sizes: AxisSizes, names: tuple[str, ...]) -> Tensor:
 
 
 def owner(axis: Axis, sizes: AxisSizes, name: str) -> Tensor:
-    """For each index along `axis`, the entry of the axis `name` that it belongs to; -1 where it belongs to none."""
+    """For each index along `axis`, the entry of the axis `name` that it belongs to; -1 where it belongs to
+    none."""
     if isinstance(axis, Stack):
         return torch.cat([owner(part, sizes, name) for part in axis.parts])
     if isinstance(axis, Outer):

@@ -1,4 +1,4 @@
-"""A small set of documents on which importance is measured and candidates are compared."""
+"""Calibration: a small set of documents on which importance is measured and candidates are compared."""
 
 from __future__ import annotations
 
@@ -17,63 +17,64 @@ from nanohybrid.errors import InputError
 from nanohybrid.text import Tokenizer
 
 VALIDATION = "validation"
-WEIGHTS = (
-    "model"  # model.safetensors, model-00001-of-00002.safetensors: a checkpoint beside which no stores lie
-)
+WEIGHTS = "model"
+"""How a file of weights begins: a checkpoint is no directory of token stores."""
 
 Sample = tuple[NDArray[np.int32], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Samples as (tokens, loss flags). The flags say which tokens the zero-shot loss counts; activations count them all."""
+    """Samples as (tokens, loss mask). The mask says which tokens a loss counts; activations are measured on
+    all tokens."""
 
     samples: tuple[Sample, ...]
 
     @classmethod
-    def read(cls, path: Path, tokenizer: Path, samples: int = 256, length: int = 512) -> Calibration:
-        """At most `samples` documents, spread evenly over what `path` holds, each cut at `length` tokens.
+    def read(cls, path: Path, tokenizer: Path, num_samples: int = 256, max_length: int = 512) -> Calibration:
+        """At most `num_samples` documents, evenly spaced over those that `path` holds, each cut to
+        `max_length` tokens.
 
-        path: a directory of token stores (its sub-directory `stores` where there is one), one store, or JSON lines with
-        `text`, which the tokenizer of the directory `tokenizer` encodes. Raises InputError where there is nothing to read.
+        path: a directory of token stores (its subdirectory `stores` where it has one), one store, or JSON
+        lines with `text`, which the tokenizer of the directory `tokenizer` encodes. Raises InputError where
+        there is nothing to read.
         """
         if path.suffix in (".jsonl", ".json", ".txt"):
             documents = list(_texts(path, tokenizer))
         else:
             documents = [store.document(index) for store in _stores(path) for index in range(len(store))]
         documents = [document for document in documents if len(document[0]) > 1]
-        if not documents or samples < 1 or length < 2:
+        if not documents or num_samples < 1 or max_length < 2:
             raise InputError(
-                f"{path}: no documents of two tokens or more to calibrate with (samples {samples}, length {length})"
+                f"{path}: no documents of two tokens or more to calibrate with "
+                f"({num_samples} samples, at most {max_length} tokens of each)"
             )
-        chosen = np.unique(
-            np.linspace(0, len(documents) - 1, min(samples, len(documents))).round().astype(int)
+        count = min(num_samples, len(documents))
+        chosen = np.unique(np.linspace(0, len(documents) - 1, count).round().astype(int))
+        cut = (
+            (np.array(t[:max_length]), np.array(m[:max_length])) for t, m in (documents[i] for i in chosen)
         )
-        return cls(
-            tuple(
-                (np.array(tokens[:length]), np.array(loss[:length]))
-                for tokens, loss in (documents[i] for i in chosen)
-            )
-        )
+        return cls(tuple(cut))
 
     @property
     def tokens(self) -> int:
+        """Tokens of all samples together."""
         return sum(len(tokens) for tokens, _ in self.samples)
 
     @property
     def hash(self) -> str:
-        """A name for exactly these samples."""
+        """A name for exactly these samples: 16 hex digits of a SHA-256."""
         digest = hashlib.sha256()
-        for tokens, loss in self.samples:
+        for tokens, mask in self.samples:
             digest.update(
                 len(tokens).to_bytes(8, "little")
                 + tokens.astype("<i4").tobytes()
-                + loss.astype("u1").tobytes()
+                + mask.astype("u1").tobytes()
             )
         return digest.hexdigest()[:16]
 
     def batches(self, batch_tokens: int = 4096) -> Iterator[Batch]:
-        """The samples in order, whole, in batches of about `batch_tokens`."""
+        """The samples in order, whole, in batches of about `batch_tokens` tokens."""
         part: list[Sample] = []
         for sample in self.samples:
             if part and sum(len(tokens) for tokens, _ in part) + len(sample[0]) > batch_tokens:
@@ -93,7 +94,11 @@ class Calibration:
 
 
 def store_paths(path: Path) -> list[Path]:
-    """The token stores to learn from under `path`: itself, or those of the directory or of its `stores`; held-out ones are left out."""
+    """The token stores under `path`: itself, or those of the directory or of its `stores`; held-out ones are
+    left out.
+
+    Raises InputError where there are none.
+    """
     if path.is_file():
         return [path]
     folder = path / STORES if (path / STORES).is_dir() else path
@@ -104,7 +109,8 @@ def store_paths(path: Path) -> list[Path]:
     ]
     if not found:
         raise InputError(
-            f"{path}: holds no token stores (*.safetensors); give a directory that `nanohybrid data` or `align` wrote"
+            f"{path}: holds no token stores (*.safetensors); give a directory that `nanohybrid data` "
+            "or `align` wrote"
         )
     return found
 
@@ -134,6 +140,6 @@ def _text_of(line: str, path: Path, number: int) -> str:
         row = None
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise InputError(
-            f'{path}:{number}: not a JSON object with a "text"; one such object a line is wanted'
+            f'{path}:{number}: not a JSON object with a "text"; give one such object on each line'
         )
     return row["text"]

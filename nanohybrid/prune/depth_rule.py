@@ -1,15 +1,18 @@
-"""The depth rule of the Nano 2 family: which layers go where nothing has been measured, from the pattern alone.
+"""The depth rule of the Nano 2 family: which layers go where nothing has been measured, from the pattern
+alone.
 
-It applies to patterns of Mamba-2, attention and MLP layers, and to no others. The family's rules stay (paper, section 2.1):
-the first and the last layer, and an MLP behind each attention layer. From 62 to 56 layers the paper removed 2 attention, 3
-MLP and 1 Mamba-2 layers, that is, three mixers each with an MLP. Which ones can be read off the two published patterns, and
-for the 12B these are taken. Beyond that, and for other models:
+It applies to patterns of Mamba-2, attention and MLP layers, and to no others. The family's rules stay (paper,
+section 2.1): the first and the last layer, and an MLP behind each attention layer. From 62 to 56 layers the
+paper removed 2 attention, 3 MLP and 1 Mamba-2 layers, that is, three mixers each with an MLP. Which ones can
+be read off the two published patterns, and for the 12B these are taken. Beyond that, and for other models:
 
-    1. a hybrid keeps 7 % of its layers as attention: those above go with their MLP, the outermost first, as in the 9B;
-    2. then a mixer with its MLP from the middle of the longest run between attention layers, so that attention stays evenly spread;
+    1. a hybrid keeps 7 % of its layers as attention: those above go with their MLP, the outermost first;
+    2. then a mixer with its MLP from the middle of the longest run between attention layers, which spreads
+       attention evenly;
     3. an odd one out is an MLP that follows no attention, else a Mamba-2 layer.
 
-Measured importance (`prune --layers N --calibration`) is better than this rule, which does not look at the weights.
+Measured importance (`prune --layers N --calibration`) is better than this rule, which does not look at the
+weights.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ def layers_to_drop(pattern: str, layers: int) -> tuple[int, ...]:
     if not applies_to(pattern):
         other = next(kind for kind in pattern if kind not in KINDS)
         raise InputError(
-            f"which layers go is not known: the depth rule has none for layers {other} ({MIXERS[other].label}); "
+            f"which layers go is not known: the depth rule has none for layers {other} "
+            f"({MIXERS[other].label}); "
             "rank them by measured importance (prune --layers N --calibration), or name them (--drop-layers)"
         )
     if not 1 <= layers <= len(pattern):
@@ -53,7 +57,8 @@ def layers_to_drop(pattern: str, layers: int) -> tuple[int, ...]:
 
 
 def drops_to(pattern: str, wanted: str) -> tuple[int, ...]:
-    """The layers of `pattern` without which it reads `wanted`, each kept layer being the first that can be."""
+    """The layers of `pattern` without which it reads `wanted`, each kept layer being the first that can
+    be."""
     gone, place = [], 0
     for index, kind in enumerate(pattern):
         if place < len(wanted) and kind == wanted[place]:
@@ -74,7 +79,8 @@ def _next(pattern: str, left: Sequence[int], layers: int) -> list[int]:
 
 
 def _pair(kinds: Sequence[str], layers: int) -> int | None:
-    """The place of a mixer that goes with the MLP behind it, neither being the first or the last layer; None where there is none."""
+    """The place of a mixer that goes with the MLP behind it, neither being the first or the last layer; None
+    where there is none."""
     pairs = [
         place
         for place in range(1, len(kinds) - 2)

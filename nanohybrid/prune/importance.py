@@ -1,4 +1,5 @@
-"""Importance scores of a model, measured on calibration documents: by entry of each prunable axis, and by layer.
+"""Importance scores of a model, measured on calibration documents: by entry of each prunable axis, and by
+layer.
 
 L layers · E hidden size.
 """
@@ -28,12 +29,14 @@ LAYER = "layer."
 
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """Scores; the higher one is, the more the model loses without that entry. Keys of the tables are layers, from 0.
+    """Scores; the higher one is, the more the model loses without that entry. Keys of the tables are layers,
+    from 0.
 
-    hidden_size [E]. scores: of each layer with prunable axes one tensor over their product, with axes[layer] as the names of
-    its dimensions: [F] of an MLP, [H] of attention, [H, P] of Mamba-2. layers [L]: the mean squared change of the logits
-    without that layer. cosine [L]: 1 minus the cosine between what enters a layer and what leaves it. Both are empty where
-    they were not measured. order: the layers, the least important first. facts: what the scores were measured on, and how.
+    hidden_size [E]. scores: of each layer with prunable axes one tensor over their product, with axes[layer]
+    as the names of its dimensions: [F] of an MLP, [H] of attention, [H, P] of Mamba-2. layers [L]: the mean
+    squared change of the logits without that layer. cosine [L]: 1 minus the cosine between what enters a
+    layer and what leaves it. Both are empty where they were not measured. order: the layers, the least
+    important first. facts: what the scores were measured on, and how.
     """
 
     hidden_size: Tensor
@@ -45,7 +48,8 @@ class Importance:
     cosine: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def of_shared(self, axis: str) -> Tensor:
-        """One score for each entry of an axis that all layers share: L2 within a layer, summed over layers (paper, section 5)."""
+        """One score for each entry of an axis that all layers share: L2 within a layer, summed over layers
+        (paper, section 5)."""
         if axis == HIDDEN:
             return self.hidden_size
         found = [
@@ -56,12 +60,14 @@ class Importance:
         return torch.stack(found).sum(0)
 
     def of_layer(self, layer: int, axis: str, selected: Mapping[str, Sequence[int]]) -> Tensor:
-        """One score for each entry of an axis in a layer: L2 over its other axes, of `selected` axes over those entries alone."""
+        """One score for each entry of an axis in a layer: L2 over its other axes, of `selected` axes over
+        those entries alone."""
         names, scores = self.axes[layer], self.scores[layer]
         return over_axis(take(scores, names, {n: of for n, of in selected.items() if n != axis}), names, axis)
 
     def with_layers(self, layers: Tensor, order: Sequence[int], rounds: int = 0, **facts: Any) -> Importance:
-        """The same scores with those of whole layers, and how many places of their order were found iteratively."""
+        """The same scores with those of whole layers, and how many places of their order were found
+        iteratively."""
         return replace(
             self, layers=layers, order=tuple(order), facts={**self.facts, "rounds": rounds, **facts}
         )
@@ -94,6 +100,7 @@ class Importance:
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
                 metadata = stored.metadata() or {}
             facts = json.loads(metadata["facts"])
+            facts = {old_layout.FACTS.get(name, name): value for name, value in facts.items()}
             order = tuple(facts.pop("order"))
             if "axes" in metadata:
                 axes = {int(layer): tuple(names) for layer, names in json.loads(metadata["axes"]).items()}

@@ -1,7 +1,8 @@
 """The importance-loss proxy: which share of a model's importance a shape would lose.
 
-Of each axis the share of the squared scores that goes, averaged over the layers that have the axis, and of depth the share
-of the layers' scores; added up. It needs no forward pass, so a search tries only the best shapes of a large grid.
+Of each axis the share of the squared scores that goes, averaged over the layers that have the axis, and of
+depth the share of the layers' scores; added up. It needs no forward pass, so a search tries only the best
+shapes of a large grid.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ class ImportanceLoss:
         }
         shares = []
         for layer in self._products[axes]:
-            kept = dict(shared)
+            selected = dict(shared)
             for one in layer_axes(self.config.pattern[layer]):
                 if one.axis not in shared:
                     scores = self.importance.of_layer(layer, one.axis, shared)
-                    kept[one.axis] = best(scores, wanted[one.axis], group_count(self.config, one))
+                    selected[one.axis] = best(scores, wanted[one.axis], group_count(self.config, one))
             energy = self.importance.scores[layer].double().square()
-            shares.append(float(take(energy, axes, kept).sum() / energy.sum().clamp(min=1e-300)))
+            shares.append(float(take(energy, axes, selected).sum() / energy.sum().clamp(min=1e-300)))
         return 1 - fmean(shares)
 
     def _layers(self, target: Target) -> float:
@@ -77,7 +78,8 @@ class ImportanceLoss:
 
 
 def curve(scores: Tensor, groups: int = 1) -> Tensor:
-    """[size + 1]: the share of the squared scores in the best k, as many from each group, at every k that the groups divide."""
+    """[size + 1]: the share of the squared scores in the best k, as many from each group, at every k that the
+    groups divide."""
     energy = scores.double().square().unflatten(0, (groups, -1)).sort(dim=1, descending=True).values.sum(0)
     shares = torch.cat([energy.new_zeros(1), energy.cumsum(0)]) / energy.sum().clamp(min=1e-300)
     return shares.repeat_interleave(groups)[: len(scores) + 1]

@@ -1,8 +1,9 @@
-"""A model as parts in the order of its forward: in memory, or read from a checkpoint one layer at a time.
+"""A model as its parts in the order of the forward pass: in memory, or read from a checkpoint one layer at a
+time.
 
-What is measured layer by layer needs no more than this, so a model larger than the memory can be measured too.
+Measurements that need no more than this interface work on models larger than the memory.
 
-T tokens · E embedding.
+T tokens · E hidden size · V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,33 +22,35 @@ from nanohybrid.model.norms import RMSNorm
 from nanohybrid.prune.selection import Selection
 from nanohybrid.prune.slicing import Slice, prune_state
 
-EMBEDDINGS, FINAL, HEAD = "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight"
-PIECE = 2**25  # bytes in fp32 of what is read of a table at once; the piece before it may still be held
+EMBEDDINGS, FINAL_NORM, HEAD = "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight"
+CHUNK_BYTES = 2**25
+"""Bytes in fp32 of the rows of the embedding table or head that are read at once; two chunks may be in
+memory."""
 
 
-class Parts(Protocol):
-    """A model's parts."""
+class LayerwiseModel(Protocol):
+    """A model that gives its parts in the order of the forward pass."""
 
     config: HybridConfig
     device: torch.device
 
     def embedded(self, tokens: list[Tensor]) -> list[Tensor]:
-        """[T, E] for the tokens of each batch."""
+        """Embeddings [T, E] for the tokens [T] of each batch."""
         ...
 
     def blocks(self) -> Iterator[Block]:
-        """The layers in order; one is only good until the next is asked for."""
+        """The layers in order; each is valid until the next is requested."""
         ...
 
     def final_norm(self) -> RMSNorm: ...
 
-    def head_pieces(self) -> Iterator[Tensor]:
-        """The head [V, E] in pieces of some rows, in order."""
+    def head_chunks(self) -> Iterator[Tensor]:
+        """The head [V, E] in chunks of rows, in order."""
         ...
 
 
-class Loaded:
-    """The parts of a model in memory."""
+class LoadedModel:
+    """A LayerwiseModel over a model in memory."""
 
     def __init__(self, model: HybridLM) -> None:
         self.model, self.config, self.device = model, model.config, model.device
@@ -63,12 +66,13 @@ class Loaded:
     def final_norm(self) -> RMSNorm:
         return self.model.backbone.norm_f
 
-    def head_pieces(self) -> Iterator[Tensor]:
-        yield from self.model.head_weight.split(rows_of(self.config))
+    def head_chunks(self) -> Iterator[Tensor]:
+        yield from self.model.head_weight.split(chunk_rows(self.config))
 
 
-class Stored:
-    """The parts of a checkpoint, each read when it is wanted, in `dtype`: never more than one layer, or some rows of a table."""
+class StreamedModel:
+    """A LayerwiseModel over a checkpoint: at most one layer, or one chunk of a table, is in memory, in
+    `dtype`."""
 
     def __init__(
         self, reader: CheckpointReader, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
@@ -80,7 +84,7 @@ class Stored:
             torch.empty(len(tokens_T), self.config.hidden_size, dtype=self.dtype, device=self.device)
             for tokens_T in tokens
         ]
-        rows = rows_of(self.config)
+        rows = chunk_rows(self.config)
         for begin in range(0, self.config.vocab_size, rows):
             table_VE = self.rows(EMBEDDINGS, begin, begin + rows)
             for tokens_T, found_TE in zip(tokens, found, strict=True):
@@ -105,11 +109,11 @@ class Stored:
     def final_norm(self) -> RMSNorm:
         with torch.device("meta"):
             norm = RMSNorm(self.config.hidden_size, self.config.layer_norm_epsilon)
-        norm.weight = nn.Parameter(self.read(FINAL), requires_grad=False)
+        norm.weight = nn.Parameter(self.read(FINAL_NORM), requires_grad=False)
         return norm
 
-    def head_pieces(self) -> Iterator[Tensor]:
-        rows = rows_of(self.config)
+    def head_chunks(self) -> Iterator[Tensor]:
+        rows = chunk_rows(self.config)
         name = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
         for begin in range(0, self.config.vocab_size, rows):
             yield self.rows(name, begin, begin + rows)
@@ -119,18 +123,19 @@ class Stored:
         return self.reader.tensor(name, self.dtype, self.device)
 
     def rows(self, name: str, begin: int, end: int) -> Tensor:
-        """Some rows of a table."""
+        """The rows from `begin` to `end` of a table."""
         return self.reader.rows(name)[begin:end].to(self.device, self.dtype)
 
-    def cut(self, selection: Selection) -> Cut:
-        """What remains of it, cut as it is read."""
-        return Cut(self, selection)
+    def pruned(self, selection: Selection) -> PrunedStream:
+        """The same model pruned to a selection, each tensor sliced after it is read."""
+        return PrunedStream(self, selection)
 
 
-class Cut(Stored):
-    """The parts of a checkpoint as they are after pruning, without writing it: each tensor is cut after it is read."""
+class PrunedStream(StreamedModel):
+    """A LayerwiseModel of what pruning would write, without writing it: each tensor is sliced after it is
+    read."""
 
-    def __init__(self, whole: Stored, selection: Selection) -> None:
+    def __init__(self, whole: StreamedModel, selection: Selection) -> None:
         super().__init__(whole.reader, whole.dtype, whole.device)
         self.config, self.slices = prune_state(whole.config, selection)
 
@@ -139,27 +144,27 @@ class Cut(Stored):
         return piece.cut(self.reader.tensor(piece.source, self.dtype, self.device))
 
     def rows(self, name: str, begin: int, end: int) -> Tensor:
-        piece = self.slices[name]  # of the vocabulary nothing goes
+        piece = self.slices[name]  # the vocabulary is never pruned
         return Slice(piece.source, (None, piece.indices[1])).cut(super().rows(piece.source, begin, end))
 
 
-def rows_of(config: HybridConfig) -> int:
-    """How many rows of a table are a piece."""
-    return max(1, PIECE // (4 * config.hidden_size))
+def chunk_rows(config: HybridConfig) -> int:
+    """How many rows of a table are one chunk."""
+    return max(1, CHUNK_BYTES // (4 * config.hidden_size))
 
 
-def head_norm(parts: Parts) -> Tensor:
+def head_norm(model: LayerwiseModel) -> Tensor:
     """[E] in fp32: the L2 norm of the weights by which the head reads each channel."""
-    total_E = torch.zeros(parts.config.hidden_size, device=parts.device)
-    for part_VE in parts.head_pieces():
-        total_E += part_VE.detach().float().square().sum(0)
+    total_E = torch.zeros(model.config.hidden_size, device=model.device)
+    for chunk_VE in model.head_chunks():
+        total_E += chunk_VE.detach().float().square().sum(0)
     return total_E.sqrt().cpu()
 
 
-def head_gram(parts: Parts) -> Tensor:
-    """[E, E]: W^T W of the head in fp32, added up over slices of the vocabulary."""
-    size = parts.config.hidden_size
-    total_EE = torch.zeros(size, size, device=parts.device)
-    for part_VE in parts.head_pieces():
-        total_EE.addmm_(part_VE.detach().float().T, part_VE.detach().float())
+def head_gram(model: LayerwiseModel) -> Tensor:
+    """[E, E] in fp32: W^T W of the head W [V, E], added up over chunks of the vocabulary."""
+    size = model.config.hidden_size
+    total_EE = torch.zeros(size, size, device=model.device)
+    for chunk_VE in model.head_chunks():
+        total_EE.addmm_(chunk_VE.detach().float().T, chunk_VE.detach().float())
     return total_EE

@@ -1,4 +1,5 @@
-"""Files of the release before this one: `kept.json`, and importance scores by kind of layer. They go with the next release.
+"""Files of the release before this one: `kept.json`, and importance scores by kind of layer. They go with the
+next release.
 
 `kept.json` is still written beside `pruning_mask.json` for programs that read it.
 """
@@ -25,6 +26,8 @@ SCORES = {
     "attention": ("num_attention_heads",),
 }
 """Prefix of an old tensor of scores -> the axes of its dimensions."""
+FACTS = {"outgoing": "scale_by_outgoing_norm", "layers_by": "depth_importance"}
+"""Old name of a fact in a file of scores -> its name now."""
 TARGET_KEYS = {
     "hidden_size": "sizes.hidden_size", "intermediate_size": "sizes.intermediate_size",
     "mamba_heads": "sizes.mamba_num_heads", "mamba_head_dim": "sizes.mamba_head_dim",
@@ -36,7 +39,8 @@ TARGET_KEYS = {
 def warn(file: Path, name: str) -> None:
     """One line on stderr for a file in the old layout."""
     print(
-        f"nanohybrid: warning: {file} has the layout of the last release; it is now {name}, and the old one is read until the next",
+        f"nanohybrid: warning: {file} has the layout of the last release; it is now {name}, and the "
+        "old one is read until the next",
         file=sys.stderr,
     )
 
@@ -58,12 +62,14 @@ def selection_row(
 
 
 def selection_from(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a `kept.json` in the layout of `pruning_mask.json`. Raises KeyError where a name is missing."""
+    """The row of a `kept.json` in the layout of `pruning_mask.json`. Raises KeyError where a name is
+    missing."""
     return {"layers": row["layers"], "axes": {axis: row[old] for old, axis in AXES.items() if row[old]}}
 
 
 def scores_from(tensors: Mapping[str, Tensor]) -> tuple[dict[int, Tensor], dict[int, tuple[str, ...]]]:
-    """The scores of each layer, and the axes of their dimensions, of a file with a tensor `ffn.3` for each layer of a kind."""
+    """The scores of each layer, and the axes of their dimensions, of a file with a tensor `ffn.3` for each
+    layer of a kind."""
     scores, axes = {}, {}
     for name, tensor in tensors.items():
         prefix, _, layer = name.partition(".")

@@ -15,11 +15,15 @@ from nanohybrid.model.mixers import MIXERS, PrunableAxis
 from nanohybrid.model.mixers.axes import names
 
 HIDDEN = "hidden_size"
-HIDDEN_AXIS = PrunableAxis(HIDDEN, "--hidden-size", "embedding channels", shared=True, multiple=True)
+HIDDEN_FRACTIONS = (1.0, 0.9375, 0.875, 0.8125, 0.75)
+HIDDEN_AXIS = PrunableAxis(
+    HIDDEN, "--hidden-size", "embedding channels", shared=True, multiple=True, fractions=HIDDEN_FRACTIONS
+)
 
 
 def layer_axes(kind: str) -> tuple[PrunableAxis, ...]:
-    """The prunable axes of one kind of layer, in the order of the columns of its activation: the axes of its scores.
+    """The prunable axes of one kind of layer, in the order of the columns of its activation: the axes of its
+    scores.
 
     Raises ConfigError where the activation does not have one of them.
     """
@@ -28,15 +32,18 @@ def layer_axes(kind: str) -> tuple[PrunableAxis, ...]:
     observed = () if mixer.activation is None else mixer.activation.axes
     if missing := sorted(set(by_name) - set(observed)):
         raise ConfigError(
-            f"{mixer.__name__}: its activation has the axes {list(observed)}, so {missing[0]} cannot be scored"
+            f"{mixer.__name__}: its activation has the axes {list(observed)}, so {missing[0]} cannot "
+            "be scored"
         )
     return tuple(by_name[axis] for axis in observed if axis in by_name)
 
 
 def prunable_axes(pattern: Iterable[str]) -> dict[str, PrunableAxis]:
-    """Every prunable axis of a pattern by name: the hidden size, then those of each kind, kinds in the order of their labels.
+    """Every prunable axis of a pattern by name: the hidden size, then those of each kind, kinds in the order
+    of their labels.
 
-    Raises ConfigError where two kinds declare one axis and only one of them shares its selection between layers.
+    Raises ConfigError where two kinds declare one axis and only one of them shares its selection between
+    layers.
     """
     found = {HIDDEN: HIDDEN_AXIS}
     for kind in sorted(set(pattern), key=lambda symbol: MIXERS[symbol].label):
@@ -70,14 +77,16 @@ def group_count(config: HybridConfig, axis: PrunableAxis) -> int:
 
 
 def unit_of(config: HybridConfig, axis: str) -> tuple[int, str]:
-    """The number that a size of an axis must be a multiple of, and the field that says so (empty: any size is possible)."""
+    """The number that a size of an axis must be a multiple of, and the field that says so (empty: any size is
+    possible)."""
     found = [own_axis(config.pattern, layer, axis) for layer in layers_with(config.pattern, axis)]
     fields = dict.fromkeys(one.groups for one in found if one is not None and one.groups is not None)
     return lcm(*(int(getattr(config, field)) for field in fields)), " and ".join(fields)
 
 
 def followers(config: HybridConfig, axis: str) -> Iterator[str]:
-    """The kinds of a model whose tensors have an axis that they do not prune: they could not follow where it is shortened."""
+    """The kinds of a model whose tensors have an axis that they do not prune: they could not follow where it
+    is shortened."""
     for kind in dict.fromkeys(config.pattern):
         spec = MIXERS[kind].declare(config)
         tensors = [*spec.parameters.values(), *(one.axes for one in spec.cache.values())]

@@ -1,6 +1,7 @@
 """Rank stability: Spearman's correlation between the scores on two halves of the samples.
 
-It tells how far a ranking is the model's and not the samples'. R: row 0 all samples, rows 1 and 2 the two halves.
+It tells how far a ranking is the model's and not the samples'. R: row 0 all samples, rows 1 and 2 the two
+halves.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def agreement(
     axes: Mapping[int, tuple[str, ...]],
     cosine_RL: Tensor,
 ) -> dict[str, float]:
-    """By axis: 1 where both halves rank alike, 0 where they have nothing in common; of layers' own axes the mean over layers.
+    """By axis: 1 where both halves rank alike, 0 where they have nothing in common; of layers' own axes the
+    mean over layers.
 
     scores: of each layer [R, ...] over its `axes`.
     """

@@ -33,8 +33,8 @@ Indices = tuple[int, ...]
 class Selection:
     """The layers that remain, and the entries of each axis that remain, both ascending.
 
-    axes: axis -> layer -> indices. An axis with one selection for all layers, as the hidden size, has it under None; any
-    other has one for each remaining layer of the kinds that prune it.
+    axes: axis -> layer -> indices. An axis with one selection for all layers, as the hidden size, has it
+    under None; any other has one for each remaining layer of the kinds that prune it.
     """
 
     layers: Indices
@@ -71,7 +71,8 @@ class Selection:
         return shared | {name: found[layer] for name, found in self.axes.items() if layer in found}
 
     def config(self, base: HybridConfig) -> HybridConfig:
-        """The configuration of what remains of `base`. Raises InputError where these indices cannot be of it."""
+        """The configuration of what remains of `base`. Raises InputError where these indices cannot be of
+        it."""
         _check(self, base)
         sizes = {name: len(next(iter(found.values()))) for name, found in self.axes.items() if found}
         return base.replace(pattern="".join(base.pattern[layer] for layer in self.layers), **sizes)
@@ -85,7 +86,8 @@ class Selection:
         return path
 
     def as_json(self) -> dict[str, Any]:
-        """`layers`, and `axes`: a list where all layers share a selection, else an object with a list for each layer."""
+        """`layers`, and `axes`: a list where all layers share a selection, else an object with a list for
+        each layer."""
         axes = {
             name: list(found[None]) if None in found else {str(k): list(v) for k, v in found.items()}
             for name, found in self.axes.items()
@@ -94,7 +96,8 @@ class Selection:
 
     @classmethod
     def read(cls, path: Path) -> Selection:
-        """Read a file, or `pruning_mask.json` of a directory, or its `kept.json` with a warning where it has no other.
+        """Read a file, or `pruning_mask.json` of a directory, or its `kept.json` with a warning where it has
+        no other.
 
         Raises InputError where it cannot be read.
         """
@@ -117,7 +120,8 @@ def file_in(directory: Path) -> Path | None:
 
 
 def copy_mask(source: Path, directory: Path, replace: bool = False) -> None:
-    """Copy the pruning mask of a checkpoint, in all forms that it has. replace: also where the directory has one."""
+    """Copy the pruning mask of a checkpoint, in all forms that it has. replace: also where the directory has
+    one."""
     for name in (FILE, old_layout.FILE):
         if (source / name).is_file() and (replace or not (directory / name).is_file()):
             atomic_write(directory / name, (source / name).read_bytes())
@@ -152,7 +156,8 @@ def _check(selection: Selection, base: HybridConfig) -> None:
         found, wanted = selection.axes.get(name, {}), _keys(base, name, selection.layers)
         if list(found) != wanted:
             raise InputError(
-                f"the selection of {name} is of layers {list(found)}, it must be of {wanted} (None: one for all)"
+                f"the selection of {name} is of layers {list(found)}, it must be of {wanted} (None: "
+                "one for all)"
             )
         for layer, indices in found.items():
             _check_indices(
@@ -162,7 +167,8 @@ def _check(selection: Selection, base: HybridConfig) -> None:
                 _check_groups(base, layer, name, indices)
         if len({len(indices) for indices in found.values()}) > 1:
             raise InputError(
-                f"the selection of {name} has unequal numbers in different layers: a configuration has one number"
+                f"the selection of {name} has unequal numbers in different layers: a configuration "
+                "has one number"
             )
         if found and len(next(iter(found.values()))) < getattr(base, name):
             check_followers(base, name)
@@ -180,7 +186,8 @@ def _check_groups(base: HybridConfig, layer: int, name: str, indices: Indices) -
     groups, size = 1 if axis is None else group_count(base, axis), getattr(base, name)
     if len({sum(i * groups // size == group for i in indices) for group in range(groups)}) > 1:
         raise InputError(
-            f"the selection of {name} in layer {layer} has unequal numbers in the {groups} groups: give each as many"
+            f"the selection of {name} in layer {layer} has unequal numbers in the {groups} groups: "
+            "give each as many"
         )
 
 
@@ -188,5 +195,6 @@ def check_followers(base: HybridConfig, axis: str) -> None:
     """Raise InputError where layers have an axis that is to be shortened and do not prune it."""
     for kind in () if axis == HIDDEN else followers(base, axis):
         raise InputError(
-            f"{axis} cannot be pruned in this model: its layers {kind} ({MIXERS[kind].label}) have this axis and do not prune it"
+            f"{axis} cannot be pruned in this model: its layers {kind} ({MIXERS[kind].label}) have "
+            "this axis and do not prune it"
         )

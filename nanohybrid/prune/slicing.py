@@ -1,12 +1,13 @@
 """Slicing: every parameter of a model cut to a selection, by the axes that the mixers declare.
 
-What is exact. Let the full model be masked: weights that write or read a removed entry are zero. The sliced model computes
-the same, except in the norms over a pruned width. With n of N channels left, the masked norm divides by the mean over N
-numbers of which N - n are zeros, the sliced one by the mean over n. So
+What is exact. Let the full model be masked: weights that write or read a removed entry are zero. The sliced
+model computes the same, except in the norms over a pruned width. With n of N channels left, the masked norm
+divides by the mean over N numbers of which N - n are zeros, the sliced one by the mean over n. So
     sliced(x; weight, eps) = masked(x; weight sqrt(n / N), eps n / N)
-holds exactly, for RMSNorm (hidden size) and for Mamba's gated norm within each group (heads and head channels). FFN
-neurons, attention heads and layers pass no norm, and are equal without a correction. The slices are plain: no weight is
-rescaled here. The channels that go contribute little to the mean, and distillation corrects for the rest.
+holds exactly, for RMSNorm (hidden size) and for Mamba's gated norm within each group (heads and head
+channels). FFN neurons, attention heads and layers pass no norm, and are equal without a correction. The
+slices are plain: no weight is rescaled here. The channels that go contribute little to the mean, and
+distillation corrects for the rest.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numpy
 
 @dataclass(frozen=True)
 class Slice:
-    """How a tensor is cut from its parent's: the parent's name, and for each dimension the indices that remain (None: all)."""
+    """How a tensor is cut from its parent's: the parent's name, and for each dimension the indices that
+    remain (None: all)."""
 
     source: str
     indices: tuple[Tensor | None, ...]
@@ -73,7 +75,8 @@ def prune_state(config: HybridConfig, selection: Selection) -> tuple[HybridConfi
         if new not in wanted or shape != wanted[new].shape:
             raise InputError(
                 f"{name} cannot be pruned: its axes {spec.axes} give {shape}, the pruned configuration "
-                f"{wanted[new].shape if new in wanted else 'has no such tensor'}; its kind of layer must declare the axes that it prunes"
+                f"{wanted[new].shape if new in wanted else 'has no such tensor'}; its kind of layer "
+                "must declare the axes that it prunes"
             )
         whole = [len(index) == size for index, size in zip(indices, spec.shape, strict=True)]
         slices[new] = Slice(

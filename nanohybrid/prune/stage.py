@@ -1,9 +1,11 @@
-"""The stage `prune`: a checkpoint in, a smaller one out, with `pruning_mask.json`, the entries that remain."""
+"""The stage `prune`: a checkpoint in, a smaller one out, with `pruning_mask.json`, the entries that
+remain."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from nanohybrid.checkpoint import CheckpointReader, load_config, refuse_quantized
 from nanohybrid.config import HybridConfig
@@ -20,17 +22,25 @@ from nanohybrid.stages import open_stage, progress
 
 @dataclass(frozen=True)
 class PruneRecipe:
-    """What to prune a model to, and how its importance is measured where that is not given."""
+    """What to prune a model to, and how importance is measured where no scores are given."""
 
     target: Target = field(default_factory=Target)
-    outgoing: bool = True
+    scale_by_outgoing_norm: bool = True
     """Multiply activations by the norm of the weights that read them."""
-    samples: int = 256
-    """Calibration documents."""
-    length: int = 512
-    """Tokens of each, at most."""
-    layers_by: str = ITERATIVE
-    """How layers are ranked where their number is given: iterative (the paper's), one-shot, or cosine; the last two stream."""
+    num_calibration_samples: int = 256
+    """At most so many calibration documents."""
+    max_calibration_length: int = 512
+    """At most so many tokens of each."""
+    depth_importance: str = ITERATIVE
+    """How layers are ranked where their number is given: iterative (as in the paper), one-shot, or cosine.
+    The last two read the checkpoint layer by layer."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "outgoing": "scale_by_outgoing_norm",
+        "samples": "num_calibration_samples",
+        "length": "max_calibration_length",
+        "layers_by": "depth_importance",
+    }
 
 
 def prune(
@@ -41,7 +51,12 @@ def prune(
     calibration: Path | None = None,
     device: str = "cpu",
 ) -> Path:
-    """Prune the checkpoint `model` into `out`, by scores from a file or measured on `calibration` documents, on a device."""
+    """Prune the checkpoint `model` into `out`. Returns `out`.
+
+    importance: a file of scores; calibration: documents to measure scores on, with `device` as where; not
+    both. Raises InputError, before anything is written, where the target is impossible or needs scores and
+    there are none.
+    """
     refuse_quantized(model)
     config = load_config(model)
     recipe.target.check(config)
@@ -56,13 +71,7 @@ def prune(
         if stage.complete:
             return out
         if calibration is not None and recipe.target.needs_scores:
-            samples = Calibration.read(calibration, model, recipe.samples, recipe.length)
-            TokenStore.from_documents(samples.samples).check_ids(config.vocab_size, calibration)
-            rounds = None if recipe.target.layers is None else config.num_hidden_layers - recipe.target.layers
-            folder = stage.directory / "importance"
-            scores = importance_of(
-                model, samples, folder, recipe.outgoing, rounds, recipe.layers_by, device=device
-            )
+            scores = _measured(recipe, model, config, stage.directory / "importance", calibration, device)
         selection = recipe.target.select(config, scores)
         with CheckpointReader(model) as reader:
             tensors = len(reader.names())
@@ -72,6 +81,27 @@ def prune(
     return out
 
 
+def _measured(
+    recipe: PruneRecipe, model: Path, config: HybridConfig, folder: Path, documents: Path, device: str
+) -> Importance:
+    """The scores of the checkpoint on documents, written to `folder`."""
+    samples = Calibration.read(
+        documents, model, recipe.num_calibration_samples, recipe.max_calibration_length
+    )
+    TokenStore.from_documents(samples.samples).check_ids(config.vocab_size, documents)
+    layers = recipe.target.layers
+    rounds = None if layers is None else config.num_hidden_layers - layers
+    return importance_of(
+        model,
+        samples,
+        folder,
+        recipe.scale_by_outgoing_norm,
+        rounds,
+        recipe.depth_importance,
+        device=device,
+    )
+
+
 def sizes(name: str, config: HybridConfig) -> dict[str, object]:
-    """A model's parameters and pattern, as measures."""
+    """A model's parameters and pattern, as measures under this name."""
     return {f"{name}_parameters": Footprint.of(config).parameters, f"{name}_pattern": config.pattern}

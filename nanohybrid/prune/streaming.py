@@ -1,4 +1,5 @@
-"""Whether a model may be held whole where it is measured, or is to be read layer by layer."""
+"""Whether a model is held whole in memory while it is measured, or read from its checkpoint layer by
+layer."""
 
 from __future__ import annotations
 
@@ -9,14 +10,22 @@ import torch
 from nanohybrid.checkpoint import load_config
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.free_memory import free_bytes
+from nanohybrid.estimate.units import GIB
 
-BESIDE = 2**30  # bytes for hidden states, logits and the libraries
-COPIES = 2  # the parent in fp32, and the shape that is being tried
+WORKSPACE_BYTES = GIB
+"""For hidden states, logits and the libraries."""
+COPIES = 2
+"""The base model in fp32, and the candidate that is being evaluated."""
 
 
-def streams(model: Path, wanted: bool | None = None, device: str | torch.device = "cpu") -> bool:
-    """Whether to read the checkpoint layer by layer: as it is wanted, else where what is measured on it in fp32 has no room whole."""
-    if wanted is not None:
-        return wanted
+def should_stream(model: Path, stream: bool | None = None, device: str | torch.device = "cpu") -> bool:
+    """Whether to read the checkpoint `model` layer by layer.
+
+    stream: the answer where it is not None; else the model is streamed where it and a candidate in fp32 do
+    not fit the free memory of the device.
+    """
+    if stream is not None:
+        return stream
     free = free_bytes(device)
-    return free is not None and COPIES * 4 * Footprint.of(load_config(model)).parameters + BESIDE > free
+    need = COPIES * 4 * Footprint.of(load_config(model)).parameters + WORKSPACE_BYTES
+    return free is not None and need > free

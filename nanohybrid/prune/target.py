@@ -1,4 +1,5 @@
-"""The sizes that a pruned model should have, and the selection of the most important entries that gives them."""
+"""The sizes that a pruned model should have, and the selection of the most important entries that gives
+them."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ from nanohybrid.prune.selection import Indices, Selection, check_followers
 class Target:
     """What to prune a model to.
 
-    layers: how many remain; drop_layers: which ones go, by their number from 0; not both. sizes: axis -> entries that
-    remain, as {"intermediate_size": 1024}; an axis that is not named stays whole.
+    layers: how many remain; drop_layers: which ones go, by their number from 0; not both. sizes: axis ->
+    entries that remain, as {"intermediate_size": 1024}; an axis that is not named stays whole.
     """
 
     layers: int | None = None
@@ -49,7 +50,8 @@ class Target:
         return self.sizes.get(axis) or int(getattr(base, axis))
 
     def check(self, base: HybridConfig) -> None:
-        """Raise InputError, in one line with the nearest possible, where a model of shape `base` cannot be pruned to this."""
+        """Raise InputError, in one line with the nearest possible, where a model of shape `base` cannot be
+        pruned to this."""
         count = base.num_hidden_layers
         if self.layers is not None and self.drop_layers:
             raise InputError("--layers and --drop-layers contradict each other: give one of the two")
@@ -65,7 +67,8 @@ class Target:
                 raise InputError(f"{name} is no axis that can be pruned: known are {', '.join(known)}")
             if name not in axes:
                 raise InputError(
-                    f"{known[name].flag} {wanted}: this model has no such layers (its pattern is {base.pattern}); "
+                    f"{known[name].flag} {wanted}: this model has no such layers (its pattern is "
+                    f"{base.pattern}); "
                     "leave the flag out"
                 )
             _check_size(known[name].flag, wanted, getattr(base, name), *unit_of(base, name))
@@ -81,7 +84,8 @@ class Target:
         if importance is None:
             if self.needs_scores:
                 raise InputError(
-                    "what to remove is chosen by importance: give --importance FILE, or --calibration to measure it"
+                    "what to remove is chosen by importance: give --importance FILE, or "
+                    "--calibration to measure it"
                 )
             return Selection.everything(base).restricted_to(self._layers(base, None), base)
         importance.check(base)
@@ -104,7 +108,8 @@ class Target:
         return Selection(layers, selected)
 
     def config(self, base: HybridConfig, importance: Importance | None) -> HybridConfig:
-        """The shape of what remains, without choosing entries; `importance` ranks layers where their number is given."""
+        """The shape of what remains, without choosing entries; `importance` ranks layers where their number
+        is given."""
         self.check(base)
         pattern = "".join(base.pattern[layer] for layer in self._layers(base, importance))
         known = prunable_axes(pattern).keys() | OWN_FIELDS  # a field of a kind that is gone goes with it
@@ -122,7 +127,8 @@ class Target:
         if self.layers is not None and self.layers < base.num_hidden_layers:
             if importance is None or len(importance.order) != base.num_hidden_layers:
                 raise InputError(
-                    "the importance scores hold no ranking of layers: measure them with --calibration, or use --drop-layers"
+                    "the importance scores hold no ranking of layers: measure them with "
+                    "--calibration, or use --drop-layers"
                 )
             gone = set(importance.order[: base.num_hidden_layers - self.layers])
         return tuple(layer for layer in range(base.num_hidden_layers) if layer not in gone)
@@ -134,7 +140,8 @@ def sizes_of(config: HybridConfig) -> dict[str, int]:
 
 
 def best(scores: Tensor, keep: int, groups: int = 1) -> Indices:
-    """The `keep` highest scores, as many in each of `groups` equal runs; ascending indices. The first of equals wins."""
+    """The `keep` highest scores, as many in each of `groups` equal runs; ascending indices. The first of
+    equals wins."""
     size = len(scores) // groups
     chosen: list[int] = []
     for group in range(groups):
@@ -157,6 +164,7 @@ def _check_size(flag: str, wanted: int | None, most: int, unit: int = 1, groups:
         below = wanted // unit * unit
         near = f"{below} or {below + unit}" if below else str(unit)
         raise InputError(
-            f"{flag} {wanted}: each of the groups ({groups} = {unit}) must keep as many, so it must be a multiple of {unit}; "
+            f"{flag} {wanted}: each of the groups ({groups} = {unit}) must keep as many, so it must "
+            f"be a multiple of {unit}; "
             f"nearest {near}"
         )

@@ -1,7 +1,8 @@
-"""Quantizing a checkpoint from disk to disk, one layer at a time, and what that changed.
+"""Quantizing a checkpoint from disk to disk, one layer at a time, and measuring what that changed.
 
-With documents they are carried through both models (carry.py): scales of int4 weigh their errors by what enters each column, and the
-result says how far the outputs moved. Without, the matrices are quantized by themselves.
+With documents, both models run on them (calibrate.py): the scales of int4 weight their errors by the inputs
+of each column, and the result says how far the outputs moved. Without documents, the matrices are quantized
+by themselves.
 """
 
 from __future__ import annotations
@@ -25,24 +26,28 @@ from nanohybrid.model.quantized import (
 )
 from nanohybrid.model.spec import param_specs, part_label
 from nanohybrid.prune.calibration import Calibration
-from nanohybrid.prune.layerwise import EMBEDDINGS, HEAD, Stored
-from nanohybrid.quantize.calibrate import Carried, Quality
+from nanohybrid.prune.layerwise import EMBEDDINGS, HEAD, StreamedModel
+from nanohybrid.quantize.calibrate import PairedForward, QuantizationQuality
 
 Advance = Callable[[int], object]
 
 
 @dataclass
 class Quantization:
-    """What was done: bytes of each kind of layer before and after, the error of each matrix relative to its size, matrices that
-    stayed as they were because the format has no form for them, and the quality where there were documents."""
+    """What quantizing did.
+
+    bytes_before, bytes_after: by kind of layer. errors: of each matrix, relative to its norm. unquantized:
+    matrices that stay as they are because the format cannot hold their rows. drift: relative difference of
+    the hidden states after each layer. drift and quality: only where there were documents.
+    """
 
     format: str
     bytes_before: dict[str, int] = field(default_factory=dict)
     bytes_after: dict[str, int] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
+    unquantized: list[str] = field(default_factory=list)
     drift: list[float] = field(default_factory=list)
-    quality: Quality | None = None
+    quality: QuantizationQuality | None = None
 
 
 def quantize_checkpoint(
@@ -53,10 +58,11 @@ def quantize_checkpoint(
     advance: Advance | None = None,
     device: str = "cpu",
 ) -> Quantization:
-    """Quantize the checkpoint `source` into `directory`, working on a device; memory for a layer, a matrix' work, and the documents'
-    hidden states.
+    """Quantize the checkpoint `source` into `directory`.
 
-    Raises CheckpointError, or InputError for weights that cannot be quantized.
+    format: int8, int4 or fp8. documents: as above. advance: called with 1 after each tensor. device: where it
+    computes. Memory: one layer, the work on one matrix, and the documents' hidden states. Raises
+    CheckpointError, or InputError for weights that cannot be quantized.
     """
     with CheckpointReader(source) as reader:
         chosen = quantized_names(reader.config, format)
@@ -64,10 +70,10 @@ def quantize_checkpoint(
         with CheckpointWriter(
             directory, reader.config, dtypes, assets=source, formats=dict.fromkeys(chosen, format)
         ) as writer:
-            return _Work(reader, writer, format, set(chosen), advance, device).run(documents)
+            return _Quantizer(reader, writer, format, set(chosen), advance, device).run(documents)
 
 
-class _Work:
+class _Quantizer:
     def __init__(
         self,
         reader: CheckpointReader,
@@ -77,43 +83,35 @@ class _Work:
         advance: Advance | None,
         device: str,
     ) -> None:
-        self.reader, self.writer, self.format, self.chosen, self.advance = (
-            reader,
-            writer,
-            format,
-            chosen,
-            advance,
-        )
-        self.device = device
-        self.declared = param_specs(reader.config)
+        self.reader, self.writer, self.device = reader, writer, device
+        self.format, self.chosen, self.advance = format, chosen, advance
+        self.specs = param_specs(reader.config)
         self.found = Quantization(
-            format, kept=[name for name in quantizable(reader.config) if name not in chosen]
+            format, unquantized=[name for name in quantizable(reader.config) if name not in chosen]
         )
 
     def run(self, documents: Calibration | None) -> Quantization:
-        """Layers first, one after another, then what belongs to none of them."""
-        parts = Stored(self.reader, self.reader.common_dtype, self.device)
-        carried = None if documents is None else Carried.of(parts, documents, learn=self.format == "int4")
-        if carried is None:
+        """Layers first, one after another, then the tensors outside the layers."""
+        model = StreamedModel(self.reader, self.reader.common_dtype, self.device)
+        if documents is None:
             for name in self.reader.names():
                 self.store(name)
             return self.found
-        for index, block in enumerate(parts.blocks()):
-            carried.through(block, partial(self.layer, block, index))
-        head_inputs = carried.normed(parts.final_norm())
-        for name in [
-            name for name, declared in self.declared.items() if declared.layer is None and name != HEAD
-        ]:
+        pair = PairedForward.of(model, documents, calibrate=self.format == "int4")
+        for index, block in enumerate(model.blocks()):
+            pair.run_layer(block, partial(self.layer, block, index))
+        head_inputs = pair.run_norm(model.final_norm())
+        for name in [name for name, spec in self.specs.items() if spec.layer is None and name != HEAD]:
             self.store(name)
-        before = self.head(HEAD if HEAD in self.declared else EMBEDDINGS)
-        after = (self.store(HEAD, head_inputs) if HEAD in self.declared else None) or before
-        self.found.quality, self.found.drift = carried.compared(before, after), carried.drift
+        before = self.head(HEAD if HEAD in self.specs else EMBEDDINGS)
+        after = (self.store(HEAD, head_inputs) if HEAD in self.specs else None) or before
+        self.found.quality, self.found.drift = pair.compare(before, after), pair.drift
         return self.found
 
     def layer(self, block: nn.Module, index: int, squares: dict[str, Tensor]) -> None:
-        """Store the tensors of a layer, and put what was quantized into `block`."""
+        """Store the tensors of a layer, and put the quantized matrices into `block`."""
         prefix = f"backbone.layers.{index}."
-        for name in [name for name, declared in self.declared.items() if declared.layer == index]:
+        for name in [name for name, spec in self.specs.items() if spec.layer == index]:
             path = name.removeprefix(prefix).removesuffix(".weight")
             quantized = self.store(name, squares.get(path))
             if quantized is not None:
@@ -128,7 +126,8 @@ class _Work:
         return module
 
     def store(self, name: str, importance_K: Tensor | None = None) -> QuantizedLinear | None:
-        """Store one tensor, as codes where it is one of those; returns them."""
+        """Store one tensor; returns its codes where it is quantized. importance_K: mean squares of the inputs
+        of its columns."""
         tensor = self.reader.tensor(name, device=self.device)
         quantized = quantized_linear(name, tensor, self.format, importance_K) if name in self.chosen else None
         if quantized is None:
@@ -138,7 +137,7 @@ class _Work:
             self.writer.write_codes(name, quantized.codes, quantized.scales)
             after = quantized.codes.nbytes + quantized.scales.nbytes
             self.found.errors[name] = _error(quantized, tensor)
-        kind = part_label(self.declared[name].part)
+        kind = part_label(self.specs[name].part)
         for table, count in ((self.found.bytes_before, tensor.nbytes), (self.found.bytes_after, after)):
             table[kind] = table.get(kind, 0) + count
         if self.advance is not None:
@@ -147,7 +146,7 @@ class _Work:
 
 
 def _error(quantized: QuantizedLinear, weight: Tensor) -> float:
-    """The norm of the difference over the norm, a slice of rows at a time."""
+    """The norm of the difference relative to the norm of the weight, computed in slices of rows."""
     difference = size = 0.0
     for codes, scales, part in zip(
         *(tensor.split(4096) for tensor in (quantized.codes, quantized.scales, weight)), strict=True

@@ -1,4 +1,4 @@
-"""The page on a quantized model: what it costs now, and how far it moved."""
+"""The report on a quantized model: quality, bytes, and the error of each matrix."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from typing import Any
 
 from nanohybrid.estimate.units import amount
 from nanohybrid.evaluate.accuracy import add_accuracy, format_accuracy
-from nanohybrid.quantize.layerwise import Quality, Quantization
+from nanohybrid.quantize.calibrate import QuantizationQuality
+from nanohybrid.quantize.layerwise import Quantization
 from nanohybrid.stages.plots import bars, lines
 from nanohybrid.stages.report import Report
 
 
 def quantize_report(found: Quantization, model: Path, answers: Mapping[str, Mapping[str, Any]]) -> Report:
-    """Quality first, by documents and by right answers, where there were any; then bytes, then where the error comes from."""
+    """The report of the checkpoint `model`. answers: the accuracy of each model on held-out problems, empty
+    where none ran."""
     before, after = sum(found.bytes_before.values()), sum(found.bytes_after.values())
     report = Report(f"{model.resolve().name} in {found.format}")
     report.text(
-        f"{amount(before)} became {amount(after)}: {after / before:.0%}. Load it as any checkpoint: `nanohybrid chat DIR`."
+        f"{amount(before)} became {amount(after)}: {after / before:.0%}. Load it as any checkpoint: "
+        "`nanohybrid chat DIR`."
     )
     if found.quality is not None:
         _quality(report, found, found.quality)
     if answers:
-        report.section("What it can do now").table(
-            ["", *answers], [["right answers", *map(format_accuracy, answers.values())]]
+        report.section("Accuracy").table(
+            ["", *answers], [["accuracy", *map(format_accuracy, answers.values())]]
         )
         add_accuracy(report, answers)
     report.section("Bytes")
@@ -43,23 +46,22 @@ def quantize_report(found: Quantization, model: Path, answers: Mapping[str, Mapp
     }
     report.figure(
         bars(kinds, sizes, "MiB"),
-        "Linears of the layers and a head of its own are quantized; nothing else is.",
+        "The linears of the layers and an untied head are quantized; everything else is unchanged.",
     )
-    if found.kept:
-        report.text(
-            f"Stayed as they were, for {found.format} has no form for their rows: {', '.join(f'`{name}`' for name in found.kept)}."
-        )
+    if found.unquantized:
+        names = ", ".join(f"`{name}`" for name in found.unquantized)
+        report.text(f"Not quantized, since {found.format} cannot hold their rows: {names}.")
     report.section("Errors of the weights")
     report.figure(
-        lines(_by_matrix(found.errors), "layer", "error / size of the weight"),
-        "The norm of what rounding changed in each matrix, relative to the matrix.",
+        lines(_by_matrix(found.errors), "layer", "error / norm of the weight"),
+        "The norm of the rounding error of each matrix, relative to the norm of the matrix.",
     )
     return report
 
 
-def _quality(report: Report, found: Quantization, quality: Quality) -> None:
+def _quality(report: Report, found: Quantization, quality: QuantizationQuality) -> None:
     change = math.expm1(quality.loss_after - quality.loss_before)
-    report.section("What it says now")
+    report.section("Quality")
     report.table(
         ["on documents", "before", "after"],
         [
@@ -71,19 +73,20 @@ def _quality(report: Report, found: Quantization, quality: Quality) -> None:
         ],
     )
     report.text(
-        f"The likeliest next token is the same at **{quality.agreement:.2%}** of {quality.targets:,} targets; the mean KL divergence from "
-        f"the original is {quality.divergence:.2e} nats."
-        + (" Scales were chosen on other documents than these." if found.format == "int4" else "")
+        f"The most probable next token is the same at **{quality.agreement:.2%}** of "
+        f"{quality.targets:,} targets. The mean KL "
+        f"divergence from the original is {quality.divergence:.2e} nats."
+        + (" The scales were chosen on other documents than these." if found.format == "int4" else "")
     )
     points = {"hidden states": [(float(layer), drift) for layer, drift in enumerate(found.drift, 1)]}
     report.figure(
-        lines(points, "layer", "difference / size"),
-        "How far the hidden states lie from the original's after each layer, relative to their size.",
+        lines(points, "layer", "difference / norm"),
+        "The difference of the hidden states from the original's after each layer, relative to their norm.",
     )
 
 
 def _by_matrix(errors: dict[str, float]) -> dict[str, list[tuple[float, float]]]:
-    """Errors by what the matrix is called in its layer; the head stands behind the last."""
+    """Points (layer, error) by the matrix's name in its layer; the head is placed after the last layer."""
     result: dict[str, list[tuple[float, float]]] = {}
     last = max((int(name.split(".")[2]) for name in errors if name.startswith("backbone.layers.")), default=0)
     for name, error in errors.items():

@@ -1,11 +1,12 @@
-"""The stage `quantize`: a checkpoint in, the same with its matrices in 8 or 4 bits out, and a report of what that changed."""
+"""The stage `quantize`: a checkpoint in, the same with its matrices in 8 or 4 bits out, with a report of what
+that changed."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nanohybrid.checkpoint import CheckpointReader, refuse_quantized
 from nanohybrid.data import TokenStore
@@ -22,24 +23,31 @@ from nanohybrid.tasks import DEFAULT_MIX
 
 @dataclass(frozen=True)
 class QuantizeRecipe:
-    """To what, and on how many documents it is measured."""
+    """The format, and how the result is measured. Raises ConfigError for values out of range."""
 
     format: str = "int8"
     """int8, int4 or fp8."""
-    samples: int = 128
-    """Documents, where some are given; int4 chooses its scales on every other one and is judged on the rest."""
-    length: int = 512
-    """Tokens of each, at most."""
+    num_calibration_samples: int = 128
+    """At most so many documents, where some are given. int4 chooses its scales on every other one and is
+    evaluated on the rest."""
+    max_calibration_length: int = 512
+    """At most so many tokens of each."""
     problems: int = 0
-    """Held-out problems of each family that both models answer; 0: they are asked none."""
+    """Held-out problems of each task on which both models are evaluated; 0: none."""
     tasks: tuple[str, ...] = DEFAULT_MIX
-    """Families of these problems."""
+    """The tasks of these problems."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "samples": "num_calibration_samples",
+        "length": "max_calibration_length",
+    }
 
     def __post_init__(self) -> None:
         check_format(self.format)
-        if self.samples < 1 or self.length < 2:
+        if self.num_calibration_samples < 1 or self.max_calibration_length < 2:
             raise ConfigError(
-                f"samples is {self.samples} and length {self.length}: at least 1 document and 2 tokens are needed"
+                f"num_calibration_samples is {self.num_calibration_samples} and max_calibration_length "
+                f"{self.max_calibration_length}: at least 1 document and 2 tokens are needed"
             )
         check_problem_settings(self.problems, self.tasks)
 
@@ -47,12 +55,14 @@ class QuantizeRecipe:
 def quantize_stage(
     recipe: QuantizeRecipe, model: Path, out: Path, documents: Path | None = None, device: str = "cpu"
 ) -> Path:
-    """Quantize the checkpoint `model` into `out`, and compare both on `documents` (as for `Calibration.read`) and by the recipe's problems.
+    """Quantize the checkpoint `model` into `out`, and compare both on `documents` and by the recipe's
+    problems. Returns `out`.
 
-    device: where the matrices are quantized, and both models compared.
+    documents: as in `Calibration.read`. device: where the matrices are quantized and both models compared.
+    Raises InputError for a quantized model.
     """
     if documents is not None or recipe.problems:
-        require("matplotlib", "train")  # for the report at the end
+        require("matplotlib", "train")  # for the report
     refuse_quantized(model, "it can be quantized no further; take the one that it was made from")
     if recipe.problems:
         check_can_answer(recipe.tasks, model, device)
@@ -64,7 +74,9 @@ def quantize_stage(
             return out
         samples = None
         if documents is not None:
-            samples = Calibration.read(documents, model, recipe.samples, recipe.length)
+            samples = Calibration.read(
+                documents, model, recipe.num_calibration_samples, recipe.max_calibration_length
+            )
             TokenStore.from_documents(samples.samples).check_ids(vocab_size, documents)
         with progress("quantize", tensors, "tensors") as bar:
             found = quantize_checkpoint(model, recipe.format, stage.directory, samples, bar.advance, device)
@@ -79,7 +91,7 @@ def quantize_stage(
 
 
 def measures(found: Quantization) -> dict[str, Any]:
-    """What is remembered of it, and what machines are told."""
+    """The measures of a quantization, for `lineage.json` and `--json`."""
     errors = list(found.errors.values())
     result: dict[str, Any] = {
         "format": found.format,
@@ -89,7 +101,7 @@ def measures(found: Quantization) -> dict[str, Any]:
             kind: [count, found.bytes_after[kind]] for kind, count in found.bytes_before.items()
         },
         "weight_error": math.sqrt(sum(error**2 for error in errors) / max(len(errors), 1)),
-        "not_quantized": found.kept,
+        "not_quantized": found.unquantized,
     }
     if found.quality is not None:
         quality = found.quality

@@ -128,11 +128,20 @@ def read_recipe(kind: type, path: Path) -> tuple[dict[str, Any], bool]:
 
 def renamed_keys(kind: type) -> dict[str, str]:
     """Old name -> new name of every renamed key of a recipe, dotted (`optimizer.clip`); keys inside lists are
-    left out."""
-    result = dict(getattr(kind, "RENAMED", {}))
+    left out.
+
+    Where a table was renamed, each of its keys is listed under its old place too (`race.tokens`).
+    """
+    own: dict[str, str] = dict(getattr(kind, "RENAMED", {}))
+    result = dict(own)
     for name, part, in_list in _nested(kind):
-        if not in_list:
-            result |= {f"{name}.{old}": f"{name}.{new}" for old, new in renamed_keys(part).items()}
+        if in_list:
+            continue
+        inner = renamed_keys(part)
+        for place in [name, *(old for old, new in own.items() if new == name)]:
+            result |= {f"{place}.{old}": f"{name}.{new}" for old, new in inner.items()}
+            if place != name:
+                result |= {f"{place}.{key}": f"{name}.{key}" for key in _keys(part)}
     return result
 
 
@@ -186,6 +195,15 @@ def warn_of_old_names(used: Mapping[str, str], where: str = "") -> None:
             f"nanohybrid: warning: {where}{old} is now {new}; the old name works until the next release",
             file=sys.stderr,
         )
+
+
+def _keys(kind: type) -> Iterator[str]:
+    """The keys of a recipe, those of nested dataclasses dotted."""
+    nested = {name: part for name, part, in_list in _nested(kind) if not in_list}
+    for field in dataclasses.fields(kind):
+        yield field.name
+        if field.name in nested:
+            yield from (f"{field.name}.{key}" for key in _keys(nested[field.name]))
 
 
 def _nested(kind: type) -> Iterator[tuple[str, type, bool]]:

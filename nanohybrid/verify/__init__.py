@@ -1,4 +1,4 @@
-"""Checks that a model gives the same numbers however it is run: on every executor, cut, batched, cached, saved and resumed."""
+"""Checks that a model gives the same numbers on every executor, and if chunked, batched, cached, saved or resumed."""
 
 from nanohybrid.verify.checks import verify
 from nanohybrid.verify.result import CheckResult

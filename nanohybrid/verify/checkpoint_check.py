@@ -1,4 +1,4 @@
-"""What is written is what is read back."""
+"""Check that a saved checkpoint loads as the same model."""
 
 import tempfile
 from pathlib import Path
@@ -16,7 +16,10 @@ from nanohybrid.verify.result import CheckResult
 from nanohybrid.verify.small import small_model
 
 WHOLE = 2**30
-"""Bytes of weights up to which the model itself is written; of a larger one, a small copy of its architecture is."""
+"""Largest model, in bytes of weights, that is saved itself.
+
+A small copy of the architecture stands for larger ones.
+"""
 
 
 def saved_equals_loaded(subject: ModelUnderTest) -> CheckResult:
@@ -32,7 +35,7 @@ def saved_equals_loaded(subject: ModelUnderTest) -> CheckResult:
 
 
 def _largest(model: HybridLM, again: HybridLM, dtype: torch.dtype) -> float:
-    """The largest difference of any parameter or logit; infinite where names, shapes or types differ."""
+    """The largest difference of any parameter or logit; infinite if names, shapes or dtypes differ."""
     if param_specs(again.config) != param_specs(model.config) or again.dtype != dtype:
         return float("inf")
     ours, theirs = model.state_dict(), again.state_dict()
@@ -44,7 +47,7 @@ def _largest(model: HybridLM, again: HybridLM, dtype: torch.dtype) -> float:
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    """0 where equal bit for bit, NaN included in the same places; infinite where types differ."""
+    """Largest absolute difference: 0 for equal bits, infinite if dtypes or shapes differ, or for NaN."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return float("inf")
     if torch.equal(a.view(torch.uint8), b.view(torch.uint8)) if a.dtype.itemsize == 1 else torch.equal(a, b):

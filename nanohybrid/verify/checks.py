@@ -47,7 +47,8 @@ ENGINE_CHECKS: tuple[Callable[[ModelUnderTest], CheckResult], ...] = (
 def verify(model: HybridLM, seed: int = 0) -> Iterator[CheckResult]:
     """Run every check on `model`, one result after another, on every executor that this machine has for it.
 
-    Needs one copy of the weights. Where the CPU kernels can run the model it is packed for them in place, last of all.
+    Needs one copy of the weights. Where the CPU kernels can run the model it is packed for them in place,
+    last of all.
     """
     subject = ModelUnderTest(model, seed)
     yield packed_equals_unpacked(subject)

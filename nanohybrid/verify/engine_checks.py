@@ -1,9 +1,8 @@
-"""Whatever the engine does with a request, its output is the same: chunked, batched, cached and preempted bit for bit, with
-draft tokens up to rounding.
+"""Check that the engine's output does not depend on chunking, batching, caching, preemption and draft tokens.
 
-The first four run the engine's deterministic mode, whose claim they are. Draft tokens are computed several at once, which
-rounds otherwise where the executor is not batch-invariant: there log-probabilities are compared up to the first token that
-differs, and two tokens that tie may differ.
+The first four checks run the engine's deterministic mode and require equal bits. Draft tokens are computed
+several at once, which rounds differently unless the executor is batch-invariant. So the last check compares
+log-probabilities up to the first token that differs; two tokens with equal probability may differ.
 """
 
 from collections.abc import Callable
@@ -19,17 +18,17 @@ from nanohybrid.verify.result import TOLERANCE, CheckResult
 ANSWER = 10
 DRAWN = SamplingParams(max_tokens=ANSWER, ignore_eos=True, temperature=1.0, seed=1, logprobs=True)
 GREEDY = SamplingParams(max_tokens=ANSWER, ignore_eos=True, logprobs=True)
-DRAFTS = (3, 0, 2)  # so many right ones, and a wrong one behind them, in turn
+DRAFTS = (3, 0, 2)  # correct draft tokens of each proposal in turn; a wrong one follows them
 
 
 def chunked_request(subject: ModelUnderTest) -> CheckResult:
-    """A prompt computed in the pieces that a small token budget allows, against the whole."""
+    """A prompt computed in chunks, under a small token budget, against the prompt computed at once."""
     found = _ask(_engine(subject, max_num_batched_tokens=1, max_num_seqs=1), _prompt(subject))
     return _exact(subject, "engine: chunked == whole", f"pieces of at most 129 of {LENGTH} tokens", found)
 
 
 def batched_request(subject: ModelUnderTest) -> CheckResult:
-    """Among requests that begin before and after it, in another slot."""
+    """A request in another slot, among requests that start before and after it."""
     engine = _engine(subject, max_num_seqs=3)
     engine.add(_prompt(subject)[5:40], DRAWN)
     for _ in range(2):
@@ -40,7 +39,7 @@ def batched_request(subject: ModelUnderTest) -> CheckResult:
 
 
 def cached_request(subject: ModelUnderTest) -> CheckResult:
-    """From a checkpoint that an earlier request of the same prompt left."""
+    """A request that resumes from a cached state of an earlier request with the same prompt."""
     engine = _engine(subject, prefix_cache_bytes=2**40, prefix_cache_interval=128)
     _ask(engine, _prompt(subject))
     found = _ask(engine, _prompt(subject))
@@ -52,7 +51,7 @@ def cached_request(subject: ModelUnderTest) -> CheckResult:
 
 
 def preempted_request(subject: ModelUnderTest) -> CheckResult:
-    """Preempted to host memory after every third token, its slot given to another request meanwhile."""
+    """A request that is preempted to host memory at every third step, while another request uses its slot."""
     engine = _engine(subject, max_num_seqs=2)
     engine.add(_prompt(subject)[7:20], DRAWN)
     request = engine.add(_prompt(subject), DRAWN)
@@ -68,9 +67,9 @@ def preempted_request(subject: ModelUnderTest) -> CheckResult:
 
 
 def drafted_request(subject: ModelUnderTest) -> CheckResult:
-    """Right and wrong draft tokens, verified several at once; the states are rolled back.
+    """Correct and wrong draft tokens, verified together; rejected ones are rolled back.
 
-    A model with layers that cannot take draft tokens back must be refused.
+    The engine must refuse a model with layers that cannot roll draft tokens back.
     """
     config = subject.model.config
     if not all(mixer.takes_drafts(config) for mixer in config.mixers):
@@ -79,12 +78,12 @@ def drafted_request(subject: ModelUnderTest) -> CheckResult:
     engine = _engine(subject, deterministic=False, num_speculative_tokens=4)
     asked: list[int] = []
 
-    def propose(request: Request, room: int) -> list[int]:
+    def propose(request: Request, limit: int) -> list[int]:
         said = len(request.tokens)
         right = wanted.token_ids[said : said + DRAFTS[len(asked) % len(DRAFTS)]]
         asked.append(said)
         after = wanted.token_ids[said + len(right)] if said + len(right) < ANSWER else 0
-        return [*right, (after + 1) % subject.model.config.vocab_size][:room]
+        return [*right, (after + 1) % subject.model.config.vocab_size][:limit]
 
     engine.scheduler.propose = propose
     found = _ask(engine, _prompt(subject), GREEDY)
@@ -150,7 +149,10 @@ def _exact(subject: ModelUnderTest, what: str, on: str, found: Completion) -> Ch
 
 
 def _distance(found: Completion, wanted: Completion) -> float:
-    """The largest difference of a log-probability up to the first other token, relative to the largest; NaN where either broke."""
+    """Largest difference of log-probabilities up to the first different token, relative to the largest one.
+
+    NaN if either request ended with an error.
+    """
     if "error" in (found.finish_reason, wanted.finish_reason):
         return float("nan")
     same = next(

@@ -1,4 +1,4 @@
-"""However a text is cut, packed or batched, every executor gives the logits of the plain forward over the whole text."""
+"""Check that every executor gives the plain forward's logits for any chunking, packing and batching of a text."""
 
 from itertools import pairwise
 
@@ -10,15 +10,15 @@ from nanohybrid.verify.result import CheckResult
 
 DOCUMENTS = (40, 1, 103)
 CUTS = (0, 50, 51, 130, LENGTH)
-STEPS_FROM, STEPS_TO = 124, 134  # over the border of a chunk
-TEXTS = ((0, 30), (60, 84), (100, 112))  # where in the text three sequences begin and end
+STEPS_FROM, STEPS_TO = 124, 134  # across a chunk boundary
+TEXTS = ((0, 30), (60, 84), (100, 112))  # start and end of three sequences in the text
 SLOTS = (3, 0, 2)
 SCHEDULE = ((20, 0, 0), (21, 11, 0), (25, 12, 5), (26, 13, 6), (30, 24, 12))
 """Tokens of each of the three sequences that are read after each call."""
 
 
 def packed_equals_unpacked(subject: ModelUnderTest) -> CheckResult:
-    """The plain forward over packed documents against each alone: does a document see the one before it?"""
+    """The plain forward over packed documents against each document alone; fails if a document sees another."""
     packed = subject.read(subject.text, DOCUMENTS)
     alone = [subject.read(part, [len(part)]) for part in subject.text.split(list(DOCUMENTS))]
     return subject.result("model: packed == unpacked", f"{_list(DOCUMENTS)} tokens", packed, torch.cat(alone))
@@ -31,7 +31,7 @@ def whole_equals_plain(executor: ExecutorUnderTest) -> CheckResult:
 
 
 def chunked_equals_whole(executor: ExecutorUnderTest) -> CheckResult:
-    """A prompt prefilled in uneven pieces: do states and keys carry over?"""
+    """A prompt prefilled in uneven chunks; fails if states or keys do not carry over."""
     pieces = [last - first for first, last in pairwise(CUTS)]
     found = _feed(executor, CUTS)
     return _result(
@@ -40,7 +40,7 @@ def chunked_equals_whole(executor: ExecutorUnderTest) -> CheckResult:
 
 
 def step_equals_whole(executor: ExecutorUnderTest) -> CheckResult:
-    """Token by token after a prefill: is decoding the forward of training?"""
+    """Single tokens after a prefill; fails if decode differs from the forward over the whole text."""
     found = _feed(executor, (0, *range(STEPS_FROM, STEPS_TO + 1)))[STEPS_FROM:]
     on = f"{STEPS_TO - STEPS_FROM} steps after {STEPS_FROM} tokens"
     return _result(executor, "step == whole", on, found, executor.subject.reference[STEPS_FROM:STEPS_TO])
@@ -70,7 +70,7 @@ def _result(executor: ExecutorUnderTest, what: str, on: str, found: Tensor, expe
 
 
 def _feed(executor: ExecutorUnderTest, cuts: tuple[int, ...]) -> Tensor:
-    """Logits of the text given piece by piece."""
+    """Logits [LENGTH, V] of the text, computed in chunks that end at `cuts`."""
     opened, text = executor.open(1), executor.subject.text
     parts = [executor.read(opened, [text[first:last]], [first], [0])[0] for first, last in pairwise(cuts)]
     return torch.cat(parts)

@@ -17,13 +17,16 @@ from nanohybrid.model import HybridCache, HybridLM, Layout
 from nanohybrid.ops.sizes import PAGE
 from nanohybrid.verify.result import TOLERANCE, CheckResult
 
-LENGTH = 144  # past one border of 128, and short enough for billions of parameters on a CPU
+LENGTH = 144  # more than one chunk of 128, and short enough for a 9B model on a CPU
 SMALL_PAGE = 16  # so that a text spans several pages, where the executor allows pages of any size
 M = TypeVar("M")
 
 
 class ModelUnderTest:
-    """A model and a text of random tokens. The reference is the text read whole by the plain model, as in training."""
+    """A model and a text of random tokens.
+
+    The reference is the text read whole by the plain model, as in training.
+    """
 
     def __init__(self, model: HybridLM, seed: int = 0) -> None:
         self.model = model.eval()
@@ -39,7 +42,7 @@ class ModelUnderTest:
 
     @cached_property
     def memoryless(self) -> float:
-        """How far the logits move when every token is read without those before it."""
+        """Relative difference of the logits if every token is read without context (the memoryless baseline)."""
         return self.difference(self.read(self.text, [1] * LENGTH), self.reference)
 
     @torch.no_grad()
@@ -52,7 +55,7 @@ class ModelUnderTest:
         return self.memoize(f"alone {first} {last}", lambda: self.read(self.text[first:last], [last - first]))
 
     def memoize(self, name: str, make: Callable[[], M]) -> M:
-        """What several checks compare with, made at first use."""
+        """A value that several checks share, computed at first use."""
         if name not in self._memo:
             self._memo[name] = make()
         found: M = self._memo[name]
@@ -63,7 +66,7 @@ class ModelUnderTest:
         self._memo.pop(name, None)
 
     def difference(self, found: Tensor, expected: Tensor) -> float:
-        """The largest difference relative to the largest logit; NaN where either holds one."""
+        """The largest difference, relative to the largest logit; NaN if either tensor contains NaN."""
         largest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
         return ((found - expected).abs().max() / largest).item()
 

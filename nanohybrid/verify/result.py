@@ -10,10 +10,11 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torc
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What was compared, the largest difference found, how much is allowed, and what a model without memory would show.
+    """One check: its name, its input, the largest difference, the tolerance, and the memoryless baseline.
 
-    difference and memoryless are relative to the largest logit. memoryless is None where the question does not arise; where
-    it is below the tolerance, the check passes but could hardly have failed.
+    difference and memoryless are relative to the largest logit. memoryless is the difference of a model
+    without context, or None if it does not apply. If it is below the tolerance, the check passes but could
+    hardly have failed.
     """
 
     what: str
@@ -24,10 +25,10 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is allowed; NaN never is."""
+        """Whether the difference is within the tolerance. NaN is not."""
         return self.difference <= self.tolerance
 
     @property
     def telling(self) -> bool:
-        """Whether a model that forgets what came before would have failed."""
+        """Whether a memoryless model would have failed this check."""
         return self.memoryless is None or self.memoryless > self.tolerance

@@ -1,4 +1,4 @@
-"""A training run that was interrupted and taken up again is the run that was not."""
+"""Check that an interrupted and resumed training run equals an uninterrupted one."""
 
 import tempfile
 from collections.abc import Callable
@@ -41,11 +41,11 @@ RUN = ShortRun(4, OptimizerConfig(), ScheduleConfig(), PrecisionConfig("fp32"), 
 
 
 class Interrupted(Exception):
-    """Stands for a kill: raised in the middle of the work of a step."""
+    """Simulates a kill in the middle of a step."""
 
 
 def resumed_equals_uninterrupted(subject: ModelUnderTest) -> CheckResult:
-    """A few training steps of a small copy of the architecture: at one go, and killed and resumed from the snapshot."""
+    """A few training steps of a small copy: uninterrupted, and killed and resumed from the snapshot."""
     config = subject.model.config
     whole, first, second = (
         small_model(config),

@@ -1,4 +1,4 @@
-"""A small model of the same architecture: for proofs that need a second copy, a gradient or the disk."""
+"""A small model of the same architecture: for checks that need a second copy, gradients or disk space."""
 
 from nanohybrid.config import HybridConfig
 from nanohybrid.model import HybridLM

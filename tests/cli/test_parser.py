@@ -7,11 +7,18 @@ from typing import Any, ClassVar, Literal
 import jsonargparse
 import pytest
 
+from nanohybrid.align import GrpoRecipe, MergeRecipe, SftRecipe
 from nanohybrid.cli import bench
 from nanohybrid.cli.common import command_parser, recipe_from, recipe_parser
 from nanohybrid.cli.main import COMMANDS, main
-from nanohybrid.cli.parser import default_text
+from nanohybrid.cli.parser import default_text, kebab_case
+from nanohybrid.compress.stage import CompressRecipe
+from nanohybrid.data.recipe import DataRecipe
+from nanohybrid.distill.stage import DistillRecipe
 from nanohybrid.errors import InputError
+from nanohybrid.evaluate import EvaluateRecipe
+from nanohybrid.stages.recipe import renamed_keys
+from nanohybrid.train import PretrainRecipe
 
 
 @dataclass(frozen=True)
@@ -153,3 +160,27 @@ def test_old_subcommand_name_runs_the_renamed_one_with_a_warning(capsys):
 
 def test_default_of_a_list_in_the_help_is_accepted_on_the_command_line():
     assert parsed("--tasks", default_text(Recipe.tasks)).tasks == Recipe.tasks
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        DataRecipe,
+        PretrainRecipe,
+        SftRecipe,
+        GrpoRecipe,
+        MergeRecipe,
+        CompressRecipe,
+        DistillRecipe,
+        EvaluateRecipe,
+    ],
+)
+def test_new_names_of_renamed_keys_are_flags_and_old_ones_are_not(kind):
+    """A rename to a key that does not exist would refuse the old name too."""
+    flags = {kebab_case(flag) for flag in recipe_parser("stage", "A stage.", kind)._option_string_actions}
+    for old, new in renamed_keys(kind).items():
+        flag = kebab_case(
+            f"--{new}"
+        )  # a key of a dictionary (`grid.fractions.hidden_size`) has no flag of its own
+        assert flag in flags or flag.rpartition(".")[0] in flags, (old, new)
+        assert kebab_case(f"--{old}") not in flags, (old, new)

@@ -1,4 +1,5 @@
-"""What follows distillation: a budget for 8 or 4 bits, right answers after every step, a file for llama.cpp."""
+"""What follows distillation: a budget for 8 or 4 bits, right answers after every step, a file for
+llama.cpp."""
 
 import json
 from dataclasses import replace
@@ -15,9 +16,9 @@ from nanohybrid.compress import latency_table
 from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import Grid
 from nanohybrid.compress.stage import compress
-from nanohybrid.distill.stage import DistillRecipe
+from nanohybrid.distill.recipe import DistillRecipe
 from nanohybrid.engine import LLM, SamplingParams
-from nanohybrid.estimate import free_memory as room
+from nanohybrid.estimate import free_memory
 from nanohybrid.estimate.budget import STEP, Budget
 from nanohybrid.evaluate import EvaluateRecipe
 from nanohybrid.evaluate import accuracy as answers
@@ -26,13 +27,33 @@ from nanohybrid.stages.recipe import dump
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
 
 DISTILL = DistillRecipe(
-    tokens=200, batch_tokens=100, sequence_length=40, optimizer=OptimizerConfig(learning_rate=1e-2), precision=PrecisionConfig("fp32"),
-    loop=LoopConfig(snapshot_steps=2, log_steps=1), measured_tokens=100,
-)  # fmt: skip
+    tokens=200,
+    batch_tokens=100,
+    sequence_length=40,
+    optimizer=OptimizerConfig(learning_rate=1e-2),
+    precision=PrecisionConfig("fp32"),
+    loop=LoopConfig(snapshot_steps=2, log_steps=1),
+    measured_tokens=100,
+)
 RECIPE = CompressRecipe(
-    quantize="int8", gguf="q8_0", problems=3, tasks=("sums", "parity"), context=64, samples=8, length=30, distill=DISTILL,
-    grid=Grid(multiple=4, tried=2, fractions={"hidden_size": (1.0,), "intermediate_size": (1.0, 0.75, 0.5), "mamba_head_dim": (1.0, 0.5)}),
-)  # fmt: skip
+    quantize="int8",
+    gguf="q8_0",
+    problems=3,
+    tasks=("sums", "parity"),
+    context=64,
+    num_calibration_samples=8,
+    max_calibration_length=30,
+    distill=DISTILL,
+    grid=Grid(
+        multiple=4,
+        max_evaluated=2,
+        fractions={
+            "hidden_size": (1.0,),
+            "intermediate_size": (1.0, 0.75, 0.5),
+            "mamba_head_dim": (1.0, 0.5),
+        },
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +85,12 @@ def result(folders):
     return folders / "small", json.loads((folders / "small" / "lineage.json").read_text())["measures"], recipe
 
 
-def test_a_parent_that_has_no_room_to_answer_is_refused_before_any_work(
+def test_compress_refuses_problems_for_a_model_that_does_not_fit_memory(
     folders, tmp_path, capsys, monkeypatch
 ):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemAvailable: 100 kB\nSwapFree: 0 kB\n")
-    monkeypatch.setattr(room, "MEMINFO", meminfo)
+    monkeypatch.setattr(free_memory, "MEMINFO", meminfo)
     assert main(command(folders, RECIPE, tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert (
@@ -79,21 +100,21 @@ def test_a_parent_that_has_no_room_to_answer_is_refused_before_any_work(
     )
 
 
-def test_the_budget_is_for_the_quantized_form(folders, result, tmp_path, capsys):
+def test_compress_budget_is_for_the_quantized_format(folders, result, tmp_path, capsys):
     out, measures, recipe = result
     chosen = json.loads((out / "search" / "search.json").read_text())["candidates"][0]
     assert chosen["bytes"]["total"] <= recipe.budget_bytes
     assert (
-        measures["at_work"]["result"]["weight_bytes"] == chosen["bytes"]["weights"]
+        measures["inference"]["result"]["weight_bytes"] == chosen["bytes"]["weights"]
     )  # as loaded, against the plan
-    assert measures["at_work"]["parent"]["weight_bytes"] == 2 * measures["parent_parameters"]
+    assert measures["inference"]["parent"]["weight_bytes"] == 2 * measures["parent_parameters"]
     assert (
         main(command(folders, replace(recipe, quantize=None), tmp_path / "bf16")) == 2
     )  # no shape fits these bytes in bf16
     assert "no shape of the grid fits" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_result_is_the_distilled_model_in_codes_and_the_engine_runs_it(result):
+def test_compress_result_is_the_quantized_distilled_model_and_generates(result):
     out, _, _ = result
     model, distilled = load(out, dtype=torch.float32), load(out / "distilled", dtype=torch.float32)
     assert format_in(model) == "int8" and model.config == distilled.config
@@ -104,7 +125,7 @@ def test_the_result_is_the_distilled_model_in_codes_and_the_engine_runs_it(resul
     assert len(LLM(out).generate(["some words"], SamplingParams(max_tokens=3))[0].token_ids) > 0
 
 
-def test_the_report_says_what_each_step_is_worth(result):
+def test_compress_report_has_accuracy_and_bytes_of_each_step(result):
     out, measures, _ = result
     steps = ["parent", "pruned", "distilled", "quantized"]
     assert [list(measures[name]) for name in ("losses", "agreement", "accuracy")] == [steps] * 3
@@ -115,15 +136,11 @@ def test_the_report_says_what_each_step_is_worth(result):
     assert measures["losses"]["quantized"] == pytest.approx(measures["losses"]["distilled"], abs=0.02)
     assert {found["problems"] for found in measures["accuracy"].values()} == {6}
     page = (out / "report.html").read_text()
-    assert (
-        "In int8" in page
-        and "Accuracy by family" in page
-        and "model-q8_0.gguf" in page
-        and "the parent in bf16" in page
-    )
+    for words in ("In int8", "Accuracy by family", "model-q8_0.gguf", "the base model in bf16"):
+        assert words in page
 
 
-def test_the_gguf_holds_the_codes_of_the_quantized_checkpoint(result):
+def test_compress_gguf_has_the_codes_of_the_quantized_checkpoint(result):
     gguf = pytest.importorskip("gguf")
     out, measures, _ = result
     reader = gguf.GGUFReader(out / "model-q8_0.gguf")
@@ -137,7 +154,7 @@ def test_the_gguf_holds_the_codes_of_the_quantized_checkpoint(result):
     )
 
 
-def test_what_fits_whole_is_only_quantized(folders, tmp_path):
+def test_compress_only_quantizes_a_model_that_fits(folders, tmp_path):
     recipe = replace(RECIPE, quantize="int4", gguf="f16", budget_share=1.0, problems=0)
     assert main(command(folders, recipe, tmp_path / "out")) == 0
     measures = json.loads((tmp_path / "out" / "lineage.json").read_text())["measures"]
@@ -147,10 +164,10 @@ def test_what_fits_whole_is_only_quantized(folders, tmp_path):
     ]
     assert measures["gguf"]["from"] == "pruned" and format_in(load(tmp_path / "out")) == "int4"
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "It fits whole, so nothing was cut" in page and "There was nothing to learn" in page
+    assert "The base model fits, so nothing was pruned" in page and "Skipped: the base model fits" in page
 
 
-def test_what_fits_whole_is_the_parent_again(folders, tmp_path):
+def test_compress_of_a_model_that_fits_is_the_model_itself(folders, tmp_path):
     recipe = replace(RECIPE, quantize=None, gguf=None, problems=0, budget_share=1.0)
     assert main(command(folders, recipe, tmp_path / "out")) == 0
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
@@ -161,7 +178,7 @@ def test_what_fits_whole_is_the_parent_again(folders, tmp_path):
     }
 
 
-def test_every_model_is_asked_once_even_when_the_run_is_interrupted(folders, result, tmp_path, monkeypatch):
+def test_compress_evaluates_each_model_once_after_an_interruption(folders, result, tmp_path, monkeypatch):
     recipe, asked = replace(result[2], gguf="f16"), []
 
     def fake(_, llm, problems, thinking, label):
@@ -199,14 +216,14 @@ def test_every_model_is_asked_once_even_when_the_run_is_interrupted(folders, res
         (["--problems", "2", "--tasks", '["riddles"]'], "unknown task 'riddles'"),
     ],
 )
-def test_what_would_stop_the_last_steps_is_said_before_the_first(folders, tmp_path, capsys, flags, message):
+def test_compress_refuses_before_any_work_what_would_stop_a_later_step(
+    folders, tmp_path, capsys, flags, message
+):
     assert main([*command(folders, CompressRecipe(), tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_a_model_that_llama_cpp_does_not_know_is_refused_a_gguf_before_the_first_step(
-    folders, tmp_path, capsys
-):
+def test_compress_refuses_a_gguf_for_an_unknown_architecture_before_any_work(folders, tmp_path, capsys):
     save(make_model(vocab_size=269, rope_theta=10_000.0).float(), tmp_path / "rotary")
     assert (
         main(
@@ -227,7 +244,7 @@ def test_a_model_that_llama_cpp_does_not_know_is_refused_a_gguf_before_the_first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rotary"]
 
 
-def test_layers_are_timed_in_the_form_that_will_run(monkeypatch):
+def test_decode_timer_times_layers_in_the_format_of_the_budget(monkeypatch):
     seen = []
 
     def fake(models, contexts, batch, rounds):

@@ -7,11 +7,23 @@ from compress_kill import compress_in_a_process
 from compress_models import write_parent
 
 BYTES = (
-    "model.safetensors", "config.json", "pruning_mask.json", "kept.json", "importance/importance.safetensors", "search/search.json",
-    "pruned/model.safetensors", "distilled/model.safetensors", "aligned/1-sft/model.safetensors", "aligned/2-grpo/model.safetensors",
-    "aligned/3-merge/model.safetensors", "quantized/model.safetensors", "model-q8_0.gguf", "metrics/search.jsonl", "metrics/race.jsonl",
+    "model.safetensors",
+    "config.json",
+    "pruning_mask.json",
+    "kept.json",
+    "importance/importance.safetensors",
+    "search/search.json",
+    "pruned/model.safetensors",
+    "distilled/model.safetensors",
+    "aligned/1-sft/model.safetensors",
+    "aligned/2-grpo/model.safetensors",
+    "aligned/3-merge/model.safetensors",
+    "quantized/model.safetensors",
+    "model-q8_0.gguf",
+    "metrics/search.jsonl",
+    "metrics/successive_halving.jsonl",
     "aligned/2-grpo/metrics/rollouts.jsonl",
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +46,11 @@ def killed_and_resumed(root, out, share):
 
 
 @pytest.mark.parametrize("share", [0.6, 0.96])
-def test_a_killed_compression_ends_in_the_same_bytes(root, tmp_path, share):
+def test_killed_compression_resumes_to_the_same_bytes(root, tmp_path, share):
     killed_and_resumed(root, tmp_path / "out", share)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", range(24))
-def test_a_compression_killed_anywhere_ends_in_the_same_bytes(root, tmp_path, place):
+def test_compression_killed_at_any_write_resumes_to_the_same_bytes(root, tmp_path, place):
     killed_and_resumed(root, tmp_path / "out", (place + 0.5) / 24)

@@ -7,7 +7,7 @@ import torch
 
 import nanohybrid
 from nanohybrid.compress import latency_table
-from nanohybrid.compress.latency_table import LatencyTable, between, decode_timer, layer_bytes, spread
+from nanohybrid.compress.latency_table import LatencyTable, decode_timer, interpolate, layer_bytes, spread
 from nanohybrid.compress.search import Grid, targets
 from nanohybrid.errors import InputError
 from nanohybrid.estimate.budget import Budget
@@ -31,7 +31,8 @@ def shapes_of(config):
 
 
 def by_formula(config):
-    """A step's time as a device with a constant bandwidth would take it, and a constant beside it that no layer causes."""
+    """A step's time as a device with a constant bandwidth would take it, and a constant beside it that no
+    layer causes."""
     layers = sum(config.pattern.count(kind) * layer_bytes(config, kind) for kind in set(config.pattern))
     return 7.0 + layers * 1e-6 + config.vocab_size * config.hidden_size * 1e-5
 
@@ -47,12 +48,12 @@ def timer(log):
 MODEL = nanohybrid.preset("tiny")
 
 
-def test_a_step_is_the_sum_of_its_layers_whatever_surrounds_them(model, tmp_path):
+def test_latency_table_step_is_the_sum_of_its_layers(model, tmp_path):
     table, log = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path), []
     table.measure(shapes_of(model.config), timer(log))
     assert len(log) < len(shapes_of(model.config)) * 4  # not every shape was timed
     for config in shapes_of(model.config):
-        head = (config.vocab_size - latency_table.LITTLE) * config.hidden_size * 1e-5
+        head = (config.vocab_size - latency_table.SMALL_VOCABULARY) * config.hidden_size * 1e-5
         layers = (
             sum(config.pattern.count(kind) * layer_bytes(config, kind) for kind in set(config.pattern)) * 1e-6
         )
@@ -60,7 +61,7 @@ def test_a_step_is_the_sum_of_its_layers_whatever_surrounds_them(model, tmp_path
         assert table.tokens_per_second(config) == pytest.approx(1 / table.seconds(config))
 
 
-def test_a_table_is_measured_once_and_goes_on_after_a_kill(model, tmp_path):
+def test_latency_table_is_measured_once_and_resumes_after_a_kill(model, tmp_path):
     whole, log = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path / "whole"), []
     whole.measure(shapes_of(model.config), timer(log))
 
@@ -83,7 +84,7 @@ def test_a_table_is_measured_once_and_goes_on_after_a_kill(model, tmp_path):
     assert again.times == whole.times
 
 
-def test_another_context_or_dtype_has_a_table_of_its_own(tmp_path):
+def test_latency_table_is_separate_for_each_context_batch_and_dtype(tmp_path):
     budgets = [
         BUDGET,
         Budget(1, 128, dtype="fp32"),
@@ -94,7 +95,7 @@ def test_another_context_or_dtype_has_a_table_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["kernels", "numba", "version", "code", "threads", "device", "model"])
-def test_an_old_table_is_measured_again_and_not_believed(model, tmp_path, monkeypatch, what):
+def test_latency_table_is_measured_again_under_other_conditions(model, tmp_path, monkeypatch, what):
     first, log, config = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path), [], MODEL
     first.measure([model.config], timer([]))
     if what == "kernels":
@@ -120,7 +121,7 @@ def test_an_old_table_is_measured_again_and_not_believed(model, tmp_path, monkey
     assert told["version"] == VERSION and told["work"] == "fp32, context 64, batch 1"
 
 
-def test_what_a_grid_changes_shares_a_table_and_a_broken_one_is_named(tmp_path):
+def test_latency_table_is_shared_by_pruned_shapes_and_names_a_broken_file(tmp_path):
     table = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path)
     assert (
         LatencyTable.open(BUDGET, CPU, MODEL.replace(hidden_size=64, pattern="M-"), tmp_path).file
@@ -131,13 +132,13 @@ def test_what_a_grid_changes_shares_a_table_and_a_broken_one_is_named(tmp_path):
         LatencyTable.open(BUDGET, CPU, MODEL, tmp_path)
 
 
-def test_between_two_times_is_their_line_and_beyond_them_proportion():
+def test_interpolate_is_linear_between_times_and_proportional_beyond():
     times = {10: 1.0, 20: 3.0}
-    assert [between(times, size) for size in (5, 10, 15, 20, 40)] == [0.5, 1.0, 2.0, 3.0, 6.0]
+    assert [interpolate(times, size) for size in (5, 10, 15, 20, 40)] == [0.5, 1.0, 2.0, 3.0, 6.0]
     assert spread([1, 2, 3, 4, 5, 6, 7], 4) == [1, 3, 5, 7] and spread([9], 4) == [9]
 
 
-def test_layers_are_really_timed(tmp_path):
+def test_decode_timer_measures_layers_on_this_machine(tmp_path):
     config = nanohybrid.preset("tiny")
     table = LatencyTable.open(BUDGET, CPU, MODEL, tmp_path)
     table.measure([config], decode_timer(BUDGET, CPU, rounds=2))

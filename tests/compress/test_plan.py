@@ -1,4 +1,5 @@
-"""`nanohybrid plan compress`: what fits, how much it takes, how fast it can be, and the paper's own candidates among it."""
+"""`nanohybrid plan compress`: what fits, how much it takes, how fast it can be, and the paper's own
+candidates among it."""
 
 import json
 
@@ -22,7 +23,8 @@ from nanohybrid.prune.target import Target
 
 TWELVE, NINE = nanohybrid.preset("nano-12b-v2"), nanohybrid.preset("nano-9b-v2")
 BUDGET = Budget(int(19.66 * GIB), 131_072, step=STEP)
-PAPERS = {  # embedding, FFN, Mamba heads at 56 layers: parameters, tok/s on an A10G at 8k/16k, batch 8 (paper, section 4)
+# hidden size, FFN, Mamba heads at 56 layers: parameters, tok/s on an A10G at 8k/16k, batch 8 (section 4)
+PAPERS = {
     (4480, 17920, 112): (8_923_356_912, 161.02),
     (4480, 15680, 128): (8_888_227_328, 156.42),
     (4800, 14400, 120): (8_965_788_600, 155.86),
@@ -56,21 +58,21 @@ def papers_plan():
     return plan(TWELVE, BUDGET, device("a10g"), grid=few)
 
 
-def test_the_papers_budget_is_what_an_a10g_leaves():
+def test_device_budget_of_an_a10g_is_the_paper_s():
     assert device("a10g").budget(int(1.3 * GIB)) / GIB == pytest.approx(19.66, abs=0.005)
     assert not Budget(device("a10g").budget(), 131_072).fits(TWELVE) and Budget(
         device("h100").budget(), 131_072
     ).fits(TWELVE)
 
 
-def test_the_papers_grid_is_the_default_for_its_parent():
+def test_grid_of_the_12b_is_the_paper_s():
     assert grid_of(TWELVE) is PAPER and grid_of(NINE) is not PAPER
     assert {round(5120 * share) for share in PAPER.of("hidden_size")} == {4480, 4640, 4800, 4960, 5120}
     ffn = {20480 * share for share in PAPER.of("intermediate_size")}
     assert {13440, 14400, 15680, 17920, 20480} <= ffn and min(ffn) == 13440
 
 
-def test_the_papers_candidates_are_there_with_equal_parameters(papers_plan):
+def test_plan_has_the_paper_s_candidates_with_equal_parameters(papers_plan):
     found = {
         (s.config.hidden_size, s.config.intermediate_size, s.config.mamba_num_heads): s
         for s in papers_plan.shapes[::-1]
@@ -88,7 +90,7 @@ def test_the_papers_candidates_are_there_with_equal_parameters(papers_plan):
     )
 
 
-def test_the_prior_orders_what_the_paper_measured_as_the_paper_did():
+def test_prior_orders_shapes_as_the_paper_measured_them():
     def lost(layers, hidden, ffn, heads):
         return prior(
             TWELVE,
@@ -107,7 +109,7 @@ def test_the_prior_orders_what_the_paper_measured_as_the_paper_did():
     assert widths == sorted(widths) and depths == sorted(depths) and prior(TWELVE, Target()) == 0
 
 
-def test_the_roofline_orders_the_papers_candidates_as_they_were_measured():
+def test_roofline_orders_the_paper_s_candidates_as_they_were_measured():
     held = Budget(1, 16_384, 8)  # the mean length of 8k in and 16k out
     speeds = {key: decode_step(shape_of(*key), held).tokens_per_second(device("a10g")) for key in PAPERS}
     assert sorted(PAPERS, key=lambda key: -speeds[key]) == sorted(PAPERS, key=lambda key: -PAPERS[key][1])
@@ -124,7 +126,7 @@ def test_the_roofline_orders_the_papers_candidates_as_they_were_measured():
         ("a10g", 1, 131_072, 31.5),
     ],
 )
-def test_the_roofline_by_hand(name, batch, context, want):
+def test_roofline_equals_a_calculation_by_hand(name, batch, context, want):
     weights, state = (NINE_PARAMETERS - 131_072 * 4480) * 2, 27 * (128 * 80 * 128 * 4 + 12_288 * 3 * 2)
     step = decode_step(NINE, Budget(1, context, batch), tile=1)
     assert step.bytes == weights + batch * (context * 16_384 + 2 * state + 16_384)
@@ -134,23 +136,24 @@ def test_the_roofline_by_hand(name, batch, context, want):
 NINE_PARAMETERS = 8_888_227_328
 
 
-def test_quantized_weights_leave_embeddings_norms_and_states_alone():
+def test_budget_counts_quantized_matrices_and_leaves_the_rest_in_bf16():
     whole, eight, four = (Budget(1, 1024, dtype=kind).memory(NINE) for kind in ("bf16", "int8", "int4"))
     assert whole.kv == eight.kv and whole.state == four.state
-    kept = 131_072 * 4480 * 2
-    matrices = NINE_PARAMETERS - kept / 2
+    table = 131_072 * 4480 * 2
+    matrices = NINE_PARAMETERS - table / 2
     assert eight.weights == pytest.approx(
-        kept + matrices * (1 + 2 / 128) + 25 * 4480 * 15_680 / 64, rel=1e-3
+        table + matrices * (1 + 2 / 128) + 25 * 4480 * 15_680 / 64, rel=1e-3
     )  # down_proj: groups of 64
-    assert four.weights == pytest.approx(kept + matrices * (1 / 2 + 2 / 32), rel=1e-3)
+    assert four.weights == pytest.approx(table + matrices * (1 / 2 + 2 / 32), rel=1e-3)
     assert matrix_bytes((3, 64), "int4") == 3 * (32 + 4) and matrix_bytes((3, 40), "int8") == 3 * 42
     assert matrix_bytes((3, 40), "int4") == 3 * 40 * 2 and matrix_bytes((3, 64), "fp8") == 3 * (64 + 4)
     with pytest.raises(ConfigError, match="--quantize int8"):
         CompressRecipe(dtype="int8")
 
 
-def test_activations_are_counted_from_above(model):
-    """No tensor that the forward makes is missing: the sum of a layer's outputs that are alive at once is below the reserve."""
+def test_activation_bytes_are_an_upper_bound(model):
+    """No tensor that the forward makes is missing: the sum of a layer's outputs that are alive at once is
+    below the reserve."""
     layer = max(sum(t.numel() for t in outputs) for outputs in watch(model, tokens=64))
     assert layer * 4 <= activation_bytes(model.config, 64, 1, "fp32")
 
@@ -168,7 +171,7 @@ def watch(model, tokens):
     return found
 
 
-def test_scores_replace_the_prior(model, calibration):
+def test_plan_uses_measured_importance_instead_of_the_prior(model, calibration):
     scores = measure_activations(model, calibration)
     ranking = rank_layers(model, calibration)
     budget, profile = Budget(10**9, 64, dtype="bf16"), device("cpu")
@@ -192,7 +195,7 @@ def test_scores_replace_the_prior(model, calibration):
         plan(make_model("M-").config, budget, profile, scores, SMALL_GRID)
 
 
-def test_a_parent_that_fits_comes_first_and_a_dense_one_plans_too():
+def test_plan_puts_a_base_model_that_fits_first_for_a_dense_model():
     dense = make_model("*-*-*-", **DENSE).config
     found = plan(dense, Budget(10**9, 64, step=STEP), device("cpu"))
     assert found.shapes[0].config == dense and {s.config.mamba_num_heads for s in found.shapes} == {
@@ -200,7 +203,7 @@ def test_a_parent_that_fits_comes_first_and_a_dense_one_plans_too():
     }
 
 
-def test_the_command_tells_machines_and_people(tmp_path, capsys):
+def test_plan_compress_command_prints_json_and_a_table(tmp_path, capsys):
     assert (
         main(
             [
@@ -267,13 +270,13 @@ def test_the_command_tells_machines_and_people(tmp_path, capsys):
         (["--preset", "mini", "--budget-gib", "1e-12"], "must be positive"),
         (["--preset", "mini", "--budget-gib", "nan"], "budget_gib"),
         (["--preset", "mini", "--device", "a10"], "nearest a10g"),
-        (["--preset", "mini", "--device", "a10g", "--beside-gib", "30"], "20.96 GiB"),
+        (["--preset", "mini", "--device", "a10g", "--reserved-gib", "30"], "20.96 GiB"),
         (["--preset", "mini", "--device", "a10g", "--context", "0"], "at least 1"),
         (["--preset", "mini", "--device", "a10g", "--dtype", "int3"], "int3"),
         (["--preset", "nano-12b-v2", "--budget-gib", "1", "--context", "131072"], "the smallest takes 16.2"),
     ],
 )
-def test_the_impossible_is_one_line_with_the_nearest_possible(capsys, flags, message):
+def test_plan_compress_command_refuses_in_one_line_and_names_the_nearest(capsys, flags, message):
     assert main(["plan", "compress", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1

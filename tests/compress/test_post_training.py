@@ -1,4 +1,5 @@
-"""The stages of alignment after distillation: run in order, each what it is on its own, and refused before any work."""
+"""The stages of alignment after distillation: run in order, each what it is on its own, and refused before
+any work."""
 
 import json
 from dataclasses import replace
@@ -12,11 +13,12 @@ from nanohybrid.align.chats import ChatShares
 from nanohybrid.align.rollouts import SamplingConfig
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
-from nanohybrid.compress.post_training import AfterRecipe
+from nanohybrid.compress.post_training import PostTrainingRecipe
 from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import Grid
-from nanohybrid.distill.hidden_state_loss import BetweenRecipe
-from nanohybrid.distill.stage import DistillRecipe, distill
+from nanohybrid.distill.hidden_state_loss import HiddenStateLossRecipe
+from nanohybrid.distill.recipe import DistillRecipe
+from nanohybrid.distill.stage import distill
 from nanohybrid.errors import ConfigError
 from nanohybrid.stages.fingerprint import fingerprint
 from nanohybrid.stages.recipe import dump
@@ -43,18 +45,28 @@ GRPO = GrpoRecipe(
     **LEARNED,
 )
 ONCE_MORE = replace(
-    DISTILL, between=BetweenRecipe(weight=0.1), seed=1
-)  # which asks the student what was kept
+    DISTILL, hidden_state_loss=HiddenStateLossRecipe(weight=0.1), seed=1
+)  # this loss reads the pruning mask
 AFTER = (
-    AfterRecipe(sft=SFT),
-    AfterRecipe(grpo=GRPO),
-    AfterRecipe(distill=ONCE_MORE),
-    AfterRecipe(merge=MergeRecipe(0.25)),
+    PostTrainingRecipe(sft=SFT),
+    PostTrainingRecipe(grpo=GRPO),
+    PostTrainingRecipe(distill=ONCE_MORE),
+    PostTrainingRecipe(merge=MergeRecipe(0.25)),
 )
 RECIPE = CompressRecipe(
-    budget_share=0.52, context=64, samples=8, length=30, distill=DISTILL, quantize="int8", after=AFTER,
-    grid=Grid(multiple=4, tried=1, fractions={"hidden_size": (1.0,), "intermediate_size": (1.0, 0.5), "mamba_head_dim": (1.0, 0.5)}),
-)  # fmt: skip
+    budget_share=0.52,
+    context=64,
+    num_calibration_samples=8,
+    max_calibration_length=30,
+    distill=DISTILL,
+    quantize="int8",
+    post_training=AFTER,
+    grid=Grid(
+        multiple=4,
+        max_evaluated=1,
+        fractions={"hidden_size": (1.0,), "intermediate_size": (1.0, 0.5), "mamba_head_dim": (1.0, 0.5)},
+    ),
+)
 NAMES = ["1-sft", "2-grpo", "3-distill", "4-merge"]
 
 
@@ -80,7 +92,7 @@ def weights(folder):
     return load(folder).state_dict()
 
 
-def test_each_stage_is_what_it_is_on_its_own(folders, out, tmp_path):
+def test_post_training_stages_equal_their_commands(folders, out, tmp_path):
     """From where the one before left it: the same bytes as by hand."""
     folder = out / "aligned"
     by_hand = {
@@ -98,7 +110,7 @@ def test_each_stage_is_what_it_is_on_its_own(folders, out, tmp_path):
         before = made
 
 
-def test_a_merge_joins_the_last_two(out):
+def test_post_training_merge_averages_the_last_two_models(out):
     first, second, merged = (weights(out / "aligned" / name) for name in ("2-grpo", "3-distill", "4-merge"))
     for name, tensor in merged.items():
         torch.testing.assert_close(
@@ -106,12 +118,12 @@ def test_a_merge_joins_the_last_two(out):
         )
 
 
-def test_the_last_stage_is_what_is_quantized_judged_and_told(out):
+def test_compress_quantizes_evaluates_and_reports_the_last_post_training_stage(out):
     record = json.loads((out / "lineage.json").read_text())
     assert list(record["measures"]["losses"]) == ["parent", "pruned", "distilled", *NAMES, "quantized"]
     made = json.loads((out / "quantized" / "lineage.json").read_text())
     assert made["inputs"]["model"] == fingerprint(out / "aligned" / "4-merge")
-    stages = record["measures"]["after"]
+    stages = record["measures"]["post_training"]
     assert [stage["name"] for stage in stages] == NAMES
     assert (
         stages[0]["final_loss"] > 0
@@ -129,62 +141,67 @@ def test_the_last_stage_is_what_is_quantized_judged_and_told(out):
             assert (out / "aligned" / name / mask).read_bytes() == (out / mask).read_bytes()
     page = (out / "report.html").read_text()
     assert all(f">{name}<" in page for name in NAMES)
-    assert "Short stages of alignment followed: sft, grpo, distill, merge." in page
+    assert "Post-training followed: sft, grpo, distill, merge." in page
     assert "75% of the model before the last stage, 25% of the one after it" in page
 
 
-def test_what_was_not_cut_is_not_mended(folders, tmp_path, capsys):
-    whole = replace(RECIPE, budget_share=1.0, quantize=None, after=(AfterRecipe(sft=SFT),))
+def test_compress_skips_post_training_where_nothing_was_pruned(folders, tmp_path, capsys):
+    whole = replace(RECIPE, budget_share=1.0, quantize=None, post_training=(PostTrainingRecipe(sft=SFT),))
     assert main(command(folders, whole, tmp_path / "whole")) == 0
     assert not (tmp_path / "whole" / "aligned").exists()
     measures = json.loads((tmp_path / "whole" / "lineage.json").read_text())["measures"]
-    assert list(measures["losses"]) == ["parent"] and "after" not in measures
+    assert list(measures["losses"]) == ["parent"] and "post_training" not in measures
 
 
-def test_it_is_written_in_toml_as_tables(tmp_path):
+def test_post_training_recipe_is_read_from_toml_tables(tmp_path):
     (tmp_path / "recipe.toml").write_text(
-        "[[after]]\n[after.grpo]\nrollouts = 3\n[[after]]\n[after.merge]\nweight = 0.4\n"
+        "[[post_training]]\n[post_training.grpo]\nrollouts = "
+        "3\n[[post_training]]\n[post_training.merge]\nweight = 0.4\n"
     )
-    assert load_recipe(CompressRecipe, tmp_path / "recipe.toml").after == (
-        AfterRecipe(grpo=GrpoRecipe(rollout_steps=3)), AfterRecipe(merge=MergeRecipe(0.4)),
-    )  # fmt: skip
+    assert load_recipe(CompressRecipe, tmp_path / "recipe.toml").post_training == (
+        PostTrainingRecipe(grpo=GrpoRecipe(rollout_steps=3)),
+        PostTrainingRecipe(merge=MergeRecipe(0.4)),
+    )
     (tmp_path / "again.toml").write_text(dump(RECIPE))
     assert load_recipe(CompressRecipe, tmp_path / "again.toml") == RECIPE
 
 
-def test_an_entry_is_one_stage():
+def test_post_training_entry_must_be_exactly_one_stage():
     with pytest.raises(ConfigError, match="names none: it must be one of sft, grpo, distill, merge"):
-        AfterRecipe()
+        PostTrainingRecipe()
     with pytest.raises(ConfigError, match="names sft and merge"):
-        AfterRecipe(sft=SFT, merge=MergeRecipe())
+        PostTrainingRecipe(sft=SFT, merge=MergeRecipe())
     with pytest.raises(ConfigError, match="begins with merge"):
-        CompressRecipe(after=(AfterRecipe(merge=MergeRecipe()),))
+        CompressRecipe(post_training=(PostTrainingRecipe(merge=MergeRecipe()),))
 
 
 @pytest.mark.parametrize(
     ("after", "said"),
     [
-        ("[[after]]\n[after.sft]\ntokens = 100\n", "give --pretraining DIR"),
-        ('[[after]]\n[after.grpo]\ntasks = ["alchemy"]\n', "alchemy"),
+        ("[[post_training]]\n[post_training.sft]\ntokens = 100\n", "give --pretraining DIR"),
+        ('[[post_training]]\n[post_training.grpo]\ntasks = ["alchemy"]\n', "alchemy"),
         (
-            '[[after]]\n[after.grpo]\ntasks = ["parity"]\ndifficulties = [2]\n',
+            '[[post_training]]\n[post_training.grpo]\ntasks = ["parity"]\ndifficulties = [2]\n',
             "parity has difficulties 4 to 12",
         ),
-        ("[[after]]\n[after.distill.between]\nweight = 0.1\nlayers = [77]\n", "between.layers names 77"),
-        ("[[after]]\n[after.grpo]\nrollout = 1\n", "rollout"),
-        ("[[after]]\n", "after: expected a table of AfterRecipe, got {}"),
-        ("[[after]]\n[after.merge]\n[after.distill]\n", "names distill and merge"),
-        ("[[after]]\n[after.merge]\n", "begins with merge"),
+        (
+            "[[post_training]]\n[post_training.distill.hidden_state_loss]\nweight = 0.1\nlayers = [77]\n",
+            "hidden_state_loss.layers names 77",
+        ),
+        ("[[post_training]]\n[post_training.grpo]\nrollout = 1\n", "rollout"),
+        ("[[post_training]]\n", "post_training: expected a table of PostTrainingRecipe, got {}"),
+        ("[[post_training]]\n[post_training.merge]\n[post_training.distill]\n", "names distill and merge"),
+        ("[[post_training]]\n[post_training.merge]\n", "begins with merge"),
     ],
 )
-def test_what_it_lacks_is_said_before_any_work(folders, tmp_path, capsys, after, said):
+def test_compress_refuses_impossible_post_training_before_any_work(folders, tmp_path, capsys, after, said):
     assert main(command(folders, after, tmp_path / "out")) == 2
     error = capsys.readouterr().err.strip()
     assert said in error and "\n" not in error and "Traceback" not in error
     assert not list(tmp_path.iterdir())
 
 
-def test_a_parent_without_a_tokenizer_cannot_chat(folders, tmp_path, capsys):
+def test_compress_refuses_sft_for_a_model_without_a_tokenizer(folders, tmp_path, capsys):
     save(make_model(vocab_size=269).float(), tmp_path / "bare")
     words = command(folders, RECIPE, tmp_path / "out")
     words[1] = str(tmp_path / "bare")

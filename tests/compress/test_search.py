@@ -7,16 +7,16 @@ import torch
 from compress_models import make_model
 
 import nanohybrid
-from nanohybrid.compress.candidate_quality import Judge, Quality
+from nanohybrid.compress.candidate_quality import CandidateQuality, QualityEvaluator
 from nanohybrid.compress.report import pareto
 from nanohybrid.compress.search import (
     Grid,
     Search,
-    choose,
     dominated,
     enumerate_shapes,
     key_of,
     search,
+    select,
     targets,
     widths,
 )
@@ -30,7 +30,7 @@ from nanohybrid.prune.slicing import prune_model
 GRID = Grid(
     drop_layers=(0, 1),
     multiple=4,
-    tried=4,
+    max_evaluated=4,
     fractions={
         "hidden_size": (1.0, 0.75),
         "intermediate_size": (1.0, 0.5),
@@ -46,7 +46,7 @@ def scores(model, calibration):
     return measure_activations(model, calibration).with_layers(ranking.score_L, ranking.order, 1)
 
 
-def test_the_papers_budget():
+def test_budget_of_the_paper_holds_the_9b_and_not_the_12b():
     assert pytest.approx(19.66, abs=0.005) == 22.06 * 0.95 - 1.3
     paper = Budget(int(19.66 * 2**30), 131_072)
     nine, twelve = (nanohybrid.preset(name) for name in ("nano-9b-v2", "nano-12b-v2"))
@@ -60,7 +60,7 @@ def test_the_papers_budget():
     assert paper.fits(nine) and not paper.fits(twelve)
 
 
-def test_bytes_are_those_of_the_state_that_is_allocated(model):
+def test_budget_memory_equals_the_allocated_cache_and_weights(model):
     from nanohybrid.model import HybridCache
 
     memory = Budget(1, context=256, batch=3, dtype="fp32").memory(model.config)
@@ -69,7 +69,7 @@ def test_bytes_are_those_of_the_state_that_is_allocated(model):
     assert memory.total == sum(v for k, v in memory.as_dict().items() if k != "total")
 
 
-def test_every_shape_that_fits_and_only_those(model, scores):
+def test_enumerate_shapes_gives_all_shapes_that_fit_and_no_others(model, scores):
     whole = Budget(10**9, 64).memory(model.config).total
     everything = enumerate_shapes(model.config, scores, GRID, Budget(10**9, 64))
     assert len(everything.candidates) == 16 and everything.rejected == 0
@@ -87,24 +87,27 @@ def test_every_shape_that_fits_and_only_those(model, scores):
         enumerate_shapes(model.config, scores, GRID, Budget(1000))
 
 
-def test_the_choice_is_the_lowest_loss_of_models_really_pruned(model, scores, calibration):
+def test_search_ranks_candidates_by_the_loss_of_the_pruned_models(model, scores, calibration):
     budget = Budget(int(Budget(1, 64).memory(model.config).total * 0.85), 64)
-    fitting, judge = enumerate_shapes(model.config, scores, GRID, budget), Judge(model, calibration)
+    fitting, judge = (
+        enumerate_shapes(model.config, scores, GRID, budget),
+        QualityEvaluator(model, calibration),
+    )
     found = search(model, scores, judge, GRID, fitting)
     tried = [c for c in found.candidates if c.loss is not None]
-    assert 1 < len(tried) <= GRID.tried and [c.loss for c in tried] == sorted(c.loss for c in tried)
+    assert 1 < len(tried) <= GRID.max_evaluated and [c.loss for c in tried] == sorted(c.loss for c in tried)
     for candidate in tried:
         pruned = prune_model(model, candidate.target.select(model.config, scores))
         assert loss_of(pruned, calibration.batches()).loss == pytest.approx(candidate.loss)
         assert candidate.agreement == pytest.approx(agreement_of(pruned, model, calibration))
         assert not dominated(candidate, found.candidates)
-    known = {key_of(c): Quality(c.loss, c.agreement) for c in tried}
+    known = {key_of(c): CandidateQuality(c.loss, c.agreement) for c in tried}
     again = search(model, scores, judge, GRID, fitting, known=known)
     assert again == found and len(known) == len(tried)
 
 
 def agreement_of(model, parent, calibration):
-    """The share of the targets at which both find the same token likeliest, a document at a time."""
+    """The share of the targets at which both have the same most probable token, one document at a time."""
     same = []
     for tokens, _ in calibration.samples:
         first, second = (
@@ -114,7 +117,7 @@ def agreement_of(model, parent, calibration):
     return sum(same) / len(same)
 
 
-def test_the_fastest_of_those_that_are_as_good_is_chosen(model, scores):
+def test_select_takes_the_fastest_candidate_within_the_tolerance(model, scores):
     fitting = enumerate_shapes(
         model.config, scores, GRID, Budget(10**9), speed=lambda config: 1e6 / config.hidden_size
     )
@@ -123,17 +126,17 @@ def test_the_fastest_of_those_that_are_as_good_is_chosen(model, scores):
     narrow = [c for c in fitting.candidates if c.config.hidden_size == 24][:2]
     tried = [replace(c, loss=loss) for c, loss in zip((*wide, *narrow), (2.0, 2.1, 2.01, 2.05), strict=True)]
     found = Search((*tried, *fitting.candidates[4:]), 0)
-    assert choose(found, near=0.0).chosen == tried[0]
-    assert choose(found, near=0.01).chosen == tried[2]
-    assert choose(found, near=0.03).chosen == tried[2]  # of two as fast, the better
-    assert sorted(map(key_of, choose(found, 0.01).candidates)) == sorted(map(key_of, found.candidates))
-    raced = Search((replace(tried[0], healed=0.5), replace(tried[2], healed=0.4), *tried[3:]), 0)
+    assert select(found, tolerance=0.0).selected == tried[0]
+    assert select(found, tolerance=0.01).selected == tried[2]
+    assert select(found, tolerance=0.03).selected == tried[2]  # of two as fast, the better
+    assert sorted(map(key_of, select(found, 0.01).candidates)) == sorted(map(key_of, found.candidates))
+    raced = Search((replace(tried[0], distilled_kl=0.5), replace(tried[2], distilled_kl=0.4), *tried[3:]), 0)
     assert (
-        choose(raced, near=0.0).chosen.healed == 0.4
+        select(raced, tolerance=0.0).selected.distilled_kl == 0.4
     )  # what was learned since outweighs what was lost at the cut
 
 
-def test_axes_of_mixers_that_a_model_lacks_are_left_alone(dense):
+def test_targets_leave_out_axes_that_a_model_lacks(dense):
     assert all("mamba_num_heads" not in target.sizes for target in targets(dense.config, GRID))
     only = make_model("M")
     assert all(
@@ -142,7 +145,7 @@ def test_axes_of_mixers_that_a_model_lacks_are_left_alone(dense):
     )
 
 
-def test_widths_are_multiples_the_whole_one_apart():
+def test_widths_are_multiples_except_the_whole_size():
     assert widths(100, (1.0, 0.9, 0.5, 0.01), 8) == [100, 88, 48, 8]
     assert widths(8, (1.0, 0.9, 0.4), 4) == [8, 4]
 
@@ -153,19 +156,19 @@ def test_widths_are_multiples_the_whole_one_apart():
         dict(fractions={"hidden_size": ()}),
         dict(fractions={"intermediate_size": (1.5,)}),
         dict(fractions={"banana": (1.0,)}),
-        dict(tried=0),
+        dict(max_evaluated=0),
     ],
 )
-def test_a_grid_that_makes_no_sense_is_refused(change):
+def test_grid_refuses_values_out_of_range(change):
     with pytest.raises(ConfigError, match="grid"):
         Grid(**change)
 
 
-def test_the_front_holds_what_none_beats():
+def test_pareto_is_the_front_of_unbeaten_points():
     assert pareto([(1, 5), (2, 4), (3, 4), (2, 6), (4, 1)]) == [(1, 5), (2, 4), (4, 1)]
 
 
-def test_dominated_means_no_larger_anywhere(model, scores):
+def test_dominated_means_another_shape_is_as_large_on_every_axis(model, scores):
     shapes = enumerate_shapes(model.config, scores, GRID, Budget(10**9)).candidates
     small = next(
         shape

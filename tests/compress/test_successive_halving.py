@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from nanohybrid.compress.search import Grid, Search, enumerate_shapes, key_of
-from nanohybrid.compress.successive_halving import RaceRecipe, race
+from nanohybrid.compress.successive_halving import SuccessiveHalvingRecipe, successive_halving
 from nanohybrid.errors import ConfigError
 from nanohybrid.estimate.budget import Budget
 from nanohybrid.prune.baselines import random
@@ -30,7 +30,7 @@ def runner(found, order, log):
         return (
             order.index(
                 found.candidates.index(
-                    candidate if candidate.healed is None else replace(candidate, healed=None)
+                    candidate if candidate.distilled_kl is None else replace(candidate, distilled_kl=None)
                 )
             )
             + 1000 / tokens
@@ -39,9 +39,11 @@ def runner(found, order, log):
     return learn
 
 
-def test_the_better_half_goes_on_for_twice_the_tokens(found, tmp_path):
+def test_successive_halving_continues_the_better_half_with_twice_the_tokens(found, tmp_path):
     log = []
-    result = race(RaceRecipe(4, 100), found, tmp_path, runner(found, [2, 1, 3, 0, 4, 5], log), {})
+    result = successive_halving(
+        SuccessiveHalvingRecipe(4, 100), found, tmp_path, runner(found, [2, 1, 3, 0, 4, 5], log), {}
+    )
     keys = [key_of(c) for c in found.candidates]
     assert [(keys.index(key), tokens) for key, _, tokens in log] == [
         (0, 100),
@@ -54,29 +56,39 @@ def test_the_better_half_goes_on_for_twice_the_tokens(found, tmp_path):
     assert [start is None for _, start, _ in log] == [True] * 4 + [False] * 2
     assert [keys.index(key_of(c)) for c in result.candidates[:6]] == [2, 1, 3, 0, 4, 5]
     assert (
-        result.chosen.healed == 0 + 1000 / 200
-        and result.candidates[4].healed is None
+        result.selected.distilled_kl == 0 + 1000 / 200
+        and result.candidates[4].distilled_kl is None
         and result.rejected == 3
     )
     assert sorted(map(key_of, result.candidates)) == sorted(keys)
 
 
-def test_a_race_that_was_measured_is_not_run_again(found, tmp_path):
+def test_successive_halving_does_not_repeat_a_measured_round(found, tmp_path):
     known, log = {}, []
-    first = race(RaceRecipe(4, 100), found, tmp_path / "a", runner(found, [2, 1, 3, 0, 4, 5], log), known)
+    first = successive_halving(
+        SuccessiveHalvingRecipe(4, 100), found, tmp_path / "a", runner(found, [2, 1, 3, 0, 4, 5], log), known
+    )
     assert (
-        race(RaceRecipe(4, 100), found, tmp_path / "b", lambda *_: pytest.fail("it learns again"), known)
+        successive_halving(
+            SuccessiveHalvingRecipe(4, 100),
+            found,
+            tmp_path / "b",
+            lambda *_: pytest.fail("it learns again"),
+            known,
+        )
         == first
     )
 
 
 @pytest.mark.parametrize(
-    ("entrants", "rounds"), [(1, []), (2, [2]), (3, [3, 2]), (8, [8, 4, 2]), (5, [5, 3, 2])]
+    ("num_candidates", "rounds"), [(1, []), (2, [2]), (3, [3, 2]), (8, [8, 4, 2]), (5, [5, 3, 2])]
 )
-def test_the_field_is_halved_until_two_are_left(entrants, rounds):
-    assert [runners for runners, _ in RaceRecipe(entrants).rounds(entrants)] == rounds
+def test_successive_halving_rounds_end_with_two_candidates(num_candidates, rounds):
+    assert [
+        runners for runners, _ in SuccessiveHalvingRecipe(num_candidates).rounds(num_candidates)
+    ] == rounds
 
 
-def test_a_race_of_none_is_refused():
-    with pytest.raises(ConfigError, match="race"):
-        RaceRecipe(entrants=0)
+def test_successive_halving_refuses_no_candidates():
+    with pytest.raises(ConfigError, match="successive_halving"):
+        SuccessiveHalvingRecipe(num_candidates=0)

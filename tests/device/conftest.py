@@ -1,4 +1,4 @@
-"""A device other than the CPU: pretended in the default suite, a real GPU with `-m gpu`; and tiny models to put there."""
+"""A CUDA device (a mock in the default suite, a real GPU with `-m gpu`) and tiny models for it."""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pretend import pretended_gpu
+from mock_cuda import mock_cuda_device
 
 from nanohybrid.checkpoint import save
 from nanohybrid.config import HybridConfig
@@ -29,20 +29,20 @@ DENSE: dict[str, Any] = dict(
 )
 
 
-@pytest.fixture(params=["pretended", pytest.param("real", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["mock", pytest.param("real", marks=pytest.mark.gpu)])
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A device to give to a stage. On the pretended one plain torch runs, on a real one what a GPU has."""
+    """A device for a stage. The torch forms of the ops run on the mock; a real GPU runs its own kernels."""
     if request.param == "real":
         yield "cuda"
         return
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
-    with pretended_gpu():
+    with mock_cuda_device():
         yield "cuda"
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `nanohybrid data` would write: a store, a held-out one, the tokenizer and the mixture."""
+    """The output of `nanohybrid data`: a store, a held-out store, the tokenizer and the mixture."""
     directory = tmp_path_factory.mktemp("data")
     tokenizer = train_bpe(TEXT, 290)
     tokenizer.save(directory)
@@ -65,7 +65,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def dense(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """The same of a Transformer."""
+    """A Transformer checkpoint of random weights."""
     return written(tmp_path_factory.mktemp("models") / "dense", data, SMALL | DENSE)
 
 

@@ -1,11 +1,11 @@
-"""`--device`: which one a command takes, and how it refuses one that is not there."""
+"""`--device`: the device that a command uses, and the error for one that is unavailable."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from pretend import pretended_gpu
-from test_stages_elsewhere import COMPRESS, EVALUATE, GRPO, PRETRAIN, SFT
+from mock_cuda import mock_cuda_device
+from test_stages_on_device import COMPRESS, EVALUATE, GRPO, PRETRAIN, SFT
 
 from nanohybrid.cli.main import main
 from nanohybrid.cli.model_flags import usable_device
@@ -29,10 +29,30 @@ def command(stage: str, parent: Path, data: Path, folder: Path) -> list[str]:
         "pretrain": ["--data", data],
         "sft": ["--model", parent],
         "grpo": ["--model", parent],
-        "prune": [parent, "--hidden-size", "24", "--calibration", data, "--samples", "4", "--length", "30"],
+        "prune": [
+            parent,
+            "--hidden-size",
+            "24",
+            "--calibration",
+            data,
+            "--num-calibration-samples",
+            "4",
+            "--max-calibration-length",
+            "30",
+        ],
         "distill": [parent, parent, "--data", data],
         "compress": [parent, "--data", data],
-        "quantize": [parent, "--to", "int8", "--calibration", data, "--samples", "4", "--length", "30"],
+        "quantize": [
+            parent,
+            "--to",
+            "int8",
+            "--calibration",
+            data,
+            "--num-calibration-samples",
+            "4",
+            "--max-calibration-length",
+            "30",
+        ],
         "evaluate": [parent],
     }[stage]
     words = [*(["align"] if stage in ("sft", "grpo") else []), stage]
@@ -47,28 +67,28 @@ def flag(stage: str) -> str:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_takes_the_gpu_that_is_there(
+def test_stage_uses_an_available_gpu_by_default(
     stage: str, parent: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
-    with pretended_gpu() as count:
+    with mock_cuda_device() as count:
         assert main(command(stage, parent, data, tmp_path)) == 0
     assert count[0] > 0
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "quantize"])
-def test_a_stage_leaves_it_alone_where_it_is_told_to(
+def test_stage_with_device_cpu_does_not_use_the_gpu(
     stage: str, parent: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
-    with pretended_gpu() as count:
+    with mock_cuda_device() as count:
         assert main([*command(stage, parent, data, tmp_path), flag(stage), "cpu"]) == 0
     assert count == [0]
 
 
 @pytest.mark.parametrize("name", ["abacus", "meta"])
 @pytest.mark.parametrize("stage", [*STAGES, "quickstart"])
-def test_a_device_that_cannot_be_used_is_one_line(
+def test_unusable_device_is_a_one_line_error(
     stage: str, name: str, parent: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (
@@ -85,7 +105,7 @@ def test_a_device_that_cannot_be_used_is_one_line(
     )
 
 
-def test_compress_says_which_of_its_two_devices_is_which(
+def test_compress_error_tells_target_device_from_run_on(
     parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["compress", str(parent), "--device", "cuda", "--out", str(tmp_path / "out")]) == 2
@@ -93,11 +113,11 @@ def test_compress_says_which_of_its_two_devices_is_which(
     assert error.count("\n") == 1 and "which is --run-on" in error
 
 
-def test_auto_is_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_device_is_an_available_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert usable_device("auto") == "cpu"
     chosen: list[int] = []
-    with pretended_gpu():
+    with mock_cuda_device():
         monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
         assert (
             usable_device("auto") == "cuda"

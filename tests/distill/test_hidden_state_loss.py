@@ -1,4 +1,5 @@
-"""A loss on hidden states: what faces what, whom its gradient reaches, and that a killed run learns the same."""
+"""The loss on hidden states: what is compared, what has a gradient, and that a killed run resumes to the same
+bytes."""
 
 import json
 from dataclasses import replace
@@ -11,9 +12,11 @@ from compress_models import make_calibration, make_model
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
 from nanohybrid.data import Batch, TokenStore
-from nanohybrid.distill.hidden_state_loss import Between, BetweenRecipe
-from nanohybrid.distill.stage import DistillRecipe, distill, divergence
-from nanohybrid.distill.teacher import teaching
+from nanohybrid.distill.hidden_state_loss import HiddenStateLoss, HiddenStateLossRecipe
+from nanohybrid.distill.losses import kl_loss
+from nanohybrid.distill.recipe import DistillRecipe
+from nanohybrid.distill.stage import distill
+from nanohybrid.distill.teacher import open_teacher
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.prune.activations import measure_activations
 from nanohybrid.prune.selection import Selection
@@ -23,9 +26,15 @@ from nanohybrid.text import train_bpe
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
 
 RECIPE = DistillRecipe(
-    tokens=600, batch_tokens=100, sequence_length=40, optimizer=OptimizerConfig(learning_rate=1e-2), precision=PrecisionConfig("fp32"),
-    loop=LoopConfig(snapshot_steps=1, log_steps=1), measured_tokens=100, between=BetweenRecipe(2.0),
-)  # fmt: skip
+    tokens=600,
+    batch_tokens=100,
+    sequence_length=40,
+    optimizer=OptimizerConfig(learning_rate=1e-2),
+    precision=PrecisionConfig("fp32"),
+    loop=LoopConfig(snapshot_steps=1, log_steps=1),
+    measured_tokens=100,
+    hidden_state_loss=HiddenStateLossRecipe(2.0),
+)
 TARGET = Target(drop_layers=(1,), sizes={"hidden_size": 24, "intermediate_size": 32})
 BATCH = Batch.of([(np.arange(20, 33), np.r_[np.zeros(4), np.ones(9)]), (np.arange(40, 47), np.ones(7))])
 
@@ -33,7 +42,7 @@ BATCH = Batch.of([(np.arange(20, 33), np.r_[np.zeros(4), np.ones(9)]), (np.arang
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A parent, and a student that lost a layer, channels and neurons."""
-    root, rng = tmp_path_factory.mktemp("between"), np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp("hidden-states"), np.random.default_rng(0)
     model = make_model(vocab_size=269)
     train_bpe(["some words"], 269).save(root / "parent")
     save(model.float(), root / "parent")
@@ -49,9 +58,9 @@ def root(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["mse", "cosine"])
-def test_the_loss_faces_what_stayed_with_what_it_was(root, kind):
+def test_hidden_state_loss_compares_the_remaining_layers_and_channels(root, kind):
     student, teacher = load(root / "student", dtype=torch.float32), load(root / "parent", dtype=torch.float32)
-    between = Between.of(BetweenRecipe(3.0, (2, 6), kind), root / "student", root / "parent")
+    loss = HiddenStateLoss.of(HiddenStateLossRecipe(3.0, (2, 6), kind), root / "student", root / "parent")
     selection = Selection.read(root / "student")
 
     def states(model):
@@ -70,23 +79,23 @@ def test_the_loss_faces_what_stayed_with_what_it_was(root, kind):
             else 1 - (s * t).sum(1) / s.norm(dim=1) / t.norm(dim=1)
         )
     targets = BATCH.targets_T != -100
-    total = [divergence(teacher, 1.0, False, extra)(student, BATCH)[0].item() for extra in (between, None)]
+    total = [kl_loss(teacher, 1.0, False, extra)(student, BATCH)[0].item() for extra in (loss, None)]
     assert total[0] - total[1] == pytest.approx(3.0 * (wanted_T[targets] / 2).sum().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["mse", "cosine"])
-def test_a_student_that_was_not_cut_is_at_no_distance(root, kind):
-    between = Between.of(BetweenRecipe(1.0, kind=kind), root / "parent", root / "parent")
+def test_hidden_state_loss_of_an_unpruned_student_is_0(root, kind):
+    loss = HiddenStateLoss.of(HiddenStateLossRecipe(1.0, kind=kind), root / "parent", root / "parent")
     model = load(root / "parent", dtype=torch.float32)
-    assert len(between.place) == 7 and between.mean(model, model, [BATCH]) == pytest.approx(0.0, abs=1e-6)
+    assert len(loss.layers) == 7 and loss.mean(model, model, [BATCH]) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("place", ["beside", "offloaded", "int8"])
-def test_the_gradient_reaches_the_student_and_nobody_else(root, place):
+def test_hidden_state_loss_has_a_gradient_for_the_student_alone(root, place):
     student = load(root / "student", dtype=torch.float32)
-    between = Between.of(BetweenRecipe(1.0, (5,)), root / "student", root / "parent")
-    with teaching(root / "parent", place) as teacher:
-        between.run(student, teacher, BATCH)[2].sum().backward()
+    loss = HiddenStateLoss.of(HiddenStateLossRecipe(1.0, (5,)), root / "student", root / "parent")
+    with open_teacher(root / "parent", place) as teacher:
+        loss.run(student, teacher, BATCH)[2].sum().backward()
         assert place == "offloaded" or all(parameter.grad is None for parameter in teacher.parameters())
     reached = [
         block.norm.weight.grad is not None and bool(block.norm.weight.grad.any())
@@ -94,16 +103,16 @@ def test_the_gradient_reaches_the_student_and_nobody_else(root, place):
     ]
     assert reached == [True] * 5 + [
         False
-    ]  # the student's layer 4 is the teacher's 5; the one behind it is not asked
+    ]  # the student's layer 4 is the teacher's 5; the layer after it is not compared
 
 
-def test_a_killed_run_learns_the_same_and_comes_nearer(root, tmp_path, monkeypatch):
+def test_distill_with_hidden_state_loss_resumes_to_the_same_bytes_and_lowers_it(root, tmp_path, monkeypatch):
     whole = distill(RECIPE, root / "student", root / "parent", root / "data", tmp_path / "whole")
     measures = json.loads((whole / "lineage.json").read_text())["measures"]
-    assert measures["apart_after"] < 0.9 * measures["apart_before"]
+    assert measures["hidden_state_loss_after"] < 0.9 * measures["hidden_state_loss_before"]
     for name in ("pruning_mask.json", "kept.json"):
         assert (whole / name).read_text() == (root / "student" / name).read_text()
-    calls, original = [], Between.run
+    calls, original = [], HiddenStateLoss.run
 
     def dying(*arguments):
         calls.append(1)
@@ -112,7 +121,7 @@ def test_a_killed_run_learns_the_same_and_comes_nearer(root, tmp_path, monkeypat
         return original(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(Between, "run", dying)
+        patch.setattr(HiddenStateLoss, "run", dying)
         distill(RECIPE, root / "student", root / "parent", root / "data", tmp_path / "out")
     assert (tmp_path / "out.partial" / "snapshot.safetensors").exists()
     out = distill(RECIPE, root / "student", root / "parent", root / "data", tmp_path / "out")
@@ -121,9 +130,9 @@ def test_a_killed_run_learns_the_same_and_comes_nearer(root, tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     ("layer", "words"),
-    [(1, "does not have it any more; nearest 0"), (9, "layers 0 to 6; nearest 6"), (-1, "nearest 0")],
+    [(1, "the student does not have it; nearest 0"), (9, "layers 0 to 6; nearest 6"), (-1, "nearest 0")],
 )
-def test_a_layer_that_is_not_there_is_one_line(root, tmp_path, capsys, layer, words):
+def test_hidden_state_loss_refuses_a_missing_layer_in_one_line(root, tmp_path, capsys, layer, words):
     command = [
         "distill",
         str(root / "student"),
@@ -133,22 +142,24 @@ def test_a_layer_that_is_not_there_is_one_line(root, tmp_path, capsys, layer, wo
         "--out",
         str(tmp_path / "out"),
     ]
-    assert main([*command, "--between.weight", "1", "--between.layers", f"[{layer}]"]) == 2
+    assert (
+        main([*command, "--hidden-state-loss.weight", "1", "--hidden-state-loss.layers", f"[{layer}]"]) == 2
+    )
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and words in error[0] and not list(tmp_path.iterdir())
 
 
-def test_without_word_of_what_was_kept_the_line_says_so(root, tmp_path):
+def test_hidden_state_loss_refuses_a_student_without_its_pruning_mask(root, tmp_path):
     save(load(root / "student"), tmp_path / "bare")
     with pytest.raises(InputError, match=r"holds no pruning_mask\.json"):
-        Between.of(BetweenRecipe(1.0), tmp_path / "bare", root / "parent")
+        HiddenStateLoss.of(HiddenStateLossRecipe(1.0), tmp_path / "bare", root / "parent")
     with pytest.raises(InputError, match="is not about"):
-        Between.of(BetweenRecipe(1.0), root / "student", tmp_path / "bare")
+        HiddenStateLoss.of(HiddenStateLossRecipe(1.0), root / "student", tmp_path / "bare")
 
 
 @pytest.mark.parametrize("change", [dict(weight=-1.0), dict(weight=float("nan")), dict(kind="l1")])
-def test_what_makes_no_sense_is_refused(change):
+def test_hidden_state_loss_recipe_refuses_values_out_of_range(change):
     with pytest.raises(ConfigError):
-        BetweenRecipe(**change)
+        HiddenStateLossRecipe(**change)
     with pytest.raises(ConfigError, match="top_k"):
         replace(RECIPE, top_k=4)

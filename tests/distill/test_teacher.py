@@ -1,4 +1,5 @@
-"""Where the teacher is, and what it costs in truth: nothing where it is only elsewhere, little where it is rounded."""
+"""Teachers in memory, quantized, offloaded and cached: the same result, or nearly the same where weights are
+rounded."""
 
 from dataclasses import replace
 
@@ -10,16 +11,23 @@ from compress_models import DENSE, make_model
 from nanohybrid.checkpoint import load, save
 from nanohybrid.data import Batch, TokenStore
 from nanohybrid.distill import teacher as teachers
-from nanohybrid.distill.stage import DistillRecipe, Lessons, Stretch, distill
-from nanohybrid.distill.teacher import Answers, teaching
+from nanohybrid.distill.loader import DistillLoader
+from nanohybrid.distill.recipe import DistillRecipe, SequenceLengthStep
+from nanohybrid.distill.stage import distill
+from nanohybrid.distill.teacher import TeacherCache, open_teacher
 from nanohybrid.errors import ConfigError
 from nanohybrid.text import train_bpe
 from nanohybrid.train import LoopConfig, OptimizerConfig, PrecisionConfig
 
 RECIPE = DistillRecipe(
-    tokens=300, batch_tokens=100, sequence_length=40, optimizer=OptimizerConfig(learning_rate=1e-2), precision=PrecisionConfig("fp32"),
-    loop=LoopConfig(snapshot_steps=2, log_steps=1), measured_tokens=100,
-)  # fmt: skip
+    tokens=300,
+    batch_tokens=100,
+    sequence_length=40,
+    optimizer=OptimizerConfig(learning_rate=1e-2),
+    precision=PrecisionConfig("fp32"),
+    loop=LoopConfig(snapshot_steps=2, log_steps=1),
+    measured_tokens=100,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +54,20 @@ def distilled(root, out, recipe):
 
 
 @pytest.mark.parametrize("changes", [dict(pattern="M-M*-M-"), dict(pattern="*-*-", **DENSE)])
-def test_a_teacher_on_the_disk_says_what_one_in_memory_says(tmp_path, changes):
+def test_offloaded_teacher_equals_the_model_in_memory(tmp_path, changes):
     model = make_model(**changes).float()
     save(model, tmp_path)
     batch = Batch.of([(np.arange(20, 33), np.ones(13)), (np.arange(40, 47), np.ones(7))])
-    with teaching(tmp_path, "offloaded") as teacher:
+    with open_teacher(tmp_path, "offloaded") as teacher:
         assert torch.equal(
             teacher.hidden(batch.tokens_T, batch.layout), model.hidden(batch.tokens_T, batch.layout)
         )
         assert torch.equal(teacher.head_weight, model.head_weight)
 
 
-def test_an_offloaded_teacher_holds_one_layer_at_a_time(root, monkeypatch):
+def test_offloaded_teacher_has_one_layer_in_memory(root, monkeypatch):
     alive, most = [], []
-    original = teachers.Stored.blocks
+    original = teachers.StreamedModel.blocks
 
     def counting(parts):
         import weakref
@@ -70,19 +78,19 @@ def test_an_offloaded_teacher_holds_one_layer_at_a_time(root, monkeypatch):
             yield block
             del block
 
-    monkeypatch.setattr(teachers.Stored, "blocks", counting)
-    with teaching(root / "parent", "offloaded") as teacher:
+    monkeypatch.setattr(teachers.StreamedModel, "blocks", counting)
+    with open_teacher(root / "parent", "offloaded") as teacher:
         batch = Batch.of([(np.arange(20, 33), np.ones(13))])
         teacher.hidden(batch.tokens_T, batch.layout)
-    assert len(most) == 7 and max(most) <= 2  # the one at work, and the one that is just being let go
+    assert len(most) == 7 and max(most) <= 2  # the current layer, and the one that is about to be freed
 
 
-def test_a_student_learns_the_same_from_a_teacher_that_is_offloaded(root, beside, tmp_path):
+def test_distill_from_an_offloaded_teacher_gives_the_same_weights(root, beside, tmp_path):
     found = distilled(root, tmp_path / "out", replace(RECIPE, teacher="offloaded"))
     assert all(torch.equal(found[name], beside[name]) for name in beside)
 
 
-def test_a_student_learns_nearly_the_same_from_an_int8_teacher(root, beside, tmp_path):
+def test_distill_from_an_int8_teacher_gives_nearly_the_same_weights(root, beside, tmp_path):
     found = distilled(root, tmp_path / "out", replace(RECIPE, teacher="int8"))
     change = torch.cat([(found[name] - beside[name]).float().flatten() for name in beside])
     start = load(root / "student").state_dict()
@@ -90,23 +98,25 @@ def test_a_student_learns_nearly_the_same_from_an_int8_teacher(root, beside, tmp
     assert 0 < change.norm() < 0.3 * learned.norm()
 
 
-def test_all_tokens_kept_on_the_disk_teach_what_the_teacher_teaches(root, beside, tmp_path):
+def test_distill_from_stored_distributions_of_all_tokens_equals_the_teacher(root, beside, tmp_path):
     found = distilled(root, tmp_path / "out", replace(RECIPE, top_k=269))
     for name in beside:
         torch.testing.assert_close(found[name], beside[name], atol=2e-4, rtol=1e-3)
     assert not (tmp_path / "out" / "teacher").exists()
 
 
-@pytest.mark.parametrize("every_token", [False, True])
-def test_a_killed_teacher_is_asked_only_what_it_has_not_answered(root, tmp_path, every_token, monkeypatch):
-    recipe = replace(RECIPE, top_k=8, every_token=every_token)
+@pytest.mark.parametrize("train_on_prompt", [False, True])
+def test_teacher_cache_is_filled_only_for_missing_steps_after_a_kill(
+    root, tmp_path, train_on_prompt, monkeypatch
+):
+    recipe = replace(RECIPE, top_k=8, train_on_prompt=train_on_prompt)
     whole = distilled(root, tmp_path / "whole", recipe)
-    asked, original = [], teachers.top_k_of
+    calls, original = [], teachers.top_k_of
 
     def dying(*arguments):
-        if len(asked) == 2:
+        if len(calls) == 2:
             raise InterruptedError
-        asked.append(1)
+        calls.append(1)
         return original(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
@@ -117,18 +127,26 @@ def test_a_killed_teacher_is_asked_only_what_it_has_not_answered(root, tmp_path,
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
-def test_a_file_of_answers_that_is_broken_is_named(root, tmp_path):
-    answers = Answers(tmp_path, 4, 1.0)
-    answers.file(0).write_bytes(b"no")
+def test_teacher_cache_names_a_broken_file(root, tmp_path):
+    cache = TeacherCache(tmp_path, 4, 1.0)
+    cache.file(0).write_bytes(b"no")
     with pytest.raises(Exception, match="step-000000"):
-        answers.batch(Batch.of([(np.arange(20, 33), np.ones(13))]), torch.arange(3), 0)
+        cache.batch(Batch.of([(np.arange(20, 33), np.ones(13))]), torch.arange(3), 0)
 
 
-def test_the_length_of_sequences_grows_along_the_stretches(root):
+def test_distill_loader_follows_the_sequence_length_schedule(root):
     store = TokenStore.from_documents([(np.arange(13, 60), np.ones(47))] * 40)
-    recipe = replace(RECIPE, tokens=1000, stretches=(Stretch(0.5, 10), Stretch(0.8, 20), Stretch(1.0, 40)))
-    lessons = Lessons(recipe, {"chats": store}, {"chats": 1.0})
-    longest = [max(lessons.batch(step).layout.lengths) for step in range(recipe.steps + 2)]
+    recipe = replace(
+        RECIPE,
+        tokens=1000,
+        sequence_length_schedule=(
+            SequenceLengthStep(0.5, 10),
+            SequenceLengthStep(0.8, 20),
+            SequenceLengthStep(1.0, 40),
+        ),
+    )
+    loader = DistillLoader(recipe, {"chats": store}, {"chats": 1.0})
+    longest = [max(loader.batch(step).layout.lengths) for step in range(recipe.steps + 2)]
     assert longest == [10] * 5 + [20] * 3 + [40] * 4
 
 
@@ -137,10 +155,10 @@ def test_the_length_of_sequences_grows_along_the_stretches(root):
     [
         dict(teacher="elsewhere"),
         dict(top_k=-1),
-        dict(stretches=(Stretch(0.5, 8),)),
-        dict(stretches=(Stretch(1.0, 8), Stretch(0.5, 8))),
+        dict(sequence_length_schedule=(SequenceLengthStep(0.5, 8),)),
+        dict(sequence_length_schedule=(SequenceLengthStep(1.0, 8), SequenceLengthStep(0.5, 8))),
     ],
 )
-def test_what_makes_no_sense_is_refused(change):
+def test_distill_recipe_refuses_values_out_of_range(change):
     with pytest.raises(ConfigError):
         replace(RECIPE, **change)

@@ -1,3 +1,8 @@
+"""Models and a tokenizer for the engine's tests; helpers are in engine_helpers.py."""
+
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -5,10 +10,12 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from nanohybrid.text import Tokenizer
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """13 special tokens, the 256 bytes, and a few merged tokens that spell parts of `</think>` and newlines with more."""
+    """A tokenizer of 13 special tokens and the 256 bytes."""
     special_tokens = ["<unk>", "<s>", "</s>"] + [f"<SPECIAL_{i}>" for i in range(3, 13)]
     vocabulary = {token: i for i, token in enumerate(special_tokens)}
     for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
@@ -21,14 +28,27 @@ def tokenizer() -> Tokenizer:
 
 
 def small(dtype: torch.dtype, head_dim: int):
-    """A hybrid of every kind of layer, small, with logits sharp enough that rounding decides no choice."""
+    """A small model with layers of every kind, whose logits are so far apart that rounding changes no argmax.
+
+    head_dim: 16 for the CPU kernels.
+    """
     from nanohybrid.config import HybridConfig
     from nanohybrid.engine.random_weights import random_model
 
     config = HybridConfig(
-        pattern="M-*M-", vocab_size=269, hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=head_dim, mamba_num_heads=4, mamba_head_dim=20, n_groups=2, ssm_state_size=16, initializer_range=0.3,
-    )  # fmt: skip
+        pattern="M-*M-",
+        vocab_size=269,
+        hidden_size=48,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=head_dim,
+        mamba_num_heads=4,
+        mamba_head_dim=20,
+        n_groups=2,
+        ssm_state_size=16,
+        initializer_range=0.3,
+    )
     return random_model(config, dtype, seed=5)
 
 
@@ -39,7 +59,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def packed():
-    """The like in bf16 on the CPU's kernels, where they can be used."""
+    """A similar model in bf16, packed for the CPU kernels; skips where they cannot be used."""
     from nanohybrid.executors.cpu.weights import prepare
 
     model = small(torch.bfloat16, head_dim=16)

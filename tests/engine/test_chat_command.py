@@ -24,7 +24,7 @@ TINY = ["--preset", "tiny", "--random-weights", "--seed", "3"]
 
 @pytest.fixture
 def chat(capsys, monkeypatch):
-    """Run `nanohybrid chat` on these lines as if they came from a pipe."""
+    """Run `nanohybrid chat` in this process with these lines as its standard input."""
 
     def inner(lines, *flags):
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
@@ -47,24 +47,24 @@ def talk(model, tokenizer):
     )
 
 
-def test_a_piped_conversation_runs_to_its_end(chat):
+def test_chat_answers_every_line_of_a_pipe(chat):
     code, out, err = chat("hello\n\n/no_think\n/budget 5\nagain\n/clear\n/nonsense\n")
     assert code == 0 and out.startswith("<think>\n")
-    for said in (
+    for expected in (
         "thinking is off",
         "thinking ends after 5 tokens",
         "new conversation",
         "no command /nonsense",
         "tokens/s",
     ):
-        assert said in err
+        assert expected in err
 
 
-def test_quit_leaves_at_once(chat):
+def test_chat_quit_ends_without_an_answer(chat):
     assert chat("/quit\nhello\n")[1] == ""
 
 
-def test_with_json_each_answer_is_a_line(chat):
+def test_chat_json_prints_one_object_a_line(chat):
     _, out, _ = chat(
         "hello\nagain\n", "--json", "--thinking-budget", "3", "--thinking-grace", "0", "--ignore-eos"
     )
@@ -72,7 +72,7 @@ def test_with_json_each_answer_is_a_line(chat):
     assert len(answers) == 2 and all(a["thinking_tokens"] <= 3 for a in answers)
 
 
-def test_commands_change_the_next_answer(talk):
+def test_chat_commands_apply_to_the_next_answer(talk):
     assert command(talk, "/no_think") == "thinking is off" and not any(
         piece.thinking for piece in talk.ask("x")
     )
@@ -86,12 +86,12 @@ def test_commands_change_the_next_answer(talk):
     assert talk.turns and command(talk, "/clear") == "new conversation" and not talk.turns
 
 
-def test_thinking_answers_are_drawn_as_the_card_says_and_others_are_greedy(talk):
+def test_chat_samples_thinking_answers_by_the_model_card_and_others_greedily(talk):
     thinks, plain = talk._params(True, 10), talk._params(False, 10)
     assert (thinks.temperature, thinks.top_p, plain.temperature, plain.top_p) == (0.6, 0.95, 0.0, 1.0)
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(chat, monkeypatch):
+def test_chat_ctrl_c_stops_the_answer_only(chat, monkeypatch):
     step, count = Engine.step, iter(range(100))
 
     def interrupted(self):
@@ -105,7 +105,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(chat, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_stopped_answer_frees_its_slot_and_keeps_what_it_said(talk):
+def test_chat_stopped_answer_frees_its_slot_and_stays_in_the_conversation(talk):
     talk.thinking = False
     for count, _ in enumerate(talk.ask("x")):
         talk.stop = count == 3
@@ -113,7 +113,7 @@ def test_a_stopped_answer_frees_its_slot_and_keeps_what_it_said(talk):
     assert [turn["role"] for turn in talk.turns] == ["user", "assistant"]
 
 
-def test_a_conversation_beyond_the_context_says_what_to_do(talk):
+def test_chat_full_context_is_an_error_that_names_clear(talk):
     with pytest.raises(InputError, match="/clear starts a new one"):
         list(talk.ask("x" * 500))
     assert not talk.turns
@@ -126,7 +126,7 @@ def test_a_conversation_beyond_the_context_says_what_to_do(talk):
     ),
     st.randoms(),
 )
-def test_the_trace_is_parted_the_same_however_the_stream_is_split(pieces, rng):
+def test_thinking_splitter_does_not_depend_on_how_the_text_is_cut(pieces, rng):
     text = "".join(pieces)
     shown = {True: "", False: ""}
     parts, at = ThinkingSplitter(thinking=True), 0
@@ -142,7 +142,7 @@ def test_the_trace_is_parted_the_same_however_the_stream_is_split(pieces, rng):
 
 
 @pytest.mark.slow
-def test_on_a_terminal_the_trace_is_dimmed_and_ctrl_c_and_ctrl_d_do_their_work(tmp_path):
+def test_chat_on_a_terminal_dims_the_trace_and_handles_ctrl_c_and_ctrl_d(tmp_path):
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "nanohybrid", "chat", *TINY, "--ignore-eos", "--max-new-tokens", "3000"]
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}

@@ -32,7 +32,7 @@ def text(head, tail):
 
 
 def alone(model, tokenizer, head, tail, kind, seed):
-    """A request with the engine to itself, nothing cached."""
+    """The completion of a request that runs by itself, without a prefix cache."""
     key = model.dtype, head, tail, kind, seed
     if key not in ALONE:
         engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=600, deterministic=True)
@@ -53,17 +53,30 @@ asked = st.tuples(
 @pytest.mark.parametrize("kernels", ["torch", "compiled"])
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
-    wanted=st.lists(asked, min_size=1, max_size=8), running=st.integers(1, 5), budget=st.integers(1, 500), pages=st.integers(5, 14),
-    cached=st.booleans(), places=st.lists(st.integers(1, 300), max_size=2), asides=st.randoms(use_true_random=False),
-)  # fmt: skip
-def test_nothing_that_shares_the_engine_changes_a_bit(
+    wanted=st.lists(asked, min_size=1, max_size=8),
+    running=st.integers(1, 5),
+    budget=st.integers(1, 500),
+    pages=st.integers(5, 14),
+    cached=st.booleans(),
+    places=st.lists(st.integers(1, 300), max_size=2),
+    asides=st.randoms(use_true_random=False),
+)
+def test_deterministic_request_equals_itself_alone_bit_for_bit(
     kernels, request, tokenizer, wanted, running, budget, pages, cached, places, asides
 ):
     model = request.getfixturevalue("model" if kernels == "torch" else "packed")
     engine = Engine(
-        model, tokenizer, max_num_seqs=running, max_model_len=600, max_num_batched_tokens=budget, num_kv_pages=pages, overcommit=True,
-        prefix_cache_bytes=2**22 * cached, prefix_cache_interval=128, deterministic=True,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        max_num_seqs=running,
+        max_model_len=600,
+        max_num_batched_tokens=budget,
+        num_kv_pages=pages,
+        overcommit=True,
+        prefix_cache_bytes=2**22 * cached,
+        prefix_cache_interval=128,
+        deterministic=True,
+    )
     waiting = [
         (step, replace(KINDS[kind], seed=seed, n=n), (head, tail, kind, seed))
         for head, tail, kind, seed, step, n in wanted
@@ -88,7 +101,7 @@ def test_nothing_that_shares_the_engine_changes_a_bit(
     assert engine.scheduler.slots.num_used == engine.scheduler.pages.num_used == 0
 
 
-def test_choices_are_separate_requests_bit_for_bit(model, tokenizer):
+def test_deterministic_n_completions_equal_separate_requests(model, tokenizer):
     params = replace(KINDS[1], n=3, seed=4)
     engine = Engine(model, tokenizer, max_num_seqs=2, max_model_len=600, deterministic=True)
     separate = [replace(params, n=1, seed=choice_seed(4, i)) for i in range(3)]
@@ -105,11 +118,11 @@ def test_choices_are_separate_requests_bit_for_bit(model, tokenizer):
         (128, 300, [(128, 256), (256, 300)]),
     ],
 )
-def test_pieces_end_where_chunks_do(start, end, wanted):
+def test_chunks_end_at_multiples_of_128(start, end, wanted):
     assert chunks(start, end) == wanted
 
 
-def test_a_model_that_computes_everybody_as_if_alone_is_asked_once_a_step(packed, tokenizer, monkeypatch):
+def test_deterministic_batch_invariant_executor_runs_once_a_step(packed, tokenizer, monkeypatch):
     engine = Engine(packed, tokenizer, max_num_seqs=4, max_model_len=600, deterministic=True)
     for tail in range(3, 7):
         engine.add(text(0, tail), KINDS[0])

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engine_helpers import greedy_reference, is_idle
 
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import SamplingParams
@@ -23,30 +24,16 @@ def prompts(seed=0, lengths=LENGTHS):
     return [[rng.randrange(13, 269) for _ in range(length)] for length in lengths]
 
 
-def drained(engine):
-    return engine.scheduler.slots.num_used == engine.scheduler.pages.num_used == 0 and not engine.busy
-
-
-def whole_forward(model, prompt, count):
-    """Greedy decoding by definition: the whole text through the model for each token, nothing stored."""
-    tokens = list(prompt)
-    with torch.inference_mode():
-        for _ in range(count):
-            hidden = model.hidden(torch.tensor(tokens), Layout.packed([len(tokens)]))
-            tokens.append(int(model.head(hidden[-1]).argmax()))
-    return tokens[len(prompt) :]
-
-
-def test_the_engine_says_what_the_whole_forward_says(model, tokenizer):
+def test_generate_equals_the_whole_forward_token_by_token(model, tokenizer):
     texts = prompts()
     engine = Engine(model, tokenizer, max_num_seqs=3, max_model_len=400, max_num_batched_tokens=131)
     for prompt, out in zip(texts, engine.generate(texts, PARAMS[0]), strict=True):
-        assert out.token_ids == whole_forward(model, prompt, 12)
+        assert out.token_ids == greedy_reference(model, prompt, 12)[0]
         assert (out.finish_reason, out.prompt_tokens) == ("length", len(prompt))
-    assert drained(engine)
+    assert is_idle(engine)
 
 
-def test_same_seed_same_text_alone_or_in_any_batch(model, tokenizer):
+def test_generate_same_seed_same_text_in_any_batch_and_order(model, tokenizer):
     texts = prompts(1)
     params = [PARAMS[i % 4] for i in range(len(texts))]
     wanted = [
@@ -63,10 +50,10 @@ def test_same_seed_same_text_alone_or_in_any_batch(model, tokenizer):
             assert (out.token_ids, out.text) == (wanted[i].token_ids, wanted[i].text)
             if out.logprobs:
                 assert out.logprobs == pytest.approx(wanted[i].logprobs, abs=1e-4)
-        assert drained(engine)
+        assert is_idle(engine)
 
 
-def test_a_chunked_prompt_leaves_the_state_of_a_whole_one(model, tokenizer):
+def test_chunked_prefill_leaves_the_state_of_a_whole_one(model, tokenizer):
     prompt = prompts(2, [390])[0]
     states = []
     for budget in (512, 129, 257):
@@ -80,7 +67,7 @@ def test_a_chunked_prompt_leaves_the_state_of_a_whole_one(model, tokenizer):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_cancelling_returns_everything_and_disturbs_nobody(model, tokenizer):
+def test_cancel_frees_everything_and_changes_no_other_request(model, tokenizer):
     texts = prompts(3, (5, 300, 40, 200))
     engine = Engine(model, tokenizer, max_num_seqs=2, max_model_len=400, max_num_batched_tokens=140)
     wanted = engine.generate([texts[2]], PARAMS[2])[0].token_ids
@@ -92,20 +79,20 @@ def test_cancelling_returns_everything_and_disturbs_nobody(model, tokenizer):
     engine.cancel(requests[3])
     while engine.busy:
         engine.step()
-    assert requests[2].completion().token_ids == wanted and drained(engine)
+    assert requests[2].completion().token_ids == wanted and is_idle(engine)
     engine.cancel(requests[2])  # finished: nothing happens
 
 
-def test_a_stream_that_is_closed_frees_its_slot(model, tokenizer):
+def test_stream_that_is_closed_frees_its_slot(model, tokenizer):
     engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400)
     stream = engine.stream(prompts(4)[3], replace(PARAMS[0], max_tokens=300))
     next(stream)
-    assert not drained(engine)
+    assert not is_idle(engine)
     stream.close()
-    assert drained(engine)
+    assert is_idle(engine)
 
 
-def test_a_stream_adds_up_to_the_text(model, tokenizer):
+def test_stream_adds_up_to_the_text(model, tokenizer):
     prompt = prompts(4)[4]
     params = SamplingParams(max_tokens=60, temperature=1.0, seed=4, ignore_eos=True)
     engine = Engine(model, tokenizer, max_num_seqs=2, max_model_len=400)
@@ -117,7 +104,7 @@ def test_a_stream_adds_up_to_the_text(model, tokenizer):
     assert "".join(engine.stream(prompt, replace(params, stop=(stop,)))) == cut.text
 
 
-def test_a_stop_id_ends_the_text_before_itself(model, tokenizer):
+def test_stop_id_ends_the_text_before_itself(model, tokenizer):
     prompt = prompts(5)[3]
     engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400)
     free = engine.generate([prompt], PARAMS[0])[0]
@@ -127,7 +114,7 @@ def test_a_stop_id_ends_the_text_before_itself(model, tokenizer):
     assert cut.token_ids == free.token_ids[: end + 1] and cut.text == tokenizer.decode(free.token_ids[:end])
 
 
-def test_budgets_are_kept_alone_and_in_a_batch(model, tokenizer):
+def test_thinking_budgets_hold_alone_and_in_a_batch(model, tokenizer):
     prompt = tokenizer.encode("Assistant\n<think>\n")
     params = [
         SamplingParams(
@@ -154,15 +141,15 @@ def test_budgets_are_kept_alone_and_in_a_batch(model, tokenizer):
         assert alone == out
 
 
-def test_forced_tokens_are_what_the_answer_continues_from(model, tokenizer):
+def test_answer_continues_from_forced_tokens(model, tokenizer):
     prompt = tokenizer.encode("x<think>")
     params = SamplingParams(max_tokens=40, thinking_budget=0, ignore_eos=True)
     out = Engine(model, tokenizer, max_num_seqs=1, max_model_len=100).generate([prompt], params)[0]
     opened = prompt + tokenizer.encode("\n</think>\n\n")
-    assert prompt + out.token_ids == opened + whole_forward(model, opened, 40 - len(out.forced))
+    assert prompt + out.token_ids == opened + greedy_reference(model, opened, 40 - len(out.forced))[0]
 
 
-def test_log_probabilities_are_the_trainers(model, tokenizer):
+def test_logprobs_equal_those_of_the_training_forward(model, tokenizer):
     prompt = prompts(6)[3]
     params = SamplingParams(
         max_tokens=20, temperature=1.0, seed=9, logprobs=True, ignore_eos=True, thinking_budget=3
@@ -175,14 +162,14 @@ def test_log_probabilities_are_the_trainers(model, tokenizer):
     assert out.logprobs == pytest.approx(wanted, abs=2e-4)
 
 
-def test_a_request_beyond_the_context_is_refused_and_leaves_nothing_behind(model, tokenizer):
+def test_prompt_beyond_max_model_len_is_refused_and_frees_all_slots(model, tokenizer):
     engine = Engine(model, tokenizer, max_num_seqs=2, max_model_len=100)
     with pytest.raises(InputError, match="more than the context of 100"):
         engine.generate([[20] * 5, [20] * 90], SamplingParams(max_tokens=11))
-    assert drained(engine)
+    assert is_idle(engine)
 
 
-def test_a_model_that_diverged_is_said_in_one_line(model, tokenizer):
+def test_generate_raises_where_logits_are_not_finite(model, tokenizer):
     import copy
 
     broken = copy.deepcopy(model)
@@ -190,10 +177,10 @@ def test_a_model_that_diverged_is_said_in_one_line(model, tokenizer):
     engine = Engine(broken, tokenizer, max_num_seqs=2, max_model_len=100)
     with pytest.raises(NanohybridError, match="not numbers"):
         engine.generate([[20] * 5, [20] * 9], PARAMS[0])
-    assert drained(engine)
+    assert is_idle(engine)
 
 
-def test_progress_counts_every_prompt_once(model, tokenizer):
+def test_generate_progress_counts_every_prompt_once(model, tokenizer):
     told = []
     Engine(model, tokenizer, max_num_seqs=3, max_model_len=400).generate(
         prompts(7), PARAMS[:1] * 8, told.append

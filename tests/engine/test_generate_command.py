@@ -21,7 +21,7 @@ def run(capsys):
     return inner
 
 
-def test_json_has_what_the_contract_names_and_the_seed_decides_the_text(run):
+def test_generate_json_has_its_fields_and_depends_on_the_seed(run):
     ask = ["generate", *TINY, "--prompt", "hi", "--max-new-tokens", 6, "--temperature", 1, "--json", "--seed"]
     one, two, other = (json.loads(run(*ask, seed)[1]) for seed in (3, 3, 4))
     assert {"text", "tokens", "tokens_per_second", "peak_memory_bytes"} <= one.keys()
@@ -29,7 +29,7 @@ def test_json_has_what_the_contract_names_and_the_seed_decides_the_text(run):
     assert one["token_ids"] == two["token_ids"] != other["token_ids"]
 
 
-def test_drafts_say_the_same_and_narrow_states_are_taken(run):
+def test_generate_speculation_and_cache_dtype_flags(run):
     ask = ["generate", *TINY, "--prompt", "abcabcabcabc", "--max-new-tokens", 20, "--json", "--seed", 1]
     plain, drafted, narrow = (
         json.loads(run(*ask, *more)[1])
@@ -45,7 +45,7 @@ def test_drafts_say_the_same_and_narrow_states_are_taken(run):
     )
 
 
-def test_structured_output_flags_constrain_one_prompt_and_files_of_prompts(run, tmp_path):
+def test_generate_structured_output_flags_constrain_prompts_and_files(run, tmp_path):
     pytest.importorskip("llguidance")
     schema = {
         "type": "object",
@@ -66,7 +66,7 @@ def test_structured_output_flags_constrain_one_prompt_and_files_of_prompts(run, 
     assert len(texts) == 2 and all(text["a"] in (1, 2) for text in texts)
 
 
-def test_without_json_the_text_alone_is_on_stdout(run):
+def test_generate_prints_only_the_text_on_stdout(run):
     code, out, err = run("generate", *TINY, "--prompt", "hi", "--max-new-tokens", 5, "--seed", 1)
     described = json.loads(
         run("generate", *TINY, "--prompt", "hi", "--max-new-tokens", 5, "--seed", 1, "--json")[1]
@@ -74,7 +74,7 @@ def test_without_json_the_text_alone_is_on_stdout(run):
     assert code == 0 and out == described["text"] + "\n" and "tokens/s" in err
 
 
-def test_a_budget_makes_the_prompt_a_chat_that_thinks(run):
+def test_generate_thinking_budget_implies_a_chat_that_thinks(run):
     flags = ["--max-new-tokens", 40, "--thinking-budget", 4, "--thinking-grace", 2, "--ignore-eos", "--json"]
     chat = json.loads(run("generate", *TINY, "--prompt", "hi", *flags)[1])
     assert (
@@ -109,7 +109,7 @@ def test_a_budget_makes_the_prompt_a_chat_that_thinks(run):
         ([*TINY, "--input", "nowhere.jsonl", "--output", "y.jsonl"], "nowhere.jsonl: No such file"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_one_line_and_exit_code_2(run, arguments, message):
+def test_generate_refuses_wrong_flags_in_one_line(run, arguments, message):
     code, out, err = run("generate", *arguments)
     assert (code, out) == (2, "") and message in err and len(err.strip().splitlines()) == 1
 
@@ -127,7 +127,7 @@ def prompts(tmp_path):
     return path
 
 
-def test_a_file_of_prompts_becomes_a_file_of_answers_in_its_order(run, prompts, tmp_path):
+def test_generate_answers_a_file_of_prompts_in_order(run, prompts, tmp_path):
     output = tmp_path / "new" / "out.jsonl"
     code, out, _ = run(
         "generate",
@@ -168,7 +168,7 @@ def test_a_file_of_prompts_becomes_a_file_of_answers_in_its_order(run, prompts, 
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.77, 1.0])
-def test_a_killed_run_goes_on_to_the_same_file(run, prompts, tmp_path, share):
+def test_generate_resumes_an_interrupted_file(run, prompts, tmp_path, share):
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     ask = ["generate", *TINY, "--input", prompts, "--max-new-tokens", 5, "--output"]
     run(*ask, whole)
@@ -177,7 +177,7 @@ def test_a_killed_run_goes_on_to_the_same_file(run, prompts, tmp_path, share):
     assert run(*ask, cut)[0] == 0 and cut.read_bytes() == content
 
 
-def test_answers_to_other_prompts_are_not_overwritten(run, prompts, tmp_path):
+def test_generate_refuses_an_output_with_answers_to_other_prompts(run, prompts, tmp_path):
     output = tmp_path / "out.jsonl"
     output.write_text('{"prompt": "another", "text": "kept"}\n')
     code, _, err = run("generate", *TINY, "--input", prompts, "--output", output)
@@ -185,7 +185,7 @@ def test_answers_to_other_prompts_are_not_overwritten(run, prompts, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["my notes, without a line end", '{"text": "an object of mine"}'])
-def test_a_file_of_somebody_else_is_not_shortened(run, prompts, tmp_path, content):
+def test_generate_does_not_truncate_a_file_that_is_not_its_own(run, prompts, tmp_path, content):
     output = tmp_path / "out.jsonl"
     output.write_text(content)
     code, _, err = run("generate", *TINY, "--input", prompts, "--output", output)
@@ -196,7 +196,7 @@ def test_a_file_of_somebody_else_is_not_shortened(run, prompts, tmp_path, conten
     )
 
 
-def test_answers_may_go_to_a_pipe(run, prompts, tmp_path):
+def test_generate_writes_to_a_pipe(run, prompts, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     code, _, err = run(
@@ -207,13 +207,13 @@ def test_answers_may_go_to_a_pipe(run, prompts, tmp_path):
     os.close(reader)
 
 
-def test_the_prompts_are_not_taken_for_their_answers(run, prompts):
+def test_generate_refuses_the_input_file_as_output(run, prompts):
     content = prompts.read_bytes()
     code, _, err = run("generate", *TINY, "--input", prompts, "--output", prompts)
     assert code == 2 and "is the input file" in err and prompts.read_bytes() == content
 
 
-def test_a_second_process_on_one_output_is_told(run, prompts, tmp_path):
+def test_generate_refuses_an_output_that_another_process_writes(run, prompts, tmp_path):
     output = tmp_path / "out.jsonl"
     with open(output, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -239,7 +239,7 @@ def test_a_second_process_on_one_output_is_told(run, prompts, tmp_path):
         (b'{"prompt": "%s"}' % (b"x" * 40_000), "more than the context"),
     ],
 )
-def test_a_bad_line_is_named_by_file_and_number(run, tmp_path, line, message):
+def test_generate_names_file_and_number_of_a_bad_line(run, tmp_path, line, message):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'{"prompt": "fine"}\n\n' + line + b"\n")
     code, _, err = run("generate", *TINY, "--input", path, "--output", tmp_path / "out.jsonl")

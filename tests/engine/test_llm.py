@@ -16,7 +16,7 @@ def checkpoint(model, tokenizer, tmp_path_factory):
     return directory
 
 
-def test_a_checkpoint_says_what_its_model_says(checkpoint, model, tokenizer):
+def test_llm_from_a_checkpoint_equals_an_engine_of_its_model(checkpoint, model, tokenizer):
     llm, params = LLM(checkpoint), SamplingParams(max_tokens=8, ignore_eos=True)
     assert llm.model.dtype == torch.float32  # the checkpoint's own
     ids = tokenizer.encode("hi", bos=True)
@@ -25,14 +25,14 @@ def test_a_checkpoint_says_what_its_model_says(checkpoint, model, tokenizer):
     ).generate([ids, ids], params)
 
 
-def test_a_chat_thinks_unless_told_not_to(checkpoint):
+def test_llm_chat_thinks_unless_told_not_to(checkpoint):
     llm, messages = LLM(checkpoint, dtype=torch.bfloat16), [{"role": "user", "content": "hi"}]
     params = SamplingParams(max_tokens=30, thinking_budget=3, thinking_grace=1, ignore_eos=True)
     assert llm.chat(messages, params).thinking_end in ("newline", "forced")
     assert llm.chat(messages, params, thinking=False).thinking_end == "none"
 
 
-def test_random_weights_have_the_scales_of_the_rules():
+def test_random_weights_have_the_scales_of_the_initialization_rules():
     from nanohybrid.model import HybridLM
 
     config = preset("tiny").replace(vocab_size=40_000)  # large enough for repetition
@@ -48,7 +48,7 @@ def test_random_weights_have_the_scales_of_the_rules():
     assert len(rows.unique(dim=0)) == len(rows)
 
 
-def test_random_weights_quantized_as_they_are_made_are_those_quantized_afterwards():
+def test_random_weights_quantized_while_made_equal_those_quantized_afterwards():
     config = preset("tiny").replace(vocab_size=40_000)  # the head is large enough for repetition
     streamed, whole = (
         random_model(config, torch.bfloat16, seed=1, quantize="int4"),
@@ -59,6 +59,6 @@ def test_random_weights_quantized_as_they_are_made_are_those_quantized_afterward
         assert torch.equal(streamed.state_dict()[name], buffer), name
 
 
-def test_a_model_without_a_tokenizer_gets_one_of_its_size():
+def test_stand_in_tokenizer_has_the_size_of_the_vocabulary():
     tokenizer = stand_in_tokenizer(preset("tiny"))
     assert tokenizer.vocab_size == 512 and tokenizer.decode([*tokenizer.encode("aé"), 300]) == "aé⟨300⟩"

@@ -17,8 +17,8 @@ def logits(rows, seed=0):
     return torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-def plainly(row, p, prompt, tokens):
-    """The formula, one token of the vocabulary at a time."""
+def by_definition(row, p, prompt, tokens):
+    """The formula of penalties.py, for one token of the vocabulary at a time."""
     out = row.tolist()
     for token in range(WIDTH):
         count, seen = tokens.count(token), token in tokens or token in prompt
@@ -40,7 +40,7 @@ def random_params(rng):
     )
 
 
-def test_edited_logits_are_those_of_the_formula_while_tokens_are_written():
+def test_logits_processors_follow_the_formula_while_tokens_are_written():
     rng = random.Random(0)
     params = [random_params(rng) for _ in range(12)]
     written = [TokenHistory([rng.randrange(WIDTH) for _ in range(rng.randrange(9))], []) for _ in params]
@@ -51,11 +51,11 @@ def test_edited_logits_are_those_of_the_formula_while_tokens_are_written():
         edited = processors.apply(scores)
         assert torch.equal(scores, before), "the caller's logits were changed"
         for row, (p, (prompt, tokens)) in enumerate(zip(params, written, strict=True)):
-            torch.testing.assert_close(edited[row], plainly(scores[row], p, prompt, tokens))
+            torch.testing.assert_close(edited[row], by_definition(scores[row], p, prompt, tokens))
             tokens += [rng.randrange(WIDTH) for _ in range(rng.choice([0, 1, 1, 2]))]
 
 
-def test_rows_without_penalties_are_left_bit_for_bit():
+def test_logits_processors_leave_rows_without_penalties_unchanged():
     params = [SamplingParams(), SamplingParams(presence_penalty=1.0)]
     scores = logits(2)
     edited = LogitsProcessors(params, [TokenHistory([1, 2], [3, 3])] * 2, "cpu").apply(scores)
@@ -63,14 +63,14 @@ def test_rows_without_penalties_are_left_bit_for_bit():
     assert SamplingMetadata([SamplingParams()], [0]).processors is None
 
 
-def test_a_bias_beyond_the_vocabulary_is_nothing():
+def test_logit_bias_beyond_the_vocabulary_has_no_effect():
     edited = LogitsProcessors(
         [SamplingParams(logit_bias={WIDTH + 3: 5.0, 2: -100.0})], [TokenHistory([], [])], "cpu"
     ).apply(logits(1))
     assert edited.shape == (1, WIDTH) and edited.argmin() == 2
 
 
-def test_top_log_probabilities_are_the_best_of_the_distribution():
+def test_top_logprobs_are_the_largest_of_the_distribution():
     scores = logits(3)
     params = [
         SamplingParams(logprobs=True, top_logprobs=4),
@@ -96,12 +96,12 @@ def test_top_log_probabilities_are_the_best_of_the_distribution():
         {"n": 0},
     ],
 )
-def test_impossible_parameters_are_refused_by_name(bad):
+def test_sampling_params_out_of_range_are_refused_by_name(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         SamplingParams(**bad)
 
 
-def test_in_the_engine_penalties_count_prompt_and_answer_alone_and_in_a_batch(model, tokenizer):
+def test_engine_penalties_count_prompt_and_answer_alone_and_in_a_batch(model, tokenizer):
     rng = random.Random(1)
     texts = [[rng.randrange(13, 269) for _ in range(length)] for length in (3, 140, 20)]
     params = [

@@ -1,7 +1,7 @@
-import random
 from dataclasses import replace
 
 import pytest
+from engine_helpers import NoTextTokenizer, random_ids
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -16,15 +16,10 @@ from nanohybrid.ops.sizes import CHUNK
 PAGE = 16
 
 
-class NoText:
-    def token_bytes(self, token):
-        return b""
-
-
 class Memory(RuleBasedStateMachine):
-    """The scheduler over pools made of dictionaries: every cell says whose token it holds, so that nothing can be confused.
+    """The scheduler over a model of the cache: dictionaries that record which request wrote what.
 
-    A slot holds (request, tokens computed); a page the tokens written to it, as (request, position).
+    A slot holds (request, computed tokens); a page holds (request, position) of each token written to it.
     """
 
     @initialize(
@@ -43,13 +38,15 @@ class Memory(RuleBasedStateMachine):
             max_num_batched_tokens=budget,
             overcommit=overcommit,
         )
-        self.scheduler.propose = (lambda _, room: [6] * min(room, drafts)) if drafts else None
+        self.scheduler.propose = (lambda _, limit: [6] * min(limit, drafts)) if drafts else None
         self.slots, self.pages = {}, {}
         self.alive, self.count, self.begun = [], 0, []
 
     @rule(length=st.integers(1, 130), max_tokens=st.integers(1, 30))
     def add(self, length, max_tokens):
-        request = Request(self.count, [7] * length, SamplingParams(max_tokens=max_tokens), NoText(), seed=0)
+        request = Request(
+            self.count, [7] * length, SamplingParams(max_tokens=max_tokens), NoTextTokenizer(), seed=0
+        )
         self.scheduler.add(request)
         self.alive.append(request)
         self.count += 1
@@ -76,7 +73,7 @@ class Memory(RuleBasedStateMachine):
         ]
         if begun:
             first = begun[data.draw(st.integers(0, len(begun) - 1))]
-            other = Request(self.count, first.prompt, first.params, NoText(), seed=0)
+            other = Request(self.count, first.prompt, first.params, NoTextTokenizer(), seed=0)
             other.tokens, other.num_tokens, other.num_computed_tokens = (
                 list(first.tokens),
                 first.num_tokens,
@@ -97,7 +94,10 @@ class Memory(RuleBasedStateMachine):
             else:
                 self.slots[slot] = request.offloaded[0]
                 self.pages.update(
-                    {page: dict(kept) for page, kept in zip(pages, request.offloaded[1], strict=False)}
+                    {
+                        page: dict(pages_of_request)
+                        for page, pages_of_request in zip(pages, request.offloaded[1], strict=False)
+                    }
                 )
                 request.offloaded = None
         self.scheduler.swaps.clear()
@@ -137,12 +137,12 @@ class Memory(RuleBasedStateMachine):
                 self.scheduler.remove(r)
 
     def owned(self, r, computed):
-        """Every earlier token of this request lies where its pages say; a fork's may have been written by whom it left."""
+        """Every earlier token is where the request's pages say; its group may have written it."""
         for position in range(computed):
             assert self.pages[r.pages.ids[position // PAGE]][position % PAGE][1] == position
 
     @invariant()
-    def nothing_is_lost_or_held_twice(self):
+    def no_page_or_request_is_lost_or_owned_twice(self):
         if hasattr(self, "scheduler"):
             scheduler = self.scheduler
             held = [page for r in scheduler.running.values() for page in r.pages.ids]
@@ -169,16 +169,11 @@ TestMemory = Memory.TestCase
 PARAMS = SamplingParams(max_tokens=40, ignore_eos=True, temperature=1.0, seed=3, logprobs=True)
 
 
-def prompt(length, seed=0):
-    rng = random.Random(seed)
-    return [rng.randrange(13, 269) for _ in range(length)]
-
-
 @pytest.mark.parametrize("length", [1, 2, 127, 128, 300])
-def test_a_request_put_aside_goes_on_bit_for_bit_in_another_place(model, tokenizer, length):
+def test_preempted_request_continues_bit_for_bit_in_another_slot(model, tokenizer, length):
     engine = Engine(model, tokenizer, max_num_seqs=3, max_model_len=400, max_num_batched_tokens=140)
-    wanted = engine.generate([prompt(length)], PARAMS)[0]
-    request = engine.add(prompt(length), PARAMS)
+    wanted = engine.generate([random_ids(length)], PARAMS)[0]
+    request = engine.add(random_ids(length), PARAMS)
     places, count = set(), 0
     while not request.finished:
         engine.step()
@@ -201,7 +196,7 @@ def test_a_request_put_aside_goes_on_bit_for_bit_in_another_place(model, tokeniz
 
 
 def poison(engine):
-    """Whatever a slot or page held is garbage as soon as the copies are made: here, where a save still waits, only others'."""
+    """Overwrite all slots and pages but those that still have to be copied to host memory."""
     saving = {
         (move.slot, move.pages) for move in engine.scheduler.swaps if isinstance(move, Swap) and move.to_host
     }
@@ -214,8 +209,8 @@ def poison(engine):
             pool[page] = 1e4
 
 
-def test_overcommitted_pages_put_the_youngest_aside_and_change_no_text(model, tokenizer):
-    texts = [prompt(length, seed) for seed, length in enumerate((120, 100, 125, 5, 127))]
+def test_overcommit_preempts_and_changes_no_text(model, tokenizer):
+    texts = [random_ids(length, seed) for seed, length in enumerate((120, 100, 125, 5, 127))]
     params = [replace(PARAMS, seed=seed, max_tokens=150) for seed in range(5)]
     wanted = Engine(model, tokenizer, max_num_seqs=6, max_model_len=400).generate(texts, params)
     engine = Engine(model, tokenizer, max_num_seqs=6, max_model_len=400, num_kv_pages=8, overcommit=True)
@@ -230,9 +225,9 @@ def test_overcommitted_pages_put_the_youngest_aside_and_change_no_text(model, to
     )
 
 
-def test_choices_survive_preemption(model, tokenizer):
+def test_n_completions_survive_preemption(model, tokenizer):
     params = replace(PARAMS, n=4, max_tokens=150)
-    wanted = Engine(model, tokenizer, max_num_seqs=5, max_model_len=400).generate([prompt(120)], params)
+    wanted = Engine(model, tokenizer, max_num_seqs=5, max_model_len=400).generate([random_ids(120)], params)
     engine = Engine(model, tokenizer, max_num_seqs=4, max_model_len=400, num_kv_pages=7, overcommit=True)
-    assert [c.token_ids for c in engine.generate([prompt(120)], params)] == [c.token_ids for c in wanted]
+    assert [c.token_ids for c in engine.generate([random_ids(120)], params)] == [c.token_ids for c in wanted]
     assert engine.scheduler.num_preemptions > 0

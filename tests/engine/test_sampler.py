@@ -25,7 +25,7 @@ def logits(rows, width, scale=3.0, seed=0):
 
 @pytest.mark.parametrize("width", [7, 512, 3000])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 12.0])
-def test_the_tokens_kept_are_those_transformers_keeps(width, scale):
+def test_top_k_top_p_and_min_p_keep_what_transformers_keeps(width, scale):
     scores = logits(6, width, scale)
     for value in (1, 2, 50, width, 10**6):
         ours = apply_top_k(scores, torch.full((6, 1), float(value)), value)
@@ -39,20 +39,20 @@ def test_the_tokens_kept_are_those_transformers_keeps(width, scale):
         assert torch.equal(ours.isfinite(), transformers.MinPLogitsWarper(value)(None, scores).isfinite())
 
 
-def test_a_flat_row_beyond_the_candidates_is_sorted_whole():
+def test_top_p_of_a_flat_row_looks_beyond_the_first_candidates():
     scores = torch.cat([logits(1, 5000, 0.01), logits(1, 5000, 9.0)])
-    kept = apply_top_p(scores, torch.full((2, 1), 0.9)).isfinite()
+    selected = apply_top_p(scores, torch.full((2, 1), 0.9)).isfinite()
     wanted = transformers.TopPLogitsWarper(0.9)(None, scores).isfinite()
-    assert 4000 < kept[0].sum() < 5000 and ((kept != wanted).sum(dim=-1) <= 2).all()
+    assert 4000 < selected[0].sum() < 5000 and ((selected != wanted).sum(dim=-1) <= 2).all()
 
 
-def test_equal_logits_are_kept_together():
+def test_top_k_and_top_p_keep_equal_logits_together():
     scores = torch.tensor([[1.0, 3.0, 3.0, 0.0]])
     assert apply_top_k(scores, torch.tensor([[1.0]]), 1).isfinite().tolist() == [[False, True, True, False]]
     assert apply_top_p(scores, torch.tensor([[0.1]])).isfinite().tolist() == [[False, True, True, False]]
 
 
-def test_frequencies_are_the_probabilities():
+def test_sampled_frequencies_match_the_probabilities():
     draws, scores = 4000, logits(1, 12, 1.0)
     params = SamplingParams(temperature=0.7)
     rows = SamplingMetadata([params] * draws, list(range(draws)))
@@ -63,7 +63,7 @@ def test_frequencies_are_the_probabilities():
         assert chi_square < 31.3  # 11 degrees of freedom, p = 0.001
 
 
-def test_uniform_numbers_are_uniform_and_independent_along_both_axes():
+def test_uniform_is_uniform_and_independent_of_seed_and_position():
     grid = uniform(torch.arange(-500, 500).repeat_interleave(64), torch.arange(64).repeat(1000)).view(
         1000, 64
     )
@@ -81,7 +81,7 @@ def splitmix(word):
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**63, 2**64 - 5, 12345678901234567890])
-def test_the_hash_is_splitmix64_in_unsigned_arithmetic(seed):
+def test_uniform_is_splitmix64_in_unsigned_arithmetic(seed):
     golden, mask = 0x9E3779B97F4A7C15, (1 << 64) - 1
     rows = SamplingMetadata([SamplingParams(temperature=1.0, seed=seed)], [seed])
     got = uniform(rows.seed_R, torch.tensor([77])).item()
@@ -91,12 +91,15 @@ def test_the_hash_is_splitmix64_in_unsigned_arithmetic(seed):
 
 def random_params(rng):
     return SamplingParams(
-        temperature=rng.choice([0.0, 0.3, 1.0, 2.0]), top_k=rng.choice([0, 1, 5, 300]), top_p=rng.choice([1.0, 0.9, 0.2]),
-        min_p=rng.choice([0.0, 0.05, 1.0]), logprobs=rng.random() < 0.5,
-    )  # fmt: skip
+        temperature=rng.choice([0.0, 0.3, 1.0, 2.0]),
+        top_k=rng.choice([0, 1, 5, 300]),
+        top_p=rng.choice([1.0, 0.9, 0.2]),
+        min_p=rng.choice([0.0, 0.05, 1.0]),
+        logprobs=rng.random() < 0.5,
+    )
 
 
-def test_a_row_chooses_the_same_alone_and_among_others():
+def test_sample_of_a_row_does_not_depend_on_other_rows():
     rng = random.Random(3)
     for _ in range(20):
         count = rng.randint(1, 9)
@@ -122,7 +125,7 @@ def test_a_row_chooses_the_same_alone_and_among_others():
                 )
 
 
-def test_every_row_obeys_all_of_its_cuts_in_transformers_order():
+def test_sample_applies_all_filters_in_the_order_of_transformers():
     rng = random.Random(4)
     params = [random_params(rng) for _ in range(200)]
     scores = logits(200, 400)
@@ -139,7 +142,7 @@ def test_every_row_obeys_all_of_its_cuts_in_transformers_order():
         assert warped[0, tokens[row]].isfinite()
 
 
-def test_log_probabilities_are_of_the_sampling_distribution_before_it_is_cut():
+def test_logprobs_are_those_of_the_distribution_before_the_filters():
     scores = logits(3, 50)
     params = [SamplingParams(temperature=t, logprobs=True, top_k=3, seed=1) for t in (0.0, 1.0, 0.5)]
     out = sample(scores, SamplingMetadata(params, [1, 2, 3]), [4, 5, 6])
@@ -148,7 +151,7 @@ def test_log_probabilities_are_of_the_sampling_distribution_before_it_is_cut():
         assert out.logprobs[row] == pytest.approx(wanted, abs=1e-5)
 
 
-def test_a_forced_token_is_taken_with_its_own_log_probability():
+def test_forced_token_has_its_own_logprob():
     scores = logits(2, 50)
     out = sample(
         scores, SamplingMetadata([SamplingParams(logprobs=True)] * 2, [0, 0]), [1, 1], forced=[(1, 7)]
@@ -157,7 +160,7 @@ def test_a_forced_token_is_taken_with_its_own_log_probability():
     assert out.logprobs[1] == pytest.approx(scores[1].log_softmax(-1)[7].item(), abs=1e-5)
 
 
-def test_a_nearly_zero_temperature_is_greedy_and_never_overflows():
+def test_tiny_temperature_is_greedy_and_does_not_overflow():
     scores = logits(4, 300) * 1e4
     out = sample(
         scores, SamplingMetadata([SamplingParams(temperature=1e-30, top_p=0.5)] * 4, [1, 2, 3, 4]), [0] * 4
@@ -165,7 +168,7 @@ def test_a_nearly_zero_temperature_is_greedy_and_never_overflows():
     assert out.tokens == scores.argmax(-1).tolist()
 
 
-def test_a_row_that_is_not_numbers_is_named_and_spoils_no_other():
+def test_non_finite_row_is_reported_and_changes_no_other():
     scores = logits(3, 20)
     scores[1, 4] = math.nan
     out = sample(scores, SamplingMetadata([SamplingParams(temperature=1.0)] * 3, [1, 2, 3]), [0] * 3)
@@ -196,17 +199,17 @@ def test_a_row_that_is_not_numbers_is_named_and_spoils_no_other():
         {"logit_bias": {2**70: 1.0}},
     ],
 )
-def test_impossible_parameters_are_refused_by_name(bad):
+def test_sampling_params_out_of_range_are_refused_by_name(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         SamplingParams(**bad)
 
 
 @pytest.mark.parametrize("V", [1, 7, 300])
-def test_top_p_by_bisection_keeps_what_sorting_keeps(V):
-    """The form for GPUs, which looks at no result on the way; equal probabilities are kept or cut together."""
+def test_top_p_threshold_by_bisection_equals_that_by_sorting(V):
+    """Bisection is the form for GPUs, since it needs no result on the host."""
     probability_RV = (torch.randn(40, V) * 3).round(decimals=1).softmax(-1)
     p_R1 = torch.rand(40, 1)
     best_RV = probability_RV.sort(descending=True).values
     count_R1 = (best_RV.double().cumsum(-1) < p_R1.double()).sum(-1, keepdim=True).clamp(max=V - 1)
-    kept = probability_RV >= best_RV.gather(1, count_R1)
-    assert torch.equal(probability_RV >= threshold_by_bisection(probability_RV, p_R1), kept)
+    selected = probability_RV >= best_RV.gather(1, count_R1)
+    assert torch.equal(probability_RV >= threshold_by_bisection(probability_RV, p_R1), selected)

@@ -1,4 +1,5 @@
 import pytest
+from engine_helpers import NoTextTokenizer
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -11,19 +12,12 @@ from nanohybrid.errors import InputError
 from nanohybrid.ops.sizes import CHUNK
 
 
-class NoText:
-    """A tokenizer without letters: the scheduler must not care."""
-
-    def token_bytes(self, token):
-        return b""
-
-
 def request(number, length, max_tokens):
-    return Request(number, [7] * length, SamplingParams(max_tokens=max_tokens), NoText(), seed=0)
+    return Request(number, [7] * length, SamplingParams(max_tokens=max_tokens), NoTextTokenizer(), seed=0)
 
 
 class Schedules(RuleBasedStateMachine):
-    """Requests come, run and leave in any order, through pools that are too small for all of them."""
+    """Requests arrive, run and end in any order, with pools that are too small for all of them."""
 
     @initialize(slots=st.integers(1, 5), pages=st.integers(4, 12), budget=st.integers(1, 700))
     def begin(self, slots, pages, budget):
@@ -75,7 +69,7 @@ class Schedules(RuleBasedStateMachine):
         assert self.admitted == sorted(self.admitted)
 
     @invariant()
-    def pools_hold_what_runs(self):
+    def pools_hold_the_running_requests(self):
         held = [page for r in self.scheduler.running.values() for page in r.pages.ids]
         assert self.scheduler.pages.num_used == len(held) == len(set(held))
         assert self.scheduler.slots.num_used == len(self.scheduler.running)
@@ -92,7 +86,7 @@ Schedules.TestCase.settings = settings(max_examples=40, stateful_step_count=30, 
 TestSchedules = Schedules.TestCase
 
 
-def test_a_request_that_could_never_run_is_refused_in_one_line():
+def test_scheduler_refuses_a_request_that_can_never_run():
     scheduler = Scheduler(
         SlotPool(2), PagePool(3), page_size=128, max_model_len=1000, max_num_batched_tokens=256
     )
@@ -106,7 +100,7 @@ def test_a_request_that_could_never_run_is_refused_in_one_line():
         scheduler.add(request(0, 0, 20))
 
 
-def test_a_long_prompt_does_not_stop_those_who_decode():
+def test_scheduler_long_prompt_does_not_stop_decoding_requests():
     scheduler = Scheduler(
         SlotPool(3), PagePool(64), page_size=128, max_model_len=4096, max_num_batched_tokens=300
     )

@@ -8,8 +8,8 @@ from nanohybrid.engine.params import SamplingParams
 PROMPTS = [list(range(30, 30 + length)) for length in (1, 2, 7, 200)]
 
 
-def truth(model, prompt):
-    """log_softmax of one plain forward over the prompt, at the tokens that follow."""
+def reference(model, prompt):
+    """log_softmax of one forward over the prompt, [T, V]."""
     with torch.no_grad():
         logits_TV = model(torch.tensor([prompt]))[0]
     return logits_TV.double().log_softmax(-1)
@@ -17,7 +17,7 @@ def truth(model, prompt):
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("values", [1, 1000, 1 << 22])
-def test_a_prompt_is_scored_as_one_forward_scores_it(model, tokenizer, monkeypatch, values, deterministic):
+def test_prompt_logprobs_equal_those_of_one_forward(model, tokenizer, monkeypatch, values, deterministic):
     monkeypatch.setattr(scoring, "LOGITS", values)
     engine = Engine(
         model,
@@ -30,7 +30,7 @@ def test_a_prompt_is_scored_as_one_forward_scores_it(model, tokenizer, monkeypat
     plain = engine.generate(PROMPTS, SamplingParams(max_tokens=3, ignore_eos=True))
     scored = engine.generate(PROMPTS, SamplingParams(max_tokens=3, ignore_eos=True, prompt_logprobs=2))
     for prompt, one, without in zip(PROMPTS, scored, plain, strict=True):
-        wanted = truth(model, prompt)
+        wanted = reference(model, prompt)
         assert one.token_ids == without.token_ids and without.prompt_logprobs is None
         assert len(one.prompt_logprobs) == len(one.prompt_top_logprobs) == len(prompt) - 1
         for at, (logprob, top) in enumerate(zip(one.prompt_logprobs, one.prompt_top_logprobs, strict=True)):
@@ -38,7 +38,7 @@ def test_a_prompt_is_scored_as_one_forward_scores_it(model, tokenizer, monkeypat
             assert [token for token, _ in top] == wanted[at].topk(2).indices.tolist()
 
 
-def test_choices_share_the_scores_and_a_cached_prompt_is_scored_whole(model, tokenizer):
+def test_prompt_logprobs_are_shared_by_n_completions_and_ignore_the_prefix_cache(model, tokenizer):
     engine = Engine(model, tokenizer, max_num_seqs=3, max_model_len=512, prefix_cache_bytes=1 << 26)
     params = SamplingParams(max_tokens=2, temperature=1.0, seed=1, prompt_logprobs=0, ignore_eos=True)
     engine.generate([PROMPTS[3]], SamplingParams(max_tokens=1))
@@ -50,5 +50,5 @@ def test_choices_share_the_scores_and_a_cached_prompt_is_scored_whole(model, tok
     done = [request.completion() for request in first[1:]]
     assert done[0].prompt_logprobs == done[1].prompt_logprobs and len(done[0].prompt_logprobs) == 199
     assert done[0].cached_tokens == 0 and done[0].prompt_logprobs[5] == pytest.approx(
-        truth(model, PROMPTS[3])[5, 36].item(), abs=1e-4
+        reference(model, PROMPTS[3])[5, 36].item(), abs=1e-4
     )

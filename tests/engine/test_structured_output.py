@@ -1,4 +1,7 @@
-"""Structured output of the engine. Answers are checked by jsonschema and re, which share nothing with llguidance."""
+"""Structured output of the engine.
+
+Answers are checked by jsonschema and re, which share nothing with llguidance.
+"""
 
 import json
 import re
@@ -59,13 +62,22 @@ def test_json_answers_are_valid_beside_unconstrained_requests(request, tokenizer
 @pytest.mark.parametrize(
     ("wanted", "matches"),
     [
-        (StructuredOutputs(json=json.dumps(RATING)), lambda text: jsonschema.validate(json.loads(text), RATING) is None),
-        (StructuredOutputs(regex=r"(19|20)[0-9]{2}-[a-f]{2,4}(é|ß)?"), re.compile(r"(19|20)[0-9]{2}-[a-f]{2,4}(é|ß)?").fullmatch),
+        (
+            StructuredOutputs(json=json.dumps(RATING)),
+            lambda text: jsonschema.validate(json.loads(text), RATING) is None,
+        ),
+        (
+            StructuredOutputs(regex=r"(19|20)[0-9]{2}-[a-f]{2,4}(é|ß)?"),
+            re.compile(r"(19|20)[0-9]{2}-[a-f]{2,4}(é|ß)?").fullmatch,
+        ),
         (StructuredOutputs(choice=["yes", 'no "maybe"', "über"]), {"yes", 'no "maybe"', "über"}.__contains__),
-        (StructuredOutputs(grammar='start: "<" (A | B) ">"\nA: /a+/\nB: /[0-9]{3}/'), re.compile(r"<(a+|[0-9]{3})>").fullmatch),
+        (
+            StructuredOutputs(grammar='start: "<" (A | B) ">"\nA: /a+/\nB: /[0-9]{3}/'),
+            re.compile(r"<(a+|[0-9]{3})>").fullmatch,
+        ),
     ],
     ids=["json text", "regex", "choice", "grammar"],
-)  # fmt: skip
+)
 def test_each_kind_of_structured_output_is_matched_as_a_whole(model, tokenizer, wanted, matches):
     params = [replace(RATED, seed=seed, structured_outputs=wanted) for seed in range(4)]
     completions = engine_of(model, tokenizer).generate([[50]] * 4, params)
@@ -112,15 +124,15 @@ def test_deterministic_mode_gives_the_same_bits_alone_and_in_a_batch(model, toke
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_drafts_change_no_constrained_answer(model, tokenizer, seed):
-    """Half of the drafts are right and half wrong, so that a matcher that had consumed a rejected token would be found out."""
+    """Half of the drafts are rejected: a matcher that consumed a rejected token would give another answer."""
     params = [replace(RATED, seed=seed), replace(RATED, seed=seed + 10), replace(FREE, seed=seed)]
     wanted = engine_of(model, tokenizer).generate([[50]] * 3, params)
     engine = engine_of(model, tokenizer, num_speculative_tokens=6)
 
-    def propose(request, room):
-        said = len(request.tokens)
-        right = wanted[request.id].token_ids[said : said + said % 5]
-        return [*right, 70, 71][: min(room, 6)]
+    def propose(request, limit):
+        written = len(request.tokens)
+        right = wanted[request.id].token_ids[written : written + written % 5]
+        return [*right, 70, 71][: min(limit, 6)]
 
     engine.scheduler.propose = propose
     found = engine.generate([[50]] * 3, params)
@@ -254,17 +266,27 @@ def test_equal_structured_outputs_are_compiled_once(tokenizer):
 
 
 SCHEMAS = st.recursive(
-    st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"enum": ["é", 3]}, {"type": "integer", "minimum": 0, "maximum": 9}]),
+    st.sampled_from(
+        [
+            {"type": "boolean"},
+            {"type": "null"},
+            {"enum": ["é", 3]},
+            {"type": "integer", "minimum": 0, "maximum": 9},
+        ]
+    ),
     lambda inner: st.one_of(
         st.dictionaries(st.sampled_from(["a", "b", 'q"']), inner, min_size=1).map(
             lambda properties: {
-                "type": "object", "properties": properties, "required": sorted(properties), "additionalProperties": False,
+                "type": "object",
+                "properties": properties,
+                "required": sorted(properties),
+                "additionalProperties": False,
             }
         ),
         inner.map(lambda items: {"type": "array", "items": items, "maxItems": 2}),
     ),
     max_leaves=4,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=20, deadline=None)

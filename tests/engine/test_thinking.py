@@ -21,17 +21,17 @@ from nanohybrid.engine.thinking import Thinking, closing, opens
         (b"", "\n</think>\n\n"),
     ],
 )
-def test_what_is_inserted_continues_a_begun_think_close_and_stands_on_its_own_line(tail, inserted):
+def test_closing_completes_a_partial_tag_on_a_line_of_its_own(tail, inserted):
     assert closing(tail) == inserted
 
 
-def test_a_trace_is_open_only_where_the_prompt_ends_in_think_open():
+def test_trace_is_open_only_where_the_prompt_ends_in_think():
     assert opens(b"Assistant\n<think>\n") and opens(b"<think>")
     assert not opens(b"<think></think>") and not opens(b"what does <think> do?") and not opens(b"")
 
 
 def think(pieces, budget, grace, prompt=b"<think>\n"):
-    """Feed tokens until the trace ends; returns the watcher, the text of the trace and how many tokens were sampled."""
+    """Add tokens until the trace ends. Returns the watcher, the text of the trace, the number of tokens."""
     watch = Thinking(prompt, budget, grace)
     inserted = watch.begin()
     text, used = b"", 0
@@ -43,17 +43,17 @@ def think(pieces, budget, grace, prompt=b"<think>\n"):
     return watch, text + (inserted or "").encode(), used
 
 
-def test_the_trace_ends_at_the_first_newline_after_the_budget():
+def test_thinking_ends_at_the_first_newline_after_the_budget():
     watch, text, used = think([b"a", b"\n", b"b", b"c", b"\n", b"d"], 3, 10)
     assert (watch.end, watch.tokens, used, text) == ("newline", 5, 5, b"a\nbc\n</think>\n\n")
 
 
-def test_the_trace_ends_at_the_grace_where_no_newline_comes():
+def test_thinking_ends_after_the_grace_without_a_newline():
     watch, text, used = think([b"x"] * 50, 3, 4)
     assert (watch.end, watch.tokens, used, text) == ("forced", 7, 7, b"xxxxxxx\n</think>\n\n")
 
 
-def test_a_budget_of_nothing_ends_before_the_first_token():
+def test_thinking_budget_of_0_ends_before_the_first_token():
     watch = Thinking(b"<think>\n", 0, 500)
     assert (watch.begin(), watch.active, watch.end, watch.tokens) == ("</think>\n\n", False, "newline", 0)
     watch = Thinking(b"<think>", 0, 500)
@@ -64,17 +64,17 @@ def test_a_budget_of_nothing_ends_before_the_first_token():
     "spelling",
     [[b"</", b"think", b">"], [b"</", b"think", b">\n\n"], [b" </", b"think", b">\n"], [b"x</think>y"]],
 )
-def test_a_natural_end_is_recognized_however_it_is_spelled_and_left_alone(spelling):
+def test_thinking_natural_end_is_recognized_in_every_tokenization(spelling):
     watch, text, _ = think([b"a", b"\n", *spelling, b"answer"], 100, 5)
     assert watch.end == "natural" and text == b"a\n" + b"".join(spelling)
 
 
-def test_a_think_close_begun_at_the_limit_is_completed_not_repeated():
+def test_thinking_close_tag_begun_at_the_limit_is_completed():
     watch, text, _ = think([b"a", b"</", b"thi", b"zz"], 3, 0)
     assert (watch.end, text) == ("forced", b"a</think>\n\n")
 
 
-def test_a_think_close_of_an_earlier_turn_does_not_end_this_one():
+def test_thinking_ignores_the_close_tag_of_an_earlier_turn():
     watch, _text, _ = think([b"a", b"b"], None, 0, prompt=b"</think>hi\nYou\nA\n<think>\n")
     assert watch.active and watch.end == "none"
 
@@ -89,7 +89,7 @@ def test_a_think_close_of_an_earlier_turn_does_not_end_this_one():
     st.integers(0, 12),
     st.integers(0, 6),
 )
-def test_there_is_exactly_one_think_close_and_the_budget_is_kept(pieces, budget, grace):
+def test_thinking_has_one_close_tag_within_the_budget(pieces, budget, grace):
     watch, text, used = think([*pieces, *[b"z"] * 20], budget, grace)
     assert text.count(b"</think>") == 1
     assert watch.tokens == used <= budget + (grace if budget else 0)
@@ -99,7 +99,7 @@ def test_there_is_exactly_one_think_close_and_the_budget_is_kept(pieces, budget,
         assert text.endswith(b"</think>\n\n") and used >= budget
 
 
-def test_forced_tokens_are_written_in_place_of_sampled_ones(tokenizer):
+def test_request_writes_forced_tokens_instead_of_sampled_ones(tokenizer):
     params = SamplingParams(max_tokens=40, thinking_budget=2, thinking_grace=1)
     request = Request(
         0, tokenizer.encode("<think>\n"), params, tokenizer, seed=0, stop_ids=tokenizer.stop_ids

@@ -10,7 +10,9 @@ from nanohybrid.errors import InputError
 from nanohybrid.estimate import Footprint
 from nanohybrid.evaluate.perplexity import held_out_loss
 from nanohybrid.evaluate.throughput import DecodeStep, decode_times
-from nanohybrid.model import Layout
+from nanohybrid.executors.cpu.weights import prepare
+from nanohybrid.model import HybridLM, Layout
+from nanohybrid.presets import preset
 
 
 def store(seed=0, count=9):
@@ -55,6 +57,14 @@ def test_decode_step_writes_the_caches_at_its_context_only(checkpoint):
         [3, 2],
         [5, 2],
     ]  # two pages a sequence; position 130 is row 2 of the second
+
+
+def test_decode_step_runs_the_executor_that_the_engine_chooses():
+    model = HybridLM(preset("tiny"), seed=0).bfloat16().eval()
+    assert DecodeStep(model, context=8, batch=2).executor.name == "torch"
+    assert prepare(model)
+    step = DecodeStep(model, context=8, batch=2)
+    assert step.executor.name != "torch" and step() > 0
 
 
 def test_decode_times_of_a_hybrid_and_a_transformer_have_their_cache_bytes(checkpoint, dense_checkpoint):

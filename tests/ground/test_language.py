@@ -117,8 +117,8 @@ def prose_of(source: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def newest_section(changelog: str) -> str:
-    """A changelog up to its second `## ` heading."""
-    return "\n## ".join(changelog.split("\n## ")[:2])
+    """A changelog up to its second `## ` heading, without the list of old names under `### Renamed`."""
+    return "\n## ".join(changelog.split("\n## ")[:2]).partition("\n### Renamed\n")[0]
 
 
 def found_in(file: Path) -> dict[str, list[int]]:
@@ -217,7 +217,7 @@ def test_unwanted_words_are_found_in_names_strings_and_comments(tmp_path, source
 
 def test_unwanted_words_are_found_in_the_newest_section_of_the_changelog_only(tmp_path):
     file = tmp_path / "CHANGELOG.md"
-    file.write_text("# Changes\n\n## Next\n\nThe house.\n\n## 0.1\n\nNobody.\n")
+    file.write_text("# Changes\n\n## Next\n\nThe house.\n\n### Renamed\n\n`proofs`\n\n## 0.1\n\nNobody.\n")
     assert set(found_in(file)) == {"house"}
 
 

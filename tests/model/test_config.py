@@ -90,7 +90,7 @@ def test_a_configuration_that_no_model_can_have_is_refused_in_one_line(changes, 
     assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_only_what_the_pattern_uses_is_judged():
+def test_config_checks_only_fields_that_the_pattern_uses():
     HybridConfig(
         pattern="M",
         vocab_size=50,
@@ -104,7 +104,7 @@ def test_only_what_the_pattern_uses_is_judged():
     )
 
 
-def test_replace_checks_anew():
+def test_config_replace_checks_the_result():
     config = nanohybrid.preset("tiny")
     assert config.replace(pattern="M").num_hidden_layers == 1
     with pytest.raises(ConfigError):
@@ -112,7 +112,7 @@ def test_replace_checks_anew():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_a_configuration(name):
+def test_every_preset_is_a_valid_config(name):
     assert nanohybrid.preset(name).num_hidden_layers == len(PRESETS[name]["pattern"])
 
 
@@ -122,7 +122,7 @@ def test_an_unknown_preset_names_the_nearest():
 
 
 @pytest.mark.parametrize("name, share", [("tiny", 0.14), ("mini", 0.01)])
-def test_a_dense_twin_is_about_as_large_as_its_hybrid(name, share):
+def test_dense_preset_is_about_as_large_as_its_hybrid(name, share):
     hybrid, dense = (Footprint.of(nanohybrid.preset(preset)).parameters for preset in (name, f"{name}-dense"))
     assert abs(dense / hybrid - 1) < share
 

@@ -32,6 +32,7 @@ from nanohybrid.model.mixers import (
     register,
 )
 from nanohybrid.model.mixers.recurrent_state import RecurrentStates
+from nanohybrid.model.quantized import QuantizedLinear, quantizable
 from nanohybrid.model.spec import DRAFT_ROWS
 from nanohybrid.verify import verify
 
@@ -263,6 +264,75 @@ def test_register_refuses_incomplete_or_conflicting_facts(facts, complaint):
     kind = type("Broken", (Average,), {"symbol": "b", "label": "broken", "color": "#000000"} | facts)
     with pytest.raises(ConfigError, match=complaint):
         register(kind)
+
+
+class Taps(Average):
+    """A kind with a matrix that is no linear."""
+
+    symbol, label, color = "t", "taps", "#8a7a1f"
+    prunable, activation = (), None
+
+    @classmethod
+    def declare(cls, config):
+        spec = super().declare(config)
+        return MixerSpec({**spec.parameters, "taps": ("hidden_size", 32)}, spec.cache)
+
+
+@pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
+def test_a_matrix_that_is_no_linear_is_not_quantized(format, tmp_path):
+    register(Taps)
+    model = HybridLM(config_with("t*"), seed=0)
+    assert "backbone.layers.0.mixer.taps" not in quantizable(model.config)
+    save(model, tmp_path)
+    again = load(tmp_path, quantize=format)
+    assert torch.equal(again.backbone.layers[0].mixer.taps, model.backbone.layers[0].mixer.taps)
+    assert isinstance(again.backbone.layers[0].mixer.in_proj, QuantizedLinear)
+
+
+def named(symbol: str, **facts) -> type[Mixer]:
+    return type("Named", (Average,), {"symbol": symbol, "label": "named", "color": "#000000"} | facts)
+
+
+def test_a_shared_field_with_another_default_is_refused():
+    @dataclass(frozen=True, kw_only=True)
+    class OtherDefault(AverageFields):
+        conv_kernel: int = 3
+
+    register(named("s", fields=OtherDefault))
+    with pytest.raises(ConfigError, match="conv_kernel"):
+        config_with("s")
+
+
+def test_an_axis_without_a_field_is_refused_in_one_line():
+    spec = MixerSpec({"in_proj.weight": ("hiden_size", "hidden_size")})
+    register(named("y", declare=classmethod(lambda cls, config: spec)))
+    with pytest.raises(ConfigError, match="hiden_size"):
+        config_with("y")
+
+
+def test_a_property_of_a_kinds_fields_is_an_axis():
+    @dataclass(frozen=True, kw_only=True)
+    class Derived(AverageFields):
+        @property
+        def average_inner(self) -> int:
+            return self.average_heads * self.average_width
+
+    register(named("w", fields=Derived))
+    assert config_with("w", average_heads=3).average_inner == 24
+
+
+def test_a_class_that_is_defined_again_replaces_the_one_before():
+    kinds = [named("r"), named("r")]
+    assert [register(kind) for kind in kinds] == kinds and MIXERS["r"] is kinds[1]
+
+
+def test_commands_know_a_kind_that_the_environment_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NANOHYBRID_MIXERS", str(EXAMPLE))
+    assert main(["plan", "train", "--preset", "tiny", "--json"]) == 0
+    assert MIXERS["W"].label == "window attention"
+    monkeypatch.setenv("NANOHYBRID_MIXERS", str(tmp_path / "missing.py"))
+    assert main(["inspect", "--preset", "tiny"]) == 2
+    assert "missing.py" in capsys.readouterr().err
 
 
 def test_presets_are_public():

@@ -1,4 +1,6 @@
-"""Every kernel compiles for Hopper, with tensor cores where it multiplies and without spilling. Needs no GPU."""
+"""Every kernel compiles for Hopper, with tensor cores where it multiplies and without spilling. Needs no
+GPU.
+"""
 
 import json
 import os

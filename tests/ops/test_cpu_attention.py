@@ -1,4 +1,6 @@
-"""The CPU's attention over pages against softmax in float64: blocks, tiles, rising maxima, processors without AVX512-BF16."""
+"""The CPU's attention over pages against softmax in float64: blocks, tiles, rising maxima, processors without
+AVX512-BF16.
+"""
 
 import numba
 import numpy as np

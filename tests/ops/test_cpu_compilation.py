@@ -1,4 +1,6 @@
-"""A kernel's results do not depend on whether it was compiled here or read from the cache, on the order, or on freed memory."""
+"""A kernel's results do not depend on whether it was compiled here or read from the cache, on the order, or
+on freed memory.
+"""
 
 import os
 import subprocess
@@ -18,7 +20,8 @@ from nanohybrid.ops.numba import threads
 
 threads.num_threads = lambda _: 1
 torch.manual_seed(0)
-y, z, weight, logits = torch.randn(9, WIDTH), torch.randn(9, WIDTH), torch.randn(WIDTH), torch.randn(9, VOCABULARY)
+y, z, weight = torch.randn(9, WIDTH), torch.randn(9, WIDTH), torch.randn(WIDTH)
+logits = torch.randn(9, VOCABULARY)
 
 def norm():
     leaves = [one.clone().requires_grad_() for one in (y, z, weight)]
@@ -44,7 +47,9 @@ def test_kernels_give_the_same_bits_compiled_cached_and_in_another_order(tmp_pat
 
 
 def test_kernels_keep_their_scratch_alive_while_they_use_its_address(tmp_path):
-    """glibc returns every larger block to the system at once, so a use after free crashes. Asserts by not raising."""
+    """glibc returns every larger block to the system at once, so a use after free crashes. Asserts by not
+    raising.
+    """
     assert run(tmp_path, 24_000, 70_000, "norm", "loss", MALLOC_MMAP_THRESHOLD_="65536")
 
 

@@ -1,4 +1,6 @@
-"""Linear layers on packed weights: every format, odd sizes, every tile, processors without AVX512-BF16 and AVX512-VNNI."""
+"""Linear layers on packed weights: every format, odd sizes, every tile, processors without AVX512-BF16 and
+AVX512-VNNI.
+"""
 
 import numba
 import numpy as np
@@ -91,7 +93,8 @@ def test_tiles_without_avx512_vnni_give_the_same_bits(format, rows):
     quantized_rows = torch.zeros(rows, packed.quantized_row_bytes, dtype=torch.uint8)
     paired = x.view(rows, 128, 2).transpose(0, 1).contiguous()
     run(
-        packed.data.data_ptr(), packed.data.shape[-1], paired.data_ptr(), quantized_rows.data_ptr(), out.data_ptr(), packed.groups, packed.pairs
+        packed.data.data_ptr(), packed.data.shape[-1], paired.data_ptr(), quantized_rows.data_ptr(),
+        out.data_ptr(), packed.groups, packed.pairs,
     )  # fmt: skip
     assert torch.equal(matmul(x.float(), packed), out)
 

@@ -1,4 +1,6 @@
-"""The number of threads: halved after two calls in a row that mostly waited, restored with exponential backoff."""
+"""The number of threads: halved after two calls in a row that mostly waited, restored with exponential
+backoff.
+"""
 
 import pytest
 

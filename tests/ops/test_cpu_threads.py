@@ -1,4 +1,6 @@
-"""The kernels' thread pool: every launch runs on all threads, whether they spin or sleep, and the process can exit."""
+"""The kernels' thread pool: every launch runs on all threads, whether they spin or sleep, and the process can
+exit.
+"""
 
 import subprocess
 import sys
@@ -87,7 +89,9 @@ print("done")
 
 @pytest.mark.parametrize("units", [1, 2, 5, 40])
 def test_work_stealing_computes_every_output(num_threads, units):
-    """Partitions of no unit, of one and of many: a thread whose own partition is empty steals from the others."""
+    """Partitions of no unit, of one and of many: a thread whose own partition is empty steals from the
+    others.
+    """
     weight = packing.pack(torch.randn(units * packing.UNIT - 3, 96, dtype=torch.bfloat16))
     x = torch.randn(7, 96, dtype=torch.bfloat16)
     expected = x.double() @ packing.unpack(weight).double().T

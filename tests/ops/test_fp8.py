@@ -1,4 +1,6 @@
-"""FP8 block quantization: scales, error bounds, and the three products of a linear against the recipe and float64."""
+"""FP8 block quantization: scales, error bounds, and the three products of a linear against the recipe and
+float64.
+"""
 
 import pytest
 import torch
@@ -105,7 +107,8 @@ def test_fp8_linear_and_its_gradients_equal_the_recipe_and_approximate_float64(
         torch.testing.assert_close(
             value, recipe[name], rtol=1e-5, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
         )
-        # each operand's error is at most 1/16 and in the mean square about 1/38; independent, so they add as squares
+        # each operand's error is at most 1/16 and in the mean square about 1/38; independent, so they add as
+        # squares
         assert (value - exact[name]).norm() / exact[name].norm() < (0.13 if tokens == 1 else 0.05), name
 
 

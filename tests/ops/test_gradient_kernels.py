@@ -1,4 +1,6 @@
-"""Triton gradients against their equations in float64, every gradient by name: on a GPU, or in Triton's interpreter."""
+"""Triton gradients against their equations in float64, every gradient by name: on a GPU, or in Triton's
+interpreter.
+"""
 
 import functools
 

@@ -1,4 +1,6 @@
-"""Triton losses against their equations in float64, through the chunked losses: on a GPU, or in Triton's interpreter."""
+"""Triton losses against their equations in float64, through the chunked losses: on a GPU, or in Triton's
+interpreter.
+"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,6 @@
-"""The numba forms, which training on a CPU runs, against their equations: outputs, and every gradient by name."""
+"""The numba forms, which training on a CPU runs, against their equations: outputs, and every gradient by
+name.
+"""
 
 import functools
 
@@ -41,14 +43,16 @@ def test_numba_ssd_scan_equals_the_recurrence(layout, state, agree):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_numba_ssd_scan_without_final_states_equals_the_recurrence_for_other_heads_and_groups(shape, agree):
+def test_numba_ssd_scan_as_in_training_equals_the_recurrence_for_other_heads_and_groups(shape, agree):
     layout = Layout.packed([5, 130, 63])
     forms = outputs_of(scan, layout), outputs_of(scan_reference, layout)
     agree(*forms, inputs(layout, *shape, state=False), torch.float32, 5e-5)
 
 
 def test_numba_ssd_scan_decay_gradient_stays_accurate_over_a_long_document(agree):
-    """The running sum is a difference of large numbers. It is reset to its exact value every ANCHOR tokens."""
+    """The running sum is a difference of large numbers. It is reset to its exact value every ANCHOR
+    tokens.
+    """
     layout = Layout.packed([1000])
     agree(*scans(layout), inputs(layout, 1, 4, 1, 4, state=False), torch.float32, 1e-4)
 

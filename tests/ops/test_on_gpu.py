@@ -1,4 +1,7 @@
-"""On a GPU: every kernel and every gradient by name against float64, over many shapes. The cases are benchmarks/gpu/cases.py."""
+"""On a GPU: every kernel and every gradient by name against float64, over many shapes.
+
+The cases are those of benchmarks/gpu/cases.py.
+"""
 
 import importlib.util
 import sys

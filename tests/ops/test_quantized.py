@@ -1,4 +1,6 @@
-"""Quantized weights: error bounds and bits of the formats, and the block-wise forms against the equation in float64."""
+"""Quantized weights: error bounds and bits of the formats, and the block-wise forms against the equation in
+float64.
+"""
 
 import pytest
 import torch

@@ -28,7 +28,9 @@ def test_ssd_scan_equals_the_recurrence_in_float64(layout, state, agree):
 
 
 def test_ssd_scan_without_final_states_equals_the_recurrence(layout, agree):
-    """As in training: the last chunks compute no next state, and those of other chunks still have gradients."""
+    """As in training: the last chunks compute no next state, and those of other chunks still have
+    gradients.
+    """
     forms = outputs_of(torch_form, layout), outputs_of(reference, layout)
     agree(*forms, inputs(layout, *SHAPES[0]), torch.float64, 1e-10)
 

@@ -1,4 +1,6 @@
-"""The scan's Triton gradients against the recurrence in float64, every gradient by name: on a GPU, or in Triton's interpreter."""
+"""The scan's Triton gradients against the recurrence in float64, every gradient by name: on a GPU, or in
+Triton's interpreter.
+"""
 
 import pytest
 import torch

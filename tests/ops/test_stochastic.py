@@ -1,4 +1,6 @@
-"""Stochastic rounding to fp16: unbiased, the same bits in both forms, determined by seed, position and layer."""
+"""Stochastic rounding to fp16: unbiased, the same bits in both forms, determined by seed, position and
+layer.
+"""
 
 import numpy as np
 import pytest

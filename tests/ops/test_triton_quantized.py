@@ -1,4 +1,6 @@
-"""Triton products with quantized weights against the formats' definition in float64: on a GPU, or in Triton's interpreter."""
+"""Triton products with quantized weights against the formats' definition in float64: on a GPU, or in Triton's
+interpreter.
+"""
 
 import pytest
 import torch

@@ -21,7 +21,9 @@ RAGGED = {
 
 
 def inputs(layout: Layout, H: int, P: int, G: int, N: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
-    """As the mixer gives them: x, B and C are slices of one matrix; sequences that begin here have a state of zeros."""
+    """As the mixer gives them: x, B and C are slices of one matrix; sequences that begin here have a state of
+    zeros.
+    """
     T = layout.tokens
     x, B, C = torch.randn(T, H * P + 2 * G * N).to(dtype).split([H * P, G * N, G * N], dim=-1)
     initial = None

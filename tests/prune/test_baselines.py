@@ -8,7 +8,7 @@ from nanohybrid.prune.baselines import magnitude, random
 from nanohybrid.prune.target import Target
 
 
-def test_magnitude_is_the_norm_of_every_matrix_that_touches_an_entry(tmp_path):
+def test_magnitude_is_the_norm_of_all_weights_that_read_or_write_an_entry(tmp_path):
     model = make_model()
     config = model.config
     save(model, tmp_path)
@@ -40,7 +40,7 @@ def test_magnitude_is_the_norm_of_every_matrix_that_touches_an_entry(tmp_path):
     torch.testing.assert_close(found.hidden_size, torch.stack(touching).sum(0).sqrt())
 
 
-def test_random_scores_are_the_seeds_and_choose_other_parts_for_another(model):
+def test_random_scores_depend_on_the_seed_alone(model):
     target, config = (
         Target(
             layers=model.config.num_hidden_layers - 1, sizes={"hidden_size": model.config.hidden_size // 2}

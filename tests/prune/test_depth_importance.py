@@ -1,4 +1,4 @@
-"""Three ways to rank layers, in one pass from the disk where that is enough."""
+"""Three ways to rank layers, streamed in one pass where that is enough."""
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ from nanohybrid.prune import measure
 from nanohybrid.prune.activations import measure_activations
 from nanohybrid.prune.depth_importance import rank_layers_streamed
 from nanohybrid.prune.importance import Importance
-from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.layerwise import StreamedModel
 from nanohybrid.prune.measure import importance_of
 
 
-def test_cosine_is_how_far_a_layer_turns_the_hidden_state(model, calibration):
+def test_cosine_score_is_the_change_of_direction_of_the_hidden_state(model, calibration):
     found, turns = measure_activations(model, calibration).cosine, []
     for tokens, _ in calibration.samples:
         h_TE, layout, row = (
@@ -35,9 +35,11 @@ def test_cosine_is_how_far_a_layer_turns_the_hidden_state(model, calibration):
 
 
 @pytest.mark.parametrize("how", ["iterative", "one-shot", "cosine"])
-def test_a_ranking_is_kept_and_found_again_under_its_name(model, calibration, tmp_path, how, monkeypatch):
+def test_importance_of_reads_a_stored_ranking_of_the_same_kind(
+    model, calibration, tmp_path, how, monkeypatch
+):
     first = importance_of(model, calibration, tmp_path, True, 3, how)
-    assert sorted(first.order) == list(range(7)) and first.facts["layers_by"] == how
+    assert sorted(first.order) == list(range(7)) and first.facts["depth_importance"] == how
     if how != "iterative":
         assert list(first.order) == sorted(range(7), key=lambda layer: float(first.layers[layer]))
     monkeypatch.setattr(measure, "rank_layers", lambda *_, **__: pytest.fail("it ranks again"))
@@ -46,24 +48,26 @@ def test_a_ranking_is_kept_and_found_again_under_its_name(model, calibration, tm
 
 
 @pytest.mark.parametrize("how", ["one-shot", "cosine"])
-def test_no_whole_model_is_read_unless_iteratively(calibration, tmp_path, monkeypatch, how):
+def test_importance_of_loads_the_whole_model_only_to_rank_iteratively(
+    calibration, tmp_path, monkeypatch, how
+):
     save(make_model().float(), tmp_path / "model")
     whole = importance_of(make_model().float(), calibration, tmp_path / "whole", True, 2, how)
     monkeypatch.setattr(measure, "load", lambda *_, **__: pytest.fail("it reads the whole model"))
     found = importance_of(tmp_path / "model", calibration, tmp_path, True, 2, how)
-    assert found.facts["layers_by"] == how and found.order == whole.order
+    assert found.facts["depth_importance"] == how and found.order == whole.order
     torch.testing.assert_close(found.layers, whole.layers)
 
 
 @pytest.mark.parametrize(
-    "held_bytes", [1, 12_000, 2**30], ids=["a document at a time", "two groups", "all at once"]
+    "hidden_bytes", [1, 12_000, 2**30], ids=["a document at a time", "two groups", "all at once"]
 )
 @pytest.mark.parametrize("tied", [False, True])
-def test_streamed_scores_are_the_change_of_whole_logits(calibration, tmp_path, held_bytes, tied):
+def test_rank_layers_streamed_gives_the_change_of_whole_logits(calibration, tmp_path, hidden_bytes, tied):
     model = make_model("M-*-M", tie_word_embeddings=tied).float()
     save(model, tmp_path)
     with CheckpointReader(tmp_path) as reader:
-        found = rank_layers_streamed(Stored(reader), calibration, held_bytes)
+        found = rank_layers_streamed(StreamedModel(reader), calibration, hidden_bytes)
     wanted = torch.zeros(5)
     for tokens, _ in calibration.samples:
         ids_T, layout = torch.from_numpy(tokens.astype("int64")), Layout.packed([len(tokens)])
@@ -78,7 +82,7 @@ def test_streamed_scores_are_the_change_of_whole_logits(calibration, tmp_path, h
     assert list(found.order) == wanted.argsort().tolist()
 
 
-def test_scores_of_a_file_from_before_there_was_a_cosine_are_read(model, calibration, tmp_path):
+def test_importance_load_reads_files_without_a_cosine(model, calibration, tmp_path):
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 

@@ -23,7 +23,7 @@ def remains(pattern, layers):
     return "".join(kind for index, kind in enumerate(pattern) if index not in gone)
 
 
-def test_from_the_12b_to_56_layers_is_the_official_9b():
+def test_depth_rule_from_the_12b_to_56_layers_gives_the_official_9b():
     gone = layers_to_drop(TWELVE.pattern, 56)
     assert (
         sorted(TWELVE.pattern[i] for i in gone) == sorted("**---M")
@@ -32,12 +32,12 @@ def test_from_the_12b_to_56_layers_is_the_official_9b():
 
 
 @pytest.mark.parametrize("layers", [54, 52])
-def test_deeper_cuts_of_the_papers_grid_keep_four_attention_layers(layers):
+def test_depth_rule_leaves_four_attention_layers_at_54_and_52_layers(layers):
     assert remains(TWELVE.pattern, layers).count("*") == 4
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_first_and_last_stay_and_attention_stands_before_an_mlp(name):
+def test_depth_rule_keeps_first_and_last_layer_and_an_mlp_behind_attention(name):
     pattern = PRESETS[name]["pattern"]
     for layers in range(2, len(pattern) + 1):
         left = remains(pattern, layers)
@@ -47,19 +47,19 @@ def test_first_and_last_stay_and_attention_stands_before_an_mlp(name):
 
 
 @pytest.mark.parametrize("pattern", ["MMMM", "M", "*-", "-", "M*"])
-def test_odd_patterns_can_be_cut_to_one_layer(pattern):
+def test_depth_rule_cuts_unusual_patterns_to_one_layer(pattern):
     assert len(remains(pattern, 1)) == 1
     with pytest.raises(InputError, match="possible are 1"):
         layers_to_drop(pattern, len(pattern) + 1)
 
 
-def test_a_pattern_that_is_no_part_of_another_is_refused():
+def test_drops_to_refuses_a_pattern_that_is_no_subsequence():
     assert drops_to("M-*-", "M*-") == (1,)
     with pytest.raises(InputError, match="cannot be had"):
         drops_to("M-*-", "**")
 
 
-def test_the_9b_is_reached_from_the_12b_by_naming_layers_and_sizes():
+def test_selection_of_named_layers_and_sizes_turns_the_12b_into_the_9b():
     gone = layers_to_drop(TWELVE.pattern, 56)
     layers = tuple(i for i in range(62) if i not in gone)
     left = Selection.everything(TWELVE).restricted_to(layers, TWELVE)
@@ -69,7 +69,7 @@ def test_the_9b_is_reached_from_the_12b_by_naming_layers_and_sizes():
     assert selection.config(TWELVE) == NINE and prune_state(TWELVE, selection)[0] == NINE
 
 
-def test_dropping_layers_by_name_turns_the_12b_pattern_into_the_9bs(tmp_path, capsys):
+def test_prune_drop_layers_turns_the_12b_pattern_into_the_9b_pattern(tmp_path, capsys):
     """The same command at a small width: the pattern, and every size that is not pruned, is the 9B's."""
     save(make_model(TWELVE.pattern).float(), tmp_path / "parent")
     drop = ",".join(map(str, layers_to_drop(TWELVE.pattern, 56)))

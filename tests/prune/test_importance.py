@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from compress_models import make_model
+from safetensors.torch import save_file
 
 from nanohybrid.checkpoint import CheckpointReader, save
 from nanohybrid.data import TokenStore
@@ -15,7 +16,7 @@ from nanohybrid.prune.activations import measure_activations
 from nanohybrid.prune.calibration import Calibration
 from nanohybrid.prune.depth_importance import rank_layers
 from nanohybrid.prune.importance import Importance
-from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.layerwise import StreamedModel
 from nanohybrid.prune.rank_stability import spearman
 from nanohybrid.prune.target import Target
 
@@ -43,9 +44,9 @@ def by_hand(model, calibration):
 
 
 @torch.no_grad()
-def test_scores_are_the_papers_formulas(model, calibration):
+def test_activation_scores_equal_the_formulas_of_the_paper(model, calibration):
     got, want = (
-        measure_activations(model, calibration, outgoing=False, batch_tokens=24),
+        measure_activations(model, calibration, scale_by_outgoing_norm=False, batch_tokens=24),
         by_hand(model, calibration),
     )
     np.testing.assert_allclose(got.hidden_size, sum(want[f"norm{i}"] for i in range(8)), rtol=1e-5)
@@ -61,7 +62,7 @@ def test_scores_are_the_papers_formulas(model, calibration):
     )
 
 
-def test_the_cut_into_batches_does_not_change_the_scores(model, calibration):
+def test_activation_scores_do_not_depend_on_batch_size(model, calibration):
     one, four = (measure_activations(model, calibration, batch_tokens=size) for size in (1000, 1))
     for layer, scores in one.scores.items():
         torch.testing.assert_close(four.scores[layer], scores, rtol=1e-5, atol=1e-7)
@@ -70,20 +71,18 @@ def test_the_cut_into_batches_does_not_change_the_scores(model, calibration):
 
 @pytest.mark.parametrize("outgoing", [True, False])
 @pytest.mark.parametrize("tied", [False, True])
-def test_read_layer_by_layer_from_the_disk_the_scores_are_those_in_memory(
-    calibration, tmp_path, tied, outgoing
-):
+def test_activation_scores_of_a_streamed_model_equal_those_in_memory(calibration, tmp_path, tied, outgoing):
     model = make_model(tie_word_embeddings=tied).float()
     save(model, tmp_path)
     want = measure_activations(model, calibration, outgoing, batch_tokens=24)
     with CheckpointReader(tmp_path) as reader:
-        got = measure_activations(Stored(reader), calibration, outgoing, batch_tokens=24)
+        got = measure_activations(StreamedModel(reader), calibration, outgoing, batch_tokens=24)
     torch.testing.assert_close(got.hidden_size, want.hidden_size)
     assert got.facts == want.facts and got.axes == want.axes
     assert all(torch.equal(got.scores[layer], scores) for layer, scores in want.scores.items())
 
 
-def test_rankings_are_stable_where_both_halves_say_the_same(model, calibration):
+def test_rank_stability_is_1_where_both_halves_are_the_same_documents(model, calibration):
     twice = Calibration(tuple(sample for sample in calibration.samples for _ in range(2)))
     assert set(measure_activations(model, twice).facts["stability"].values()) == {1.0}
     stability = measure_activations(model, calibration).facts["stability"]
@@ -103,14 +102,14 @@ def test_rankings_are_stable_where_both_halves_say_the_same(model, calibration):
     assert measure_activations(model, calibration.first(1)).facts["stability"] == {}
 
 
-def test_a_rank_correlation_is_of_ranks():
+def test_spearman_correlates_ranks():
     assert spearman(torch.tensor([1.0, 2, 3]), torch.tensor([0.1, 5, 90])) == pytest.approx(1)
     assert spearman(torch.tensor([1.0, 2, 3]), torch.tensor([3.0, 2, 1])) == pytest.approx(-1)
     assert spearman(torch.tensor([1.0]), torch.tensor([3.0])) == 1
 
 
 @pytest.mark.parametrize("outgoing", [True, False])
-def test_a_dead_neuron_comes_last(model, calibration, outgoing):
+def test_activation_scores_rank_dead_entries_last(model, calibration, outgoing):
     with torch.no_grad():
         model.backbone.layers[1].mixer.up_proj.weight[11] = 0
         model.backbone.layers[3].mixer.v_proj.weight[8:] = 0  # the second key/value head: query heads 2 and 3
@@ -136,7 +135,7 @@ def without(model, calibration, gone):
     return total / count
 
 
-def test_layer_scores_are_the_change_of_the_logits_and_the_order_is_iterative(model, calibration):
+def test_rank_layers_scores_the_change_of_the_logits_and_orders_iteratively(model, calibration):
     ranking = rank_layers(model, calibration, rounds=3, batch_tokens=40)
     for layer in range(7):
         assert float(ranking.score_L[layer]) == pytest.approx(without(model, calibration, {layer}), rel=1e-4)
@@ -148,13 +147,13 @@ def test_layer_scores_are_the_change_of_the_logits_and_the_order_is_iterative(mo
     assert sorted(ranking.order) == list(range(7))
 
 
-def test_a_layer_that_does_nothing_goes_first(model, calibration):
+def test_rank_layers_puts_a_layer_without_effect_first(model, calibration):
     with torch.no_grad():
         model.backbone.layers[4].mixer.down_proj.weight.zero_()
     assert rank_layers(model, calibration).order[0] == 4
 
 
-def test_scores_survive_their_file(model, calibration, tmp_path):
+def test_importance_survives_its_file(model, calibration, tmp_path):
     ranking = rank_layers(model, calibration, rounds=1)
     scores = measure_activations(model, calibration).with_layers(ranking.score_L, ranking.order)
     scores.save(tmp_path)
@@ -177,6 +176,22 @@ def test_scores_survive_their_file(model, calibration, tmp_path):
         Importance.load(tmp_path)
     with pytest.raises(InputError, match="another shape"):
         back.check(make_model("M-M-").config)
+
+
+def test_importance_load_reads_the_layout_of_the_last_release(model, calibration, tmp_path):
+    scores = measure_activations(model, calibration).with_layers(torch.arange(7.0), range(7), 2)
+    prefixes = {"-": "ffn", "M": "mamba", "*": "attention"}
+    tensors = {"embedding": scores.hidden_size, "layers": scores.layers, "cosine": scores.cosine}
+    for layer, of in scores.scores.items():
+        tensors[f"{prefixes[model.config.pattern[layer]]}.{layer}"] = of
+    facts = {"outgoing": True, "layers_by": "cosine", "rounds": 2, "order": list(range(7))}
+    save_file(tensors, tmp_path / "importance.safetensors", {"facts": json.dumps(facts)})
+    back = Importance.load(tmp_path)
+    back.check(model.config)
+    assert torch.equal(back.hidden_size, scores.hidden_size) and back.axes == scores.axes
+    assert list(back.scores) == list(scores.scores)
+    assert all(torch.equal(back.scores[layer], of) for layer, of in scores.scores.items())
+    assert back.facts == {"scale_by_outgoing_norm": True, "depth_importance": "cosine", "rounds": 2}
 
 
 def test_target_selects_the_highest_scores_and_drops_named_layers(model, calibration):
@@ -208,17 +223,17 @@ def test_target_selects_the_highest_scores_and_drops_named_layers(model, calibra
         (Target(sizes={"hidden_size": 20}), r"--calibration"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_nearest_possible(model, target, message):
+def test_target_refuses_impossible_sizes_and_names_the_nearest(model, target, message):
     with pytest.raises(InputError, match=message):
         target.select(model.config, None)
 
 
-def test_a_flag_for_layers_that_are_not_there_is_refused(dense):
+def test_target_refuses_an_axis_of_layers_that_the_model_lacks(dense):
     with pytest.raises(InputError, match="no such layers"):
         Target(sizes={"mamba_num_heads": 2}).check(dense.config)
 
 
-def test_calibration_is_read_from_stores_and_from_text(tmp_path):
+def test_calibration_reads_token_stores_and_text(tmp_path):
     from nanohybrid.text import train_bpe
 
     train_bpe(["some words"], 269).save(tmp_path)
@@ -227,12 +242,9 @@ def test_calibration_is_read_from_stores_and_from_text(tmp_path):
     (tmp_path / "stores").mkdir()
     TokenStore.from_documents(documents).write(tmp_path / "stores" / "chats.safetensors")
     TokenStore.from_documents(documents).write(tmp_path / "stores" / "validation.safetensors")
-    found = Calibration.read(tmp_path, tmp_path, samples=10, length=8)
+    found = Calibration.read(tmp_path, tmp_path, 10, 8)
     assert len(found.samples) == 10 and max(len(tokens) for tokens, _ in found.samples) == 8
-    assert (
-        found.hash
-        == Calibration.read(tmp_path / "stores" / "chats.safetensors", tmp_path, samples=10, length=8).hash
-    )
+    assert found.hash == Calibration.read(tmp_path / "stores" / "chats.safetensors", tmp_path, 10, 8).hash
     assert sum(batch.layout.tokens for batch in found.batches(20)) == found.tokens
     (tmp_path / "text.jsonl").write_text('{"text": "abc"}\n\n{"text": "defg"}\n')
     assert [len(tokens) for tokens, _ in Calibration.read(tmp_path / "text.jsonl", tmp_path).samples] == [

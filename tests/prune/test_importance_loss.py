@@ -1,4 +1,5 @@
-"""The importance-loss proxy: what a shape loses equals the share of the squared scores that its selection leaves out."""
+"""The importance-loss proxy: what a shape loses equals the share of the squared scores that its selection
+leaves out."""
 
 import pytest
 

@@ -1,6 +1,8 @@
 """`nanohybrid prune` from disk to disk, and what it refuses."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from compress_models import DENSE, make_model
 
 from nanohybrid.checkpoint import load, save
 from nanohybrid.cli.main import main
+from nanohybrid.cli.prune import SIZES
+from nanohybrid.prune.prunable import known_axes
 from nanohybrid.prune.selection import Selection
 from nanohybrid.prune.slicing import prune_model
 from nanohybrid.text import ChatTemplate, train_bpe
@@ -43,7 +47,7 @@ def parent(request, tmp_path_factory):
     return folder, request.param
 
 
-def test_disk_to_disk_is_what_memory_gives(parent, tmp_path, capsys):
+def test_prune_command_equals_prune_model(parent, tmp_path, capsys):
     folder, kind = parent
     flags = ALL if kind == "hybrid" else [*ALL[:4], "--attention-heads", "2"]
     layers = "6" if kind == "hybrid" else "3"
@@ -83,7 +87,7 @@ def test_disk_to_disk_is_what_memory_gives(parent, tmp_path, capsys):
     assert main(again) == 0 and Selection.read(tmp_path / "b") == selection
 
 
-def test_named_layers_need_no_importance(parent, tmp_path):
+def test_prune_command_drops_named_layers_without_scores(parent, tmp_path):
     folder, _ = parent
     assert main(["prune", str(folder), "--out", str(tmp_path / "a"), "--drop-layers", "2,1"]) == 0
     assert not {1, 2} & set(Selection.read(tmp_path / "a").layers)
@@ -100,7 +104,23 @@ def test_named_layers_need_no_importance(parent, tmp_path):
         (["--attention-heads", "3"], "nearest 2 or 4"),
     ],
 )
-def test_refused_in_one_line_with_nothing_written(parent, tmp_path, capsys, flags, message):
+def test_command_refuses_in_one_line_and_writes_nothing(parent, tmp_path, capsys, flags, message):
     assert main(["prune", str(parent[0]), "--out", str(tmp_path / "a"), *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_size_flags_are_those_that_the_mixers_declare():
+    """The table of the command is written out, since its help must not import torch."""
+    assert set(SIZES) == {one.flag for one in known_axes().values()}
+
+
+def test_help_of_prune_does_not_import_torch():
+    code = """
+import sys
+from nanohybrid.cli.main import main
+main(["prune", "--help"])
+print("torch" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stdout.splitlines()[-1] == "False" and "--attention-heads" in run.stdout

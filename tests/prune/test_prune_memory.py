@@ -61,7 +61,7 @@ def parent(tmp_path_factory):
     return directory
 
 
-def test_the_peak_of_pruning_is_far_below_the_weights(parent, tmp_path):
+def test_prune_command_peak_memory_is_far_below_the_weights(parent, tmp_path):
     drop = ",".join(map(str, layers_to_drop(SCALED.pattern, 56)))
     sizes = ["--hidden-size", "560", "--intermediate-size", "3136", "--drop-layers", drop]
     peak = peak_of("prune", parent / "parent", "--out", tmp_path / "out", "--importance", parent, *sizes)
@@ -75,7 +75,7 @@ def test_the_peak_of_pruning_is_far_below_the_weights(parent, tmp_path):
         )
 
 
-def test_the_peak_of_measuring_importance_is_too(parent, tmp_path):
+def test_importance_peak_memory_is_far_below_the_weights(parent, tmp_path):
     peak = peak_of(
         "prune", parent / "parent", "--out", tmp_path / "out", "--calibration", parent, "--hidden-size", "560"
     )

@@ -37,7 +37,7 @@ from nanohybrid.prune.baselines import magnitude, random
 from nanohybrid.prune.depth_rule import layers_to_drop
 from nanohybrid.prune.importance import Importance
 from nanohybrid.prune.importance_loss import ImportanceLoss
-from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.layerwise import StreamedModel
 from nanohybrid.prune.measure import importance_of
 from nanohybrid.prune.prunable import known_axes, prunable_axes
 from nanohybrid.prune.selection import Selection
@@ -68,7 +68,8 @@ class DecayFields(LayerFields):
 
 
 class Decay(Mixer[DecayFields]):
-    """A recurrence of its own: each head is a decayed sum of its inputs, with a gate that its group shares."""
+    """A recurrence of its own: each head is a decayed sum of its inputs, with a gate that its group
+    shares."""
 
     symbol = "R"
     label = "decay"
@@ -155,13 +156,13 @@ def test_a_registered_recurrence_is_pruned_exactly_on_both_of_its_axes(hybrid, s
     assert [head // 2 for head in heads] == [0, 1, 2] and len(channels) == 2
     pruned = prune_model(hybrid, selection)
     assert (pruned.config.decay_heads, pruned.config.decay_width) == (3, 2)
-    kept = [head * 5 + channel for head in heads for channel in channels]
-    zeroed(hybrid, 4, "mix.weight", kept, 30, 1)
+    remaining = [head * 5 + channel for head in heads for channel in channels]
+    zeroed(hybrid, 4, "mix.weight", remaining, 30, 1)
     torch.testing.assert_close(pruned(TOKENS, LAYOUT), hybrid(TOKENS, LAYOUT), rtol=1e-9, atol=1e-9)
 
 
 def test_scores_of_a_registered_kind_are_what_its_writer_reads(hybrid, calibration):
-    found = measure_activations(hybrid, calibration, outgoing=False)
+    found = measure_activations(hybrid, calibration, scale_by_outgoing_norm=False)
     assert found.axes[4] == ("decay_heads", "decay_width") and found.scores[4].shape == (6, 5)
     seen = []
     hook = hybrid.backbone.layers[4].mixer.mix.register_forward_pre_hook(
@@ -184,7 +185,7 @@ def test_scores_of_registered_kinds_survive_their_file_and_are_measured_from_dis
     assert back.axes == scores.axes
     save(hybrid.float(), tmp_path / "model")
     with CheckpointReader(tmp_path / "model") as reader:
-        streamed = measure_activations(Stored(reader), calibration)
+        streamed = measure_activations(StreamedModel(reader), calibration)
     for layer, of in scores.scores.items():
         torch.testing.assert_close(streamed.scores[layer], of, rtol=1e-4, atol=1e-5)
     ranked = importance_of(tmp_path / "model", calibration, tmp_path / "ranked", True, 3)
@@ -276,16 +277,23 @@ def test_prune_command_has_a_flag_for_each_axis_of_a_registered_kind(tmp_path, c
 
 
 def test_compress_searches_distills_and_reports_registered_kinds(tmp_path):
-    from nanohybrid.distill.stage import DistillRecipe
+    from nanohybrid.distill.recipe import DistillRecipe
     from nanohybrid.train import LoopConfig, PrecisionConfig
 
     root = write_parent(tmp_path, pattern=PATTERN)
-    grid = Grid(multiple=4, tried=2, fractions={"decay_heads": (1.0, 0.5), "mamba_head_dim": (1.0,)})
+    grid = Grid(multiple=4, max_evaluated=2, fractions={"decay_heads": (1.0, 0.5), "mamba_head_dim": (1.0,)})
     distill = DistillRecipe(
         tokens=200, batch_tokens=100, sequence_length=40, measured_tokens=100,
         precision=PrecisionConfig("fp32"), loop=LoopConfig(log_steps=1),
     )  # fmt: skip
-    recipe = CompressRecipe(budget_share=0.8, context=64, samples=6, length=30, distill=distill, grid=grid)
+    recipe = CompressRecipe(
+        budget_share=0.8,
+        context=64,
+        num_calibration_samples=6,
+        max_calibration_length=30,
+        distill=distill,
+        grid=grid,
+    )
     out = compress(recipe, root / "parent", root / "sft", tmp_path / "out")
     page = (out / "report.html").read_text()
     assert "decay heads" in page and "local attention" in page

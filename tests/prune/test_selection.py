@@ -23,7 +23,7 @@ def test_selection_survives_its_file(model, tmp_path):
 
 
 @pytest.mark.parametrize("case", [EVERYTHING, dict(layers=[1, 3, 4])], ids=["everything", "no Mamba left"])
-def test_kept_json_of_the_last_release_is_written_and_read_with_one_warning(model, tmp_path, capsys, case):
+def test_selection_writes_the_old_layout_and_reads_it_with_one_warning(model, tmp_path, capsys, case):
     selection = select(model.config, **case)
     selection.write(tmp_path)
     row = json.loads((tmp_path / "kept.json").read_text())

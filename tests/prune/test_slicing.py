@@ -1,4 +1,5 @@
-"""Slicing: a pruned model equals the full one with the removed entries masked, on every axis and on all together."""
+"""Slicing: a pruned model equals the full one with the removed entries masked, on every axis and on all
+together."""
 
 import copy
 
@@ -14,9 +15,9 @@ LAYOUT = Layout.packed([7, 1, 15])
 TOKENS = torch.arange(LAYOUT.tokens) * 7 % 60
 
 
-def zero(tensor, dimension, kept, size):
-    """Zero what is not in `kept` along a dimension."""
-    gone = [i for i in range(size) if i not in kept]
+def zero(tensor, dimension, selected, size):
+    """Zero what is not in `selected` along a dimension."""
+    gone = [i for i in range(size) if i not in selected]
     tensor.index_fill_(dimension, torch.tensor(gone, dtype=torch.int64), 0)
 
 

@@ -1,4 +1,5 @@
-"""`nanohybrid quantize` from disk to disk: the checkpoint that memory gives, what it says of quality, and what it refuses."""
+"""`nanohybrid quantize` from disk to disk: equal to quantizing in memory, its measures of quality, and what
+it refuses."""
 
 import json
 import math
@@ -20,9 +21,9 @@ from nanohybrid.model import HybridLM
 from nanohybrid.model.quantized import QuantizedLinear, format_in, quantize_model
 from nanohybrid.ops.quantized import FORMATS
 from nanohybrid.prune.calibration import Calibration
-from nanohybrid.prune.layerwise import Stored
+from nanohybrid.prune.layerwise import StreamedModel
 from nanohybrid.quantize import stage as stages
-from nanohybrid.quantize.calibrate import Carried
+from nanohybrid.quantize.calibrate import PairedForward
 from nanohybrid.quantize.layerwise import quantize_checkpoint
 from nanohybrid.quantize.stage import QuantizeRecipe, quantize_stage
 from nanohybrid.text import ChatTemplate, train_bpe
@@ -33,7 +34,8 @@ TIED = dict(rope_theta=1e4, qk_norm=True, mlp_activation="swiglu", tie_word_embe
 
 @pytest.fixture(scope="module", params=["hybrid", "dense"])
 def parent(request, tmp_path_factory):
-    """A checkpoint with tokenizer, template and documents beside it: a hybrid with its own head, or a tied dense model."""
+    """A checkpoint with tokenizer, template and documents beside it: a hybrid with its own head, or a tied
+    dense model."""
     folder = tmp_path_factory.mktemp("parent")
     train_bpe(["some words"], 269).save(folder)
     ChatTemplate.default().save(folder)
@@ -60,7 +62,7 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_without_documents_it_is_what_quantizing_in_memory_gives(parent, tmp_path, format, capsys):
+def test_quantize_without_documents_equals_quantizing_in_memory(parent, tmp_path, format, capsys):
     assert main(["quantize", str(parent), "--out", str(tmp_path / "a"), "--to", format, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     want = load(parent)
@@ -81,7 +83,7 @@ def test_without_documents_it_is_what_quantizing_in_memory_gives(parent, tmp_pat
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_it_says_of_quality_is_what_the_two_checkpoints_show(parent, tmp_path, format, capsys):
+def test_quantize_reports_the_measured_quality_of_both_checkpoints(parent, tmp_path, format, capsys):
     command = [
         "quantize",
         str(parent),
@@ -96,9 +98,9 @@ def test_what_it_says_of_quality_is_what_the_two_checkpoints_show(parent, tmp_pa
     assert main(command) == 0
     told = json.loads(capsys.readouterr().out)
     documents = Calibration.read(parent / "text.jsonl", parent)
-    judged = Calibration(documents.samples[1::2]) if format == "int4" else documents
+    evaluated = Calibration(documents.samples[1::2]) if format == "int4" else documents
     models = [load(path).eval() for path in (parent, tmp_path / "a")]
-    losses = [loss_of(model, judged.batches()) for model in models]
+    losses = [loss_of(model, evaluated.batches()) for model in models]
     assert told["targets"] == losses[0].targets
     assert [told["perplexity_before"], told["perplexity_after"]] == pytest.approx(
         [loss.perplexity for loss in losses], rel=2e-3
@@ -106,7 +108,9 @@ def test_what_it_says_of_quality_is_what_the_two_checkpoints_show(parent, tmp_pa
     logits = []
     with torch.no_grad():
         for model in models:
-            found = [model(batch.tokens_T, batch.layout)[batch.targets_T >= 0] for batch in judged.batches()]
+            found = [
+                model(batch.tokens_T, batch.layout)[batch.targets_T >= 0] for batch in evaluated.batches()
+            ]
             logits.append(torch.cat(found).double().log_softmax(-1))
     assert told["top1_agreement"] == pytest.approx(
         (logits[0].argmax(-1) == logits[1].argmax(-1)).double().mean().item(), abs=0.011
@@ -117,11 +121,11 @@ def test_what_it_says_of_quality_is_what_the_two_checkpoints_show(parent, tmp_pa
     assert "<svg" in page and "same at" in page
 
 
-def test_both_models_answer_where_problems_are_asked(parent, tmp_path, capsys, monkeypatch):
-    """With and without documents; the answers are the stage `evaluate`'s."""
+def test_quantize_problems_evaluates_both_models(parent, tmp_path, capsys, monkeypatch):
+    """With and without documents; the accuracy equals that of the stage `evaluate`."""
     monkeypatch.setattr(
         answers, "EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6)
-    )  # one that knows nothing talks to the end
+    )  # a random model never ends its answer
     command = [
         "quantize",
         str(parent),
@@ -138,7 +142,7 @@ def test_both_models_answer_where_problems_are_asked(parent, tmp_path, capsys, m
         told = json.loads(capsys.readouterr().out)
         assert list(told["accuracy"]) == ["before", "int4"] and ("perplexity_before" in told) == bool(more)
         page = (tmp_path / name / "report.html").read_text()
-        assert "What it can do now" in page and ("What it says now" in page) == bool(more)
+        assert ">Accuracy<" in page and (">Quality<" in page) == bool(more)
     recipe = EvaluateRecipe(
         ("parity", "sums"), 2, curve_models=(), contexts=(), thinking_budgets=(), max_tokens=6
     )
@@ -148,7 +152,7 @@ def test_both_models_answer_where_problems_are_asked(parent, tmp_path, capsys, m
         assert share["problems"] == 4 and share["accuracy"] == found[name]["thinking"]
 
 
-def test_int4_weighs_by_what_enters_each_column_and_is_judged_on_other_documents(parent, tmp_path):
+def test_quantize_int4_weights_errors_by_inputs_and_evaluates_on_other_documents(parent, tmp_path):
     documents = Calibration.read(parent / "text.jsonl", parent)
     quantize_checkpoint(parent, "int4", tmp_path / "a", documents)
     # the same by another way: the whole model in fp32 with hooks, on the even documents
@@ -178,23 +182,23 @@ def test_int4_weighs_by_what_enters_each_column_and_is_judged_on_other_documents
     )
 
 
-def test_documents_go_through_both_models_exactly(parent):
+def test_paired_forward_equals_the_model_without_quantization(parent):
     documents = make_calibration()
     with CheckpointReader(parent) as reader, torch.no_grad():
-        parts = Stored(reader, torch.float32)
-        carried = Carried.of(parts, documents, learn=False)
-        for block in parts.blocks():
-            carried.through(block, lambda squares: None)
-        carried.normed(parts.final_norm())
+        model = StreamedModel(reader, torch.float32)
+        pair = PairedForward.of(model, documents, calibrate=False)
+        for block in model.blocks():
+            pair.run_layer(block, lambda squares: None)
+        pair.run_norm(model.final_norm())
         want = [
             load(parent, torch.float32).hidden(batch.tokens_T, batch.layout) for batch in documents.batches()
         ]
-    for found in (carried.before_TE, carried.after_TE):
+    for found in (pair.before_TE, pair.after_TE):
         torch.testing.assert_close(torch.cat(found), torch.cat(want))
-    assert carried.drift == [0.0] * len(carried.drift)
+    assert pair.drift == [0.0] * model.config.num_hidden_layers
 
 
-def test_an_interrupted_run_begins_anew_and_ends_the_same(parent, tmp_path, monkeypatch):
+def test_quantize_restarts_after_an_interruption_and_gives_the_same_bytes(parent, tmp_path, monkeypatch):
     recipe = QuantizeRecipe("int4")
     quantize_stage(recipe, parent, tmp_path / "whole")
     real = stages.quantize_checkpoint
@@ -220,13 +224,13 @@ def test_an_interrupted_run_begins_anew_and_ends_the_same(parent, tmp_path, monk
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_what_int4_has_no_form_for_is_said(tmp_path, capsys):
+def test_quantize_names_matrices_that_int4_cannot_hold(tmp_path, capsys):
     save(
-        HybridLM(HybridConfig("M-", **{**SIZES, "intermediate_size": 112}), seed=0).bfloat16(),
+        HybridLM(HybridConfig(pattern="M-", **{**SIZES, "intermediate_size": 112}), seed=0).bfloat16(),
         tmp_path / "odd",
     )
     assert main(["quantize", str(tmp_path / "odd"), "--out", str(tmp_path / "a"), "--to", "int4"]) == 0
-    assert "stayed as they were" in (said := capsys.readouterr().out) and "1 matrices" in said
+    assert "not quantized" in (said := capsys.readouterr().out) and "1 matrices" in said
     assert isinstance(
         load(tmp_path / "a").get_submodule("backbone.layers.1.mixer.down_proj"), torch.nn.Linear
     )
@@ -250,7 +254,10 @@ def quantized(tmp_path_factory):
         (["quantize", "{empty}", "--to", "int4", "--out", "{out}"], "config.json: no such file"),
         (["quantize", "{bare}", "--to", "int4", "--out", "{out}"], "are the weights missing?"),
         (["quantize", "{plain}", "--to", "int5", "--out", "{out}"], "invalid choice: 'int5'"),
-        (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--samples", "0"], "at least 1 document"),
+        (
+            ["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--num-calibration-samples", "0"],
+            "at least 1 document",
+        ),
         (["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--problems", "-1"], "problems is -1"),
         (
             ["quantize", "{plain}", "--to", "int4", "--out", "{out}", "--problems", "1"],
@@ -295,7 +302,7 @@ def quantized(tmp_path_factory):
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )
-def test_refused_in_one_line_with_nothing_written(quantized, tmp_path, capsys, command, message):
+def test_command_refuses_in_one_line_and_writes_nothing(quantized, tmp_path, capsys, command, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text((quantized.parent / "plain" / "config.json").read_text())
@@ -307,7 +314,7 @@ def test_refused_in_one_line_with_nothing_written(quantized, tmp_path, capsys, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "empty"]
 
 
-def test_a_quantized_model_in_memory_is_not_pruned_either(quantized):
+def test_importance_of_refuses_a_quantized_model_in_memory(quantized):
     from nanohybrid.prune.measure import importance_of
 
     with pytest.raises(InputError, match=r"the model is quantized \(int8\)"):
@@ -339,9 +346,7 @@ def test_verify_fails_where_a_code_is_not_read_back(quantized, monkeypatch):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_generate_quantizes_at_load_and_says_what_the_quantized_checkpoint_says(
-    parent, tmp_path, format, capsys
-):
+def test_generate_quantize_equals_the_quantized_checkpoint(parent, tmp_path, format, capsys):
     stored = quantize_stage(QuantizeRecipe(format), parent, tmp_path / "stored")
     answers = []
     for command in ([str(parent), "--quantize", format], [str(stored)], [str(stored), "--quantize", format]):
@@ -365,7 +370,7 @@ def test_generate_quantizes_at_load_and_says_what_the_quantized_checkpoint_says(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_random_weights_are_quantized_as_they_are_made(format):
+def test_random_model_is_quantized_as_it_is_made(format):
     from nanohybrid.engine.random_weights import random_model
 
     config = HybridConfig(pattern="M-*", **SIZES)

@@ -1,4 +1,4 @@
-"""A server for all tests of a module; the tools are in serving.py."""
+"""A server for all tests of a module; helpers are in serving.py."""
 
 import sys
 from pathlib import Path

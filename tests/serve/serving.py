@@ -16,13 +16,23 @@ from nanohybrid.serve.service import Service, Settings
 
 httpx = pytest.importorskip("httpx")
 CONFIG = HybridConfig(
-    pattern="M-*M-", vocab_size=269, hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=12,
-    mamba_num_heads=4, mamba_head_dim=20, n_groups=2, ssm_state_size=16, initializer_range=0.3,
-)  # fmt: skip
+    pattern="M-*M-",
+    vocab_size=269,
+    hidden_size=48,
+    intermediate_size=64,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=12,
+    mamba_num_heads=4,
+    mamba_head_dim=20,
+    n_groups=2,
+    ssm_state_size=16,
+    initializer_range=0.3,
+)
 
 
 class Running:
-    """A started server: its address, its insides, and a gate that holds the engine between two steps."""
+    """A running server: its address, its service, and a gate that stops the engine between two steps."""
 
     def __init__(self, service, server, url):
         self.service, self.server, self.url = service, server, url
@@ -49,14 +59,14 @@ class Running:
         )
 
     def until(self, holds, seconds=10):
-        """Wait for something that another thread does."""
+        """Wait until a condition holds that another thread establishes."""
         end = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < end, "it did not happen"
             time.sleep(0.01)
 
     def idle(self):
-        """Whether the engine holds nothing for anybody."""
+        """Whether no request runs or waits, and no slot, page or permit is left."""
         scheduler, loop = self.service.loop.engine.scheduler, self.service.loop
         return not (
             scheduler.running
@@ -69,7 +79,7 @@ class Running:
 
 @contextlib.contextmanager
 def started(settings=None, limits=None, before=lambda service: None, llm=None, **options):
-    """`options` are those of the engine, of a random model."""
+    """Start a server, of a random model where `llm` is None; `options` are those of its engine."""
     options = {"max_num_seqs": 4, "max_model_len": 1024, **options}
     llm = llm or LLM.random(CONFIG, torch.float32, seed=5, **options)
     service = Service(llm, settings or Settings(model_name="tiny", max_queue=8), limits or Limits())
@@ -92,7 +102,7 @@ def started(settings=None, limits=None, before=lambda service: None, llm=None, *
 
 
 def sse(response):
-    """The objects of a stream of events."""
+    """The JSON objects of a stream of server-sent events."""
     import json
 
     lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]

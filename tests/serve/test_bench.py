@@ -21,7 +21,7 @@ def bench(capsys, serve, *flags):
     return code, json.loads(capsys.readouterr().out)
 
 
-def test_every_level_is_measured_and_counts_what_the_server_counts(serve, capsys, tmp_path):
+def test_bench_serve_measures_every_level_and_counts_as_the_server_does(serve, capsys, tmp_path):
     before = serve.metric("generated_tokens_total")
     flags = [
         "--rates",
@@ -59,7 +59,7 @@ def test_every_level_is_measured_and_counts_what_the_server_counts(serve, capsys
     serve.until(serve.idle)
 
 
-def test_an_open_loop_sends_whether_or_not_the_server_answers():
+def test_bench_serve_open_loop_does_not_wait_for_answers():
     with started(Settings(model_name="tiny", max_queue=4), max_num_seqs=2, max_model_len=256) as serve:
         serve.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2})
         command = [
@@ -89,11 +89,11 @@ def test_an_open_loop_sends_whether_or_not_the_server_answers():
     level = report["levels"][0]
     assert (
         process.returncode == 0 and level["errors"].get("429", 0) >= 8
-    )  # six places, and nobody waited to be let in
+    )  # two run and four wait, and the clients do not wait for their answers
     assert level["completed"] + sum(level["errors"].values()) == 20
 
 
-def test_ctrl_c_keeps_what_was_measured(serve, tmp_path):
+def test_bench_serve_ctrl_c_reports_what_was_measured(serve, tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -135,19 +135,19 @@ def test_ctrl_c_keeps_what_was_measured(serve, tmp_path):
         (["--rates", "1", "--plot", "x.bmp"], ".svg or .png"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(capsys, flags, words):
+def test_bench_serve_refuses_wrong_flags_in_one_line(capsys, flags, words):
     assert main(["bench", "serve", "http://127.0.0.1:9", *flags]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
 
 
-def test_percentiles_are_those_of_the_statistics_module():
+def test_bench_serve_percentiles_equal_those_of_the_statistics_module():
     values = sorted(random.Random(1).expovariate(1) for _ in range(101))
     cuts = statistics.quantiles(values, n=100, method="inclusive")
     assert [percentile(values, p) for p in (50, 90, 99)] == pytest.approx([cuts[49], cuts[89], cuts[98]])
 
 
-def test_a_failed_request_counts_as_an_error_and_not_as_speed():
+def test_bench_serve_counts_failed_requests_as_errors_only():
     seen = [Seen(0.0, 1.0, 3.0, 10, 5), Seen(0.0, 0.5, 0.6, 10, 2, error="deadline"), Seen(0.0, error="429")]
     level = summary(Point(1.0, None, 0.0, 4.0, seen))
     assert (level["requests"], level["completed"], level["errors"]) == (3, 1, {"deadline": 1, "429": 1})
@@ -158,7 +158,7 @@ def test_a_failed_request_counts_as_an_error_and_not_as_speed():
     )
 
 
-def test_lengths_are_drawn_as_they_are_described():
+def test_bench_serve_lengths_follow_their_distribution():
     rng = random.Random(0)
     drawn = [Lengths.parse("~256").draw(rng) for _ in range(2000)]
     assert 240 < statistics.median(drawn) < 272 and max(drawn) <= 2048 and len(set(drawn)) > 300

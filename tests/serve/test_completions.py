@@ -14,7 +14,7 @@ def ids_of(serve, text):
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 4])
-def test_an_echoed_prompt_has_the_log_probabilities_of_a_plain_forward(serve, max_tokens):
+def test_completions_echo_has_the_logprobs_of_a_plain_forward(serve, max_tokens):
     text = "to be or not"
     ids = ids_of(serve, text)
     with torch.no_grad():
@@ -40,10 +40,12 @@ def test_an_echoed_prompt_has_the_log_probabilities_of_a_plain_forward(serve, ma
     assert given["text_offset"] == starts[:-1]
 
 
-def test_a_greedy_continuation_is_seen_to_be_greedy(serve):
-    """As lm-eval asks: the best alternative of each position is the token itself, also where tokens are no whole characters."""
+def test_completions_echo_of_a_greedy_continuation_has_top_tokens(serve):
+    """As lm-eval checks it: the best alternative at each position is the token itself."""
     ids = ids_of(serve, "once")
-    said = complete(serve, prompt=ids, logprobs=1, max_tokens=12)["choices"][0]["logprobs"]["token_logprobs"]
+    continuation = complete(serve, prompt=ids, logprobs=1, max_tokens=12)["choices"][0]["logprobs"][
+        "token_logprobs"
+    ]
     model = serve.service.llm.model
     with torch.no_grad():
         for _ in range(12):
@@ -51,10 +53,10 @@ def test_a_greedy_continuation_is_seen_to_be_greedy(serve):
     given = complete(serve, prompt=ids, echo=True, logprobs=1, max_tokens=1)["choices"][0]["logprobs"]
     tail = list(zip(given["token_logprobs"], given["top_logprobs"], strict=True))[-13:-1]
     assert all(value == max(top.values()) for value, top in tail)
-    assert [value for value, _ in tail] == pytest.approx(said, abs=1e-4)
+    assert [value for value, _ in tail] == pytest.approx(continuation, abs=1e-4)
 
 
-def test_a_batch_of_prompts_is_each_prompt_alone(serve):
+def test_completions_batch_equals_each_prompt_alone(serve):
     prompts = [ids_of(serve, text) for text in ("one", "three and more", "x")]
     together = complete(serve, prompt=prompts, echo=True, logprobs=1, n=2, temperature=1.0, seed=4)
     for at, prompt in enumerate(prompts):
@@ -68,7 +70,7 @@ def test_a_batch_of_prompts_is_each_prompt_alone(serve):
     assert together["usage"]["prompt_tokens"] == sum(map(len, prompts))
 
 
-def test_a_streamed_echo_adds_up_to_the_whole(serve):
+def test_completions_streamed_echo_adds_up_to_the_whole(serve):
     ask = {"prompt": "grüße", "echo": True, "logprobs": 1, "max_tokens": 6}
     whole = complete(serve, **ask)["choices"][0]
     chunks = [
@@ -81,6 +83,6 @@ def test_a_streamed_echo_adds_up_to_the_whole(serve):
         ][key]
 
 
-def test_more_prompts_than_can_ever_wait_are_refused(serve):
+def test_completions_more_prompts_than_the_queue_holds_are_refused(serve):
     answer = serve.http.post("/v1/completions", json={**ASK, "prompt": ["a"] * 13})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "prompt"

@@ -1,4 +1,4 @@
-"""A step that raises fails its own requests, and the server goes on; where the engine no longer works, the process ends."""
+"""A step that raises fails its requests, and the server continues; it ends where the engine is broken."""
 
 import concurrent.futures
 import json
@@ -24,7 +24,7 @@ def fail_once(serve, monkeypatch, error, owner, name, wanted=lambda *_: True):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_step_that_raises_fails_its_requests_and_the_server_goes_on(serve, monkeypatch, capfd, stream):
+def test_step_that_raises_fails_its_requests_and_the_server_continues(serve, monkeypatch, capfd, stream):
     loop = serve.service.loop
     decoding = lambda work: all(start for _, start, _ in work)  # noqa: E731  in the middle of an answer
     failed = fail_once(serve, monkeypatch, ZeroDivisionError("a bug"), loop.engine.runner, "run", decoding)
@@ -42,7 +42,7 @@ def test_a_step_that_raises_fails_its_requests_and_the_server_goes_on(serve, mon
     assert "ZeroDivisionError: a bug" in capfd.readouterr().err
 
 
-def test_after_a_failed_step_the_answers_are_what_they_were(serve, monkeypatch):
+def test_answers_after_a_failed_step_are_unchanged(serve, monkeypatch):
     before = serve.chat(**ASK).json()["choices"][0]["message"]
     loop = serve.service.loop
     fail_once(serve, monkeypatch, ZeroDivisionError("a bug"), loop.engine.runner, "run")
@@ -51,7 +51,7 @@ def test_after_a_failed_step_the_answers_are_what_they_were(serve, monkeypatch):
     serve.until(serve.idle)
 
 
-def test_no_request_waits_forever_when_another_breaks_what_follows_a_step(serve, monkeypatch):
+def test_error_after_a_step_leaves_no_request_waiting(serve, monkeypatch):
     loop = serve.service.loop
     serve.gate.clear()
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -72,7 +72,7 @@ def test_no_request_waits_forever_when_another_breaks_what_follows_a_step(serve,
     serve.until(serve.idle)
 
 
-def test_a_request_that_the_engine_cannot_take_fails_alone(serve, monkeypatch):
+def test_request_that_the_engine_cannot_add_fails_alone(serve, monkeypatch):
     loop = serve.service.loop
     fail_once(serve, monkeypatch, ZeroDivisionError("a bug"), loop.engine, "add_choices")
     assert serve.chat(max_tokens=2).status_code == 500
@@ -80,7 +80,7 @@ def test_a_request_that_the_engine_cannot_take_fails_alone(serve, monkeypatch):
     serve.until(serve.idle)
 
 
-def test_ids_that_the_model_does_not_have_are_refused(serve):
+def test_prompt_ids_out_of_range_are_refused(serve):
     answer = serve.http.post("/v1/completions", json={"prompt": [1, 269], "max_tokens": 1})
     assert answer.status_code == 400
     serve.service.llm.tokenizer.bos_id, before = 10**6, serve.service.llm.tokenizer.bos_id
@@ -94,10 +94,10 @@ def test_ids_that_the_model_does_not_have_are_refused(serve):
 
 
 class Panic(BaseException):
-    """What a library in Rust raises: no Exception."""
+    """What a Rust library raises: it is no Exception."""
 
 
-def test_a_panic_ends_the_server_and_leaves_nobody_waiting():
+def test_panic_ends_the_server_and_answers_all_requests():
     with started() as serve:
 
         def panic():
@@ -109,8 +109,8 @@ def test_a_panic_ends_the_server_and_leaves_nobody_waiting():
         serve.until(lambda: serve.server.should_exit)
 
 
-def test_a_stream_that_is_told_of_a_bug_ends_with_an_error(serve, monkeypatch):
-    """An exception in what writes the events, which no client may take for the end of the answer."""
+def test_bug_while_streaming_ends_the_stream_with_an_error(serve, monkeypatch):
+    """No client may take an exception while events are written for the end of the answer."""
 
     def broken(*_):
         raise ZeroDivisionError("a bug")

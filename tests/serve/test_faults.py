@@ -21,7 +21,7 @@ LONG = {
 
 
 def leave_after(serve, lines, body=LONG):
-    """Be a client that goes away in mid-stream."""
+    """Be a client that disconnects after some lines of a stream."""
     with httpx.stream("POST", f"{serve.url}/v1/chat/completions", json=body, timeout=30) as answer:
         for count, _ in enumerate(answer.iter_lines()):
             if count >= lines:
@@ -29,12 +29,12 @@ def leave_after(serve, lines, body=LONG):
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_client_gone_in_mid_stream_frees_what_it_held_within_a_step(serve, n):
+def test_disconnect_while_streaming_frees_the_slot_within_a_step(serve, n):
     assert leave_after(serve, 6 * n, {**LONG, "n": n}) == 200
     serve.until(serve.idle, 5)
 
 
-def test_a_client_gone_before_the_first_token_is_never_run(serve):
+def test_disconnect_before_the_first_token_cancels_the_request(serve):
     serve.gate.clear()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{serve.url}/v1/chat/completions", json={**LONG, "stream": False}, timeout=0.3)
@@ -48,7 +48,7 @@ def test_a_client_gone_before_the_first_token_is_never_run(serve):
     assert len(steps) <= 1
 
 
-def test_a_client_gone_while_queued_leaves_the_queue(serve):
+def test_disconnect_while_queued_leaves_the_queue(serve):
     serve.gate.clear()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         first = [pool.submit(leave_after, serve, 4) for _ in range(6)]  # four run, two wait
@@ -61,7 +61,7 @@ def test_a_client_gone_while_queued_leaves_the_queue(serve):
     serve.until(serve.idle, 5)
 
 
-def test_a_full_queue_says_when_to_come_again(serve):
+def test_full_queue_is_429_with_retry_after(serve):
     serve.gate.clear()
     short = {**LONG, "stream": False, "max_tokens": 3}
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
@@ -81,7 +81,7 @@ def test_a_full_queue_says_when_to_come_again(serve):
     serve.until(serve.idle)
 
 
-def test_a_slow_reader_delays_nobody(serve):
+def test_slow_reader_delays_no_other_request(serve):
     with httpx.stream("POST", f"{serve.url}/v1/chat/completions", json=LONG, timeout=30):
         begin = time.monotonic()
         assert serve.chat(max_tokens=5).status_code == 200
@@ -89,7 +89,7 @@ def test_a_slow_reader_delays_nobody(serve):
     serve.until(serve.idle)
 
 
-def test_deadlines_end_what_takes_too_long():
+def test_queue_and_request_deadlines():
     limits = Limits(queue_seconds=0.2, request_seconds=1.0)
     with started(limits=limits, max_num_seqs=1, max_model_len=4096) as serve:
         step = serve.service.loop.engine.step
@@ -106,7 +106,7 @@ def test_deadlines_end_what_takes_too_long():
         serve.until(serve.idle)
 
 
-def test_numbers_that_broke_fail_their_own_request_only(serve):
+def test_non_finite_logits_fail_their_own_request_only(serve):
     engine = serve.service.loop.engine
     step = engine.step
 
@@ -130,7 +130,7 @@ def test_numbers_that_broke_fail_their_own_request_only(serve):
     serve.until(serve.idle)
 
 
-def test_a_dead_engine_fails_its_requests_and_health_and_ends_the_server(capfd):
+def test_dead_engine_fails_requests_and_health_and_ends_the_server(capfd):
     with started() as serve:
         serve.gate.clear()
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
@@ -154,12 +154,12 @@ def test_a_dead_engine_fails_its_requests_and_health_and_ends_the_server(capfd):
     assert "a sticky error" in capfd.readouterr().err
 
 
-def test_what_cannot_be_served_is_one_line(capsys):
+def test_serve_refuses_wrong_flags_in_one_line(capsys):
     from nanohybrid.cli.main import main
 
     tiny = ["serve", "--preset", "tiny", "--random-weights"]
     for flags, words in {
-        ("--host", "0.0.0.0"): "is reached by others",
+        ("--host", "0.0.0.0"): "can be reached by others",
         ("--max-n", "0"): "--max-n is 0",
         ("--port", "70000"): "--port is 70000",
         ("--thinking-budget", "-1"): "--thinking-budget is -1",
@@ -168,9 +168,10 @@ def test_what_cannot_be_served_is_one_line(capsys):
         assert words in capsys.readouterr().err
 
 
-def test_200_requests_on_a_queue_of_32_are_served_or_told_to_come_again():
+def test_200_requests_on_a_queue_of_32_get_200_or_429():
     body = json.dumps({"messages": LONG["messages"], "max_tokens": 2}).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+    head += "content-type: application/json\r\n"
     asked = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
     with (
         started(Settings(max_queue=32), max_num_seqs=8, max_model_len=256) as serve,
@@ -189,7 +190,7 @@ def test_200_requests_on_a_queue_of_32_are_served_or_told_to_come_again():
         serve.until(serve.idle)
 
 
-def test_a_client_gone_in_mid_call_frees_what_it_held(serve):
+def test_disconnect_within_a_tool_call_frees_the_slot(serve):
     pytest.importorskip("llguidance")
     parameters = {
         "type": "object",
@@ -209,10 +210,11 @@ def test_a_client_gone_in_mid_call_frees_what_it_held(serve):
     assert not serve.service.loop.engine.scheduler.running
 
 
-def test_a_client_that_reads_nothing_is_let_go_at_the_deadline():
+def test_client_that_reads_nothing_is_dropped_at_the_deadline():
     with started(limits=Limits(request_seconds=1.0), max_model_len=8192) as serve:
         body = json.dumps({**LONG, "max_tokens": 8000, "logprobs": True, "top_logprobs": 20}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head += f"content-length: {len(body)}\r\n\r\n"
         with socket.socket() as reader:
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             reader.connect(("127.0.0.1", int(serve.url.rpartition(":")[2])))
@@ -224,7 +226,7 @@ def test_a_client_that_reads_nothing_is_let_go_at_the_deadline():
         serve.until(serve.idle)
 
 
-def test_headers_that_come_drop_by_drop_are_not_waited_for():
+def test_slow_headers_are_408():
     with started(limits=Limits(header_seconds=0.4)) as serve:
         for first in (
             b"",
@@ -247,7 +249,7 @@ def test_headers_that_come_drop_by_drop_are_not_waited_for():
         assert serve.chat(max_tokens=60, ignore_eos=True).status_code == 200
 
 
-def test_a_step_that_hangs_turns_health_to_503_and_back():
+def test_stalled_step_turns_health_to_503_and_back():
     with started(limits=Limits(step_seconds=0.3)) as serve:
         go, runner = threading.Event(), serve.service.loop.engine.runner
         run = runner.run

@@ -1,4 +1,4 @@
-"""Requests made from our own OpenAPI document: none may find a bug. What fuzzing found once is kept as tests below."""
+"""Requests that are generated from the server's OpenAPI document, and tests of what fuzzing has found."""
 
 import json
 
@@ -19,7 +19,7 @@ def document(serve):
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_no_request_of_the_document_or_against_it_is_a_server_error(serve, document, path, mode):
+def test_fuzzed_requests_of_the_openapi_document_are_no_server_error(serve, document, path, mode):
     cases = document[path]["POST"].as_strategy(generation_mode=schemathesis.GenerationMode(mode))
 
     documented = document.raw_schema["paths"][path]["post"]["responses"]
@@ -45,7 +45,7 @@ def test_no_request_of_the_document_or_against_it_is_a_server_error(serve, docum
     check()
 
 
-def test_afterwards_nothing_is_held(serve):
+def test_fuzzing_leaves_nothing_allocated(serve):
     serve.until(serve.idle)
 
 
@@ -59,13 +59,13 @@ def test_afterwards_nothing_is_held(serve):
         {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"const": 1e400}}}},
     ],
 )
-def test_what_no_answer_could_hold_is_refused_before_it_is_asked(serve, more):
+def test_values_that_json_cannot_express_are_refused(serve, more):
     body = json.dumps({"input": "hi", "max_output_tokens": 2, **more}).replace("Infinity", "1e400")
     answer = serve.http.post("/v1/responses", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400 and "the body" in answer.json()["error"]["message"]
 
 
-def test_a_bug_of_ours_is_an_error_in_the_one_shape(serve, monkeypatch):
+def test_bug_in_the_server_is_500_in_the_usual_format(serve, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("a bug")
 
@@ -103,11 +103,29 @@ SCHEMA = {
     "json_schema": {"name": "n", "schema": {"type": "object", "properties": {"a": {"const": "c"}}}},
 }
 BODIES = [
-    ("/v1/chat/completions", {"messages": TALK, "tools": [TOOL], "tool_choice": "auto", "max_tokens": 2, **COMMON}),
-    ("/v1/chat/completions", {"messages": TALK[-1:], "response_format": SCHEMA, "max_tokens": 2, "logprobs": True, "top_logprobs": 2}),
-    ("/v1/chat/completions", {"messages": TALK[-1:], "structured_outputs": {"choice": ["a", "b"]}, "max_tokens": 2}),
+    (
+        "/v1/chat/completions",
+        {"messages": TALK, "tools": [TOOL], "tool_choice": "auto", "max_tokens": 2, **COMMON},
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": TALK[-1:],
+            "response_format": SCHEMA,
+            "max_tokens": 2,
+            "logprobs": True,
+            "top_logprobs": 2,
+        },
+    ),
+    (
+        "/v1/chat/completions",
+        {"messages": TALK[-1:], "structured_outputs": {"choice": ["a", "b"]}, "max_tokens": 2},
+    ),
     ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 2, "echo": True, "logprobs": 1, **COMMON}),
-    ("/v1/completions", {"prompt": "a", "max_tokens": 2, "guided_regex": "a+", "suffix": "", "cache_salt": "s"}),
+    (
+        "/v1/completions",
+        {"prompt": "a", "max_tokens": 2, "guided_regex": "a+", "suffix": "", "cache_salt": "s"},
+    ),
     (
         "/v1/responses",
         {
@@ -116,19 +134,49 @@ BODIES = [
                 {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
                 {"type": "function_call_output", "call_id": "c", "output": "r"},
             ],
-            "instructions": "i", "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
-            "max_output_tokens": 2, "metadata": {"k": "v"}, "text": {"format": {"type": "text"}}, "model": "tiny",
+            "instructions": "i",
+            "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+            "max_output_tokens": 2,
+            "metadata": {"k": "v"},
+            "text": {"format": {"type": "text"}},
+            "model": "tiny",
         },
     ),
     ("/tokenize", {"messages": TALK, "tools": [TOOL], "model": "tiny"}),
     ("/detokenize", {"tokens": [1, 2], "model": "tiny"}),
-]  # fmt: skip
+]
 LONG = "9" * 5000  # more digits than Python reads
 RAW = [  # JSON texts, some of which are none: what no client's library writes
-    r'"\ud800"', r'"\udc00\ud800"', r'"{\"a\": \"\\ud800\"}"', r'"\ud83d\ude00"', r'"\u0000"', '"\\uffff"', r'"<|\u202e"', '"<SPECIAL_12>"',
-    "NaN", "-Infinity", "1e400", "-1e400", "1e-400", "0.1e1", "-0", "9" * 40, LONG, "1" + "0" * 400 + ".5", "true", "null", "{}", "[]",
-    "[[[[]]]]", '{"$ref": "#"}', '{"a": {"__float__": "Infinity"}}', '"' + "x" * 5000 + '"', '{"5": 1e308}', f'{{"{LONG}": 1}}', "\ufeff1",
-]  # fmt: skip
+    r'"\ud800"',
+    r'"\udc00\ud800"',
+    r'"{\"a\": \"\\ud800\"}"',
+    r'"\ud83d\ude00"',
+    r'"\u0000"',
+    '"\\uffff"',
+    r'"<|\u202e"',
+    '"<SPECIAL_12>"',
+    "NaN",
+    "-Infinity",
+    "1e400",
+    "-1e400",
+    "1e-400",
+    "0.1e1",
+    "-0",
+    "9" * 40,
+    LONG,
+    "1" + "0" * 400 + ".5",
+    "true",
+    "null",
+    "{}",
+    "[]",
+    "[[[[]]]]",
+    '{"$ref": "#"}',
+    '{"a": {"__float__": "Infinity"}}',
+    '"' + "x" * 5000 + '"',
+    '{"5": 1e308}',
+    f'{{"{LONG}": 1}}',
+    "\ufeff1",
+]
 
 
 def places(value, path=()):
@@ -140,7 +188,7 @@ def places(value, path=()):
 
 
 def with_raw(value, changes, path=()):
-    """The JSON text of a value in which raw texts stand at some places."""
+    """The JSON text of a value, with raw text at some places."""
     if path in changes:
         return changes[path]
     if isinstance(value, dict):
@@ -155,7 +203,7 @@ def with_raw(value, changes, path=()):
 
 
 def strictly(text):
-    """A JSON text as every program reads it."""
+    """Parse JSON text as strictly as any client does."""
 
     def refused(name):
         raise AssertionError(f"{name} is no JSON")
@@ -166,7 +214,7 @@ def strictly(text):
 
 
 def check_answer(answer, stream):
-    """A status below 500 and JSON, or a whole stream of events that are."""
+    """Check that an answer has a status below 500 and is JSON, or a complete stream of JSON events."""
     text = answer.content.decode("utf-8")
     assert answer.status_code < 500, text
     if not answer.headers["content-type"].startswith("text/event-stream"):
@@ -190,9 +238,7 @@ def check_answer(answer, stream):
 @pytest.mark.parametrize(
     "path, body", BODIES, ids=[f"{number}{path}" for number, (path, _) in enumerate(BODIES)]
 )
-def test_whatever_stands_at_any_place_of_a_request_the_answer_is_json_and_the_server_lives(
-    serve, path, body, stream
-):
+def test_any_value_at_any_place_of_a_request_gets_json_below_500(serve, path, body, stream):
     body = body | (
         {"stream": True, "stream_options": {"include_usage": True}}
         if stream and "responses" not in path
@@ -221,7 +267,7 @@ def test_whatever_stands_at_any_place_of_a_request_the_answer_is_json_and_the_se
 @pytest.mark.parametrize(
     "place", [place for place in places(BODIES[0][1]) if place], ids=lambda place: ".".join(map(str, place))
 )
-def test_half_a_surrogate_pair_anywhere_in_a_request_is_refused(serve, place):
+def test_lone_surrogates_anywhere_in_a_request_are_refused(serve, place):
     content = with_raw(BODIES[0][1], {place: r'"\ud800"'})
     answer = serve.http.post(
         "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
@@ -230,7 +276,7 @@ def test_half_a_surrogate_pair_anywhere_in_a_request_is_refused(serve, place):
 
 
 def forced_answer(serve, monkeypatch, text):
-    """Let the model write this text, and end."""
+    """Let the model write this text and then end."""
     tokenizer, engine = serve.service.llm.tokenizer, serve.service.loop.engine
     add = engine.add_choices
 
@@ -247,7 +293,7 @@ def forced_answer(serve, monkeypatch, text):
 @pytest.mark.parametrize(
     "value", [r'"\ud83d"', r'"\udc00\ud800"', "1e400", "NaN", '"a\nb"', "9" * 300, r'"\u0000"']
 )
-def test_whatever_arguments_the_model_writes_the_answer_is_json(serve, monkeypatch, value, order):
+def test_any_tool_call_arguments_give_a_json_answer(serve, monkeypatch, value, order):
     arguments = '{"a": ' + value + "}"
     written = {
         "name first": '{"name": "f", "arguments": ' + arguments + "}",
@@ -269,16 +315,16 @@ def test_whatever_arguments_the_model_writes_the_answer_is_json(serve, monkeypat
     serve.until(serve.idle)
 
 
-def test_a_token_of_5000_digits_in_logit_bias_is_refused(serve):
+def test_logit_bias_token_of_5000_digits_is_refused(serve):
     answer = serve.chat(max_tokens=1, logit_bias={"9" * 5000: 1.0})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "logit_bias"
 
 
 class Panic(BaseException):
-    """What a library in Rust raises: no Exception."""
+    """What a Rust library raises: it is no Exception."""
 
 
-def test_a_text_on_which_the_tokenizer_panics_is_refused(serve, monkeypatch):
+def test_text_on_which_the_tokenizer_panics_is_refused(serve, monkeypatch):
     def panic(*_, **__):
         raise Panic("retry-limit-in-match over")
 

@@ -1,4 +1,4 @@
-"""Whatever a checkpoint's config.json holds: one line before the server is ready, or a server that answers and lives."""
+"""Any content of config.json gives one line before the server is ready, or a server that works."""
 
 import json
 import re
@@ -16,7 +16,14 @@ from nanohybrid.serve.service import Service, Settings
 
 SETTINGS = Settings(model_name="tiny", max_queue=8)
 REFUSED = {
-    "time_step_limit": ["[0.0, 1e308]", "[0, 1e400, 1]", "[NaN, 1.0]", "[1e39, 1e400]", "[false, true]", "[0.0, %s]" % ("9" * 400)],
+    "time_step_limit": [
+        "[0.0, 1e308]",
+        "[0, 1e400, 1]",
+        "[NaN, 1.0]",
+        "[1e39, 1e400]",
+        "[false, true]",
+        "[0.0, %s]" % ("9" * 400),
+    ],
     "layer_norm_epsilon": ["1e-300", "1e39", "1e400", "0", "-1e-5", "NaN", "true", '"\\ud800"', "9" * 400],
     "initializer_range": ["-1.0", "1e39", "1e400", "true"],
     "time_step_min": ["1e-300", "0", "1e400"],
@@ -30,7 +37,7 @@ REFUSED = {
     "n_groups": ["3", "1"],
     "eos_token_id": ["-1", "9" * 30, "true", '"</s>"'],
     "hybrid_override_pattern": ['"M"', '"\\ud800"', "7", "true", '"M-*M-M"'],
-}  # fmt: skip
+}
 SERVED = {
     "time_step_limit": ["[0.0, Infinity]", "[0.0, 1e400]", "[0, 1e38]", "[0.001, 0.1]"],
     "layer_norm_epsilon": ["1e-37", "1e38", "1"],
@@ -55,7 +62,7 @@ def checkpoint(request, tmp_path_factory):
 
 
 def changed(checkpoint, folder, field, text):
-    """A copy of the checkpoint whose config.json has this text as the field's value."""
+    """A copy of the checkpoint, with this text as the value of a field of config.json."""
     shutil.copytree(checkpoint, folder, copy_function=shutil.copy)
     raw = json.loads((folder / "config.json").read_text()) | {field: "@"}
     (folder / "config.json").write_text(json.dumps(raw).replace('"@"', text))
@@ -71,16 +78,14 @@ def cases(table):
 
 
 @pytest.mark.parametrize("field, text", cases(REFUSED))
-def test_a_config_that_no_executor_can_compute_is_refused_before_the_server_is_ready(
-    checkpoint, tmp_path, field, text
-):
+def test_unusable_config_is_refused_before_the_server_is_ready(checkpoint, tmp_path, field, text):
     with pytest.raises(NanohybridError) as caught:
         Service(LLM(changed(checkpoint, tmp_path / "model", field, text)), SETTINGS)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize("field, text", cases(SERVED))
-def test_an_odd_config_is_served_and_the_server_lives(checkpoint, tmp_path, field, text):
+def test_unusual_config_is_served(checkpoint, tmp_path, field, text):
     llm = LLM(changed(checkpoint, tmp_path / "model", field, text), max_num_seqs=2, max_model_len=256)
     with started(SETTINGS, llm=llm) as serve:
         asked = [
@@ -99,7 +104,7 @@ def test_an_odd_config_is_served_and_the_server_lives(checkpoint, tmp_path, fiel
         serve.until(serve.idle)
 
 
-def test_a_model_whose_logits_are_no_numbers_is_refused_before_the_server_is_ready(checkpoint):
+def test_model_with_non_finite_logits_is_refused_before_the_server_is_ready(checkpoint):
     llm = LLM(checkpoint)
     with torch.no_grad():
         next(iter(llm.model.state_dict().values())).fill_(float("nan"))
@@ -107,8 +112,8 @@ def test_a_model_whose_logits_are_no_numbers_is_refused_before_the_server_is_rea
         Service(llm, SETTINGS)
 
 
-def test_what_breaks_the_first_step_is_one_line_before_the_server_is_ready(checkpoint, monkeypatch):
-    """A configuration that no check foresees: the engine is tried before the server says ready."""
+def test_error_in_the_first_step_is_one_line_before_the_server_is_ready(checkpoint, monkeypatch):
+    """For a configuration that no check covers: the engine runs a step before the server is ready."""
 
     def broken(*_):
         raise RuntimeError("value cannot be converted to type float\nwithout overflow")

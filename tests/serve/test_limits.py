@@ -8,10 +8,25 @@ from nanohybrid.serve.limits import Limits, json_depth
 from nanohybrid.serve.service import Settings
 
 SMALL = Limits(
-    max_body_bytes=20_000, max_header_bytes=2000, max_headers=20, max_json_depth=20, max_messages=3, max_tools=2, max_schema_bytes=500,
-    max_schema_depth=5, max_stops=2, max_stop_bytes=8, max_logit_bias=2, max_n=2, max_prompts=3, max_regex_bytes=50,
-    max_regex_repeats=100, max_logprobs=3, max_connections=50, body_seconds=0.5,
-)  # fmt: skip
+    max_body_bytes=20_000,
+    max_header_bytes=2000,
+    max_headers=20,
+    max_json_depth=20,
+    max_messages=3,
+    max_tools=2,
+    max_schema_bytes=500,
+    max_schema_depth=5,
+    max_stops=2,
+    max_stop_bytes=8,
+    max_logit_bias=2,
+    max_n=2,
+    max_prompts=3,
+    max_regex_bytes=50,
+    max_regex_repeats=100,
+    max_logprobs=3,
+    max_connections=50,
+    body_seconds=0.5,
+)
 HI = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 
 
@@ -95,7 +110,7 @@ def answer_schema(schema):
         ({"cache_salt": "x" * 300}, "cache_salt"),
     ],
 )
-def test_what_is_refused_is_named(serve, more, param):
+def test_chat_refusals_name_the_field(serve, more, param):
     body = json.dumps({**HI, **more}).replace("Infinity", "1e999")
     answer = serve.http.post(
         "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
@@ -132,7 +147,7 @@ def test_what_is_refused_is_named(serve, more, param):
         ({"prompt": "x" * 300}, "messages"),
     ],
 )
-def test_completions_refuse_as_chats_do(serve, more, param):
+def test_completion_refusals_name_the_field(serve, more, param):
     answer = serve.http.post("/v1/completions", json={"max_tokens": 2, **more})
     assert answer.status_code == 400 and (answer.json()["error"]["param"] or "").startswith(param or ""), (
         answer.text
@@ -158,14 +173,14 @@ def test_completions_refuse_as_chats_do(serve, more, param):
         (b'{"messages": [{"role": "user", "content": "\\ud83d\\ude00"}], "max_tokens": 2}', 200),
     ],
 )
-def test_a_body_that_is_no_good_is_refused_before_it_is_parsed(serve, content, status):
+def test_bad_body_is_refused_before_it_is_parsed(serve, content, status):
     answer = serve.http.post(
         "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
     )
     assert answer.status_code == status and (status == 200 or answer.json()["error"]["message"]), answer.text
 
 
-def test_a_body_of_unknown_length_is_cut_off_too(serve):
+def test_body_of_unknown_length_is_limited(serve):
     chunks = (b"x" * 5000 for _ in range(10))
     answer = serve.http.post(
         "/v1/chat/completions", content=chunks, headers={"content-type": "application/json"}
@@ -173,17 +188,18 @@ def test_a_body_of_unknown_length_is_cut_off_too(serve):
     assert answer.status_code == 413
 
 
-def test_a_body_that_never_ends_is_not_waited_for(serve):
+def test_body_that_does_not_arrive_is_408(serve):
     import socket
 
     with socket.create_connection(serve.url.removeprefix("http://").split(":")) as connection:
         connection.settimeout(10)
-        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head += "content-length: 100\r\n\r\n{"
         connection.sendall(head.encode())
         assert b" 408 " in connection.recv(4096)
 
 
-def test_headers_have_limits_and_only_json_is_read(serve):
+def test_headers_have_limits_and_only_json_is_accepted(serve):
     assert serve.http.get("/v1/models", headers={f"x-{i}": "y" for i in range(30)}).status_code == 431
     assert serve.http.get("/v1/models", headers={"x": "y" * 3000}).status_code == 431
     with contextlib.suppress(
@@ -198,7 +214,7 @@ def test_headers_have_limits_and_only_json_is_read(serve):
     )
 
 
-def test_a_page_of_another_site_may_not_use_the_server(serve):
+def test_foreign_origin_is_403(serve):
     assert (
         serve.http.post(
             "/v1/chat/completions", json=HI, headers={"origin": "https://example.com"}
@@ -208,22 +224,22 @@ def test_a_page_of_another_site_may_not_use_the_server(serve):
     assert serve.http.post("/v1/chat/completions", json=HI, headers={"origin": serve.url}).status_code == 200
 
 
-def test_an_unknown_route_and_method_are_errors_of_the_same_shape(serve):
+def test_unknown_route_and_method_are_errors_in_the_usual_format(serve):
     assert serve.http.get("/v2/nothing").json()["error"]["type"] == "not_found_error"
     assert serve.http.get("/v1/chat/completions").status_code == 405
 
 
-def test_the_server_still_answers(serve):
+def test_server_answers_after_all_refusals(serve):
     assert serve.http.post("/v1/chat/completions", json=HI).status_code == 200 and serve.idle()
 
 
 @pytest.mark.parametrize(
     "body", [b'{"a": "[[[["}', rb'{"a": "\"[[[["}', b'{"a": ["\\\\", []]}', b"{}", b'"[[[[', b"]]]]"]
 )
-def test_only_brackets_outside_strings_count(body):
+def test_json_depth_counts_brackets_outside_strings_only(body):
     assert json_depth(body, 3)
 
 
 @pytest.mark.parametrize("body", [b"[[[[", b'{"a": [[{', rb'"\\"[[[['])
-def test_depth_is_seen_without_parsing(body):
+def test_json_depth_needs_no_parsing(body):
     assert not json_depth(body, 3)

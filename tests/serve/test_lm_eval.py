@@ -1,4 +1,4 @@
-"""lm-eval against the server: it runs where it is installed (CONTRIBUTING.md says how), for it is not among our requirements."""
+"""lm-eval against the server. Runs where it is installed (see CONTRIBUTING.md); it is not a requirement."""
 
 import json
 
@@ -35,12 +35,12 @@ def completions(serve, tmp_path_factory):
     )
 
 
-def test_log_likelihoods_are_those_of_the_model(serve, completions):
+def test_lm_eval_log_likelihoods_equal_those_of_the_model(serve, completions):
     found = completions.loglikelihood(asked("loglikelihood", *TEXTS))
-    for (context, said), (logprob, greedy) in zip(TEXTS, found, strict=True):
+    for (context, continuation), (logprob, greedy) in zip(TEXTS, found, strict=True):
         ids, whole = (
             completions.tok_encode(context) or [completions.prefix_token_id],
-            completions.tok_encode(context + said),
+            completions.tok_encode(context + continuation),
         )
         ids, rest = (ids, whole[len(ids) :]) if context else (ids, whole)
         with torch.no_grad():
@@ -50,21 +50,21 @@ def test_log_likelihoods_are_those_of_the_model(serve, completions):
     serve.until(serve.idle)
 
 
-def test_what_is_generated_is_what_the_model_says(serve, completions):
+def test_lm_eval_generation_equals_that_of_the_model(serve, completions):
     until = {"until": ["\n"], "max_gen_toks": 12, "temperature": 0.0}
     found = completions.generate_until(asked("generate_until", *((text, until) for text, _ in TEXTS[:4])))
-    for (text, _), said in zip(TEXTS, found, strict=False):
+    for (text, _), continuation in zip(TEXTS, found, strict=False):
         ask = {"prompt": completions.tok_encode(text), "max_tokens": 12, "temperature": 0, "stop": ["\n"]}
-        assert said == serve.http.post("/v1/completions", json=ask).json()["choices"][0]["text"]
+        assert continuation == serve.http.post("/v1/completions", json=ask).json()["choices"][0]["text"]
 
 
-def test_a_chat_is_answered(serve):
+def test_lm_eval_chat_is_answered(serve):
     chat = LocalChatCompletion(
         base_url=f"{serve.url}/v1/chat/completions", model="tiny", tokenizer_backend=None, max_length=512
     )
     messages = JsonChatStr(json.dumps([{"role": "user", "content": "hi /no_think"}]))
-    said = chat.generate_until(
+    continuation = chat.generate_until(
         asked("generate_until", (messages, {"until": ["zzzz"], "max_gen_toks": 9, "temperature": 0.0}))
     )
     wanted = serve.chat("hi /no_think", max_tokens=9, temperature=0, stop=["zzzz"]).json()
-    assert said == [wanted["choices"][0]["message"]["content"]]
+    assert continuation == [wanted["choices"][0]["message"]["content"]]

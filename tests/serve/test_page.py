@@ -1,4 +1,6 @@
-"""The chat page in a real browser, without a screen. What the model says is written for it, so that every kind of answer occurs.
+"""The chat page in a real browser, without a screen.
+
+What the model says is written for it, so that every kind of answer occurs.
 
 NANOHYBRID_SCREENSHOTS=DIR keeps a picture of each state, to be looked at.
 """
@@ -122,7 +124,7 @@ class Page:
 
 
 @pytest.mark.parametrize(("dark", "width"), [(False, 1000), (True, 1000), (False, 390), (True, 390)])
-def test_a_conversation_is_shown_with_its_thoughts_folded(page, dark, width):
+def test_page_shows_a_conversation_with_folded_reasoning(page, dark, width):
     page.open(dark, width)
     page.picture(f"empty-{'dark' if dark else 'light'}-{width}")
     page.say("Add 2 and 3, please.", "I add them.\nThat is 5.</think>\n\n" + ANSWER)
@@ -160,7 +162,7 @@ def test_a_conversation_is_shown_with_its_thoughts_folded(page, dark, width):
     assert page.serve.metric("requests_running") == 0
 
 
-def test_the_slider_is_the_budget(page):
+def test_page_slider_sets_the_thinking_budget(page):
     page.open()
     slider = page.find("#budget")
     slider.send_keys(webdriver.ApiKeys.HOME, webdriver.ApiKeys.ARROW_RIGHT, webdriver.ApiKeys.ARROW_RIGHT)
@@ -178,7 +180,7 @@ def test_the_slider_is_the_budget(page):
 
 
 @pytest.mark.parametrize("how", ["button", "escape"])
-def test_a_stop_ends_the_answer_at_once_and_keeps_what_was_said(page, how):
+def test_page_stop_ends_the_answer_and_keeps_its_text(page, how):
     page.open()
     step = page.serve.service.loop.engine.step
     page.serve.service.loop.engine.step = lambda: (time.sleep(0.02), step())[1]
@@ -198,7 +200,7 @@ def test_a_stop_ends_the_answer_at_once_and_keeps_what_was_said(page, how):
 
 
 @pytest.mark.parametrize("width", [1000, 390])
-def test_a_call_is_shown_and_its_result_goes_on(page, width):
+def test_page_shows_a_tool_call_and_sends_its_result(page, width):
     page.open(width=width)
     page.find("#tools").click()
     page.find("#schemas").send_keys(TOOLS)
@@ -228,7 +230,7 @@ def test_a_call_is_shown_and_its_result_goes_on(page, width):
     assert "It is 5." in page.all(".answer")[1].text and page.widest() <= 0
 
 
-def test_what_goes_wrong_is_told(page):
+def test_page_shows_errors(page):
     page.open()
     page.find("#tools").click()
     page.find("#schemas").send_keys("[oops")

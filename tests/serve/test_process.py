@@ -1,4 +1,4 @@
-"""A server as a process of its own: how it ends."""
+"""A server as a process: how it ends."""
 
 import concurrent.futures
 import json
@@ -32,7 +32,10 @@ sys.exit(main.main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def processes():
-    """Three servers that are ready, as (process, url), by what shall end them; starting takes seconds, so they start together."""
+    """Three servers that are ready, as (process, url), by how they will end.
+
+    They start together, to save time.
+    """
     servers = {}
     try:
         for name, program in {
@@ -79,7 +82,7 @@ def until_ready(server, url):
 
 
 def stream(url, begun, body=LONG):
-    """The text of a stream, or how it broke off; `begun` is told of the first piece."""
+    """The text of a stream, and the error that ended it; `begun` gets an entry for each piece."""
     text = ""
     try:
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as answer:
@@ -99,7 +102,7 @@ def begin(pool, url):
     return future
 
 
-def test_sigterm_ends_the_stream_whole_and_the_exit_code_is_0(processes):
+def test_sigterm_completes_the_stream_and_exits_with_0(processes):
     server, url = processes["term"]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         going = begin(pool, url)
@@ -109,7 +112,7 @@ def test_sigterm_ends_the_stream_whole_and_the_exit_code_is_0(processes):
         assert server.wait(20) == 0, server.stderr.read()
 
 
-def test_sigkill_breaks_the_stream_off_where_a_client_can_tell(processes):
+def test_sigkill_breaks_the_stream_visibly(processes):
     server, url = processes["kill"]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         going = begin(pool, url)
@@ -118,7 +121,7 @@ def test_sigkill_breaks_the_stream_off_where_a_client_can_tell(processes):
         assert error is not None and "[DONE]" not in text and server.wait(10) == -signal.SIGKILL
 
 
-def test_a_dead_engine_ends_the_process_with_1_and_its_streams_with_an_error(processes):
+def test_dead_engine_exits_with_1_and_ends_streams_with_an_error(processes):
     server, url = processes["death"]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         text, error = begin(pool, url).result(20)

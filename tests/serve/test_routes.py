@@ -4,7 +4,7 @@ from serving import sse
 ASK = {"max_tokens": 24, "temperature": 0, "ignore_eos": True}
 
 
-def test_a_stream_adds_up_to_the_whole_answer(serve):
+def test_chat_stream_adds_up_to_the_whole_answer(serve):
     ask = {**ASK, "thinking_budget": 6, "thinking_grace": 2}
     whole = serve.chat(**ask).json()
     chunks = sse(serve.chat(**ask, stream=True, stream_options={"include_usage": True}))
@@ -22,7 +22,7 @@ def test_a_stream_adds_up_to_the_whole_answer(serve):
     assert whole["nanohybrid"]["thinking_end"] in ("natural", "newline", "forced")
 
 
-def test_without_usage_the_last_chunk_says_how_thinking_ended(serve):
+def test_chat_last_chunk_without_usage_has_thinking_end(serve):
     chunks = sse(serve.chat(**ASK, stream=True))
     assert "nanohybrid" in chunks[-1] and all("nanohybrid" not in chunk for chunk in chunks[:-1])
 
@@ -35,7 +35,7 @@ def test_without_usage_the_last_chunk_says_how_thinking_ended(serve):
         {"messages": [{"role": "system", "content": "/no_think"}, {"role": "user", "content": "hi"}]},
     ],
 )
-def test_thinking_can_be_switched_off(serve, switch):
+def test_chat_thinking_can_be_turned_off(serve, switch):
     answer = serve.chat(**{**ASK, **switch}).json()
     assert answer["choices"][0]["message"]["reasoning_content"] is None
     assert (
@@ -44,14 +44,14 @@ def test_thinking_can_be_switched_off(serve, switch):
     )
 
 
-def test_an_effort_is_a_budget_and_a_number_wins_over_it(serve):
+def test_chat_reasoning_effort_is_a_budget_and_a_number_overrides_it(serve):
     one = serve.chat(**{**ASK, "max_tokens": 300}, reasoning_effort="minimal", thinking_grace=0).json()
     assert one["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 128
     two = serve.chat(**ASK, reasoning_effort="high", max_thinking_tokens=0).json()
     assert two["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
 
 
-def test_n_choices_differ_and_the_first_is_the_one_of_n_1(serve):
+def test_chat_n_choices_differ_and_the_first_equals_that_of_n_1(serve):
     ask = {"max_tokens": 8, "temperature": 1.0, "seed": 3, "ignore_eos": True}
     three = serve.chat(**ask, n=3).json()["choices"]
     texts = [(c["message"]["content"], c["message"]["reasoning_content"]) for c in three]
@@ -64,7 +64,7 @@ def test_n_choices_differ_and_the_first_is_the_one_of_n_1(serve):
         assert "".join(d.get("reasoning_content") or "" for d in deltas) == (text[1] or "")
 
 
-def test_a_chat_gives_the_log_probability_of_every_token(serve):
+def test_chat_logprobs_of_every_token(serve):
     answer = serve.chat(**ASK, logprobs=True).json()["choices"][0]["logprobs"]["content"]
     streamed = sse(serve.chat(**ASK, logprobs=True, stream=True))
     parts = [c["logprobs"]["content"] for chunk in streamed for c in chunk["choices"] if c["logprobs"]]
@@ -76,7 +76,7 @@ def test_a_chat_gives_the_log_probability_of_every_token(serve):
     )
 
 
-def test_completions_take_texts_and_ids_and_several_at_once(serve):
+def test_completions_accept_texts_ids_and_lists(serve):
     def complete(**more):
         return serve.http.post("/v1/completions", json={**ASK, **more}).json()
 
@@ -91,7 +91,7 @@ def test_completions_take_texts_and_ids_and_several_at_once(serve):
     assert "".join(c["choices"][0]["text"] for c in chunks) == one["choices"][0]["text"]
 
 
-def test_tokens_come_back_as_the_text(serve):
+def test_detokenize_returns_the_tokenized_text(serve):
     answer = serve.http.post("/tokenize", json={"prompt": "grüß", "add_special_tokens": False}).json()
     assert answer["count"] == len(answer["tokens"]) == 6
     assert serve.http.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"prompt": "grüß"}
@@ -102,7 +102,7 @@ def test_tokens_come_back_as_the_text(serve):
     assert shown == "<SPECIAL_10>System\n\n<SPECIAL_11>User\nhi\n<SPECIAL_11>Assistant\n<think>\n"
 
 
-def test_tools_are_shown_to_the_model_and_hidden_where_none_may_be_called(serve):
+def test_chat_tools_are_in_the_prompt_unless_tool_choice_is_none(serve):
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     sizes = {
         choice: serve.chat(max_tokens=1, tools=[tool], tool_choice=choice).json()["usage"]["prompt_tokens"]
@@ -111,7 +111,7 @@ def test_tools_are_shown_to_the_model_and_hidden_where_none_may_be_called(serve)
     assert sizes["auto"] > sizes["none"] + 20
 
 
-def test_a_call_that_the_model_writes_is_a_call_of_the_answer(serve, monkeypatch):
+def test_chat_tool_call_of_the_model_is_returned(serve, monkeypatch):
     call = '<TOOLCALL>[{"name": "add", "arguments": {"a": 2}}]</TOOLCALL>'
     tokenizer = serve.service.llm.tokenizer
     ids = tokenizer.encode(call)
@@ -135,7 +135,7 @@ def test_a_call_that_the_model_writes_is_a_call_of_the_answer(serve, monkeypatch
     assert "".join(piece["function"]["arguments"] for piece in pieces) == '{"a": 2}'
 
 
-def test_metrics_tell_what_happened(serve):
+def test_metrics_count_requests_and_tokens(serve):
     before = serve.metric('thinking_ends_total{end="forced"}')
     serve.chat(max_tokens=30, thinking_budget=0)
     assert (
@@ -151,7 +151,7 @@ def test_metrics_tell_what_happened(serve):
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_a_page_points_to_nothing_outside(serve, path):
+def test_page_has_no_external_links(serve, path):
     page = serve.http.get(path)
     assert (
         page.headers["content-type"].startswith("text/html")
@@ -160,12 +160,12 @@ def test_a_page_points_to_nothing_outside(serve, path):
     assert "http://" not in page.text and "https://" not in page.text and "src=" not in page.text
 
 
-def test_the_model_has_a_name_and_the_server_is_ready(serve):
+def test_models_route_and_readiness(serve):
     assert [model["id"] for model in serve.http.get("/v1/models").json()["data"]] == ["tiny"]
     assert serve.http.get("/health").status_code == serve.http.get("/ready").status_code == 200
 
 
-def test_the_official_client_is_content(serve):
+def test_official_client_works(serve):
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"{serve.url}/v1", api_key="none", max_retries=0)
     ask = dict(model="tiny", messages=[{"role": "user", "content": "hi"}], max_tokens=12, temperature=0)
@@ -182,7 +182,7 @@ def test_the_official_client_is_content(serve):
         client.chat.completions.create(**{**ask, "model": "gpt-17"})
 
 
-def test_alternatives_penalties_and_bias_reach_the_engine(serve):
+def test_chat_sampling_fields_reach_the_engine(serve):
     top = serve.chat(**ASK, logprobs=True, top_logprobs=3).json()["choices"][0]["logprobs"]["content"]
     assert all(len(t["top_logprobs"]) == 3 and t["top_logprobs"][0]["logprob"] >= t["logprob"] for t in top)
     text = serve.http.post("/v1/completions", json={**ASK, "prompt": "a", "logit_bias": {"100": 100}}).json()[
@@ -203,7 +203,7 @@ def respond(serve, **more):
     )
 
 
-def test_a_response_is_the_chat_in_another_form(serve):
+def test_responses_equal_the_chat_answer(serve):
     answer = respond(serve, input="hi", instructions="be brief").json()
     chat = serve.chat(
         max_tokens=40, temperature=0, thinking_budget=6, thinking_grace=0,
@@ -222,7 +222,7 @@ def test_a_response_is_the_chat_in_another_form(serve):
     )
 
 
-def test_the_official_client_reads_a_streamed_response_with_a_call(serve, monkeypatch):
+def test_official_client_reads_a_streamed_response_with_a_tool_call(serve, monkeypatch):
     openai = pytest.importorskip("openai")
     tokenizer, engine = serve.service.llm.tokenizer, serve.service.loop.engine
     add = engine.add_choices
@@ -258,7 +258,7 @@ def test_the_official_client_reads_a_streamed_response_with_a_call(serve, monkey
     assert deltas == '{"a": 2}'
 
 
-def test_the_next_turn_and_another_question_find_what_was_computed():
+def test_chat_next_turn_and_other_question_hit_the_prefix_cache():
     from serving import started
 
     with started(prefix_cache_bytes=1 << 26) as serve:

@@ -1,4 +1,4 @@
-"""Structured output over HTTP: which fields ask for it, and what is refused. tests/engine checks what the grammars do."""
+"""Structured output over HTTP: fields that ask for it, and refusals. tests/engine checks the grammars."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def schema(value):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("thinking", [True, False])
-def test_an_answer_holds_to_its_schema_and_thinking_is_free(serve, seed, thinking):
+def test_json_schema_constrains_the_answer_after_thinking(serve, seed, thinking):
     answer = serve.chat(
         **ASK, seed=seed, response_format=schema(RATE), chat_template_kwargs={"enable_thinking": thinking}
     ).json()
@@ -53,8 +53,8 @@ def test_an_answer_holds_to_its_schema_and_thinking_is_free(serve, seed, thinkin
     assert (answer["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0) == thinking
 
 
-def test_a_trace_cannot_end_the_answer_that_must_follow(serve):
-    """The end of the text is made the likeliest token: without a form it comes in the trace, with one only after it."""
+def test_json_schema_answer_follows_a_trace_that_wants_to_end_the_text(serve):
+    """EOS is made the most probable token: it must not come before the constrained answer."""
     eos = serve.service.llm.tokenizer.eos_id
     ask = {**ASK, "temperature": 0, "logit_bias": {str(eos): 100}, "thinking_budget": 20}
     assert serve.chat(**ask).json()["choices"][0]["message"]["content"] == ""
@@ -63,7 +63,7 @@ def test_a_trace_cannot_end_the_answer_that_must_follow(serve):
     assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 20
 
 
-def test_n_choices_have_a_grammar_each_and_others_in_the_batch_have_none(serve):
+def test_json_schema_constrains_each_of_n_choices(serve):
     answer = serve.chat(**ASK, seed=1, n=4, response_format=schema(RATE)).json()
     assert len({c["message"]["content"] for c in answer["choices"]}) > 1
     assert all(set(json.loads(c["message"]["content"])) == {"city", "score"} for c in answer["choices"])
@@ -71,7 +71,7 @@ def test_n_choices_have_a_grammar_each_and_others_in_the_batch_have_none(serve):
     assert not serve.service.loop.engine.scheduler.running
 
 
-def test_a_required_call_is_made_and_streams(serve):
+def test_required_tool_call_is_made_and_streamed(serve):
     choice = serve.chat(**ASK, seed=2, tools=[ADD, NOW], tool_choice="required").json()["choices"][0]
     call = choice["message"]["tool_calls"][0]["function"]
     assert choice["finish_reason"] == "tool_calls" and call["name"] in ("add", "now")
@@ -91,7 +91,7 @@ def test_a_required_call_is_made_and_streams(serve):
     )
 
 
-def test_log_probabilities_of_a_held_answer_are_json(serve):
+def test_logprobs_of_a_constrained_answer_are_json(serve):
     answer = serve.chat(**ASK, response_format=schema(RATE), logprobs=True, top_logprobs=4)
     assert (
         answer.status_code == 200
@@ -100,7 +100,7 @@ def test_log_probabilities_of_a_held_answer_are_json(serve):
 
 
 @pytest.mark.parametrize("thinking", [True, False])
-def test_an_answer_matches_a_regular_expression_as_a_whole(serve, thinking):
+def test_regex_constrains_the_whole_answer(serve, thinking):
     pattern = r"(19|20)[0-9]{2}-[a-f]{2,4}(é|ß)?"
     for form in ({"structured_outputs": {"regex": pattern}}, {"guided_regex": pattern}):
         answers = [
@@ -114,20 +114,26 @@ def test_an_answer_matches_a_regular_expression_as_a_whole(serve, thinking):
     assert re.fullmatch(pattern, text["choices"][0]["text"])
 
 
-def test_an_answer_is_one_of_the_texts(serve):
+def test_choice_and_json_constrain_the_answer(serve):
     texts = ["yes", 'no "maybe"', "über\n"]
     form = {"structured_outputs": {"choice": texts}, "chat_template_kwargs": {"enable_thinking": False}}
-    said = {
+    texts_seen = {
         serve.chat(**ASK, seed=seed, **form).json()["choices"][0]["message"]["content"] for seed in range(12)
     }
-    assert said <= {text.strip() for text in texts} and len(said) > 1
+    assert texts_seen <= {text.strip() for text in texts} and len(texts_seen) > 1
     answer = serve.chat(**ASK, seed=1, structured_outputs={"json": RATE}).json()["choices"][0]["message"][
         "content"
     ]
     assert set(json.loads(answer)) == {"city", "score"}
 
 
-def test_a_form_that_outgrows_its_bounds_fails_its_own_request_only():
+def test_serve_deterministic_with_structured_output():
+    with started(max_model_len=512, deterministic=True) as serve:
+        answer = serve.chat(**ASK, seed=1, response_format=schema(RATE)).json()
+        assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"city", "score"}
+
+
+def test_grammar_too_complex_fails_its_own_request_only():
     ask = {
         **ASK,
         "chat_template_kwargs": {"enable_thinking": False},
@@ -152,6 +158,6 @@ def test_a_form_that_outgrows_its_bounds_fails_its_own_request_only():
         {"response_format": schema(RATE), "tools": [ADD], "tool_choice": "required"},
     ],
 )
-def test_a_form_that_cannot_be_kept_is_refused(serve, bad):
+def test_structured_output_that_cannot_be_compiled_is_refused(serve, bad):
     answer = serve.chat(**ASK, **bad)
     assert answer.status_code == 400 and answer.json()["error"]["message"]

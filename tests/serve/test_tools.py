@@ -19,16 +19,16 @@ def read(text, cuts=()):
 
 
 def calls(text):
-    """(text, [(name, arguments)]) of what was read."""
-    said, found = "", []
+    """(content, [(name, arguments)]) of a text."""
+    content, found = "", []
     for event in read(text):
         if isinstance(event, TextDelta):
-            said += event.text
+            content += event.text
         elif isinstance(event, ToolCallStart):
             found.append([event.name, ""])
         else:
             found[event.call][1] += event.text
-    return said, [(name, json.loads(arguments)) for name, arguments in found]
+    return content, [(name, json.loads(arguments)) for name, arguments in found]
 
 
 def block(*objects):
@@ -40,7 +40,7 @@ WANTED = ("add", {"a": 1, "b": [2, {"c": "}"}]})
 
 
 @pytest.mark.parametrize(
-    ("text", "said", "found"),
+    ("text", "content", "found"),
     [
         (block(ADD), "", [WANTED]),
         (
@@ -72,8 +72,8 @@ WANTED = ("add", {"a": 1, "b": [2, {"c": "}"}]})
         ),
     ],
 )
-def test_calls_are_found_and_repaired_where_there_is_one_meaning(text, said, found):
-    assert calls(text) == (said, found)
+def test_tool_calls_are_parsed_and_repaired(text, content, found):
+    assert calls(text) == (content, found)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_calls_are_found_and_repaired_where_there_is_one_meaning(text, said, fou
         "",
     ],
 )
-def test_what_is_no_call_is_content_as_it_was_written(text):
+def test_text_that_is_no_tool_call_is_content(text):
     assert calls(text) == (text, [])
 
 
-def test_arguments_come_while_they_are_written():
+def test_tool_call_arguments_are_emitted_while_they_are_written():
     reader = ToolCallParser(NAMES)
     assert reader.push('<TOOLCALL>[{"name": "add", "arguments": {"a') == [
         ToolCallStart(0, "add"),
@@ -135,12 +135,12 @@ CUTS = st.sets(st.integers(0, 200), max_size=40)
 
 
 @given(FRAGMENTS, CUTS)
-def test_a_text_cut_anywhere_gives_what_the_whole_gives(text, cuts):
+def test_tool_call_parser_does_not_depend_on_how_the_text_is_cut(text, cuts):
     assert read(text, [cut for cut in cuts if cut < len(text)]) == read(text)
 
 
 @given(st.text(alphabet="<TOLCA>/x{ ", max_size=40))
-def test_nothing_is_lost_of_a_text_without_calls(text):
+def test_tool_call_parser_keeps_all_text_without_calls(text):
     assert "".join(event.text for event in read(text)) == text
 
 
@@ -150,41 +150,41 @@ def part(text, cuts, **options):
         parts += answer.push(text[at:cut])
         at = max(at, cut)
     parts += answer.end()
-    thought = "".join(p.text for p in parts if isinstance(p, ReasoningDelta))
-    said = "".join(p.text for p in parts if isinstance(p, TextDelta))
-    return thought, said, merged([p for p in parts if not isinstance(p, (ReasoningDelta, TextDelta))])
+    reasoning = "".join(p.text for p in parts if isinstance(p, ReasoningDelta))
+    content = "".join(p.text for p in parts if isinstance(p, TextDelta))
+    return reasoning, content, merged([p for p in parts if not isinstance(p, (ReasoningDelta, TextDelta))])
 
 
 @given(FRAGMENTS, CUTS, st.booleans(), st.booleans(), st.booleans())
-def test_an_answer_cut_anywhere_is_parted_the_same(text, cuts, thinking, budgeted, offered):
+def test_output_parser_does_not_depend_on_how_the_text_is_cut(text, cuts, thinking, budgeted, offered):
     options = dict(thinking=thinking, budgeted=budgeted, tools=NAMES if offered else frozenset())
     assert part(text, [cut for cut in cuts if cut < len(text)], **options) == part(text, [], **options)
 
 
-def test_thought_and_answer_are_split_at_think_close_and_trimmed():
+def test_output_parser_splits_and_strips_reasoning_and_content():
     assert part("\n so </think>\n\n 42 \n", [], thinking=True)[:2] == ("so", "42")
     assert part("cut off </thi", [], thinking=True)[:2] == ("cut off </thi", "")
     assert part("a </think> b", [], thinking=False)[:2] == ("", "a </think> b")
 
 
-def test_a_think_close_that_comes_after_the_budget_ended_the_trace_is_dropped():
+def test_output_parser_drops_a_close_tag_after_the_budget_ended_the_trace():
     assert part("so\n</think>\n\nstill</think>42", [], thinking=True, budgeted=True)[:2] == ("so", "still42")
     assert part("so\n</think>\n\nsee </think>", [], thinking=True)[:2] == ("so", "see </think>")
 
 
-def test_a_call_inside_the_trace_is_thought():
-    thought, said, found = part(f"{block(ADD)}</think>{block(ADD)}", [], thinking=True, tools=NAMES)
+def test_tool_call_inside_the_trace_is_reasoning():
+    reasoning, content, found = part(f"{block(ADD)}</think>{block(ADD)}", [], thinking=True, tools=NAMES)
     assert (
-        thought == block(ADD)
-        and said == ""
+        reasoning == block(ADD)
+        and content == ""
         and [e.name for e in found if isinstance(e, ToolCallStart)] == ["add"]
     )
 
 
-def test_where_calls_may_not_be_parallel_only_the_first_is_made():
+def test_output_parser_max_calls_drops_later_calls():
     text = f"see {block(ADD, ADD)}{block(ADD)} done"
-    _, said, found = part(text, [], thinking=False, tools=NAMES, max_calls=1)
-    assert (said, [e.name for e in found if isinstance(e, ToolCallStart)]) == ("see  done", ["add"])
+    _, content, found = part(text, [], thinking=False, tools=NAMES, max_calls=1)
+    assert (content, [e.name for e in found if isinstance(e, ToolCallStart)]) == ("see  done", ["add"])
     assert "".join(e.text for e in found if isinstance(e, ToolCallArguments)) == json.dumps(WANTED[1])
 
 
@@ -206,10 +206,11 @@ JSON = st.recursive(
     st.booleans(),
     st.data(),
 )
-def test_whatever_arguments_a_model_writes_an_answer_can_hold_them(
-    arguments, order, in_a_string, ascii_only, data
-):
-    """Half a surrogate pair can only be an escape in an answer; NaN is no JSON, and no call in an order that is repaired."""
+def test_any_arguments_of_a_tool_call_can_be_written_as_json(arguments, order, in_a_string, ascii_only, data):
+    """A lone surrogate must be escaped in an answer.
+
+    NaN is not JSON, so it makes no call that has to be repaired.
+    """
     written = json.dumps(arguments, ensure_ascii=True)
     if not ascii_only:  # a model writes characters, and escapes only what UTF-8 cannot hold
         written = (
@@ -221,11 +222,11 @@ def test_whatever_arguments_a_model_writes_an_answer_can_hold_them(
     text = block("{" + ", ".join(f'"{key}": {members[key]}' for key in order) + "}")
     events = read(text, data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
     assert events == read(text)
-    said = "".join(event.text for event in events if not isinstance(event, ToolCallStart))
-    assert json.dumps(said, ensure_ascii=False).encode()
+    content = "".join(event.text for event in events if not isinstance(event, ToolCallStart))
+    assert json.dumps(content, ensure_ascii=False).encode()
     if not any(word in written for word in ("NaN", "Infinity")):
         assert [type(event) for event in events] == [ToolCallStart, ToolCallArguments] and json.loads(
-            said
+            content
         ) == json.loads(written)
 
 
@@ -239,7 +240,7 @@ def test_whatever_arguments_a_model_writes_an_answer_can_hold_them(
         ("{}", "{}"),
     ],
 )
-def test_arguments_in_another_order_are_let_out_as_they_were_written(written, let_out):
+def test_tool_call_arguments_before_the_name_are_emitted_as_written(written, let_out):
     events = read(block('{"arguments": ' + written + ', "name": "add"}'))
     assert events == [ToolCallStart(0, "add"), ToolCallArguments(0, let_out)]
 
@@ -247,6 +248,6 @@ def test_arguments_in_another_order_are_let_out_as_they_were_written(written, le
 @pytest.mark.parametrize(
     "written", ['{"a": NaN}', '{"a": Infinity}', json.dumps('{"a": NaN}'), '{"a": 1,}', '{"a" 1}']
 )
-def test_arguments_that_are_no_json_make_no_call_in_another_order(written):
+def test_tool_call_with_invalid_arguments_before_the_name_is_content(written):
     text = block('{"arguments": ' + written + ', "name": "add"}')
     assert not any(isinstance(event, ToolCallStart) for event in read(text))

@@ -1,4 +1,4 @@
-"""Draft tokens on the CPU executor: states from before them, and what each draft token projects in each Mamba-2 layer."""
+"""Draft tokens of the CPU executor: their inputs in each Mamba-2 layer, buffered until they are verified."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Advances(Protocol):
 class CpuDrafts:
     """The speculative sequences of one layout, whose draft tokens wait to be accepted or rejected.
 
-    inputs: fp32 [Mamba-2 layers, draft tokens, columns of in_proj]. first_rows: by sequence, the row of its first token.
+    inputs: fp32 [Mamba-2 layers, draft tokens, columns of in_proj]. first_rows: by sequence, the row of its
+    first token.
     """
 
     def __init__(self, executor: Advances, cache: HybridCache, layout: Layout) -> None:

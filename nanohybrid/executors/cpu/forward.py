@@ -40,8 +40,8 @@ MEMORY: dict[str, type[Any]] = {"mamba2": words.MambaMemory, "attention": words.
 class CpuExecutor(Executor):
     """Runs one packed model (weights.py) over one cache, whose memory it reads and writes in place.
 
-    Inside a page, keys and values lie in an order of their own (kernels/kv_cache.py), which nothing else reads. Every sum has
-    one order, so results have the same bits in any batch and for any cut into calls.
+    Inside a page, keys and values lie in an order of their own (kernels/kv_cache.py), which nothing else
+    reads. Every sum has one order, so results have the same bits in any batch and for any cut into calls.
     """
 
     name = "cpu"
@@ -88,7 +88,10 @@ class CpuExecutor(Executor):
         }
 
     def run(self, tokens_T: Tensor, layout: Layout, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """As Executor.run; hidden states are bfloat16. Long batches go through in parts, with the same bits."""
+        """As Executor.run; hidden states are bfloat16.
+
+        Long batches go through in parts, with the same bits.
+        """
         if layout.slots is None or layout.pages is None:
             raise ValueError("an executor needs a layout with slots and pages")
         chosen = wanted if self.head is not None else ()
@@ -149,7 +152,7 @@ class CpuExecutor(Executor):
         threads.run(kernels.forward, *call, size=size, keep_spinning=True)
 
     def advance(self, drafts: CpuDrafts, sequences: Sequence[int], counts: Sequence[int]) -> None:
-        """Bring the recurrent states of these sequences forward by the first counts[i] draft tokens of each."""
+        """Advance the recurrent states of these sequences by the first counts[i] draft tokens of each."""
         layout = drafts.layout
         slots = cast("tuple[int, ...]", layout.slots)
         tables = [
@@ -222,7 +225,7 @@ class CpuExecutor(Executor):
         return torch.cat([cos_TP[:, :half], sin_TP[:, :half]], dim=1).contiguous()
 
     def _scratch_for(self, rows: int, num_threads: int) -> _Scratch:
-        """Scratch memory for so many rows, made once for each power of two of them and each number of threads."""
+        """Scratch memory for a number of rows, allocated once per power of two and number of threads."""
         size = min(MAX_ROWS, max(8, 1 << (rows - 1).bit_length()))
         if (size, num_threads) not in self._scratch:
             every = self.weights if self.head is None else [*self.weights, self.head]

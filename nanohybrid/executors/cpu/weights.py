@@ -1,6 +1,8 @@
-"""Models prepared for the CPU executor: every linear packed into GEMM panels, its original freed as soon as it is.
+"""Models prepared for the CPU executor: every linear packed into GEMM panels, its original freed as soon as
+it is.
 
-A packed model can be run by the CPU kernels (executors/cpu/forward.py), and layer by layer on the same panels without them.
+A packed model can be run by the CPU kernels (executors/cpu/forward.py), and layer by layer on the same panels
+without them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from nanohybrid.ops.numba import available
 
 
 class PackedLinear(nn.Module):
-    """Replaces an nn.Linear or a QuantizedLinear for inference: its weight lies in panels (kernels/gemm_tile.py).
+    """Replaces an nn.Linear or a QuantizedLinear for inference: its weight lies in panels
+    (kernels/gemm_tile.py).
 
     output_dtype: of what it returns; None is that of its input.
     """
@@ -51,7 +54,10 @@ class PackedLinear(nn.Module):
 
 
 def prepare(model: Any) -> bool:
-    """Pack a HybridLM where the CPU kernels can run it and NANOHYBRID_KERNELS does not ask for others; whether it was packed."""
+    """Pack a HybridLM in place if the CPU kernels can run it and NANOHYBRID_KERNELS allows them.
+
+    Returns whether it is packed.
+    """
     asked = os.environ.get("NANOHYBRID_KERNELS", "")
     if asked not in ("", "numba") or not packable(model) or not available():
         return False
@@ -60,11 +66,11 @@ def prepare(model: Any) -> bool:
 
 
 def packable(model: Any) -> bool:
-    """Whether the CPU kernels can run a HybridLM as it is: on a CPU, activations in bfloat16, linears in bfloat16, int8 or
-    int4, and a kernel for each of its layers.
+    """Whether the CPU kernels can run a HybridLM as it is: on a CPU, activations in bfloat16, linears in
+    bfloat16, int8 or int4, and a kernel for each of its layers.
 
-    Each class of mixer answers for itself which kernel computes it (Mixer.cpu_kernel), and a subclass does not inherit the
-    answer.
+    Each class of mixer answers for itself which kernel computes it (Mixer.cpu_kernel), and a subclass does
+    not inherit the answer.
     """
     if model.device.type != "cpu" or model.dtype != torch.bfloat16:
         return False

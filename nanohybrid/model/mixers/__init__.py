@@ -1,7 +1,7 @@
 """The registry of mixers: one character of the layer pattern for each kind of layer.
 
-To add a kind, subclass Mixer in a file of its own and call `register` with it (examples/add_a_mixer.py). Everything else
-reads the registry and the facts that the class declares.
+To add a kind, subclass Mixer in a file of its own and call `register` with it (examples/add_a_mixer.py).
+Everything else reads the registry and the facts that the class declares.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ Kind = TypeVar("Kind", bound=type[Mixer[Any]])
 def register(mixer: Kind) -> Kind:
     """Make a kind of layer known under its `symbol`; usable as a class decorator.
 
-    Raises ConfigError where the class declares its facts incompletely or its symbol is taken by another class.
+    A class that is defined again, as in a notebook, replaces the one before it. Raises ConfigError where the class declares
+    its facts incompletely or another class has its symbol.
     """
     name = mixer.__name__
     for fact in ("symbol", "label", "color"):
@@ -66,14 +67,14 @@ def register(mixer: Kind) -> Kind:
     symbol = mixer.symbol
     if len(symbol) != 1 or not symbol.isprintable() or symbol.isspace():
         raise ConfigError(f"{name}.symbol is {symbol!r}: it must be one printable character")
-    if MIXERS.get(symbol, mixer) is not mixer:
-        raise ConfigError(
-            f"{name}.symbol is {symbol!r}, which is {MIXERS[symbol].__name__}'s: choose another"
-        )
+    holder = MIXERS.get(symbol, mixer)
+    if (holder.__module__, holder.__qualname__) != (mixer.__module__, mixer.__qualname__):
+        taken_by = f"{holder.__module__}.{holder.__qualname__}"
+        raise ConfigError(f"{name}.symbol is {symbol!r}, which is that of {taken_by}: choose another")
     if mixer.prunable and mixer.activation is None:
         raise ConfigError(f"{name} declares prunable axes and no activation to score them by: declare one")
     for other in MIXERS.values():
-        if other is not mixer and (taken := set(mixer.block_types) & set(other.block_types)):
+        if other not in (mixer, holder) and (taken := set(mixer.block_types) & set(other.block_types)):
             raise ConfigError(f"{name}.block_types names {sorted(taken)}, which are {other.__name__}'s")
     MIXERS[symbol] = mixer
     return mixer

@@ -1,4 +1,5 @@
-"""The attention mixer: causal grouped-query attention, without position embedding in the Nano 2 family (paper, section 2.1).
+"""The attention mixer: causal grouped-query attention, without position embedding in the Nano 2 family
+(paper, section 2.1).
 
 Rotary positions and a norm of queries and keys are options of the configuration, as in Qwen3.
 
@@ -61,7 +62,13 @@ class Attention(Mixer[AttentionFields]):
         "o_proj.weight": "attn_output.weight", "q_norm.weight": "attn_q_norm.weight", "k_norm.weight": "attn_k_norm.weight",
     }  # fmt: skip
     prunable = (
-        PrunableAxis("num_attention_heads", "--attention-heads", "query heads", groups="num_key_value_heads"),
+        PrunableAxis(
+            "num_attention_heads",
+            "--attention-heads",
+            "query heads",
+            groups="num_key_value_heads",
+            fractions=(1.0,),
+        ),
     )
     cuda_graphs = True
     activation = InnerActivation("o_proj", "input", ("num_attention_heads", "head_dim"), writer="o_proj")
@@ -92,7 +99,7 @@ class Attention(Mixer[AttentionFields]):
         return self.o_proj(attention(q_THP, k_TKP, v_TKP, layout, pages).flatten(-2))
 
     def project(self, x_TE: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [T, H, P], keys and values [T, K, P], normed and rotated where the configuration says so."""
+        """Queries [T, H, P], keys and values [T, K, P], after QK norm and RoPE if they are configured."""
         config = self.config
         q_THP = self.q_proj(x_TE).unflatten(-1, (config.num_attention_heads, config.head_dim))
         k_TKP = self.k_proj(x_TE).unflatten(-1, (config.num_key_value_heads, config.head_dim))
@@ -149,8 +156,9 @@ class Attention(Mixer[AttentionFields]):
 
     @classmethod
     def context_numbers(cls, config: AttentionFields, batch: int) -> int:
-        """Keys and values of one sequence in order and once more for each query head, and the mask of a tile of queries;
-        or, in a decode step, keys and values of all sequences."""
+        """Keys and values of one sequence in order and once more for each query head, and the mask of a tile
+        of queries; or, in a decode step, keys and values of all sequences.
+        """
         keys, queries = config.num_key_value_heads, config.num_attention_heads
         return max(
             2 * (keys + queries) * config.head_dim + 2 * QUERY_TILE, 4 * batch * keys * config.head_dim
@@ -175,7 +183,7 @@ class Attention(Mixer[AttentionFields]):
 
 
 def rotary_angles(positions_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, P] of position * theta^(-2i/P), with the frequencies repeated for the two halves (Su et al. 2021)."""
+    """cos and sin [T, P] of position * theta^(-2i/P), repeated for both halves (Su et al. 2021)."""
     exponents = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim
     angles = positions_T.to(torch.float32)[:, None] * theta**-exponents
     angles = torch.cat([angles, angles], dim=-1)

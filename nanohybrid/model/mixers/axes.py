@@ -1,9 +1,10 @@
 """Named axes: the language in which a mixer declares the shape of every parameter and cache tensor.
 
-    "hidden_size"                                   one axis, named after the configuration field (or property) that is its size
-    1                                               a fixed size
-    Outer("mamba_num_heads", "mamba_head_dim")      the flattened product of axes, the last one running fastest
-    Stack(INNER, INNER, "mamba_num_heads")          axes concatenated one after the other
+    "hidden_size"                                   one axis, named after the configuration field (or
+    property) that is its size
+    1                                               a fixed size Outer("mamba_num_heads", "mamba_head_dim")
+    the flattened product of axes, the last one running fastest Stack(INNER, INNER, "mamba_num_heads")
+    axes concatenated one after the other
 
 From such a declaration follow shape checks, parameter counts, pruning slices and sharding plans.
 """
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from nanohybrid.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,10 @@ class AxisSizes(dict[str, int]):
         self._config = config
 
     def __missing__(self, axis: str) -> int:
-        value = self[axis] = int(getattr(self._config, axis))
+        size = getattr(self._config, axis, None)
+        if not isinstance(size, int):
+            raise ConfigError(f'the axis "{axis}" is no field of the configuration: its size is unknown')
+        value = self[axis] = size
         return value
 
 
@@ -73,6 +79,16 @@ def size(axis: Axis, sizes: Mapping[str, int]) -> int:
 def shape(axes: Axes, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a tensor with these axes."""
     return tuple(size(axis, sizes) for axis in axes)
+
+
+def is_linear(name: str, axes: Axes) -> bool:
+    """Whether a mixer's parameter of this checkpoint name is the weight of a linear, [out, in]: `X.weight` with two axes.
+
+    Linears are quantized, packed, trained in FP8 and counted as matrix products. A kernel of a convolution has three axes,
+    (channels, 1, width); any other matrix has a name of its own, without `.weight`.
+    """
+    path = name.split(".")
+    return len(axes) == 2 and len(path) == 2 and path[1] == "weight"
 
 
 def selected_index(

@@ -1,8 +1,8 @@
 """The Mixer base class: what a layer computes, and every fact about its kind that other packages need.
 
 A kind of layer is one file with one subclass of Mixer, registered under one character of the layer pattern
-(model/mixers/__init__.py). Configuration, loading, saving, counting, memory plans, speed estimates, pruning, plots and
-executors read the facts declared here. No other file lists kinds of layers.
+(model/mixers/__init__.py). Configuration, loading, saving, counting, memory plans, speed estimates, pruning,
+plots and executors read the facts declared here. No other file lists kinds of layers.
 
 T tokens · E hidden size.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nanohybrid.model.layer_cache import LayerCache
-from nanohybrid.model.mixers.axes import Axes, axis_sizes, shape
+from nanohybrid.model.mixers.axes import Axes, axis_sizes, is_linear, shape
 from nanohybrid.model.mixers.declarations import (
     CpuKernel,
     InnerActivation,
@@ -35,7 +35,7 @@ Fields = TypeVar("Fields", bound=LayerFields)
 
 
 class Weights(nn.Module):
-    """Parameters under one name of the checkpoint; what is computed with them stands in the mixer's forward."""
+    """Parameters that share a prefix of the checkpoint. The mixer's forward computes with them."""
 
     weight: Tensor
     bias: Tensor
@@ -44,8 +44,8 @@ class Weights(nn.Module):
 class Mixer(nn.Module, ABC, Generic[Fields]):
     """One kind of layer: what it does to the normed residual stream, and the facts about it.
 
-    A two-dimensional parameter `X.weight` becomes the nn.Linear `X`, so that quantization, FP8 and adapters find it; every
-    other parameter is registered under its checkpoint name.
+    A two-dimensional parameter `X.weight` becomes the nn.Linear `X`, so that quantization, FP8 and adapters
+    find it; every other parameter is registered under its checkpoint name.
     """
 
     symbol: ClassVar[str]
@@ -55,8 +55,10 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
     color: ClassVar[str]
     """Its color in plots and in `nanohybrid inspect`, as #rrggbb."""
     fields: ClassVar[type[LayerFields]] = LayerFields
-    """The dataclass of the configuration fields that it reads. Fields that HybridConfig lacks become valid for patterns
-    with this kind."""
+    """The dataclass of the configuration fields that it reads.
+
+    Fields that HybridConfig lacks become valid for patterns with this kind.
+    """
     block_types: ClassVar[tuple[str, ...]] = ()
     """Its names in `layers_block_type` of a `config.json`."""
     gguf_names: ClassVar[Mapping[str, str]] = {}
@@ -68,12 +70,16 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
     cuda_graphs: ClassVar[bool] = False
     """Whether its decode step reads the layout on the device alone, so that a CUDA graph can record it."""
     commits_drafts: ClassVar[bool] = False
-    """Whether it leaves its recurrent states as they are for a layout's speculative sequences and buffers their tokens for
-    `commit`. A layer without recurrent states need not: its rows are overwritten by position."""
+    """Whether it leaves its recurrent states as they are for a layout's speculative sequences and buffers
+    their tokens for `commit`. A layer without recurrent states need not: its rows are overwritten by
+    position.
+    """
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """A subclass inherits what it computes, but no promise of what others can do with it: which programs know the layer
-        and which kernels run it are answers that each class gives for itself, since its forward may differ."""
+        """A subclass inherits what it computes, but no promise of what others can do with it: which programs
+        know the layer and which kernels run it are answers that each class gives for itself, since its
+        forward may differ.
+        """
         super().__init_subclass__(**options)
         for promise in PROMISES:
             if promise not in vars(cls):
@@ -93,7 +99,8 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
     def forward(self, x_TE: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         """x_TE -> what is added to the residual stream, [T, E].
 
-        cache: the layer's tensors, read and updated in place at the layout's slots and pages; None in training.
+        cache: the layer's tensors, read and updated in place at the layout's slots and pages; None in
+        training.
         """
 
     @classmethod
@@ -124,7 +131,7 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
         return {
             name
             for name, axes in cls.declare(config).parameters.items()
-            if len(axes) == 2 and axes[0] == "hidden_size"
+            if is_linear(name, axes) and axes[0] == "hidden_size"
         }
 
     @classmethod
@@ -142,7 +149,7 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
 
     @classmethod
     def mixing_flops(cls, config: Fields, tokens: int, position: int) -> int:
-        """FLOPs beside the linears of `tokens` tokens of one sequence of which `position` tokens came before."""
+        """FLOPs in addition to the linears, for `tokens` tokens of a sequence after `position` earlier ones."""
         return 0
 
     @classmethod
@@ -170,35 +177,42 @@ class Mixer(nn.Module, ABC, Generic[Fields]):
 
     @classmethod
     def draft_numbers(cls, config: Fields, drafts: int) -> int:
-        """fp32 numbers that one sequence with so many draft tokens holds until they are accepted or rejected."""
+        """fp32 numbers that a sequence buffers for its draft tokens until they are accepted or rejected."""
         return 0
 
     @classmethod
     def saved_bytes(cls, config: Fields, narrow: int) -> int:
         """Bytes a token that the forward saves for the backward, the layer's input aside.
 
-        narrow: bytes of a number that linears read and write. As it stands: inputs and outputs of all linears, twice.
+        narrow: bytes of a number that linears read and write. As it stands: inputs and outputs of all
+        linears, twice.
         """
-        widths = [shape(axes, axis_sizes(config)) for axes in cls.declare(config).parameters.values()]
-        return 2 * narrow * sum(sum(width) for width in widths if len(width) == 2)
+        sizes, parameters = axis_sizes(config), cls.declare(config).parameters.items()
+        return 2 * narrow * sum(sum(shape(axes, sizes)) for name, axes in parameters if is_linear(name, axes))
 
     @classmethod
     def initial(cls, config: Fields, name: str, parameter: Tensor, generator: torch.Generator) -> bool:
-        """Fill a parameter of this checkpoint name with its initial values, and return whether the kind has a rule for it.
+        """Fill a parameter of this checkpoint name with its initial values, and return whether the kind has a
+        rule for it.
 
-        Without a rule, norms become 1 and matrices are drawn from a normal distribution (model/initialize.py).
+        Without a rule, parameters whose name ends in `norm.weight` become 1 and all others are drawn
+        from a normal distribution (model/initialize.py).
         """
         return False
 
     def cpu_kernel(self) -> CpuKernel | None:
-        """How the CPU kernels compute this layer; None where they cannot, and the model then runs on torch."""
+        """How the CPU kernels compute this layer, or None if they cannot; the model then runs on torch."""
         return None
 
 
 def linear_outputs(kind: type[Mixer[Any]], config: Any) -> int:
     """Numbers a token that all linears of a layer write."""
     sizes = axis_sizes(config)
-    return sum(shape(axes, sizes)[0] for axes in kind.declare(config).parameters.values() if len(axes) == 2)
+    return sum(
+        shape(axes, sizes)[0]
+        for name, axes in kind.declare(config).parameters.items()
+        if is_linear(name, axes)
+    )
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -219,7 +233,7 @@ def build(module: nn.Module, parameters: Mapping[str, Axes], config: Any) -> Non
     for name, axes in parameters.items():
         *path, leaf = name.split(".")
         dimensions = shape(axes, sizes)
-        if len(path) == 1 and leaf == "weight" and len(dimensions) == 2:
+        if is_linear(name, axes):
             module.add_module(path[0], linear(dimensions[1], dimensions[0]))
             continue
         owner: nn.Module = module

@@ -1,4 +1,7 @@
-"""Checks of configuration values that mixers and the whole configuration share. Each raises ConfigError in one line."""
+"""Checks of configuration values that mixers and the whole configuration share.
+
+Each raises ConfigError in one line.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ INT_LARGEST = 2**31 - 1
 def check_float32(name: str, value: object, positive: bool = False, fix: str = "take one of them") -> None:
     """Raise ConfigError where float32 cannot hold a number: every executor computes with it in float32.
 
-    Refused are NaN, infinities, negative numbers, numbers beyond 3.4e38, and numbers below 1.2e-38, which float32 rounds
-    towards zero.
+    Refused are NaN, infinities, negative numbers, numbers beyond 3.4e38, and numbers below 1.2e-38, which
+    float32 rounds towards zero.
     """
     if not is_number(value) or value != value:
         raise ConfigError(f"{name} is {shown(value)}: it must be a finite number")

@@ -1,4 +1,4 @@
-"""The words in which a mixer declares its facts: configuration fields, caches, prunable axes, activations, CPU kernels."""
+"""Types of a mixer's declarations: configuration fields, caches, prunable axes, activations, CPU kernels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LayerFields:
 
 
 def width(default: int | None = None) -> Any:
-    """A configuration field that decides a tensor's shape: a checkpoint must state it, whatever the default is."""
+    """A configuration field that sets a tensor's shape. A checkpoint must state it, even if it has a default."""
     if default is None:
         return field(metadata={"width": True})
     return field(default=default, metadata={"width": True})
@@ -53,10 +53,11 @@ class CacheSpec:
 class PrunableAxis:
     """An axis of which pruning may remove entries.
 
-    axis: its name, which is also the configuration field of its size. flag: the option of `nanohybrid prune` that sets it.
-    label: what its entries are called. groups: the field that says how many equal groups the entries form; as many remain
-    in each. shared: one selection for all layers, else one for each layer. multiple: sizes that a search proposes are
-    multiples of 8 where this is set.
+    axis: its name, which is also the configuration field of its size. flag: the option of `nanohybrid prune`
+    that sets it. label: what its entries are called. groups: the field that says how many equal groups the
+    entries form; as many remain in each. shared: one selection for all layers, else one for each layer.
+    multiple: sizes that a search proposes are multiples of 8 where this is set. fractions: of the size, those that the search
+    of `compress` tries where a recipe does not name others.
     """
 
     axis: str
@@ -65,15 +66,16 @@ class PrunableAxis:
     groups: str | None = None
     shared: bool = False
     multiple: bool = False
+    fractions: tuple[float, ...] = (1.0, 0.875, 0.75)
 
 
 @dataclass(frozen=True)
 class InnerActivation:
     """Where the activations are observed that score a layer's prunable axes (paper, section 4.1).
 
-    module: the submodule; side: its input or its output; columns: of a wide output, the columns (start, stop) under a
-    configuration. axes: the named axes whose product the columns are. writer: the linear that reads these activations and
-    writes the layer's output; its column norms weight the scores.
+    module: the submodule; side: its input or its output; columns: of a wide output, the columns (start, stop)
+    under a configuration. axes: the named axes whose product the columns are. writer: the linear that reads
+    these activations and writes the layer's output; its column norms weight the scores.
     """
 
     module: str
@@ -85,7 +87,7 @@ class InnerActivation:
 
 @dataclass(frozen=True)
 class MixerSpec:
-    """The tensors of a layer: the axes of its parameters by checkpoint name, and what it keeps between calls."""
+    """The tensors of a layer: the axes of its parameters by checkpoint name, and its cache."""
 
     parameters: Mapping[str, Axes]
     cache: Mapping[str, CacheSpec] = field(default_factory=dict)
@@ -95,8 +97,8 @@ class MixerSpec:
 class CpuKernel:
     """How the CPU executor computes a layer (executors/cpu/forward.py).
 
-    name: the kernel. linears: names of the linears it multiplies by, in its order. cache: names of the cache tensors it
-    updates. vectors: fp32 vectors that it reads, None where it reads none.
+    name: the kernel. linears: names of the linears it multiplies by, in its order. cache: names of the cache
+    tensors it updates. vectors: fp32 vectors that it reads, None where it reads none.
     """
 
     name: str

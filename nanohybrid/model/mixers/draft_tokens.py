@@ -1,12 +1,12 @@
-"""Draft tokens of speculative decoding in a recurrent layer: the recurrence runs on a copy of the state, and what is accepted
-is committed to the state itself.
+"""Draft tokens of speculative decoding in a recurrent layer: the recurrence runs on a copy of the state, and
+what is accepted is committed to the state itself.
 
-A recurrent state cannot be truncated like keys and values. So the inputs of each draft token are buffered, a few kB a layer
-where a state after each token would be megabytes. When the sampler has decided, the accepted tokens are fed into the state by
-the same steps, with the same bits as if they had come one by one.
+A recurrent state cannot be truncated like keys and values. So the inputs of each draft token are buffered, a
+few kB a layer where a state after each token would be megabytes. When the sampler has decided, the accepted
+tokens are fed into the state by the same steps, with the same bits as if they had come one by one.
 
-Z speculative sequences · L tokens of the longest of them · X = W - 1 + L inputs of the conv · C conv channels · W conv kernel ·
-H heads · P head dimension · G groups · N state size.
+Z speculative sequences · L tokens of the longest of them · X = W - 1 + L inputs of the conv · C conv channels
+· W conv kernel · H heads · P head dimension · G groups · N state size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Recurrence = Callable[[Tensor, Tensor, Layout, LayerCache | None], Tensor]
 
 
 def speculative_recurrence(mixer: Any) -> Recurrence:
-    """The recurrence of a Mamba2 mixer for layouts with draft tokens: single tokens, prompts and drafts each in their form."""
+    """The recurrence of a Mamba2 mixer with draft tokens; single tokens, prompts and drafts run separately."""
 
     def recurrence(xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         device, y_TD = xBC_TC.device, None
@@ -47,7 +47,7 @@ def speculative_recurrence(mixer: Any) -> Recurrence:
 
 
 def _draft_form(mixer: Any) -> Recurrence:
-    """Conv and recurrence of sequences with draft tokens; the cache is read, left as it is, and given the buffer."""
+    """Conv and recurrence of sequences with draft tokens. The cache is not changed; it gets a draft buffer."""
 
     def recurrence(xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
         if cache is None or layout.slots is None:

@@ -5,8 +5,8 @@
     S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T;   y_t = S_t C_t + D x_t
     out = out_proj(group norm(y * silu(z)))
 
-T tokens · S sequences · E hidden size · D inner size H * P · H heads · P head dimension · G groups · N state size ·
-C conv channels · W conv kernel.
+T tokens · S sequences · E hidden size · D inner size H * P · H heads · P head dimension · G groups · N state
+size · C conv channels · W conv kernel.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ class Mamba2Fields(LayerFields):
 
 
 class Mamba2(Mixer[Mamba2Fields]):
-    """The recurrent mixer. Its state is the last W - 1 inputs of the conv and one [H, P, N] matrix a sequence, in fp32."""
+    """The recurrent mixer.
+
+    Its state is the last W - 1 inputs of the conv and one [H, P, N] matrix a sequence, in fp32.
+    """
 
     symbol = "M"
     label = "Mamba-2"
@@ -94,7 +97,7 @@ class Mamba2(Mixer[Mamba2Fields]):
         "out_proj.weight": "ssm_out.weight",
     }  # fmt: skip
     prunable = (
-        PrunableAxis("mamba_num_heads", "--mamba-heads", "Mamba heads", groups="n_groups"),
+        PrunableAxis("mamba_num_heads", "--mamba-heads", "Mamba heads", groups="n_groups", fractions=(1.0,)),
         PrunableAxis(
             "mamba_head_dim", "--mamba-head-dim", "channels of a Mamba head", shared=True, multiple=True
         ),
@@ -147,7 +150,10 @@ class Mamba2(Mixer[Mamba2Fields]):
         return self.out_proj(y_TD)
 
     def recurrence(self, xBC_TC: Tensor, dt_TH: Tensor, layout: Layout, cache: LayerCache | None) -> Tensor:
-        """Conv and SSD recurrence of a layout without draft tokens: y [T, D]. The cache is brought up to date."""
+        """Conv and SSD recurrence of a layout without draft tokens: y [T, D].
+
+        The cache is brought up to date.
+        """
         is_step = cache is not None and layout.is_decode
         if is_step and (y_THP := self.fused_step(xBC_TC, dt_TH, layout, cache)) is not None:
             return y_THP.flatten(-2)

@@ -1,4 +1,4 @@
-"""The MLP mixer: squared ReLU without a gate in the Nano 2 family (paper, section 2.1), SwiGLU as an option, as in Qwen3."""
+"""The MLP mixer: squared ReLU without a gate in Nano 2 (paper, section 2.1), or SwiGLU as in Qwen3."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ class MLPFields(LayerFields):
     mlp_activation: Literal["relu2", "swiglu"] = "relu2"
 
 
+FRACTIONS = (1.0, 0.875, 0.75, 0.6875, 0.625, 0.5625, 0.5)
+
+
 class MLP(Mixer[MLPFields]):
     """down(relu(up x)^2), or down(silu(gate x) * up x). It has no cache."""
 
@@ -43,7 +46,11 @@ class MLP(Mixer[MLPFields]):
     gguf_names: ClassVar[dict[str, str]] = {
         "gate_proj.weight": "ffn_gate.weight", "up_proj.weight": "ffn_up.weight", "down_proj.weight": "ffn_down.weight",
     }  # fmt: skip
-    prunable = (PrunableAxis("intermediate_size", "--intermediate-size", "FFN neurons", multiple=True),)
+    prunable = (
+        PrunableAxis(
+            "intermediate_size", "--intermediate-size", "FFN neurons", multiple=True, fractions=FRACTIONS
+        ),
+    )
     cuda_graphs = True
     activation = InnerActivation("down_proj", "input", ("intermediate_size",), writer="down_proj")
 

@@ -15,8 +15,8 @@ from nanohybrid.ops.layout import Layout
 class RecurrentStates:
     """Reads the states of a layout's sequences as [S, ...] and stores them back in place.
 
-    Sequences in consecutive slots are read as a view, so that a decode step updates the cache itself. States stored in fp16
-    are read as fp32 and rounded stochastically when they are stored.
+    Sequences in consecutive slots are read as a view, so that a decode step updates the cache itself. States
+    stored in fp16 are read as fp32 and rounded stochastically when they are stored.
     """
 
     def __init__(self, cache: LayerCache | None, layout: Layout) -> None:
@@ -48,7 +48,10 @@ class RecurrentStates:
         return rows.float() if name in self._cache.rounded else rows
 
     def store(self, name: str, rows: Tensor | None) -> None:
-        """Store [S, ...] at the slots. In training, or where `rows` is the cache's own memory, there is nothing to do."""
+        """Store [S, ...] at the slots.
+
+        In training, or where `rows` is the cache's own memory, there is nothing to do.
+        """
         if self._cache is None or rows is None:
             return
         pool = self._cache[name]

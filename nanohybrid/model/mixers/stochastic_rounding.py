@@ -1,4 +1,5 @@
-"""States kept in fp16: how they are rounded when they are stored, by a hash of (seed, position, layer) and nothing else.
+"""States kept in fp16: how they are rounded when they are stored, by a hash of (seed, position, layer) and
+nothing else.
 
 Z sequences · L tokens of each.
 """

@@ -79,8 +79,9 @@ def quantize(rows_TKP: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(codes_ZCKP: Tensor, scale_ZCK: Tensor) -> Tensor:
-    """fp32 from the bytes of e4m3. On a CPU by a lookup table: torch's own conversion takes three times as
-    long there.
+    """fp32 from the bytes of e4m3.
+
+    On a CPU by a lookup table: torch's own conversion takes three times as long there.
     """
     if codes_ZCKP.is_cuda:
         rows_ZCKP = codes_ZCKP.view(torch.float8_e4m3fn).float()

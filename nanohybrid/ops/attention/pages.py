@@ -20,8 +20,9 @@ def write(pool: Tensor, rows_TKP: Tensor, layout: Layout) -> None:
 
 
 def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int) -> Tensor:
-    """[sequences, context, K, P]: the first `context` rows of each sequence's pages. Rows past its end hold
-    finite numbers.
+    """[sequences, context, K, P]: the first `context` rows of each sequence's pages.
+
+    Rows past its end hold finite numbers.
 
     It is a view of the pool where every sequence owns consecutive pages and these runs are evenly spaced,
     otherwise a gather.

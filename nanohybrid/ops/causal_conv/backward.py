@@ -4,9 +4,9 @@ tiles.
     dx_t = sum_k weight[:, W-1-k] dp_{t+k}      dweight[:, W-1-k] = sum_t dp_t x_{t-k}      dbias = sum_t dp_t
     dp = dy, or with the SiLU   dp = dy s (1 + p (1 - s)),  s = sigmoid(p),  p the convolution's result
 
-over neighbors of the same sequence, with p recomputed from x. Each tile reads x and dy once from memory (the shifted rows come from the
-cache). It stores its own sums for weight and bias, which are then added up in a fixed order: no atomics, so
-the bits are the same every time.
+over neighbors of the same sequence, with p recomputed from x. Each tile reads x and dy once from memory (the
+shifted rows come from the cache). It stores its own sums for weight and bias, which are then added up in a
+fixed order: no atomics, so the bits are the same every time.
 
 T tokens · C channels · W window · k distance, 0 to W - 1.
 """

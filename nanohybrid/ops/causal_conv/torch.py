@@ -1,5 +1,7 @@
-"""The causal convolution as W shifted products. Rows that would cross a document border are set to zero, not
-multiplied by zero, so that not even a NaN passes from one document to the next.
+"""The causal convolution as W shifted products.
+
+Rows that would cross a document border are set to zero, not multiplied by zero, so that not even a NaN passes
+from one document to the next.
 
 T tokens · S sequences · C channels · W window · k distance back, 1 to W - 1.
 """
@@ -40,8 +42,9 @@ def _rows_within(layout: Layout, k: int, device: torch.device) -> Tensor:
 
 
 class _Shifted(torch.autograd.Function):
-    """sum_k weight_k x_{t-k} with x zero before each sequence. Both passes read x and its gradient W
-    times.
+    """sum_k weight_k x_{t-k} with x zero before each sequence.
+
+    Both passes read x and its gradient W times.
     """
 
     @staticmethod

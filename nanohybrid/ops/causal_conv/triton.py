@@ -98,8 +98,9 @@ def _token_tables(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]
 def conv_silu_step(
     x_SC: Tensor, weight_CW: Tensor, bias_C: Tensor, pool: Tensor, slots_S: Tensor, positions_S: Tensor
 ) -> Tensor:
-    """silu(y_SC) for one token of each sequence, in the dtype of x. The rows `slots_S` of pool [slots, W - 1,
-    C] are advanced by it.
+    """silu(y_SC) for one token of each sequence, in the dtype of x.
+
+    The rows `slots_S` of pool [slots, W - 1, C] are advanced by it.
 
     A sequence at position 0 starts from zeros, whatever its slot holds.
     """

@@ -24,8 +24,9 @@ def product_kernel(
     a, b, scale_a, scale_b, out, M, N, groups, stride_a, stride_b, BLOCKS: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
-    """out [M, N] from a [M, K] and b [N, K]. BLOCKS: b has a scale for 128 of its rows, else one for each
-    row.
+    """out [M, N] from a [M, K] and b [N, K].
+
+    BLOCKS: b has a scale for 128 of its rows, else one for each row.
 
     BAND row blocks are processed together through all columns, so the operands' tiles stay in the L2 cache.
     """

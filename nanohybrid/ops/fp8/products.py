@@ -54,8 +54,9 @@ def fastest(a: Operand, b: Operand, dtype: torch.dtype) -> Product:
 
 
 def torch_product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
-    """a b^T by torch. For tiles it needs scales with contiguous rows, for blocks rows of scales padded to a
-    multiple of four.
+    """a b^T by torch.
+
+    For tiles it needs scales with contiguous rows, for blocks rows of scales padded to a multiple of four.
     """
     tiles, blocks = F.ScalingType.BlockWise1x128, F.ScalingType.BlockWise128x128
     if b.scales.shape[0] == b.q.shape[0]:

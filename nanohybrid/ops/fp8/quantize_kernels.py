@@ -46,8 +46,9 @@ def _magnitude(x):
 
 @triton.jit
 def _e4m3(x, EMULATE: tl.constexpr):
-    """x as e4m3. EMULATE: round to e4m3 numbers first, since the interpreter's cast loses the carry into the
-    exponent.
+    """x as e4m3.
+
+    EMULATE: round to e4m3 numbers first, since the interpreter's cast loses the carry into the exponent.
     """
     if EMULATE:
         bits = x.to(tl.int32, bitcast=True)
@@ -63,8 +64,9 @@ def tile_kernel(
     COLUMNS: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, EMULATE: tl.constexpr, GROUP:
     tl.constexpr,
 ):  # fmt: skip
-    """A 128 x 128 square. ROWS: q [M, K] with scales [M, K / 128]. COLUMNS: q_t [K, M] with scales_t [K, M /
-    128].
+    """A 128 x 128 square.
+
+    ROWS: q [M, K] with scales [M, K / 128]. COLUMNS: q_t [K, M] with scales_t [K, M / 128].
     """
     m_block, k_block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     m, k = m_block * GROUP + tl.arange(0, GROUP), k_block * GROUP + tl.arange(0, GROUP)

@@ -38,8 +38,9 @@ def fake_quantize(x_MK: Tensor, rows: int = 1, columns: int = GROUP) -> Tensor:
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x [..., I] W^T (+ bias), forward and both gradients with FP8 operands. The result and gradients are in
-    their operands' dtypes.
+    """x [..., I] W^T (+ bias), forward and both gradients with FP8 operands.
+
+    The result and gradients are in their operands' dtypes.
     """
     return with_bias(_Linear.apply, x, weight_OI, bias_O)
 

@@ -20,8 +20,9 @@ TRITON = Kernel("nanohybrid.ops.losses.kernels:cross_entropy")
 def chunked_cross_entropy(
     hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, chunk: int | None = None
 ) -> Tensor:
-    """The loss of each token in fp32, 0 where the target is -100. The backward pass recomputes the logits
-    chunk by chunk.
+    """The loss of each token in fp32, 0 where the target is -100.
+
+    The backward pass recomputes the logits chunk by chunk.
     """
     return streamed_loss(
         hidden_TE, weight_VE, _rows(targets_T), _CrossEntropy(targets_T), chunk, summed=False
@@ -31,8 +32,9 @@ def chunked_cross_entropy(
 def summed_cross_entropy(
     hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, chunk: int | None = None
 ) -> Tensor:
-    """The sum of the tokens' losses. The forward pass also computes the gradients, so each logit is computed
-    once: for training.
+    """The sum of the tokens' losses.
+
+    The forward pass also computes the gradients, so each logit is computed once: for training.
     """
     return streamed_loss(hidden_TE, weight_VE, _rows(targets_T), _CrossEntropy(targets_T), chunk, summed=True)
 

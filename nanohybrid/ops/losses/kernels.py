@@ -1,5 +1,6 @@
-"""The loss and its gradient for a chunk of logits as Triton kernels, with an online softmax. The gradient
-overwrites the logits.
+"""The loss and its gradient for a chunk of logits as Triton kernels, with an online softmax.
+
+The gradient overwrites the logits.
 
 A program is a token. It reads the logits once for their maximum and sum (the sum is rescaled whenever the
 maximum grows), and once more, from the cache, for the gradient: a row of 131,072 in bf16 is 256 KiB. Logits

@@ -27,8 +27,9 @@ CHUNK_TOKENS = 1024
 
 
 class Rule(Protocol):
-    """The loss of a chunk of tokens from their logits, and its gradient where `with_gradient`. It may
-    overwrite the logits.
+    """The loss of a chunk of tokens from their logits, and its gradient where `with_gradient`.
+
+    It may overwrite the logits.
 
     Logits come in the dtype of the head's product. The loss is fp32 (fp64 for fp64); the gradient may have
     the logits' dtype.
@@ -62,8 +63,9 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def streamed_loss(
     hidden_TE: Tensor, weight_VE: Tensor, rows_R: Tensor, rule: Rule, chunk: int | None, summed: bool
 ) -> Tensor:
-    """The loss of the rows: [T] with 0 elsewhere, or where `summed` their sum. Raises ValueError for a chunk
-    below 1.
+    """The loss of the rows: [T] with 0 elsewhere, or where `summed` their sum.
+
+    Raises ValueError for a chunk below 1.
     """
     size = default_chunk(weight_VE.shape[0]) if chunk is None else chunk
     if size < 1:

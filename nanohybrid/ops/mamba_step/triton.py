@@ -38,8 +38,9 @@ def ssd_update(
     xBC_SC: Tensor, dt_SH: Tensor, dt_bias_H: Tensor, A_log_H: Tensor, D_H: Tensor, pool: Tensor,
     slots_S: Tensor, positions_S: Tensor, groups: int, low: float, high: float,
 ) -> Tensor:  # fmt: skip
-    """y [S, H, P] in fp32. The rows `slots_S` of pool [slots, H, P, N] are updated in place: computed in
-    fp32, stored in its dtype.
+    """y [S, H, P] in fp32.
+
+    The rows `slots_S` of pool [slots, H, P, N] are updated in place: computed in fp32, stored in its dtype.
 
     xBC: x [H P], B [G N] and C [G N] side by side, after the convolution. dt: as in_proj gives it. At
     position 0 a state is zeros.

@@ -60,8 +60,9 @@ def unpack_args(call):
 
 @kernel
 def conv_forward(rank, size, control, call):
-    """y [T, C] = silu(conv(x)). The rows of x are `stride` apart; x and y are bfloat16 where `is_bf16`, else
-    fp32.
+    """y [T, C] = silu(conv(x)).
+
+    The rows of x are `stride` apart; x and y are bfloat16 where `is_bf16`, else fp32.
     """
     sequences, starts, channels, window, stride, x, weight, bias = unpack_args(call)
     y, is_bf16 = as_i64(call)[8], as_i64(call)[9]

@@ -30,8 +30,9 @@ _lock = threading.Lock()
 
 
 class kernel:
-    """Decorator. Compiles the function when its address is first needed; the machine code is cached where
-    possible.
+    """Decorator.
+
+    Compiles the function when its address is first needed; the machine code is cached where possible.
     """
 
     def __init__(self, py_func: Callable[[int, int, int, int], None]) -> None:

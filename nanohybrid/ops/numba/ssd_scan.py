@@ -148,8 +148,9 @@ def load_state(source, rows, columns, out, padded_rows, padded):
 
 @inline
 def load_block(block, first, count, head, group, sizes, tensors, is_bf16):
-    """Load x, B, C and dt of `count` tokens from `first` on, and compute their decays. Both structs of
-    tensors begin alike.
+    """Load x, B, C and dt of `count` tokens from `first` on, and compute their decays.
+
+    Both structs of tensors begin alike.
     """
     H, P, N = sizes[SIZES.H], sizes[SIZES.P], sizes[SIZES.N]
     width = BF16_BYTES if is_bf16 else F32_BYTES
@@ -255,8 +256,9 @@ def _store_y(block, y, first, count, head, H, P, tensors):
 
 @kernel
 def scan_backward(rank, size, control, call):
-    """All gradients. The tensors are BackwardTensors; the last argument is `backward_scratch` of the longest
-    sequence.
+    """All gradients.
+
+    The tensors are BackwardTensors; the last argument is `backward_scratch` of the longest sequence.
     """
     sequences, starts, sizes, tensors, is_bf16 = unpack_args(call)
     H, P, G, N = sizes[SIZES.H], sizes[SIZES.P], sizes[SIZES.G], sizes[SIZES.N]
@@ -329,8 +331,9 @@ def _forward_head(block, gradients, whole, state, index, head, group, sizes, ten
 
 @inline
 def _backward_head(block, gradients, whole, state, index, head, group, sizes, tensors, is_bf16):
-    """The gradients of one head from the last token to the first. `state` holds the final state, then a
-    state's gradient.
+    """The gradients of one head from the last token to the first.
+
+    `state` holds the final state, then a state's gradient.
     """
     H, P, N, rows, columns = sizes[SIZES.H], sizes[SIZES.P], sizes[SIZES.N], block.rows, block.columns
     width, sums = BF16_BYTES if is_bf16 else F32_BYTES, gradients.sums

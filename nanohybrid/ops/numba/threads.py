@@ -76,8 +76,9 @@ def barrier_wait(control: int, size: int) -> None:
 
 @inline
 def spin_until(address: int, value: int, control: int) -> None:
-    """Spin until the word at `address` is `value`; yield the processor after many spins. Long waits are added
-    to WAIT_NS.
+    """Spin until the word at `address` is `value`; yield the processor after many spins.
+
+    Long waits are added to WAIT_NS.
     """
     spins = since = 0
     while load_acquire(address) != value:
@@ -150,8 +151,9 @@ def num_taken(counter: int) -> int:
 
 @inline
 def reset_queue(control: int) -> None:
-    """Restart the work queue at item 0. One thread calls it, before a barrier that precedes the first
-    `pop_queue`.
+    """Restart the work queue at item 0.
+
+    One thread calls it, before a barrier that precedes the first `pop_queue`.
     """
     store_release(i64_at(control, QUEUE_HEAD), 0)
 
@@ -164,8 +166,10 @@ def pop_queue(control: int) -> int:
 
 @kernel
 def launch(rank, size, control, call):
-    """Publish the job in the control block. Leaves a bit for each sleeping worker in SLEEPING_MASK; where
-    none sleeps, rank 0 runs its part and waits for the others.
+    """Publish the job in the control block.
+
+    Leaves a bit for each sleeping worker in SLEEPING_MASK; where none sleeps, rank 0 runs its part and waits
+    for the others.
     """
     atomic_add(i64_at(control, LAUNCHES), 1)
     asleep = 0
@@ -217,8 +221,9 @@ def worker_loop(rank, size, control, call):
 
 
 class ThreadPool:
-    """`size` threads, of which the caller's is rank 0. It runs one kernel at a time; callers wait for each
-    other.
+    """`size` threads, of which the caller's is rank 0.
+
+    It runs one kernel at a time; callers wait for each other.
     """
 
     def __init__(self, size: int) -> None:

@@ -27,8 +27,9 @@ ZERO = 8  # the int4 code of zero
 
 
 def group_of(format: str, inputs: int) -> int:
-    """How many weights of a row of `inputs` share a scale. For int8: 128, else the largest power of two of at
-    least 32 that divides the row, else the whole row.
+    """How many weights of a row of `inputs` share a scale.
+
+    For int8: 128, else the largest power of two of at least 32 that divides the row, else the whole row.
     """
     if format == "int4":
         return INT4_GROUP

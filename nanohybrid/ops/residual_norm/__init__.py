@@ -13,8 +13,9 @@ TRITON = Kernel("nanohybrid.ops.residual_norm.triton_autograd:residual_norm", gr
 
 
 def residual_norm(h_TE: Tensor, update_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """s = h + update in h's dtype, and RMSNorm(s) weight. Sums are fp32 (float64 for float64), cast once to
-    h's dtype.
+    """s = h + update in h's dtype, and RMSNorm(s) weight.
+
+    Sums are fp32 (float64 for float64), cast once to h's dtype.
     """
     form = choose(
         h_TE,

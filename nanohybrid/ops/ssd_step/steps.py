@@ -24,8 +24,9 @@ def ssd_steps(
     state_SHPN: Tensor,
     round_state: Callable[[Tensor, int], Tensor] = lambda state, _: state,
 ) -> tuple[Tensor, Tensor]:
-    """y_SLHP and the last state; the given state may be overwritten. A token with x = 0 and dt = 0 does not
-    change the state.
+    """y_SLHP and the last state; the given state may be overwritten.
+
+    A token with x = 0 and dt = 0 does not change the state.
 
     round_state(state, l): the state after token l as it would be after storing it in the cache's dtype.
     """

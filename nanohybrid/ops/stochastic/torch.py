@@ -37,8 +37,9 @@ def keys(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def to_half(x: Tensor, key_S: Tensor, layer: int) -> Tensor:
-    """fp32 [S, ...] to fp16, unbiased. Representable numbers are unchanged; larger ones are clamped to fp16's
-    largest.
+    """fp32 [S, ...] to fp16, unbiased.
+
+    Representable numbers are unchanged; larger ones are clamped to fp16's largest.
     """
     size = x[0].numel()
     random_SD = _random(key_S, layer, size).view(x.shape)

@@ -144,8 +144,9 @@ def _multiply_keys(height, keys, q, scores, head_dim, visible, prefetch):
 
 @inline
 def _softmax_tile(rows, first, each, offset, visible, scores, head_dim, sums, maxima, totals):
-    """Scores of a tile -> probabilities relative to the running maxima. Where a maximum rises, the row's sums
-    are rescaled.
+    """Scores of a tile -> probabilities relative to the running maxima.
+
+    Where a maximum rises, the row's sums are rescaled.
     """
     scale, probabilities = np.float32(LOG2_E / math.sqrt(head_dim)), f32_at(scores, MAX_TILE_ROWS * PAGE)
     for r in range(rows):

@@ -1,5 +1,6 @@
-"""A ragged batch of tokens through the whole model, in one kernel. Weights are read once, however many tokens
-there are.
+"""A ragged batch of tokens through the whole model, in one kernel.
+
+Weights are read once, however many tokens there are.
 
 The model is a table of layers and a table of linears, and a call is a struct of words (call.py). Threads
 partition the outputs of a linear, the groups of a Mamba-2 layer and the heads of an attention layer, with a
@@ -70,8 +71,9 @@ MAMBA2_KERNEL, ATTENTION_KERNEL, GATED_MLP_KERNEL = map(KERNELS.index, ("mamba2"
 
 
 class Step(NamedTuple):
-    """What every part of a forward reads: the thread, the batch, and scratch memory. Addresses as in
-    call.Call.
+    """What every part of a forward reads: the thread, the batch, and scratch memory.
+
+    Addresses as in call.Call.
     """
 
     rank: int
@@ -120,8 +122,9 @@ def _linear(step, weight, x, epilogue, out, stride, other, other_width, steal):
 
 @kernel
 def forward(rank, size, control, call):
-    """Final hidden states [T, E] in bfloat16, T up to MAX_ROWS, and logits of some rows. Updates states and
-    pages in place.
+    """Final hidden states [T, E] in bfloat16, T up to MAX_ROWS, and logits of some rows.
+
+    Updates states and pages in place.
 
     The words of `call` are those of call.Call. Sequence s has the rows starts[s] to starts[s + 1].
     """
@@ -284,8 +287,9 @@ def _attention(step, call, layer, linears, at, sizes, limits):
 
 @inline_ir
 def _gated_mlp(step, gate, up, down):
-    """silu(gate) * up, packed. Static partitions: each thread multiplies by the part of the gate that it
-    computed itself.
+    """silu(gate) * up, packed.
+
+    Static partitions: each thread multiplies by the part of the gate that it computed itself.
     """
     columns = gate[OUTPUTS]
     _linear(step, gate, step.normed, STORE, step.projected, columns, 0, 0, False)

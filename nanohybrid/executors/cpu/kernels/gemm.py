@@ -63,8 +63,9 @@ def tile_panels(rows):
 
 @noinline
 def run_tile(format, rows, panels, w, step, group_step, x, out, stride, groups, pairs, prefetch):
-    """One tile of gemm_tile.make_tiles, compiled once for all its users. Panels: `tile_panels` of them, or
-    (bf16 only) one.
+    """One tile of gemm_tile.make_tiles, compiled once for all its users.
+
+    Panels: `tile_panels` of them, or (bf16 only) one.
     """
     _tiles(format, rows, panels, w, step, group_step, x, out, stride, groups, pairs, prefetch)
 

@@ -72,8 +72,9 @@ def make_softmax(bf16_instructions: bool = HAS_AVX512_BF16) -> tuple[Any, Any]:
 
 
 class _Row:
-    """Emits the IR for one row. Both intrinsics apply the same operations to the seen tokens, in the same
-    order.
+    """Emits the IR for one row.
+
+    Both intrinsics apply the same operations to the seen tokens, in the same order.
     """
 
     def __init__(

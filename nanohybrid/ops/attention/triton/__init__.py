@@ -1,5 +1,6 @@
-"""Attention over pages on a GPU: decode steps split over the context, and queries of any ragged batch. No
-keys are copied.
+"""Attention over pages on a GPU: decode steps split over the context, and queries of any ragged batch.
+
+No keys are copied.
 
 Sequences that begin in this batch use torch's scaled_dot_product_attention: all their keys are in the batch.
 So does training, which has no pages.

@@ -58,8 +58,9 @@ def part(
 
 @triton.jit
 def combine(o, weight, out, positions_S, H, P, WIDTH: tl.constexpr, KEYS: tl.constexpr, COUNT: tl.constexpr):
-    """One head of one sequence: the weighted mean over the parts. A part without keys wrote nothing, and is
-    not read.
+    """One head of one sequence: the weighted mean over the parts.
+
+    A part without keys wrote nothing, and is not read.
     """
     head, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
     context = tl.load(positions_S + sequence).to(tl.int32) + 1

@@ -10,8 +10,9 @@ from nanohybrid.ops.layout import Layout
 
 
 def page_table(layout: Layout, device: torch.device) -> Tensor:
-    """The pages of each sequence, int64 [S, most pages of any]. Entries past a sequence's own pages are not
-    read.
+    """The pages of each sequence, int64 [S, most pages of any].
+
+    Entries past a sequence's own pages are not read.
     """
 
     def table() -> np.ndarray:

@@ -79,8 +79,10 @@ def group_gradients(
     tl.constexpr, N: tl.constexpr, OF_C: tl.constexpr, OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK:
     tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out [T, G, N]. With OF_C: dC from other = B, source = dy and the states that enter. Otherwise dB from
-    C, x and the gradients of the states that leave. flags: which chunks have such a state.
+    """out [T, G, N].
+
+    With OF_C: dC from other = B, source = dy and the states that enter. Otherwise dB from C, x and the
+    gradients of the states that leave. flags: which chunks have such a state.
     """
     chunk, group, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start, length = tl.load(table + chunk), tl.load(table + Z + chunk)

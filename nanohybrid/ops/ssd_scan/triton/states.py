@@ -51,8 +51,9 @@ def state_passing(
     states, c, initial, final, starts_Z, lengths_Z, first_S1, H, size,
     HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
-    """Walk the chunks of a sequence, for ELEMENTS elements of the state. In `states`, what a chunk adds is
-    replaced by the state that it starts from.
+    """Walk the chunks of a sequence, for ELEMENTS elements of the state.
+
+    In `states`, what a chunk adds is replaced by the state that it starts from.
     """
     sequence = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)

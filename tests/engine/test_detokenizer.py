@@ -15,8 +15,8 @@ def run(pieces, stops):
     return [*shown, watch.flush()], watch.stopped
 
 
-def plainly(text, stops):
-    """By definition: read character by character, and stop at the first moment that the text ends in a stop string."""
+def by_definition(text, stops):
+    """Read character by character, and stop as soon as the text ends in a stop string."""
     for end in range(len(text) + 1):
         matches = [stop for stop in stops if text[:end].endswith(stop)]
         if matches:
@@ -25,23 +25,23 @@ def plainly(text, stops):
 
 
 @given(letters, stops, st.lists(st.integers(0, 30)))
-def test_a_stop_string_cuts_the_same_however_the_text_was_split(text, stops, cuts):
+def test_stop_strings_do_not_depend_on_how_the_text_is_cut(text, stops, cuts):
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[a:b] for a, b in itertools.pairwise(edges)]
     shown, stopped = run(pieces, stops)
-    assert ("".join(shown), stopped) == plainly(text, stops)
+    assert ("".join(shown), stopped) == by_definition(text, stops)
 
 
 @given(letters, stops)
-def test_no_part_of_a_stop_string_is_ever_shown(text, stops):
-    whole, _ = plainly(text, stops)
+def test_stop_strings_release_no_part_of_a_match(text, stops):
+    whole, _ = by_definition(text, stops)
     watch, seen = StopStrings(stops), ""
     for letter in text:
         seen += watch.push(letter)
         assert whole.startswith(seen)
 
 
-def test_text_is_held_back_no_longer_than_it_must():
+def test_stop_strings_release_text_as_soon_as_it_is_certain():
     watch = StopStrings(("STOP",))
     assert [watch.push(piece) for piece in ("a", "S", "T", "x", "STO")] == ["a", "", "", "STx", ""]
     assert watch.flush() == "STO"

@@ -9,7 +9,7 @@ SIZE = 23
 
 
 class Pools(RuleBasedStateMachine):
-    """Leases are taken and returned in any order; a plain set of owned numbers says what must be true."""
+    """Slots and pages are allocated and freed in any order; a set of owned numbers is the reference."""
 
     def __init__(self):
         super().__init__()
@@ -17,7 +17,7 @@ class Pools(RuleBasedStateMachine):
         self.held, self.slot_allocations, self.returned = [], [], []
 
     @rule(count=st.integers(0, SIZE + 2), prefer=st.none() | st.integers(0, SIZE))
-    def take_pages(self, count, prefer):
+    def allocate_pages(self, count, prefer):
         runs, owned = self.free_runs(), {page for allocation in self.held for page in allocation.ids}
         wanted = set() if prefer is None else set(range(prefer, prefer + count))
         allocation = self.pages.allocate(count, prefer=prefer)
@@ -26,10 +26,12 @@ class Pools(RuleBasedStateMachine):
         if allocation is not None:
             assert len(allocation.ids) == count
             assert allocation.contiguous or max(runs) < count, (
-                "a free run was long enough and the lease is in pieces"
+                "a free run was long enough, but the pages are not contiguous"
             )
             if prefer is not None and not wanted & owned and max(wanted, default=0) < SIZE:
-                assert set(allocation.ids) == wanted, "the preferred pages were free and others were given"
+                assert set(allocation.ids) == wanted, (
+                    "the preferred pages were free, but others were allocated"
+                )
             self.held.append(allocation)
 
     def free_runs(self):
@@ -38,7 +40,7 @@ class Pools(RuleBasedStateMachine):
         return [len(run) for run in text.split()]
 
     @rule(data=st.data())
-    def give_pages(self, data):
+    def free_pages(self, data):
         if self.held:
             allocation = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
             self.pages.free(allocation)
@@ -61,7 +63,7 @@ class Pools(RuleBasedStateMachine):
                     self.returned.append((self.pages, old))
 
     @rule()
-    def take_slot(self):
+    def allocate_slot(self):
         allocation = self.slots.allocate()
         taken = {allocation.ids[0] for allocation in self.slot_allocations}
         if allocation is None:
@@ -71,21 +73,21 @@ class Pools(RuleBasedStateMachine):
             self.slot_allocations.append(allocation)
 
     @rule(data=st.data())
-    def give_slot(self, data):
+    def free_slot(self, data):
         if self.slot_allocations:
             allocation = self.slot_allocations.pop(data.draw(st.integers(0, len(self.slot_allocations) - 1)))
             self.slots.free(allocation)
             self.returned.append((self.slots, allocation))
 
     @rule(data=st.data())
-    def a_second_return_is_refused(self, data):
+    def freeing_twice_raises(self, data):
         if self.returned:
             pool, allocation = self.returned[data.draw(st.integers(0, len(self.returned) - 1))]
             with pytest.raises(RuntimeError, match="freed already"):
                 pool.free(allocation)
 
     @invariant()
-    def nothing_is_lost_or_owned_twice(self):
+    def no_number_is_lost_or_owned_twice(self):
         owned = [page for allocation in self.held for page in allocation.ids]
         assert len(owned) == len(set(owned)) == self.pages.num_used
         assert self.slots.num_used == len(self.slot_allocations)

@@ -1,10 +1,10 @@
-"""The pretended GPU refuses what a real one refuses, and the mistake it is there for is found."""
+"""The mock CUDA device raises where a real one raises, and finds a planted error."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from pretend import pretended_gpu
+from mock_cuda import mock_cuda_device
 from torch import Tensor, nn
 
 from nanohybrid.checkpoint import load
@@ -13,7 +13,7 @@ from nanohybrid.train import mean_loss
 
 
 class Doubled(torch.autograd.Function):
-    """Its gradient is made where the incoming one says it is, or, where it is told to, on the CPU."""
+    """Its gradient is on the device of the incoming gradient, or on the CPU if `wrong` is set."""
 
     wrong = False
 
@@ -26,8 +26,8 @@ class Doubled(torch.autograd.Function):
         return dy * torch.full(dy.shape, 2.0, device="cpu" if Doubled.wrong else dy.device)
 
 
-def test_tensors_of_both_places_do_not_meet() -> None:
-    with pretended_gpu():
+def test_mock_cuda_device_raises_for_operations_on_both_devices() -> None:
+    with mock_cuda_device():
         here, there = torch.ones(3), torch.ones(3).to("cuda")
         assert there.device == torch.device("cuda:0") and there.is_cuda and not here.is_cuda
         assert (
@@ -54,9 +54,9 @@ def test_tensors_of_both_places_do_not_meet() -> None:
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-def test_a_backward_is_looked_at_too(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mock_cuda_device_checks_backward_passes(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Doubled, "wrong", wrong)
-    with pretended_gpu():
+    with mock_cuda_device():
         weight = nn.Parameter(torch.ones(3, device="cuda"))
         loss = Doubled.apply(weight * 3).square().sum()  # type: ignore[no-untyped-call]
         if wrong:
@@ -67,10 +67,12 @@ def test_a_backward_is_looked_at_too(wrong: bool, monkeypatch: pytest.MonkeyPatc
         assert weight.grad is not None and weight.grad.is_cuda and weight.grad.tolist() == [72.0] * 3
 
 
-def test_a_planted_mistake_is_found(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mock_cuda_device_finds_targets_left_on_the_cpu(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
     batch = Batch.of([([20, 21, 22, 23], [1, 1, 1, 1])])
-    with pretended_gpu():
+    with mock_cuda_device():
         model = load(parent, torch.float32, "cuda")
         assert model.device.type == "cuda" and mean_loss(model, [batch]) > 0
         monkeypatch.setattr(

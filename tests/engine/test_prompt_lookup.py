@@ -1,4 +1,4 @@
-"""Drafts may change when a token is found, never which: everything here compares with an engine that drafts nothing."""
+"""Speculative decoding by prompt lookup. Drafts may change when a token is found, never which."""
 
 import random
 from dataclasses import replace
@@ -47,13 +47,13 @@ def thinks(tokenizer, length, seed):
 
 
 def half_right(engine, wanted, most=15, seed=0):
-    """Drafts that are right for a while and then wrong. `wanted`: what each request will say, by its id."""
+    """Let drafts be right for a few tokens and then wrong. wanted: the right tokens, by request id."""
     chance, junk = random.Random(seed), random.Random(seed + 1)
 
-    def propose(request, room):
-        said = len(request.tokens)
-        right = wanted[request.id][said : said + chance.choice([0, 1, 2, 5, most])]
-        return [*right, *(junk.randrange(13, 269) for _ in range(chance.randrange(3)))][: min(room, most)]
+    def propose(request, limit):
+        written = len(request.tokens)
+        right = wanted[request.id][written : written + chance.choice([0, 1, 2, 5, most])]
+        return [*right, *(junk.randrange(13, 269) for _ in range(chance.randrange(3)))][: min(limit, most)]
 
     engine.scheduler.propose = propose
 
@@ -68,11 +68,21 @@ def same(got, wanted):
 
 @pytest.mark.parametrize("pattern", ["M", "*", "M-*M-", "MM*"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_drafts_change_no_text_of_any_model(tokenizer, pattern, seed):
+def test_drafts_change_no_text_of_any_pattern(tokenizer, pattern, seed):
     config = HybridConfig(
-        pattern=pattern, vocab_size=269, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        mamba_num_heads=4, mamba_head_dim=12, n_groups=2, ssm_state_size=8, initializer_range=0.3,
-    )  # fmt: skip
+        pattern=pattern,
+        vocab_size=269,
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        mamba_num_heads=4,
+        mamba_head_dim=12,
+        n_groups=2,
+        ssm_state_size=8,
+        initializer_range=0.3,
+    )
     model = random_model(config, torch.float32, seed)
     prompts = [repetitive(length, seed + length) for length in (3, 20, 127, 128, 129, 200)]
     wanted = Engine(model, tokenizer, max_num_seqs=2, max_model_len=400).generate(prompts, GREEDY)
@@ -90,7 +100,7 @@ def test_drafts_change_no_text_of_any_model(tokenizer, pattern, seed):
     assert 100 < engine.proposer.num_accepted_tokens < engine.proposer.num_draft_tokens - 20
 
 
-def test_a_text_that_repeats_itself_is_guessed(model, tokenizer):
+def test_prompt_lookup_accepts_drafts_of_a_repetitive_text(model, tokenizer):
     narrow = replace(GREEDY, logit_bias={40: 100.0, 41: 100.0, 42: 100.0}, max_tokens=150)
     wanted = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400).generate([repetitive(50)], narrow)[0]
     engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400, num_speculative_tokens=8)
@@ -109,19 +119,32 @@ asked = st.tuples(st.integers(0, len(KINDS) - 1), st.integers(12, 200), st.integ
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
-    wanted=st.lists(asked, min_size=2, max_size=6), running=st.integers(1, 5), budget=st.integers(1, 400), pages=st.integers(6, 12),
-    speculate=st.integers(1, 15), cached=st.booleans(), chance=st.randoms(use_true_random=False),
-)  # fmt: skip
-def test_drafts_change_nothing_whatever_else_happens(
+    wanted=st.lists(asked, min_size=2, max_size=6),
+    running=st.integers(1, 5),
+    budget=st.integers(1, 400),
+    pages=st.integers(6, 12),
+    speculate=st.integers(1, 15),
+    cached=st.booleans(),
+    chance=st.randoms(use_true_random=False),
+)
+def test_drafts_change_no_text_with_preemption_cache_and_cancellation(
     model, tokenizer, wanted, running, budget, pages, speculate, cached, chance
 ):
     engine = Engine(
-        model, tokenizer, max_num_seqs=running, max_model_len=600, max_num_batched_tokens=budget, num_kv_pages=pages, overcommit=True,
-        prefix_cache_bytes=2**22 * cached, prefix_cache_interval=128, num_speculative_tokens=speculate,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        max_num_seqs=running,
+        max_model_len=600,
+        max_num_batched_tokens=budget,
+        num_kv_pages=pages,
+        overcommit=True,
+        prefix_cache_bytes=2**22 * cached,
+        prefix_cache_interval=128,
+        num_speculative_tokens=speculate,
+    )
     plain = Engine(model, tokenizer, max_num_seqs=1, max_model_len=600)
-    waiting, asked_for, gone, step, said = list(wanted), [], set(), 0, {}
-    half_right(engine, said, speculate)
+    waiting, asked_for, gone, step, written = list(wanted), [], set(), 0, {}
+    half_right(engine, written, speculate)
     while waiting or engine.busy:
         for kind, length, seed, arrives in [one for one in waiting if one[3] <= step]:
             prompt = (
@@ -131,7 +154,9 @@ def test_drafts_change_nothing_whatever_else_happens(
             if key not in ALONE:
                 ALONE[key] = plain.generate([prompt], KINDS[kind])
             asked_for.append((engine.add_choices(prompt, KINDS[kind]), ALONE[key]))
-            said.update((request.id, alone.token_ids) for request, alone in zip(*asked_for[-1], strict=True))
+            written.update(
+                (request.id, alone.token_ids) for request, alone in zip(*asked_for[-1], strict=True)
+            )
             waiting.remove((kind, length, seed, arrives))
         running_now = list(engine.scheduler.running.values())
         if running_now and chance.random() < 0.1:
@@ -150,8 +175,8 @@ def test_drafts_change_nothing_whatever_else_happens(
 
 @pytest.mark.parametrize("stay", [0, 1, 2, 3, 4, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_window_taken_back_leaves_the_state_of_the_tokens_that_stay_bit_for_bit(model, stay, dtype):
-    """Between a prompt that is read in the same call and a single token; against as many steps of one token."""
+def test_rolled_back_draft_leaves_the_state_of_the_accepted_tokens(model, stay, dtype):
+    """The draft shares a call with a prompt and a single token; the reference is one step for each token."""
     config = model.config
     copy = random_model(config, torch.float32, seed=5).to(dtype)
     text = torch.randint(13, 269, (60,), generator=torch.Generator().manual_seed(0))
@@ -173,24 +198,24 @@ def test_a_window_taken_back_leaves_the_state_of_the_tokens_that_stay_bit_for_bi
             assert (mine[2] - theirs[2]).abs().max() <= 1e-5 * theirs[
                 2
             ].abs().max()  # products of one row sum in another order
-        assert not mine[1].any(), "a slot that nobody held was written"
+        assert not mine[1].any(), "an unowned slot was written"
 
 
-def test_a_rejected_draft_that_is_not_a_number_leaves_no_trace_in_the_state(model, tokenizer):
+def test_rejected_draft_with_nan_leaves_no_nan_in_the_state(model, tokenizer):
     broken = random_model(model.config.replace(pattern="M-M-"), torch.float32, seed=5)
     with torch.no_grad():
         broken.backbone.embeddings.weight[50] = float("nan")
     prompt = repetitive(30)
     wanted = Engine(broken, tokenizer, max_num_seqs=1, max_model_len=200).generate([prompt], GREEDY)[0]
     engine = Engine(broken, tokenizer, max_num_seqs=1, max_model_len=200, num_speculative_tokens=4)
-    engine.scheduler.propose = lambda request, room: [*wanted.token_ids[len(request.tokens) :][:1], 50, 50][
-        :room
+    engine.scheduler.propose = lambda request, limit: [*wanted.token_ids[len(request.tokens) :][:1], 50, 50][
+        :limit
     ]
     assert 50 not in wanted.token_ids
     same(engine.generate([prompt], GREEDY)[0], wanted)
 
 
-def test_what_the_thinking_budget_inserts_is_read_in_one_step(model, tokenizer):
+def test_forced_tokens_of_the_thinking_budget_are_drafted(model, tokenizer):
     params = SamplingParams(max_tokens=30, ignore_eos=True, thinking_budget=3, thinking_grace=0)
     prompt = thinks(tokenizer, 20, 1)
     engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=200, num_speculative_tokens=12)
@@ -207,7 +232,7 @@ def test_what_the_thinking_budget_inserts_is_read_in_one_step(model, tokenizer):
     )
 
 
-def test_a_stream_gets_several_tokens_at_once_and_the_same_text(model, tokenizer):
+def test_stream_with_drafts_has_the_same_text_in_fewer_pieces(model, tokenizer):
     engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=200, num_speculative_tokens=8)
     wanted = Engine(model, tokenizer, max_num_seqs=1, max_model_len=200).generate([repetitive(60)], GREEDY)[0]
     half_right(engine, [wanted.token_ids])
@@ -228,7 +253,7 @@ def test_a_stream_gets_several_tokens_at_once_and_the_same_text(model, tokenizer
         ([256, 1, 0, 65536, 9, 256], 2, []),  # bytes of two ids that look like one
     ],
 )
-def test_a_draft_is_what_followed_the_longest_match(text, count, wanted):
+def test_prompt_lookup_proposes_what_followed_the_longest_match(text, count, wanted):
     from array import array
 
     lookup = History(8)
@@ -237,7 +262,7 @@ def test_a_draft_is_what_followed_the_longest_match(text, count, wanted):
 
 
 @given(text=st.lists(st.integers(0, 3), min_size=1, max_size=40), count=st.integers(1, 15))
-def test_a_draft_is_found_where_a_plain_search_finds_it(text, count):
+def test_prompt_lookup_finds_what_a_plain_search_finds(text, count):
     from array import array
 
     lookup = History(15)
@@ -248,14 +273,14 @@ def test_a_draft_is_found_where_a_plain_search_finds_it(text, count):
     assert not places or any(got[0] == text[p] for p in places)
 
 
-def test_a_request_whose_drafts_are_useless_drafts_ever_less():
-    class Said:
+def test_prompt_lookup_pauses_after_rejected_drafts():
+    class RepetitiveRequest:
         forced, draft, num_tokens = (), [], 0
 
         def slice(self, start, length):
             return [1, 2] * length
 
-    proposer, request, steps = PromptLookupProposer(8), Said(), []
+    proposer, request, steps = PromptLookupProposer(8), RepetitiveRequest(), []
     for step in range(400):
         request.num_tokens += 2
         request.draft = proposer.propose(request, 100)
@@ -278,6 +303,6 @@ def test_a_request_whose_drafts_are_useless_drafts_ever_less():
         {"num_speculative_tokens": 2, "deterministic": True},
     ],
 )
-def test_what_cannot_be_is_one_line(model, tokenizer, bad):
+def test_speculation_options_out_of_range_are_refused(model, tokenizer, bad):
     with pytest.raises(InputError, match="num_speculative_tokens"):
         Engine(model, tokenizer, max_num_seqs=1, **bad)

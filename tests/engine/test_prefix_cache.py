@@ -1,8 +1,8 @@
-import random
 from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
+from engine_helpers import random_ids
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -13,11 +13,6 @@ from nanohybrid.engine.prefix_cache import PrefixCache, Snapshot
 
 PARAMS = SamplingParams(max_tokens=6, ignore_eos=True, temperature=1.0, seed=3, logprobs=True)
 MIB = 2**20
-
-
-def prompt(length, seed=0):
-    rng = random.Random(seed)
-    return [rng.randrange(13, 269) for _ in range(length)]
 
 
 def engine(model, tokenizer, cache=64 * MIB, running=1, budget=2048, every=1024, **more):
@@ -41,12 +36,12 @@ def ask(it, ids, params=PARAMS, **more):
 
 
 def same(hit, miss):
-    """Bit for bit, log-probabilities too."""
+    """Whether two completions have the same tokens and log-probabilities, bit for bit."""
     return replace(hit, cached_tokens=0, cache_miss=None) == replace(miss, cached_tokens=0, cache_miss=None)
 
 
 def poison(it):
-    """What the slots and pages hold when a prompt begins is garbage."""
+    """Overwrite all slots and pages."""
     assert not it.busy
     for pool in (*it.runner.state.slot_pools, *it.runner.state.page_pools):
         pool.fill_(1e4)
@@ -54,9 +49,9 @@ def poison(it):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 127, 128, 129, 130, 255, 256, 257, 300, 640])
 @pytest.mark.parametrize("every", [128, 256])
-def test_a_hit_continues_exactly_as_a_miss(model, tokenizer, length, every):
+def test_prefix_cache_hit_continues_exactly_as_a_miss(model, tokenizer, length, every):
     it = engine(model, tokenizer, every=every, budget=257)
-    ids = prompt(length)
+    ids = random_ids(length)
     miss = ask(it, ids)
     poison(it)
     hit = ask(it, ids)
@@ -69,60 +64,60 @@ def test_a_hit_continues_exactly_as_a_miss(model, tokenizer, length, every):
 
 
 @pytest.mark.parametrize("place", [1, 2, 3, 4, 127, 128, 129, 131, 199])
-def test_a_checkpoint_at_any_place_even_in_the_window_of_the_conv_is_exact(model, tokenizer, place):
+def test_prefix_cache_breakpoint_at_any_position_is_exact(model, tokenizer, place):
     it = engine(model, tokenizer)
-    ids = prompt(200)
+    ids = random_ids(200)
     miss = ask(it, ids, cache_breakpoints=[place, 0, 9999])
     poison(it)
-    hit = ask(it, ids[:place] + prompt(50, 7), cache_breakpoints=[place])
+    hit = ask(it, ids[:place] + random_ids(50, 7), cache_breakpoints=[place])
     assert hit.cached_tokens == place if place > 1 else hit.cached_tokens <= 1
     poison(it)
     assert same(ask(it, ids, cache_breakpoints=[place]), miss)
-    alone = ask(engine(model, tokenizer), ids[:place] + prompt(50, 7), cache_breakpoints=[place])
+    alone = ask(engine(model, tokenizer), ids[:place] + random_ids(50, 7), cache_breakpoints=[place])
     assert same(hit, alone)
 
 
 @pytest.mark.parametrize("system", [37, 137, 237, 337])
-def test_a_shift_of_a_hundred_tokens_changes_no_hit(model, tokenizer, system):
+def test_prefix_cache_hits_do_not_depend_on_the_length_of_the_prefix(model, tokenizer, system):
     it = engine(model, tokenizer)
-    head = prompt(system, 1)
+    head = random_ids(system, 1)
     for turn in range(4):
-        out = ask(it, head + prompt(90 + turn, 10 + turn), cache_breakpoints=[system])
+        out = ask(it, head + random_ids(90 + turn, 10 + turn), cache_breakpoints=[system])
         assert out.cached_tokens == (system if turn else 0)
 
 
-def test_the_next_turn_of_a_chat_hits_just_before_the_think_tag(model, tokenizer):
+def test_prefix_cache_next_turn_of_a_chat_hits_just_before_the_think_tag(model, tokenizer):
     it = engine(model, tokenizer)
-    history, think_open = prompt(210, 1), tokenizer.encode("<think>\n")
+    history, think_open = random_ids(210, 1), tokenizer.encode("<think>\n")
     ask(it, history + think_open, cache_breakpoints=[len(history)])
     out = ask(
         it,
-        history + tokenizer.encode("the answer") + prompt(30, 2) + think_open,
+        history + tokenizer.encode("the answer") + random_ids(30, 2) + think_open,
         cache_breakpoints=[len(history)],
     )
     assert out.cached_tokens == len(history)
 
 
-def test_a_slot_that_served_another_is_overwritten_by_the_checkpoint(model, tokenizer):
+def test_prefix_cache_hit_overwrites_a_used_slot(model, tokenizer):
     it = engine(model, tokenizer, running=3)
-    ids = prompt(200)
+    ids = random_ids(200)
     wanted = ask(it, ids)
     for seed in range(3):
-        ask(it, prompt(300, seed + 20))
+        ask(it, random_ids(300, seed + 20))
         assert same(ask(it, ids), wanted)
 
 
-def test_choices_share_a_hit(model, tokenizer):
-    ids, params = prompt(300), replace(PARAMS, n=3)
+def test_prefix_cache_hit_is_shared_by_n_completions(model, tokenizer):
+    ids, params = random_ids(300), replace(PARAMS, n=3)
     it = engine(model, tokenizer, running=3)
     first, again = it.generate([ids], params), it.generate([ids], params)
     assert [c.token_ids for c in first] == [c.token_ids for c in again]
     assert [c.cached_tokens for c in again] == [256] * 3 and [c.cached_tokens for c in first] == [0] * 3
 
 
-def test_another_salt_neither_finds_a_prompt_nor_learns_of_it(model, tokenizer):
+def test_prefix_cache_of_another_salt_is_not_visible(model, tokenizer):
     it = engine(model, tokenizer)
-    ids = prompt(300)
+    ids = random_ids(300)
     ask(it, ids, salt="a")
     other = ask(it, ids, salt="b")
     assert (other.cached_tokens, other.cache_miss) == (0, "no checkpoint") and it.prefix_cache.misses[
@@ -131,50 +126,50 @@ def test_another_salt_neither_finds_a_prompt_nor_learns_of_it(model, tokenizer):
     assert ask(it, ids, salt="a").cached_tokens == ask(it, ids, salt="b").cached_tokens == 256
 
 
-def test_a_miss_says_why(model, tokenizer):
+def test_prefix_cache_miss_has_a_reason(model, tokenizer):
     it = engine(model, tokenizer)
-    ids = prompt(300)
+    ids = random_ids(300)
     assert ask(it, ids).cache_miss == "no checkpoint"
-    assert ask(it, ids[:200] + prompt(100, 5)).cache_miss == "diverged at token 200"
+    assert ask(it, ids[:200] + random_ids(100, 5)).cache_miss == "diverged at token 200"
     assert ask(it, ids).cache_miss is None
     assert ask(Engine(model, tokenizer, max_num_seqs=1, max_model_len=400), ids).cache_miss == "off"
     small = engine(model, tokenizer, cache=it.prefix_cache.bytes // 2)
     ask(small, ids)
-    ask(small, prompt(300, 9))
+    ask(small, random_ids(300, 9))
     assert (
         ask(small, ids).cache_miss == "evicted"
         and small.prefix_cache.bytes <= small.prefix_cache.budget_bytes
     )
 
 
-def test_a_prompt_is_looked_up_once_however_long_it_waits(model, tokenizer):
+def test_prefix_cache_is_looked_up_once_for_each_prompt(model, tokenizer):
     it = engine(model, tokenizer, running=2, budget=130)
-    requests = [it.add(prompt(length, length), PARAMS) for length in (700, 300, 200)]
+    requests = [it.add(random_ids(length, length), PARAMS) for length in (700, 300, 200)]
     while it.busy:
         it.step()
     assert it.prefix_cache.misses == {"no checkpoint": 3} and all(r.finished for r in requests)
 
 
-def test_a_prompt_too_large_for_the_cache_drives_nobody_out(model, tokenizer):
+def test_prefix_cache_snapshot_larger_than_the_budget_evicts_no_other(model, tokenizer):
     it = engine(model, tokenizer)
-    ask(it, prompt(200))
+    ask(it, random_ids(200))
     small = engine(model, tokenizer, cache=it.prefix_cache.bytes + 1000)
-    ask(small, prompt(200))
-    assert ask(small, prompt(1000, 1)).cache_miss == "no checkpoint"
-    assert ask(small, prompt(200)).cached_tokens == 128
+    ask(small, random_ids(200))
+    assert ask(small, random_ids(1000, 1)).cache_miss == "no checkpoint"
+    assert ask(small, random_ids(200)).cached_tokens == 128
 
 
-def test_checkpoints_of_one_text_share_their_pages(model, tokenizer):
+def test_prefix_cache_snapshots_of_one_text_share_pages(model, tokenizer):
     it = engine(model, tokenizer, every=128)
-    ask(it, prompt(1030))
+    ask(it, random_ids(1030))
     state = it.runner.state
     slot, page = (sum(pool[0].nbytes for pool in pools) for pools in (state.slot_pools, state.page_pools))
     assert len(it.prefix_cache) == 8
     assert it.prefix_cache.bytes == 8 * (slot + page) + sum(4 * 128 * n for n in range(1, 9))
 
 
-def test_cached_preempted_and_mixed_requests_say_what_fresh_ones_say(model, tokenizer):
-    texts = [prompt(150, 1) + prompt(length, length) for length in (1, 50, 106, 107, 200)] * 2
+def test_prefix_cache_with_preemption_changes_no_text(model, tokenizer):
+    texts = [random_ids(150, 1) + random_ids(length, length) for length in (1, 50, 106, 107, 200)] * 2
     params = [replace(PARAMS, seed=i, max_tokens=180) for i in range(10)]
     wanted = Engine(model, tokenizer, max_num_seqs=10, max_model_len=600).generate(texts, params)
     it = Engine(
@@ -194,11 +189,11 @@ def test_cached_preempted_and_mixed_requests_say_what_fresh_ones_say(model, toke
 
 
 class Cached(RuleBasedStateMachine):
-    """Texts of few letters, a small budget; a plain list of (salt, text) in order of use says what must be found."""
+    """Short texts of two letters and a small budget; an ordered dictionary is the reference."""
 
     @initialize(budget=st.integers(0, 60))
     def begin(self, budget):
-        self.prefix_cache, self.kept = PrefixCache(budget * 10), OrderedDict()
+        self.prefix_cache, self.stored = PrefixCache(budget * 10), OrderedDict()
 
     @rule(text=st.lists(st.integers(0, 1), min_size=1, max_size=5), salt=st.sampled_from("ab"))
     def put(self, text, salt):
@@ -207,16 +202,16 @@ class Cached(RuleBasedStateMachine):
         key = (salt, tuple(text))
         if 10 + 5 * len(text) > self.prefix_cache.budget_bytes:
             return
-        self.kept.setdefault(key, piece)
-        self.kept.move_to_end(key)
-        while sum(10 + 5 * len(t) for _, t in self.kept) > self.prefix_cache.budget_bytes:
-            self.kept.popitem(last=False)
+        self.stored.setdefault(key, piece)
+        self.stored.move_to_end(key)
+        while sum(10 + 5 * len(t) for _, t in self.stored) > self.prefix_cache.budget_bytes:
+            self.stored.popitem(last=False)
 
     @rule(text=st.lists(st.integers(0, 1), min_size=1, max_size=6), salt=st.sampled_from("ab"))
     def find(self, text, salt):
         found = self.prefix_cache.find(text, salt)
         wanted = max(
-            (t for s, t in self.kept if s == salt and len(t) < len(text) and t == tuple(text[: len(t)])),
+            (t for s, t in self.stored if s == salt and len(t) < len(text) and t == tuple(text[: len(t)])),
             key=len,
             default=None,
         )
@@ -226,17 +221,17 @@ class Cached(RuleBasedStateMachine):
             assert (
                 isinstance(found, Snapshot)
                 and found.position == len(wanted)
-                and found.saved is self.kept[salt, wanted]
+                and found.saved is self.stored[salt, wanted]
             )
-            self.kept.move_to_end((salt, wanted))
+            self.stored.move_to_end((salt, wanted))
 
     @invariant()
-    def the_budget_holds_and_the_bytes_are_those_of_what_is_kept(self):
-        if hasattr(self, "cache"):
-            assert len(self.prefix_cache) == len(self.kept)
+    def bytes_equal_those_of_the_stored_texts_within_the_budget(self):
+        if hasattr(self, "prefix_cache"):
+            assert len(self.prefix_cache) == len(self.stored)
             assert (
                 self.prefix_cache.bytes
-                == sum(10 + 5 * len(t) for _, t in self.kept)
+                == sum(10 + 5 * len(t) for _, t in self.stored)
                 <= self.prefix_cache.budget_bytes
             )
 

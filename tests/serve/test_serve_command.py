@@ -1,11 +1,9 @@
-"""The flags that size and steer the engine."""
+"""Flags of `nanohybrid serve` that set up the engine, and the metrics."""
 
 import concurrent.futures
-import json
 
 import pytest
 from serving import started
-from test_structured_output import ASK, RATE, schema
 
 import nanohybrid
 from nanohybrid.cli import serve as command
@@ -20,7 +18,7 @@ def planned(*flags):
     return command._plan(parser.instantiate(parser.parse_args([*TINY, *flags])))
 
 
-def test_a_budget_becomes_slots_and_pages_and_is_printed():
+def test_serve_memory_gib_becomes_slots_and_pages_and_is_printed():
     plan, lines = planned("--memory-gib", "2", "--max-model-len", "1000")
     assert plan.total_bytes <= 2 * 2**30 and plan.pages == 8 * plan.slots and plan.slots == command.MAX_SLOTS
     assert f"{plan.slots} requests of 1,000 tokens" in lines[0] and any("slots of" in line for line in lines)
@@ -29,7 +27,7 @@ def test_a_budget_becomes_slots_and_pages_and_is_printed():
     assert planned()[0].slots == command.DEFAULT_SLOTS and planned("--max-num-seqs", "3")[0].slots == 3
 
 
-def test_a_budget_that_is_too_small_is_one_line(capsys):
+def test_serve_memory_gib_too_small_is_one_line(capsys):
     from nanohybrid.cli.main import main
 
     for flags in (
@@ -43,7 +41,7 @@ def test_a_budget_that_is_too_small_is_one_line(capsys):
         assert error.count("\n") == 1 and "--memory-gib" in error
 
 
-def test_overcommitted_pages_are_what_the_memory_has_left():
+def test_plan_overcommitted_pages_are_what_the_memory_has_left():
     config = nanohybrid.preset("nano-291m")
     footprint = Footprint.of(config)
     full = plan_slots(config, footprint, 16, 4096)
@@ -52,7 +50,7 @@ def test_overcommitted_pages_are_what_the_memory_has_left():
     assert plan_overcommitted(config, footprint, full.total_bytes * 2, 4096, 16).pages == full.pages
 
 
-def test_when_the_pages_run_out_the_youngest_waits_and_says_the_same():
+def test_serve_overcommit_preempts_and_changes_no_text():
     ask = {
         "max_tokens": 600,
         "temperature": 0,
@@ -69,14 +67,8 @@ def test_when_the_pages_run_out_the_youngest_waits_and_says_the_same():
         serve.until(serve.idle)
 
 
-def test_a_grammar_holds_where_each_request_is_computed_alone():
-    with started(max_model_len=512, deterministic=True) as serve:
-        answer = serve.chat(**ASK, seed=1, response_format=schema(RATE)).json()
-        assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"city", "score"}
-
-
 @pytest.mark.parametrize(
     "name", ["preemptions_total", "slots_free", "pages_free", "requests_waiting", "queue_seconds_count"]
 )
-def test_a_measure_is_there_before_anything_happened(serve, name):
+def test_metrics_exist_before_the_first_request(serve, name):
     assert f"nanohybrid_{name}" in serve.http.get("/metrics").text

@@ -1,4 +1,4 @@
-"""States in fp16 and keys and values in FP8: half the memory, and everything else as it was."""
+"""SSM states in fp16, and keys and values in FP8: half the memory, and the same guarantees."""
 
 import random
 from dataclasses import replace
@@ -17,7 +17,7 @@ from nanohybrid.ops.attention import PagedCache, attention
 from nanohybrid.ops.attention.cache import dequantize, quantize
 
 NARROW = {"mamba_ssm_cache_dtype": "fp16", "kv_cache_dtype": "fp8"}
-KEPT = {"state_dtype": torch.float16, "kv_dtype": torch.float8_e4m3fn}
+NARROW_DTYPES = {"state_dtype": torch.float16, "kv_dtype": torch.float8_e4m3fn}
 PARAMS = SamplingParams(max_tokens=20, ignore_eos=True, temperature=0.7, seed=3, logprobs=True)
 
 
@@ -26,10 +26,10 @@ def prompts():
     return [[rng.randrange(13, 269) for _ in range(length)] for length in (1, 5, 127, 128, 130, 300)]
 
 
-def test_what_is_allotted_is_what_footprint_and_plan_say():
+def test_cache_of_narrow_dtypes_has_the_bytes_of_footprint_and_plan():
     config = nanohybrid.preset("tiny")
-    wide, narrow = Footprint.of(config, torch.bfloat16), Footprint.of(config, torch.bfloat16, **KEPT)
-    state = HybridCache.allocate(config, 3, 5, dtype=torch.bfloat16, **KEPT)
+    wide, narrow = Footprint.of(config, torch.bfloat16), Footprint.of(config, torch.bfloat16, **NARROW_DTYPES)
+    state = HybridCache.allocate(config, 3, 5, dtype=torch.bfloat16, **NARROW_DTYPES)
     assert state.bytes == 3 * narrow.state_bytes_per_sequence + 5 * 128 * narrow.kv_bytes_per_token
     ssm = config.mamba_inner_size * config.ssm_state_size * config.pattern.count("M")
     assert wide.state_bytes_per_sequence - narrow.state_bytes_per_sequence == 2 * ssm
@@ -39,10 +39,8 @@ def test_what_is_allotted_is_what_footprint_and_plan_say():
 
 
 @pytest.mark.parametrize("options", [{"mamba_ssm_cache_dtype": "fp16"}, {"kv_cache_dtype": "fp8"}, NARROW])
-def test_a_request_says_the_same_bit_for_bit_in_any_slot_batch_and_order_cached_or_put_aside(
-    model, tokenizer, options
-):
-    """The rounding of a state knows neither its slot nor its neighbors."""
+def test_narrow_cache_gives_the_same_bits_in_any_batch_cached_or_preempted(model, tokenizer, options):
+    """The stochastic rounding of a state depends on neither its slot nor the other requests."""
     more = {"max_model_len": 400, "deterministic": True, **options}
     alone = [Engine(model, tokenizer, max_num_seqs=1, **more).generate([p], PARAMS)[0] for p in prompts()]
     engine = Engine(
@@ -68,24 +66,23 @@ def test_a_request_says_the_same_bit_for_bit_in_any_slot_batch_and_order_cached_
     assert request.num_cached_tokens or engine.prefix_cache.hits
 
 
-def test_drafts_change_nothing_where_states_are_narrow(model, tokenizer):
-    """The state after each token is rounded as if it had been stored, also inside of a window."""
+def test_narrow_cache_with_drafts_stays_close_to_one_without(model, tokenizer):
+    """The state after each token of a draft is rounded as if it had been stored."""
     wanted = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400, **NARROW).generate(prompts(), PARAMS)
     engine = Engine(model, tokenizer, max_num_seqs=6, max_model_len=400, num_speculative_tokens=7, **NARROW)
     rng = random.Random(1)
-    engine.scheduler.propose = lambda request, room: [
+    engine.scheduler.propose = lambda request, limit: [
         *wanted[request.id].token_ids[len(request.tokens) :][: rng.randrange(6)],
         rng.randrange(13, 269),
-    ][: min(room, 7)]
+    ][: min(limit, 7)]
     for got, expected in zip(engine.generate(prompts(), PARAMS), wanted, strict=True):
-        assert got.logprobs == pytest.approx(
-            expected.logprobs, abs=0.15
-        )  # another rounding of one product moves a state by its last bit
+        # A product that rounds differently changes the last bit of a state.
+        assert got.logprobs == pytest.approx(expected.logprobs, abs=0.15)
         assert got.token_ids[:3] == expected.token_ids[:3]
     assert engine.proposer.num_accepted_tokens > 50
 
 
-def test_another_seed_rounds_otherwise(model, tokenizer):
+def test_stochastic_rounding_depends_on_the_seed(model, tokenizer):
     greedy = replace(PARAMS, temperature=0.0)
     engine = Engine(model, tokenizer, max_num_seqs=1, max_model_len=400, mamba_ssm_cache_dtype="fp16")
     first, again, other = (
@@ -94,8 +91,8 @@ def test_another_seed_rounds_otherwise(model, tokenizer):
     assert first == again != other and first == pytest.approx(other, abs=0.2)
 
 
-def test_stochastic_rounding_forgets_less_than_rounding_to_nearest(model):
-    """A constant trickle into a state that decays slowly: to nearest it stops far from its limit."""
+def test_stochastic_rounding_drifts_less_than_rounding_to_nearest(model):
+    """A small input into a slowly decaying state: rounded to nearest, it stops far below its limit."""
     from nanohybrid.model.mixers.stochastic_rounding import Rounding
 
     exact, nearest, drawn = torch.zeros(1, 64, dtype=torch.float64), torch.zeros(1, 64), torch.zeros(1, 64)
@@ -107,7 +104,7 @@ def test_stochastic_rounding_forgets_less_than_rounding_to_nearest(model):
     assert abs(nearest / exact - 1).mean() > 0.2 > 10 * abs(drawn.mean() / exact.mean() - 1)
 
 
-def test_a_row_of_keys_keeps_three_bits_more_than_its_scale():
+def test_fp8_rows_have_three_mantissa_bits_beside_their_scale():
     x = torch.randn(50, 3, 64) * torch.logspace(-6, 6, 50)[:, None, None]
     x[7] = 0
     codes, scale = quantize(x)
@@ -120,7 +117,7 @@ def test_a_row_of_keys_keeps_three_bits_more_than_its_scale():
 
 
 @pytest.mark.parametrize("form", ["reference", "torch"])
-def test_attention_over_fp8_pages_is_attention_over_their_numbers(form, monkeypatch):
+def test_attention_over_fp8_pages_equals_attention_over_dequantized_ones(form, monkeypatch):
     monkeypatch.setenv("NANOHYBRID_KERNELS", form)
     layout = Layout.with_cache([1, 3, 1], [20, 9, 31], [0, 1, 2], [(3, 1), (0,), (5, 4)], page_size=16)
     pool = lambda *shape, dtype: torch.zeros(*shape, dtype=dtype)  # noqa: E731
@@ -141,6 +138,6 @@ def test_attention_over_fp8_pages_is_attention_over_their_numbers(form, monkeypa
 
 
 @pytest.mark.parametrize("bad", [{"mamba_ssm_cache_dtype": "bf16"}, {"kv_cache_dtype": "int8"}])
-def test_what_is_not_known_is_one_line(model, tokenizer, bad):
+def test_unknown_cache_dtype_is_refused_in_one_line(model, tokenizer, bad):
     with pytest.raises(InputError, match="must be one of"):
         Engine(model, tokenizer, **bad)

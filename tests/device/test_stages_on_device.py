@@ -1,6 +1,7 @@
-"""Every stage that has a model computes on another device what it computes on the CPU, and mixes no tensors of both on the way.
+"""Every stage with a model computes the same on a CUDA device as on the CPU, and mixes no tensors of both.
 
-Compared are losses, divergences and scores: on a real GPU sums run in another order, and Adam makes of a gradient's last bit a step.
+Losses, divergences and scores are compared, not weights: a real GPU sums in another order, and Adam turns the
+last bit of a gradient into a whole step.
 """
 
 import json
@@ -21,8 +22,9 @@ from nanohybrid.checkpoint import load, load_config
 from nanohybrid.compress.recipe import CompressRecipe
 from nanohybrid.compress.search import Grid
 from nanohybrid.compress.stage import compress
-from nanohybrid.distill.hidden_state_loss import BetweenRecipe
-from nanohybrid.distill.stage import DistillRecipe, distill
+from nanohybrid.distill.hidden_state_loss import HiddenStateLossRecipe
+from nanohybrid.distill.recipe import DistillRecipe
+from nanohybrid.distill.stage import distill
 from nanohybrid.errors import ConfigError
 from nanohybrid.evaluate import EvaluateRecipe, evaluate
 from nanohybrid.model import HybridLM
@@ -35,10 +37,25 @@ from nanohybrid.train import loop as loops
 
 FP32, OFTEN = PrecisionConfig("fp32"), LoopConfig(snapshot_steps=1, log_steps=1)
 PRETRAIN = PretrainRecipe(
-    model={"pattern": "M*-", "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-           "mamba_num_heads": 2, "mamba_head_dim": 32, "n_groups": 1, "ssm_state_size": 16},
-    steps=3, batch_tokens=100, sequence_length=40, precision=FP32, loop=OFTEN, validation_batches=1,
-)  # fmt: skip
+    model={
+        "pattern": "M*-",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "mamba_num_heads": 2,
+        "mamba_head_dim": 32,
+        "n_groups": 1,
+        "ssm_state_size": 16,
+    },
+    steps=3,
+    batch_tokens=100,
+    sequence_length=40,
+    precision=FP32,
+    loop=OFTEN,
+    validation_batches=1,
+)
 SFT = SftRecipe(
     tasks=("running",),
     tokens=600,
@@ -62,10 +79,20 @@ DISTILL = DistillRecipe(
     tokens=200, batch_tokens=100, sequence_length=40, precision=FP32, measured_tokens=100, loop=OFTEN
 )
 COMPRESS = CompressRecipe(
-    budget_share=0.6, context=32, samples=4, length=30, distill=replace(DISTILL, tokens=100), quantize="int8", tasks=("running",),
-    grid=Grid(drop_layers=(0, 1), multiple=4, tried=2, fractions={"hidden_size": (1.0, 0.75), "intermediate_size":
-    (1.0, 0.5), "mamba_head_dim": (1.0, 0.5)}),
-)  # fmt: skip
+    budget_share=0.6,
+    context=32,
+    num_calibration_samples=4,
+    max_calibration_length=30,
+    distill=replace(DISTILL, tokens=100),
+    quantize="int8",
+    tasks=("running",),
+    grid=Grid(
+        drop_layers=(0, 1),
+        multiple=4,
+        max_evaluated=2,
+        fractions={"hidden_size": (1.0, 0.75), "intermediate_size": (1.0, 0.5), "mamba_head_dim": (1.0, 0.5)},
+    ),
+)
 EVALUATE = EvaluateRecipe(
     tasks=("running",),
     problems=2,
@@ -84,7 +111,7 @@ def measures(out: Path) -> dict[str, Any]:
 
 
 def same(stage: Callable[[Path, str], Path], gpu: str, folder: Path, *names: str) -> tuple[Path, Path]:
-    """Run a stage on the CPU and elsewhere, and compare what it measured under these names; the two outputs."""
+    """Run a stage on the CPU and on the device, compare the named measurements, and return both outputs."""
     outs = stage(folder / "here", "cpu"), stage(folder / "there", gpu)
     here, there = map(measures, outs)
     for name in names:
@@ -102,7 +129,7 @@ def test_a_seed_gives_the_same_weights_on_every_device(gpu: str, parent: Path) -
         assert found.device.type == "cuda" and torch.equal(found.cpu(), wanted), name
 
 
-def test_pretraining(gpu: str, data: Path, tmp_path: Path) -> None:
+def test_pretrain_on_cuda_equals_cpu(gpu: str, data: Path, tmp_path: Path) -> None:
     outs = same(
         lambda out, device: pretrain(PRETRAIN, data, out, device),
         gpu,
@@ -120,7 +147,7 @@ def test_pretraining(gpu: str, data: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_run_goes_on_on_another_device(
+def test_pretrain_resumes_on_another_device(
     gpu: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = pretrain(PRETRAIN, data, tmp_path / "whole")
@@ -139,7 +166,7 @@ def test_a_run_goes_on_on_another_device(
     assert measures(parts)["final_loss"] == pytest.approx(measures(whole)["final_loss"], rel=1e-3)
 
 
-def test_a_model_that_a_device_cannot_hold_is_refused(
+def test_model_larger_than_the_device_is_refused(
     gpu: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = sys.modules["nanohybrid.train.pretrain"]  # the package has a function of this name
@@ -148,7 +175,9 @@ def test_a_model_that_a_device_cannot_hold_is_refused(
         pretrain(PRETRAIN, data, tmp_path / "out", gpu)
 
 
-def test_alignment(gpu: str, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_align_on_cuda_equals_cpu(
+    gpu: str, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     same(lambda out, device: sft(SFT, parent, out, device=device), gpu, tmp_path / "sft", "final_loss")
     monkeypatch.setattr(
         "nanohybrid.align.rollouts.reward", lambda problem, completion: float(completion.token_ids[0] % 2)
@@ -164,23 +193,34 @@ def test_alignment(gpu: str, parent: Path, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"teacher": "offloaded"}, {"teacher": "int8"}, {"teacher": "int4", "every_token": True}, {"top_k": 8},
-        {"top_k": 8, "teacher": "offloaded", "every_token": True}, {"between": BetweenRecipe(0.5, (0, 2))},
-        {"between": BetweenRecipe(0.5, kind="cosine"), "teacher": "offloaded"},
+        {},
+        {"teacher": "offloaded"},
+        {"teacher": "int8"},
+        {"teacher": "int4", "train_on_prompt": True},
+        {"top_k": 8},
+        {"top_k": 8, "teacher": "offloaded", "train_on_prompt": True},
+        {"hidden_state_loss": HiddenStateLossRecipe(0.5, (0, 2))},
+        {"hidden_state_loss": HiddenStateLossRecipe(0.5, kind="cosine"), "teacher": "offloaded"},
     ],
     ids=["beside", "offloaded", "int8", "int4", "top-k", "top-k-offloaded", "between", "between-offloaded"],
-)  # fmt: skip
-def test_distillation(gpu: str, parent: Path, data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+)
+def test_distill_on_cuda_equals_cpu(
+    gpu: str, parent: Path, data: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     student = prune(PruneRecipe(Target(drop_layers=(1,))), parent, tmp_path / "student")
     recipe = replace(DISTILL, **changes)
-    names = ["kl_before", "kl_after", *(["apart_before", "apart_after"] if "between" in changes else [])]
+    names = [
+        "kl_before",
+        "kl_after",
+        *(["hidden_state_loss_before", "hidden_state_loss_after"] if "hidden_state_loss" in changes else []),
+    ]
     same(
         lambda out, device: distill(recipe, student, parent, data, out, device=device), gpu, tmp_path, *names
     )
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_compression(
+def test_compress_on_cuda_equals_cpu(
     gpu: str, parent: Path, data: Path, tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nanohybrid.evaluate.accuracy.EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))
@@ -196,23 +236,27 @@ def test_compression(
     first, second = (Importance.load(out / "importance") for out in outs)
     torch.testing.assert_close(second.hidden_size, first.hidden_size, rtol=1e-3, atol=1e-5)
     assert (
-        load(outs[1]).device.type == "cpu" and measures(outs[1])["at_work"]["result"]["tokens_per_second"] > 0
+        load(outs[1]).device.type == "cpu"
+        and measures(outs[1])["inference"]["result"]["tokens_per_second"] > 0
     )
 
 
-def test_speed_is_measured_where_the_stage_runs(
+def test_compress_measures_speed_on_its_device(
     gpu: str, parent: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     recipe = replace(
-        COMPRESS, speed="measured", quantize=None, grid=replace(COMPRESS.grid, drop_layers=(0,), tried=1)
+        COMPRESS,
+        speed="measured",
+        quantize=None,
+        grid=replace(COMPRESS.grid, drop_layers=(0,), max_evaluated=1),
     )
     compress(recipe, parent, data, tmp_path / "out", run_on=gpu)
     tables = list((tmp_path / "cache" / "nanohybrid" / "latency").iterdir())
     assert len(tables) == 1 and "cpu" not in tables[0].name
 
 
-def test_a_dense_model(gpu: str, dense: Path, data: Path, tmp_path: Path) -> None:
+def test_dense_model_stages_on_cuda_equal_cpu(gpu: str, dense: Path, data: Path, tmp_path: Path) -> None:
     same(lambda out, device: sft(SFT, dense, out, device=device), gpu, tmp_path / "sft", "final_loss")
     recipe = replace(COMPRESS, quantize=None, budget_share=0.8)
     same(
@@ -225,20 +269,27 @@ def test_a_dense_model(gpu: str, dense: Path, data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
-def test_quantizing(gpu: str, parent: Path, data: Path, tmp_path: Path, format: str) -> None:
+def test_quantize_on_cuda_equals_cpu(gpu: str, parent: Path, data: Path, tmp_path: Path, format: str) -> None:
     names = ["perplexity_before", "perplexity_after", "kl_divergence", "weight_error"]
-    stage = QuantizeRecipe(format, samples=4, length=30)
+    stage = QuantizeRecipe(format, num_calibration_samples=4, max_calibration_length=30)
     same(lambda out, device: quantize_stage(stage, parent, out, data, device), gpu, tmp_path, *names)
 
 
 @pytest.mark.parametrize("how", ["iterative", "one-shot", "cosine"])
-def test_pruning_by_measured_scores(gpu: str, parent: Path, data: Path, tmp_path: Path, how: str) -> None:
-    recipe = PruneRecipe(Target(layers=4, sizes={"hidden_size": 24}), samples=4, length=30, layers_by=how)
+def test_prune_by_measured_scores_on_cuda_equals_cpu(
+    gpu: str, parent: Path, data: Path, tmp_path: Path, how: str
+) -> None:
+    recipe = PruneRecipe(
+        Target(layers=4, sizes={"hidden_size": 24}),
+        num_calibration_samples=4,
+        max_calibration_length=30,
+        depth_importance=how,
+    )
     outs = same(lambda out, device: prune(recipe, parent, out, None, data, device), gpu, tmp_path)
     assert (outs[0] / "pruning_mask.json").read_text() == (outs[1] / "pruning_mask.json").read_text()
 
 
-def test_evaluation(gpu: str, parent: Path, data: Path, tmp_path: Path) -> None:
+def test_evaluate_on_cuda_equals_cpu(gpu: str, parent: Path, data: Path, tmp_path: Path) -> None:
     outs = same(lambda out, device: evaluate(EVALUATE, {"parent": parent}, out, data, device), gpu, tmp_path)
     first, second = (json.loads((out / "summary.json").read_text()) for out in outs)
     assert first["accuracy"] == second["accuracy"]

@@ -1,5 +1,8 @@
-"""Decode graphs. Without a GPU the step is called instead of replayed, in Triton's interpreter: buckets, index buffers, rows that
-fill up and the kernels' reading of all these are the same."""
+"""CUDA graphs of decode steps, and the engine on them.
+
+Without a GPU the recorded step is called instead of replayed, in Triton's interpreter. Batch sizes, index
+buffers, padding rows and how the kernels read them are then the same.
+"""
 
 import pytest
 import torch
@@ -23,16 +26,26 @@ def kernels(monkeypatch):
 
 @pytest.fixture(scope="module")
 def small():
-    """A layer of each kind, as little as there can be of each: the interpreter is slow."""
+    """A model with one small layer of each kind, since the interpreter is slow."""
     config = HybridConfig(
-        pattern="M*-", vocab_size=269, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        mamba_num_heads=2, mamba_head_dim=16, n_groups=1, ssm_state_size=16, initializer_range=0.5,
-    )  # fmt: skip
+        pattern="M*-",
+        vocab_size=269,
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        mamba_num_heads=2,
+        mamba_head_dim=16,
+        n_groups=1,
+        ssm_state_size=16,
+        initializer_range=0.5,
+    )
     return random_model(config, torch.float32, seed=3, device="cuda" if CUDA else "cpu")
 
 
 def pools(model, slots: int, pages: int) -> HybridCache:
-    """As an engine has them after a while: full of what others left."""
+    """A cache with random values everywhere, like that of an engine that has been used."""
     state = HybridCache.allocate(model.config, slots, pages, 16, model.dtype, model.device)
     for pool in (*state.slot_pools, *state.page_pools):
         pool.normal_()
@@ -49,14 +62,14 @@ def copied(state: HybridCache, model) -> HybridCache:
     return other
 
 
-def test_sizes_are_powers_of_two_up_to_the_most():
+def test_graph_sizes_are_powers_of_two_up_to_the_largest():
     assert [sizes(n) for n in (1, 2, 3, 8, 12)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 8], [1, 2, 4, 8, 12]]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_step_is_the_eager_one_and_touches_no_other_sequence(small, rows):
+def test_graph_step_equals_the_eager_step_and_touches_no_other_sequence(small, rows):
     state = pools(small, slots=5, pages=9)
-    truth = copied(state, small)
+    reference = copied(state, small)
     with torch.inference_mode():
         graphs = GraphExecutor(TorchExecutor(small, state), most_rows=4, context=64, capture=CAPTURE)
         slots, pages, positions = [2, 0, 3][:rows], [[5, 1], [7], [3, 0, 2]][:rows], [20, 0, 46][:rows]
@@ -66,17 +79,17 @@ def test_a_step_is_the_eager_one_and_touches_no_other_sequence(small, rows):
             )
             tokens = [11, 12, 13][:rows]
             found = graphs.logits(tokens, layout)
-            expected = small.head(small.hidden(torch.tensor(tokens, device=small.device), layout, truth))
+            expected = small.head(small.hidden(torch.tensor(tokens, device=small.device), layout, reference))
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     for pool, other in zip(
-        state.slot_pools, truth.slot_pools, strict=True
+        state.slot_pools, reference.slot_pools, strict=True
     ):  # all but the spare slot, and the spare page
         torch.testing.assert_close(pool[:4], other[:4])
-    for pool, other in zip(state.page_pools, truth.page_pools, strict=True):
+    for pool, other in zip(state.page_pools, reference.page_pools, strict=True):
         torch.testing.assert_close(pool[:8], other[:8])
 
 
-def test_the_self_test_passes_and_notices_a_graph_that_keeps_old_indices(small):
+def test_graph_self_test_detects_a_graph_with_stale_indices(small):
     state = pools(small, slots=3, pages=5)
     GraphExecutor(TorchExecutor(small, state), most_rows=2, context=32, capture=CAPTURE).self_test()
 
@@ -89,7 +102,7 @@ def test_the_self_test_passes_and_notices_a_graph_that_keeps_old_indices(small):
         GraphExecutor(TorchExecutor(small, state), most_rows=2, context=32, capture=deaf).self_test()
 
 
-def test_an_engine_with_graphs_says_what_one_without_says(small, tokenizer, monkeypatch):
+def test_engine_with_graphs_equals_one_without(small, tokenizer, monkeypatch):
     prompts = [[1, 5, 9], [1], list(range(20, 40))]
     params = [
         SamplingParams(max_tokens=n, temperature=t, seed=4, ignore_eos=True)
@@ -108,8 +121,8 @@ def test_an_engine_with_graphs_says_what_one_without_says(small, tokenizer, monk
     assert found == texts(None)
 
 
-def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(small, tokenizer, monkeypatch):
-    """Requests end, are cancelled and join while the next step is already under way."""
+def test_async_decode_serves_penalties_grammars_forced_tokens_and_cancellation(small, tokenizer, monkeypatch):
+    """Requests end, are cancelled and join while the next step has already begun."""
 
     pytest.importorskip("llguidance")
     letters = StructuredOutputs(regex="[ab]{6}")
@@ -152,7 +165,7 @@ def test_a_step_begun_early_serves_penalties_forced_tokens_and_whoever_is_left(s
 
 
 @pytest.mark.gpu
-def test_no_replay_allocates_and_none_waits_for_the_device(small):
+def test_graph_replay_neither_allocates_nor_synchronizes(small):
     graphs = GraphExecutor(
         TorchExecutor(small, pools(small, slots=9, pages=20)), most_rows=8, context=64, capture=cuda_graph
     )
@@ -170,11 +183,20 @@ def test_no_replay_allocates_and_none_waits_for_the_device(small):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_graphs_of_a_larger_model_pass_their_self_test(dtype):
+def test_graph_self_test_passes_on_a_larger_model(dtype):
     config = HybridConfig(
-        pattern="M-M*-M-", vocab_size=1000, hidden_size=256, intermediate_size=512, num_attention_heads=10, num_key_value_heads=2,
-        head_dim=128, mamba_num_heads=16, mamba_head_dim=80, n_groups=2, ssm_state_size=128,
-    )  # fmt: skip
+        pattern="M-M*-M-",
+        vocab_size=1000,
+        hidden_size=256,
+        intermediate_size=512,
+        num_attention_heads=10,
+        num_key_value_heads=2,
+        head_dim=128,
+        mamba_num_heads=16,
+        mamba_head_dim=80,
+        n_groups=2,
+        ssm_state_size=128,
+    )
     model = random_model(config, dtype, seed=1, device="cuda")
     state = HybridCache.allocate(config, 65, 129, 128, dtype, "cuda")
     GraphExecutor(TorchExecutor(model, state), most_rows=64, context=4096, capture=cuda_graph).self_test()

@@ -1,8 +1,11 @@
-"""A GPU that is not there: tensors of the CPU that say they are on `cuda`, and operations that refuse what a real one would refuse.
+"""A mock CUDA device: CPU tensors that report the device `cuda:0`, and errors where a real GPU would raise
+them.
 
-A storage is on the pretended GPU or it is not. `_Answers` answers Python code that asks a tensor where it is, moves it, or makes one
-somewhere. `_Refuses` sees every operation of torch, those of a backward too: it raises where tensors of both places meet, and puts a
-result where the operation's inputs are. Allowed across, as in torch: copy_, a scalar of the CPU, and indexing by integers of the CPU.
+The mock keeps the set of storages that are on it. `_DeviceQueries` handles Python calls that ask for the
+device of a tensor, move a tensor, or create one. `_DeviceChecks` sees every torch operation, those of a
+backward pass too: it raises if an operation mixes tensors of both devices, and puts results on the device of
+the inputs. As in torch, three kinds of mixing are allowed: copy_, CPU scalars, and indexing with CPU
+integers.
 """
 
 from collections.abc import Iterator
@@ -20,11 +23,11 @@ from torch.utils._pytree import tree_leaves
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default)
-ROOM = 2**40
+MEMORY_BYTES = 2**40
 
 
 class _Place:
-    """The storages that are on the pretended GPU. A weak reference keeps an address from being used again."""
+    """The storages on the mock CUDA device. A weak reference keeps an address from being used again."""
 
     def __init__(self) -> None:
         self.there: dict[int, StorageWeakRef] = {}
@@ -43,11 +46,11 @@ class _Place:
         return tensor
 
 
-PLACE = _Place()  # one for all: ops keep tables for a device
+PLACE = _Place()  # shared by all mocks, since ops cache tables per device
 
 
-class _Answers(TorchFunctionMode):
-    """What Python asks of a tensor's place."""
+class _DeviceQueries(TorchFunctionMode):
+    """Answers Python's queries for the device of a tensor."""
 
     def __init__(self, place: _Place) -> None:
         super().__init__()
@@ -68,7 +71,7 @@ class _Answers(TorchFunctionMode):
         if func == Tensor.numpy and self.place.has(args[0]):
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         if func == Tensor.backward:
-            with self:  # so that what a backward asks is answered too; torch.autograd.backward would only come here again
+            with self:  # the backward's queries are answered too; torch.autograd.backward would recurse
                 engine, gradient = torch.autograd.Variable._execution_engine, torch.ones_like(args[0])
                 return engine.run_backward(
                     (args[0],), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True
@@ -91,15 +94,15 @@ class _Answers(TorchFunctionMode):
         return self.place.put(result.clone(), there) if copy or there != here else result
 
 
-class _Refuses(TorchDispatchMode):
-    """What torch does with tensors of both places."""
+class _DeviceChecks(TorchDispatchMode):
+    """Raises for operations that mix devices, as torch does."""
 
     def __init__(self, place: _Place) -> None:
         super().__init__()
         self.place = place
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunction():  # or `_Answers` would be asked
+        with torch._C.DisableTorchFunction():  # or `_DeviceQueries` would be asked
             kwargs = kwargs or {}
             if func is torch.ops.aten.copy_.default:
                 return func(*args, **kwargs)
@@ -110,7 +113,7 @@ class _Refuses(TorchDispatchMode):
             if there and here:
                 shapes = [[list(tensor.shape) for tensor in some] for some in (there, here)]
                 raise RuntimeError(
-                    f"{func}: tensors on the pretended GPU {shapes[0]} meet tensors of the CPU {shapes[1]}"
+                    f"{func}: tensors on the mock CUDA device {shapes[0]} meet tensors of the CPU {shapes[1]}"
                 )
             result = func(*args, **kwargs)
             if there:
@@ -121,9 +124,12 @@ class _Refuses(TorchDispatchMode):
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[list[int]]:
-    """Inside, "cuda" is a device; the list gets, afterwards, how many tensors were put on it. Set NANOHYBRID_KERNELS to torch or
-    reference: no kernel runs there.
+def mock_cuda_device() -> Iterator[list[int]]:
+    """Inside the context, "cuda" is a usable device.
+
+    On exit the list gets the number of tensors that were put on it.
+
+    No kernel runs on it: set NANOHYBRID_KERNELS to torch or reference.
     """
     place, before = PLACE, PLACE.moved
     count: list[int] = []
@@ -132,12 +138,12 @@ def pretended_gpu() -> Iterator[list[int]]:
         "synchronize": lambda *_: None,
         "is_available": lambda: True,
         "set_device": lambda *_: None,
-        "mem_get_info": lambda *_: (ROOM, ROOM),
+        "mem_get_info": lambda *_: (MEMORY_BYTES, MEMORY_BYTES),
         "memory_reserved": lambda *_: 0,
         "memory_allocated": lambda *_: 0,
-        "get_device_name": lambda *_: "pretended GPU",
-        "get_device_properties": lambda *_: SimpleNamespace(total_memory=ROOM),
+        "get_device_name": lambda *_: "mock CUDA device",
+        "get_device_properties": lambda *_: SimpleNamespace(total_memory=MEMORY_BYTES),
     }
-    with mock.patch.multiple(torch.cuda, **there), _Refuses(place), _Answers(place):
+    with mock.patch.multiple(torch.cuda, **there), _DeviceChecks(place), _DeviceQueries(place):
         yield count
     count.append(place.moved - before)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretend import pretended_gpu
+from mock_cuda import mock_cuda_device
 
 from nanohybrid.cli.main import main
 from nanohybrid.engine import LLM, SamplingParams
@@ -39,7 +39,7 @@ CHOSEN = {
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
-def test_it_says_what_it_says_on_the_cpu(
+def test_engine_on_cuda_generates_the_tokens_of_the_cpu(
     parent: Path, kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
@@ -49,13 +49,13 @@ def test_it_says_what_it_says_on_the_cpu(
         return [completion.token_ids for _ in range(2) for completion in llm.generate(PROMPTS, CHOSEN[kind])]
 
     wanted = said("cpu")
-    with pretended_gpu() as count:
+    with mock_cuda_device() as count:
         assert said("cuda") == wanted
     assert count[0] > 0
 
 
-def test_the_proofs_hold_there(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_passes_on_cuda(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOHYBRID_KERNELS", "torch")
-    with pretended_gpu() as count:
+    with mock_cuda_device() as count:
         assert main(["verify", str(parent)]) == 0
     assert count[0] > 0

@@ -21,7 +21,7 @@ from nanohybrid.estimate.units import GIB
     st.integers(1, 200_000),
     st.integers(1, 300),
 )
-def test_a_plan_fits_and_one_more_would_not(preset, gib, context, most):
+def test_plan_serve_fits_and_one_more_sequence_would_not(preset, gib, context, most):
     config = nanohybrid.preset(preset)
     footprint, budget = Footprint.of(config), int(gib * GIB)
     try:
@@ -42,12 +42,12 @@ def test_a_plan_fits_and_one_more_would_not(preset, gib, context, most):
 
 
 def plan_minimum(config):
-    """What a plan adds to weights and one sequence: its step, the row of logits, and the page that is not full."""
+    """What a plan adds to weights and one sequence: a step, a row of logits, and a page that is not full."""
     roomy = plan_serve(config, Footprint.of(config), 2**60, 1, 1)
     return roomy.transient_bytes + roomy.process_bytes + 128 * Footprint.of(config).kv_bytes_per_token
 
 
-def test_the_9b_serves_128k_in_22_gib_and_a_dense_model_does_not():
+def test_plan_serve_9b_fits_128k_tokens_in_22_gib_and_a_dense_model_does_not():
     config, dense = nanohybrid.preset("nano-9b-v2"), nanohybrid.preset("qwen3-8b")
     plan = plan_serve(config, Footprint.of(config), 22 * GIB, 131_072)
     assert plan.slots == 1
@@ -55,7 +55,7 @@ def test_the_9b_serves_128k_in_22_gib_and_a_dense_model_does_not():
         plan_serve(dense, Footprint.of(dense), 22 * GIB, 131_072)
 
 
-def test_the_engine_allots_what_the_plan_says(tokenizer):
+def test_engine_allocates_what_the_plan_says(tokenizer):
     config = nanohybrid.preset("tiny")
     plan = plan_serve(config, Footprint.of(config, torch.float32), GIB * 5 // 8, 1000, 40)
     engine = Engine(
@@ -75,7 +75,7 @@ def run(*flags):
     return command.run(parser.instantiate(parser.parse_args(list(flags))))
 
 
-def test_the_command_prints_a_table_and_json(capsys):
+def test_plan_serve_prints_a_table_and_json(capsys):
     assert run("--preset", "nano-9b-v2", "--memory-gib", "22", "--max-model-len", "24576") == 0
     assert "requests of 24,576 tokens at once in 22.00 GiB" in capsys.readouterr().out
     assert (
@@ -100,7 +100,7 @@ def test_the_command_prints_a_table_and_json(capsys):
     )
 
 
-def test_narrow_states_and_keys_serve_more_and_drafts_take_memory(capsys):
+def test_plan_serve_counts_cache_dtypes_and_speculative_tokens(capsys):
     def slots(*flags):
         assert (
             run("--preset", "nano-9b-v2", "--memory-gib", "22", "--max-model-len", "24576", "--json", *flags)
@@ -127,6 +127,6 @@ def test_narrow_states_and_keys_serve_more_and_drafts_take_memory(capsys):
         ["--preset", "tiny", "--memory-gib", "1", "--max-model-len", "0"],
     ],
 )
-def test_wrong_flags_are_said_in_one_line(flags):
+def test_plan_serve_refuses_wrong_flags(flags):
     with pytest.raises(InputError):
         run(*flags)

@@ -1,4 +1,4 @@
-"""Keys: who is let in, how much at once, and what of one key's is another's."""
+"""API keys: which requests are accepted, how many at once, and what keys share in the prefix cache."""
 
 import base64
 import concurrent.futures
@@ -19,7 +19,7 @@ def locked():
         yield running
 
 
-def test_every_route_but_health_and_ready_wants_a_key(locked):
+def test_every_route_but_health_and_ready_needs_a_key(locked):
     routes = [
         (method, route.path) for route in locked.server.config.app.routes for method in route.methods or ()
     ]
@@ -41,20 +41,27 @@ def test_every_route_but_health_and_ready_wants_a_key(locked):
 @pytest.mark.parametrize(
     ("header", "status"),
     [
-        ("Bearer correct-horse", 200), ("bearer battery-staple", 200), ("Bearer correct-horsf", 401), ("Bearer", 401),
-        ("correct-horse", 401), ("Bearer correct-horse x", 401), ("Basic " + base64.b64encode(b"me:correct-horse").decode(), 200),
-        ("Basic " + base64.b64encode(b"correct-horse:").decode(), 401), ("Basic !", 401), ("", 401),
+        ("Bearer correct-horse", 200),
+        ("bearer battery-staple", 200),
+        ("Bearer correct-horsf", 401),
+        ("Bearer", 401),
+        ("correct-horse", 401),
+        ("Bearer correct-horse x", 401),
+        ("Basic " + base64.b64encode(b"me:correct-horse").decode(), 200),
+        ("Basic " + base64.b64encode(b"correct-horse:").decode(), 401),
+        ("Basic !", 401),
+        ("", 401),
     ],
-)  # fmt: skip
-def test_only_a_right_key_is_let_in(locked, header, status):
+)
+def test_only_a_valid_key_is_accepted(locked, header, status):
     assert locked.http.get("/v1/models", headers={"authorization": header}).status_code == status
 
 
-def test_a_browser_is_asked_for_the_key(locked):
+def test_browser_gets_a_basic_auth_challenge(locked):
     assert locked.http.get("/").headers["www-authenticate"].startswith("Basic")
 
 
-def test_keys_are_read_from_file_and_environment(tmp_path, monkeypatch):
+def test_api_keys_are_read_from_file_and_environment(tmp_path, monkeypatch):
     path = tmp_path / "keys"
     path.write_text("# ours\none\n\n two \n")
     monkeypatch.setenv("NANOHYBRID_API_KEY", "three")
@@ -67,7 +74,7 @@ def test_keys_are_read_from_file_and_environment(tmp_path, monkeypatch):
         read_keys(tmp_path / "nowhere")
 
 
-def test_a_key_has_its_share_and_the_others_theirs():
+def test_max_requests_per_key_limits_each_key_separately():
     settings = Settings(max_queue=8, api_keys=("one", "two"), max_requests_per_key=2)
     with started(settings) as serve:
 
@@ -89,7 +96,7 @@ def test_a_key_has_its_share_and_the_others_theirs():
         assert ask("one").status_code == 200 and not serve.service.loop.admitted_by_key
 
 
-def test_keys_do_not_share_what_was_computed_unless_there_is_one():
+def test_api_keys_do_not_share_cached_prefixes():
     for keys, shared in ((("one", "two"), False), (("one",), True)):
         with started(Settings(api_keys=keys), prefix_cache_bytes=1 << 26) as serve:
 
