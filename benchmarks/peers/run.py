@@ -66,7 +66,8 @@ def main() -> int:
     setting = Setting(model, files, arguments.threads, arguments.out, arguments.llama_python, arguments.ours)
     engines, left_out = _usable(setting, arguments.engines)
     result = {
-        "machine": machine(arguments.threads), "date": time.strftime("%Y-%m-%d"), "command": " ".join(sys.argv),
+        "machine": machine(arguments.threads), "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(sys.argv),
         "model": str(model), "engines": engines, "left_out": left_out,
     }  # fmt: skip
     if arguments.long:
