@@ -206,8 +206,7 @@ def heads(toy: bool) -> Iterator[Case]:
         inputs = {"logits_QV": 3 * torch.randn(Q, V)}
         yield Case(
             f"cross-entropy {Q} x {V}", partial(losses.cross_entropy, targets_Q=targets, with_gradient=True),
-            cross_entropy, inputs, ("logits_QV",),
-            PLAIN, False,
+            cross_entropy, inputs, ("logits_QV",), PLAIN, False,
         )  # fmt: skip
         inputs = {"logits_QV": 3 * torch.randn(Q, V), "teacher_QV": 3 * torch.randn(Q, V)}
         fast = partial(losses.forward_kl, temperature=2.0, with_gradient=True)

@@ -31,9 +31,9 @@ from nanohybrid.ops.sizes import CHUNK
 class Runner:
     """Runs steps of one model over one cache.
 
-    slots, pages, page_size: of the cache. context: tokens of the longest sequence; None: as many as all pages
-    hold. capture: how decode steps are recorded (executors/cuda_graphs.py); None: as CUDA graphs where they
-    apply.
+    slots, pages, page_size: of the cache.
+    context: tokens of the longest sequence; None: as many as all pages hold.
+    capture: how decode steps are recorded (executors/cuda_graphs.py); None: as CUDA graphs where they apply.
     debug: check every use of the cache (sanitizer.py).
     """
 
@@ -80,18 +80,15 @@ class Runner:
             self.decoder = AsyncDecoder(graphs)
         self.sanitizer = CacheSanitizer(self.state) if debug else None
         self._metadata: dict[tuple[int, ...], SamplingMetadata] = {}  # by the ids of its requests
-        self._drafts: dict[
-            int, int
-        ] = {}  # of this step: where the logits after each request's first draft stand in `_logits_DV`
+        # The logits after drafted tokens of this step, and by request id the row of its first one.
         self._logits_DV = torch.empty(0)
+        self._drafts: dict[int, int] = {}
         self._drafting: list[Request] = []
         self._own_metadata: dict[int, SamplingMetadata] = {}  # of each request, where it runs by itself
 
     @torch.inference_mode()
     def run(self, work: list[Work]) -> tuple[list[Request], Sampled]:
-        """Compute this work.
-
-        Returns the requests whose known tokens are all computed, and one token for each.
+        """Compute this work. Returns the requests whose known tokens are all computed, and a token for each.
 
         All requests of a group sample their first token from the same row of logits. Where requests have
         drafts, `sample_draft` continues from there, and `commit` must end the step.
@@ -342,9 +339,7 @@ class Runner:
     def _metadata_of(self, ready: list[Request]) -> SamplingMetadata:
         key = tuple(request.id for request in ready)
         if key not in self._metadata:
-            if (
-                len(self._metadata) > MOST_DRAFT_TOKENS
-            ):  # a few, since the positions of a draft have fewer and fewer requests each
+            if len(self._metadata) > MOST_DRAFT_TOKENS:  # each position of the drafts has other requests
                 self._metadata.clear()
             self._metadata[key] = self._make_metadata(ready)
         return self._metadata[key]

@@ -53,9 +53,8 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
     """The most specific of pydantic's errors, with the field's path: messages[0].content."""
     if not errors:
         return ApiError(400, "the request cannot be read")
-    first = max(
-        errors, key=lambda error: len(error["loc"])
-    )  # of a union's branches the one that got furthest
+    # Of the branches of a union, the one that got furthest.
+    first = max(errors, key=lambda error: len(error["loc"]))
     param = field(first["loc"])
     message = {"extra_forbidden": "is not a field of this request", "missing": "is missing"}.get(
         first["type"]

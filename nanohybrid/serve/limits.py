@@ -61,9 +61,8 @@ class Limits:
         size = 0
         for value, depth in _walk(schema):
             size += len(value.encode("utf-8", "replace")) + 3 if isinstance(value, str) else 2
-            if (
-                depth > self.max_schema_depth * 2
-            ):  # a level of a schema is two of JSON: `properties` and a name
+            # A level of a schema is two of JSON: `properties` and a name.
+            if depth > self.max_schema_depth * 2:
                 raise ApiError(
                     400,
                     f"{param} nests deeper than {self.max_schema_depth} levels (--max-schema-depth)",

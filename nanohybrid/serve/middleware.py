@@ -21,9 +21,8 @@ from nanohybrid.serve.limits import Limits, json_depth
 
 OPEN = frozenset({"/health", "/ready"})
 PAGES = frozenset({"/", "/docs"})
-DISCARDED = (
-    64 << 20
-)  # bytes of a body that is too large are read and dropped, so that the client gets the answer
+DISCARDED = 64 << 20
+"""So many bytes of a body that is too large are read and dropped, so that the client gets the answer."""
 
 
 class ApiKeys:
@@ -53,9 +52,9 @@ class ApiKeys:
         elif scheme.lower() != "bearer":
             return None
         given = hashlib.sha256(value.strip().encode("utf-8", "replace")).digest()
-        return (
-            given.hex()[:16] if sum(hmac.compare_digest(given, known) for known in self._hashes) else None
-        )  # compared with all keys, without an early end
+        # Compared with all keys, without an early end.
+        matches = sum(hmac.compare_digest(given, known) for known in self._hashes)
+        return given.hex()[:16] if matches else None
 
 
 class RequestGuard:
@@ -106,9 +105,8 @@ class RequestGuard:
         key = self.keys.allow(_header(scope, b"authorization")) if self.keys else ""
         scope["nanohybrid.key"] = key
         if key is None and scope["path"] not in OPEN:
-            scheme = (
-                "Basic" if scope["path"] in PAGES else "Bearer"
-            )  # a browser that opens the page then asks for the key
+            # With "Basic", a browser that opens the page asks for the key.
+            scheme = "Basic" if scope["path"] in PAGES else "Bearer"
             challenge = {"www-authenticate": f'{scheme} realm="nanohybrid"'}
             raise ApiError(
                 401,

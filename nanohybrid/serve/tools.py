@@ -130,11 +130,8 @@ class ToolCallParser:
 
     def _arguments(self, character: str) -> Iterator[ToolCallEvent]:
         if not self._in_string and (character == "<" or (character == "]" and len(self._nesting) == 1)):
-            self._raw, self._close_tag, self._state = (
-                "",
-                "",
-                self._between,
-            )  # the arguments are broken and end here
+            # The arguments are broken and end here.
+            self._raw, self._close_tag, self._state = "", "", self._between
             yield from self._between(character)
             return
         self._track_nesting(character)

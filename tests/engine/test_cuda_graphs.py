@@ -81,9 +81,8 @@ def test_graph_step_equals_the_eager_step_and_touches_no_other_sequence(small, r
             found = graphs.logits(tokens, layout)
             expected = small.head(small.hidden(torch.tensor(tokens, device=small.device), layout, reference))
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    for pool, other in zip(
-        state.slot_pools, reference.slot_pools, strict=True
-    ):  # all but the spare slot, and the spare page
+    # All but the spare slot and the spare page.
+    for pool, other in zip(state.slot_pools, reference.slot_pools, strict=True):
         torch.testing.assert_close(pool[:4], other[:4])
     for pool, other in zip(state.page_pools, reference.page_pools, strict=True):
         torch.testing.assert_close(pool[:8], other[:8])

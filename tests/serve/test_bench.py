@@ -45,9 +45,8 @@ def test_bench_serve_measures_every_level_and_counts_as_the_server_does(serve, c
         (None, 2),
     ]
     written = sum(level["output_tokens_per_second"] * level["seconds"] for level in levels)
-    assert written + 2 == pytest.approx(
-        serve.metric("generated_tokens_total") - before
-    )  # 2: the warming request
+    # 2 tokens are those of the request that warms up.
+    assert written + 2 == pytest.approx(serve.metric("generated_tokens_total") - before)
     for level in levels:
         assert level["completed"] == level["requests"] == 6 and level["errors"] == {}
         assert (
@@ -78,18 +77,19 @@ def test_bench_serve_open_loop_does_not_wait_for_answers():
         process = subprocess.Popen(
             [*command, "--prompt-tokens", "4", "--output-tokens", "3"], stdout=subprocess.PIPE, text=True
         )
-        serve.until(
-            lambda: serve.service.loop.num_admitted == 1 or process.poll() is not None, 20
-        )  # the warming request
-        step, serve.service.loop.engine.step = (
-            serve.service.loop.engine.step,
-            lambda: (time.sleep(0.2), step())[1],
-        )
+        loop = serve.service.loop
+        serve.until(lambda: loop.num_admitted == 1 or process.poll() is not None, 20)  # the warm-up
+        step = loop.engine.step
+
+        def slow_step():
+            time.sleep(0.2)
+            return step()
+
+        loop.engine.step = slow_step
         report = json.loads(process.communicate(timeout=60)[0])
     level = report["levels"][0]
-    assert (
-        process.returncode == 0 and level["errors"].get("429", 0) >= 8
-    )  # two run and four wait, and the clients do not wait for their answers
+    # Two requests run and four wait; the clients do not wait for their answers.
+    assert process.returncode == 0 and level["errors"].get("429", 0) >= 8
     assert level["completed"] + sum(level["errors"].values()) == 20
 
 

@@ -228,10 +228,8 @@ def test_client_that_reads_nothing_is_dropped_at_the_deadline():
 
 def test_slow_headers_are_408():
     with started(limits=Limits(header_seconds=0.4)) as serve:
-        for first in (
-            b"",
-            b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n",
-        ):  # a new connection, and one that was used
+        # On a new connection, and on one that was used.
+        for first in (b"", b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n"):
             with socket.create_connection(
                 ("127.0.0.1", int(serve.url.rpartition(":")[2])), timeout=5
             ) as drip:

@@ -28,9 +28,8 @@ def test_fuzzed_requests_of_the_openapi_document_are_no_server_error(serve, docu
     @given(cases, st.randoms(use_true_random=False), st.integers(0, 5))
     def check(case, rng, fields):
         body = case.body
-        if (
-            isinstance(body, dict) and mode == "positive"
-        ):  # few fields at a time, and few tokens: or all is refused, or slow
+        # Few fields at a time, or all is refused; few tokens, or it is slow.
+        if isinstance(body, dict) and mode == "positive":
             others = sorted(body.keys() - ALWAYS - {"model"})
             rng.shuffle(others)
             body = {name: value for name, value in body.items() if name in ALWAYS or name in others[:fields]}

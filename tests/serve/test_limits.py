@@ -202,9 +202,8 @@ def test_body_that_does_not_arrive_is_408(serve):
 def test_headers_have_limits_and_only_json_is_accepted(serve):
     assert serve.http.get("/v1/models", headers={f"x-{i}": "y" for i in range(30)}).status_code == 431
     assert serve.http.get("/v1/models", headers={"x": "y" * 3000}).status_code == 431
-    with contextlib.suppress(
-        httpx.ReadError, httpx.WriteError
-    ):  # h11 answers 400 and closes, perhaps before all was sent
+    # h11 answers 400 and closes, perhaps before all was sent.
+    with contextlib.suppress(httpx.ReadError, httpx.WriteError):
         assert serve.http.get("/v1/models", headers={"x": "y" * 200_000}).status_code in (400, 431)
     assert (
         serve.http.post(

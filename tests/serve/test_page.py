@@ -153,9 +153,8 @@ def test_page_shows_a_conversation_with_folded_reasoning(page, dark, width):
         "pre": 1,
         "script": 0,
     }
-    assert (
-        page.driver.title == "tiny" and "<b>x</b>" in first.text
-    )  # nothing that a model says becomes markup
+    # No text of a model becomes markup.
+    assert page.driver.title == "tiny" and "<b>x</b>" in first.text
     assert page.widest() <= 0
     page.driver.execute_script("document.getElementById('scroll').scrollTop = 0")
     page.picture(f"talk-{'dark' if dark else 'light'}-{width}")

@@ -281,6 +281,6 @@ def test_chat_next_turn_and_other_question_hit_the_prefix_cache():
         assert turn[0] > len(system) + len("first question") and turn[1] is None
         assert len(system) < ask(system, "another")[0] < turn[0]
         assert ask(system, "another", cache_salt="mine")[0] == 0
-        serve.service.loop.engine.cache = None
+        serve.service.loop.engine.prefix_cache = None
         serve.service.loop.engine.scheduler.on_admit = None
         assert ask(system, "first question", "an answer", "second question")[2] == turn[2]
