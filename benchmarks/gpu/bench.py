@@ -22,9 +22,7 @@ MAX_RUNS, MAX_SECONDS = 30, 0.4  # of a measurement
 
 @dataclass(frozen=True)
 class Bench:
-    """bandwidth in bytes/s; bf16 and fp8 in operations/s (fp8 is None without such a product); toy: sizes
-    that fit a CPU.
-    """
+    """bandwidth in bytes/s; bf16 and fp8 (None without such a product) in operations/s; toy: CPU sizes."""
 
     device: torch.device
     toy: bool
@@ -34,8 +32,8 @@ class Bench:
 
     @classmethod
     def at(cls, out: Path, toy: bool, limits: Callable[[torch.device, bool], dict[str, float]]) -> Bench:
-        """With the limits that the part `device` has written to `out`, or else those that `limits`
-        measures now.
+        """With the limits that the part `device` has written to `out`, else those that `limits` measures
+        now.
         """
         where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         file = out / "device.json"
@@ -59,9 +57,7 @@ class Bench:
 
 
 def milliseconds(calls: Sequence[Callable[[], object]], device: torch.device) -> tuple[float, float, float]:
-    """Median, minimum and maximum of a call, by CUDA events (a clock on a CPU). The calls take turns after a
-    warm-up round.
-    """
+    """Median, minimum and maximum of a call, by CUDA events; on a CPU by a clock."""
     for call in calls:
         call()
     times: list[float] = []

@@ -43,9 +43,7 @@ Op = Callable[..., "Tensor | tuple[Tensor, ...]"]
 
 @dataclass(frozen=True)
 class Case:
-    """tolerance: of the norm of the difference relative to that of the expected result, for fp32 and bf16
-    inputs.
-    """
+    """tolerance: of the norm of the difference, relative to that of the expected result, by input dtype."""
 
     name: str
     fast: Op

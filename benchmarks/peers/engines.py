@@ -1,6 +1,4 @@
-"""How each engine is run, as a process that prints one JSON object, and the check of its logits before it is
-timed.
-"""
+"""How each engine is run, as a process that prints one JSON object, and the check of its logits."""
 
 import json
 import os
@@ -137,9 +135,7 @@ def measure(setting: Setting, engine: str, kind: str, name: str, workload: Workl
 
 
 def run(command: list[str], threads: int, as_json: bool = True) -> dict[str, object] | str:  # type: ignore[return]
-    """The JSON object (or the text) that a child prints last. Raises Failed with the last line of its
-    error.
-    """
+    """The JSON object (or text) that a child prints last. Raises Failed with the last line of its error."""
     done = subprocess.run(command, capture_output=True, text=True, env=environment(threads))
     if done.returncode:
         raise Failed(
@@ -173,9 +169,7 @@ def _our_logits(setting: Setting) -> np.ndarray:
 
 
 def remove_stale_files(model: Path, out: Path) -> None:
-    """Remove files that an earlier run made in `out` from another model, or from an older version of this
-    one.
-    """
+    """Remove files in `out` that were made from another model, or from an older version of this one."""
     stamp = f"{model.resolve()} {max(file.stat().st_mtime_ns for file in model.iterdir())}"
     stamp_file = out / "made_of.txt"
     if not stamp_file.exists() or stamp_file.read_text() != stamp:

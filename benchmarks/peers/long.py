@@ -1,5 +1,4 @@
-"""One long prompt through each engine, each in its own process with a memory limit: time and memory, or where
-it fails.
+"""One long prompt through each engine, in processes with a memory limit: time and memory, or the failure.
 
 The limit is enforced by polling: ten times a second the memory of the process is read, and the process is
 killed if it is more. A limit of the address space would count memory that is reserved and never touched,

@@ -1,5 +1,4 @@
-"""nanohybrid, llama.cpp and transformers on the same weights, with the same threads and lengths, alternating
-A B A B.
+"""nanohybrid, llama.cpp and transformers on the same weights, threads and lengths, alternating A B A B.
 
     python benchmarks/peers/run.py --preset nano-291m --out runs/peers
     python benchmarks/peers/run.py --model DIR --out runs/peers --llama-python .venv-llama/bin/python
@@ -140,9 +139,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _usable(setting: Setting, names: list[str]) -> tuple[dict[str, object], dict[str, str]]:
-    """Versions of the engines that are installed and compute the same logits, and why the others are left
-    out.
-    """
+    """Versions of the engines that are installed and correct, and why the others are left out."""
     engines: dict[str, object] = {}
     left_out: dict[str, str] = {}
     for name in names:

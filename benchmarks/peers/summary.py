@@ -10,9 +10,7 @@ PEER_TYPES = {"int8": "int8 / q8_0", "int4": "int4 / q4_0"}
 
 
 def aggregate(rows: list[Measured], workloads: dict[str, Workload]) -> list[dict[str, Any]]:
-    """For each metric of each workload, format and engine: the median of the rounds' medians, and the minimum
-    and maximum of all.
-    """
+    """For each metric, workload, format and engine: the median of the rounds' medians, and the extremes."""
     result = []
     for name, workload in workloads.items():
         for figure, title in _figures(name, workload):
@@ -95,9 +93,7 @@ def _as_text(versions: Any) -> str:
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
-    """A panel for each metric: bars with their spread for each format and engine, and the machine's limit as
-    a line.
-    """
+    """A panel for each metric: bars with their spread, and the machine's limit as a line."""
     from matplotlib.figure import Figure
 
     from nanohybrid.stages.plots import COLORS, style

@@ -122,9 +122,7 @@ def timed(engine: Engine, batch: int, context: int, steps: int, device: torch.de
 
 
 def step_bytes(config: HybridConfig, plan: ServePlan, context: int, dtype: torch.dtype) -> float:
-    """Bytes of a decode step: weights but the embedding table, each state read and written, keys and
-    values.
-    """
+    """Bytes of a decode step: weights but the embedding table, states twice, keys and values."""
     footprint = Footprint.of(config, dtype)
     table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * dtype.itemsize
     each = 2 * footprint.state_bytes_per_sequence + context * footprint.kv_bytes_per_token

@@ -1,6 +1,4 @@
-"""The two limits of this machine on random data: what a copy moves, and what a product of matrices
-computes.
-"""
+"""The limits of this machine on random data: the bandwidth of a copy, the rate of a matrix product."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,5 +1,4 @@
-"""Each kernel against its roofline, at the 9B's shapes and a batch that fills the GPU, with several sets of
-inputs in turn.
+"""Each kernel against its roofline, at the 9B's shapes and a batch that fills the GPU.
 
 Bytes are those of inputs read once and outputs written once; a kernel that reads memory twice loses
 efficiency. T tokens, H heads, P head dimension, G groups, N state size, C channels, E hidden size, F FFN

@@ -50,9 +50,7 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
 
 @torch.inference_mode()
 def prefill(model: HybridLM, tokens: torch.Tensor, cache: HybridCache) -> torch.Tensor:
-    """Logits [1, V] of the last token, by the executor that the engine chooses, in chunks of CHUNK_TOKENS
-    tokens.
-    """
+    """Logits [1, V] of the last token, by the engine's executor, in chunks of CHUNK_TOKENS tokens."""
     length, executor = len(tokens), executor_for(model, cache)
     for begin in range(0, length, CHUNK_TOKENS):
         end = min(begin + CHUNK_TOKENS, length)

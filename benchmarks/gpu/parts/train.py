@@ -94,9 +94,7 @@ class Trainer:
 
 
 def documents(tokens: int, length: int, vocabulary: int, rng: random.Random) -> Batch:
-    """Arithmetic sequences from random numbers: they can be learned, so a precision that fails to learn is
-    visible.
-    """
+    """Arithmetic sequences: they can be learned, so a precision that fails to learn is visible."""
     found = []
     for _ in range(tokens // length + (tokens % length > 0)):
         begin, stride = rng.randrange(vocabulary), rng.randrange(1, 8)

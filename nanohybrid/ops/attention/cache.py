@@ -1,5 +1,4 @@
-"""The keys and values of one layer in pages, in the activations' precision, or in FP8 with a scale for each
-token and head.
+"""The keys and values of one layer in pages: in the activations' precision, or in FP8 with scales.
 
 In FP8 a row is x / s in e4m3 with s = max |x| / 448 of that row in bf16: one byte per number and two per row,
 where bf16 has two per number. Each row has its own scale, which is written with it and never changes. A scale

@@ -45,8 +45,8 @@ def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int)
 
 
 def _runs(layout: Layout, sequences: tuple[int, ...], need: int) -> tuple[list[tuple[int, ...]], int | None]:
-    """The first `need` pages of each sequence, and the distance between sequences where all are consecutive
-    and evenly spaced.
+    """The first `need` pages of each sequence, and their distance where all are consecutive and evenly
+    spaced.
 
     The answer is memoized with the layout: every layer asks for the same, for keys and for values.
     """

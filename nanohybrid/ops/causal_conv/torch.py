@@ -92,9 +92,7 @@ def _add_stored(y_TC: Tensor, weight_CW: Tensor, layout: Layout, initial_SWC: Te
 
 
 def last_inputs(x_TC: Tensor, layout: Layout, initial_SWC: Tensor | None, count: int) -> Tensor:
-    """The last `count` inputs of each sequence, including inputs of earlier calls where the sequence is
-    shorter than that.
-    """
+    """The last `count` inputs of each sequence, with inputs of earlier calls where it is shorter."""
     S, C = layout.sequences, x_TC.shape[1]
     stored = x_TC.new_zeros(S, count, C) if initial_SWC is None else initial_SWC.to(x_TC.dtype)
     history = torch.cat([x_TC, stored.flatten(0, 1)])

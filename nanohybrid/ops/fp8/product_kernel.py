@@ -1,5 +1,4 @@
-"""The block-scaled FP8 product as a Triton kernel: out = sum over groups of 128 of (q_a . q_b) scale_a
-scale_b, in fp32.
+"""The block-scaled FP8 product in Triton: sum over groups of 128 of (q_a . q_b) scale_a scale_b.
 
 Tensor cores accumulate e4m3 products in less than fp32. So a group's sum is moved to fp32 registers before
 the next group begins, where it is scaled anyway.

@@ -90,9 +90,7 @@ def e4m3_to_fp32(q_MK: Tensor) -> Tensor:
 
 
 def _grouped(x_MK: Tensor, rows: int, columns: int) -> Tensor:
-    """[M, K] as [row groups, rows, column groups, columns], with zeros at the edges where a group is not
-    full.
-    """
+    """[M, K] as [row groups, rows, column groups, columns], padded with zeros at the edges."""
     height, width = x_MK.shape
     below, right = -height % rows, -width % columns
     if below or right:

@@ -63,9 +63,7 @@ class _CrossEntropy:
 
 
 def chunk_loss(logits_QV: Tensor, targets_Q: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """The loss of each token of a chunk, and where `with_gradient` the gradient of the logits, in plain
-    torch.
-    """
+    """The loss of each token of a chunk; with_gradient: and the gradient of its logits."""
     targets_Q1 = targets_Q.unsqueeze(1)
     log_p_QV = torch.log_softmax(logits_QV.to(accumulation_dtype(logits_QV.dtype)), dim=-1)
     loss_Q = -log_p_QV.gather(1, targets_Q1).squeeze(1)

@@ -41,9 +41,7 @@ class Rule(Protocol):
 
 
 def default_chunk(vocabulary: int) -> int:
-    """Tokens of a chunk: enough rows for an efficient matrix product, few enough that the logits stay
-    small.
-    """
+    """Tokens of a chunk: enough for an efficient matrix product, few enough for small logits."""
     return max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // max(vocabulary, 1)))
 
 

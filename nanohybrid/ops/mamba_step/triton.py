@@ -1,5 +1,4 @@
-"""The SSD recurrence for one token of each sequence, in place on the pool of states: each state is read and
-written once.
+"""The SSD recurrence for one token of each sequence, in place: each state is read and written once.
 
     dt = softplus(dt + dt_bias), clamped to [low, high];   A = -exp(A_log)
     S = exp(dt A) S + dt x B^T                              y = S C + D x

@@ -1,5 +1,4 @@
-"""The causal convolution with its SiLU, and their gradient, in one pass each: a block of channels of all
-tokens at a time.
+"""The causal convolution with its SiLU, and their gradient, in one pass each over blocks of channels.
 
     a_t = bias + sum_k weight[W-1-k] x_{t-k}      y_t = silu(a_t)
 
@@ -51,9 +50,7 @@ def conv_at(t, ring, weight, bias, channels, first, count, window, out):
 
 @inline
 def unpack_args(call):
-    """The first arguments of both kernels: sequences, starts [sequences + 1], C, W, x's row stride, x,
-    weight, bias.
-    """
+    """The first arguments of both kernels: sequences, starts, C, W, x's row stride, x, weight, bias."""
     w = as_i64(call)
     return w[0], as_i64(w[1]), w[2], w[3], w[4], w[5], w[6], w[7]
 

@@ -1,5 +1,4 @@
-"""The SSD scan and its gradient for training on a CPU: token by token, with rows of one head's state in the
-L1 cache.
+"""The SSD scan and its gradient for training on a CPU, token by token, with states in the L1 cache.
 
 That costs about as many products as the chunked form, without its passes over [tokens, heads, chunk]
 matrices. Only the inputs are saved for the backward pass. With f = dt x, and E the gradient of a state:
@@ -63,9 +62,7 @@ class ForwardTensors(NamedTuple):
 
 
 class BackwardTensors(NamedTuple):
-    """Addresses; 0 for a tensor that is absent. dx, dB and dC are in the dtype of x, B and C, the other
-    gradients fp32.
-    """
+    """Addresses; 0 for an absent tensor. dx, dB and dC have the dtype of x, B and C, other gradients fp32."""
 
     x: int
     dt: int
@@ -91,9 +88,7 @@ BACKWARD = BackwardTensors(*range(len(BackwardTensors._fields)))
 
 
 class Block(NamedTuple):
-    """Scratch for TOKENS tokens of one head as padded fp32 rows: `rows` x for each token, `columns` B and
-    C.
-    """
+    """Scratch for TOKENS tokens of one head in padded fp32: per token `rows` of x, `columns` of B and C."""
 
     rows: int
     columns: int
@@ -117,8 +112,8 @@ class Gradients(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """Scratch of the backward pass for a sequence: dC . C of each token, sums of dB and dC, a state every
-    ANCHOR tokens.
+    """Scratch of the backward pass per sequence: dC . C of each token, dB, dC, a state every ANCHOR
+    tokens.
     """
 
     C_dC: int
@@ -150,7 +145,7 @@ def load_state(source, rows, columns, out, padded_rows, padded):
 def load_block(block, first, count, head, group, sizes, tensors, is_bf16):
     """Load x, B, C and dt of `count` tokens from `first` on, and compute their decays.
 
-    Both structs of tensors begin alike.
+    tensors: ForwardTensors or BackwardTensors; their first words are the same.
     """
     H, P, N = sizes[SIZES.H], sizes[SIZES.P], sizes[SIZES.N]
     width = BF16_BYTES if is_bf16 else F32_BYTES

@@ -1,5 +1,4 @@
-"""A thread pool for kernels: every thread runs the same kernel with its rank, and kernels have barriers and
-work queues.
+"""A thread pool for kernels: every thread runs the same kernel, with barriers and work queues.
 
 A kernel is called as `kernel(rank, size, control, call)` on every thread. Between two barriers each thread
 works on its own part. numba's and OpenMP's thread pools are not used: two pools that spin against each other
@@ -99,9 +98,7 @@ def partition(count: int, rank: int, size: int) -> tuple[int, int]:
 
 @inline
 def rank_of(offset: int, count: int, size: int) -> int:
-    """The thread that processes a piece of work which begins at `offset` of `count` items and may span
-    several.
-    """
+    """The thread of a piece of work that begins at `offset` of `count` items and may span several."""
     return offset * size // count
 
 

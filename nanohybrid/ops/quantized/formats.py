@@ -70,9 +70,7 @@ def stored_bytes(format: str, outputs: int, inputs: int) -> int:
 
 
 def expand_scales(scales: Tensor, format: str, outputs: int, inputs: int) -> Tensor:
-    """Scales of a whole matrix, of rows, or of groups larger than the format's, repeated to the format's own
-    [N, G].
-    """
+    """Scales of a whole matrix, of rows, or of larger groups, repeated to the format's own [N, G]."""
     _, (_, groups) = shapes(format, outputs, inputs)
     scales_NG = (
         scales.to(SCALES[format]).reshape(-1, 1 if scales.ndim < 2 else scales.shape[1]).expand(outputs, -1)

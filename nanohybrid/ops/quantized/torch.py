@@ -70,7 +70,7 @@ def quantize(
 
 
 def dequantize(codes: Tensor, scales_NG: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """The weight [N, K] of codes and scales: their product in fp32 (float64 for float64), rounded to
+    """The weight [N, K] of codes and scales: their fp32 (for float64, float64) product, rounded to
     `dtype`.
     """
     shape = (codes.shape[0], codes.shape[1] * (2 if format_of(codes) == "int4" else 1))

@@ -1,6 +1,4 @@
-"""The step between two layers: the mixer's output is added to the residual stream, and the next mixer reads
-the RMSNorm of it.
-"""
+"""The step between two layers: add the mixer's output to the residual stream, and norm the sum."""
 
 from torch import Tensor
 

@@ -1,5 +1,4 @@
-"""The SSD step for a few tokens of each of S sequences, one after the other, with the bits of as many single
-steps.
+"""The SSD step for a few tokens of each of S sequences in order, with the bits of single steps.
 
 For draft tokens: the chunked scan would be faster, but its rounding differs from that of decode steps.
 

@@ -108,9 +108,7 @@ def _tables(call):
 
 @inline_ir
 def _linear(step, weight, x, epilogue, out, stride, other, other_width, steal):
-    """Quantize the rows x where the weight needs that, and multiply. steal: whether threads steal units from
-    each other.
-    """
+    """Quantize the rows x where the weight needs it, and multiply. steal: threads steal units of work."""
     x = quantize_activations(
         weight, x, step.rows, step.rank, step.size, step.control, step.own_quantized, step.quantized
     )
@@ -201,9 +199,7 @@ def _embed(step, tokens, embeddings):
 
 @inline_ir
 def _mamba2(step, call, layer, in_proj, out_proj, sizes, limits, recurrent):
-    """From the normed rows to the input of out_proj. recurrent: the index of this layer among the Mamba-2
-    layers.
-    """
+    """From the normed rows to the input of out_proj. recurrent: this layer's index among Mamba-2 layers."""
     w, columns = as_i64(call), in_proj[OUTPUTS]
     _linear(step, in_proj, step.normed, STORE, step.projected, columns, 0, 0, True)
     record(step.profile, profiler.MAMBA_IN)
@@ -243,9 +239,7 @@ def _states(layer, sizes, slot):
 
 @inline_ir
 def _attention(step, call, layer, linears, at, sizes, limits):
-    """From the normed rows to the input of o_proj: projections, keys and values into the pages, then blocks
-    of queries.
-    """
+    """From the normed rows to the input of o_proj: projections, writing of keys and values, attention."""
     kv_heads = sizes[ATTENTION.kv_heads]
     columns, offset = (sizes[ATTENTION.heads] + 2 * kv_heads) * sizes[ATTENTION.head_dim], 0
     for part in range(3):

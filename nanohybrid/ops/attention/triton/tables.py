@@ -1,6 +1,4 @@
-"""Index tables of a layout for the attention kernels, computed once on the host and memoized with the layout
-for all layers.
-"""
+"""Index tables of a layout for the attention kernels, memoized with the layout for all layers."""
 
 import numpy as np
 import torch

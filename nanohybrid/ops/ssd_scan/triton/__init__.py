@@ -53,9 +53,7 @@ def ssd_scan(
 
 
 class Intermediates(NamedTuple):
-    """The results of steps 1 to 4: log-decays, the state that each chunk starts from, scores, final states or
-    None.
-    """
+    """The results of steps 1 to 4: log-decays, each chunk's initial state, scores, final states or None."""
 
     c_TH: Tensor
     states_ZHPN: Tensor

@@ -1,6 +1,4 @@
-"""The output of each token of a chunk: from the tokens before it in the chunk, and from the state that the
-chunk starts from.
-"""
+"""The output of each token of a chunk: from earlier tokens of the chunk and from its initial state."""
 
 import triton
 import triton.language as tl
