@@ -6,8 +6,8 @@
     python3 run.py COMMAND [FLAGS]       any other command of nanohybrid: chat, inspect, pretrain, ...
     python3 run.py setup                 only set up
 
-The first call installs locked versions into .venv (a minute or two); later calls start at once. Where there is no
-NVIDIA GPU, torch is a CPU build. Settings, from the environment:
+The first call installs locked versions into .venv (a minute or two); later calls start at once. Where
+there is no NVIDIA GPU, torch is a CPU build. Settings, from the environment:
     NANOHYBRID_VENV          another folder than .venv
     NANOHYBRID_TORCH_INDEX   a package index to take torch from
     NANOHYBRID_TORCH=cpu|cuda   which build, instead of looking for a GPU

@@ -156,7 +156,7 @@ class Run:
     def models(self, target: Target) -> dict[str, Callable[[], Path]]:
         """Every row of the table, by name."""
         table: dict[str, Callable[[], Path]] = {"parent": lambda: self.parent}
-        table |= {f"pruned-{by}": lambda by=by: self.pruned(by, target) for by in RANKINGS}  # type: ignore[misc]  # noqa: E501
+        table |= {f"pruned-{by}": lambda by=by: self.pruned(by, target) for by in RANKINGS}  # type: ignore[misc]
         for kind, share in (("distilled", TOKENS), ("short", FEW)):
             for by in RANKINGS:
                 table[f"{kind}-{by}"] = partial(self.distilled, by, target, share, f"{kind}-{by}")
@@ -214,7 +214,7 @@ def small_recipe() -> CompressRecipe:
 def spelled(config: object) -> dict[str, object]:
     """A configuration as a recipe spells it out: what the tokenizer says is left to it."""
     skipped = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}  # type: ignore[arg-type]  # noqa: E501
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     return {name: value for name, value in fields.items() if name not in skipped and value is not None}
 
 

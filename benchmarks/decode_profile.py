@@ -7,7 +7,8 @@ with its roofline.
 The kernel's phases are timed by executors/cpu/kernels/profiler.py; the numbers are means over threads and
 medians over steps. Python's parts are timed around the engine's functions, each without what it calls.
 `roofline`: the phase's bytes at the rate at which this machine summed 512 MiB just before and after the same
-steps. All numbers come from one run, so that on a shared machine the parts belong together."""
+steps. All numbers come from one run, so that on a shared machine the parts belong together.
+"""
 
 from __future__ import annotations
 
@@ -169,9 +170,8 @@ def as_table(dtype: str, found: dict[str, Any]) -> str:
     """A markdown table of one profile."""
     step, roofline = found["step_ms"], found["roofline_ms"]
     lines = [
-        f"{dtype}: a step takes {step:.2f} ms; {found['step_bytes'] / 1e6:.0f} MB at "
-        f"{found['stream_gb_per_second']:.1f} GB/s take"
-        f" {roofline:.2f} ms: {100 * roofline / step:.0f} %",
+        f"{dtype}: a step takes {step:.2f} ms; {found['step_bytes'] / 1e6:.0f} MB at"
+        f" {found['stream_gb_per_second']:.1f} GB/s take {roofline:.2f} ms: {100 * roofline / step:.0f} %",
         "",
         "| part | MB | roofline, ms | ms | share of the step |",
         "|---|---|---|---|---|",

@@ -24,8 +24,8 @@ from pathlib import Path
 import httpx
 
 SYSTEM = "You answer in few words. " * 40
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["a"]}}}  # fmt: skip # noqa: E501  # noqa: E501
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}}}  # fmt: skip # noqa: E501  # noqa: E501
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["a"]}}}  # fmt: skip # noqa: E501
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}}}  # fmt: skip # noqa: E501
 
 
 def request(rng: random.Random) -> tuple[str, dict, bool]:

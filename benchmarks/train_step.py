@@ -1,11 +1,11 @@
-"""Tokens per second of one training step on packed documents, as a part of what the machine's products give,
-and its peak memory.
+"""Tokens per second of a training step on packed documents, relative to the machine's rate of products, and
+its peak memory.
 
-python benchmarks/train_step.py --preset tiny --mode bf16 --threads 2 --batch-tokens 2048
-python benchmarks/train_step.py --preset nano-291m --documents 200 1000 --steps 3 --profile
-python benchmarks/train_step.py --against torch   # by turns with that form of the ops, same model, same run
+python benchmarks/train_step.py --preset tiny --mode bf16 --threads 2 --batch-tokens 2048 python
+benchmarks/train_step.py --preset nano-291m --documents 200 1000 --steps 3 --profile python
+benchmarks/train_step.py --against torch        # by turns with another form of the ops, same model and run
 
-The rate of products is measured after every step: on a shared machine only the fraction is to be trusted.
+The rate of products is measured after every step, since on a shared machine only the fraction is reliable.
 """
 
 import argparse
@@ -36,7 +36,7 @@ PHASES = ("forward", "backward", "update")
 
 
 def batch(tokens: int, vocabulary: int, rng: random.Random, lengths: tuple[int, int] = (20, 120)) -> Batch:
-    """Random documents end to end, every token a target."""
+    """Random documents end to end; every token is a target."""
     documents, count = [], 0
     while count < tokens:
         length = rng.randint(*lengths)
@@ -98,7 +98,9 @@ def arguments() -> argparse.Namespace:
         "--against", choices=("torch", "reference"), help="a second form of the ops, measured by turns"
     )
     parser.add_argument(
-        "--profile", action="store_true", help="one more step, as a table by op beside its floor"
+        "--profile",
+        action="store_true",
+        help="profile one more step, as a table of parts with their rooflines",
     )
     return parser.parse_args()
 
@@ -119,7 +121,7 @@ def main() -> None:
             stream, product = machine.rates(2, min)
             if step >= chosen.warmup:
                 measured[form].append((data.layout.tokens, seconds, product))
-    told = {
+    run = {
         "preset": chosen.preset,
         "mode": chosen.mode,
         "threads": chosen.threads,
@@ -128,7 +130,7 @@ def main() -> None:
     for form, found in measured.items():
         print(
             json.dumps(
-                {**told, "torch": torch.__version__, "form": form or "default", **summary(model, found)}
+                {**run, "torch": torch.__version__, "form": form or "default", **summary(model, found)}
             ),
             flush=True,
         )
@@ -137,9 +139,9 @@ def main() -> None:
         os.environ["NANOHYBRID_KERNELS"] = forms[0]
         with profile(activities=[ProfilerActivity.CPU]) as found:
             one_step(model, optimizer, data, chosen.mode)
-        print(f"{'part':16}{'ms':>10}{'share':>8}{'floor ms':>10}")
+        print(f"{'part':16}{'ms':>10}{'share':>8}{'roofline':>10}")
         for row in rows(model, list(data.layout.lengths), found, stream, product):
-            print(f"{row['part']:16}{row['ms']:10.1f}{row['share']:8.1%}{row['floor_ms']:10.1f}")
+            print(f"{row['part']:16}{row['ms']:10.1f}{row['share']:8.1%}{row['roofline_ms']:10.1f}")
 
 
 if __name__ == "__main__":

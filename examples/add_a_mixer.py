@@ -1,7 +1,6 @@
-"""Add a kind of layer in one file: attention over a sliding window, with a cache of its own that does not
-grow.
+"""Add a kind of layer in one file: attention over a sliding window, with a cache that does not grow.
 
-    python examples/add_a_mixer.py      # builds a small model, saves, loads, plans, prunes, generates and verifies it  # noqa: E501
+    python examples/add_a_mixer.py   # builds, saves, loads, plans, prunes, generates, verifies
 
 Registering the class is all. Configuration, loading, saving, counting, memory plans, pruning, plots and
 executors read the facts that it declares. The CPU kernels do not know this kind, so packing refuses it and
@@ -30,9 +29,7 @@ class WindowFields(AttentionFields):
 
 @register
 class WindowAttention(Attention):
-    """Attention to the last `sliding_window` tokens. Projections and the prunable axis (query heads) are
-    attention's.
-    """
+    """Attention to the last `sliding_window` tokens. Projections and query heads to prune are attention's."""
 
     symbol, label, color, fields = "W", "window attention", "#b5539c", WindowFields
 

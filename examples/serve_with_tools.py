@@ -1,7 +1,7 @@
 """Serve a model and let it call a tool, through the OpenAI client.
 
     python examples/serve_with_tools.py runs/quickstart/4-compress
-    python examples/serve_with_tools.py   # no checkpoint: random weights; the call is well-formed all the same  # noqa: E501
+    python examples/serve_with_tools.py   # random weights; the call is well-formed all the same
 
 `tool_choice="required"` constrains the output to a call that fits the tool's JSON schema, whatever the model
 would say."""

@@ -1,8 +1,9 @@
-"""What the parts share: the machine's two ceilings, sizes, and a clock.
+"""What the parts share: the machine's two limits (its roofline), sizes, and a timer.
 
-A floor is the larger of two times: bytes that must move over the measured copy bandwidth, and operations over
-the measured rate of matrix products. Inputs are random, several sets of them in turn, so that the cache of
-one run does not serve the next."""
+The roofline of a measurement is the larger of two times: its bytes at the measured copy bandwidth, and its
+operations at the measured rate of matrix products. Inputs are random, and several sets of them take turns, so
+the cache of one run does not help the next.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +16,13 @@ from statistics import median
 
 import torch
 
-SETS = 3  # of inputs
-RUNS, SECONDS = 30, 0.4  # of a measurement, at most
+INPUT_SETS = 3
+MAX_RUNS, MAX_SECONDS = 30, 0.4  # of a measurement
 
 
 @dataclass(frozen=True)
 class Bench:
-    """bandwidth in bytes/s, bf16 and fp8 in operations/s (None where there is no such product); toy: sizes
-    that a CPU can do.
-    """
+    """bandwidth in bytes/s; bf16 and fp8 (None without such a product) in operations/s; toy: CPU sizes."""
 
     device: torch.device
     toy: bool
@@ -32,16 +31,16 @@ class Bench:
     fp8: float | None
 
     @classmethod
-    def at(cls, out: Path, toy: bool) -> Bench:
-        """With the ceilings that the part `device` measured, or measured now where it did not run."""
-        from parts import device
-
+    def at(cls, out: Path, toy: bool, limits: Callable[[torch.device, bool], dict[str, float]]) -> Bench:
+        """With the limits that the part `device` has written to `out`, else those that `limits` measures
+        now.
+        """
         where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         file = out / "device.json"
         rows = json.loads(file.read_text())["rows"] if file.exists() else []
         found = {row["what"]: row["value"] for row in rows}
         if not {"copy bandwidth, bytes/s", "bf16 product, FLOP/s"} <= set(found):
-            found = {what: measured() for what, measured in device.ceilings(where, toy).items()}
+            found = limits(where, toy)
         return cls(
             where,
             toy,
@@ -50,23 +49,21 @@ class Bench:
             found.get("FP8 product, FLOP/s"),
         )
 
-    def floor(self, bytes_moved: float, operations: float = 0.0, fp8: bool = False) -> tuple[float, str]:
-        """Milliseconds, and which of the two it is."""
+    def roofline(self, bytes_moved: float, operations: float = 0.0, fp8: bool = False) -> tuple[float, str]:
+        """The least possible milliseconds, and which of the two limits they come from."""
         rate = self.fp8 if fp8 and self.fp8 else self.bf16
         moving, computing = 1e3 * bytes_moved / self.bandwidth, 1e3 * operations / rate
         return (moving, "bytes") if moving >= computing else (computing, "operations")
 
 
 def milliseconds(calls: Sequence[Callable[[], object]], device: torch.device) -> tuple[float, float, float]:
-    """Median, least and most of a call, by CUDA events (a clock on a CPU), the calls taking turns. The first
-    round warms up.
-    """
+    """Median, minimum and maximum of a call, by CUDA events; on a CPU by a clock."""
     for call in calls:
         call()
     times: list[float] = []
     wait(device)
-    end = time.perf_counter() + SECONDS
-    while len(times) < RUNS and (len(times) < 3 or time.perf_counter() < end):
+    end = time.perf_counter() + MAX_SECONDS
+    while len(times) < MAX_RUNS and (len(times) < 3 or time.perf_counter() < end):
         times.append(_once(calls[len(times) % len(calls)], device))
     return median(times), min(times), max(times)
 
@@ -85,5 +82,6 @@ def _once(call: Callable[[], object], device: torch.device) -> float:
 
 
 def wait(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -2,7 +2,8 @@
 
 A case is a fast form, its equation in plain torch (run in float64), and inputs by name. Inputs in `narrow`
 are rounded to the dtype under test. The equation gets the rounded numbers, so the error is that of the kernel
-and not of its inputs' rounding."""
+and not of its inputs' rounding.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +43,7 @@ Op = Callable[..., "Tensor | tuple[Tensor, ...]"]
 
 @dataclass(frozen=True)
 class Case:
-    """tolerance: of the norm of the difference relative to that of the expected result, for fp32 and bf16
-    inputs.
-    """
+    """tolerance: of the norm of the difference, relative to that of the expected result, by input dtype."""
 
     name: str
     fast: Op

@@ -1,4 +1,4 @@
-"""Runs one part and writes its rows to OUT/PART.json as they come: what run_all.py starts.
+"""Runs one part and writes its rows to OUT/PART.json as it measures them. run_all.py starts it.
 
 python benchmarks/gpu/one_part.py PART OUT [--toy]
 """
@@ -25,6 +25,7 @@ def main() -> None:
             raise SystemExit("there is no CUDA device; --toy measures nothing, but runs everything on a CPU")
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is defined
     from bench import Bench
+    from parts.device import limits
 
     part = importlib.import_module(f"parts.{arguments.part}")
     content: dict = {"title": part.TITLE, "machine": machine(), "rows": []}
@@ -33,7 +34,7 @@ def main() -> None:
         content["rows"].append(row)
         (arguments.out / f"{arguments.part}.json").write_text(json.dumps(content, indent=1))
 
-    part.run(Bench.at(arguments.out, arguments.toy), emit)
+    part.run(Bench.at(arguments.out, arguments.toy, limits), emit)
 
 
 def machine() -> dict[str, str]:

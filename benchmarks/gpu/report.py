@@ -1,8 +1,8 @@
-"""The parts' rows as markdown tables."""
+"""The rows of the parts as markdown tables."""
 
 
 def markdown(found: dict[str, dict]) -> str:
-    """A section a part: what it says of itself, its table, and what went wrong."""
+    """A section for each part: its title, its table, and its problem if there was one."""
     lines = []
     for part, content in found.items():
         lines += [f"## {part}", ""]
@@ -15,7 +15,7 @@ def markdown(found: dict[str, dict]) -> str:
 
 
 def table(rows: list[dict]) -> list[str]:
-    """Rows of any keys, in the order in which the keys first appear."""
+    """A table of rows with any keys; columns are in the order in which the keys first appear."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     if not keys:
         return []

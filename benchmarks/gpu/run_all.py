@@ -1,14 +1,15 @@
-"""Check and measure everything on one GPU, in one call of under ten minutes.
+"""Check and measure everything on one GPU, in one call of less than ten minutes.
 
-    python benchmarks/gpu/run_all.py --out results            # all parts, in this order, within --minutes
-    python benchmarks/gpu/run_all.py --out results --resume            # those that are not complete there
-    python benchmarks/gpu/run_all.py --out results --only check,train  # these
-    python benchmarks/gpu/run_all.py --out results --toy      # toy sizes, also on a CPU (Triton's interpreter)  # noqa: E501
+    python benchmarks/gpu/run_all.py --out results                     # all parts, in order, within --minutes
+    python benchmarks/gpu/run_all.py --out results --resume            # the parts that are not complete
+    python benchmarks/gpu/run_all.py --out results --only check,train  # these parts
+    python benchmarks/gpu/run_all.py --out results --toy               # toy sizes, also on a CPU
 
-A part is a file of benchmarks/gpu/parts and a process of its own: what crashes, hangs or runs out of memory
-takes only itself along, and the rows that it had measured stay. Each writes OUT/PART.json as it goes;
-OUT/results.json and OUT/results.md hold all parts that are there, those of earlier calls too. Exit code 1
-where a part failed or a check did not pass."""
+A part is a file of benchmarks/gpu/parts and runs in its own process: a crash, a hang or lack of memory ends
+only that part, and its rows so far are saved. Each part writes OUT/PART.json as it runs. OUT/results.json and
+OUT/results.md have all parts, those of earlier calls included. The exit code is 1 where a part failed or a
+check did not pass.
+"""
 
 import argparse
 import json
@@ -27,9 +28,9 @@ LIMITS = {  # seconds of each part, in the order in which they run
     "decode": 90,
     "prefill": 60,
     "train": 120,
-    "headline": 150,
+    "compare": 150,
 }
-LEAST = 15  # seconds under which no further part is begun
+MIN_SECONDS = 15  # no further part starts with less time
 
 
 def main() -> int:
@@ -41,11 +42,11 @@ def main() -> int:
         if arguments.resume and read(out, part).get("complete"):
             continue
         left = end - time.monotonic()
-        if left < LEAST:
-            print(f"{part}: no time left; --resume goes on here", file=sys.stderr)
+        if left < MIN_SECONDS:
+            print(f"{part}: no time left; --resume continues here", file=sys.stderr)
             continue
         run(part, out, min(left, arguments.limit or LIMITS[part]), arguments.toy)
-        write(out)  # after every part: the call may end at any moment
+        write(out)  # after every part, since the call may be ended at any time
     write(out)
     print((out / "results.md").read_text())
     return int(any(failed(read(out, part)) for part in arguments.only))
@@ -62,7 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--resume", action="store_true", help="leave out the parts that are complete in --out"
     )
-    parser.add_argument("--limit", type=float, help="seconds of a part, instead of its own limit")
+    parser.add_argument("--limit", type=float, help="seconds of each part, in place of its own limit")
     parser.add_argument("--minutes", type=float, default=9.5, help="of the whole call")
     parser.add_argument("--toy", action="store_true", help="sizes that a CPU can do")
     return parser.parse_args()
@@ -78,7 +79,7 @@ def parts(text: str) -> list[str]:
 
 
 def run(part: str, out: Path, limit: float, toy: bool) -> None:
-    """One part in a process of its own; its log stands beside its rows."""
+    """Run one part in its own process, with a log file beside its rows."""
     (out / f"{part}.json").unlink(missing_ok=True)
     began = time.monotonic()
     command = [sys.executable, Path(__file__).with_name("one_part.py"), part, out] + ["--toy"] * toy

@@ -1,6 +1,4 @@
-"""How each engine is called, as a process of its own that prints one JSON object, and what is checked before
-it is timed.
-"""
+"""How each engine is run, as a process that prints one JSON object, and the check of its logits."""
 
 import json
 import os
@@ -13,22 +11,23 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]  # the checkout that is measured, installed or not
+ROOT = HERE.parents[1]  # the checkout that is measured, whether it is installed or not
 TYPES = {
     "bf16": "bf16",
     "int8": "q8_0",
     "int4": "q4_0",
-}  # as we say it, and as GGUF says what has as many bits
-FARTHEST = 0.1  # logits of a bf16 engine against ours in fp32: rms of the difference over their spread
+}  # our format, and the GGUF type with as many bits
+# Of a bf16 engine's logits from ours in fp32: rms of the difference over their standard deviation.
+MAX_DISTANCE = 0.1
 
 
 class Failed(Exception):
-    """An engine that is not here, or that does not compute the same."""
+    """An engine is not installed, or does not compute the same logits."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A prompt of so many tokens for each of `batch` sequences, then so many steps of one token each."""
+    """A prompt of prompt_tokens for each of `batch` sequences, then new_tokens decode steps."""
 
     prompt_tokens: int
     new_tokens: int
@@ -51,7 +50,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for all engines."""
+    """What is the same for all engines. ours: the command of the nanohybrid that is measured."""
 
     model: Path
     files: dict[str, Path]  # GGUF by type
@@ -63,7 +62,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measured:
-    """One measurement: what a child printed."""
+    """One measurement: what a child process printed."""
 
     engine: str
     kind: str
@@ -71,7 +70,7 @@ class Measured:
     values: dict[str, object]
 
     def short(self) -> str:
-        speeds = [f"{key.split('_')[0]} {self.values[key]['median']:.1f} tok/s" for key in SPEEDS]  # type: ignore[index]  # noqa: E501
+        speeds = [f"{key.split('_')[0]} {self.values[key]['median']:.1f} tok/s" for key in SPEEDS]  # type: ignore[index]
         return ", ".join(speeds)
 
 
@@ -80,29 +79,27 @@ SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
 
 @dataclass(frozen=True)
 class Engine:
-    """The types an engine has, the command that measures it, and the one that writes its logits of a
-    prompt.
-    """
+    """The formats that an engine has, the command that measures it, and the one that writes its logits."""
 
     types: tuple[str, ...]
     command: Callable[[Setting, str], list[str]]
     logits: Callable[[Setting], list[str]] | None = None
 
     def check(self, setting: Setting) -> object:
-        """Whether it is here and has the same weights; its versions. Raises Failed."""
+        """The engine's versions. Raises Failed where it is not installed or its logits differ from ours."""
         if self.logits is None:
             return run([*setting.ours, "--version"], setting.threads, as_json=False)
         file = setting.out / "logits.npy"
-        said = run(
+        printed = run(
             [*self.logits(setting), "--threads", str(setting.threads), "--logits", str(file)], setting.threads
         )
         theirs, ours = np.load(file), _our_logits(setting)
         distance = float(np.sqrt(np.mean((theirs - ours) ** 2)) / ours.std())
-        if not distance < FARTHEST:
+        if not distance < MAX_DISTANCE:
             raise Failed(
                 f"its logits differ from ours by {distance:.3f} of their spread: are these the same weights?"
             )
-        return {**said["versions"], "logits_differ_by": round(distance, 4)}
+        return {**printed["versions"], "logits_differ_by": round(distance, 4)}
 
 
 def _llama(setting: Setting, kind: str) -> list[str]:
@@ -132,13 +129,13 @@ ENGINES = {
 
 
 def measure(setting: Setting, engine: str, kind: str, name: str, workload: Workload) -> Measured:
-    """One measurement in a process of its own."""
+    """One measurement, in its own process."""
     values = run([*ENGINES[engine].command(setting, kind), *workload.flags(setting.threads)], setting.threads)
     return Measured(engine, kind, name, values)
 
 
-def run(command: list[str], threads: int, as_json: bool = True) -> dict[str, object] | str:  # type: ignore[return]  # noqa: E501
-    """The JSON object (or the text) that a child prints last. Raises Failed with its last word."""
+def run(command: list[str], threads: int, as_json: bool = True) -> dict[str, object] | str:  # type: ignore[return]
+    """The JSON object (or text) that a child prints last. Raises Failed with the last line of its error."""
     done = subprocess.run(command, capture_output=True, text=True, env=environment(threads))
     if done.returncode:
         raise Failed(
@@ -149,7 +146,7 @@ def run(command: list[str], threads: int, as_json: bool = True) -> dict[str, obj
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What children find: this checkout, so many threads, and no network."""
+    """The environment of children: this checkout, the number of threads, and no network."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return {
         **os.environ,
@@ -171,18 +168,18 @@ def _our_logits(setting: Setting) -> np.ndarray:
     return np.load(file)
 
 
-def forget_others(model: Path, out: Path) -> None:
-    """Remove what an earlier run made in `out` of another model, or of this one as it was before."""
-    said = f"{model.resolve()} {max(file.stat().st_mtime_ns for file in model.iterdir())}"
-    mark = out / "made_of.txt"
-    if not mark.exists() or mark.read_text() != said:
+def remove_stale_files(model: Path, out: Path) -> None:
+    """Remove files in `out` that were made from another model, or from an older version of this one."""
+    stamp = f"{model.resolve()} {max(file.stat().st_mtime_ns for file in model.iterdir())}"
+    stamp_file = out / "made_of.txt"
+    if not stamp_file.exists() or stamp_file.read_text() != stamp:
         for file in (*out.glob("*.gguf"), *out.glob("*.npy")):
             file.unlink()
-        mark.write_text(said)
+        stamp_file.write_text(stamp)
 
 
 def export_gguf(model: Path, out: Path, kind: str) -> Path:
-    """The model as a GGUF of that type, made once."""
+    """The model as a GGUF file in that format, made once."""
     if not out.exists():
         run(
             [

@@ -1,5 +1,5 @@
-"""llama.cpp through llama-cpp-python's bindings of its C functions, as its own llama-bench measures: no
-Python per token but the choice of the likeliest.
+"""llama.cpp through llama-cpp-python's bindings of its C functions, as its own llama-bench measures: per
+token, Python only selects the top-1 token.
 
 python benchmarks/peers/llama_cpp_child.py FILE.gguf --threads 2
 """
@@ -9,7 +9,7 @@ import time
 
 import llama_cpp
 import numpy as np
-from child import CHECK_TOKENS, arguments, figures, prompts, turns
+from child import CHECK_TOKENS, arguments, figures, prompt_lengths, prompts
 
 
 class Model:
@@ -25,7 +25,7 @@ class Model:
         settings.n_threads = settings.n_threads_batch = threads
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
         if not self.context:
-            raise SystemExit("llama.cpp made no context: is there memory enough?")
+            raise SystemExit("llama.cpp created no context; is there enough memory?")
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(max(length, batch), 0, 1)
 
@@ -33,7 +33,7 @@ class Model:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
 
     def decode(self, tokens: list[tuple[int, int, int, bool]]) -> None:
-        """Compute (token, position, sequence, whether its logits are wanted)."""
+        """Compute the tokens, each as (token, position, sequence, whether its logits are wanted)."""
         self.batch.n_tokens = len(tokens)
         for index, (token, position, sequence, wanted) in enumerate(tokens):
             self.batch.token[index], self.batch.pos[index], self.batch.logits[index] = token, position, wanted
@@ -43,7 +43,7 @@ class Model:
             raise SystemExit(f"llama_decode: {code}")
 
     def prefill(self, prompt: list[int], sequence: int) -> int:
-        """The likeliest next id."""
+        """Compute a prompt; the top-1 next id."""
         self.decode(
             [(token, place, sequence, place == len(prompt) - 1) for place, token in enumerate(prompt)]
         )
@@ -72,7 +72,7 @@ def main() -> None:
     model = Model(given.model, given.batch, given.prompt_tokens + given.new_tokens, given.threads)
     texts = prompts(model.vocabulary, given.batch, given.prompt_tokens)
     prefill, decode = [], []
-    for repetition, length in enumerate(turns(given)):
+    for repetition, length in enumerate(prompt_lengths(given)):
         model.clear()
         times = [time.perf_counter()]
         ids = [model.prefill(text[:length], sequence) for sequence, text in enumerate(texts)]
@@ -81,7 +81,7 @@ def main() -> None:
             model.decode([(number, length + step, sequence, True) for sequence, number in enumerate(ids)])
             ids = [int(model.logits(sequence).argmax()) for sequence in range(given.batch)]
         times.append(time.perf_counter())
-        if repetition:  # the first one warms up
+        if repetition:  # the first one is the warm-up
             prefill.append(given.batch * given.prompt_tokens / (times[1] - times[0]))
             decode.append(given.batch * given.new_tokens / (times[2] - times[1]))
     print(json.dumps(figures(prefill, decode, versions)))

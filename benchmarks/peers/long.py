@@ -1,9 +1,9 @@
-"""One long prompt through each engine, in a process of its own under a memory limit: what it takes, or where
-it ends.
+"""One long prompt through each engine, in processes with a memory limit: time and memory, or the failure.
 
-The limit is kept by looking: ten times a second at what the process holds, which is ended when that is more.
-A limit of the address space would count what is reserved and never touched, which differs by engine more than
-what is used."""
+The limit is enforced by polling: ten times a second the memory of the process is read, and the process is
+killed if it is more. A limit of the address space would count memory that is reserved and never touched,
+which differs more between engines.
+"""
 
 import json
 import subprocess
@@ -16,14 +16,14 @@ from typing import Any
 
 from engines import ENGINES, SPEEDS, Failed, Setting, Workload, environment
 
-LOOK = 0.1  # seconds between looks at a process
+POLL_SECONDS = 0.1
 NEW_TOKENS = 16
 KIND = "bf16"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a process: what it printed, or why it did not; the most it held, and how long it took."""
+    """The result of a process: what it printed or why it failed, its peak memory, and its time."""
 
     values: dict[str, Any] | None
     reason: str
@@ -32,7 +32,7 @@ class Outcome:
 
 
 def measure_long(setting: Setting, engines: list[str], tokens: int, limit: int) -> list[dict[str, Any]]:
-    """A row an engine; one that fails or is ended is a row too. `limit`: bytes."""
+    """A row for each engine, including those that fail or are killed. limit: bytes."""
     rows = []
     for engine in engines:
         flags = Workload(tokens, NEW_TOKENS, 1).flags(setting.threads)
@@ -40,7 +40,7 @@ def measure_long(setting: Setting, engines: list[str], tokens: int, limit: int) 
             [*ENGINES[engine].command(setting, KIND), *flags, "--repeats", "1"], setting.threads, limit
         )
         rows.append(row(engine, tokens, outcome))
-        print(f"{engine}  {told(rows[-1])}", file=sys.stderr, flush=True)
+        print(f"{engine}  {as_text(rows[-1])}", file=sys.stderr, flush=True)
     return rows
 
 
@@ -64,17 +64,17 @@ def row(engine: str, tokens: int, outcome: Outcome) -> dict[str, Any]:
 
 
 def run_within(command: list[str], threads: int, limit: int) -> Outcome:
-    """Run a child that prints one JSON object last, and end it when it holds more than `limit` bytes."""
+    """Run a child that prints one JSON object last; kill it when its memory is more than `limit` bytes."""
     began, peak, ended = time.monotonic(), 0, False
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         child = subprocess.Popen(command, stdout=out, stderr=err, text=True, env=environment(threads))
         try:
             while child.poll() is None:
-                peak = max(peak, most_held(child.pid))
+                peak = max(peak, peak_memory(child.pid))
                 if peak > limit:
                     ended = True
                     break
-                time.sleep(LOOK)
+                time.sleep(POLL_SECONDS)
         finally:
             child.kill()
             child.wait()
@@ -84,21 +84,19 @@ def run_within(command: list[str], threads: int, limit: int) -> Outcome:
                 None, f"out of memory at {limit / 2**30:g} GiB after {seconds:.0f} s", peak, seconds
             )
         out.seek(0), err.seek(0)
-        said, complaint = out.read().strip(), err.read().strip()
+        printed, errors = out.read().strip(), err.read().strip()
     if child.returncode == 0:
-        return Outcome(json.loads(said.splitlines()[-1]), "", peak, seconds)
-    word = (complaint or said or f"exit code {child.returncode}").splitlines()[-1]
+        return Outcome(json.loads(printed.splitlines()[-1]), "", peak, seconds)
+    word = (errors or printed or f"exit code {child.returncode}").splitlines()[-1]
     return Outcome(
         None, word if child.returncode > 0 else f"ended by signal {-child.returncode}", peak, seconds
     )
 
 
-def most_held(pid: int) -> int:
-    """The most memory that a running process has held, in bytes; 0 once it has ended. Raises Failed where
-    there is no /proc.
-    """
+def peak_memory(pid: int) -> int:
+    """The peak memory of a running process in bytes; 0 once it has ended. Raises Failed without /proc."""
     if not Path("/proc/self/status").exists():
-        raise Failed("a memory limit is kept by reading /proc, which is not here")
+        raise Failed("a memory limit needs /proc, which this system does not have")
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -106,14 +104,15 @@ def most_held(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
-def told(found: dict[str, Any]) -> str:
+def as_text(found: dict[str, Any]) -> str:
     if "failed" in found:
         return str(found["failed"])
-    return f"first token after {found['first_token_seconds']:.1f} s, {found['peak_memory_bytes'] / 2**30:.2f} GiB"  # noqa: E501
+    gib = found["peak_memory_bytes"] / 2**30
+    return f"first token after {found['first_token_seconds']:.1f} s, {gib:.2f} GiB"
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """A row an engine."""
+    """A table with a row for each engine."""
     lines = ["| | first token | prompt | decode after it | most memory |", "|---|---|---|---|---|"]
     for found in result["results"]:
         memory = f"{found['peak_memory_bytes'] / 2**30:.2f} GiB"
@@ -127,8 +126,8 @@ def markdown(result: dict[str, Any]) -> str:
     machine = result["machine"]
     lines += [
         "",
-        f"{result['tokens']:,} tokens in {KIND}, {machine['cpu']}, {machine['threads']} of "
-        f"{machine['cores']} cores, {result['date']}",
+        f"{result['tokens']:,} tokens in {KIND}, {machine['cpu']},"
+        f" {machine['threads']} of {machine['cores']} cores, {result['date']}",
     ]
     lines += [f"- {name} is left out: {reason}" for name, reason in result["left_out"].items()]
     return "\n".join([*lines, "", f"`{result['command']}`", ""])

@@ -1,4 +1,4 @@
-"""Our logits in fp32 after the prompt of the check: what the peers' are compared with.
+"""Our logits in fp32 after the prompt of the check, with which the peers' logits are compared.
 
 python benchmarks/peers/our_logits.py DIR FILE.npy
 """

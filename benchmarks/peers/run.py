@@ -1,22 +1,22 @@
-"""nanohybrid, llama.cpp and transformers on the same weights, with the same threads and lengths, alternating
-A B A B.
+"""nanohybrid, llama.cpp and transformers on the same weights, threads and lengths, alternating A B A B.
 
     python benchmarks/peers/run.py --preset nano-291m --out runs/peers
     python benchmarks/peers/run.py --model DIR --out runs/peers --llama-python .venv-llama/bin/python
     python benchmarks/peers/run.py --preset nano-291m --out runs/peers --long 32768 --memory-gib 18
 
-Twenty minutes or so on two cores, on an otherwise quiet machine. Every measurement is a process of its own,
-so that no engine's threads disturb another's; a round is each engine once on each workload, and figures are
-medians over the rounds with the least and the most. Before anything is timed, each peer's logits are compared
-with ours in fp32: unequal weights end the run.
+It takes about twenty minutes on two cores of an otherwise idle machine. Every measurement is its own process,
+so that no engine's threads disturb another's. In a round, each engine runs each workload once. Results are
+medians over the rounds with minimum and maximum. Before anything is timed, each peer's logits are compared
+with ours in fp32; a peer with different weights is left out.
 
-An engine that is not installed is left out, with the reason. llama.cpp: `pip install llama-cpp-python` (built
-from source; with CMAKE_ARGS="-DGGML_NATIVE=ON" for this CPU), here or in an environment of its own that
-`--llama-python` names.
+An engine that is not installed is left out, with the reason. For llama.cpp: `pip install llama-cpp-python`
+(built from source; with CMAKE_ARGS="-DGGML_NATIVE=ON" for this CPU), here or in another environment, whose
+Python is given by `--llama-python`.
 
-Writes results.json, results.md and results.svg into --out, beside the GGUF files and the model it made. With
---long, one prompt of so many tokens once through each engine in bf16, each ended when it holds more than
---memory-gib: long.json and long.md."""
+Writes results.json, results.md and results.svg to --out, beside the GGUF files and the model that it makes.
+With --long, it runs one prompt of that many tokens once through each engine in bf16, kills an engine with
+more than --memory-gib, and writes long.json and long.md.
+"""
 
 import argparse
 import json
@@ -35,9 +35,9 @@ from engines import (
     Setting,
     Workload,
     export_gguf,
-    forget_others,
     make_model,
     measure,
+    remove_stale_files,
 )
 from long import KIND, measure_long
 from long import markdown as long_markdown
@@ -55,7 +55,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = arguments.model or make_model(arguments.preset, arguments.out / "model")
-    forget_others(model, arguments.out)
+    remove_stale_files(model, arguments.out)
     kinds = [KIND] if arguments.long else arguments.types
     files = {
         kind: export_gguf(model, arguments.out / f"{kind}.gguf", kind)
@@ -66,8 +66,8 @@ def main() -> int:
     engines, left_out = _usable(setting, arguments.engines)
     result = {
         "machine": machine(arguments.threads), "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(sys.argv), "model": str(model),
-        "engines": engines, "left_out": left_out,
+        "command": " ".join(sys.argv),
+        "model": str(model), "engines": engines, "left_out": left_out,
     }  # fmt: skip
     if arguments.long:
         rows = measure_long(setting, list(engines), arguments.long, round(arguments.memory_gib * 2**30))
@@ -87,7 +87,7 @@ def main() -> int:
 def _compared(
     setting: Setting, engines: dict[str, object], arguments: argparse.Namespace
 ) -> dict[str, object]:
-    """All engines on all workloads, in turns."""
+    """All engines on all workloads, by turns."""
     workloads = {name: workload.scaled(arguments.scale) for name, workload in WORKLOADS.items()}
     rows = _rounds(setting, engines, workloads, arguments.types, arguments.rounds)
     return {"rounds": arguments.rounds, "results": aggregate(rows, workloads)}
@@ -106,36 +106,40 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
-    parser.add_argument("--scale", type=float, default=1.0, help="of all lengths; 0.1 for a try")
+    parser.add_argument("--scale", type=float, default=1.0, help="scale of all lengths; 0.1 for a quick try")
     parser.add_argument(
         "--long",
         nargs="?",
         type=int,
         const=32768,
         metavar="TOKENS",
-        help="one prompt of so many tokens (32768) instead",
+        help="one prompt of TOKENS (32768) in place of the workloads",
     )
     parser.add_argument(
-        "--memory-gib", type=float, default=18.0, metavar="G", help="with --long, what each process may hold"
+        "--memory-gib",
+        type=float,
+        default=18.0,
+        metavar="G",
+        help="with --long, the memory limit of each process",
     )
     parser.add_argument("--llama-python", default=sys.executable, help="the Python that has llama_cpp")
     parser.add_argument(
         "--ours",
         nargs="+",
         default=[sys.executable, "-m", "nanohybrid"],
-        help="our command, another version's for instance",
+        help="the command of nanohybrid, for example of another version",
     )
     arguments = parser.parse_args()
     if arguments.long is not None and (arguments.long < 1 or not arguments.memory_gib > 0):
         parser.error(
-            f"a prompt of {arguments.long} tokens within {arguments.memory_gib:g} GiB: both must be more "
-            f"than nothing"
+            f"--long is {arguments.long} tokens and --memory-gib is {arguments.memory_gib:g}: "
+            "both must be more than 0"
         )
     return arguments
 
 
 def _usable(setting: Setting, names: list[str]) -> tuple[dict[str, object], dict[str, str]]:
-    """Versions of the engines that are here and compute the same; and why the others are left out."""
+    """Versions of the engines that are installed and correct, and why the others are left out."""
     engines: dict[str, object] = {}
     left_out: dict[str, str] = {}
     for name in names:
@@ -172,7 +176,7 @@ def _rounds(
 
 
 def machine(threads: int) -> dict[str, object]:
-    """What the figures were measured on."""
+    """The machine of the measurements."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Medians over the rounds, the table and the picture."""
+"""Medians over the rounds, the table and the plot."""
 
 import statistics
 from pathlib import Path
@@ -10,9 +10,7 @@ PEER_TYPES = {"int8": "int8 / q8_0", "int4": "int4 / q4_0"}
 
 
 def aggregate(rows: list[Measured], workloads: dict[str, Workload]) -> list[dict[str, Any]]:
-    """For each figure of each workload, type and engine: the median of the rounds' medians, the least and the
-    most of all.
-    """
+    """For each metric, workload, format and engine: the median of the rounds' medians, and the extremes."""
     result = []
     for name, workload in workloads.items():
         for figure, title in _figures(name, workload):
@@ -24,24 +22,23 @@ def aggregate(rows: list[Measured], workloads: dict[str, Workload]) -> list[dict
                 spreads: list[Any] = [row.values[figure] for row in group]
                 result.append(
                     {
-                        "measure": title, "type": kind, "engine": engine,
+                        "measure": title, "type": kind, "engine": engine, "limit": _limit(group, figure),
                         "median": statistics.median(s["median"] for s in spreads),
                         "min": min(s["min"] for s in spreads), "max": max(s["max"] for s in spreads),
-                        "limit": _limit(group, figure),
-                        "peak_memory_bytes": max(int(row.values["peak_memory_bytes"]) for row in group),  # type: ignore[call-overload]  # noqa: E501
+                        "peak_memory_bytes": max(int(row.values["peak_memory_bytes"]) for row in group),  # type: ignore[call-overload]
                     }
                 )  # fmt: skip
     return result
 
 
 def _figures(name: str, workload: Workload) -> list[tuple[str, str]]:
-    """Which of the two speeds of a workload are reported, and as what: those that its name speaks of."""
+    """The reported speeds of a workload with their titles: those that its name mentions."""
     titles = {SPEEDS[0]: f"prefill {workload.prompt_tokens:,}", SPEEDS[1]: f"decode, batch {workload.batch}"}
     return [(figure, title) for figure, title in titles.items() if figure.split("_")[0] in name]
 
 
 def _limit(group: list[Measured], figure: str) -> float | None:
-    """What the machine allows, where the engine measured it in the same run: ours does."""
+    """The machine's limit, where the engine measured it in the same run, as ours does."""
     fraction = {SPEEDS[0]: "prefill_matmul_fraction", SPEEDS[1]: "decode_bandwidth_fraction"}[figure]
     limits = [
         row.values[figure]["median"] / row.values[fraction] for row in group if row.values.get(fraction)
@@ -50,7 +47,7 @@ def _limit(group: list[Measured], figure: str) -> float | None:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """A table with a row a measure and type and a column an engine, and what it was measured on."""
+    """A table with a row for each metric and format and a column for each engine, and the machine."""
     engines = list(result["engines"])
     lines = [
         f"| tokens per second | {' | '.join(['type', *engines, 'ahead of the next'])} |",
@@ -65,10 +62,10 @@ def markdown(result: dict[str, Any]) -> str:
     machine = result["machine"]
     lines += [
         "",
-        f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {result['date']}, "
-        f"{result['rounds']} rounds",
+        f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {result['date']},"
+        f" {result['rounds']} rounds",
     ]
-    lines += [f"- {name}: {_spelled(versions)}" for name, versions in result["engines"].items()]
+    lines += [f"- {name}: {_as_text(versions)}" for name, versions in result["engines"].items()]
     lines += [f"- {name} is left out: {reason}" for name, reason in result["left_out"].items()]
     return "\n".join([*lines, "", f"`{result['command']}`", ""])
 
@@ -81,13 +78,13 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 
 def _lead(row: list[dict[str, Any] | None]) -> str:
-    """By how much the first engine leads the best of the others."""
+    """The first engine's speed relative to the best of the others."""
     first, *others = row
     rivals = [other["median"] for other in others if other is not None]
     return f"{first['median'] / max(rivals):.2f}x" if first is not None and rivals else ""
 
 
-def _spelled(versions: Any) -> str:
+def _as_text(versions: Any) -> str:
     return (
         ", ".join(f"{key} {value}" for key, value in versions.items())
         if isinstance(versions, dict)
@@ -96,9 +93,7 @@ def _spelled(versions: Any) -> str:
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
-    """A panel a measure: bars with their spread for each type and engine, and the machine's limit as a
-    line.
-    """
+    """A panel for each metric: bars with their spread, and the machine's limit as a line."""
     from matplotlib.figure import Figure
 
     from nanohybrid.stages.plots import COLORS, style

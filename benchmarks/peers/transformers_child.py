@@ -9,13 +9,13 @@ import time
 import numpy as np
 import torch
 import transformers
-from child import CHECK_TOKENS, arguments, figures, prompts, turns
+from child import CHECK_TOKENS, arguments, figures, prompt_lengths, prompts
 
 VERSIONS = {"transformers": transformers.__version__, "torch": torch.__version__}
 
 
 class Clock(transformers.LogitsProcessor):
-    """Notes when each step's logits are there."""
+    """Records the time at which each step's logits are ready."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -32,7 +32,7 @@ def opened(path: str) -> torch.nn.Module:
             module.time_step_limit = (
                 0.0,
                 float("inf"),
-            )  # 5.23 clamps in prefill whatever the configuration says
+            )  # transformers 5.23 clamps in prefill regardless of the configuration
     return model
 
 
@@ -49,17 +49,17 @@ def main() -> None:
         print(json.dumps({"versions": VERSIONS}))
         return
     ids = torch.tensor(prompts(model.config.vocab_size, given.batch, given.prompt_tokens))
-    steps = given.new_tokens + 1  # the first comes out of the prompt
+    steps = given.new_tokens + 1  # the first token comes from the prompt
     prefill, decode = [], []
-    for repetition, length in enumerate(turns(given)):
+    for repetition, length in enumerate(prompt_lengths(given)):
         clock, read = Clock(), ids[:, :length]
         begin = time.perf_counter()
         model.generate(
             read, attention_mask=torch.ones_like(read), do_sample=False, min_new_tokens=steps,
-            max_new_tokens=steps, eos_token_id=None,
-            pad_token_id=0, logits_processor=transformers.LogitsProcessorList([clock]),
+            max_new_tokens=steps, eos_token_id=None, pad_token_id=0,
+            logits_processor=transformers.LogitsProcessorList([clock]),
         )  # fmt: skip
-        if repetition:  # the first one warms up
+        if repetition:  # the first one is the warm-up
             prefill.append(given.batch * given.prompt_tokens / (clock.times[0] - begin))
             decode.append(given.batch * given.new_tokens / (clock.times[-1] - clock.times[0]))
     print(json.dumps(figures(prefill, decode, VERSIONS)))

@@ -62,7 +62,7 @@ def measure(llm: LLM, job: Job, advance: Callable[[], object] = lambda: None) ->
     """The figures of `nanohybrid bench generate`, as JSON values.
 
     advance: called after each of the job.repeats + 1 runs. The first run warms up. It reads only the first
-        PAGE tokens of prompts longer than WARM_TOKENS, since a full prompt would take as long as a measured run.
+        PAGE tokens of prompts longer than WARM_TOKENS, since a full prompt takes as long as a measured run.
 
     Raises InputError for an impossible job (`Job.check`).
     """

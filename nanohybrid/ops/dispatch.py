@@ -1,5 +1,4 @@
-"""Which form of an op runs: the fastest one for the tensors' device, or the one that NANOHYBRID_KERNELS
-forces.
+"""Which form of an op runs: the fastest for the tensors' device, or the one of NANOHYBRID_KERNELS.
 
     reference   the equation                        any device
     torch       plain torch; every op has it        any device
@@ -46,18 +45,14 @@ class Kernel:
 
     @cached_property
     def opaque(self) -> Function:
-        """The function for torch.compile, which calls it without tracing it and compiles the code around
-        it.
-        """
+        """The function for torch.compile, which calls it without tracing and compiles the code around it."""
         import torch
 
         found: Function = torch.compiler.disable(self.function)
         return found
 
     def supports(self, tensors: tuple[Tensor | None, ...]) -> bool:
-        """Whether the kernel can run on these tensors: none is float64, and no gradient is needed that it
-        lacks.
-        """
+        """Whether the kernel can run on these tensors: not float64, and no gradient that it lacks."""
         import torch
 
         given = [tensor for tensor in tensors if tensor is not None]
@@ -108,8 +103,9 @@ def choose(
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on a CPU. Triton reads the variable when a kernel
-    is defined.
+    """Whether Triton kernels run in Triton's interpreter, on a CPU.
+
+    Triton reads the variable when a kernel is defined.
     """
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 

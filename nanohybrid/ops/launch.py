@@ -21,8 +21,7 @@ def cdiv(n: int, size: int) -> int:
 
 
 def dot_dtype(dtype: torch.dtype) -> tl.dtype:
-    """The dtype of the operands of tl.dot for data in `dtype`: the same, but fp32 for bf16 in Triton's
-    interpreter.
+    """The dtype of the operands of tl.dot for data in `dtype`: the same, or fp32 for bf16 in the interpreter.
 
     The interpreter multiplies bf16 wrongly (errors of 1e11 in Triton 3.6).
     """

@@ -1,5 +1,4 @@
-"""The layout of a ragged batch: tokens of several sequences end to end, and where the cache of each sequence
-lies.
+"""The layout of a ragged batch: tokens of several sequences end to end, and where their caches are.
 
 It is what vLLM calls attention metadata. Training has a layout without a cache; prefill, chunked prefill and
 decode have layouts with slots and pages. A layout is built once per step on the host from plain integers.
@@ -160,9 +159,7 @@ class Layout:
 
     @cached_property
     def contiguous_slots(self) -> slice | None:
-        """The slots as a slice where they are consecutive, so that states can be used in place without a
-        copy; else None.
-        """
+        """The slots as a slice where they are consecutive, so that states can be used in place; else None."""
         if not self.slots or any(slot != self.slots[0] + i for i, slot in enumerate(self.slots)):
             return None
         return slice(self.slots[0], self.slots[0] + len(self.slots))
@@ -185,8 +182,9 @@ class Layout:
         return found
 
     def on_device(self, device: torch.device, tables: dict[str, Tensor]) -> Layout:
-        """This layout with the given index tensors instead of derived ones. CUDA graphs are recorded and
-        replayed over their contents.
+        """This layout with the given index tensors instead of derived ones.
+
+        CUDA graphs are recorded and replayed over their contents.
         """
         self._tensors.update({(name, device): table for name, table in tables.items()})
         return self
@@ -210,7 +208,7 @@ class Layout:
         return self.tensor("fresh", device, lambda: np.asarray(self.positions) == 0)
 
     def plan(self, chunk: int | None) -> Plan:
-        """Cut the sequences at multiples of `chunk` of their absolute position (None: not at all) into padded
+        """Cut the sequences at multiples of `chunk` of their position (None: not at all) into padded
         blocks.
         """
         if chunk not in self._plans:
@@ -254,7 +252,7 @@ class Plan:
     def _indices(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._device:
             arrays = (self.order, self.padding, self.inverse)
-            self._device[device] = tuple(torch.from_numpy(array).to(device) for array in arrays)  # type: ignore[assignment]  # noqa: E501
+            self._device[device] = tuple(torch.from_numpy(array).to(device) for array in arrays)  # type: ignore[assignment]
         return self._device[device]
 
     def split(self, x: Tensor) -> list[Tensor]:

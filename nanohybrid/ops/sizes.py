@@ -1,5 +1,6 @@
-"""The two sizes that ops, caches and schedules must agree on. No torch here, so that policies without torch
-can read them.
+"""The two sizes that ops, caches and schedules must agree on.
+
+No torch here, so that policies without torch can read them.
 """
 
 CHUNK = (

@@ -22,7 +22,7 @@ from nanohybrid.serve.service import Service
 from nanohybrid.serve.sse import ClientDisconnected
 from nanohybrid.version import VERSION
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # noqa: E501  # noqa: E501
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # noqa: E501
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "a field is wrong, too large, or contradicts another: `error.param` names it"},

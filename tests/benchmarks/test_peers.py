@@ -1,4 +1,4 @@
-"""The comparison with peers: what is summed up is what was measured, and unequal weights end the run."""
+"""The comparison with peers: aggregation, the check of weights, and whole runs with a mock engine."""
 
 import json
 import sys
@@ -21,15 +21,15 @@ speed = {"bf16": 1, "int8": 2, "int4": 4}[flags["--dtype"]] * int(flags["--batch
 print(json.dumps({
     "prefill_tokens_per_second": {"median": 100.0 * speed, "min": 90.0 * speed, "max": 110.0 * speed},
     "decode_tokens_per_second": {"median": 10.0 * speed, "min": 9.0 * speed, "max": 12.0 * speed},
-    "stream_gb_per_second": 30.0, "matmul_gflops": 400.0, "decode_bandwidth_fraction": 0.5, "prefill_matmul_fraction": 0.8,  # noqa: E501
-    "peak_memory_bytes": 10**9,
+    "stream_gb_per_second": 30.0, "matmul_gflops": 400.0, "peak_memory_bytes": 10**9,
+    "decode_bandwidth_fraction": 0.5, "prefill_matmul_fraction": 0.8,
 }))
 """
 
 
 @pytest.fixture
 def peers(monkeypatch):
-    """The scripts' own modules."""
+    """The modules of the scripts."""
     monkeypatch.syspath_prepend(str(HERE))
     import engines
     import summary
@@ -44,7 +44,7 @@ def measured(engines, median, low, high, engine="nanohybrid", kind="bf16", **mor
     return engines.Measured(engine, kind, "decode batch 16", {**speeds, "peak_memory_bytes": 7, **more})
 
 
-def test_a_figure_is_the_median_of_rounds_and_the_farthest_of_all(peers):
+def test_aggregate_takes_the_median_over_rounds_and_the_extremes_of_all(peers):
     engines, summary = peers
     rows = [
         measured(engines, *values, decode_bandwidth_fraction=0.5)
@@ -56,7 +56,7 @@ def test_a_figure_is_the_median_of_rounds_and_the_farthest_of_all(peers):
     assert row["limit"] == 24  # the median of 20, 40 and 24
 
 
-def test_the_lead_is_over_the_best_of_the_others(peers):
+def test_markdown_gives_the_lead_over_the_best_peer(peers):
     engines, summary = peers
     rows = [
         measured(engines, speed, speed, speed, engine)
@@ -64,7 +64,8 @@ def test_the_lead_is_over_the_best_of_the_others(peers):
     ]
     results = summary.aggregate(rows, {"decode batch 16": engines.Workload(64, 32, 16)})
     result = {
-        "engines": {"nanohybrid": "1", "llama.cpp": {"version": "2"}, "transformers": {}}, "left_out": {}, "results": results,  # noqa: E501
+        "engines": {"nanohybrid": "1", "llama.cpp": {"version": "2"}, "transformers": {}},
+        "left_out": {}, "results": results,
         "machine": {"cpu": "x", "threads": 2, "cores": 2}, "date": "today", "rounds": 1, "command": "run",
     }  # fmt: skip
     table = summary.markdown(result)
@@ -75,7 +76,7 @@ def test_the_lead_is_over_the_best_of_the_others(peers):
 
 
 @pytest.mark.parametrize(("error", "refused"), [(0.01, False), (0.5, True), (float("nan"), True)])
-def test_an_engine_of_other_weights_is_refused(peers, tmp_path, monkeypatch, error, refused):
+def test_engine_check_refuses_logits_of_other_weights(peers, tmp_path, monkeypatch, error, refused):
     engines, _ = peers
     ours = np.linspace(-2, 2, 100, dtype=np.float32)
     np.save(tmp_path / "ours.npy", ours)
@@ -96,22 +97,22 @@ def test_an_engine_of_other_weights_is_refused(peers, tmp_path, monkeypatch, err
         }
 
 
-def test_files_of_another_model_are_not_taken_for_this_ones(peers, tmp_path):
+def test_remove_stale_files_removes_those_of_another_model_only(peers, tmp_path):
     engines, _ = peers
     for name in ("first", "second", "out"):
         (tmp_path / name).mkdir()
     for name in ("first", "second"):
         (tmp_path / name / "config.json").write_text("{}")
-    kept = tmp_path / "out" / "bf16.gguf"
-    engines.forget_others(tmp_path / "first", tmp_path / "out")
-    kept.write_text("of the first")
-    engines.forget_others(tmp_path / "first", tmp_path / "out")
-    assert kept.exists()
-    engines.forget_others(tmp_path / "second", tmp_path / "out")
-    assert not kept.exists()
+    file = tmp_path / "out" / "bf16.gguf"
+    engines.remove_stale_files(tmp_path / "first", tmp_path / "out")
+    file.write_text("of the first")
+    engines.remove_stale_files(tmp_path / "first", tmp_path / "out")
+    assert file.exists()
+    engines.remove_stale_files(tmp_path / "second", tmp_path / "out")
+    assert not file.exists()
 
 
-def test_a_whole_run_writes_figures_table_and_picture(peers, tmp_path, monkeypatch):
+def test_peers_run_writes_results_table_and_plot(peers, tmp_path, monkeypatch):
     import run
 
     (tmp_path / "ours.py").write_text(STAND_IN)
@@ -142,7 +143,8 @@ def test_a_whole_run_writes_figures_table_and_picture(peers, tmp_path, monkeypat
     assert "No module named 'llama_cpp'" in result["left_out"]["llama.cpp"]
     found = {row["measure"]: (row["type"], row["median"]) for row in result["results"]}
     assert found == {
-        "prefill 51": ("int8", 200), "decode, batch 1": ("int8", 20), "prefill 205": ("int8", 200), "decode, batch 16": ("int8", 320),  # noqa: E501
+        "prefill 51": ("int8", 200), "decode, batch 1": ("int8", 20), "prefill 205": ("int8", 200),
+        "decode, batch 16": ("int8", 320),
     }  # fmt: skip
     assert "llama.cpp is left out" in (tmp_path / "out" / "results.md").read_text()
     assert (tmp_path / "out" / "results.svg").read_text().startswith("<?xml")
@@ -155,12 +157,12 @@ CHILDREN = {
         "out of memory at 0.125 GiB",
     ),
     "killed": ("import os; os.kill(os.getpid(), 9)", "ended by signal 9"),
-    "refused": ("import sys; sys.exit('RuntimeError: no room')", "RuntimeError: no room"),
+    "refused": ("import sys; sys.exit('RuntimeError: no memory')", "RuntimeError: no memory"),
 }
 
 
 @pytest.mark.parametrize("name", CHILDREN)
-def test_an_engine_that_ends_early_says_where(peers, name):
+def test_long_run_reports_why_an_engine_failed(peers, name):
     import long
 
     program, reason = CHILDREN[name]
@@ -169,7 +171,7 @@ def test_an_engine_that_ends_early_says_where(peers, name):
     assert name != "hungry" or found["peak_memory_bytes"] > 2**27
 
 
-def test_one_long_prompt_is_a_row_an_engine(peers, tmp_path, monkeypatch):
+def test_long_run_has_a_row_for_each_engine(peers, tmp_path, monkeypatch):
     import run
 
     (tmp_path / "ours.py").write_text(STAND_IN)
@@ -202,10 +204,10 @@ def test_one_long_prompt_is_a_row_an_engine(peers, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flags", [["--long", "0"], ["--long", "--memory-gib", "0"]])
-def test_a_long_prompt_of_nothing_is_refused(peers, monkeypatch, capsys, flags):
+def test_long_run_refuses_a_prompt_of_no_tokens(peers, monkeypatch, capsys, flags):
     import run
 
     monkeypatch.setattr(sys, "argv", ["run.py", "--out", "nowhere", *flags])
     with pytest.raises(SystemExit, match="2"):
         run.main()
-    assert "both must be more than nothing" in capsys.readouterr().err
+    assert "both must be more than 0" in capsys.readouterr().err

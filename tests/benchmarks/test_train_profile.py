@@ -1,4 +1,4 @@
-"""The training step's profile: every event is in one part, and the parts are those of the step."""
+"""The profile of a training step: every event is in one part, and every part has a roofline."""
 
 import sys
 from pathlib import Path
@@ -29,16 +29,16 @@ def profiles(monkeypatch):
         (["aten::embedding"], "rest"),
     ],
 )
-def test_an_event_belongs_to_what_called_it(profiles, names, part):
+def test_group_assigns_an_event_to_the_part_of_its_caller(profiles, names, part):
     assert profiles.group(names) == part
 
 
-def test_a_step_of_products_has_a_floor_for_every_part(profiles):
+def test_rooflines_cover_every_part_of_a_step(profiles):
     import nanohybrid
     from nanohybrid.model import HybridLM
 
     model = HybridLM(nanohybrid.preset("tiny"), seed=0)
-    floors = profiles.floors(model, [100, 28], stream=1e9, product=1e9)
-    assert set(floors) == {*profiles.WHOLE, *profiles.NEAREST, profiles.REST}
-    products = floors["projections"] + floors["loss and head"]
+    rooflines = profiles.rooflines(model, [100, 28], stream=1e9, product=1e9)
+    assert set(rooflines) == {*profiles.WHOLE, *profiles.NEAREST, profiles.REST}
+    products = rooflines["projections"] + rooflines["loss and head"]
     assert products == pytest.approx(1e3 * profiles.product_flops(model, 128) / 1e9)

@@ -38,9 +38,9 @@ def test_gpu_benchmark_resumes_after_a_complete_part(tmp_path):
 
 
 def test_gpu_benchmark_stops_and_reports_a_part_that_takes_too_long(tmp_path):
-    done = call(tmp_path, "--only", "headline", "--limit", "0.3")
+    done = call(tmp_path, "--only", "compare", "--limit", "0.3")
     assert done.returncode == 1 and "stopped after 0 s" in done.stderr
-    found = json.loads((tmp_path / "headline.json").read_text())
+    found = json.loads((tmp_path / "compare.json").read_text())
     assert not found["complete"] and "Not complete" in (tmp_path / "results.md").read_text()
 
 
@@ -54,6 +54,6 @@ def test_gpu_benchmark_runs_all_parts(tmp_path):
     done = call(tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
     assert done.returncode == 0, done.stderr
-    assert set(found) == {"device", "check", "kernels", "decode", "prefill", "train", "headline"}
+    assert set(found) == {"device", "check", "kernels", "decode", "prefill", "train", "compare"}
     assert all(part["complete"] and part["rows"] for part in found.values())
     assert all(row["passed"] for row in found["check"]["rows"]) and len(found["check"]["rows"]) > 20

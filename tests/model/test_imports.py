@@ -18,7 +18,8 @@ for dtype in (torch.float32, torch.bfloat16):
     assert load(sys.argv[1], dtype).dtype == dtype
     llm = LLM(sys.argv[1], dtype)
     assert len(llm.generate(["hi"], SamplingParams(max_tokens=1, ignore_eos=True))[0].token_ids) == 1
-print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "matplotlib", "transformers", "pandas") if name in sys.modules])
+slow = ("torch._dynamo", "torch._inductor", "sympy", "matplotlib", "transformers", "pandas")
+print([name for name in slow if name in sys.modules])
 """
 
 

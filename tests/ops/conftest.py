@@ -1,4 +1,6 @@
-"""The table of awkward ragged layouts that every op is tried on, and the comparison of a fast form with its reference."""
+"""Awkward ragged layouts on which every op is tested, and the comparison of a fast form with its
+reference.
+"""
 
 import sys
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from nanohybrid.ops.layout import Layout
 
-sys.path.insert(0, str(Path(__file__).parent))  # for scan_inputs.py
+sys.path.insert(0, str(Path(__file__).parent))  # where scan_inputs.py is
 
 LAYOUTS = {
     "one token": Layout.packed([1]),
@@ -19,11 +21,18 @@ LAYOUTS = {
     "longer than two chunks": Layout.packed([63, 300]),
     "equal lengths": Layout.equal(3, 20),
     "prefill": Layout.contiguous([3, 130], [0, 0], [1, 0], 256, 32),
-    "continuation across a border": Layout.with_cache([5, 130, 3], [125, 200, 2], [3, 0, 2], [range(5), [30, 12, *range(14, 23)], [9]], 32),  # noqa: E501
-    "decode": Layout.with_cache([1, 1, 1], [5, 127, 128], [0, 1, 2], [range(10), range(10, 20), range(20, 30)], 16),  # noqa: E501
-    "decode, scattered": Layout.with_cache([1, 1, 1, 1], [6, 0, 31, 40], [2, 0, 3, 1], [[7], [1], [4, 2], [9, 3, 8]], 16),  # noqa: E501
+    "continuation across a border": Layout.with_cache(
+        [5, 130, 3], [125, 200, 2], [3, 0, 2], [range(5), [30, 12, *range(14, 23)], [9]], 32
+    ),
+    "decode": Layout.with_cache(
+        [1, 1, 1], [5, 127, 128], [0, 1, 2], [range(10), range(10, 20), range(20, 30)], 16
+    ),
+    "decode, scattered": Layout.with_cache(
+        [1, 1, 1, 1], [6, 0, 31, 40], [2, 0, 3, 1], [[7], [1], [4, 2], [9, 3, 8]], 16
+    ),
     "mixed": Layout.with_cache(
-        [17, 1, 40, 1, 2], [0, 77, 100, 0, 31], [4, 0, 2, 6, 1], [[0, 5], range(10, 15), range(20, 30), [1], [3, 2, 9]], 16,  # noqa: E501
+        [17, 1, 40, 1, 2], [0, 77, 100, 0, 31], [4, 0, 2, 6, 1],
+        [[0, 5], range(10, 15), range(20, 30), [1], [3, 2, 9]], 16,
     ),
 }  # fmt: skip
 
@@ -39,7 +48,7 @@ Op = Callable[..., "Tensor | tuple[Tensor, ...]"]
 def results(
     op: Op, tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Outputs of `op`, and the gradient of every input by its name, under fixed random weights on the outputs."""
+    """Outputs of `op`, and the gradient of every input by name, under fixed random weights on the outputs."""
     inputs = {name: tensor.to(device, dtype).detach().requires_grad_() for name, tensor in tensors.items()}
     outputs = op(**inputs)
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
@@ -59,7 +68,9 @@ def results(
 
 @pytest.fixture
 def agree() -> Callable[..., None]:
-    """agree(fast, reference, tensors, dtype, tolerance): equal outputs and gradients, relative to the largest entry of each."""
+    """agree(fast, reference, tensors, dtype, tolerance): outputs and gradients are equal, relative to the
+    largest entry of each.
+    """
 
     def check(
         fast: Op,
@@ -69,11 +80,11 @@ def agree() -> Callable[..., None]:
         tolerance: float,
         device: torch.device | str = "cpu",
     ) -> None:
-        truth = results(reference, tensors, torch.float64)
+        expected = results(reference, tensors, torch.float64)
         for name, value in results(fast, tensors, dtype, device).items():
             assert value.isfinite().all(), name
-            difference = (value.double() - truth[name]).abs().max()
-            assert difference <= tolerance * truth[name].abs().max().clamp(min=0.1), (
+            difference = (value.double() - expected[name]).abs().max()
+            assert difference <= tolerance * expected[name].abs().max().clamp(min=0.1), (
                 f"{name}: {difference:.3g}"
             )
 
@@ -82,18 +93,22 @@ def agree() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def chip() -> torch.device:
-    """Where Triton kernels run: on a CUDA device, or without one on the CPU, in Triton's interpreter (tests/conftest.py)."""
+    """Where Triton kernels run: a CUDA device, or without one the CPU, in Triton's interpreter
+    (tests/conftest.py).
+    """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture
 def close() -> Callable[..., None]:
-    """close(found, truth, tolerance): the norm of the difference relative to that of the truth; no NaN passes."""
+    """close(found, expected, tolerance): the norm of the difference relative to that of `expected`. NaN
+    fails.
+    """
 
-    def check(found: Tensor, truth: Tensor, tolerance: float) -> None:
-        truth = truth.double().cpu()
-        assert found.shape == truth.shape
-        error = float((found.double().cpu() - truth).norm() / truth.norm().clamp(min=1e-30))
+    def check(found: Tensor, expected: Tensor, tolerance: float) -> None:
+        expected = expected.double().cpu()
+        assert found.shape == expected.shape
+        error = float((found.double().cpu() - expected).norm() / expected.norm().clamp(min=1e-30))
         assert error <= tolerance, f"relative error {error:.3g}"
 
     return check

@@ -4,7 +4,8 @@ each.
 Triton's interpreter accepts code that its compiler rejects (types that change in a loop, shapes that are not
 powers of two), so both are tested where there is no GPU. The launches are real, at the 9B's shapes. A mock
 driver that only names the target takes the place of CUDA's, and kernels are compiled where they would run.
-Their results are not checked."""
+Their results are not checked.
+"""
 
 import json
 import re
@@ -96,9 +97,8 @@ def launch() -> None:
     layout = Layout.packed([60, 140])
     f32 = torch.float32
     inputs = SSDInputs(
-        leaf(T, H, P), leaf(T, H, dtype=f32), leaf(H, dtype=f32), leaf(T, G, N), leaf(T, G, N),
-        leaf(H, dtype=f32),
-        leaf(2, H, P, N, dtype=f32),
+        leaf(T, H, P), leaf(T, H, dtype=f32), leaf(H, dtype=f32), leaf(T, G, N), leaf(T, G, N), leaf(H,
+        dtype=f32), leaf(2, H, P, N, dtype=f32),
     )  # fmt: skip
     y, final = ssd_scan.ssd_scan(inputs, layout)
     (y.sum() + final.sum()).backward()

@@ -34,8 +34,8 @@ def test_attention_equals_its_equation_in_float64(layout, heads):
     cache = pools(layout, K, P)
     copies = [None if cache is None else PagedCache(cache.key.clone(), cache.value.clone()) for _ in range(2)]
     fast = torch_form.attention(**tensors, layout=layout, cache=copies[0])
-    truth = reference.attention(**tensors, layout=layout, cache=copies[1])
-    torch.testing.assert_close(fast, truth, atol=1e-10, rtol=1e-10)
+    expected = reference.attention(**tensors, layout=layout, cache=copies[1])
+    torch.testing.assert_close(fast, expected, atol=1e-10, rtol=1e-10)
     if cache is not None:
         assert torch.equal(copies[0].key, copies[1].key) and torch.equal(copies[0].value, copies[1].value)
 
@@ -46,8 +46,10 @@ def test_attention_equals_its_equation_in_float64(layout, heads):
 @pytest.mark.parametrize("lengths", [[1], [1, 2, 3, 5, 17], [127, 128, 129], [63, 300]], ids=str)
 def test_attention_has_the_gradients_of_its_equation(lengths, dtype, tolerance, agree):
     layout = Layout.packed(lengths)
-    fast, truth = (functools.partial(op, layout=layout) for op in (torch_form.attention, reference.attention))
-    agree(fast, truth, inputs(layout, *HEADS[0]), dtype, tolerance)
+    fast, expected = (
+        functools.partial(op, layout=layout) for op in (torch_form.attention, reference.attention)
+    )
+    agree(fast, expected, inputs(layout, *HEADS[0]), dtype, tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -57,11 +59,13 @@ def test_attention_over_pages_equals_its_equation_in_fp32_and_bf16(layout, dtype
     cache = pools(layout, K, P, dtype)
     wide = None if cache is None else PagedCache(cache.key.double(), cache.value.double())
     fast = torch_form.attention(**tensors, layout=layout, cache=cache)
-    truth = reference.attention(
+    expected = reference.attention(
         **{name: t.double() for name, t in tensors.items()}, layout=layout, cache=wide
     )
     assert fast.dtype == dtype
-    torch.testing.assert_close(fast.double(), truth, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-5)
+    torch.testing.assert_close(
+        fast.double(), expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])

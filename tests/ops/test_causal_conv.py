@@ -24,26 +24,26 @@ def inputs(layout: Layout, C: int = 6, W: int = 4, state: bool = True) -> dict[s
 @pytest.mark.parametrize("state", [False, True], ids=["from zeros", "from a state"])
 @pytest.mark.parametrize("W", [2, 3, 4])
 def test_causal_conv_equals_its_equation_in_float64(layout, W, state, agree):
-    fast, truth = (
+    fast, expected = (
         functools.partial(op, layout=layout) for op in (torch_form.causal_conv, reference.causal_conv)
     )
-    agree(fast, truth, inputs(layout, W=W, state=state), torch.float64, 1e-12)
+    agree(fast, expected, inputs(layout, W=W, state=state), torch.float64, 1e-12)
 
 
 def test_causal_conv_equals_its_equation_in_fp32(layout, agree):
-    fast, truth = (
+    fast, expected = (
         functools.partial(op, layout=layout) for op in (torch_form.causal_conv, reference.causal_conv)
     )
-    agree(fast, truth, inputs(layout), torch.float32, 1e-5)
+    agree(fast, expected, inputs(layout), torch.float32, 1e-5)
 
 
 def test_causal_conv_takes_bf16_sums_in_fp32_and_returns_its_state_in_bf16(layout):
     tensors = inputs(layout)
     tensors["x_TC"], tensors["initial_SWC"] = tensors["x_TC"].bfloat16(), tensors["initial_SWC"].bfloat16()
     y, state = torch_form.causal_conv(**tensors, layout=layout)
-    truth, exact_state = reference.causal_conv(**tensors, layout=layout)
+    expected, exact_state = reference.causal_conv(**tensors, layout=layout)
     assert y.dtype == torch.float32 and state.dtype == torch.bfloat16
-    torch.testing.assert_close(y, truth)
+    torch.testing.assert_close(y, expected)
     assert torch.equal(state, exact_state)
 
 

@@ -20,7 +20,8 @@ from nanohybrid.ops.numba import threads
 
 threads.num_threads = lambda _: 1
 torch.manual_seed(0)
-y, z, weight, logits = torch.randn(9, WIDTH), torch.randn(9, WIDTH), torch.randn(WIDTH), torch.randn(9, VOCABULARY)
+y, z, weight = torch.randn(9, WIDTH), torch.randn(9, WIDTH), torch.randn(WIDTH)
+logits = torch.randn(9, VOCABULARY)
 
 def norm():
     leaves = [one.clone().requires_grad_() for one in (y, z, weight)]

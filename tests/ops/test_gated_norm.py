@@ -19,19 +19,19 @@ def inputs(T: int, D: int) -> dict[str, torch.Tensor]:
 )
 @pytest.mark.parametrize("T, D, groups", [(1, 12, 1), (5, 12, 3), (17, 160, 8), (3, 60, 60)])
 def test_gated_norm_equals_its_equation(T, D, groups, dtype, tolerance, agree):
-    fast, truth = (
+    fast, expected = (
         functools.partial(op, groups=groups, eps=1e-5) for op in (torch_form.gated_norm, reference.gated_norm)
     )
-    agree(fast, truth, inputs(T, D), dtype, tolerance)
+    agree(fast, expected, inputs(T, D), dtype, tolerance)
 
 
 def test_gated_norm_casts_once_to_the_dtype_of_the_gate():
     tensors = inputs(5, 12)
     tensors["z_TD"] = tensors["z_TD"].bfloat16()
     out = torch_form.gated_norm(**tensors, groups=3, eps=1e-5)
-    truth = reference.gated_norm(**{name: t.double() for name, t in tensors.items()}, groups=3, eps=1e-5)
+    expected = reference.gated_norm(**{name: t.double() for name, t in tensors.items()}, groups=3, eps=1e-5)
     assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.double(), truth, atol=1e-6, rtol=2**-8)
+    torch.testing.assert_close(out.double(), expected, atol=1e-6, rtol=2**-8)
 
 
 def test_gated_norm_passes_gradcheck():

@@ -109,11 +109,11 @@ def test_triton_residual_norm_has_the_gradient_of_the_norm_alone_when_the_stream
         torch.randn(*shape, device=chip, requires_grad=True) for shape in ((4, 10), (4, 10), (10,))
     )
     residual_triton.residual_norm(h, update, weight, 1e-5)[1].square().sum().backward()
-    truth = h.detach().double().requires_grad_()
+    exact = h.detach().double().requires_grad_()
     rms_reference.rms_norm(
-        truth + update.detach().double(), weight.detach().double(), 1e-5
+        exact + update.detach().double(), weight.detach().double(), 1e-5
     ).square().sum().backward()
-    torch.testing.assert_close(h.grad.double(), truth.grad, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(h.grad.double(), exact.grad, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 700), (2, 3, 401)], ids=str)
@@ -140,12 +140,12 @@ def test_triton_conv_takes_bf16_and_sums_in_fp32(chip, close):
     weight, bias = torch.randn(24, 4), torch.randn(24)
     given = [t.to(chip).clone().requires_grad_() for t in (x, weight, bias)]
     conv_triton.conv_silu(*given, layout=layout, output_final_state=False)[0].backward(dy.to(chip))
-    truth = [t.double().requires_grad_() for t in (x, weight, bias)]
-    conv_silu_equation(**dict(zip(("x_TC", "weight_CW", "bias_C"), truth, strict=True)), layout=layout)[
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    conv_silu_equation(**dict(zip(("x_TC", "weight_CW", "bias_C"), exact, strict=True)), layout=layout)[
         0
     ].backward(dy.double())
     for name, found, expected, tolerance in zip(
-        ("x", "weight", "bias"), given, truth, (2e-2, 1e-5, 1e-5), strict=True
+        ("x", "weight", "bias"), given, exact, (2e-2, 1e-5, 1e-5), strict=True
     ):
         assert found.grad.dtype == found.dtype, name
         close(found.grad, expected.grad, tolerance)

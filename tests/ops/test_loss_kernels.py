@@ -51,11 +51,11 @@ def check(
     upstream = torch.linspace(-1.0, 2.0, found.numel(), dtype=torch.float64, device=found.device).view(
         found.shape
     )
-    got, truth = (
+    got, exact_gradients = (
         torch.autograd.grad((found * upstream).sum(), leaves),
         torch.autograd.grad((expected * upstream).sum(), wide),
     )
-    for name, gradient, exact in zip(("hidden", "weight"), got, truth, strict=True):
+    for name, gradient, exact in zip(("hidden", "weight"), got, exact_gradients, strict=True):
         torch.testing.assert_close(
             gradient.double(), exact, atol=2e-5, rtol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
@@ -92,18 +92,18 @@ def test_triton_forward_kl_and_its_gradients_equal_the_equation(shape, fast, tem
 
 def test_triton_cross_entropy_overwrites_the_logits_with_the_gradient(chip):
     logits, targets = torch.randn(3, 40, device=chip).bfloat16(), torch.tensor([0, 39, 17], device=chip)
-    truth = torch.softmax(logits.double(), -1) - torch.nn.functional.one_hot(targets, 40)
+    exact = torch.softmax(logits.double(), -1) - torch.nn.functional.one_hot(targets, 40)
     loss, gradient = kernels.cross_entropy(logits, targets, True)
     assert (
         gradient.data_ptr() == logits.data_ptr()
         and gradient.dtype == torch.bfloat16
         and loss.dtype == torch.float32
     )
-    torch.testing.assert_close(gradient.double(), truth, atol=1e-6, rtol=2**-7)
+    torch.testing.assert_close(gradient.double(), exact, atol=1e-6, rtol=2**-7)
 
 
 def test_triton_cross_entropy_is_accurate_for_large_logits(chip):
     logits = torch.tensor([[1e4, -1e4, 0.0] + [9999.0] * 30], device=chip)
     loss, _ = kernels.cross_entropy(logits.clone(), torch.tensor([2], device=chip), False)
-    truth = torch.nn.functional.cross_entropy(logits.double(), torch.tensor([2], device=chip))
-    torch.testing.assert_close(loss[0].double(), truth, atol=1e-2, rtol=1e-6)
+    exact = torch.nn.functional.cross_entropy(logits.double(), torch.tensor([2], device=chip))
+    torch.testing.assert_close(loss[0].double(), exact, atol=1e-2, rtol=1e-6)

@@ -43,7 +43,7 @@ def test_numba_ssd_scan_equals_the_recurrence(layout, state, agree):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_numba_ssd_scan_without_final_states_equals_the_recurrence_for_other_heads_and_groups(shape, agree):
+def test_numba_ssd_scan_as_in_training_equals_the_recurrence_for_other_heads_and_groups(shape, agree):
     layout = Layout.packed([5, 130, 63])
     forms = outputs_of(scan, layout), outputs_of(scan_reference, layout)
     agree(*forms, inputs(layout, *shape, state=False), torch.float32, 5e-5)
@@ -80,10 +80,12 @@ def test_numba_ssd_scan_takes_strided_bf16_rows_and_sums_in_fp32():
     y, _ = scan_of(scan, layout)(**parts, **others)
     y.sum().backward()
     found, whole.grad = whole.grad, None
-    truth, _ = scan_of(scan_reference, layout)(**{name: t.double() for name, t in (parts | others).items()})
-    truth.sum().backward()
+    expected, _ = scan_of(scan_reference, layout)(
+        **{name: t.double() for name, t in (parts | others).items()}
+    )
+    expected.sum().backward()
     assert y.dtype == torch.float32
-    assert (y - truth).abs().max() < 1e-5 * truth.abs().max()
+    assert (y - expected).abs().max() < 1e-5 * expected.abs().max()
     assert (found.float() - whole.grad.float()).abs().max() < 0.01 * whole.grad.abs().max()
 
 
@@ -128,10 +130,10 @@ def test_numba_conv_silu_equals_its_equation(layout, C, W, agree):
     def fast(**tensors):
         return conv.conv_silu(**tensors, layout=layout, output_final_state=False)[0]
 
-    def truth(**tensors):
+    def expected(**tensors):
         return F.silu(conv_reference.causal_conv(**tensors, layout=layout, output_final_state=False)[0])
 
-    agree(fast, truth, conv_inputs(layout, C, W), torch.float32, 1e-5)
+    agree(fast, expected, conv_inputs(layout, C, W), torch.float32, 1e-5)
 
 
 def test_numba_conv_silu_returns_its_final_state_and_continues_from_it():
@@ -164,11 +166,11 @@ def test_numba_conv_silu_resets_state_at_document_boundaries(poison):
 @pytest.mark.parametrize("T, D, groups", [(1, 12, 1), (5, 12, 3), (130, 160, 8), (3, 60, 60)])
 def test_numba_gated_norm_equals_its_equation(T, D, groups, agree):
     tensors = {"y_TD": torch.randn(T, D), "z_TD": torch.randn(T, D) * 3, "weight_D": torch.randn(D)}
-    fast, truth = (
+    fast, expected = (
         functools.partial(op, groups=groups, eps=1e-5)
         for op in (gated.gated_norm, gated_reference.gated_norm)
     )
-    agree(fast, truth, tensors, torch.float32, 1e-5)
+    agree(fast, expected, tensors, torch.float32, 1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 12), (130, 33), (5, 3, 16)], ids=str)
@@ -221,9 +223,9 @@ def test_numba_forms_in_bf16_equal_their_equations_up_to_rounding():
         "relu2": (relu2.squared_relu, relu2_reference.squared_relu),
         "norm": (lambda x: rms.rms_norm(x, weight, 1e-5), lambda x: rms_reference.rms_norm(x, weight, 1e-5)),
     }
-    for name, (fast, truth) in cases.items():
+    for name, (fast, expected) in cases.items():
         narrow, wide = x.clone().requires_grad_(), x.double().requires_grad_()
-        found, exact = fast(narrow), truth(wide)
+        found, exact = fast(narrow), expected(wide)
         found.sum().backward()
         exact.sum().backward()
         assert found.dtype == torch.bfloat16, name

@@ -1,5 +1,6 @@
-"""On a GPU: every kernel and every gradient by name against float64, over many shapes. The cases are
-benchmarks/gpu/cases.py.
+"""On a GPU: every kernel and every gradient by name against float64, over many shapes.
+
+The cases are those of benchmarks/gpu/cases.py.
 """
 
 import importlib.util

@@ -63,10 +63,10 @@ def test_quantized_block_wise_forms_equal_the_equation(
     )  # a product of code and scale, rounded once to fp32
     assert found.dtype == dtype and torch.equal(found, wide.to(dtype))
     x = normal(2, 3, shape[1], seed=1).to(dtype)
-    y, truth = quantized.linear(x, codes, scales), x.double() @ found.double().T
+    y, expected = quantized.linear(x, codes, scales), x.double() @ found.double().T
     assert y.dtype == dtype and y.shape == (2, 3, shape[0])
     sums = x.double().abs() @ found.double().abs().T
-    assert ((y - truth).abs() <= 4 * torch.finfo(dtype).eps * sums + 1e-12).all()
+    assert ((y - expected).abs() <= 4 * torch.finfo(dtype).eps * sums + 1e-12).all()
 
 
 def test_quantized_linear_reference_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,9 +139,9 @@ def test_int4_importance_reduces_the_error_of_important_columns() -> None:
     weight, importance = normal(64, 256), torch.ones(256)
     importance[::4] = 100.0
     plain = quantized.dequantize(*quantized.quantize(weight, "int4"), torch.float32) - weight
-    weighed = quantized.dequantize(*quantized.quantize(weight, "int4", importance), torch.float32) - weight
-    assert (weighed.square() * importance).sum() < 0.9 * (plain.square() * importance).sum()
-    assert plain.square().sum() < weighed.square().sum()
+    weighted = quantized.dequantize(*quantized.quantize(weight, "int4", importance), torch.float32) - weight
+    assert (weighted.square() * importance).sum() < 0.9 * (plain.square() * importance).sum()
+    assert plain.square().sum() < weighted.square().sum()
 
 
 @pytest.mark.parametrize("format", quantized.FORMATS)

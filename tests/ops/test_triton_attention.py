@@ -39,14 +39,14 @@ def check(
     layout: Layout, H: int, K: int, P: int, dtype: torch.dtype, chip: torch.device, close, pages: int = PAGES
 ) -> None:
     rows, cache = inputs(layout, H, K, P, pages, dtype)
-    truth = reference.attention(
+    expected = reference.attention(
         *(row.double() for row in rows), layout, PagedCache(cache.key.double(), cache.value.double())
     )
     found = attention(
         *(row.to(chip) for row in rows), layout, PagedCache(cache.key.to(chip), cache.value.to(chip))
     )
     assert found.dtype == dtype
-    close(found, truth, TOLERANCE[dtype])
+    close(found, expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("heads", [(5, 1, 12), (4, 2, 16)], ids=str)

@@ -44,14 +44,14 @@ def wide(tensors: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
 
 def check_conv(layout: Layout, C: int, W: int, dtype: torch.dtype, chip: torch.device, close) -> None:
     tensors = conv_inputs(layout, C, W, dtype, chip)
-    truth, truth_last = conv_reference.causal_conv(**wide(tensors), layout=layout)
+    expected, expected_last = conv_reference.causal_conv(**wide(tensors), layout=layout)
     found, last = conv_triton.causal_conv(**tensors, layout=layout)
     assert found.dtype == torch.float32 and last.dtype == dtype
-    close(found, truth, 1e-5)
-    assert torch.equal(last.double().cpu(), truth_last)
+    close(found, expected, 1e-5)
+    assert torch.equal(last.double().cpu(), expected_last)
     through, last = conv_triton.conv_silu(**tensors, layout=layout, output_final_state=False)
     assert through.dtype == dtype and last is None
-    close(through, F.silu(truth), TOLERANCE[dtype])
+    close(through, F.silu(expected), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -120,11 +120,11 @@ def check_step(
     )  # rounded as the op specifies
     step_SH = F.softplus(dt.double() + dt_bias.double()).clamp(*limit)
     group = B_SM.unflatten(-1, (G, N)), C_SM.unflatten(-1, (G, N))
-    truth, ssm_rows = step_reference.ssd_step(
+    expected, ssm_rows = step_reference.ssd_step(
         x_SD.unflatten(-1, (H, P)), step_SH, -A_log.double().exp(), *group, D.double(), ssm_rows
     )
     assert found.dtype == torch.float32
-    close(found, truth, 1e-5 if dtype == torch.float32 else TOLERANCE[dtype])
+    close(found, expected, 1e-5 if dtype == torch.float32 else TOLERANCE[dtype])
     close(
         on_chip[8][slots.to(chip)],
         ssm_rows,
@@ -203,6 +203,6 @@ def test_triton_norms_on_a_gpu(T, D, groups, dtype, chip, close):
 def test_torch_residual_norm_equals_its_equation(dtype, close):
     h, update, weight = torch.randn(4, 24).to(dtype), torch.randn(4, 24).to(dtype), torch.randn(24).to(dtype)
     stream, normed = residual_fused.residual_norm(h, update, weight, 1e-5)
-    truth, truth_normed = residual_reference.residual_norm(h, update, weight, 1e-5)
-    assert torch.equal(stream, truth)
-    close(normed, truth_normed, 1e-12 if dtype == torch.float64 else TOLERANCE[dtype])
+    expected, expected_normed = residual_reference.residual_norm(h, update, weight, 1e-5)
+    assert torch.equal(stream, expected)
+    close(normed, expected_normed, 1e-12 if dtype == torch.float64 else TOLERANCE[dtype])

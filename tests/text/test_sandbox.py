@@ -145,7 +145,7 @@ def test_sandbox_renders_what_real_templates_use_as_jinja2_does():
 {{- messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join(', ') }}{{ messages[::-1][0].content }}
 {{- (messages | length) * 2 + 1 }}{{ 'ab' * 2 }}{{ 'a\\nb' | indent(2) }}{{ strftime_now('%Y') | length }}{{ [1] + [2] }}
 {%- macro m(x) %}<{{ x }}{{ caller() }}>{% endmacro %}{% call m('q') %}w{% endcall %}{{ 'x' in 'xyz' }}{{ x is defined }}
-{%- for key, value in {'k': 'v'}.items() %}{{ key }}={{ value }}{% endfor %}"""
+{%- for key, value in {'k': 'v'}.items() %}{{ key }}={{ value }}{% endfor %}"""  # noqa: E501
     messages = [
         {"role": "user", "content": " a|b "},
         {"role": "tool", "content": "t"},

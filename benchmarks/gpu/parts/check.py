@@ -22,14 +22,8 @@ def check_all(toy: bool, emit: Callable[[dict], None]) -> None:
             try:
                 found = errors(case, dtype)
             except Exception as error:  # noqa: BLE001  a kernel that does not compile or run is a result too
-                emit(
-                    row
-                    | {
-                        "worst": type(error).__name__,
-                        "passed": False,
-                        "message": str(error)[:300].replace("\n", " "),
-                    }
-                )
+                message = str(error)[:300].replace("\n", " ")
+                emit(row | {"worst": type(error).__name__, "passed": False, "message": message})
                 continue
             worst = max(found, key=lambda name: found[name])
             emit(row | {"worst": worst, "error": found[worst], "passed": found[worst] <= allowed})

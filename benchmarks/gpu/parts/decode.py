@@ -1,8 +1,9 @@
-"""The 9B's decode step at each batch: launched kernel by kernel, and replayed as a CUDA graph.
+"""The 9B's decode step at each batch size: launched kernel by kernel, and replayed as a CUDA graph.
 
-The floor is bytes over bandwidth: all weights but the embedding table, keys and values of the context, each
-state read and written. Model, states and step are those of nanohybrid/evaluate/throughput.py: random numbers,
-the engine's forward."""
+The roofline is bytes over bandwidth: all weights but the embedding table, keys and values of the context,
+each state read and written. Model, cache and step are those of nanohybrid/evaluate/throughput.py: random
+numbers, the engine's forward.
+"""
 
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from nanohybrid.evaluate.throughput import DecodeStep
 from nanohybrid.executors.cuda_graphs import cuda_graph
 from nanohybrid.presets import preset
 
-TITLE = "Milliseconds of a decode step and tokens per second, logits included, sampling not."
+TITLE = "Milliseconds of a decode step and tokens per second, with logits, without sampling."
 BATCHES, CONTEXT = (1, 2, 4, 8, 16, 32, 64), 8192
 
 
@@ -25,35 +26,24 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
     model = random_model(config, dtype, device=str(bench.device))
     footprint = Footprint.of(config, dtype)
     context = 40 if bench.toy else CONTEXT
+    table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * dtype.itemsize
+    per_sequence = 2 * footprint.state_bytes_per_sequence + context * footprint.kv_bytes_per_token
     for batch in BATCHES[:2] if bench.toy else BATCHES:
-        weights = footprint.weight_bytes - (
-            0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * dtype.itemsize
-        )
-        moved = weights + batch * (
-            2 * footprint.state_bytes_per_sequence + context * footprint.kv_bytes_per_token
-        )
-        floor, _ = bench.floor(moved)
+        roofline, _ = bench.roofline(footprint.weight_bytes - table + batch * per_sequence)
         step = DecodeStep(model, context, batch)
-        forms = {"launched": lambda step=step: step()} | (
-            {"graph": recorded(step)} if bench.device.type == "cuda" else {}
-        )
+        forms: dict[str, Callable[[], object]] = {"launched": step}
+        if bench.device.type == "cuda":
+            forms["graph"] = recorded(step)
         for form, call in forms.items():
-            median, least, most = milliseconds([call], bench.device)
-            row = {
-                "batch": batch,
-                "context": context,
-                "form": form,
-                "ms": median,
-                "least": least,
-                "most": most,
-                "floor_ms": floor,
-            }
-            emit(row | {"fraction": floor / median, "tokens/s": 1e3 * batch / median})
+            median, minimum, maximum = milliseconds([call], bench.device)
+            row = {"batch": batch, "context": context, "form": form, "ms": median}
+            row |= {"min_ms": minimum, "max_ms": maximum, "roofline_ms": roofline}
+            emit(row | {"fraction": roofline / median, "tokens/s": 1e3 * batch / median})
         del step, forms
 
 
 def recorded(step: DecodeStep) -> Callable[[], object]:
-    """The step as the engine records its own."""
+    """The step as a CUDA graph, recorded as the engine records its steps."""
 
     @torch.inference_mode()
     def forward() -> torch.Tensor:

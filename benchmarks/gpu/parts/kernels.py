@@ -1,16 +1,16 @@
-"""Each kernel against its floor: at the 9B's shapes and a batch that fills the machine, several sets of
-inputs in turn.
+"""Each kernel against its roofline, at the 9B's shapes and a batch that fills the GPU.
 
-Bytes are those of inputs read once and outputs written once; what a kernel reads again from memory counts
-against it. T tokens, H heads, P head dimension, G groups, N state size, C channels, E width, F FFN width, V
-vocabulary, Q chunk."""
+Bytes are those of inputs read once and outputs written once; a kernel that reads memory twice loses
+efficiency. T tokens, H heads, P head dimension, G groups, N state size, C channels, E hidden size, F FFN
+size, V vocabulary, Q chunk length.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from bench import SETS, Bench, milliseconds
+from bench import INPUT_SETS, Bench, milliseconds
 
 from nanohybrid.ops.attention import PagedCache
 from nanohybrid.ops.attention.triton import decode_attention
@@ -29,7 +29,7 @@ from nanohybrid.ops.ssd_scan import triton as scan
 from nanohybrid.ops.ssd_scan.backward import ssd_scan_backward
 from nanohybrid.ops.ssd_scan.inputs import SSDInputs
 
-TITLE = "Milliseconds of each kernel, its floor, and the floor as a fraction of the time."
+TITLE = "Milliseconds of each kernel, its roofline, and the roofline as a fraction of the time."
 BF16 = torch.bfloat16
 
 
@@ -55,7 +55,7 @@ TOY = Sizes(T=140, H=2, P=12, G=1, N=16, E=64, F=96, V=100, rows=4, context=40, 
 @dataclass(frozen=True)
 class Work:
     name: str
-    call: Callable[[], Callable[[], object]]  # makes a set of inputs, and the call on it
+    call: Callable[[], Callable[[], object]]  # makes a set of inputs, and returns the call on it
     bytes: float
     operations: float = 0.0
     fp8: bool = False
@@ -67,8 +67,8 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
     for work in [*_scans(sizes), *_mixers(sizes), *_head(sizes), *_products(sizes), *_decode(sizes)]:
         with torch.device(bench.device):
             try:
-                found = milliseconds([work.call() for _ in range(SETS)], bench.device)
-            except Exception as error:  # noqa: BLE001  torch may lack one; others are measured
+                found = milliseconds([work.call() for _ in range(INPUT_SETS)], bench.device)
+            except Exception as error:  # noqa: BLE001  torch may lack a product; the other kernels are still measured
                 emit(
                     {
                         "kernel": work.name,
@@ -76,19 +76,19 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
                     }
                 )
                 continue
-        floor, bound = bench.floor(work.bytes, work.operations, work.fp8)
+        roofline, bound = bench.roofline(work.bytes, work.operations, work.fp8)
         row = {
             "kernel": work.name,
             "ms": found[0],
-            "least": found[1],
-            "most": found[2],
-            "floor_ms": floor,
+            "min_ms": found[1],
+            "max_ms": found[2],
+            "roofline_ms": roofline,
             "bound": bound,
         }
         emit(
             row
             | {
-                "fraction": floor / found[0],
+                "fraction": roofline / found[0],
                 "GB/s": work.bytes / found[0] / 1e6,
                 "TFLOP/s": work.operations / found[0] / 1e9,
             }
@@ -101,7 +101,7 @@ def _scans(s: Sizes) -> Iterator[Work]:
     inside, state = (
         s.T * s.Q * s.H * s.P,
         2 * s.T * s.H * s.P * s.N,
-    )  # half of a Q x Q product a head, counted as 2 operations a pair
+    )  # half of a Q x Q product per head, 2 operations for each pair
     scores = s.T * s.Q * s.G * s.N
 
     def inputs() -> SSDInputs:
@@ -120,7 +120,7 @@ def _scans(s: Sizes) -> Iterator[Work]:
         "SSD scan in torch", partial(forward, torch_form.ssd_scan), narrow + wide, scores + inside + 2 * state
     )
     yield Work(
-        "SSD scan's gradient",
+        "gradient of the SSD scan",
         backward,
         2 * narrow + wide + 4 * s.T * s.H,
         4 * scores + 2 * inside + 6 * state,
@@ -173,11 +173,11 @@ def _mixers(s: Sizes) -> Iterator[Work]:
         return partial(torch.no_grad()(relu.squared_relu), random(s.T, s.F))
 
     yield Work("conv and SiLU", convolved, 4 * s.T * C)
-    yield Work("their gradient", convolved_back, 6 * s.T * C)
+    yield Work("gradient of conv and SiLU", convolved_back, 6 * s.T * C)
     yield Work("gated norm", normed, 8 * s.T * D)
-    yield Work("its gradient", normed_back, 14 * s.T * D)
+    yield Work("gradient of the gated norm", normed_back, 14 * s.T * D)
     yield Work("residual and RMSNorm", added, 8 * s.T * s.E)
-    yield Work("their gradient, through both", added_back, 8 * s.T * s.E)
+    yield Work("gradient of residual and RMSNorm", added_back, 8 * s.T * s.E)
     yield Work("squared ReLU", squared, 4 * s.T * s.F)
 
 
@@ -191,8 +191,8 @@ def _head(s: Sizes) -> Iterator[Work]:
     def forward_kl() -> Callable[[], object]:
         return partial(losses.forward_kl, logits(), logits(), 1.0, True)
 
-    yield Work("cross-entropy, loss and slope", cross_entropy, 4 * s.rows * s.V)
-    yield Work("forward KL, loss and slope", forward_kl, 6 * s.rows * s.V)
+    yield Work("cross-entropy, loss and gradient", cross_entropy, 4 * s.rows * s.V)
+    yield Work("forward KL, loss and gradient", forward_kl, 6 * s.rows * s.V)
 
 
 def _products(s: Sizes) -> Iterator[Work]:
@@ -218,7 +218,13 @@ def _products(s: Sizes) -> Iterator[Work]:
         operations,
         True,
     )
-    yield Work("the same by torch", partial(product, products.torch_product, True), moved, operations, True)
+    yield Work(
+        "FP8 product by torch, tiles by blocks",
+        partial(product, products.torch_product, True),
+        moved,
+        operations,
+        True,
+    )
     yield Work(
         "FP8 product, tiles by tiles",
         partial(product, product_kernel.product, False),
@@ -227,7 +233,7 @@ def _products(s: Sizes) -> Iterator[Work]:
         True,
     )
     yield Work(
-        "the same by torch, tiles by tiles",
+        "FP8 product by torch, tiles by tiles",
         partial(product, products.torch_product, False),
         moved,
         operations,

@@ -1,8 +1,8 @@
-"""Prefill of the 9B: one prompt in pieces, against the rate of matrix products; and how much of it is the
-scan.
+"""Prefill of the 9B: one prompt in chunks, against the rate of matrix products, and the share of the scan.
 
-Operations: 2 for each weight but the embedding's and the head's, for each token; those of the scan and of
-attention beside them."""
+Operations: 2 for each token and each weight but the embedding's and the head's, plus those of the scan and of
+attention.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,9 +19,9 @@ from nanohybrid.ops.ssd_scan import ssd_scan
 from nanohybrid.presets import preset
 
 TITLE = (
-    "A prompt through the 9B, in pieces of at most 8,192 tokens; the scan alone at the last piece's length."
+    "A prompt through the 9B in chunks of at most 8,192 tokens; the scan alone at the last chunk's length."
 )
-LENGTHS, PIECE = (512, 2048, 8192, 32_768), 8192
+LENGTHS, CHUNK_TOKENS = (512, 2048, 8192, 32_768), 8192
 
 
 def run(bench: Bench, emit: Callable[[dict], None]) -> None:
@@ -29,29 +29,31 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
     dtype = torch.float32 if bench.toy else torch.bfloat16
     model = random_model(config, dtype, device=str(bench.device))
     for length in (40, 130) if bench.toy else LENGTHS:
-        state = HybridCache.for_context(config, 1, length, dtype, bench.device)
+        cache = HybridCache.for_context(config, 1, length, dtype, bench.device)
         tokens = torch.randint(config.vocab_size, (length,), device=bench.device)
-        median, least, most = milliseconds([partial(prefill, model, tokens, state)], bench.device)
-        scan, *_ = milliseconds([scan_of(config, min(length, PIECE), dtype, bench.device)], bench.device)
-        layers = config.pattern.count("M") * length / min(length, PIECE)
-        floor, bound = bench.floor(0, operations(config, length))
+        median, minimum, maximum = milliseconds([partial(prefill, model, tokens, cache)], bench.device)
+        scan, *_ = milliseconds(
+            [scan_of(config, min(length, CHUNK_TOKENS), dtype, bench.device)], bench.device
+        )
+        layers = config.pattern.count("M") * length / min(length, CHUNK_TOKENS)
+        roofline, bound = bench.roofline(0, operations(config, length))
         row = {
             "tokens": length,
             "ms": median,
-            "least": least,
-            "most": most,
-            "floor_ms": floor,
-            "fraction": floor / median,
+            "min_ms": minimum,
+            "max_ms": maximum,
+            "roofline_ms": roofline,
+            "fraction": roofline / median,
         }
         emit(row | {"tokens/s": 1e3 * length / median, "scan_share": scan * layers / median, "bound": bound})
 
 
 @torch.inference_mode()
-def prefill(model: HybridLM, tokens: torch.Tensor, state: HybridCache) -> torch.Tensor:
-    """Logits [1, V] of the last token, by the executor that the engine chooses, in chunks of PIECE tokens."""
-    length, executor = len(tokens), executor_for(model, state)
-    for begin in range(0, length, PIECE):
-        end = min(begin + PIECE, length)
+def prefill(model: HybridLM, tokens: torch.Tensor, cache: HybridCache) -> torch.Tensor:
+    """Logits [1, V] of the last token, by the engine's executor, in chunks of CHUNK_TOKENS tokens."""
+    length, executor = len(tokens), executor_for(model, cache)
+    for begin in range(0, length, CHUNK_TOKENS):
+        end = min(begin + CHUNK_TOKENS, length)
         layout = Layout.contiguous([end - begin], [begin], [0], length)
         wanted = [end - begin - 1] if end == length else []
         _, logits = executor.run(tokens[begin:end], layout, wanted)

@@ -1,9 +1,9 @@
-"""A training step of a dense hybrid of 1.05B parameters in bf16 and in FP8, taking turns: time, MFU, and both
-losses.
+"""A training step of a hybrid of 1.05B parameters, in bf16 and in FP8 by turns: time, MFU, and both losses.
 
-Both train the same model from the same weights on the same random documents; the recipe is the one of
-nanohybrid/train. MFU counts 6 operations for each weight but the embedding's and each token, against the
-measured bf16 rate, and leaves scan and attention out."""
+Both train from the same weights on the same random documents, as nanohybrid/train does. MFU counts 6
+operations for each token and each weight but the embedding's, relative to the measured bf16 rate. Scan and
+attention are not counted.
+"""
 
 import random
 import time
@@ -26,8 +26,7 @@ from nanohybrid.train.precision import autocast, fp8_linears
 TITLE = "Median step (forward, backward, clip, AdamW) after two to warm up, bf16 and FP8 by turns."
 BILLION = dict(
     pattern="M-M-M-M*-M-M-M-M*-M-M-M-M-", vocab_size=65_536, hidden_size=2048, intermediate_size=8192,
-    num_attention_heads=16,
-    num_key_value_heads=4, head_dim=128, mamba_num_heads=64, mamba_head_dim=64,
+    num_attention_heads=16, num_key_value_heads=4, head_dim=128, mamba_num_heads=64, mamba_head_dim=64,
 )  # fmt: skip
 WARM_UP = 2
 
@@ -48,8 +47,8 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
         row = {
             "mode": mode,
             "ms": ms,
-            "least": min(trainer.times),
-            "most": max(trainer.times),
+            "min_ms": min(trainer.times),
+            "max_ms": max(trainer.times),
             "tokens/s": 1e3 * tokens / ms,
         }
         row |= {
@@ -62,8 +61,8 @@ def run(bench: Bench, emit: Callable[[dict], None]) -> None:
 
 
 class Trainer:
-    """A model in training; FP8 leaves the outermost two layers in bf16, as the recipe does (a toy has too few
-    for that).
+    """A model in training. FP8 leaves the two outermost layers at each end in bf16, as the recipe does; a toy
+    has too few layers.
     """
 
     def __init__(self, config: HybridConfig, mode: str, device: torch.device) -> None:
@@ -95,9 +94,7 @@ class Trainer:
 
 
 def documents(tokens: int, length: int, vocabulary: int, rng: random.Random) -> Batch:
-    """Runs of counting from random numbers: something to learn, so that a precision that does not learn
-    shows.
-    """
+    """Arithmetic sequences: they can be learned, so a precision that fails to learn is visible."""
     found = []
     for _ in range(tokens // length + (tokens % length > 0)):
         begin, stride = rng.randrange(vocabulary), rng.randrange(1, 8)

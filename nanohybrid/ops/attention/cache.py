@@ -1,5 +1,4 @@
-"""The keys and values of one layer in pages, in the activations' precision, or in FP8 with a scale for each
-token and head.
+"""The keys and values of one layer in pages: in the activations' precision, or in FP8 with scales.
 
 In FP8 a row is x / s in e4m3 with s = max |x| / 448 of that row in bf16: one byte per number and two per row,
 where bf16 has two per number. Each row has its own scale, which is written with it and never changes. A scale
@@ -79,8 +78,9 @@ def quantize(rows_TKP: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(codes_ZCKP: Tensor, scale_ZCK: Tensor) -> Tensor:
-    """fp32 from the bytes of e4m3. On a CPU by a lookup table: torch's own conversion takes three times as
-    long there.
+    """fp32 from the bytes of e4m3.
+
+    On a CPU by a lookup table: torch's own conversion takes three times as long there.
     """
     if codes_ZCKP.is_cuda:
         rows_ZCKP = codes_ZCKP.view(torch.float8_e4m3fn).float()

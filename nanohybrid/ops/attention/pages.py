@@ -20,8 +20,9 @@ def write(pool: Tensor, rows_TKP: Tensor, layout: Layout) -> None:
 
 
 def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int) -> Tensor:
-    """[sequences, context, K, P]: the first `context` rows of each sequence's pages. Rows past its end hold
-    finite numbers.
+    """[sequences, context, K, P]: the first `context` rows of each sequence's pages.
+
+    Rows past its end hold finite numbers.
 
     It is a view of the pool where every sequence owns consecutive pages and these runs are evenly spaced,
     otherwise a gather.
@@ -44,8 +45,8 @@ def read(pool: Tensor, layout: Layout, sequences: tuple[int, ...], context: int)
 
 
 def _runs(layout: Layout, sequences: tuple[int, ...], need: int) -> tuple[list[tuple[int, ...]], int | None]:
-    """The first `need` pages of each sequence, and the distance between sequences where all are consecutive
-    and evenly spaced.
+    """The first `need` pages of each sequence, and their distance where all are consecutive and evenly
+    spaced.
 
     The answer is memoized with the layout: every layer asks for the same, for keys and for values.
     """

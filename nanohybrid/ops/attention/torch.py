@@ -61,8 +61,9 @@ def _rows(layout: Layout, sequences: list[int] | tuple[int, ...], device: torch.
 
 
 def _begin(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout) -> Tensor:
-    """Sequences all of whose keys are in this batch. The padding is at the end, where the causal mask hides
-    it.
+    """Sequences all of whose keys are in this batch.
+
+    The padding is at the end, where the causal mask hides it.
     """
     plan = layout.plan(None)
     outputs = []
@@ -79,8 +80,9 @@ def _begin(q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout) -> Tenso
 
 
 def _decode(q_ZHP: Tensor, layout: Layout, cache: PagedCache, sequences: tuple[int, ...]) -> Tensor:
-    """One token of each sequence. The query heads of a key head become its rows, so keys are read once and
-    never repeated.
+    """One token of each sequence.
+
+    The query heads of a key head become its rows, so keys are read once and never repeated.
     """
     lengths = [layout.positions[i] + 1 for i in sequences]
     context = max(lengths)

@@ -128,9 +128,7 @@ def _reference(
 def _torch(
     q_THP: Tensor, k_TKP: Tensor, v_TKP: Tensor, layout: Layout, window: int, cache: RingCache | None
 ) -> Tensor:
-    """By scaled_dot_product_attention: decode steps of all sequences at once, else a tile of queries at a
-    time.
-    """
+    """By scaled_dot_product_attention: all sequences of a decode step at once, else by tiles of queries."""
     if cache is not None and layout.is_decode and layout.slots is not None:
         return _decode(q_THP, k_TKP, v_TKP, layout, window, cache)
     outputs = []
@@ -154,9 +152,7 @@ def _torch(
 def _keys_of(
     k_TKP: Tensor, v_TKP: Tensor, layout: Layout, sequence: int, window: int, cache: RingCache | None
 ) -> tuple[Tensor, Tensor, int]:
-    """Keys and values of one sequence that its queries may see, and how many of them came before this
-    batch.
-    """
+    """One sequence's keys and values that its queries may see, and how many are from before this batch."""
     rows = slice(layout.starts[sequence], layout.starts[sequence + 1])
     k_CKP, v_CKP = k_TKP[rows], v_TKP[rows]
     position = layout.positions[sequence]
@@ -171,9 +167,7 @@ def _keys_of(
 def _decode(
     q_ZHP: Tensor, k_ZKP: Tensor, v_ZKP: Tensor, layout: Layout, window: int, cache: RingCache
 ) -> Tensor:
-    """One token of each sequence: the query heads of a key head stand as its rows, so that keys are never
-    repeated.
-    """
+    """One token of each sequence. The query heads of a key head become its rows, so keys are not repeated."""
     k_ZBKP, v_ZBKP, valid_ZB = cache.read(list(layout.slots or ()), list(layout.positions), window - 1)
     dtype = q_ZHP.dtype
     k, v = (

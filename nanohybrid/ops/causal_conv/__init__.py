@@ -1,6 +1,4 @@
-"""Depthwise causal convolution over a ragged batch; the last inputs of each sequence carry over between
-calls.
-"""
+"""Depthwise causal convolution over a ragged batch; the last inputs carry over between calls."""
 
 import torch.nn.functional as F
 from torch import Tensor

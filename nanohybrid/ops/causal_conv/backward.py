@@ -1,5 +1,4 @@
-"""The gradient of the causal convolution, and of the SiLU that may follow it, as one Triton kernel over
-tiles.
+"""The gradient of the causal convolution and of the SiLU that may follow it, as one Triton kernel.
 
     dx_t = sum_k weight[:, W-1-k] dp_{t+k}      dweight[:, W-1-k] = sum_t dp_t x_{t-k}      dbias = sum_t dp_t
     dp = dy, or with the SiLU   dp = dy s (1 + p (1 - s)),  s = sigmoid(p),  p the convolution's result
@@ -46,9 +45,7 @@ def conv_gradients(
     dy, x, weight, bias, before, after, dx, tile_sums, stride_x, T, C,
     W: tl.constexpr, SILU: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """dx [T, C]; tile_sums [tiles, W + 1, C]: each tile's part of the weight's gradient by distance k, then
-    of the bias's.
-    """
+    """dx [T, C]; tile_sums [tiles, W + 1, C]: each tile's part of dweight by distance k, then of dbias."""
     tile = tl.program_id(0)
     t, c = tile * TOKENS + tl.arange(0, TOKENS), tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     at, columns = t.to(tl.int64)[:, None], c[None, :]

@@ -1,5 +1,4 @@
-"""y_t = bias + sum_{k=0}^{W-1} weight[:, W-1-k] x_{t-k}, where x before a sequence's start is its initial
-state, or zero.
+"""y_t = bias + sum_{k=0}^{W-1} weight[:, W-1-k] x_{t-k}; x before a sequence is its initial state or 0.
 
 T tokens · S sequences · C channels · W window.
 """

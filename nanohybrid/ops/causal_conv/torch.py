@@ -1,5 +1,7 @@
-"""The causal convolution as W shifted products. Rows that would cross a document border are set to zero, not
-multiplied by zero, so that not even a NaN passes from one document to the next.
+"""The causal convolution as W shifted products.
+
+Rows that would cross a document border are set to zero, not multiplied by zero, so that not even a NaN passes
+from one document to the next.
 
 T tokens · S sequences · C channels · W window · k distance back, 1 to W - 1.
 """
@@ -40,12 +42,13 @@ def _rows_within(layout: Layout, k: int, device: torch.device) -> Tensor:
 
 
 class _Shifted(torch.autograd.Function):
-    """sum_k weight_k x_{t-k} with x zero before each sequence. Both passes read x and its gradient W
-    times.
+    """sum_k weight_k x_{t-k} with x zero before each sequence.
+
+    Both passes read x and its gradient W times.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, borders: list[Tensor]) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: E501
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, borders: list[Tensor]) -> Tensor:  # type: ignore[no-untyped-def]
         W = weight.shape[1]
         y = torch.addcmul(bias, x, weight[:, W - 1])
         for k, border in enumerate(borders, start=1):
@@ -89,9 +92,7 @@ def _add_stored(y_TC: Tensor, weight_CW: Tensor, layout: Layout, initial_SWC: Te
 
 
 def last_inputs(x_TC: Tensor, layout: Layout, initial_SWC: Tensor | None, count: int) -> Tensor:
-    """The last `count` inputs of each sequence, including inputs of earlier calls where the sequence is
-    shorter than that.
-    """
+    """The last `count` inputs of each sequence, with inputs of earlier calls where it is shorter."""
     S, C = layout.sequences, x_TC.shape[1]
     stored = x_TC.new_zeros(S, count, C) if initial_SWC is None else initial_SWC.to(x_TC.dtype)
     history = torch.cat([x_TC, stored.flatten(0, 1)])

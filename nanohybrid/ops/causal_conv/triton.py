@@ -1,5 +1,4 @@
-"""The causal convolution and its SiLU in one pass on a GPU: over a ragged batch, and one decode step in place
-on the cache.
+"""The causal convolution and its SiLU in one pass on a GPU: over a ragged batch, and as a decode step.
 
 T tokens · S sequences · C channels · W window. For each token the kernel knows how many tokens of its
 sequence precede it in the batch. So a tap reads either this batch or the inputs of an earlier call. Masked
@@ -86,9 +85,7 @@ def _run(
 
 
 def _token_tables(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each token, how many tokens of its sequence precede it in the batch, and the index of its sequence;
-    int64 [T] each.
-    """
+    """int64 [T] each: how many tokens of its sequence precede a token, and the index of its sequence."""
     before_T = layout.tensor("before", device, layout.offsets)
     return before_T, layout.tensor(
         "sequence", device, lambda: np.repeat(np.arange(layout.sequences), layout.lengths)
@@ -98,8 +95,9 @@ def _token_tables(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]
 def conv_silu_step(
     x_SC: Tensor, weight_CW: Tensor, bias_C: Tensor, pool: Tensor, slots_S: Tensor, positions_S: Tensor
 ) -> Tensor:
-    """silu(y_SC) for one token of each sequence, in the dtype of x. The rows `slots_S` of pool [slots, W - 1,
-    C] are advanced by it.
+    """silu(y_SC) for one token of each sequence, in the dtype of x.
+
+    The rows `slots_S` of pool [slots, W - 1, C] are advanced by it.
 
     A sequence at position 0 starts from zeros, whatever its slot holds.
     """
@@ -167,9 +165,7 @@ def _conv(
 def _last_inputs(
     x, initial, last, starts, C, stride, W: tl.constexpr, HAS_INITIAL: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """The last W - 1 inputs of a sequence, including inputs of earlier calls where the sequence is shorter
-    than that.
-    """
+    """The last W - 1 inputs of a sequence, with inputs of earlier calls where it is shorter."""
     sequence = tl.program_id(0)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     begin, end = tl.load(starts + sequence), tl.load(starts + sequence + 1)

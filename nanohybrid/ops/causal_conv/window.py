@@ -1,6 +1,4 @@
-"""The causal convolution where every sequence has one token: its initial state and the new input are the
-whole window.
-"""
+"""The causal convolution for one token of each sequence: its state and the new input are the window."""
 
 import torch
 from torch import Tensor

@@ -15,8 +15,9 @@ KERNELS = Kernel("nanohybrid.ops.fp8.kernels:linear", gradients=True)
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x [..., I] W^T (+ bias), forward and both gradients with FP8 operands. The result and gradients are in
-    their operands' dtypes.
+    """x [..., I] W^T (+ bias), forward and both gradients with FP8 operands.
+
+    The result and gradients are in their operands' dtypes.
     """
     form = choose(x, weight_OI, reference=torch_form.linear, torch=torch_form.linear, triton=KERNELS)
     y: Tensor = form(x, weight_OI, bias_O)

@@ -1,5 +1,4 @@
-"""The Triton form of the FP8 linear: each operand is quantized once, into all layouts that the three products
-need.
+"""The Triton form of the FP8 linear: each operand is quantized once, for all three products.
 
 The forward pass saves x^T and W^T in FP8 for the backward pass, not x in bf16. Both are quantized from the
 unquantized x and W (reference.py).

@@ -1,5 +1,4 @@
-"""The block-scaled FP8 product as a Triton kernel: out = sum over groups of 128 of (q_a . q_b) scale_a
-scale_b, in fp32.
+"""The block-scaled FP8 product in Triton: sum over groups of 128 of (q_a . q_b) scale_a scale_b.
 
 Tensor cores accumulate e4m3 products in less than fp32. So a group's sum is moved to fp32 registers before
 the next group begins, where it is scaled anyway.
@@ -24,8 +23,9 @@ def product_kernel(
     a, b, scale_a, scale_b, out, M, N, groups, stride_a, stride_b, BLOCKS: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
-    """out [M, N] from a [M, K] and b [N, K]. BLOCKS: b has a scale for 128 of its rows, else one for each
-    row.
+    """out [M, N] from a [M, K] and b [N, K].
+
+    BLOCKS: b has a scale for 128 of its rows, else one for each row.
 
     BAND row blocks are processed together through all columns, so the operands' tiles stay in the L2 cache.
     """

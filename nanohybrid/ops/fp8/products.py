@@ -1,5 +1,4 @@
-"""Selects the block-scaled product: our kernel, or torch's where torch and the GPU have one that agrees with
-it and is faster.
+"""Selects the block-scaled product: torch's where it agrees with our kernel and is faster, else ours.
 
 The choice is measured at the first product of its kind and then reused. A kind is the recipe, the shape (rows
 rounded to the next power of two, since ragged batches differ) and the result's dtype. A warning gives the
@@ -54,8 +53,9 @@ def fastest(a: Operand, b: Operand, dtype: torch.dtype) -> Product:
 
 
 def torch_product(a: Operand, b: Operand, dtype: torch.dtype) -> Tensor:
-    """a b^T by torch. For tiles it needs scales with contiguous rows, for blocks rows of scales padded to a
-    multiple of four.
+    """a b^T by torch.
+
+    For tiles it needs scales with contiguous rows, for blocks rows of scales padded to a multiple of four.
     """
     tiles, blocks = F.ScalingType.BlockWise1x128, F.ScalingType.BlockWise128x128
     if b.scales.shape[0] == b.q.shape[0]:

@@ -1,5 +1,4 @@
-"""Block quantization as Triton kernels: a matrix is read once for all layouts that the three products of a
-linear need.
+"""Block quantization in Triton: a matrix is read once for all layouts that a linear's products need.
 
 FP8 products need both operands contiguous along the summed dimension, so an operand that is summed over rows
 is stored transposed: a kernel writes q and q^T. Along the sum both are padded with zeros to whole groups of
@@ -21,8 +20,7 @@ from nanohybrid.ops.fp8.reference import E4M3, GROUP, LARGEST, SMALLEST_AMAX
 
 
 class Operand(NamedTuple):
-    """An operand of a product: q [rows, sum], padded with zeros along the sum, and its scales, one per group
-    of the sum.
+    """An operand of a product: q [rows, sum], padded with zeros along the sum, and a scale per group.
 
     scales: [rows, groups], or for square blocks [blocks of rows, groups].
     """
@@ -38,16 +36,15 @@ def _scale(largest, SMALLEST: tl.constexpr, LARGEST: tl.constexpr):
 
 @triton.jit
 def _magnitude(x):
-    """|x|, infinite for NaN. Maxima treat NaN differently; an infinite scale makes the group NaN in any
-    case.
-    """
+    """|x|, infinite for NaN: maxima treat NaN differently, but an infinite scale makes the group NaN."""
     return tl.where(x == x, tl.abs(x), float("inf"))
 
 
 @triton.jit
 def _e4m3(x, EMULATE: tl.constexpr):
-    """x as e4m3. EMULATE: round to e4m3 numbers first, since the interpreter's cast loses the carry into the
-    exponent.
+    """x as e4m3.
+
+    EMULATE: round to e4m3 numbers first, since the interpreter's cast loses the carry into the exponent.
     """
     if EMULATE:
         bits = x.to(tl.int32, bitcast=True)
@@ -63,8 +60,9 @@ def tile_kernel(
     COLUMNS: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, EMULATE: tl.constexpr, GROUP:
     tl.constexpr,
 ):  # fmt: skip
-    """A 128 x 128 square. ROWS: q [M, K] with scales [M, K / 128]. COLUMNS: q_t [K, M] with scales_t [K, M /
-    128].
+    """A 128 x 128 square.
+
+    ROWS: q [M, K] with scales [M, K / 128]. COLUMNS: q_t [K, M] with scales_t [K, M / 128].
     """
     m_block, k_block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     m, k = m_block * GROUP + tl.arange(0, GROUP), k_block * GROUP + tl.arange(0, GROUP)
@@ -92,9 +90,7 @@ def block_kernel(
     x, q, q_t, scales, scales_t, M, K, stride_x, stride_q, stride_t, groups_m, groups_k,
     SMALLEST: tl.constexpr, LARGEST: tl.constexpr, EMULATE: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """A 128 x 128 square under one scale: q [M, K] and q_t [K, M], scales [M / 128, K / 128] and their
-    transpose.
-    """
+    """A 128 x 128 square under one scale: q, scales [M / 128, K / 128], and their transposes."""
     m_block, k_block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     m, k = m_block * GROUP + tl.arange(0, GROUP), k_block * GROUP + tl.arange(0, GROUP)
     x_MK = tl.load(

@@ -54,9 +54,7 @@ def quantize(group: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fake_quantize(x: Tensor, rows: int, columns: int) -> Tensor:
-    """The matrix x quantized and dequantized, group by group of rows x columns; groups at the edges are
-    smaller.
-    """
+    """x quantized and dequantized, by groups of rows x columns; groups at the edges are smaller."""
     result = torch.empty_like(x)
     for top in range(0, x.shape[0], rows):
         for left in range(0, x.shape[1], columns):

@@ -38,8 +38,9 @@ def fake_quantize(x_MK: Tensor, rows: int = 1, columns: int = GROUP) -> Tensor:
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x [..., I] W^T (+ bias), forward and both gradients with FP8 operands. The result and gradients are in
-    their operands' dtypes.
+    """x [..., I] W^T (+ bias), forward and both gradients with FP8 operands.
+
+    The result and gradients are in their operands' dtypes.
     """
     return with_bias(_Linear.apply, x, weight_OI, bias_O)
 
@@ -89,9 +90,7 @@ def e4m3_to_fp32(q_MK: Tensor) -> Tensor:
 
 
 def _grouped(x_MK: Tensor, rows: int, columns: int) -> Tensor:
-    """[M, K] as [row groups, rows, column groups, columns], with zeros at the edges where a group is not
-    full.
-    """
+    """[M, K] as [row groups, rows, column groups, columns], padded with zeros at the edges."""
     height, width = x_MK.shape
     below, right = -height % rows, -width % columns
     if below or right:

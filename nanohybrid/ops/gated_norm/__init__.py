@@ -11,8 +11,9 @@ TRITON = Kernel("nanohybrid.ops.gated_norm.triton_autograd:gated_norm", gradient
 
 
 def gated_norm(y_TD: Tensor, z_TD: Tensor, weight_D: Tensor, groups: int, eps: float) -> Tensor:
-    """RMSNorm of y silu(z) within each of `groups` groups of channels, times weight. Sums are fp32, cast once
-    to the dtype of z.
+    """RMSNorm of y silu(z) within each of `groups` groups of channels, times weight.
+
+    Sums are fp32, cast once to the dtype of z.
     """
     form = choose(
         y_TD,

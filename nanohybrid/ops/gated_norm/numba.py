@@ -1,6 +1,4 @@
-"""The numba form of the gated norm, an autograd function over ops/numba/norms.py. rms_norm uses it without a
-gate.
-"""
+"""The numba form of the gated norm, over ops/numba/norms.py. rms_norm uses it without a gate."""
 
 from typing import Any
 

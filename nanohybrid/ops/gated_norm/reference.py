@@ -1,6 +1,4 @@
-"""u = y silu(z);  out = weight u / sqrt(mean_group(u^2) + eps): the gate first, then the norm within each
-group.
-"""
+"""u = y silu(z);  out = weight u / sqrt(mean_group(u^2) + eps): first the gate, then the norm."""
 
 import torch
 from torch import Tensor

@@ -1,5 +1,6 @@
-"""The gated norm on a GPU in one pass, with one program per token and group. Everything before the cast is
-fp32.
+"""The gated norm on a GPU in one pass, with one program per token and group.
+
+Everything before the cast is fp32.
 
 T tokens · D channels · d channels of a group.
 """

@@ -1,6 +1,4 @@
-"""Losses on a language-model head that never store [tokens, vocabulary]: cross-entropy, log-probabilities,
-forward KL.
-"""
+"""Losses on a language-model head without [tokens, vocabulary]: cross-entropy, log-probs, forward KL."""
 
 from nanohybrid.ops.losses.cross_entropy import chunked_cross_entropy, chunked_log_probs, summed_cross_entropy
 from nanohybrid.ops.losses.forward_kl import chunked_forward_kl, summed_forward_kl

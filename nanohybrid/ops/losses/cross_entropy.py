@@ -20,8 +20,9 @@ TRITON = Kernel("nanohybrid.ops.losses.kernels:cross_entropy")
 def chunked_cross_entropy(
     hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, chunk: int | None = None
 ) -> Tensor:
-    """The loss of each token in fp32, 0 where the target is -100. The backward pass recomputes the logits
-    chunk by chunk.
+    """The loss of each token in fp32, 0 where the target is -100.
+
+    The backward pass recomputes the logits chunk by chunk.
     """
     return streamed_loss(
         hidden_TE, weight_VE, _rows(targets_T), _CrossEntropy(targets_T), chunk, summed=False
@@ -31,8 +32,9 @@ def chunked_cross_entropy(
 def summed_cross_entropy(
     hidden_TE: Tensor, weight_VE: Tensor, targets_T: Tensor, chunk: int | None = None
 ) -> Tensor:
-    """The sum of the tokens' losses. The forward pass also computes the gradients, so each logit is computed
-    once: for training.
+    """The sum of the tokens' losses.
+
+    The forward pass also computes the gradients, so each logit is computed once: for training.
     """
     return streamed_loss(hidden_TE, weight_VE, _rows(targets_T), _CrossEntropy(targets_T), chunk, summed=True)
 
@@ -61,9 +63,7 @@ class _CrossEntropy:
 
 
 def chunk_loss(logits_QV: Tensor, targets_Q: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """The loss of each token of a chunk, and where `with_gradient` the gradient of the logits, in plain
-    torch.
-    """
+    """The loss of each token of a chunk; with_gradient: and the gradient of its logits."""
     targets_Q1 = targets_Q.unsqueeze(1)
     log_p_QV = torch.log_softmax(logits_QV.to(accumulation_dtype(logits_QV.dtype)), dim=-1)
     loss_Q = -log_p_QV.gather(1, targets_Q1).squeeze(1)

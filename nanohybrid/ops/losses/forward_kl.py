@@ -38,8 +38,9 @@ def summed_forward_kl(
     mask_T: Tensor | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """The sum over the tokens of the mask. Both heads run once, since the forward pass also computes the
-    gradients: for training.
+    """The sum over the tokens of the mask.
+
+    Both heads run once, since the forward pass also computes the gradients: for training.
     """
     rule = _ForwardKL(teacher_TE.detach(), teacher_VE.detach(), temperature)
     return streamed_loss(student_TE, student_VE, _rows(student_TE, mask_T), rule, chunk, summed=True)

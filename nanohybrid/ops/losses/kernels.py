@@ -1,5 +1,6 @@
-"""The loss and its gradient for a chunk of logits as Triton kernels, with an online softmax. The gradient
-overwrites the logits.
+"""The loss and its gradient for a chunk of logits as Triton kernels, with an online softmax.
+
+The gradient overwrites the logits.
 
 A program is a token. It reads the logits once for their maximum and sum (the sum is rescaled whenever the
 maximum grows), and once more, from the cache, for the gradient: a row of 131,072 in bf16 is 256 KiB. Logits
@@ -75,9 +76,7 @@ def forward_kl_rows(
 
 
 def cross_entropy(logits_QV: Tensor, targets_Q: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """The loss of each token in fp32, and where `with_gradient` the gradient, in the logits' memory and
-    dtype.
-    """
+    """The loss of each token in fp32; with_gradient: and the gradient, in the logits' memory and dtype."""
     Q, V = logits_QV.shape
     loss_Q = torch.empty(Q, dtype=torch.float32, device=logits_QV.device)
     cross_entropy_rows[Q,](

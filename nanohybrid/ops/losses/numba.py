@@ -11,9 +11,7 @@ from nanohybrid.ops.numba.threads import num_threads, run
 
 
 def cross_entropy(logits_QV: Tensor, targets_Q: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """The loss of each token in fp32, and where `with_gradient` the gradient, in the logits' memory and
-    dtype.
-    """
+    """The loss of each token in fp32; with_gradient: and the gradient, in the logits' memory and dtype."""
     if logits_QV.dtype not in (torch.float32, torch.bfloat16):
         from nanohybrid.ops.losses.cross_entropy import chunk_loss
 

@@ -39,8 +39,9 @@ def forward_kl(
     temperature: float = 1.0,
     mask_T: Tensor | None = None,
 ) -> Tensor:
-    """KL(teacher || student) of each token times temperature^2; 0 where the mask is False. The teacher gets
-    no gradient.
+    """KL(teacher || student) of each token times temperature^2; 0 where the mask is False.
+
+    The teacher gets no gradient.
     """
     student_TV = torch.log_softmax(student_TE @ student_VE.T / temperature, dim=-1)
     teacher_TV = torch.log_softmax(teacher_TE @ teacher_VE.T / temperature, dim=-1).detach()

@@ -27,8 +27,9 @@ CHUNK_TOKENS = 1024
 
 
 class Rule(Protocol):
-    """The loss of a chunk of tokens from their logits, and its gradient where `with_gradient`. It may
-    overwrite the logits.
+    """The loss of a chunk of tokens from their logits, and its gradient where `with_gradient`.
+
+    It may overwrite the logits.
 
     Logits come in the dtype of the head's product. The loss is fp32 (fp64 for fp64); the gradient may have
     the logits' dtype.
@@ -40,9 +41,7 @@ class Rule(Protocol):
 
 
 def default_chunk(vocabulary: int) -> int:
-    """Tokens of a chunk: enough rows for an efficient matrix product, few enough that the logits stay
-    small.
-    """
+    """Tokens of a chunk: enough for an efficient matrix product, few enough for small logits."""
     return max(1, min(CHUNK_TOKENS, CHUNK_ELEMENTS // max(vocabulary, 1)))
 
 
@@ -62,8 +61,9 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def streamed_loss(
     hidden_TE: Tensor, weight_VE: Tensor, rows_R: Tensor, rule: Rule, chunk: int | None, summed: bool
 ) -> Tensor:
-    """The loss of the rows: [T] with 0 elsewhere, or where `summed` their sum. Raises ValueError for a chunk
-    below 1.
+    """The loss of the rows: [T] with 0 elsewhere, or where `summed` their sum.
+
+    Raises ValueError for a chunk below 1.
     """
     size = default_chunk(weight_VE.shape[0]) if chunk is None else chunk
     if size < 1:

@@ -36,18 +36,14 @@ class TopK:
 
 
 def top_k_of(logits_RV: Tensor, k: int, temperature: float = 1.0) -> TopK:
-    """The top-k tokens of each row, and the log of the total probability of all others (-inf where there are
-    none).
-    """
+    """The top-k tokens of each row, and the log of the others' total probability (-inf without others)."""
     log_p_RV = torch.log_softmax(logits_RV.to(accumulation_dtype(logits_RV.dtype)) / temperature, dim=-1)
     log_p_RK, ids_RK = log_p_RV.topk(min(k, log_p_RV.shape[-1]), dim=-1)
     return TopK(ids_RK, log_p_RK, rest(log_p_RV, ids_RK))
 
 
 def rest(log_p_RV: Tensor, ids_RK: Tensor) -> Tensor:
-    """[R]: the log of the total probability of all but the given tokens, summed over them rather than as 1
-    minus the given.
-    """
+    """[R]: the log of the total probability of all but the given tokens, summed over those others."""
     return log_p_RV.scatter(1, ids_RK, float("-inf")).logsumexp(dim=-1)
 
 

@@ -1,6 +1,4 @@
-"""The decode step of Mamba-2 in place on the cache, from the output of in_proj to the input of the gated
-norm.
-"""
+"""The decode step of Mamba-2 in place on the cache, from in_proj's output to the gated norm's input."""
 
 from torch import Tensor
 
@@ -15,8 +13,7 @@ def mamba_step(
     Tensor, D_H: Tensor, conv_pool: Tensor, ssm_pool: Tensor, layout: Layout, groups: int, limit: tuple[float,
     float],
 ) -> Tensor | None:  # fmt: skip
-    """y [S, H, P] in fp32 for one token of each sequence, with both states advanced in place at the layout's
-    slots; or None.
+    """y [S, H, P] in fp32 for one token of each sequence, with both states advanced in place; or None.
 
     xBC and dt: as in_proj gives them. conv_pool [slots, W - 1, C]; ssm_pool [slots, H, P, N] in fp32 or fp16.
     limit: of dt. Only Triton has this form. None means that nothing was computed: the mixer then runs

@@ -1,5 +1,4 @@
-"""The SSD recurrence for one token of each sequence, in place on the pool of states: each state is read and
-written once.
+"""The SSD recurrence for one token of each sequence, in place: each state is read and written once.
 
     dt = softplus(dt + dt_bias), clamped to [low, high];   A = -exp(A_log)
     S = exp(dt A) S + dt x B^T                              y = S C + D x
@@ -38,8 +37,9 @@ def ssd_update(
     xBC_SC: Tensor, dt_SH: Tensor, dt_bias_H: Tensor, A_log_H: Tensor, D_H: Tensor, pool: Tensor,
     slots_S: Tensor, positions_S: Tensor, groups: int, low: float, high: float,
 ) -> Tensor:  # fmt: skip
-    """y [S, H, P] in fp32. The rows `slots_S` of pool [slots, H, P, N] are updated in place: computed in
-    fp32, stored in its dtype.
+    """y [S, H, P] in fp32.
+
+    The rows `slots_S` of pool [slots, H, P, N] are updated in place: computed in fp32, stored in its dtype.
 
     xBC: x [H P], B [G N] and C [G N] side by side, after the convolution. dt: as in_proj gives it. At
     position 0 a state is zeros.

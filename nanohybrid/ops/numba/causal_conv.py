@@ -1,5 +1,4 @@
-"""The causal convolution with its SiLU, and their gradient, in one pass each: a block of channels of all
-tokens at a time.
+"""The causal convolution with its SiLU, and their gradient, in one pass each over blocks of channels.
 
     a_t = bias + sum_k weight[W-1-k] x_{t-k}      y_t = silu(a_t)
 
@@ -51,17 +50,16 @@ def conv_at(t, ring, weight, bias, channels, first, count, window, out):
 
 @inline
 def unpack_args(call):
-    """The first arguments of both kernels: sequences, starts [sequences + 1], C, W, x's row stride, x,
-    weight, bias.
-    """
+    """The first arguments of both kernels: sequences, starts, C, W, x's row stride, x, weight, bias."""
     w = as_i64(call)
     return w[0], as_i64(w[1]), w[2], w[3], w[4], w[5], w[6], w[7]
 
 
 @kernel
 def conv_forward(rank, size, control, call):
-    """y [T, C] = silu(conv(x)). The rows of x are `stride` apart; x and y are bfloat16 where `is_bf16`, else
-    fp32.
+    """y [T, C] = silu(conv(x)).
+
+    The rows of x are `stride` apart; x and y are bfloat16 where `is_bf16`, else fp32.
     """
     sequences, starts, channels, window, stride, x, weight, bias = unpack_args(call)
     y, is_bf16 = as_i64(call)[8], as_i64(call)[9]

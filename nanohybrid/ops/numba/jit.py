@@ -1,5 +1,4 @@
-"""How kernels are compiled: without the GIL, with reassociated sums, cached on disk under a digest of the
-kernels' sources.
+"""How kernels are compiled: without the GIL, with reassociated sums, cached by a digest of the sources.
 
 A kernel is a function `kernel(rank, size, control, call)` of four int64 words. `rank` and `size` number the
 threads that run it, `control` is the address of the thread pool's control block (threads.py), and `call` is
@@ -30,8 +29,9 @@ _lock = threading.Lock()
 
 
 class kernel:
-    """Decorator. Compiles the function when its address is first needed; the machine code is cached where
-    possible.
+    """Decorator.
+
+    Compiles the function when its address is first needed; the machine code is cached where possible.
     """
 
     def __init__(self, py_func: Callable[[int, int, int, int], None]) -> None:
@@ -57,9 +57,7 @@ class kernel:
 
 
 def njit(python: Callable[..., Any]) -> Any:
-    """Decorator for a single-threaded loop over numpy arrays. nopython, without the GIL, cached as kernels
-    are.
-    """
+    """Decorator for a single-threaded loop over numpy arrays: without the GIL, cached as kernels are."""
     with _cache_directory() as cached:
         return numba.njit(nogil=True, cache=cached, fastmath=FASTMATH, error_model="numpy")(python)
 
@@ -123,9 +121,7 @@ def has_cached_kernels() -> bool:
 
 @cache
 def cache_directory() -> Path:
-    """A directory named by the digest of the kernels' sources, below NANOHYBRID_CACHE or the user's cache
-    directory.
-    """
+    """A directory named by the sources' digest, below NANOHYBRID_CACHE or the user's cache directory."""
     base = os.environ.get("NANOHYBRID_CACHE")
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root = Path(base) if base else user_cache / "nanohybrid"

@@ -1,6 +1,4 @@
-"""LLVM instructions that numba lacks: bfloat16 vectors, loops written as IR, atomics, calls by address,
-clocks.
-"""
+"""LLVM instructions that numba lacks: bfloat16 vectors, loops as IR, atomics, calls by address, clocks."""
 
 from __future__ import annotations
 

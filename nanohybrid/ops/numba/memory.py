@@ -1,5 +1,4 @@
-"""Raw memory in kernels: typed views of an address, addresses of elements, and the lifetime of scratch
-arrays.
+"""Raw memory in kernels: typed views, addresses of elements, the lifetime of scratch arrays.
 
 Kernels take addresses (int64) and view them with `as_f32` and the like, so nothing is boxed or reference
 counted inside. bfloat16 is handled as its 16 bits; scalars.py converts it.
@@ -54,9 +53,7 @@ def i64_at(address, index):
 
 @intrinsic
 def keep_alive(typingctx: Any, array: Any) -> Any:
-    """Does nothing with an array whose address was used: numba frees an array after the last use of its
-    name.
-    """
+    """Does nothing with an array whose address is in use: numba frees it after the last use of its name."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return context.get_dummy_value()

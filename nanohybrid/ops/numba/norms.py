@@ -50,18 +50,14 @@ def inverse_rms(u, count, eps):
 
 @inline
 def unpack_args(call):
-    """The first arguments of both kernels: rows, width, groups, x, x_stride, x_is_bf16, z, z_stride, weight,
-    eps.
-    """
+    """The arguments up to eps: rows, width, groups, x, x_stride, x_is_bf16, z, z_stride, weight, eps."""
     w = as_i64(call)
     return w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], as_f64(call)[9]
 
 
 @kernel
 def norm_forward(rank, size, control, call):
-    """out [rows, width]. z is 0 without a gate. z and out are bfloat16 where `is_bf16`, x where `x_is_bf16`,
-    else fp32.
-    """
+    """out [rows, width]; z is 0 without a gate. is_bf16: of z and out, x_is_bf16: of x; else fp32."""
     rows, width, groups, x, x_stride, x_is_bf16, z, z_stride, weight, eps = unpack_args(call)
     out, is_bf16 = as_i64(call)[10], as_i64(call)[11]
     part = width // groups
@@ -88,9 +84,7 @@ def norm_forward(rank, size, control, call):
 
 @kernel
 def norm_backward(rank, size, control, call):
-    """dx and dz [rows, width] in the dtypes of x and z; dweight [tiles, width] in fp32, one row for each tile
-    of rows.
-    """
+    """dx and dz [rows, width] in the dtypes of x and z; dweight [tiles, width] in fp32."""
     rows, width, groups, x, x_stride, x_is_bf16, z, z_stride, weight, eps = unpack_args(call)
     more = as_i64(i64_at(call, 10))
     dout, dx, dz, is_bf16, dweight = more[0], more[1], more[2], more[3], more[4]

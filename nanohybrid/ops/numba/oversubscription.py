@@ -15,8 +15,9 @@ MIN_BACKOFF, MAX_BACKOFF = 32, 2048  # calls on fewer threads before all are tri
 
 
 class OversubscriptionDetector:
-    """Limits the number of threads from what calls report. `halvings`: how often the number is halved at
-    present.
+    """Limits the number of threads from what calls report.
+
+    `halvings`: how often the number is halved at present.
     """
 
     def __init__(self) -> None:

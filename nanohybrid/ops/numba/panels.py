@@ -23,9 +23,7 @@ def packed_index(row, k, tile_rows, width):
 
 @inline
 def zero_padding(packed, first, last, size, tile_rows, width):
-    """Zero the padding of K, from `size` on, in the rows `first` to `last`: the weights' zeros would not mask
-    a NaN.
-    """
+    """Zero the padding of K from `size` on: multiplied by the weights' zeros, a NaN would stay NaN."""
     out = as_bf16(packed)
     for row in range(first, last):
         for k in range(size, width):
@@ -34,9 +32,7 @@ def zero_padding(packed, first, last, size, tile_rows, width):
 
 @inline
 def pack_scaled(values, scale, weight, count, packed, row, first, tile_rows, width):
-    """Pack bfloat16(values * scale * weight[first...]) of `count` fp32 values as the row's columns from
-    `first` on.
-    """
+    """Pack bfloat16(values * scale * weight[first...]) as the row's `count` columns from `first` on."""
     source, gain, out = as_f32(values), as_f32(f32_at(weight, first)), as_bf16(packed)
     at, step = packed_index(row, first, tile_rows, width), 2 * tile_rows
     i = 0
@@ -63,9 +59,7 @@ def inverse_rms(values, size, eps):
 
 @inline
 def pack_values(values, count, packed, row, first, tile_rows, width):
-    """Pack bfloat16(values) of `count` fp32 values as the row's columns from `first` on, which must be
-    even.
-    """
+    """Pack bfloat16(values) as the row's `count` columns from `first` on, which must be even."""
     source, out = as_f32(values), as_bf16(packed)
     at, step = packed_index(row, first, tile_rows, width), 2 * tile_rows
     for pair in range(count // 2):
@@ -88,8 +82,8 @@ def norm_and_pack(values, first, last, size, weight, eps, packed, tile_rows, wid
 
 @inline
 def pack_bf16_tiles(values, stride, first, last, total, size, packed, tile_rows, width):
-    """Pack the tiles `first` to `last` of bfloat16 rows; rows beyond `total` and the padding of K become
-    zeros.
+    """Pack the tiles `first` to `last` of bfloat16 rows, with zeros beyond `total` rows and `size`
+    columns.
     """
     bits, out = as_bf16(values), as_bf16(packed)
     for tile in range(first, last):

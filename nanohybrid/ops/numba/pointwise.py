@@ -1,6 +1,4 @@
-"""The squared ReLU with its gradient, and the cross-entropy of rows of logits with its gradient, in one pass
-each.
-"""
+"""The squared ReLU and the cross-entropy of rows of logits, each with its gradient in one pass."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Rows of numbers in fp32, in which the training loops compute: loads and stores in bfloat16 or fp32, and row
-operations.
-"""
+"""Rows of fp32 numbers, in which the training loops compute: loads, stores and row operations."""
 
 from __future__ import annotations
 

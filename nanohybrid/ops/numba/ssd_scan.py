@@ -1,5 +1,4 @@
-"""The SSD scan and its gradient for training on a CPU: token by token, with rows of one head's state in the
-L1 cache.
+"""The SSD scan and its gradient for training on a CPU, token by token, with states in the L1 cache.
 
 That costs about as many products as the chunked form, without its passes over [tokens, heads, chunk]
 matrices. Only the inputs are saved for the backward pass. With f = dt x, and E the gradient of a state:
@@ -63,9 +62,7 @@ class ForwardTensors(NamedTuple):
 
 
 class BackwardTensors(NamedTuple):
-    """Addresses; 0 for a tensor that is absent. dx, dB and dC are in the dtype of x, B and C, the other
-    gradients fp32.
-    """
+    """Addresses; 0 for an absent tensor. dx, dB and dC have the dtype of x, B and C, other gradients fp32."""
 
     x: int
     dt: int
@@ -91,9 +88,7 @@ BACKWARD = BackwardTensors(*range(len(BackwardTensors._fields)))
 
 
 class Block(NamedTuple):
-    """Scratch for TOKENS tokens of one head as padded fp32 rows: `rows` x for each token, `columns` B and
-    C.
-    """
+    """Scratch for TOKENS tokens of one head in padded fp32: per token `rows` of x, `columns` of B and C."""
 
     rows: int
     columns: int
@@ -117,8 +112,8 @@ class Gradients(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """Scratch of the backward pass for a sequence: dC . C of each token, sums of dB and dC, a state every
-    ANCHOR tokens.
+    """Scratch of the backward pass per sequence: dC . C of each token, dB, dC, a state every ANCHOR
+    tokens.
     """
 
     C_dC: int
@@ -148,8 +143,9 @@ def load_state(source, rows, columns, out, padded_rows, padded):
 
 @inline
 def load_block(block, first, count, head, group, sizes, tensors, is_bf16):
-    """Load x, B, C and dt of `count` tokens from `first` on, and compute their decays. Both structs of
-    tensors begin alike.
+    """Load x, B, C and dt of `count` tokens from `first` on, and compute their decays.
+
+    tensors: ForwardTensors or BackwardTensors; their first words are the same.
     """
     H, P, N = sizes[SIZES.H], sizes[SIZES.P], sizes[SIZES.N]
     width = BF16_BYTES if is_bf16 else F32_BYTES
@@ -255,8 +251,9 @@ def _store_y(block, y, first, count, head, H, P, tensors):
 
 @kernel
 def scan_backward(rank, size, control, call):
-    """All gradients. The tensors are BackwardTensors; the last argument is `backward_scratch` of the longest
-    sequence.
+    """All gradients.
+
+    The tensors are BackwardTensors; the last argument is `backward_scratch` of the longest sequence.
     """
     sequences, starts, sizes, tensors, is_bf16 = unpack_args(call)
     H, P, G, N = sizes[SIZES.H], sizes[SIZES.P], sizes[SIZES.G], sizes[SIZES.N]
@@ -329,8 +326,9 @@ def _forward_head(block, gradients, whole, state, index, head, group, sizes, ten
 
 @inline
 def _backward_head(block, gradients, whole, state, index, head, group, sizes, tensors, is_bf16):
-    """The gradients of one head from the last token to the first. `state` holds the final state, then a
-    state's gradient.
+    """The gradients of one head from the last token to the first.
+
+    `state` holds the final state, then a state's gradient.
     """
     H, P, N, rows, columns = sizes[SIZES.H], sizes[SIZES.P], sizes[SIZES.N], block.rows, block.columns
     width, sums = BF16_BYTES if is_bf16 else F32_BYTES, gradients.sums

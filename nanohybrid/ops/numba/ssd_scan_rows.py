@@ -1,5 +1,4 @@
-"""The two inner loops of the SSD scan's gradient, in vectors of 16 columns for four rows of a state at a
-time.
+"""The inner loops of the SSD scan's gradient, in vectors of 16 columns for four rows of a state.
 
 A state is [rows, columns] in fp32. `columns` is a multiple of 16, `rows` a multiple of four. The arguments
 are addresses, except the decay, an fp32 number, and `columns`.
@@ -46,9 +45,7 @@ class _Rows:
 def forward_step(
     typingctx: Any, state: Any, B: Any, f: Any, dy: Any, decay: Any, sums: Any, columns: Any
 ) -> Any:
-    """S = decay S + f B^T; sums += S^T dy: the state after a token, and the token's gradient of C. f: dt
-    x.
-    """
+    """S = decay S + f B^T; sums += S^T dy: the state after a token, and its gradient of C. f: dt x."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         b = builder
@@ -83,9 +80,7 @@ def backward_step(
     df: Any,
     columns: Any,
 ) -> Any:
-    """E = decay E + dy C^T; df = E B; sums += E^T f: the gradients of a token's state, of f = dt x and of
-    B.
-    """
+    """E = decay E + dy C^T; df = E B; sums += E^T f: the gradients of a state, of f = dt x and of B."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         b = builder

@@ -86,8 +86,8 @@ _four_rows, _one_row = _make(ROWS), _make(1)
 
 @inline
 def update_state_rows(state, x, B, C, y, decay, dt, rows, columns):
-    """S [rows, columns] = decay S + (dt x) B^T in place, and y = S C, all fp32. state, x, B, C and y are
-    addresses.
+    """S [rows, columns] = decay S + (dt x) B^T in place, and y = S C, in fp32; all but the last four
+    arguments are addresses.
     """
     whole = columns // 16 * 16
     row, row_bytes = 0, columns * 4

@@ -1,5 +1,4 @@
-"""A thread pool for kernels: every thread runs the same kernel with its rank, and kernels have barriers and
-work queues.
+"""A thread pool for kernels: every thread runs the same kernel, with barriers and work queues.
 
 A kernel is called as `kernel(rank, size, control, call)` on every thread. Between two barriers each thread
 works on its own part. numba's and OpenMP's thread pools are not used: two pools that spin against each other
@@ -76,8 +75,9 @@ def barrier_wait(control: int, size: int) -> None:
 
 @inline
 def spin_until(address: int, value: int, control: int) -> None:
-    """Spin until the word at `address` is `value`; yield the processor after many spins. Long waits are added
-    to WAIT_NS.
+    """Spin until the word at `address` is `value`; yield the processor after many spins.
+
+    Long waits are added to WAIT_NS.
     """
     spins = since = 0
     while load_acquire(address) != value:
@@ -98,9 +98,7 @@ def partition(count: int, rank: int, size: int) -> tuple[int, int]:
 
 @inline
 def rank_of(offset: int, count: int, size: int) -> int:
-    """The thread that processes a piece of work which begins at `offset` of `count` items and may span
-    several.
-    """
+    """The thread of a piece of work that begins at `offset` of `count` items and may span several."""
     return offset * size // count
 
 
@@ -150,8 +148,9 @@ def num_taken(counter: int) -> int:
 
 @inline
 def reset_queue(control: int) -> None:
-    """Restart the work queue at item 0. One thread calls it, before a barrier that precedes the first
-    `pop_queue`.
+    """Restart the work queue at item 0.
+
+    One thread calls it, before a barrier that precedes the first `pop_queue`.
     """
     store_release(i64_at(control, QUEUE_HEAD), 0)
 
@@ -164,8 +163,10 @@ def pop_queue(control: int) -> int:
 
 @kernel
 def launch(rank, size, control, call):
-    """Publish the job in the control block. Leaves a bit for each sleeping worker in SLEEPING_MASK; where
-    none sleeps, rank 0 runs its part and waits for the others.
+    """Publish the job in the control block.
+
+    Leaves a bit for each sleeping worker in SLEEPING_MASK; where none sleeps, rank 0 runs its part and waits
+    for the others.
     """
     atomic_add(i64_at(control, LAUNCHES), 1)
     asleep = 0
@@ -217,8 +218,9 @@ def worker_loop(rank, size, control, call):
 
 
 class ThreadPool:
-    """`size` threads, of which the caller's is rank 0. It runs one kernel at a time; callers wait for each
-    other.
+    """`size` threads, of which the caller's is rank 0.
+
+    It runs one kernel at a time; callers wait for each other.
     """
 
     def __init__(self, size: int) -> None:

@@ -1,5 +1,6 @@
-"""Weights in 8 or 4 bits. All formats follow one rule, w = value(code) * scale of its group; formats.py
-defines it.
+"""Weights in 8 or 4 bits.
+
+All formats follow one rule, w = value(code) * scale of its group; formats.py defines it.
 """
 
 from nanohybrid.ops.quantized.formats import (

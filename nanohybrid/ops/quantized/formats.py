@@ -27,8 +27,9 @@ ZERO = 8  # the int4 code of zero
 
 
 def group_of(format: str, inputs: int) -> int:
-    """How many weights of a row of `inputs` share a scale. For int8: 128, else the largest power of two of at
-    least 32 that divides the row, else the whole row.
+    """How many weights of a row of `inputs` share a scale.
+
+    For int8: 128, else the largest power of two of at least 32 that divides the row, else the whole row.
     """
     if format == "int4":
         return INT4_GROUP
@@ -69,9 +70,7 @@ def stored_bytes(format: str, outputs: int, inputs: int) -> int:
 
 
 def expand_scales(scales: Tensor, format: str, outputs: int, inputs: int) -> Tensor:
-    """Scales of a whole matrix, of rows, or of groups larger than the format's, repeated to the format's own
-    [N, G].
-    """
+    """Scales of a whole matrix, of rows, or of larger groups, repeated to the format's own [N, G]."""
     _, (_, groups) = shapes(format, outputs, inputs)
     scales_NG = (
         scales.to(SCALES[format]).reshape(-1, 1 if scales.ndim < 2 else scales.shape[1]).expand(outputs, -1)

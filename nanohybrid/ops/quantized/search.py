@@ -34,8 +34,9 @@ SMALLEST = torch.finfo(torch.bfloat16).tiny
 
 
 def best_scales(w_NGD: Tensor, h_GD: Tensor | None = None) -> Tensor:
-    """The scale of each group of w (fp32), [N, G] in fp32. For a group of zeros, the smallest normal
-    number.
+    """The scale of each group of w (fp32), [N, G] in fp32.
+
+    For a group of zeros, the smallest normal number.
     """
     extreme_NG1 = w_NGD.gather(-1, w_NGD.abs().argmax(-1, keepdim=True))
     best_NG = torch.zeros(w_NGD.shape[:2], device=w_NGD.device)

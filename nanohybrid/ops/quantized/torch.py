@@ -21,8 +21,9 @@ LARGEST = {"int8": 127.0, "fp8": 448.0}
 
 
 class WeightRows(Protocol):
-    """A weight [N, K] whose rows are computed on access, so that it is never whole in memory. `quantize`
-    takes it in place of a Tensor.
+    """A weight [N, K] whose rows are computed on access, so that it is never whole in memory.
+
+    `quantize` takes it in place of a Tensor.
     """
 
     @property
@@ -41,8 +42,9 @@ class WeightRows(Protocol):
 def quantize(
     weight_NK: Tensor | WeightRows, format: str, importance_K: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Codes and scales (formats.py) of a weight of any floating dtype, on its device. Needs about 20 MiB
-    beside them.
+    """Codes and scales (formats.py) of a weight of any floating dtype, on its device.
+
+    Needs about 20 MiB beside them.
 
     importance_K: mean squares of the inputs in use, by which int4 weights its errors. Raises ValueError where
     the format is unknown or cannot store such rows, or a weight is not finite.
@@ -68,7 +70,7 @@ def quantize(
 
 
 def dequantize(codes: Tensor, scales_NG: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """The weight [N, K] of codes and scales: their product in fp32 (float64 for float64), rounded to
+    """The weight [N, K] of codes and scales: their fp32 (for float64, float64) product, rounded to
     `dtype`.
     """
     shape = (codes.shape[0], codes.shape[1] * (2 if format_of(codes) == "int4" else 1))
@@ -79,8 +81,9 @@ def dequantize(codes: Tensor, scales_NG: Tensor, dtype: torch.dtype = torch.bflo
 
 
 def linear(x: Tensor, codes: Tensor, scales_NG: Tensor) -> Tensor:
-    """x [..., K] times the transposed weight, [..., N], in x's dtype. The weight is never dequantized as a
-    whole.
+    """x [..., K] times the transposed weight, [..., N], in x's dtype.
+
+    The weight is never dequantized as a whole.
     """
     form = choose(x, reference=reference.linear, torch=by_blocks, triton=TRITON)
     y: Tensor = form(x, codes, scales_NG)

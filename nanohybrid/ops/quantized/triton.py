@@ -108,8 +108,9 @@ def _bytes(
 
 @triton.jit
 def _fp8(code):
-    """e4m3 bytes divided by 256, as fp16. Shifted left, the bits of e4m3 are those of an fp16 number; no
-    hardware support is needed.
+    """e4m3 bytes divided by 256, as fp16.
+
+    Shifted left, the bits of e4m3 are those of an fp16 number; no hardware support is needed.
     """
     wide = code.to(tl.uint16)
     return (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)

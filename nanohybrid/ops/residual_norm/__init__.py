@@ -1,6 +1,4 @@
-"""The step between two layers: the mixer's output is added to the residual stream, and the next mixer reads
-the RMSNorm of it.
-"""
+"""The step between two layers: add the mixer's output to the residual stream, and norm the sum."""
 
 from torch import Tensor
 
@@ -13,8 +11,9 @@ TRITON = Kernel("nanohybrid.ops.residual_norm.triton_autograd:residual_norm", gr
 
 
 def residual_norm(h_TE: Tensor, update_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """s = h + update in h's dtype, and RMSNorm(s) weight. Sums are fp32 (float64 for float64), cast once to
-    h's dtype.
+    """s = h + update in h's dtype, and RMSNorm(s) weight.
+
+    Sums are fp32 (float64 for float64), cast once to h's dtype.
     """
     form = choose(
         h_TE,

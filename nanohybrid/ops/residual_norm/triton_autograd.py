@@ -20,8 +20,9 @@ def residual_norm(h_TE: Tensor, update_TE: Tensor, weight_E: Tensor, eps: float)
 
 
 class _ResidualNorm(Function):
-    """Saves only the sum, which is in memory as the stream. The stream's own gradient is added in the norm's
-    backward kernel.
+    """Saves only the sum, which is in memory as the stream.
+
+    The stream's own gradient is added in the norm's backward kernel.
     """
 
     @staticmethod

@@ -11,8 +11,9 @@ TRITON = Kernel("nanohybrid.ops.rms_norm.triton:rms_norm", gradients=True)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm of [..., width] in fp32 (float64 for float64), cast once to x's dtype. On a CPU under autocast:
-    to autocast's dtype.
+    """RMSNorm of [..., width] in fp32 (float64 for float64), cast once to x's dtype.
+
+    On a CPU under autocast: to autocast's dtype.
     """
     form = choose(
         x, weight, reference=reference.rms_norm, torch=torch_form.rms_norm, numba=NUMBA, triton=TRITON

@@ -1,5 +1,6 @@
-"""RMSNorm on a GPU in one pass each way. Only x is saved. A tile is some whole rows, more of them where rows
-are short.
+"""RMSNorm on a GPU in one pass each way.
+
+Only x is saved. A tile is some whole rows, more of them where rows are short.
 
 T rows · D width.
 """

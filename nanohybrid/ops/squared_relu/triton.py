@@ -1,5 +1,6 @@
-"""The squared ReLU in one pass over memory forward and one backward, where torch needs two and three. Only x
-is saved.
+"""The squared ReLU in one pass over memory forward and one backward, where torch needs two and three.
+
+Only x is saved.
 """
 
 from typing import Any

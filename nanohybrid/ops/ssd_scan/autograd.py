@@ -1,5 +1,6 @@
-"""The scan as an autograd function, for forms with a hand-written gradient. It saves the inputs; states are
-recomputed.
+"""The scan as an autograd function, for forms with a hand-written gradient.
+
+It saves the inputs; states are recomputed.
 """
 
 from collections.abc import Callable

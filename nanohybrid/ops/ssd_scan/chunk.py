@@ -23,8 +23,7 @@ from torch.autograd.function import once_differentiable
 
 
 class Chunk(torch.autograd.Function):
-    """x [Z, Q, H, P], dt [Z, Q, H], A and D [H], B and C [Z, Q, G, N], state [Z, H, P, N] or None for zeros,
-    all of one dtype.
+    """x [Z, Q, H, P], dt [Z, Q, H], A and D [H], B and C [Z, Q, G, N], state [Z, H, P, N] or None for zeros.
 
     Returns y [Z, Q, H, P] and the state after the chunk, None unless `has_next`. Padded tokens have x = 0 and
     dt = 0, which neither decay the state nor add to it.

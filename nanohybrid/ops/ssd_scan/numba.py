@@ -64,9 +64,7 @@ def _backward(dy_THP: Tensor, dfinal_SHPN: Tensor | None, inputs: SSDInputs, lay
 
 
 def _prepared(inputs: SSDInputs) -> SSDInputs:
-    """The inputs as the kernels read them: x, B and C contiguous within a token, the rest contiguous and in
-    fp32.
-    """
+    """The inputs as the kernels read them: rows of x, B and C contiguous, the rest contiguous and in fp32."""
     x, dt, A, B, C, D, initial = inputs
     x, B, C = (tensor.detach() for tensor in (x, B, C))
     x, B, C = (tensor if tensor[0].is_contiguous() else tensor.contiguous() for tensor in (x, B, C))

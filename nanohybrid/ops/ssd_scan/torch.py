@@ -1,5 +1,4 @@
-"""The SSD scan as matrix products over chunks of 128 tokens (Dao & Gu 2024, section 6), in plain torch on any
-device.
+"""The SSD scan as matrix products over chunks of 128 tokens (Dao & Gu 2024, section 6), in torch.
 
 Inside a chunk the recurrence unrolls to   y_i = sum_{j <= i} exp(c_i - c_j) (C_i . B_j) dt_j x_j + exp(c_i) S
 C_i + D x_i with c the running sum of dt A, and the state after it is   S' = exp(c_Q) S + sum_j exp(c_Q - c_j)

@@ -10,8 +10,9 @@ from nanohybrid.ops.ssd_step import torch as torch_form
 def ssd_step(
     x_SHP: Tensor, dt_SH: Tensor, A_H: Tensor, B_SGN: Tensor, C_SGN: Tensor, D_H: Tensor, state_SHPN: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """y_SHP and the next state. The given state may be updated in place, so only the returned one may be
-    used.
+    """y_SHP and the next state.
+
+    The given state may be updated in place, so only the returned one may be used.
 
     dtypes as in ssd_scan.
     """

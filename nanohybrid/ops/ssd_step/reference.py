@@ -1,6 +1,4 @@
-"""S' = exp(dt A) S + dt x B^T,  y = S' C + D x: the recurrence of ssd_scan/reference.py, for one token of
-each sequence.
-"""
+"""S' = exp(dt A) S + dt x B^T,  y = S' C + D x: ssd_scan's recurrence for one token of each sequence."""
 
 import torch
 from torch import Tensor

@@ -1,5 +1,4 @@
-"""The SSD step for a few tokens of each of S sequences, one after the other, with the bits of as many single
-steps.
+"""The SSD step for a few tokens of each of S sequences in order, with the bits of single steps.
 
 For draft tokens: the chunked scan would be faster, but its rounding differs from that of decode steps.
 
@@ -24,8 +23,9 @@ def ssd_steps(
     state_SHPN: Tensor,
     round_state: Callable[[Tensor, int], Tensor] = lambda state, _: state,
 ) -> tuple[Tensor, Tensor]:
-    """y_SLHP and the last state; the given state may be overwritten. A token with x = 0 and dt = 0 does not
-    change the state.
+    """y_SLHP and the last state; the given state may be overwritten.
+
+    A token with x = 0 and dt = 0 does not change the state.
 
     round_state(state, l): the state after token l as it would be after storing it in the cache's dtype.
     """

@@ -1,6 +1,4 @@
-"""The SSD step as an in-place decay, a rank-one update and one batched product per group: two passes over the
-state.
-"""
+"""The SSD step as in-place decay, rank-one update and a batched product: two passes over the state."""
 
 import torch
 from torch import Tensor

@@ -13,8 +13,7 @@ NUMBA = Kernel("nanohybrid.ops.stochastic.numba:to_half")
 
 
 def to_half(x: Tensor, key_S: Tensor, layer: int) -> Tensor:
-    """fp32 [S, ...] to fp16, rounded up or down at random so that the mean is preserved. key_S: int32, from
-    `keys`.
+    """fp32 [S, ...] to fp16, rounded at random so that the mean is preserved. key_S: int32, from `keys`.
 
     Numbers that fp16 can represent are unchanged; larger ones are clamped to its largest. All forms give the
     same bits.

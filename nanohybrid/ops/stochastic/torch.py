@@ -25,9 +25,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def keys(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """An int32 for each (seed, position), both uint64 of one shape: the upper half of splitmix64's
-    finalizer.
-    """
+    """An int32 for each (seed, position), uint64 of one shape: the upper half of splitmix64's finalizer."""
     with np.errstate(over="ignore"):
         return (
             (_mix(_mix(seeds + GOLDEN) + positions * GOLDEN) >> np.uint64(32))
@@ -37,8 +35,9 @@ def keys(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def to_half(x: Tensor, key_S: Tensor, layer: int) -> Tensor:
-    """fp32 [S, ...] to fp16, unbiased. Representable numbers are unchanged; larger ones are clamped to fp16's
-    largest.
+    """fp32 [S, ...] to fp16, unbiased.
+
+    Representable numbers are unchanged; larger ones are clamped to fp16's largest.
     """
     size = x[0].numel()
     random_SD = _random(key_S, layer, size).view(x.shape)

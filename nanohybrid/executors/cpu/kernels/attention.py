@@ -103,9 +103,7 @@ def attention_block(
 
 @inline
 def _scratch_addresses(scratch, head_dim):
-    """Queries, output sums, maxima and probability sums of a block's rows; scores of a tile, then its
-    probabilities.
-    """
+    """A block's queries, output sums, maxima and probability sums; a tile's scores and probabilities."""
     q = scratch
     sums = bf16_at(q, BLOCK_ROWS * head_dim)
     maxima = f32_at(sums, BLOCK_ROWS * head_dim)
@@ -144,8 +142,9 @@ def _multiply_keys(height, keys, q, scores, head_dim, visible, prefetch):
 
 @inline
 def _softmax_tile(rows, first, each, offset, visible, scores, head_dim, sums, maxima, totals):
-    """Scores of a tile -> probabilities relative to the running maxima. Where a maximum rises, the row's sums
-    are rescaled.
+    """Scores of a tile -> probabilities relative to the running maxima.
+
+    Where a maximum rises, the row's sums are rescaled.
     """
     scale, probabilities = np.float32(LOG2_E / math.sqrt(head_dim)), f32_at(scores, MAX_TILE_ROWS * PAGE)
     for r in range(rows):
@@ -161,8 +160,9 @@ def _softmax_tile(rows, first, each, offset, visible, scores, head_dim, sums, ma
 
 @inline
 def _add_values(height, values, probabilities, sums, head_dim, visible, prefetch):
-    """sums += probabilities times the first `visible` values of a page, rounded up to a multiple of 8: the
-    rest adds zeros.
+    """sums += probabilities times the first `visible` values of a page.
+
+    Tokens are rounded up to a multiple of 8; the others add zeros.
     """
     panels, all_panels, pairs = tile_panels(height), head_dim // 16, (visible + 7) // 8 * 4
     panels = panels if all_panels % panels == 0 else 1

@@ -18,8 +18,9 @@ KERNELS = ("mamba2", "attention", "gated_mlp", "mlp")
 
 
 class Layer(NamedTuple):
-    """The first words of a row of the table of layers; MEMORY words of addresses follow. The last row is the
-    final norm.
+    """The first words of a row of the table of layers; MEMORY words of addresses follow.
+
+    The last row is the final norm.
     """
 
     kernel: int  # index in KERNELS

@@ -1,5 +1,6 @@
-"""A ragged batch of tokens through the whole model, in one kernel. Weights are read once, however many tokens
-there are.
+"""A ragged batch of tokens through the whole model, in one kernel.
+
+Weights are read once, however many tokens there are.
 
 The model is a table of layers and a table of linears, and a call is a struct of words (call.py). Threads
 partition the outputs of a linear, the groups of a Mamba-2 layer and the heads of an attention layer, with a
@@ -70,8 +71,9 @@ MAMBA2_KERNEL, ATTENTION_KERNEL, GATED_MLP_KERNEL = map(KERNELS.index, ("mamba2"
 
 
 class Step(NamedTuple):
-    """What every part of a forward reads: the thread, the batch, and scratch memory. Addresses as in
-    call.Call.
+    """What every part of a forward reads: the thread, the batch, and scratch memory.
+
+    Addresses as in call.Call.
     """
 
     rank: int
@@ -106,9 +108,7 @@ def _tables(call):
 
 @inline_ir
 def _linear(step, weight, x, epilogue, out, stride, other, other_width, steal):
-    """Quantize the rows x where the weight needs that, and multiply. steal: whether threads steal units from
-    each other.
-    """
+    """Quantize the rows x where the weight needs it, and multiply. steal: threads steal units of work."""
     x = quantize_activations(
         weight, x, step.rows, step.rank, step.size, step.control, step.own_quantized, step.quantized
     )
@@ -120,8 +120,9 @@ def _linear(step, weight, x, epilogue, out, stride, other, other_width, steal):
 
 @kernel
 def forward(rank, size, control, call):
-    """Final hidden states [T, E] in bfloat16, T up to MAX_ROWS, and logits of some rows. Updates states and
-    pages in place.
+    """Final hidden states [T, E] in bfloat16, T up to MAX_ROWS, and logits of some rows.
+
+    Updates states and pages in place.
 
     The words of `call` are those of call.Call. Sequence s has the rows starts[s] to starts[s + 1].
     """
@@ -198,9 +199,7 @@ def _embed(step, tokens, embeddings):
 
 @inline_ir
 def _mamba2(step, call, layer, in_proj, out_proj, sizes, limits, recurrent):
-    """From the normed rows to the input of out_proj. recurrent: the index of this layer among the Mamba-2
-    layers.
-    """
+    """From the normed rows to the input of out_proj. recurrent: this layer's index among Mamba-2 layers."""
     w, columns = as_i64(call), in_proj[OUTPUTS]
     _linear(step, in_proj, step.normed, STORE, step.projected, columns, 0, 0, True)
     record(step.profile, profiler.MAMBA_IN)
@@ -240,9 +239,7 @@ def _states(layer, sizes, slot):
 
 @inline_ir
 def _attention(step, call, layer, linears, at, sizes, limits):
-    """From the normed rows to the input of o_proj: projections, keys and values into the pages, then blocks
-    of queries.
-    """
+    """From the normed rows to the input of o_proj: projections, writing of keys and values, attention."""
     kv_heads = sizes[ATTENTION.kv_heads]
     columns, offset = (sizes[ATTENTION.heads] + 2 * kv_heads) * sizes[ATTENTION.head_dim], 0
     for part in range(3):
@@ -284,8 +281,9 @@ def _attention(step, call, layer, linears, at, sizes, limits):
 
 @inline_ir
 def _gated_mlp(step, gate, up, down):
-    """silu(gate) * up, packed. Static partitions: each thread multiplies by the part of the gate that it
-    computed itself.
+    """silu(gate) * up, packed.
+
+    Static partitions: each thread multiplies by the part of the gate that it computed itself.
     """
     columns = gate[OUTPUTS]
     _linear(step, gate, step.normed, STORE, step.projected, columns, 0, 0, False)

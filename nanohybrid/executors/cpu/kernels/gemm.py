@@ -63,8 +63,9 @@ def tile_panels(rows):
 
 @noinline
 def run_tile(format, rows, panels, w, step, group_step, x, out, stride, groups, pairs, prefetch):
-    """One tile of gemm_tile.make_tiles, compiled once for all its users. Panels: `tile_panels` of them, or
-    (bf16 only) one.
+    """One tile of gemm_tile.make_tiles, compiled once for all its users.
+
+    Panels: `tile_panels` of them, or (bf16 only) one.
     """
     _tiles(format, rows, panels, w, step, group_step, x, out, stride, groups, pairs, prefetch)
 
@@ -104,8 +105,7 @@ def apply_epilogue(sums, wide, rows, count, epilogue, out, stride, row0, n0, oth
 
 @noinline
 def quantize_activations(weight, x, rows, rank, size, control, own, shared):
-    """The packed rows at `x` in the form that this weight's tiles read: unchanged for bf16, else quantized to
-    integers.
+    """The packed rows at `x` as this weight's tiles read them: unchanged for bf16, else as integers.
 
     Quantized rows go to `own`, this thread's memory, or with more than REPLICATED_ROWS to `shared`, which all
     threads fill.
@@ -138,8 +138,7 @@ def tile_bytes(weight, height):
 
 @noinline
 def gemm(weight, x, rows, rank, size, control, sums, epilogue, out, stride, other, other_rows, other_width):
-    """This thread's part of the outputs of one linear layer, for `rows` rows as `quantize_activations` gives
-    them.
+    """This thread's part of the outputs of one linear, for rows that `quantize_activations` has prepared.
 
     control: threads steal units from each other; 0: each thread has a static partition, the same for every
     layer. The other arguments are those of `apply_epilogue`.

@@ -115,7 +115,7 @@ class IntegerTile:
     def _two_passes(
         self, w: list[Any], x: Any, low: Any, start: Any, lines: Any, prefetch: Any, initial: list[Any]
     ) -> list[Any]:
-        """The sums after these lines, read once for the high bytes and once, from the L1 cache, for the low
+        """The sums after these lines: one pass for the high bytes, one from the L1 cache for the low
         bytes.
         """
         b, zero, eight = self.b, ir.Constant(V16I, [0] * 16), ir.Constant(V16I, [8] * 16)
@@ -129,9 +129,7 @@ class IntegerTile:
         return loop.results
 
     def _line(self, w: list[Any], planes: list[Any], line: Any, sums: list[Any]) -> list[Any]:
-        """The sums after one 64-byte line of every panel; `planes`: the high or low bytes of the rows, or
-        both, in order.
-        """
+        """The sums after one 64-byte line of every panel. planes: high or low bytes of the rows, or both."""
         b, sums, count = self.b, list(sums), self.rows * self.panels
         codes = [self._codes(b.add(place, b.mul(line, I64(64)))) for place in w]
         for quad in range(self.quads):
@@ -148,7 +146,7 @@ class IntegerTile:
         return sums
 
     def _codes(self, place: Any) -> list[Any]:
-        """Unsigned bytes, four for each output: a line of int8, or the low and the high nibbles of a line of
+        """Unsigned bytes, four for each output: a line of int8, or the low and high nibbles of a line of
         int4.
         """
         b = self.b

@@ -1,5 +1,4 @@
-"""The inner loop of every linear layer: R rows of activations times P panels of 16 outputs, summed in fp32
-over all of K.
+"""The inner loop of every linear: R rows of activations times P panels of 16 outputs, summed over K.
 
 A panel is 16 outputs. Its part of a group of K is a block, stored pair by pair of k:
 
@@ -55,8 +54,9 @@ def make_tiles(
     int8_instructions: bool = HAS_AVX512_VNNI,
     row_stride: int = 0,
 ) -> Any:
-    """The loops for these (format, rows, panels) as one numba intrinsic, which selects the loop by its first
-    three arguments:
+    """The loops for these (format, rows, panels) as one numba intrinsic.
+
+    Its first three arguments select the loop:
 
         tiles(format index, rows, panels, address of panels, bytes between panels, bytes between groups,
               address of rows, address of out, bytes between out's rows, groups, pairs per group,
@@ -64,9 +64,10 @@ def make_tiles(
 
     It writes fp32 [rows, 16 * panels]. The pairs of a group must be a multiple of 4. Rows of int8 and int4
     are as `quantize_rows` writes them. While it computes, memory at the prefetch distance is loaded into the
-    L2 cache. bf16_instructions, int8_instructions: use AVX512-BF16 and AVX512-VNNI. row_stride (bf16 only):
-    rows are not packed but so many bytes apart, and the products are added to what `out` holds, one after
-    another.
+    L2 cache.
+
+    bf16_instructions, int8_instructions: use AVX512-BF16 and AVX512-VNNI. row_stride (bf16 only): rows are
+    not packed but so many bytes apart, and the products are added to what `out` holds, one after another.
     """
     chosen = tuple(shapes)
 

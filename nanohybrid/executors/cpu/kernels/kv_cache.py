@@ -22,8 +22,7 @@ from nanohybrid.ops.sizes import PAGE
 
 @inline
 def qk_norm_and_rope(vector, gain, eps, head_dim, angles):
-    """QK-norm of a query or key (where `gain` is not 0), then its rotary position (where `angles` is not 0),
-    in place.
+    """QK-norm of a query or key unless `gain` is 0, then its rotary position unless `angles` is 0; in place.
 
     angles: cos of half the head, then sin.
     """
@@ -42,9 +41,7 @@ def qk_norm_and_rope(vector, gain, eps, head_dim, angles):
 
 @noinline
 def write_kv(start, count, position, head, projected, columns, sizes, memory, eps, pages, angles):
-    """Write keys and values of one head into the sequence's pages, for the `count` tokens from row `start`
-    on.
-    """
+    """Write one head's keys and values into the sequence's pages, for `count` tokens from row `start` on."""
     queries, kv_heads, head_dim = sizes[ATTENTION.heads], sizes[ATTENTION.kv_heads], sizes[ATTENTION.head_dim]
     keys, values = as_bf16(memory[ATTENTION_MEMORY.key]), as_bf16(memory[ATTENTION_MEMORY.value])
     page_ids = as_i64(pages)

@@ -1,5 +1,4 @@
-"""Mamba-2 between its two projections, for one sequence and one group of heads: conv, SSD recurrence, gate,
-group norm.
+"""Mamba-2 between its projections, for one sequence and one group of heads: conv, SSD, gate, group norm.
 
 A group needs nothing of another: it has its own heads, B and C, and its own part of the norm. So threads
 partition the groups.
@@ -30,8 +29,7 @@ TOKENS = 16  # of a sequence, processed as a block: their x, B, C and y stay in 
 
 @noinline
 def conv_silu_step(fresh, values, state, weight, bias, channels, first, count, window, out):
-    """silu(causal conv) of one token for `count` channels from `first` on, to fp32 `out`; advances the conv
-    state.
+    """silu(causal conv) of one token for `count` channels from `first` on; advances the conv state.
 
     state: bfloat16 [window - 1, channels], read as zeros where `fresh`. The new input is rounded to bfloat16
     before it is used, as it is stored: it then counts the same in this token's output as in those of the next

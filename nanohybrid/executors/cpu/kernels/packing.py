@@ -58,8 +58,9 @@ class Packed:
 
 
 def pack(weight_NK: Tensor, format: str = "bf16", scales_NG: Tensor | None = None) -> Packed:
-    """Pack a weight: bfloat16 [N, K]; or codes of int8 [N, K] or int4 (uint8 [N, K/2], low nibble first) with
-    their scales.
+    """Pack a weight: bfloat16 [N, K], or the codes of int8 [N, K] or int4 [N, K/2] with their scales.
+
+    int4: uint8, the low nibble first.
 
     Works unit by unit, so no second copy of the weight is in memory. Raises ValueError where the format is
     unknown, or scales are missing.

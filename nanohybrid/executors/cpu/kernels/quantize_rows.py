@@ -1,5 +1,4 @@
-"""Quantization of bfloat16 activations to 16-bit integers, for the tiles of int8 and int4 weights
-(gemm_int8.py).
+"""Quantization of activations to 16-bit integers, for the tiles of int8 and int4 weights (gemm_int8.py).
 
 Rows are quantized group by group: q = round(x / s), |q| <= MAX_CODE, with s = (largest |x|) / MAX_CODE. (For
 groups of more than 512 the limit is lower, so that 32 bits hold the sums of products.) The result is more
@@ -174,9 +173,7 @@ def quantized_row_bytes(groups, pairs):
 
 @noinline
 def quantize_rows(x, first, last, height, groups, pairs, offset, out):
-    """Quantize the tiles `first` to `last` of packed bfloat16 rows at `x` to `out`. height: rows of a
-    tile.
-    """
+    """Quantize the tiles `first` to `last` of packed bfloat16 rows. height: rows of a tile."""
     step, max_code = (pairs + 2) * 4 * height, min(MAX_CODE, (1 << 31) // (256 * pairs))
     for group in range(first * groups, last * groups):
         source, target = x + group * pairs * 4 * height, out + group * step

@@ -38,8 +38,7 @@ EXPONENT_BIAS = (
 
 
 def make_softmax(bf16_instructions: bool = HAS_AVX512_BF16) -> tuple[Any, Any]:
-    """Two numba intrinsics: for a row that sees a whole page, and for one that sees its first `seen` tokens
-    (none: seen <= 0).
+    """Two numba intrinsics: for a row that sees a whole page, and for one that sees its first `seen` tokens.
 
         page(scores, probabilities, scale, maximum, totals) -> rescale
         masked(scores, probabilities, scale, maximum, totals, seen, vectors) -> rescale
@@ -72,8 +71,9 @@ def make_softmax(bf16_instructions: bool = HAS_AVX512_BF16) -> tuple[Any, Any]:
 
 
 class _Row:
-    """Emits the IR for one row. Both intrinsics apply the same operations to the seen tokens, in the same
-    order.
+    """Emits the IR for one row.
+
+    Both intrinsics apply the same operations to the seen tokens, in the same order.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
-"""Attention over pages on a GPU: decode steps split over the context, and queries of any ragged batch. No
-keys are copied.
+"""Attention over pages on a GPU: decode steps split over the context, and queries of any ragged batch.
+
+No keys are copied.
 
 Sequences that begin in this batch use torch's scaled_dot_product_attention: all their keys are in the batch.
 So does training, which has no pages.
@@ -61,9 +62,7 @@ def decode_attention(q_SHP: Tensor, layout: Layout, cache: PagedCache) -> Tensor
 
 
 def prefill_attention(q_THP: Tensor, layout: Layout, cache: PagedCache) -> Tensor:
-    """Any ragged batch, each token against the pages of its sequence, to which the batch is already
-    written.
-    """
+    """Any ragged batch, each token against the pages of its sequence, which already have the batch."""
     (_, H, P), K = q_THP.shape, cache.key.shape[2]
     table, tile_X4 = page_table(layout, q_THP.device), tiles(layout, QUERIES, q_THP.device)
     o_THP = torch.empty_like(q_THP, memory_format=torch.contiguous_format)

@@ -1,5 +1,4 @@
-"""Paged decode attention: the context in a fixed number of parts, then one softmax over their results
-(FlashDecoding).
+"""Paged decode attention in a fixed number of parts of the context, then one softmax (FlashDecoding).
 
 The query heads of one key head are the rows of a tile, padded to 16, so a key is read once for all of them. A
 part has whole steps of keys: 16 parts of one step cover 1,024 tokens, longer contexts have longer parts. All
@@ -58,8 +57,9 @@ def part(
 
 @triton.jit
 def combine(o, weight, out, positions_S, H, P, WIDTH: tl.constexpr, KEYS: tl.constexpr, COUNT: tl.constexpr):
-    """One head of one sequence: the weighted mean over the parts. A part without keys wrote nothing, and is
-    not read.
+    """One head of one sequence: the weighted mean over the parts.
+
+    A part without keys wrote nothing, and is not read.
     """
     head, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
     context = tl.load(positions_S + sequence).to(tl.int32) + 1

@@ -1,5 +1,4 @@
-"""One iteration of attention over pages with an online softmax: a tile of queries, the next keys of their
-sequence.
+"""One iteration of paged attention with an online softmax: a tile of queries, the next keys.
 
 K key/value heads · P head dimension. Exponentials have base two.
 """

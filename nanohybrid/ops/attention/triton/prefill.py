@@ -1,5 +1,4 @@
-"""Queries of a ragged batch against pages: a tile of neighboring tokens of one sequence and one head, in a
-loop over its keys.
+"""Queries of a ragged batch against pages: a tile of neighboring tokens of one head, over its keys.
 
 H query heads · K key/value heads · P head dimension.
 """

@@ -1,6 +1,4 @@
-"""Index tables of a layout for the attention kernels, computed once on the host and memoized with the layout
-for all layers.
-"""
+"""Index tables of a layout for the attention kernels, memoized with the layout for all layers."""
 
 import numpy as np
 import torch
@@ -10,8 +8,9 @@ from nanohybrid.ops.layout import Layout
 
 
 def page_table(layout: Layout, device: torch.device) -> Tensor:
-    """The pages of each sequence, int64 [S, most pages of any]. Entries past a sequence's own pages are not
-    read.
+    """The pages of each sequence, int64 [S, most pages of any].
+
+    Entries past a sequence's own pages are not read.
     """
 
     def table() -> np.ndarray:

@@ -1,6 +1,4 @@
-"""Chunks of a layout as the gradient's kernels read them: those of the forward pass, with what crosses their
-borders.
-"""
+"""Chunks of a layout for the gradient's kernels: the forward pass's, with what crosses their borders."""
 
 import numpy as np
 import torch
@@ -11,8 +9,7 @@ from nanohybrid.ops.ssd_scan.triton.chunks import chunks
 
 
 def chunk_table(layout: Layout, device: torch.device, initial: bool, final: bool) -> Tensor:
-    """int64 [4, Z]: first token, length, whether a state enters, whether the state that leaves has a
-    gradient.
+    """int64 [4, Z]: first token, length, whether a state enters, whether the leaving state has a gradient.
 
     initial: whether sequences start from a state. final: whether their last states have gradients.
     """

@@ -25,8 +25,9 @@ def _add_states(
     has_entering, has_leaving, FROM: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
     BLOCK_N: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    """Add the states' part to df of WIDTH channels and store dx. Returns the sums over these channels that
-    the other gradients need: x . df, r, e, dy . x, S . dS.
+    """Add the states' part to df of WIDTH channels and store dx.
+
+    Returns the sums over these channels that the other gradients need: x . df, r, e, dy . x, S . dS.
     """
     p, n = FROM + tl.arange(0, WIDTH), tl.arange(0, BLOCK_N)
     there = inside[:, None] & (p < P)[None, :]
@@ -59,8 +60,9 @@ def input_gradients(
     stride_C, Z, H, G, P: tl.constexpr, N: tl.constexpr, OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK:
     tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dx [T, H, P]. x_df, r, e [T, H]: x . df, r and e. dy_x [Z, blocks, H]: dy . x, for D. S_dS [Z, H]: S .
-    dS.
+    """dx [T, H, P].
+
+    x_df, r, e [T, H]: x . df, r and e. dy_x [Z, blocks, H]: dy . x, for D. S_dS [Z, H]: S . dS.
     """
     chunk, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start, length = tl.load(table + chunk), tl.load(table + Z + chunk)

@@ -1,5 +1,4 @@
-"""Kernels over the [Q, Q] matrices of a chunk: the gradient of scores_ij = C_i . B_j, and through it those of
-B and C.
+"""Kernels over the [Q, Q] matrices of a chunk: the gradients of scores_ij = C_i . B_j, of B and of C.
 
     dscores_ij = sum over a group's heads of exp(c_i - c_j) dt_j (dy_i . x_j)            j <= i
     dC_i = sum_j dscores_ij B_j + sum_r exp(c_i) dy_ir S_r
@@ -23,8 +22,7 @@ def score_gradients(
     x, dt, c, dy, scores, dscores, by_row, by_column, table, stride_x, T, Z, H, G, P: tl.constexpr, OPERAND:
     tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
-    """dscores [Z, G, Q, Q]; and of dscores * scores below the diagonal, for each head, the sums of rows and
-    of columns.
+    """dscores [Z, G, Q, Q]; and the row and column sums of each head's dscores * scores below the diagonal.
 
     by_row [blocks, T, H] holds the sums over each block of columns, by_column [blocks, T, H] those over each
     block of rows. Both are sums of the same products, so terms of the decay's gradient that should cancel do
@@ -79,8 +77,10 @@ def group_gradients(
     tl.constexpr, N: tl.constexpr, OF_C: tl.constexpr, OPERAND: tl.constexpr, CHUNK: tl.constexpr, BLOCK:
     tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out [T, G, N]. With OF_C: dC from other = B, source = dy and the states that enter. Otherwise dB from
-    C, x and the gradients of the states that leave. flags: which chunks have such a state.
+    """out [T, G, N].
+
+    With OF_C: dC from other = B, source = dy and the states that enter. Otherwise dB from C, x and the
+    gradients of the states that leave. flags: which chunks have such a state.
     """
     chunk, group, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start, length = tl.load(table + chunk), tl.load(table + Z + chunk)

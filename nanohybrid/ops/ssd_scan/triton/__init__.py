@@ -31,8 +31,9 @@ STAGES = 2  # of loads ahead in `chunk_state`: three need 128 KiB of shared memo
 def ssd_scan(
     inputs: SSDInputs, layout: Layout, output_final_state: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """y_THP and the final states in fp32 (None unless `output_final_state`). Products have operands in x's
-    dtype, sums are fp32.
+    """y_THP and the final states in fp32 (None unless `output_final_state`).
+
+    Products have operands in x's dtype, sums are fp32.
     """
     x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, _ = inputs
     (T, H, P), (G, N) = x_THP.shape, B_TGN.shape[1:]
@@ -52,9 +53,7 @@ def ssd_scan(
 
 
 class Intermediates(NamedTuple):
-    """The results of steps 1 to 4: log-decays, the state that each chunk starts from, scores, final states or
-    None.
-    """
+    """The results of steps 1 to 4: log-decays, each chunk's initial state, scores, final states or None."""
 
     c_TH: Tensor
     states_ZHPN: Tensor

@@ -1,6 +1,4 @@
-"""Where each chunk of a layout begins and how long it is: computed once per layout on the host, read by every
-layer's kernels.
-"""
+"""The first token and the length of each chunk of a layout, computed once on the host for all layers."""
 
 import numpy as np
 import torch
@@ -11,9 +9,7 @@ from nanohybrid.ops.sizes import CHUNK
 
 
 def chunks(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """First token [Z] and length [Z] of each chunk, and the first chunk of each sequence and the end [S + 1];
-    int64.
-    """
+    """First token [Z] and length [Z] of each chunk; first chunk of each sequence, and Z [S + 1]; int64."""
 
     def table() -> np.ndarray:
         starts, lengths, first = [], [], [0]

@@ -1,6 +1,4 @@
-"""The output of each token of a chunk: from the tokens before it in the chunk, and from the state that the
-chunk starts from.
-"""
+"""The output of each token of a chunk: from earlier tokens of the chunk and from its initial state."""
 
 import triton
 import triton.language as tl
@@ -11,8 +9,9 @@ def bmm_chunk(
     B, C, out, starts_Z, lengths_Z, B_stride, C_stride, N, G,
     TYPE: tl.constexpr, Q: tl.constexpr, TOKENS: tl.constexpr, STATE: tl.constexpr,
 ):  # fmt: skip
-    """out [Z, G, Q, Q] = C_i . B_j, in the tiles that hold any j <= i. The other tiles are neither written
-    nor read.
+    """out [Z, G, Q, Q] = C_i . B_j, in the tiles that hold any j <= i.
+
+    The other tiles are neither written nor read.
     """
     i_tile, j_tile = tl.program_id(0) // (Q // TOKENS), tl.program_id(0) % (Q // TOKENS)
     group, chunk = tl.program_id(1), tl.program_id(2).to(tl.int64)

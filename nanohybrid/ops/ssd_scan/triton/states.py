@@ -13,9 +13,7 @@ def chunk_state(
     x, dt, c, B, added, starts_Z, lengths_Z, x_stride, B_stride, M, P, N, H,
     TYPE: tl.constexpr, ROWS: tl.constexpr, STATE: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """added [Z, H P, N] = sum_j exp(c_Q - c_j) dt_j x_j B_j^T, as products [ROWS, TOKENS] x [TOKENS, N] in
-    order.
-    """
+    """added [Z, H P, N] = sum_j exp(c_Q - c_j) dt_j x_j B_j^T, by products [ROWS, TOKENS] x [TOKENS, N]."""
     m, n = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, STATE)
     group, chunk = tl.program_id(1), tl.program_id(2).to(tl.int64)
     start, length = tl.load(starts_Z + chunk), tl.load(lengths_Z + chunk)
@@ -51,8 +49,9 @@ def state_passing(
     states, c, initial, final, starts_Z, lengths_Z, first_S1, H, size,
     HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, ELEMENTS: tl.constexpr,
 ):  # fmt: skip
-    """Walk the chunks of a sequence, for ELEMENTS elements of the state. In `states`, what a chunk adds is
-    replaced by the state that it starts from.
+    """Walk the chunks of a sequence, for ELEMENTS elements of the state.
+
+    In `states`, what a chunk adds is replaced by the state that it starts from.
     """
     sequence = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
