@@ -20,19 +20,24 @@ from typing import Any
 from nanohybrid.checkpoint.config_fields import DENSE_TYPES, NEMOTRON, OWN
 from nanohybrid.checkpoint.dense_config import dense_object, dense_type, parse_dense
 from nanohybrid.checkpoint.hybrid_config import hybrid_object, parse_hybrid
-from nanohybrid.checkpoint.jsonfile import read_object
+from nanohybrid.checkpoint.jsonfile import parse_object, read_object
 from nanohybrid.config import OWN_FIELDS, HybridConfig, used_fields
 from nanohybrid.errors import CheckpointError, ConfigError, shown
+from nanohybrid.gguf import is_gguf
+from nanohybrid.gguf.texts import read_text
 from nanohybrid.model.mixers import kinds
 
 CONFIG = "config.json"
 
 
 def load_config(directory: str | Path) -> HybridConfig:
-    """The configuration of a checkpoint directory. Raises CheckpointError or ConfigError in one line naming
-    the file.
+    """The configuration of a checkpoint: a directory, or a GGUF file.
+
+    Raises CheckpointError or ConfigError in one line naming the file.
     """
     directory = Path(directory)
+    if is_gguf(directory):
+        return _parsed(parse_object(read_text(directory / CONFIG), str(directory)), directory)
     if not directory.is_dir():
         raise CheckpointError(
             f"{directory}: {'is not a directory' if directory.exists() else 'no such directory'}; name a "
@@ -41,9 +46,13 @@ def load_config(directory: str | Path) -> HybridConfig:
     path = directory / CONFIG
     if not path.exists():
         raise CheckpointError(
-            f"{path}: no such file; a checkpoint is a directory of config.json and *.safetensors"
+            f"{path}: no such file; a checkpoint is a directory of config.json and *.safetensors, or a .gguf "
+            "file"
         )
-    raw = read_object(path)
+    return _parsed(read_object(path), path)
+
+
+def _parsed(raw: Mapping[str, Any], path: Path) -> HybridConfig:
     try:
         return parse(raw)
     except ConfigError as error:

@@ -1,21 +1,26 @@
-"""Reading of checkpoints tensor by tensor.
+"""Reading of checkpoints tensor by tensor: directories of safetensors files, and GGUF files.
 
-The headers of all files are checked on opening; weights are read on demand.
+The headers of all files are checked on opening; weights are read on demand. What is particular to GGUF is in
+gguf_source.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from nanohybrid.checkpoint import gguf_source
 from nanohybrid.checkpoint.dialects import load_config
+from nanohybrid.checkpoint.gguf_source import BlockEntry
 from nanohybrid.checkpoint.header import FLOATS, TYPES, WIDTHS, Entry, read_header, shown
 from nanohybrid.checkpoint.jsonfile import read_object
 from nanohybrid.checkpoint.match import INDEX, SINGLE, Quantized, match
@@ -24,27 +29,38 @@ from nanohybrid.checkpoint.quantization import is_quantized
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError
 from nanohybrid.estimate import Footprint
+from nanohybrid.gguf import is_gguf, open_gguf
+from nanohybrid.model.quantized import quantized_names
 from nanohybrid.ops import quantized
 
 CHUNK_BYTES = 16 * 2**20  # buffer size where the type or the device of a tensor changes
 
 
 class CheckpointReader:
-    """An open checkpoint directory. On opening, all files must have valid headers, and exactly the tensors of
-    the model.
+    """An open checkpoint: a directory, or a GGUF file. On opening, all files must have valid headers, and
+    exactly the tensors of the model.
 
-    Names are those of the model (`backbone.layers.0...`), whatever the files use. Raises CheckpointError or
-    ConfigError.
+    Names are those of the model (`backbone.layers.0...`), whatever the files use. The matrices of a GGUF file
+    are read as numbers, whatever blocks they are stored in; `packable` says which of them can be read as
+    codes too. Raises CheckpointError or ConfigError.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self._quantized: dict[str, Quantized]
         self.config: HybridConfig = load_config(self.directory)
-        matched = match(
-            self.directory, _open_headers(self.directory), self.config, is_quantized(self.directory)
-        )
-        self._entries, self._quantized, self._head_copy = matched.plain, matched.quantized, matched.head_copy
+        self.packable: dict[str, str] = {}
+        """The matrices of a GGUF file that `packed` reads, and the format of each."""
+        if is_gguf(self.directory):
+            self._entries = gguf_source.entries(open_gguf(self.directory), self.config)
+            self._quantized, self._head_copy = {}, None
+            self.packable = gguf_source.packable(self._entries, self.config)
+        else:
+            matched = match(
+                self.directory, _open_headers(self.directory), self.config, is_quantized(self.directory)
+            )
+            self._entries, self._quantized = matched.plain, matched.quantized
+            self._head_copy = matched.head_copy
         self._file: tuple[Path, BinaryIO] | None = None
 
     def __enter__(self) -> CheckpointReader:
@@ -92,19 +108,36 @@ class CheckpointReader:
         """
         if self.format is not None:
             return self.stored_bytes
+        if self.packable and dtype is None and format is None:
+            whole = Footprint.of(self.config, self.common_dtype).weight_bytes
+            for name, own in self.packable.items():
+                rows, columns = self._entries[name].shape
+                whole += gguf_source.packed_bytes(own, rows, columns)
+                whole -= rows * columns * self.common_dtype.itemsize
+            return whole
         return Footprint.of(self.config, dtype or self.common_dtype, format=format).weight_bytes
 
     def dtype(self, name: str) -> torch.dtype:
-        """The stored type of a tensor. Raises CheckpointError for a quantized one."""
-        return FLOATS[self._plain(name).dtype]
+        """The stored type of a tensor; bfloat16 for the blocks of a GGUF file.
+
+        Raises CheckpointError for a quantized one.
+        """
+        return FLOATS.get(self._plain(name).dtype, torch.bfloat16)
 
     @property
     def common_dtype(self) -> torch.dtype:
         """The type of most bytes that are not quantized."""
-        size = {
-            name: sum(e.end - e.begin for e in self._entries.values() if e.dtype == name) for name in FLOATS
-        }
-        return FLOATS[max(FLOATS, key=size.__getitem__)]
+        count = dict.fromkeys(FLOATS.values(), 0)
+        for entry in self._entries.values():
+            dtype = FLOATS.get(entry.dtype, torch.bfloat16)
+            count[dtype] += prod(entry.shape) * dtype.itemsize
+        return max(count, key=count.__getitem__)
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """The types of the tensors as the files call them, and how many tensors have each."""
+        found = Counter(entry.dtype for entry in self._entries.values())
+        return dict(found + Counter(matrix.format for matrix in self._quantized.values()))
 
     def tensor(
         self, name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
@@ -134,6 +167,25 @@ class CheckpointReader:
             codes = codes.view(torch.uint8)
             codes = codes if matrix.format == "int4" else codes.bitwise_xor_(0x80).view(torch.int8)
         return codes, quantized.expand_scales(scales, matrix.format, *matrix.shape)
+
+    def told(self, packed: Mapping[str, str], dtype: torch.dtype | None, quantize: str | None) -> str | None:
+        """One line on what becomes of the blocks of a GGUF file; None for other checkpoints.
+
+        packed: matrices that keep their codes. dtype, quantize: as given to `load`.
+        """
+        blocks = {name: entry for name, entry in self._entries.items() if isinstance(entry, BlockEntry)}
+        others = set() if quantize is None else set(quantized_names(self.config, quantize))
+        line = gguf_source.told(
+            blocks, {**dict.fromkeys(others, quantize or ""), **packed}, set(packed), dtype
+        )
+        return f"{self.directory.name}: {line}" if line else None
+
+    def packed(self, name: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+        """Codes and scales of a matrix in `packable`, the codes as they are in the GGUF file."""
+        entry = self._entries[name]
+        with _disk_errors(entry):
+            codes, scales = gguf_source.codes_and_scales(self._open(entry.path), entry)
+        return codes.to(device), scales.to(device)
 
     def _whole(self, entry: Entry, device: str | torch.device) -> Tensor:
         target = torch.empty(entry.shape, dtype=TYPES[entry.dtype], device=device)
@@ -166,7 +218,10 @@ class CheckpointReader:
                 )
 
     def read_rows(self, entry: Entry, begin: int, end: int) -> Tensor:
-        """Rows [begin, end) of a stored matrix, on the host."""
+        """Rows [begin, end) of a stored matrix, on the host; those of a GGUF file's blocks in fp32."""
+        if isinstance(entry, BlockEntry):
+            with _disk_errors(entry):
+                return torch.cat(list(gguf_source.decoded(self._open(entry.path), entry, begin, end)))
         row = (entry.end - entry.begin) // entry.shape[0]
         part = Entry(
             entry.path,
@@ -182,6 +237,9 @@ class CheckpointReader:
         return target
 
     def _copy(self, entry: Entry, target: Tensor) -> None:
+        if isinstance(entry, BlockEntry):
+            self._decode(entry, target)
+            return
         file, dtype = self._open(entry.path), TYPES[entry.dtype]
         file.seek(entry.begin)
         if target.dtype == dtype and target.device.type == "cpu":
@@ -193,6 +251,12 @@ class CheckpointReader:
             chunk = buffer[: min(count, target.numel() - begin)]
             _fill(file, chunk, entry)
             target[begin : begin + len(chunk)].copy_(chunk)
+
+    def _decode(self, entry: BlockEntry, target: Tensor) -> None:
+        at = 0
+        for rows in gguf_source.decoded(self._open(entry.path), entry, 0, entry.shape[0]):
+            target[at : at + rows.numel()].copy_(rows.flatten())
+            at += rows.numel()
 
     def _open(self, path: Path) -> BinaryIO:
         if self._file is None or self._file[0] != path:
@@ -241,7 +305,9 @@ def _disk_errors(entry: Entry) -> Iterator[None]:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a directory has weight files, valid or not."""
+    """Whether a checkpoint has weights, valid or not."""
+    if is_gguf(directory):
+        return True
     return any((directory / name).exists() for name in (SINGLE, INDEX)) or any(
         directory.glob("*.safetensors")
     )

@@ -1,5 +1,7 @@
 """The chat templates of a checkpoint directory, in all places where Hugging Face puts them.
 
+A GGUF file has the first two in its metadata.
+
 chat_template.jinja                    the default
 tokenizer_config.json, chat_template   the default where that file is missing, or a list of all
 additional_chat_templates/NAME.jinja   the others, by name
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nanohybrid.errors import CheckpointError
+from nanohybrid.gguf.texts import has_text, read_text
 
 TEMPLATE_FILE, SETTINGS_FILE = "chat_template.jinja", "tokenizer_config.json"
 ADDITIONAL = "additional_chat_templates"
@@ -36,7 +39,7 @@ def read_templates(directory: Path) -> tuple[dict[str, tuple[str, str]], dict[st
                 f"{settings_file}: chat_template must be a string, or a list of names and templates"
             )
         found.setdefault(name, (str(settings_file), source))
-    if file.is_file():
+    if has_text(file):
         found[DEFAULT] = (str(file), _read(file))
     elif named and DEFAULT not in found:
         raise CheckpointError(
@@ -47,13 +50,13 @@ def read_templates(directory: Path) -> tuple[dict[str, tuple[str, str]], dict[st
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read as text ({error})") from None
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not has_text(path):
         return {}
     try:
         value = json.loads(_read(path))

@@ -16,6 +16,8 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.files import atomic_write
+from nanohybrid.gguf import is_gguf
+from nanohybrid.gguf.texts import read_text
 from nanohybrid.text.bytelevel import to_bytes
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -194,8 +196,12 @@ def _whole(text: str) -> str:
 
 def _read(path: Path) -> RawTokenizer:
     try:
-        source = path.read_text(encoding="utf-8")
+        source = read_text(path).decode("utf-8")
     except FileNotFoundError:
+        if is_gguf(path.parent):
+            raise CheckpointError(
+                f"{path.parent}: has no tokenizer; give token ids, or another file"
+            ) from None
         raise CheckpointError(
             f"{path}: no such file; `nanohybrid tokenizer tekken --out {path.parent}` writes that of Nemotron"
         ) from None
@@ -223,7 +229,7 @@ def _settings(path: Path) -> dict[str, Any]:
     """The contents of a JSON file beside the tokenizer; empty if it is missing or damaged, which the
     checkpoint reader reports."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
