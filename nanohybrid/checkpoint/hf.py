@@ -12,6 +12,7 @@ from nanohybrid.checkpoint.writer import SHARD_BYTES, CheckpointWriter
 from nanohybrid.errors import InputError
 from nanohybrid.estimate.free_memory import check_memory
 from nanohybrid.model import HybridLM
+from nanohybrid.model.dtypes import as_dtype
 from nanohybrid.model.quantized import (
     QuantizedLinear,
     check_format,
@@ -23,21 +24,21 @@ from nanohybrid.model.quantized import (
 
 def load(
     directory: str | Path,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
     quantize: str | None = None,
 ) -> HybridLM:
     """Load a checkpoint onto `device`, tensor by tensor. Beside the weights it needs 16 MiB of host memory.
 
-    dtype     of the parameters; None keeps the stored types. Quantized matrices keep their format.
+    dtype     of the parameters, also by name ("bf16"); None keeps the stored types. Quantized matrices
+              keep their format.
     quantize  int8, int4 or fp8: quantize each matrix while it is read, some rows at a time, with 20 MiB
               beside the result
 
     Raises CheckpointError or ConfigError for a damaged or unknown checkpoint, and InputError for a bad dtype
     or format, or where the weights exceed the free memory.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise InputError(f"a model cannot be loaded as {dtype}: weights must be floating-point")
+    dtype = as_dtype(dtype)
     with CheckpointReader(directory) as reader:
         chosen = _to_quantize(reader, quantize)
         check_memory(reader.config, reader.weight_bytes(dtype, quantize), device)

@@ -33,7 +33,7 @@ CONTROLS = {
 
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("chat", SUMMARY)
-    add_model_flags(result)
+    add_model_flags(result, batched=False)
     result.add_argument("--system", metavar="TEXT", help="a system message")
     result.add_argument("--no-think", action="store_true", help="begin with thinking off")
     result.add_argument(
@@ -62,7 +62,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     from nanohybrid.engine import Engine
 
     longest = min(arguments.max_model_len, llm.model.config.max_position_embeddings)
-    config = replace(llm.engine_config, max_num_seqs=1, max_model_len=longest)
+    config = replace(llm.engine_config, max_model_len=longest)
     engine = Engine(llm.model, llm.tokenizer, config)
     thinking = False if arguments.no_think else None
     talk = Conversation(llm, engine, params, free, thinking, arguments.system)

@@ -55,8 +55,11 @@ def add_device_flag(
     parser.add_argument(flag, default="auto", metavar="DEVICE", help=f"{what}: {DEVICE}")
 
 
-def add_model_flags(parser: "CommandParser") -> None:
-    """Which model, in which precision, and how the engine is set up; `open_model` reads them."""
+def add_model_flags(parser: "CommandParser", *, batched: bool = True) -> None:
+    """Which model, in which precision, and how the engine is set up; `open_model` reads them.
+
+    batched: whether the command runs several sequences at once.
+    """
     add_choice_flags(parser)
     parser.add_argument(
         "--dtype", choices=["checkpoint", *DTYPES], default="checkpoint", help="precision of the weights"
@@ -66,10 +69,11 @@ def add_model_flags(parser: "CommandParser") -> None:
         choices=["bf16", *FORMATS],
         help="format of the matrices, which are quantized one by one while loading",
     )
-    parser.add_argument(
-        "--max-num-seqs", type=int, default=64, metavar="N", help="sequences that run at once, at most"
-    )
-    parser.renamed({"--max-running": "--max-num-seqs"})
+    if batched:
+        parser.add_argument(
+            "--max-num-seqs", type=int, default=64, metavar="N", help="sequences that run at once, at most"
+        )
+        parser.renamed({"--max-running": "--max-num-seqs"})
     add_cache_dtype_flags(parser)
     add_speculation_flag(parser)
 
@@ -228,7 +232,7 @@ def open_model(arguments: "jsonargparse.Namespace", **engine_options: Any) -> "L
     dtype, format = chosen_precision(arguments)
     device = usable_device(arguments.device)
     engine_config = EngineConfig(
-        max_num_seqs=arguments.max_num_seqs,
+        max_num_seqs=arguments.get("max_num_seqs", 1),
         num_speculative_tokens=arguments.num_speculative_tokens,
         mamba_ssm_cache_dtype=arguments.mamba_ssm_cache_dtype,
         kv_cache_dtype=arguments.kv_cache_dtype,
@@ -260,7 +264,7 @@ def chosen_precision(arguments: "jsonargparse.Namespace") -> "tuple[torch.dtype 
 
     None: as stored. Raises InputError where the two contradict each other.
     """
-    wanted = arguments.get("quantize")  # `plan` has no such flag; its --dtype names the formats too
+    wanted = arguments.get("quantize")
     if wanted == "bf16":
         if arguments.dtype not in ("checkpoint", "bf16"):
             raise InputError(f"--quantize bf16 contradicts --dtype {arguments.dtype}: give one of the two")
@@ -269,7 +273,9 @@ def chosen_precision(arguments: "jsonargparse.Namespace") -> "tuple[torch.dtype 
 
             refuse_quantized(arguments.path, "it cannot be made bf16")
         return precision("bf16")
-    dtype, format = precision(arguments.dtype)
+    dtype, format = precision(arguments.dtype)  # --dtype of `plan serve` names the formats too
+    if wanted and format and wanted != format:
+        raise InputError(f"--quantize {wanted} contradicts --dtype {format}: give one of the two")
     return dtype, wanted or format
 
 
@@ -295,7 +301,7 @@ class Clock:
 
 def _check(arguments: "jsonargparse.Namespace") -> None:
     check_choice(arguments)
-    if arguments.max_num_seqs < 1:
+    if arguments.get("max_num_seqs", 1) < 1:
         raise InputError(f"--max-num-seqs is {arguments.max_num_seqs}; it must be at least 1")
     check_speculation(arguments.num_speculative_tokens)
 

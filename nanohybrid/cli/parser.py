@@ -16,7 +16,13 @@ from typing import Any
 
 import jsonargparse
 
-from nanohybrid.stages.recipe import read_recipe, renamed_keys, to_toml, warn_of_old_names
+from nanohybrid.stages.recipe import (
+    read_recipe,
+    renamed_keys,
+    to_toml,
+    warn_of_old_names,
+    with_entry_defaults,
+)
 
 RECIPE_FLAG = "--recipe"
 USAGE_FLAGS = 12
@@ -153,21 +159,38 @@ class CommandParser(jsonargparse.ArgumentParser):
         return kebab if any(name.startswith(kebab) for name in known) else flag
 
     def _with_current_recipe(self, arguments: list[str]) -> list[str]:
-        """The arguments, with a recipe file that has renamed keys replaced by its current text."""
+        """The arguments, with a recipe file replaced by its text where that must change: renamed keys, and
+        defaults of the entries of lists. A list that is given as JSON gets these defaults too."""
         if self._recipe is None:
             return arguments
         result = list(arguments)
         for index, argument in enumerate(arguments):
             flag, equals, value = argument.partition("=")
-            if flag != RECIPE_FLAG or not (equals or index + 1 < len(arguments)):
+            if not flag.startswith("--") or not (equals or index + 1 < len(arguments)):
                 continue
             path = value if equals else arguments[index + 1]
-            table, has_old_names = read_recipe(self._recipe, Path(path))
-            if has_old_names:
+            if flag != RECIPE_FLAG:
+                result[index if equals else index + 1] = (flag + equals if equals else "") + (
+                    self._with_entry_defaults(flag, path)
+                )
+                continue
+            table, differs = read_recipe(self._recipe, Path(path))
+            if differs:
                 result[index if equals else index + 1] = (RECIPE_FLAG + equals if equals else "") + to_toml(
                     table
                 )
         return result
+
+    def _with_entry_defaults(self, flag: str, value: str) -> str:
+        """The value of a flag: a JSON list of tables with the defaults of its entries, others as they are."""
+        try:
+            entries = json.loads(value) if value.startswith("[") else None
+        except ValueError:  # the parser reports what it is not
+            return value
+        name = flag.removeprefix("--").replace("-", "_")
+        table = {name: entries}
+        filled = with_entry_defaults(self._recipe, table) if self._recipe and entries else table
+        return value if filled == table else json.dumps(filled[name])
 
 
 def kebab_case(flag: str) -> str:

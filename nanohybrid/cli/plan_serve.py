@@ -74,11 +74,11 @@ def parser() -> "jsonargparse.ArgumentParser":
     add_cache_dtype_flags(result)
     add_speculation_flag(result)
     precisions = ["checkpoint", *DTYPES, *FORMATS]
-    what = (
-        "of weights, keys and values; int8, int4, fp8: of the matrices, with all else in bf16 "
-        "(default: as stored, else bf16)"
-    )
+    what = "of weights, keys and values (default: as stored, else bf16); a format means --quantize"
     result.add_argument("--dtype", choices=precisions, default="checkpoint", help=what)
+    result.add_argument(
+        "--quantize", choices=list(FORMATS), help="format of the matrices, with all else in bf16"
+    )
     return result
 
 

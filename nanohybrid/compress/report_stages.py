@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanohybrid.checkpoint.llama_cpp import architecture
 from nanohybrid.compress.post_training import FOLDER
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.estimate.units import amount
 from nanohybrid.evaluate.accuracy import add_accuracy, format_accuracy
-from nanohybrid.export.architecture import architecture
 from nanohybrid.stages import Report, plots
 
 QUANTIZED, POST_TRAINING = "quantized", "post_training"

@@ -30,17 +30,19 @@ Message = dict[str, Any]
 class LLM:
     """A model, its tokenizer and its chat template.
 
-    path: a checkpoint directory. dtype: of the weights; None keeps the checkpoint's own. quantize: int8, int4
-        or fp8, for the matrices, which are quantized one by one as they are read. engine_config, or its
-        fields by name as `options` (`LLM(path, max_num_seqs=8)`): how the engines are set up that answer.
-        Raises CheckpointError where the checkpoint cannot be read, and InputError for an option that does not
-        exist or cannot be used.
+    path: a checkpoint directory. dtype: of the weights, also by name ("bf16"); None keeps the checkpoint's
+        own. quantize: int8, int4 or fp8, for the matrices, which are quantized one by one as they are read.
+    engine_config, or its fields by name as `options` (`LLM(path, max_num_seqs=8)`): how the engines are set
+        up that answer.
+
+    Raises CheckpointError where the checkpoint cannot be read, and InputError for an option that does not
+    exist or cannot be used.
     """
 
     def __init__(
         self,
         path: str | Path,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: str = "cpu",
         *,
         quantize: str | None = None,

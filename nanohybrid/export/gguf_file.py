@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from nanohybrid.checkpoint import CheckpointReader
+from nanohybrid.checkpoint.llama_cpp import Role, Target, Value, architecture, sizes, targets
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
-from nanohybrid.export.architecture import Role, Target, Value, architecture, sizes, targets
 from nanohybrid.export.encode import byte_count, encode, fits
 from nanohybrid.export.repack import matches, repack
 from nanohybrid.export.vocabulary import Vocabulary, read_vocabulary

@@ -113,17 +113,19 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_recipe(kind: type, path: Path) -> tuple[dict[str, Any], bool]:
-    """The tables of a recipe file under the current names of their keys, and whether it used old ones; each
-    of those gives a warning.
+    """The tables of a recipe file, and whether they differ from the file.
 
-    Raises InputError, naming the file, where it cannot be read or has both names of a key.
+    Keys have their current names; each old one gives a warning. Entries of lists have the defaults of their
+    dataclasses. Raises InputError, naming the file, where it cannot be read or has both names of a key.
     """
+    found = read_toml(path)
     try:
-        table, used = with_current_names(kind, read_toml(path))
+        table, used = with_current_names(kind, found)
+        table = with_entry_defaults(kind, table)
     except ConfigError as error:
         raise InputError(f"{path}: {error}") from None
     warn_of_old_names(used, f"{path}: ")
-    return table, bool(used)
+    return table, table != found
 
 
 def renamed_keys(kind: type) -> dict[str, str]:
@@ -186,6 +188,49 @@ def with_current_names(kind: type, table: Mapping[str, Any]) -> tuple[dict[str, 
             result[name] = [entry for entry, _ in entries]
             used |= {f"{name}.{old}": f"{name}.{new}" for _, inner in entries for old, new in inner.items()}
     return result, used
+
+
+# Defaults of entries
+
+
+def with_entry_defaults(kind: type, table: Mapping[str, Any]) -> dict[str, Any]:
+    """`table`, where entries of lists and optional tables hold every default of their nested tables.
+
+    The parser gives a nested table of an entry the defaults of the nested class. A dataclass may have others:
+    `GrpoRecipe.optimizer` has a learning rate of its own. Raises ConfigError where a nested value of an entry
+    is not a table.
+    """
+    return _completed(kind, table, {})
+
+
+def _completed(kind: type, table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`table` over `defaults`; below it, each list's entry and each optional table over its own defaults."""
+    result = {**defaults, **table}
+    factories = {field.name: field.default_factory for field in dataclasses.fields(kind)}
+    for name, part, in_list in _nested(kind):
+        value = result.get(name)
+        if in_list and isinstance(value, list):
+            result[name] = [
+                _completed(part, entry, _tables(part)) if isinstance(entry, Mapping) else entry
+                for entry in value
+            ]
+        elif isinstance(value, Mapping):
+            optional = factories[name] is dataclasses.MISSING
+            given = _tables(part) if optional else defaults.get(name, {})
+            result[name] = _completed(part, value, given)
+        elif name in defaults:
+            raise ConfigError(f"{name} must be a table, not {value!r}")
+    return result
+
+
+def _tables(kind: type) -> dict[str, Any]:
+    """The nested tables of a dataclass with their defaults."""
+    return {
+        field.name: to_dict(field.default_factory())
+        for field in dataclasses.fields(kind)
+        if field.default_factory is not dataclasses.MISSING
+        and any(field.name == name and not in_list for name, _, in_list in _nested(kind))
+    }
 
 
 def warn_of_old_names(used: Mapping[str, str], where: str = "") -> None:

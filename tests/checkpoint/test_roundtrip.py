@@ -100,6 +100,13 @@ def test_load_refuses_an_integer_dtype(good):
         load(good, dtype=torch.int8)
 
 
+def test_load_takes_a_dtype_by_name(good):
+    assert {p.dtype for p in load(good, dtype="bf16").parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load(good, dtype="float32").parameters()} == {torch.float32}
+    with pytest.raises(InputError, match="dtype is 'int7': known are auto, bf16"):
+        load(good, dtype="int7")
+
+
 def test_load_refuses_a_tied_head_that_differs_from_the_embeddings(tmp_path):
     config = nanohybrid.preset("tiny").replace(tie_word_embeddings=True, vocab_size=40_000, pattern="-")
     tied = HybridLM(config, seed=0)

@@ -184,3 +184,16 @@ def test_new_names_of_renamed_keys_are_flags_and_old_ones_are_not(kind):
         )  # a key of a dictionary (`grid.fractions.hidden_size`) has no flag of its own
         assert flag in flags or flag.rpartition(".")[0] in flags, (old, new)
         assert kebab_case(f"--{old}") not in flags, (old, new)
+
+
+def test_post_training_gets_the_defaults_of_grpo_from_a_file_and_from_a_flag(tmp_path):
+    """GRPO's learning rate is 1e-4; the optimizer's own default is 3e-3."""
+    from nanohybrid.cli.compress import parser
+
+    path = tmp_path / "r.toml"
+    path.write_text("[[post_training]]\n[post_training.grpo]\nrollout_steps = 3\n")
+    flags = [["--recipe", str(path)], ["--post-training", '[{"grpo": {"rollout_steps": 3}}]']]
+    for given in flags:
+        arguments = parser().parse_args(["MODEL", "--out", "x", *given])
+        (entry,) = recipe_from(CompressRecipe, parser().instantiate(arguments)).post_training
+        assert entry.grpo == GrpoRecipe(rollout_steps=3)

@@ -149,3 +149,52 @@ def test_renamed_keys_are_dotted_and_leave_out_keys_inside_lists():
         "optimizer.clip": "optimizer.max_grad_norm",
         "last.clip": "last.max_grad_norm",
     }
+
+
+@dataclass(frozen=True)
+class Stage:
+    steps: int = 5
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=7.0, betas=(0.5, 0.6)))
+
+
+@dataclass(frozen=True)
+class Entry:
+    train: Stage | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    stages: tuple[Entry, ...] = ()
+    last: Stage | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("[[stages]]\n[stages.train]\nsteps = 6\n", Chain((Entry(Stage(6)),))),
+        (
+            "[[stages]]\n[stages.train.optimizer]\nbetas = [0.1, 0.2]\n",
+            Chain((Entry(Stage(5, Optimizer(7.0, (0.1, 0.2)))),)),
+        ),
+        ("[last]\nsteps = 6\n", Chain(last=Stage(6))),
+        (
+            "[last.optimizer]\nlearning_rate = 2.0\n",
+            Chain(last=Stage(5, Optimizer(2.0, (0.5, 0.6)))),
+        ),
+    ],
+)
+def test_recipe_load_gives_entries_the_defaults_of_their_own_dataclass(tmp_path, text, wanted):
+    """The parser takes those of the nested class: a learning rate of 1e-3 here, not 7."""
+    path = tmp_path / "chain.toml"
+    path.write_text(text)
+    assert recipes.load(Chain, path) == wanted
+
+
+def test_recipe_load_refuses_wrong_keys_in_entries(tmp_path):
+    path = tmp_path / "chain.toml"
+    path.write_text("[[stages]]\n[stages.train]\noptimizer = 3\n")
+    with pytest.raises(InputError, match="optimizer must be a table, not 3"):
+        recipes.load(Chain, path)
+    path.write_text("[[stages]]\n[stages.train.optimizer]\nmomentum = 0.9\n")
+    with pytest.raises(InputError, match="momentum"):
+        recipes.load(Chain, path)
