@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import command_parser, print_json
-from nanohybrid.cli.model_flags import Clock, add_model_flags, add_sampling_flags, open_model, sampling_params
+from nanohybrid.cli.model_flags import (
+    Clock,
+    add_model_flags,
+    add_sampling_flags,
+    open_model,
+    sampling_params,
+    tell_of_template,
+)
 from nanohybrid.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,6 +64,8 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     if arguments.max_model_len < 1:
         raise InputError(f"--max-model-len is {arguments.max_model_len}; it must be at least 1")
     llm = open_model(arguments)
+    llm.template.check_vocabulary(llm.tokenizer)
+    tell_of_template(llm)
 
     from nanohybrid.cli.conversation import Conversation
     from nanohybrid.engine import Engine

@@ -259,6 +259,18 @@ def _tell_of_compiling() -> None:
         print("nanohybrid: compiling kernels for this processor, once (about 10 s)", file=sys.stderr)
 
 
+def tell_of_template(llm: "LLM") -> None:
+    """Say on stderr that a checkpoint has no chat template, and what is used in its place."""
+    if llm.directory is None or not llm.template.is_default:
+        return
+    try:
+        llm.template.check_vocabulary(llm.tokenizer)
+        note = "has no chat template; conversations use the built-in one, in the format of Nemotron Nano 2"
+    except InputError as error:
+        note = f"cannot chat: {error}"
+    print(f"nanohybrid: warning: {llm.directory}: {note}", file=sys.stderr)
+
+
 def chosen_precision(arguments: "jsonargparse.Namespace") -> "tuple[torch.dtype | None, str | None]":
     """What --dtype and --quantize mean: the dtype of what is not quantized, and the format of the matrices.
 

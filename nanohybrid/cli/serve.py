@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanohybrid.cli.common import API_KEY, command_parser, print_json, spelled
-from nanohybrid.cli.model_flags import add_model_flags, check_choice, open_model, random_dtype, usable_device
+from nanohybrid.cli.model_flags import (
+    add_model_flags,
+    check_choice,
+    open_model,
+    random_dtype,
+    tell_of_template,
+    usable_device,
+)
 from nanohybrid.cli.plan_serve import facts as plan_facts
 from nanohybrid.cli.plan_serve import lines as plan_lines
 from nanohybrid.cli.plan_serve import opened
@@ -168,6 +175,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         prefix_cache_bytes=int(arguments.prefix_cache_gib * 2**30),
         deterministic=arguments.deterministic,
     )
+    tell_of_template(llm)
 
     from nanohybrid.serve.server import serve
     from nanohybrid.serve.service import Service, Settings, model_name

@@ -70,7 +70,7 @@ class Service:
             step_timeout=self.limits.step_seconds,
         )
         engine = Engine(llm.model, llm.tokenizer, config)
-        prompt = llm.encode_chat([{"role": "user", "content": "hi"}])  # raises where the template is unusable
+        prompt = first_prompt(llm)
         check_engine(engine, prompt)
         self.loop = EngineLoop(
             engine,
@@ -267,6 +267,19 @@ def without_panic(work: Callable[[], Result]) -> Result:
         raise InputError(
             f"this text cannot be prepared ({type(panic).__name__}: {shown(str(panic))})"
         ) from panic
+
+
+def first_prompt(llm: LLM) -> list[int]:
+    """A prompt to check the engine with: a chat, or text where the model has no chat template.
+
+    Raises InputError where the template cannot be used.
+    """
+    try:
+        return llm.encode_chat([{"role": "user", "content": "hi"}])
+    except InputError:
+        if not llm.template.is_default:
+            raise
+        return llm.encode("hi")
 
 
 def check_engine(engine: Engine, prompt: Sequence[int]) -> None:

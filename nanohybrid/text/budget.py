@@ -7,7 +7,7 @@ The budget is a context variable, so renders in other threads have their own.
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextvars import ContextVar
 from typing import Any
 
@@ -59,7 +59,7 @@ def flatten(value: Any) -> Iterator[Any]:
         if isinstance(top, Mapping):
             stack.extend(top.keys())
             stack.extend(top.values())
-        elif isinstance(top, (list, tuple, set, frozenset)):
+        elif isinstance(top, (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)):
             stack.extend(top)
 
 

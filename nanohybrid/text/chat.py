@@ -9,23 +9,26 @@ the template, and is encoded as plain text.
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from nanohybrid.errors import CheckpointError, InputError
+from nanohybrid.errors import InputError
 from nanohybrid.files import atomic_write
-from nanohybrid.text.messages import Message, checked, checked_tools
+from nanohybrid.text.messages import Message, checked, checked_tools, with_argument_objects
 from nanohybrid.text.sandbox import Sandbox
+from nanohybrid.text.template_files import ADDITIONAL, DEFAULT, TEMPLATE_FILE, TOOL_USE, read_templates
 from nanohybrid.text.tokenizer import BOS, EOS, Tokenizer
 from nanohybrid.text.training_pair import TrainingPair
 
-TEMPLATE_FILE = "chat_template.jinja"
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 _FENCES = [chr(code) for code in range(0xE000, 0xF900)]
+_ASKS_FOR_TYPE = re.compile(r"arguments\s+is\s+(?:not\s+)?(?:string|mapping)")
+_OWN_TOKENS = ("<SPECIAL_10>", "<SPECIAL_11>", "<SPECIAL_12>")
 _SWITCH = {True: "/think", False: "/no_think"}
 
 Tools = Sequence[Mapping[str, Any]]
@@ -35,13 +38,19 @@ class ChatTemplate:
     """A chat template.
 
     `name` is its name in error messages; `specials` are the values of bos_token and eos_token in it.
+    `tool_use` is the source of the template for conversations with tools, where it is another one.
     """
 
     def __init__(
-        self, source: str, name: str = TEMPLATE_FILE, specials: Mapping[str, str] | None = None
+        self,
+        source: str,
+        name: str = TEMPLATE_FILE,
+        specials: Mapping[str, str] | None = None,
+        tool_use: str | None = None,
     ) -> None:
         self.source = source
         self.name = name
+        self.tool_use = None if tool_use is None else ChatTemplate(tool_use, f"{name} (tool_use)", specials)
         self._specials = {"bos_token": BOS, "eos_token": EOS, **(specials or {})}
         self._flat = Sandbox(source, name)
         self._by_tokenizer: WeakKeyDictionary[Tokenizer, tuple[Sandbox, dict[str, str]]] = WeakKeyDictionary()
@@ -57,27 +66,39 @@ class ChatTemplate:
 
         Raises CheckpointError for a damaged file.
         """
-        directory = Path(directory)
-        settings_file, file = directory / "tokenizer_config.json", directory / TEMPLATE_FILE
-        settings = _settings(settings_file)
-        specials = {name: _name(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)}
-        if file.is_file():
-            return cls(_read(file), str(file), specials)
-        source = settings.get("chat_template")
-        if isinstance(source, list):  # several templates by name
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-            source = named.get("default")
-        if source is None:
+        found, specials = read_templates(Path(directory))
+        if DEFAULT not in found:
             return cls.default()
-        if not isinstance(source, str):
-            raise CheckpointError(
-                f"{settings_file}: chat_template must be a string, or a list with an entry named default"
+        (name, source), (_, tool_use) = found[DEFAULT], found.get(TOOL_USE, ("", None))
+        return cls(source, name, specials, tool_use)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether this is the built-in template."""
+        return self is _default()
+
+    @functools.cached_property
+    def can_think(self) -> bool:
+        """Whether the template has a thinking trace, or a switch for one."""
+        return "enable_thinking" in self._flat.inputs or any(
+            word in self.source for word in (THINK_OPEN, THINK_CLOSE, *_SWITCH.values())
+        )
+
+    def check_vocabulary(self, tokenizer: Tokenizer) -> None:
+        """Raise InputError for the built-in template and a vocabulary without its special tokens."""
+        names = set(tokenizer.special_tokens.values())
+        if self.is_default and not names.issuperset(_OWN_TOKENS):
+            raise InputError(
+                f"the model has no chat template, and its vocabulary has no {_OWN_TOKENS[0]}, which the "
+                f"built-in one needs: put the {TEMPLATE_FILE} of the model beside its weights"
             )
-        return cls(source, str(settings_file), specials)
 
     def save(self, directory: Path | str) -> None:
-        """Write the template as `chat_template.jinja`."""
+        """Write the template as `chat_template.jinja`, one for tools beside it."""
         atomic_write(Path(directory) / TEMPLATE_FILE, self.source)
+        if self.tool_use is not None:
+            (Path(directory) / ADDITIONAL).mkdir(exist_ok=True)
+            atomic_write(Path(directory) / ADDITIONAL / f"{TOOL_USE}.jinja", self.tool_use.source)
 
     def render(
         self,
@@ -92,7 +113,10 @@ class ChatTemplate:
         generate  whether the prompt ends with the start of the assistant's turn
         Raises InputError for messages, tools or a template that cannot be used.
         """
-        return self._flat.render(**self._values(messages, tools, thinking, generate), **self._specials)
+        if tools and self.tool_use is not None:
+            return self.tool_use.render(messages, tools, thinking, generate)
+        values = self._values(messages, tools, thinking, generate)
+        return self._rendered(self._flat, values, self._specials, thinking)
 
     def encode(
         self,
@@ -104,10 +128,13 @@ class ChatTemplate:
     ) -> list[int]:
         """The prompt as ids: those of `render`, except that special tokens inside the messages are encoded as
         plain text."""
+        if tools and self.tool_use is not None:
+            return self.tool_use.encode(tokenizer, messages, tools, thinking, generate)
+        self.check_vocabulary(tokenizer)
         values = self._values(messages, tools, thinking, generate)
         fence = _free_fence(values)
         sandbox, specials = self._fenced(tokenizer, fence)
-        text = sandbox.render(**values, **specials)
+        text = self._rendered(sandbox, values, specials, thinking)
         ids: list[int] = []
         for index, part in enumerate(text.split(fence)):
             if index % 2:
@@ -155,17 +182,60 @@ class ChatTemplate:
     def _values(
         self, messages: Sequence[Message], tools: Tools | None, thinking: bool | None, generate: bool
     ) -> dict[str, Any]:
-        ready = checked(messages)
         values: dict[str, Any] = {
-            "messages": ready,
+            "messages": checked(messages),
             "tools": checked_tools(tools),
             "add_generation_prompt": generate,
         }
-        if thinking is None:
-            return values
-        if "enable_thinking" in self._flat.inputs or _SWITCH[thinking] not in self.source:
-            return {**values, "enable_thinking": thinking}
-        return {**values, "messages": _with_switch(ready, _SWITCH[thinking])}
+        if thinking and not self.can_think:
+            raise InputError(f"{self.name}: this chat template has no thinking to turn on")
+        if values["tools"] and "tools" not in self._flat.inputs:
+            raise InputError(f"{self.name}: this chat template does not show tools to the model")
+        if thinking is not None and not self._is_switched_by_word(thinking):
+            values["enable_thinking"] = thinking
+        return values
+
+    def _is_switched_by_word(self, thinking: bool) -> bool:
+        """Whether only a word in the messages, `/think` or `/no_think`, turns thinking on or off."""
+        return "enable_thinking" not in self._flat.inputs and _SWITCH[thinking] in self.source
+
+    def _rendered(
+        self, sandbox: Sandbox, values: dict[str, Any], specials: Mapping[str, str], thinking: bool | None
+    ) -> str:
+        """The prompt of a sandbox that holds this template, with thinking as it was asked for."""
+        if thinking is None or not self._is_switched_by_word(thinking):
+            return self._with_arguments(sandbox, {**values, **specials})
+        messages = _with_switch(values["messages"], _SWITCH[thinking])
+        text = self._with_arguments(sandbox, {**values, **specials, "messages": messages})
+        if not values["add_generation_prompt"]:
+            return text
+        # A word of the user may have switched it after all: the published template sees /think in </think>.
+        asked, other = (_turn_start(sandbox, specials, wanted) for wanted in (thinking, not thinking))
+        if not text.endswith(asked) and text.endswith(other):
+            text = text[: len(text) - len(other)] + asked
+        return text
+
+    def _with_arguments(self, sandbox: Sandbox, values: dict[str, Any]) -> str:
+        """Render, with the arguments of earlier tool calls in the form that the template takes.
+
+        Clients send JSON text. Most templates want an object (`arguments | items`, `arguments | tojson`);
+        some join strings; those that ask which it is get what was sent.
+        """
+        objects = with_argument_objects(values["messages"])
+        if objects is None or _ASKS_FOR_TYPE.search(self.source):
+            return sandbox.render(**values)
+        try:
+            return sandbox.render(**{**values, "messages": objects})
+        except InputError:
+            return sandbox.render(**values)
+
+
+def _turn_start(sandbox: Sandbox, specials: Mapping[str, str], thinking: bool) -> str:
+    """What a template adds to begin the assistant's turn."""
+    messages = [{"role": "user", "content": f"a {_SWITCH[thinking]}"}]
+    values = {"messages": messages, "tools": None, **specials}
+    before, after = (sandbox.render(**values, add_generation_prompt=generate) for generate in (False, True))
+    return after.removeprefix(before)
 
 
 def split_thinking(text: str, opened: bool = False) -> tuple[str | None, str]:
@@ -206,27 +276,3 @@ def _free_fence(values: Any) -> str:
             "the messages contain all private-use characters (U+E000 to U+F8FF); remove one of them"
         )
     return fence
-
-
-# Files
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as text ({error})") from None
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({error}); is it truncated?") from None
-    return value if isinstance(value, dict) else {}
-
-
-def _name(token: Any) -> str:
-    return str(token["content"]) if isinstance(token, dict) and "content" in token else str(token)

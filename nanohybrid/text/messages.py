@@ -1,5 +1,6 @@
 """Messages of the OpenAI API: validation, and conversion to one form for templates."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,47 @@ def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
                 f"tools[{index}] must be an object (a function schema), not {type(tool).__name__}"
             )
     return [dict(tool) for tool in tools]
+
+
+class JsonObject(dict[str, Any]):
+    """A JSON object whose text is JSON, so that a template that joins it to a string writes JSON."""
+
+    def __str__(self) -> str:
+        return json.dumps(self, ensure_ascii=False)
+
+
+def with_argument_objects(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """Copies of checked messages whose tool calls have their arguments as objects, also where they are text.
+
+    Text that is not a JSON object stays as it is. None: there are no such arguments.
+    """
+    result, found = [], False
+    for message in messages:
+        calls = []
+        for call in message.get("tool_calls", ()):
+            inner = call.get("function", call)
+            value = _object(inner.get("arguments"))
+            if value is not None:
+                found, inner = True, {**inner, "arguments": value}
+            calls.append({**call, "function": inner} if "function" in call else inner)
+        result.append({**message, "tool_calls": calls} if calls else dict(message))
+    return result if found else None
+
+
+def _object(arguments: Any) -> JsonObject | None:
+    if isinstance(arguments, Mapping):
+        return JsonObject((str(key), _nested(value)) for key, value in arguments.items())
+    if not isinstance(arguments, str):
+        return None
+    try:
+        value = json.loads(arguments, object_hook=JsonObject)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, JsonObject) else None
+
+
+def _nested(value: Any) -> Any:
+    return _object(value) if isinstance(value, Mapping) else value
 
 
 def _checked(message: Any, where: str) -> dict[str, Any]:

@@ -171,3 +171,13 @@ def test_chat_on_a_terminal_dims_the_trace_and_handles_ctrl_c_and_ctrl_d(tmp_pat
     assert process.wait(30) == 0
     assert "hello" in (tmp_path / "nanohybrid" / "history").read_text()
     os.close(ours)
+
+
+def test_chat_says_that_a_checkpoint_has_no_chat_template(tmp_path, capsys, monkeypatch):
+    assert main(["init", *TINY[:2], "--out", str(tmp_path / "m")]) == 0
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        (tmp_path / "m" / name).unlink(missing_ok=True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert main(["chat", str(tmp_path / "m"), "--max-new-tokens", "2"]) == 0
+    warning = f"warning: {tmp_path / 'm'}: has no chat template; conversations use the built-in one"
+    assert warning in capsys.readouterr().err
