@@ -26,7 +26,7 @@ from nanohybrid.checkpoint.llama_cpp import targets
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, shown
 from nanohybrid.gguf import GgufFile, GgufTensor
-from nanohybrid.gguf.blocks import values
+from nanohybrid.gguf.blocks import DTYPES, values
 from nanohybrid.gguf.configuration import LLAMA
 from nanohybrid.gguf.kinds import FLOATS, KINDS
 from nanohybrid.gguf.rope import FREQUENCIES
@@ -76,9 +76,7 @@ def entries(file: GgufFile, config: HybridConfig) -> dict[str, Entry]:
         result[name] = _entry(tensor, wanted[name].shape, head_rows, target.role == "decay")
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise file.wrong(
-            f"{shown(next(iter(found)))}{more}: is no tensor of a {file.architecture} that is known"
-        )
+        raise file.wrong(f"{shown(next(iter(found)))}{more}: is no tensor of its {file.architecture}")
     return result
 
 
@@ -187,20 +185,37 @@ def _a_log(decay: Tensor, entry: Entry) -> Tensor:
     return result
 
 
-def told(
-    entries: Mapping[str, Entry], formats: Mapping[str, str], packed: Set[str], dtype: torch.dtype | None
-) -> str:
-    """One line on what becomes of the blocks of a file; empty where it has none.
+def matrix_dtype(entries: Mapping[str, Entry]) -> torch.dtype:
+    """The type in which matrices are read: bf16 where any is in blocks, else that of most of their bytes.
 
-    formats: of each matrix that becomes quantized. packed: those of them that keep their codes.
+    A model computes in one type, and files mix them: where rows are no whole blocks, llama.cpp keeps fp16.
+    """
+    count: Counter[str] = Counter()
+    for entry in entries.values():
+        if len(entry.shape) == 2:
+            count[entry.dtype] += entry.end - entry.begin
+    return torch.bfloat16 if count.keys() - set(FLOATS) else DTYPES[max(count, key=count.__getitem__)]
+
+
+def told(
+    matrices: Mapping[str, Entry], formats: Mapping[str, str], packed: Set[str], dtype: torch.dtype
+) -> str:
+    """One line on the matrices of a file that do not stay what they are in it; empty where all do.
+
+    formats: of each matrix that becomes quantized. packed: those of them that keep their codes. dtype: of the
+    others.
     """
     counts: Counter[tuple[str, str]] = Counter()
-    for name, entry in entries.items():
-        if entry.dtype in FLOATS:
-            continue
-        became = f"dequantized to {str(dtype or torch.bfloat16).removeprefix('torch.')}"
+    name_of = str(dtype).removeprefix("torch.")
+    for name, entry in matrices.items():
         if name in formats:
-            became = f"{'kept' if name in packed else 'requantized'} as {formats[name]}"
+            became = f"{'kept' if name in packed else 'quantized'} as {formats[name]}"
+        elif entry.dtype not in FLOATS:
+            became = f"dequantized to {name_of}"
+        elif torch.promote_types(DTYPES[entry.dtype], dtype) != dtype:
+            became = f"rounded to {name_of}"
+        else:
+            continue
         counts[entry.dtype, became] += 1
-    parts = [f"{kind} ({count} tensors) {became}" for (kind, became), count in counts.items()]
-    return ", ".join(parts) + ("; scales rounded from fp16 to bf16" if packed else "")
+    line = ", ".join(f"{kind} ({count}) {became}" for (kind, became), count in counts.items())
+    return line + ("; scales rounded from fp16 to bf16" if packed else "")

@@ -51,10 +51,12 @@ class CheckpointReader:
         self.config: HybridConfig = load_config(self.directory)
         self.packable: dict[str, str] = {}
         """The matrices of a GGUF file that `packed` reads, and the format of each."""
+        self._matrix_dtype: torch.dtype | None = None  # of all matrices of a GGUF file
         if is_gguf(self.directory):
             self._entries = gguf_source.entries(open_gguf(self.directory), self.config)
             self._quantized, self._head_copy = {}, None
             self.packable = gguf_source.packable(self._entries, self.config)
+            self._matrix_dtype = gguf_source.matrix_dtype(self._entries)
         else:
             matched = match(
                 self.directory, _open_headers(self.directory), self.config, is_quantized(self.directory)
@@ -118,18 +120,23 @@ class CheckpointReader:
         return Footprint.of(self.config, dtype or self.common_dtype, format=format).weight_bytes
 
     def dtype(self, name: str) -> torch.dtype:
-        """The stored type of a tensor; bfloat16 for the blocks of a GGUF file.
+        """The type in which a tensor is read where none is asked for: as stored.
 
-        Raises CheckpointError for a quantized one.
+        All matrices of a GGUF file have one type, bfloat16 where any of them is in blocks. Raises
+        CheckpointError for a quantized tensor.
         """
-        return FLOATS.get(self._plain(name).dtype, torch.bfloat16)
+        return self._read_dtype(self._plain(name))
+
+    def _read_dtype(self, entry: Entry) -> torch.dtype:
+        matrix = len(entry.shape) == 2
+        return self._matrix_dtype if matrix and self._matrix_dtype is not None else FLOATS[entry.dtype]
 
     @property
     def common_dtype(self) -> torch.dtype:
         """The type of most bytes that are not quantized."""
         count = dict.fromkeys(FLOATS.values(), 0)
         for entry in self._entries.values():
-            dtype = FLOATS.get(entry.dtype, torch.bfloat16)
+            dtype = self._read_dtype(entry)
             count[dtype] += prod(entry.shape) * dtype.itemsize
         return max(count, key=count.__getitem__)
 
@@ -173,11 +180,12 @@ class CheckpointReader:
 
         packed: matrices that keep their codes. dtype, quantize: as given to `load`.
         """
-        blocks = {name: entry for name, entry in self._entries.items() if isinstance(entry, BlockEntry)}
-        others = set() if quantize is None else set(quantized_names(self.config, quantize))
-        line = gguf_source.told(
-            blocks, {**dict.fromkeys(others, quantize or ""), **packed}, set(packed), dtype
-        )
+        if self._matrix_dtype is None:
+            return None
+        matrices = {name: entry for name, entry in self._entries.items() if len(entry.shape) == 2}
+        others = [] if quantize is None else quantized_names(self.config, quantize)
+        formats = dict.fromkeys(others, quantize or "") | dict(packed)
+        line = gguf_source.told(matrices, formats, packed.keys(), dtype or self._matrix_dtype)
         return f"{self.directory.name}: {line}" if line else None
 
     def packed(self, name: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:

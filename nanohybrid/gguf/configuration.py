@@ -79,9 +79,11 @@ def _dense(file: GgufFile, kind: str) -> dict[str, Any]:
     blocks = _block_count(file, kind)
     heads = _uniform(file, f"{kind}.attention.head_count")
     width = _heads(file, kind, result["hidden_size"], heads)
-    turned = file.whole(f"{kind}.rope.dimension_count", width)
-    if turned != width:
-        raise file.wrong(f"{kind}.rope.dimension_count is {turned} of {width}: partial RoPE is not supported")
+    rotated = file.whole(f"{kind}.rope.dimension_count", width)
+    if rotated != width:
+        raise file.wrong(
+            f"{kind}.rope.dimension_count is {rotated} of a head's {width}: partial RoPE is not supported"
+        )
     kv_key = f"{kind}.attention.head_count_kv"
     theta = single(file.number(f"{kind}.rope.freq_base", 10_000.0))
     return result | {
@@ -113,7 +115,7 @@ def _hybrid(file: GgufFile) -> dict[str, Any]:
         file.whole(f"{kind}.ssm.inner_size", 0),
         file.whole(f"{kind}.ssm.time_step_rank", 0),
     )
-    if "mamba" in blocks and (not mamba_heads or inner % mamba_heads):
+    if "mamba" in blocks and (not mamba_heads or not inner or inner % mamba_heads):
         raise file.wrong(f"{kind}.ssm.inner_size is {inner}, and no multiple of the {mamba_heads} heads")
     result |= {
         "layers_block_type": blocks, "num_hidden_layers": len(blocks), "num_attention_heads": heads,

@@ -197,6 +197,8 @@ def _read(cursor: Cursor) -> tuple[dict[str, Value], dict[str, GgufTensor]]:
     metadata: dict[str, Value] = {}
     for _ in range(key_count):
         key = cursor.string("a key", LONGEST_KEY)
+        if not key:
+            raise cursor.wrong("a key is empty")
         if key in metadata:
             raise cursor.wrong(f"the key {shown(key)} is there twice")
         metadata[key] = cursor.value(cursor.number("<I"), shown(key))

@@ -58,7 +58,7 @@ _FAMILIES: list[tuple[SplittingRule, tuple[str, ...]]] = [
         SplittingRule((_LLAMA3,), True, True),
         ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
     ),
-    (SplittingRule((_LLAMA3,)), ("smaug-bpe", "dbrx", "chatglm-bpe")),
+    (SplittingRule((_LLAMA3,)), ("smaug-bpe", "dbrx")),
     (
         SplittingRule((DIGIT, GPT2)),
         ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
@@ -69,3 +69,8 @@ _FAMILIES: list[tuple[SplittingRule, tuple[str, ...]]] = [
 ]
 RULES = {name: rule for rule, names in _FAMILIES for name in names}
 """llama.cpp's name of a rule -> the rule; of several names for one rule the first is written."""
+
+
+def rule_names() -> list[str]:
+    """One name for each rule, that under which it is written."""
+    return [names[0] for _, names in _FAMILIES]

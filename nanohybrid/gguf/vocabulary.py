@@ -6,6 +6,7 @@ token, a user-defined one an added token that is not special, and an unused one 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from nanohybrid.errors import shown
@@ -61,7 +62,7 @@ def tokenizer_json(file: GgufFile) -> dict[str, Any]:
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": rule.whole_tokens, "vocab": vocabulary, "merges": _merges(file),
+            "ignore_merges": rule.whole_tokens, "vocab": vocabulary, "merges": _merges(file, vocabulary),
         },
     }  # fmt: skip
 
@@ -132,12 +133,13 @@ def _types(file: GgufFile) -> list[int]:
     return [int(kind) for kind in file.wholes(key)]
 
 
-def _merges(file: GgufFile) -> list[list[str]]:
+def _merges(file: GgufFile, vocabulary: Mapping[str, int]) -> list[list[str]]:
+    """The merges whose parts and result are tokens; the library refuses others, which can never apply."""
     merges = [merge.split(" ") for merge in file.strings(f"{PREFIX}.merges")]
     wrong = next((number for number, parts in enumerate(merges) if len(parts) != 2), None)
     if wrong is not None:
         raise file.wrong(f"{PREFIX}.merges: entry {wrong} is not two tokens")
-    return merges
+    return [merge for merge in merges if {*merge, "".join(merge)} <= vocabulary.keys()]
 
 
 def _named_templates(file: GgufFile) -> dict[str, str]:

@@ -230,7 +230,7 @@ def _settings(path: Path) -> dict[str, Any]:
     checkpoint reader reports."""
     try:
         value = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError, CheckpointError):
         return {}
     return value if isinstance(value, dict) else {}
 
