@@ -21,6 +21,7 @@ from nanohybrid.checkpoint.config_fields import DENSE_TYPES, NEMOTRON, OWN
 from nanohybrid.checkpoint.dense_config import dense_object, dense_type, parse_dense
 from nanohybrid.checkpoint.hybrid_config import hybrid_object, parse_hybrid
 from nanohybrid.checkpoint.jsonfile import read_object
+from nanohybrid.checkpoint.source import resolve
 from nanohybrid.config import OWN_FIELDS, HybridConfig, used_fields
 from nanohybrid.errors import CheckpointError, ConfigError, shown
 from nanohybrid.model.mixers import kinds
@@ -29,10 +30,10 @@ CONFIG = "config.json"
 
 
 def load_config(directory: str | Path) -> HybridConfig:
-    """The configuration of a checkpoint directory. Raises CheckpointError or ConfigError in one line naming
-    the file.
+    """The configuration of a checkpoint directory or an id of the Hub. Raises CheckpointError or ConfigError
+    in one line naming the file.
     """
-    directory = Path(directory)
+    directory = resolve(directory, weights=False)
     if not directory.is_dir():
         raise CheckpointError(
             f"{directory}: {'is not a directory' if directory.exists() else 'no such directory'}; name a "
