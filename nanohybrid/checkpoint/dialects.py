@@ -21,6 +21,7 @@ from nanohybrid.checkpoint.config_fields import DENSE_TYPES, NEMOTRON, OWN
 from nanohybrid.checkpoint.dense_config import dense_object, dense_type, parse_dense
 from nanohybrid.checkpoint.hybrid_config import hybrid_object, parse_hybrid
 from nanohybrid.checkpoint.jsonfile import parse_object, read_object
+from nanohybrid.checkpoint.source import resolve
 from nanohybrid.config import OWN_FIELDS, HybridConfig, used_fields
 from nanohybrid.errors import CheckpointError, ConfigError, shown
 from nanohybrid.gguf import is_gguf
@@ -31,11 +32,11 @@ CONFIG = "config.json"
 
 
 def load_config(directory: str | Path) -> HybridConfig:
-    """The configuration of a checkpoint: a directory, or a GGUF file.
+    """The configuration of a checkpoint directory, a GGUF file or an id of the Hub.
 
     Raises CheckpointError or ConfigError in one line naming the file.
     """
-    directory = Path(directory)
+    directory = resolve(directory, weights=False)
     if is_gguf(directory):
         return _parsed(parse_object(read_text(directory / CONFIG), str(directory)), directory)
     if not directory.is_dir():

@@ -30,7 +30,9 @@ def load(
     quantize: str | None = None,
     packed_blocks: bool = True,
 ) -> HybridLM:
-    """Load a checkpoint onto `device`, tensor by tensor. Beside the weights it needs 16 MiB of host memory.
+    """Load a checkpoint, a directory or an id of the Hub, onto `device`, tensor by tensor.
+
+    Beside the weights it needs 16 MiB of host memory.
 
     directory: a checkpoint's, or a GGUF file. What becomes of a GGUF file's blocks is said in one line on
     standard error.

@@ -26,6 +26,7 @@ from nanohybrid.checkpoint.jsonfile import read_object
 from nanohybrid.checkpoint.match import INDEX, SINGLE, Quantized, match
 from nanohybrid.checkpoint.names import EMBEDDINGS, is_ignored
 from nanohybrid.checkpoint.quantization import is_quantized
+from nanohybrid.checkpoint.source import resolve
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError
 from nanohybrid.estimate import Footprint
@@ -46,7 +47,7 @@ class CheckpointReader:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+        self.directory = resolve(directory)
         self._quantized: dict[str, Quantized]
         self.config: HybridConfig = load_config(self.directory)
         self.packable: dict[str, str] = {}
@@ -313,12 +314,8 @@ def _disk_errors(entry: Entry) -> Iterator[None]:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a checkpoint has weights, valid or not."""
-    if is_gguf(directory):
-        return True
-    return any((directory / name).exists() for name in (SINGLE, INDEX)) or any(
-        directory.glob("*.safetensors")
-    )
+    """Whether a checkpoint has weights, valid or not; an index alone is none."""
+    return is_gguf(directory) or any(directory.glob("*.safetensors"))
 
 
 def _open_headers(directory: Path) -> dict[str, Entry]:

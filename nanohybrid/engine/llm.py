@@ -8,6 +8,7 @@ Prompts are texts, conversations, or ids.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nanohybrid.engine.config import EngineConfig
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
-from nanohybrid.engine.thinking import opens, prompt_tail
+from nanohybrid.engine.thinking import closes, opens, prompt_tail
 from nanohybrid.executors.cpu.weights import prepare
 from nanohybrid.model import HybridLM
 from nanohybrid.text import ChatTemplate, Tokenizer
@@ -30,8 +31,9 @@ Message = dict[str, Any]
 class LLM:
     """A model, its tokenizer and its chat template.
 
-    path: a checkpoint directory. dtype: of the weights, also by name ("bf16"); None keeps the checkpoint's
-        own. quantize: int8, int4 or fp8, for the matrices, which are quantized one by one as they are read.
+    path: a checkpoint directory, or an id of the Hub. dtype: of the weights, also by name ("bf16"); None
+        keeps the checkpoint's own. quantize: int8, int4 or fp8, for the matrices, which are quantized one by
+        one as they are read.
     engine_config, or its fields by name as `options` (`LLM(path, max_num_seqs=8)`): how the engines are set
         up that answer.
 
@@ -49,9 +51,9 @@ class LLM:
         engine_config: EngineConfig | None = None,
         **options: Any,
     ) -> None:
-        from nanohybrid.checkpoint import load  # here, since random models need none of it
+        from nanohybrid.checkpoint import load, resolve  # here, since random models need none of it
 
-        config, directory = EngineConfig.of(engine_config, options), Path(path)
+        config, directory = EngineConfig.of(engine_config, options), resolve(path)
         model = load(directory, dtype=dtype, device=device, quantize=quantize)
         self._set(model, Tokenizer.from_directory(directory), directory, config)
 
@@ -122,6 +124,11 @@ class LLM:
         """Whether the answer to this prompt begins inside a thinking trace."""
         return opens(prompt_tail(self.tokenizer, prompt))
 
+    def may_think(self, prompt: Sequence[int]) -> bool:
+        """Whether the answer to this conversation may open a thinking trace itself."""
+        tail = prompt_tail(self.tokenizer, prompt)
+        return self.template.model_opens_thinking and not opens(tail) and not closes(tail)
+
     def generate(
         self,
         prompts: Sequence[str | Sequence[int]],
@@ -146,7 +153,9 @@ class LLM:
 
         `text` of the result contains the thinking trace; `nanohybrid.text.split_thinking` separates the two.
         """
-        return self.generate([self.encode_chat(messages, thinking)], params or SamplingParams())[0]
+        prompt = self.encode_chat(messages, thinking)
+        params = replace(params or SamplingParams(), may_think=self.may_think(prompt))
+        return self.generate([prompt], params)[0]
 
     def engine(self, prompts: Sequence[Sequence[int]], max_tokens: int, n: int = 1) -> Engine:
         """An engine with as much memory as this job needs (`Engine.sized_for`)."""
