@@ -209,7 +209,7 @@ def told(
     name_of = str(dtype).removeprefix("torch.")
     for name, entry in matrices.items():
         if name in formats:
-            became = f"{'kept' if name in packed else 'quantized'} as {formats[name]}"
+            became = f"{'unchanged' if name in packed else 'quantized'} as {formats[name]}"
         elif entry.dtype not in FLOATS:
             became = f"dequantized to {name_of}"
         elif torch.promote_types(DTYPES[entry.dtype], dtype) != dtype:

@@ -17,7 +17,7 @@ from nanohybrid.gguf.splitting import DIGIT, GPT2, RULES, SplittingRule
 PREFIX = "tokenizer.ggml"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 NO_TOKENIZER = ("none", "no_vocab")
-END_MARKS = frozenset(
+END_TOKENS = frozenset(
     (
         "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
         "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
@@ -50,9 +50,9 @@ def tokenizer_json(file: GgufFile) -> dict[str, Any]:
             f"the token {shown(tokens[again])} has the ids {again} and {vocabulary[tokens[again]]}"
         )
     added = [
-        _added(number, tokens[number], types[number] != USER_DEFINED or tokens[number] in END_MARKS)
+        _added(number, tokens[number], types[number] != USER_DEFINED or tokens[number] in END_TOKENS)
         for number in used
-        if types[number] in (CONTROL, UNKNOWN, USER_DEFINED) or tokens[number] in END_MARKS
+        if types[number] in (CONTROL, UNKNOWN, USER_DEFINED) or tokens[number] in END_TOKENS
     ]
     bos = token_id(file, "bos_token_id")
     start = None if bos is None or not adds_bos(file) else _start(tokens[bos], bos)
@@ -96,7 +96,7 @@ def stop_ids(file: GgufFile) -> list[int]:
     found = [number for number in named if number is not None]
     if f"{PREFIX}.tokens" in file.metadata:
         tokens = file.strings(f"{PREFIX}.tokens")
-        found += [number for number, token in enumerate(tokens) if token in END_MARKS]
+        found += [number for number, token in enumerate(tokens) if token in END_TOKENS]
     return list(dict.fromkeys(found))
 
 

@@ -71,13 +71,13 @@ def test_the_same_text_is_generated_from_the_file(tmp_path):
 
 @pytest.mark.parametrize(("kind", "format"), [("q8_0", "int8"), ("q4_0", "int4")])
 @pytest.mark.parametrize("name", ["hybrid", "llama"])
-def test_codes_that_are_ours_are_kept(tmp_path, name, kind, format, capsys):
+def test_codes_that_are_ours_stay(tmp_path, name, kind, format, capsys):
     path = export(checkpoint_of(name, tmp_path / "model"), kind)
-    kept, exact = load(path), load(path, torch.float32)
+    packed, exact = load(path), load(path, torch.float32)
     line = capsys.readouterr().err.splitlines()[0]
-    assert f"kept as {format}" in line and "scales rounded from fp16 to bf16" in line and path.name in line
-    for tensor, (_, inputs) in quantizable(kept.config).items():
-        module, whole = kept.get_submodule(tensor.removesuffix(".weight")), exact.get_parameter(tensor)
+    assert f"unchanged as {format}" in line and "scales rounded from fp16 to bf16" in line and path.name in line
+    for tensor, (_, inputs) in quantizable(packed.config).items():
+        module, whole = packed.get_submodule(tensor.removesuffix(".weight")), exact.get_parameter(tensor)
         if inputs % 32:
             assert torch.equal(module.weight.float(), whole)  # rows that are no blocks are bf16
             continue
@@ -86,7 +86,7 @@ def test_codes_that_are_ours_are_kept(tmp_path, name, kind, format, capsys):
         scales = module.scales.float().repeat_interleave(32, dim=1)
         assert torch.allclose(codes * scales, whole, rtol=2**-8, atol=0) and len(codes.unique()) > 10
     with CheckpointReader(path) as reader:
-        held = sum(t.numel() * t.element_size() for t in (*kept.parameters(), *kept.buffers()))
+        held = sum(t.numel() * t.element_size() for t in (*packed.parameters(), *packed.buffers()))
         assert abs(reader.weight_bytes() - held) <= 0.1 * held  # vectors are fp32 here
 
 
@@ -102,18 +102,18 @@ def test_a_dtype_or_another_format_dequantizes_first(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["Q5_0", "Q5_1", "Q4_1"])
 def test_blocks_that_others_write_are_the_gguf_packages_numbers(tmp_path, kind):
-    """Dequantized, or kept as int8 (Q5_0)."""
+    """Dequantized, or unchanged as int8 (Q5_0)."""
     path, wanted = rewrite(export(checkpoint_of("llama", tmp_path / "model"), "f32"), kind)
     for name, tensor in tensors(path).items():
         assert torch.equal(tensor.float(), wanted[name].to(tensor.dtype).float()), name
     exact = load(path, torch.float32)
     for name, parameter in exact.named_parameters():
         assert torch.equal(parameter, wanted[name]), name
-    kept = load(path)
-    found = {module.format for module in kept.modules() if isinstance(module, QuantizedLinear)}
+    packed = load(path)
+    found = {module.format for module in packed.modules() if isinstance(module, QuantizedLinear)}
     assert found == ({"int8"} if kind == "Q5_0" else set())
     x = torch.randint(13, 300, (1, 24))
-    assert (kept(x).float() - exact(x)).norm() / exact(x).norm() < 0.05
+    assert (packed(x).float() - exact(x)).norm() / exact(x).norm() < 0.05
 
 
 def test_rows_are_read_some_at_a_time(tmp_path, monkeypatch):
@@ -235,7 +235,7 @@ REFUSED = [
     ("llama", {"llama.attention.key_length": 21}, CheckpointError, "key_length and value_length differ"),
     ("llama", {"llama.attention.head_count_kv": 3}, ConfigError, "num_attention_heads"),
     ("llama", {"llama.block_count": 3}, CheckpointError, "blk.2.attn_norm.weight is missing"),
-    ("llama", {"llama.block_count": 1}, CheckpointError, "blk.1.attn.*and 8 more.*is no tensor of llama"),
+    ("llama", {"llama.block_count": 1}, CheckpointError, "blk.1.attn.*and 8 more.*is no tensor of its llama"),
 ]
 
 

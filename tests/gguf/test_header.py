@@ -55,7 +55,7 @@ def test_versions_two_and_three_are_read(put, version):
     assert open_gguf(put(build.whole(PAIRS, INFOS, DATA, version=version))).whole("a.number") == 7
 
 
-def test_an_alignment_of_its_own_is_kept(put):
+def test_an_alignment_of_its_own_is_followed(put):
     pairs = [*PAIRS, build.pair("general.alignment", "u32", 128)]
     infos = [INFOS[0], build.info("second", (3,), offset=128)]
     path = put(build.whole(pairs, infos, DATA[:68] + b"\0" * 60 + DATA[96:], alignment=128))

@@ -228,7 +228,7 @@ def test_ids_of_the_real_model_are_llama_cpps():
             wanted = theirs.tokenize(text.encode(), add_bos=False, special=special)
             assert ours.encode(text, parse_special=special) == wanted, text
     ends = {number for number in range(200) if llama_cpp.llama_vocab_is_eog(theirs._model.vocab, number)}
-    assert ends - {4} == ours.stop_ids  # <reponame>, by its name a mark of fill-in-the-middle
+    assert ends - {4} == ours.stop_ids  # <reponame>, by its name a token of fill-in-the-middle
 
 
 @pytest.mark.parametrize("rule", rule_names())
@@ -248,8 +248,8 @@ def test_ids_under_every_rule_are_llama_cpps(tmp_path, rule):
     )
     skipped = ("हिन्दी", "\u0301", "👩") if rule == "tekken" else ()
     for text in [*TEXTS, SAMPLE, *(noise(seed) for seed in range(20))]:
-        if any(mark in text for mark in skipped):
-            continue  # llama.cpp's form of this rule counts no combining mark as a letter
+        if any(part in text for part in skipped):
+            continue  # llama.cpp's form of this rule counts no combining character as a letter
         assert ours.encode(text, parse_special=False) == theirs.tokenize(
             text.encode(), add_bos=False, special=False
         ), text
