@@ -75,7 +75,9 @@ def test_codes_that_are_ours_stay(tmp_path, name, kind, format, capsys):
     path = export(checkpoint_of(name, tmp_path / "model"), kind)
     packed, exact = load(path), load(path, torch.float32)
     line = capsys.readouterr().err.splitlines()[0]
-    assert f"unchanged as {format}" in line and "scales rounded from fp16 to bf16" in line and path.name in line
+    assert (
+        f"unchanged as {format}" in line and "scales rounded from fp16 to bf16" in line and path.name in line
+    )
     for tensor, (_, inputs) in quantizable(packed.config).items():
         module, whole = packed.get_submodule(tensor.removesuffix(".weight")), exact.get_parameter(tensor)
         if inputs % 32:

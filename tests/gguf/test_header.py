@@ -122,7 +122,7 @@ BAD = {
         build.whole(PAIRS, [build.info("t", (256,), 23)], DATA),
         "t: is IQ4_XS, which",
     ),
-    "a type that nobody knows": (
+    "an unknown type of a tensor": (
         build.whole(PAIRS, [build.info("t", (256,), 200)], DATA),
         "t: is of type 200, which",
     ),

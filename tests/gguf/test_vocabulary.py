@@ -160,7 +160,7 @@ def test_templates_by_name_are_all_there(tmp_path):
 
 
 REFUSED = {
-    "a rule that nobody knows": (dict(rule="nonsense"), "pre is .?nonsense.?, an unknown splitting rule"),
+    "an unknown rule": (dict(rule="nonsense"), "pre is .?nonsense.?, an unknown splitting rule"),
     "too few types": (dict(types=[1]), "has 350 tokens and 1 types of tokens"),
     "a token twice": (
         dict(tokens=["a", "b", "a"], types=[1, 1, 1], merges=["a b"]), "the token .?a.? has the ids 0 and 2",
