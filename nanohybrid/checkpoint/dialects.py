@@ -17,10 +17,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nanohybrid.checkpoint.config_fields import DENSE_TYPES, NEMOTRON, OWN
+from nanohybrid.checkpoint.config_fields import DENSE_TYPES, NEMOTRON, OWN, whole_numbers
 from nanohybrid.checkpoint.dense_config import dense_object, dense_type, parse_dense
 from nanohybrid.checkpoint.hybrid_config import hybrid_object, parse_hybrid
-from nanohybrid.checkpoint.jsonfile import parse_object, read_object
+from nanohybrid.checkpoint.jsonfile import LARGEST, parse_object, read_object
 from nanohybrid.checkpoint.source import resolve
 from nanohybrid.config import OWN_FIELDS, HybridConfig, used_fields
 from nanohybrid.errors import CheckpointError, ConfigError, shown
@@ -38,7 +38,7 @@ def load_config(directory: str | Path) -> HybridConfig:
     """
     directory = resolve(directory, weights=False)
     if is_gguf(directory):
-        return _parsed(parse_object(read_text(directory / CONFIG), str(directory)), directory)
+        return _parsed(parse_object(read_text(directory / CONFIG, LARGEST), str(directory)), directory)
     if not directory.is_dir():
         raise CheckpointError(
             f"{directory}: {'is not a directory' if directory.exists() else 'no such directory'}; name a "
@@ -62,7 +62,7 @@ def _parsed(raw: Mapping[str, Any], path: Path) -> HybridConfig:
 
 def parse(raw: Mapping[str, Any]) -> HybridConfig:
     """A configuration from the object in `config.json`. Keys that are not known are normal and ignored."""
-    kind = raw.get("model_type")
+    raw, kind = whole_numbers(raw), raw.get("model_type")
     if kind in DENSE_TYPES:
         return parse_dense(raw)
     if kind in (NEMOTRON, OWN):

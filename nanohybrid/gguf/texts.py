@@ -10,9 +10,11 @@ chat_template.jinja     the chat template
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from nanohybrid.files import read_regular
 from nanohybrid.gguf.configuration import config_object, token_id
 from nanohybrid.gguf.header import GgufFile, is_gguf, open_gguf
 from nanohybrid.gguf.vocabulary import (
@@ -31,31 +33,37 @@ NAMES = (CONFIG, GENERATION, TOKENIZER, SETTINGS, TEMPLATE)
 def has_text(path: Path) -> bool:
     """Whether there is the text file CHECKPOINT/NAME, where CHECKPOINT is a directory or a GGUF file."""
     if not is_gguf(path.parent):
-        return path.is_file()
+        return path.exists()
     file = open_gguf(path.parent)
     if path.name in (TOKENIZER, SETTINGS):
         return has_tokenizer(file)
     return path.name in NAMES and (path.name != TEMPLATE or chat_template(file) is not None)
 
 
-def read_text(path: Path) -> bytes:
+def read_text(path: Path, most: int) -> bytes:
     """The text file CHECKPOINT/NAME, where CHECKPOINT is a directory or a GGUF file.
 
-    Raises OSError (FileNotFoundError where it is missing) as reading a file does, and CheckpointError where a
-    GGUF file is damaged or has what is not supported.
+    most: bytes of a file at most; what is made from metadata has the limits of the header. Raises OSError as
+    files.read_regular does, and CheckpointError where a GGUF file is damaged or has what is not supported.
     """
     if not is_gguf(path.parent):
-        return path.read_bytes()
+        return read_regular(path, most)
     if not has_text(path):
         raise FileNotFoundError(2, "the metadata has none", str(path))
     return _made(open_gguf(path.parent), path.name)
 
 
 def copy_texts(source: Path, names: Sequence[str], directory: Path) -> None:
-    """Write those of the text files `names` that a checkpoint has into a directory. Raises as `read_text`."""
+    """Write those of the text files `names` that a checkpoint has into a directory.
+
+    Raises OSError, and CheckpointError as `read_text`.
+    """
     for name in names:
-        if has_text(source / name):
-            (directory / name).write_bytes(read_text(source / name))
+        if is_gguf(source):
+            if has_text(source / name):
+                (directory / name).write_bytes(_made(open_gguf(source), name))
+        elif (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
 
 
 def _made(file: GgufFile, name: str) -> bytes:
