@@ -47,6 +47,19 @@ def noise(seed, length=400):
     return "".join(chr(generator.randrange(*generator.choice(ranges))) for _ in range(length))
 
 
+SIZES = [
+    build.pair("general.architecture", "str", "llama"),
+    *(
+        build.pair(f"llama.{key}", "u32", value)
+        for key, value in {
+            "context_length": 64, "embedding_length": 1, "block_count": 1, "feed_forward_length": 1,
+            "attention.head_count": 1,
+        }.items()
+    ),
+    build.pair("llama.attention.layer_norm_rms_epsilon", "f32", 1e-5),
+]  # fmt: skip
+
+
 def vocabulary_file(tmp_path, rule="gpt-2", types=None, tokens=None, merges=None, more=(), embeddings=400):
     """A file with the tokenizer of train_bpe under any rule, and embeddings for its ids."""
     raw = json.loads(train_bpe([SAMPLE] * 4, 350)._raw.to_str())
@@ -55,7 +68,7 @@ def vocabulary_file(tmp_path, rule="gpt-2", types=None, tokens=None, merges=None
     merges = [" ".join(pair) for pair in raw["model"]["merges"]] if merges is None else merges
     types = types or [3] * 13 + [1] * (len(tokens) - 13)
     pairs = [
-        build.pair("general.architecture", "str", "llama"), build.pair("tokenizer.ggml.model", "str", "gpt2"),
+        *SIZES, build.pair("tokenizer.ggml.model", "str", "gpt2"),
         build.pair("tokenizer.ggml.tokens", "strings", tokens),
         build.pair("tokenizer.ggml.merges", "strings", merges),
         build.pair("tokenizer.ggml.token_type", "i32s", types),
@@ -123,7 +136,7 @@ def test_ends_of_answers_are_those_of_the_keys_and_those_known_by_name(tmp_path)
     tokens[5] = "<|im_end|>"
     file = open_gguf(vocabulary_file(tmp_path, tokens=tokens, more=more))
     assert stop_ids(file) == [12, 3, 5]
-    assert json.loads(read_text(file.path / "generation_config.json")) == {
+    assert json.loads(read_text(file.path / "generation_config.json", 1000)) == {
         "bos_token_id": 1, "eos_token_id": [12, 3, 5],
     }  # fmt: skip
 
@@ -181,10 +194,7 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, what):
     ("model", "called"), [("llama", "SentencePiece"), ("bert", "WordPiece"), ("t5", "t5")]
 )
 def test_other_tokenizers_are_refused_by_name(tmp_path, model, called):
-    pairs = [
-        build.pair("general.architecture", "str", "llama"),
-        build.pair("tokenizer.ggml.model", "str", model),
-    ]
+    pairs = [*SIZES, build.pair("tokenizer.ggml.model", "str", model)]
     path = tmp_path / "x.gguf"
     path.write_bytes(build.whole(pairs, [build.info("token_embd.weight", (1, 4))], b"\0" * 16))
     with pytest.raises(CheckpointError, match=f"its tokenizer is .?{called}.*only byte-level BPE"):
@@ -193,10 +203,7 @@ def test_other_tokenizers_are_refused_by_name(tmp_path, model, called):
 
 def test_a_file_without_a_tokenizer_says_so(tmp_path):
     path = tmp_path / "x.gguf"
-    pairs = [
-        build.pair("general.architecture", "str", "llama"),
-        build.pair("tokenizer.ggml.model", "str", "none"),
-    ]
+    pairs = [*SIZES, build.pair("tokenizer.ggml.model", "str", "none")]
     path.write_bytes(build.whole(pairs, [build.info("token_embd.weight", (1, 4))], b"\0" * 16))
     with pytest.raises(CheckpointError, match=r"x\.gguf: has no tokenizer"):
         Tokenizer.from_directory(path, 4)
@@ -235,13 +242,7 @@ def test_ids_of_the_real_model_are_llama_cpps():
 def test_ids_under_every_rule_are_llama_cpps(tmp_path, rule):
     """On a small vocabulary, with many merges that a wrong split would show."""
     llama_cpp = pytest.importorskip("llama_cpp", reason=MISSING)
-    sizes = {
-        "context_length": 64, "embedding_length": 1, "block_count": 1, "feed_forward_length": 1,
-        "attention.head_count": 1,
-    }  # fmt: skip
-    more = [build.pair(f"llama.{key}", "u32", value) for key, value in sizes.items()]
-    more.append(build.pair("llama.attention.layer_norm_rms_epsilon", "f32", 1e-5))
-    path = vocabulary_file(tmp_path, rule, more=more, embeddings=350)
+    path = vocabulary_file(tmp_path, rule, embeddings=350)
     ours, theirs = (
         Tokenizer.from_directory(path, 350),
         llama_cpp.Llama(str(path), vocab_only=True, verbose=False),
