@@ -25,6 +25,7 @@ from nanohybrid.model.mixers import (
 )
 from nanohybrid.model.mixers.axes import Axes, axis_sizes, ordered_names, shape
 from nanohybrid.model.mixers.checks import check_float32, check_int
+from nanohybrid.model.mixers.rope import RopeScaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,11 @@ class HybridConfig(MLPFields, Mamba2Fields, AttentionFields):
         limit: object = self.time_step_limit
         if isinstance(limit, list):  # from JSON or TOML
             object.__setattr__(self, "time_step_limit", tuple(limit))
+        scaling: object = self.rope_scaling
+        if isinstance(scaling, Mapping):
+            object.__setattr__(self, "rope_scaling", RopeScaling.of(scaling))
+        elif scaling is not None and not isinstance(scaling, RopeScaling):
+            raise ConfigError(f"rope_scaling is {shown(scaling)}: it must be an object")
         _check_pattern(self.pattern)
         object.__setattr__(self, "extra", _complete_extra(self.pattern, dict(self.extra)))
         _check_numbers(self)
@@ -94,8 +100,9 @@ class HybridConfig(MLPFields, Mamba2Fields, AttentionFields):
         return replace(self, **{"extra": extra, **direct})
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields by name, those of `extra` among them."""
+        """All fields by name, those of `extra` among them; a scaling of RoPE as in `config.json`."""
         own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "extra"}
+        own["rope_scaling"] = None if self.rope_scaling is None else self.rope_scaling.as_dict()
         return own | dict(self.extra)
 
 

@@ -20,8 +20,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
         pattern="M*-", num_attention_heads=3, num_key_value_heads=3, head_dim=7, ssm_state_size=9
     ),
     "dense": dict(pattern="*-*-", rope_theta=1e4, qk_norm=True, mlp_activation="swiglu"),
+    "llama": dict(
+        pattern="*-*-", rope_theta=1e4, mlp_activation="swiglu", tie_word_embeddings=True, head_dim=8,
+        rope_scaling={
+            "rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 32,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        },
+    ),
+    "yarn": dict(
+        pattern="*-", rope_theta=1e4, mlp_activation="swiglu", head_dim=8,
+        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    ),
     "hybrid with rope": dict(
-        pattern="M*-", rope_theta=500.0, qk_norm=True, mlp_activation="swiglu", head_dim=8
+        pattern="M*-", rope_theta=500.0, qk_norm=True, mlp_activation="swiglu", head_dim=8,
+        rope_scaling={"rope_type": "linear", "factor": 2.5},
     ),
     "tied, steps limited": dict(pattern="M-*", tie_word_embeddings=True, time_step_limit=(0.01, 0.2)),
-}
+}  # fmt: skip

@@ -30,7 +30,7 @@ from nanohybrid.align.rollouts import (
     pack_rollouts,
     sample_completions,
 )
-from nanohybrid.checkpoint import load, refuse_quantized, save
+from nanohybrid.checkpoint import load, refuse_quantized, resolve, save
 from nanohybrid.errors import ConfigError
 from nanohybrid.model import HybridLM
 from nanohybrid.ops.losses import IGNORED, chunked_log_probs
@@ -135,6 +135,7 @@ def grpo(recipe: GrpoRecipe, model: Path, out: Path, device: str = "cpu") -> Pat
     The device holds the policy, the reference model and the engine. Raises InputError for a quantized
     checkpoint.
     """
+    model = resolve(model)
     refuse_quantized(model)
     with open_stage(out, "grpo", recipe, {"model": model}, recipe.seed, device) as stage:
         if stage.complete:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanohybrid.checkpoint import load, refuse_quantized, save
+from nanohybrid.checkpoint import load, refuse_quantized, resolve, save
 from nanohybrid.errors import CheckpointError, ConfigError
 from nanohybrid.stages import open_stage
 
@@ -35,6 +35,7 @@ def merge(recipe: MergeRecipe, first: Path, second: Path, out: Path) -> Path:
 
     Raises InputError for a quantized checkpoint, and CheckpointError where the two have different tensors.
     """
+    first, second = resolve(first), resolve(second)
     for path in (first, second):
         refuse_quantized(path)
     with open_stage(out, "merge", recipe, {"first": first, "second": second}) as stage:

@@ -7,7 +7,7 @@ import torch
 
 from nanohybrid import tasks
 from nanohybrid.align.chats import ChatMaker, ChatShares, chats
-from nanohybrid.checkpoint import load, refuse_quantized, save
+from nanohybrid.checkpoint import load, refuse_quantized, resolve, save
 from nanohybrid.data import Loader, TokenStore
 from nanohybrid.data.corpus import Corpus
 from nanohybrid.data.store import STORES
@@ -62,6 +62,7 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None, dev
 
     Raises InputError for a quantized checkpoint, and where there is a share of text but no data.
     """
+    model = resolve(model)
     refuse_quantized(model)
     if recipe.shares.text > 0 and data is None:
         raise InputError(

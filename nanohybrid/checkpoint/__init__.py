@@ -4,6 +4,16 @@ from nanohybrid.checkpoint.dialects import load_config
 from nanohybrid.checkpoint.hf import load, save
 from nanohybrid.checkpoint.quantization import refuse_quantized
 from nanohybrid.checkpoint.reader import CheckpointReader
+from nanohybrid.checkpoint.source import display_name, resolve
 from nanohybrid.checkpoint.writer import CheckpointWriter
 
-__all__ = ["CheckpointReader", "CheckpointWriter", "load", "load_config", "refuse_quantized", "save"]
+__all__ = [
+    "CheckpointReader",
+    "CheckpointWriter",
+    "display_name",
+    "load",
+    "load_config",
+    "refuse_quantized",
+    "resolve",
+    "save",
+]

@@ -21,7 +21,9 @@ def load(
     device: str | torch.device = "cpu",
     quantize: str | None = None,
 ) -> HybridLM:
-    """Load a checkpoint onto `device`, tensor by tensor. Beside the weights it needs 16 MiB of host memory.
+    """Load a checkpoint, a directory or an id of the Hub, onto `device`, tensor by tensor.
+
+    Beside the weights it needs 16 MiB of host memory.
 
     dtype     of the parameters, also by name ("bf16"); None keeps the stored types. Quantized matrices
               keep their format.

@@ -22,7 +22,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nanohybrid.checkpoint.dialects import NEMOTRON, QWEN, model_type
+from nanohybrid.checkpoint.config_fields import NEMOTRON, QWEN
+from nanohybrid.checkpoint.dialects import model_type
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.model.mixers import MIXERS, MLP, Attention, Mamba2, kinds

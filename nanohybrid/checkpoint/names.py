@@ -2,12 +2,13 @@
 
 official:      backbone.layers.7.mixer.A_log         (what HybridLM and its declaration say)
 old files:     backbone.embedding.weight; in transformers' memory: model.layers.7.mixer.A_log
-qwen3:         model.layers.3.self_attn.q_proj.weight: one of its layers is two of ours, attention then MLP
+llama, qwen3:  model.layers.3.self_attn.q_proj.weight: one of their layers is two of ours, attention then MLP
 """
 
 from __future__ import annotations
 
-from nanohybrid.checkpoint.dialects import QWEN, model_type
+from nanohybrid.checkpoint.config_fields import DENSE_TYPES
+from nanohybrid.checkpoint.dialects import model_type
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.spec import param_specs
 
@@ -19,27 +20,29 @@ def disk_names(config: HybridConfig) -> dict[str, str]:
     """Our name -> the name under which the tensor is saved, in the order of the forward pass."""
     names = list(param_specs(config))
     return (
-        {name: _qwen(name) for name in names}
-        if model_type(config) == QWEN
+        {name: _dense(name) for name in names}
+        if model_type(config) in DENSE_TYPES
         else {name: name for name in names}
     )
 
 
 def model_name(disk: str, config: HybridConfig) -> str:
     """The model's name of a tensor in a file; an unknown name is returned unchanged."""
-    if model_type(config) == QWEN:
-        return _from_qwen(disk)
+    if model_type(config) in DENSE_TYPES:
+        return _from_dense(disk)
     if disk.startswith("model."):
         disk = "backbone." + disk.removeprefix("model.")
     return EMBEDDINGS if disk == "backbone.embedding.weight" else disk
 
 
 def is_ignored(disk: str) -> bool:
-    """Whether a tensor is known and not ours: the heads that predict several tokens at once (`mtp.*`)."""
-    return "mtp" in disk.split(".")[:2]
+    """Whether a tensor is known and not needed: heads that predict several tokens at once (`mtp.*`), and the
+    rotary frequencies that files of 2023 store (`rotary_emb.inv_freq`).
+    """
+    return "mtp" in disk.split(".")[:2] or disk.endswith("rotary_emb.inv_freq")
 
 
-def _qwen(name: str) -> str:
+def _dense(name: str) -> str:
     if name in _WHOLE:
         return _WHOLE[name]
     _, _, index, part, *rest = name.split(".")
@@ -51,7 +54,7 @@ def _qwen(name: str) -> str:
     return ".".join(["model", "layers", str(layer), *rest])
 
 
-def _from_qwen(disk: str) -> str:
+def _from_dense(disk: str) -> str:
     if disk.split(".")[0] in ("embed_tokens", "layers", "norm"):
         disk = f"model.{disk}"  # files of the body without its head
     whole = {theirs: ours for ours, theirs in _WHOLE.items()}

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from nanohybrid.checkpoint.dialects import NEMOTRON, OWN, model_type
+from nanohybrid.checkpoint.config_fields import NEMOTRON, OWN
+from nanohybrid.checkpoint.dialects import model_type
 from nanohybrid.checkpoint.header import FLOATS
 from nanohybrid.checkpoint.match import SINGLE
 from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, disk_names

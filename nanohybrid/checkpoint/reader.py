@@ -23,6 +23,7 @@ from nanohybrid.checkpoint.match import INDEX, SINGLE, Quantized, match
 from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, is_ignored
 from nanohybrid.checkpoint.quantization import is_quantized
 from nanohybrid.checkpoint.quantized.written import SIGN_BIT
+from nanohybrid.checkpoint.source import resolve
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.model.quantized import check_format, quantized_names
@@ -40,7 +41,7 @@ class CheckpointReader:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+        self.directory = resolve(directory)
         self._quantized: dict[str, Quantized]
         self.config: HybridConfig = load_config(self.directory)
         matched = match(
@@ -272,10 +273,8 @@ def _disk_errors(entry: Entry) -> Iterator[None]:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a directory has weight files, valid or not."""
-    return any((directory / name).exists() for name in (SINGLE, INDEX)) or any(
-        directory.glob("*.safetensors")
-    )
+    """Whether a directory has weight files, valid or not; an index alone is none."""
+    return any(directory.glob("*.safetensors"))
 
 
 def _open_headers(directory: Path) -> dict[str, Entry]:

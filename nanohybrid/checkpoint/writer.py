@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nanohybrid.checkpoint.config_fields import DENSE_TYPES
 from nanohybrid.checkpoint.dialects import CONFIG, config_object, model_type
 from nanohybrid.checkpoint.header import encode_header
 from nanohybrid.checkpoint.match import INDEX, SINGLE
@@ -224,12 +225,8 @@ class CheckpointWriter:
 
 
 def _generation(config: HybridConfig) -> dict[str, object]:
-    stops = sorted(
-        {
-            config.eos_token_id,
-            *(STOP_IDS if model_type(config) != "qwen3" and config.vocab_size > max(STOP_IDS) else ()),
-        }
-    )
+    official = model_type(config) not in DENSE_TYPES and config.vocab_size > max(STOP_IDS)
+    stops = sorted({config.eos_token_id, *(STOP_IDS if official else ())})
     return {
         "_from_model_config": True, "bos_token_id": config.bos_token_id, "eos_token_id": stops,
         "pad_token_id": config.pad_token_id,

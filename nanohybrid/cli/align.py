@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanohybrid.cli.common import command_parser, recipe_from, recipe_parser
+from nanohybrid.cli.common import MODEL, command_parser, recipe_from, recipe_parser
 from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.cli.outcome import report
 
@@ -26,7 +26,7 @@ def sft_parser(summary: str) -> "jsonargparse.ArgumentParser":
     from nanohybrid.align import SftRecipe
 
     result = recipe_parser("align sft", summary, SftRecipe)
-    add_directory(result, "model", "the base model")
+    add_model(result, "model", "the base model")
     result.add_argument("--data", type=Path, metavar="DIR", help="a data directory, for --shares.text")
     add_device_flag(result)
     return result
@@ -36,7 +36,7 @@ def grpo_parser(summary: str) -> "jsonargparse.ArgumentParser":
     from nanohybrid.align import GrpoRecipe
 
     result = recipe_parser("align grpo", summary, GrpoRecipe)
-    add_directory(result, "model", "the model to train")
+    add_model(result, "model", "the model to train")
     add_device_flag(result)
     return result
 
@@ -45,14 +45,14 @@ def merge_parser(summary: str) -> "jsonargparse.ArgumentParser":
     from nanohybrid.align import MergeRecipe
 
     result = recipe_parser("align merge", summary, MergeRecipe)
-    add_directory(result, "first", "a checkpoint; the result has its tokenizer")
-    add_directory(result, "second", "a checkpoint of the same architecture")
+    add_model(result, "first", "a checkpoint; the result has its tokenizer")
+    add_model(result, "second", "a checkpoint of the same architecture")
     return result
 
 
-def add_directory(parser: "jsonargparse.ArgumentParser", name: str, what: str) -> None:
-    """A required flag for an input directory."""
-    parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR", help=what)
+def add_model(parser: "jsonargparse.ArgumentParser", name: str, what: str) -> None:
+    """A required flag for an input model."""
+    parser.add_argument(f"--{name}", type=Path, required=True, metavar="PATH", help=f"{what}; {MODEL}")
 
 
 STAGES: dict[str, tuple[Callable[[str], "jsonargparse.ArgumentParser"], str]] = {

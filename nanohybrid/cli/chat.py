@@ -63,6 +63,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     params = sampling_params(arguments)
     if arguments.max_model_len < 1:
         raise InputError(f"--max-model-len is {arguments.max_model_len}; it must be at least 1")
+    called = arguments.path or arguments.preset
     llm = open_model(arguments)
     llm.template.check_vocabulary(llm.tokenizer)
     tell_of_template(llm)
@@ -77,9 +78,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     talk = Conversation(llm, engine, params, free, thinking, arguments.system)
     live = sys.stdin.isatty()
     if live and not arguments.json:
-        print(
-            f"{arguments.path or arguments.preset}: /help lists the commands, Ctrl-D leaves", file=sys.stderr
-        )
+        print(f"{called}: /help lists the commands, Ctrl-D leaves", file=sys.stderr)
     with _history(live):
         for line in _lines(live):
             if line.startswith("/") and (act := command(talk, line)) is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jsonargparse
 
-from nanohybrid.cli.common import print_json, recipe_from, recipe_parser, table
+from nanohybrid.cli.common import MODEL, print_json, recipe_from, recipe_parser, table
 from nanohybrid.cli.distill import add_documents
 from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.errors import InputError
@@ -19,7 +19,7 @@ def parser() -> jsonargparse.ArgumentParser:
     from nanohybrid.compress.recipe import CompressRecipe
 
     result = recipe_parser("compress", SUMMARY, CompressRecipe)
-    result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
+    result.add_argument("path", type=Path, metavar="PATH", help=MODEL)
     result.add_argument("--budget-gib", type=float | None, metavar="G", help="budget_bytes in GiB")
     result.add_argument(
         "--reserved-gib",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jsonargparse
 
-from nanohybrid.cli.common import print_json, recipe_from, recipe_parser, table
+from nanohybrid.cli.common import MODEL, print_json, recipe_from, recipe_parser, table
 from nanohybrid.cli.model_flags import add_device_flag, usable_device
 
 SUMMARY = "train a pruned model towards its teacher (the second half of compress)"
@@ -15,9 +15,9 @@ def parser() -> jsonargparse.ArgumentParser:
     from nanohybrid.distill.recipe import DistillRecipe
 
     result = recipe_parser("distill", SUMMARY, DistillRecipe)
-    result.add_argument("student", type=Path, metavar="STUDENT", help="the checkpoint that learns")
+    result.add_argument("student", type=Path, metavar="STUDENT", help=f"what learns: {MODEL}")
     result.add_argument(
-        "teacher_path", type=Path, metavar="TEACHER", help="the checkpoint that it learns from"
+        "teacher_path", type=Path, metavar="TEACHER", help="what it learns from, in the same ways"
     )
     add_documents(result)
     add_device_flag(result)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonargparse
 
-from nanohybrid.cli.common import print_json, recipe_from, recipe_parser, table
+from nanohybrid.cli.common import MODEL, print_json, recipe_from, recipe_parser, table
 from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.errors import InputError
 from nanohybrid.evaluate.recipe import EvaluateRecipe
@@ -18,7 +18,10 @@ def parser() -> jsonargparse.ArgumentParser:
     """The models, and the flags of EvaluateRecipe."""
     result = recipe_parser("evaluate", SUMMARY, EvaluateRecipe)
     result.add_argument(
-        "models", nargs="+", metavar="MODEL", help="checkpoint directories, each as PATH or NAME=PATH"
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help=f"each PATH or NAME=PATH; {MODEL}",
     )
     result.add_argument(
         "--data",

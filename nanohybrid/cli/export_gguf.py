@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.common import MODEL, command_parser, print_json, table
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -17,7 +17,7 @@ TYPES = ("bf16", "f16", "f32", "q8_0", "q4_0")
 
 def parser() -> "jsonargparse.ArgumentParser":
     result = command_parser("export gguf", SUMMARY)
-    result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
+    result.add_argument("path", type=Path, metavar="PATH", help=MODEL)
     result.add_argument("out", type=Path, metavar="OUT", help="the file to write, as model.gguf")
     result.add_argument(
         "--type",

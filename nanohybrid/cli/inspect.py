@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, FORMATS, command_parser, precision, print_json, spelled, table
-from nanohybrid.cli.model_flags import add_shape_flags, check_shape
+from nanohybrid.cli.model_flags import add_shape_flags, check_shape, locate
 from nanohybrid.errors import InputError
 from nanohybrid.estimate.units import GIB, size
 
@@ -58,6 +58,7 @@ class Subject:
 def run(arguments: "jsonargparse.Namespace") -> int:
     """Print the model's shape, parameters, bytes, and what fits."""
     _check(arguments)
+    locate(arguments, weights=False)
     from nanohybrid.estimate import Footprint
 
     subject = _open(arguments)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanohybrid.cli.common import DTYPES, FORMATS, precision
+from nanohybrid.cli.common import DTYPES, FORMATS, MODEL, precision
 from nanohybrid.engine.prompt_lookup import MOST_DRAFT_TOKENS
 from nanohybrid.errors import InputError
 
@@ -29,14 +29,14 @@ def add_shape_flags(parser: "jsonargparse.ArgumentParser") -> None:
         type=Path,
         nargs="?",
         metavar="PATH",
-        help="a checkpoint directory; config.json alone is enough",
+        help=f"{MODEL}; config.json alone is enough",
     )
     parser.add_argument("--preset", metavar="NAME", help="a configuration by name instead")
 
 
 def add_choice_flags(parser: "jsonargparse.ArgumentParser") -> None:
     """Which model, and where it runs; checked by `check_choice` and `usable_device`."""
-    parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="a checkpoint directory")
+    parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help=MODEL)
     parser.add_argument(
         "--preset",
         metavar="NAME",
@@ -227,6 +227,7 @@ def open_model(arguments: "jsonargparse.Namespace", **engine_options: Any) -> "L
     from nanohybrid.presets import preset
 
     _check(arguments)
+    locate(arguments)
     from nanohybrid.engine import LLM, EngineConfig
 
     dtype, format = chosen_precision(arguments)
@@ -339,6 +340,17 @@ def check_choice(arguments: "jsonargparse.Namespace") -> None:
         raise InputError("a preset has no weights: add --random-weights, or name a checkpoint directory")
     if arguments.path is not None and arguments.random_weights:
         raise InputError("--random-weights goes with --preset NAME, a checkpoint has its own weights")
+
+
+def locate(arguments: "jsonargparse.Namespace", weights: bool = True) -> None:
+    """Replace what the user calls the model by where its files are, downloaded if it is an id of the Hub.
+
+    weights: whether its weights are needed too. Raises CheckpointError where they cannot be had.
+    """
+    if arguments.path is not None:
+        from nanohybrid.checkpoint import resolve
+
+        arguments.path = resolve(arguments.path, weights)
 
 
 def usable_device(name: str, flag: str = "--device") -> str:

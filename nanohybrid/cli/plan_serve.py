@@ -12,6 +12,7 @@ from nanohybrid.cli.model_flags import (
     check_shape,
     check_speculation,
     chosen_precision,
+    locate,
 )
 from nanohybrid.errors import InputError
 from nanohybrid.estimate.serving import PAGE, STEP_TOKENS, plan_serve
@@ -85,6 +86,7 @@ def parser() -> "jsonargparse.ArgumentParser":
 def run(arguments: "jsonargparse.Namespace") -> int:
     """Print slots, pages and the bytes of each part."""
     _check(arguments)
+    locate(arguments, weights=False)
     config, dtype, footprint = opened(arguments)
     plan = plan_serve(
         config,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jsonargparse
 
-from nanohybrid.cli.common import command_parser, print_json, table
+from nanohybrid.cli.common import MODEL, command_parser, print_json, table
 from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.cli.parser import CommandParser
 from nanohybrid.errors import InputError
@@ -27,7 +27,7 @@ SIZES = {
 def parser() -> CommandParser:
     """The flags of pruning: an axis whose size is not given stays whole."""
     result = command_parser("prune", SUMMARY)
-    result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
+    result.add_argument("path", type=Path, metavar="PATH", help=MODEL)
     result.add_argument("--out", type=Path, required=True, metavar="DIR", help="the output directory")
     result.add_argument(
         LAYERS,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanohybrid.cli.common import FORMATS, command_parser, print_json, table
+from nanohybrid.cli.common import FORMATS, MODEL, command_parser, print_json, table
 from nanohybrid.cli.model_flags import add_device_flag, usable_device
 from nanohybrid.cli.prune import RENAMED, add_calibration_flags
 
@@ -17,7 +17,7 @@ def parser() -> "jsonargparse.ArgumentParser":
     from nanohybrid.tasks import DEFAULT_MIX
 
     result = command_parser("quantize", SUMMARY)
-    result.add_argument("path", type=Path, metavar="PATH", help="a checkpoint directory")
+    result.add_argument("path", type=Path, metavar="PATH", help=MODEL)
     result.add_argument("--out", type=Path, required=True, metavar="DIR", help="the output directory")
     result.add_argument(
         "--to", choices=FORMATS, required=True, help="int8 and fp8: half the bytes of bf16; int4: 28 percent"

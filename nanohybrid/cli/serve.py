@@ -10,6 +10,7 @@ from nanohybrid.cli.common import API_KEY, command_parser, print_json, spelled
 from nanohybrid.cli.model_flags import (
     add_model_flags,
     check_choice,
+    locate,
     open_model,
     random_dtype,
     tell_of_template,
@@ -164,6 +165,7 @@ def run(arguments: "jsonargparse.Namespace") -> int:
         raise InputError("--max-requests-per-key needs keys: give --api-key-file FILE")
     limits = _limits(arguments)
     check_choice(arguments)
+    locate(arguments)
     plan, lines = _plan(arguments)
     arguments.max_num_seqs = plan.slots
     llm = open_model(

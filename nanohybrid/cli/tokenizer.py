@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nanohybrid.cli.common import MODEL
 from nanohybrid.cli.parser import CommandParser
 from nanohybrid.errors import InputError
 
@@ -60,7 +61,7 @@ def _tekken_parser() -> CommandParser:
 
 def _encode_parser() -> CommandParser:
     one = CommandParser(exit_on_error=False)
-    one.add_argument("path", type=Path, help="a checkpoint directory, or a tokenizer.json")
+    one.add_argument("path", type=Path, help=f"{MODEL}, or a tokenizer.json")
     one.add_argument(
         "--text", type=str, required=True, metavar="TEXT", help="the text; - reads standard input"
     )
@@ -71,7 +72,7 @@ def _encode_parser() -> CommandParser:
 
 def _decode_parser() -> CommandParser:
     one = CommandParser(exit_on_error=False)
-    one.add_argument("path", type=Path, help="a checkpoint directory, or a tokenizer.json")
+    one.add_argument("path", type=Path, help=f"{MODEL}, or a tokenizer.json")
     one.add_argument(
         "--ids", type=int, nargs="+", required=True, metavar="ID", help="the ids, separated by spaces"
     )
@@ -150,8 +151,10 @@ def _decode(arguments: Any) -> None:
 
 
 def _open(path: Path) -> Any:
+    from nanohybrid.checkpoint import resolve
     from nanohybrid.text import Tokenizer
 
+    path = resolve(path, weights=False)
     return Tokenizer.from_directory(path) if path.is_dir() else Tokenizer.from_file(path)
 
 

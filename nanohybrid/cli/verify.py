@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, command_parser, print_json, table
-from nanohybrid.cli.model_flags import add_choice_flags, check_choice, usable_device
+from nanohybrid.cli.model_flags import add_choice_flags, check_choice, locate, usable_device
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -79,6 +79,7 @@ def _open(arguments: "jsonargparse.Namespace") -> "HybridLM":
 
     dtype = getattr(torch, PRECISIONS[arguments.dtype]) if arguments.dtype in PRECISIONS else None
     device = usable_device(arguments.device)
+    locate(arguments)
     if arguments.path is not None:
         from nanohybrid.checkpoint import load
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from nanohybrid.checkpoint import CheckpointReader, load, load_config, refuse_quantized
+from nanohybrid.checkpoint import CheckpointReader, load, load_config, refuse_quantized, resolve
 from nanohybrid.compress.candidate_quality import CandidateQuality, QualityEvaluator
 from nanohybrid.compress.default_calibration import documents_for
 from nanohybrid.compress.finish import QUANTIZED, check_last_steps, export_gguf, quantized
@@ -75,6 +75,7 @@ def compress(
     fits the budget.
     """
     require("matplotlib", "train")  # for the report
+    model = resolve(model)
     refuse_quantized(model)
     check_last_steps(recipe, model, pretraining, run_on)
     inputs = (

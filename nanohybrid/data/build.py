@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
+from nanohybrid.checkpoint import resolve
 from nanohybrid.data.corpus import VALIDATION, store_path, write_mixture
 from nanohybrid.data.curate import Curator, Decontaminator
 from nanohybrid.data.describe import StoreStats, describe, write_report
@@ -82,7 +83,7 @@ class Builder:
         template = (
             ChatTemplate.default()
             if recipe.tokenizer is None
-            else ChatTemplate.from_directory(recipe.tokenizer)
+            else ChatTemplate.from_directory(resolve(recipe.tokenizer, weights=False))
         )
         template.save(directory)
         # 3. the token stores
@@ -121,7 +122,7 @@ class Builder:
         Raises ConfigError where they are too few for the vocabulary.
         """
         if self.recipe.tokenizer is not None:
-            return Tokenizer.from_directory(self.recipe.tokenizer)
+            return Tokenizer.from_directory(resolve(self.recipe.tokenizer, weights=False))
         tokenizer = train_bpe(texts, self.recipe.vocab_size)
         if tokenizer.vocab_size < self.recipe.vocab_size:
             raise ConfigError(

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from nanohybrid.checkpoint import load, load_config, refuse_quantized, save
+from nanohybrid.checkpoint import load, load_config, refuse_quantized, resolve, save
 from nanohybrid.data import Batch
 from nanohybrid.distill.hidden_state_loss import HiddenStateLoss
 from nanohybrid.distill.loader import DistillLoader, evaluation_batches, mixture
@@ -46,6 +46,7 @@ def distill(
     are read. pretraining: token stores to mix in. device: where both models are while the student learns.
     Raises InputError for a quantized student and for models with other vocabularies.
     """
+    student, teacher = resolve(student), resolve(teacher)
     refuse_quantized(student)
     check_vocabularies(student, teacher)
     hidden_states = HiddenStateLoss.of(recipe.hidden_state_loss, student, teacher)

@@ -30,8 +30,9 @@ Message = dict[str, Any]
 class LLM:
     """A model, its tokenizer and its chat template.
 
-    path: a checkpoint directory. dtype: of the weights, also by name ("bf16"); None keeps the checkpoint's
-        own. quantize: int8, int4 or fp8, for the matrices, which are quantized one by one as they are read.
+    path: a checkpoint directory, or an id of the Hub. dtype: of the weights, also by name ("bf16"); None
+        keeps the checkpoint's own. quantize: int8, int4 or fp8, for the matrices, which are quantized one by
+        one as they are read.
     engine_config, or its fields by name as `options` (`LLM(path, max_num_seqs=8)`): how the engines are set
         up that answer.
 
@@ -49,9 +50,9 @@ class LLM:
         engine_config: EngineConfig | None = None,
         **options: Any,
     ) -> None:
-        from nanohybrid.checkpoint import load  # here, since random models need none of it
+        from nanohybrid.checkpoint import load, resolve  # here, since random models need none of it
 
-        config, directory = EngineConfig.of(engine_config, options), Path(path)
+        config, directory = EngineConfig.of(engine_config, options), resolve(path)
         model = load(directory, dtype=dtype, device=device, quantize=quantize)
         self._set(model, Tokenizer.from_directory(directory), directory, config)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nanohybrid.checkpoint import load
+from nanohybrid.checkpoint import load, resolve
 from nanohybrid.data import TokenStore
 from nanohybrid.engine import LLM
 from nanohybrid.errors import InputError
@@ -53,6 +53,7 @@ def evaluate(
     for name in (*recipe.curve_models, *recipe.decode_models):
         if name not in models:
             raise InputError(f"the recipe names the model {name}, which is not among {', '.join(models)}")
+    models = {name: resolve(path) for name, path in models.items()}
     inputs = {f"model.{name}": path for name, path in models.items()} | ({"data": data} if data else {})
     with open_stage(out, "evaluate", recipe, inputs, recipe.seed, device) as stage:
         if stage.complete:

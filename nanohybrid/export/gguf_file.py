@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nanohybrid.checkpoint import CheckpointReader
+from nanohybrid.checkpoint import CheckpointReader, display_name, resolve
 from nanohybrid.checkpoint.llama_cpp import Role, Target, Value, architecture, sizes, targets
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
@@ -66,8 +66,8 @@ class GgufExport:
         if kind not in TYPES:
             raise InputError(f"unknown type {kind!r}; known are {', '.join(TYPES)}")
         self.kind = kind
-        self.directory = Path(directory)
-        self.reader = CheckpointReader(directory)
+        self.directory = resolve(directory)
+        self.reader = CheckpointReader(self.directory)
         self.config: HybridConfig = self.reader.config
         self.architecture = architecture(self.config)
         self.vocabulary = read_vocabulary(self.directory, self.config.vocab_size)
@@ -154,7 +154,7 @@ class GgufExport:
         return GgufTensor(source, target, kind, byte_count(target.shape, kind))
 
     def _add_keys(self, writer: GGUFWriter) -> None:
-        writer.add_name(self.directory.resolve().name)
+        writer.add_name(display_name(self.directory))
         writer.add_file_type(TYPES[self.kind][2])
         writer.add_quantization_version(self._gguf.GGML_QUANT_VERSION)
         for key, value in sizes(self.config).items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from nanohybrid.checkpoint import CheckpointReader, load_config, refuse_quantized
+from nanohybrid.checkpoint import CheckpointReader, load_config, refuse_quantized, resolve
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import TokenStore
 from nanohybrid.errors import InputError
@@ -57,6 +57,7 @@ def prune(
     both. Raises InputError, before anything is written, where the target is impossible or needs scores and
     there are none.
     """
+    model = resolve(model)
     refuse_quantized(model)
     config = load_config(model)
     recipe.target.check(config)

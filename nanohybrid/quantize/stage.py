@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nanohybrid.checkpoint import CheckpointReader, refuse_quantized
+from nanohybrid.checkpoint import CheckpointReader, refuse_quantized, resolve
 from nanohybrid.data import TokenStore
 from nanohybrid.errors import ConfigError
 from nanohybrid.evaluate.accuracy import check_can_answer, check_problem_settings, measure_accuracy
@@ -66,6 +66,7 @@ def quantize_stage(
     """
     if documents is not None or recipe.problems:
         require("matplotlib", "train")  # for the report
+    model = resolve(model)
     refuse_quantized(model, "it can be quantized no further; take the one that it was made from")
     if recipe.problems:
         check_can_answer(recipe.tasks, model, device)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from nanohybrid.checkpoint import display_name
 from nanohybrid.engine import LLM, Engine, SamplingParams
 from nanohybrid.engine.step import out_of_memory
 from nanohybrid.engine.structured_output import Grammar
@@ -308,4 +309,4 @@ def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 def model_name(path: Path | None, preset: str | None) -> str:
     """The default name of the model for clients: that of its directory."""
-    return path.resolve().name if path is not None else f"{preset}-random"
+    return display_name(path) if path is not None else f"{preset}-random"

@@ -23,6 +23,10 @@ VARIANTS = {
     "hybrid with rotary positions": HybridConfig(**TINY, rope_theta=777.0),
     "hybrid with a gate, tied": HybridConfig(**TINY, mlp_activation="swiglu", tie_word_embeddings=True),
     "dense": HybridConfig(**DENSE),
+    "llama, tied": HybridConfig(
+        **{**DENSE, "qk_norm": False, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        tie_word_embeddings=True,
+    ),
     "dense, tied": HybridConfig(**DENSE, tie_word_embeddings=True),
 }
 

@@ -13,7 +13,7 @@ SYMBOLS = {"M", "*", "-"}
 CLASSES = {"Mamba2", "Attention", "MLP"}
 KNOWS_KINDS = {
     "presets.py": "patterns are data there",
-    "checkpoint/dialects.py": "a layer of Qwen3's is an attention and an MLP of ours",
+    "checkpoint/dense_config.py": "a layer of Llama's and Qwen3's is an attention and an MLP of ours",
     "checkpoint/llama_cpp.py": "llama.cpp's nemotron_h needs a Mamba-2 and an attention layer",
     "prune/depth_rule.py": "the paper's rule for the Nano 2 family",
 }

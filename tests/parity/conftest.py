@@ -67,6 +67,21 @@ def qwen():
 
 
 @pytest.fixture
+def llama():
+    """Make a random llama or mistral of transformers."""
+    kinds = {
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+    }
+
+    def make(kind="llama", **sizes):
+        config, model = kinds[kind]
+        return randomize(model(config(vocab_size=VOCAB, **sizes)))
+
+    return make
+
+
+@pytest.fixture
 def reopened():
     """Open a directory with transformers, as someone who does not know us would; nothing may be missing or
     over."""
@@ -79,3 +94,18 @@ def reopened():
         return free_steps(model.eval()) if model.config.model_type == "nemotron_h" else model.eval()
 
     return reopen
+
+
+@pytest.fixture
+def transformers_config():
+    """A Llama configuration of transformers with heads of one width and these rotary positions."""
+
+    def make(head_dim, rope):
+        return transformers.LlamaConfig(
+            hidden_size=4 * head_dim,
+            num_attention_heads=4,
+            max_position_embeddings=131_072,
+            rope_parameters=rope,
+        )
+
+    return make

@@ -77,10 +77,38 @@ DENSE = {
 }
 
 
-def assert_equal(got, want):
+SCALED = {
+    "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64, "rope_theta": 5e5,
+    },
+    "yarn": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e6,
+    },
+}  # fmt: skip
+SMALL = dict(
+    hidden_size=64, intermediate_size=88, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=512,
+)  # fmt: skip
+LLAMAS = {
+    "plain": ("llama", SMALL, 131),
+    "tied, as SmolLM2": ("llama", SMALL | dict(tie_word_embeddings=True, num_attention_heads=8), 63),
+    "head width of its own": ("llama", SMALL | dict(head_dim=24, num_key_value_heads=4), 40),
+    "Mistral": ("mistral", SMALL | dict(sliding_window=None, num_key_value_heads=4), 50),
+    "Mistral, heads beside the hidden size": (
+        "mistral", SMALL | dict(sliding_window=None, hidden_size=72, num_attention_heads=5,
+                                num_key_value_heads=1, head_dim=16), 33,
+    ),
+} | {
+    f"{name} scaling": ("llama", SMALL | dict(rope_parameters=rope), 300) for name, rope in SCALED.items()
+}  # fmt: skip
+
+
+def assert_equal(got, want, tolerance=TOLERANCE):
     assert got.shape == want.shape
     error = (got - want).abs().max() / want.abs().max()
-    assert error < TOLERANCE, f"differs by {error:.1e} of the largest logit"
+    assert error < tolerance, f"differs by {error:.1e} of the largest logit"
 
 
 @torch.no_grad()
@@ -105,25 +133,25 @@ def in_pieces(model, tokens_BT, lengths):
 
 
 @torch.no_grad()
-def check(oracle, length, directory, reopened):
+def check(oracle, length, directory, reopened, tolerance=TOLERANCE):
     """Everything that must agree with one oracle."""
     oracle.save_pretrained(directory / "theirs")
     model = load(directory / "theirs")
     tokens_BT = torch.randint(0, oracle.config.vocab_size, (2, length))
     want_BTV = oracle(tokens_BT, use_cache=False).logits
-    assert_equal(model(tokens_BT), want_BTV)
+    assert_equal(model(tokens_BT), want_BTV, tolerance)
 
     cut = max(1, length // 3)
     packed_T = torch.cat([tokens_BT[0, :cut], tokens_BT[1], tokens_BT[0]])
     want_TV = torch.cat([want_BTV[0, :cut], want_BTV[1], want_BTV[0]])
-    assert_equal(model(packed_T, layout=Layout.packed([cut, length, length])), want_TV)
+    assert_equal(model(packed_T, layout=Layout.packed([cut, length, length])), want_TV, tolerance)
     parts = [cut, length - cut] if length > 1 else [1]
-    assert_equal(in_pieces(model, tokens_BT, parts), want_BTV)
+    assert_equal(in_pieces(model, tokens_BT, parts), want_BTV, tolerance)
     steps = min(6, length - 1)
-    assert_equal(in_pieces(model, tokens_BT, [length - steps] + [1] * steps), want_BTV)
+    assert_equal(in_pieces(model, tokens_BT, [length - steps] + [1] * steps), want_BTV, tolerance)
 
     save(model, directory / "ours")
-    assert_equal(reopened(directory / "ours")(tokens_BT, use_cache=False).logits, want_BTV)
+    assert_equal(reopened(directory / "ours")(tokens_BT, use_cache=False).logits, want_BTV, tolerance)
 
 
 @pytest.mark.parametrize("name", HYBRIDS, ids=lambda name: name.replace(" ", "-"))
@@ -136,6 +164,18 @@ def test_hybrid_logits_equal_transformers(name, nemotron, tmp_path, reopened):
 def test_dense_logits_equal_transformers_qwen3(name, qwen, tmp_path, reopened):
     shape, length = DENSE[name]
     check(qwen(**shape), length, tmp_path, reopened)
+
+
+@pytest.mark.parametrize("name", LLAMAS, ids=lambda name: name.replace(" ", "-"))
+def test_dense_logits_equal_transformers_llama(name, llama, tmp_path, reopened):
+    kind, shape, length = LLAMAS[name]
+    check(llama(kind, **shape), length, tmp_path, reopened, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scaled_qwen3_logits_equal_transformers(name, qwen, tmp_path, reopened):
+    oracle = qwen(**SMALL, head_dim=16, rope_parameters=SCALED[name])
+    check(oracle, 300, tmp_path, reopened, tolerance=1e-5)
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ SIZES = dict(
 DENSE = dict(SIZES, mlp_activation="swiglu", layer_norm_epsilon=1e-6, rope_theta=1e4)
 MODELS = {
     "nemotron_h": HybridConfig("M-*-", **SIZES),
+    "llama": HybridConfig("*-*-", **DENSE),
     "qwen3": HybridConfig("*-*-", **DENSE, qk_norm=True),
     "qwen3 tied": HybridConfig("*-*-", **DENSE, qk_norm=True, tie_word_embeddings=True),
 }

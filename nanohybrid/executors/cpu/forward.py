@@ -27,7 +27,7 @@ from nanohybrid.model.cache import HybridCache
 from nanohybrid.model.layer_cache import LayerCache
 from nanohybrid.model.lm import HybridLM
 from nanohybrid.model.mixers import CpuKernel
-from nanohybrid.model.mixers.attention import rotary_angles
+from nanohybrid.model.mixers.rope import inverse_frequencies, rotary_angles
 from nanohybrid.ops.layout import Layout
 from nanohybrid.ops.numba import threads
 from nanohybrid.ops.sizes import PAGE
@@ -223,9 +223,16 @@ class CpuExecutor(Executor):
         if self.config.rope_theta is None:
             return None
         each = np.repeat(np.subtract(positions, starts[:-1]), np.diff(starts)) + np.arange(starts[-1])
-        half = self.config.head_dim // 2
-        cos_TP, sin_TP = rotary_angles(torch.from_numpy(each), self.config.head_dim, self.config.rope_theta)
+        half, scaling = self.config.head_dim // 2, self.config.rope_scaling
+        scale = 1.0 if scaling is None else scaling.attention_scale
+        cos_TP, sin_TP = rotary_angles(torch.from_numpy(each), self._frequencies, scale)
         return torch.cat([cos_TP[:, :half], sin_TP[:, :half]], dim=1).contiguous()
+
+    @cached_property
+    def _frequencies(self) -> Tensor:
+        """Inverse frequencies of the rotary positions, [P/2]."""
+        assert self.config.rope_theta is not None
+        return inverse_frequencies(self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
 
     def _scratch_for(self, rows: int, num_threads: int) -> _Scratch:
         """Scratch memory for a number of rows, allocated once per power of two and number of threads."""

@@ -1,7 +1,8 @@
 """The attention mixer: causal grouped-query attention, without position embedding in the Nano 2 family
 (paper, section 2.1).
 
-Rotary positions and a norm of queries and keys are options of the configuration, as in Qwen3.
+Rotary positions (rope.py) and a norm of queries and keys are options of the configuration, as in Llama and
+Qwen3.
 
 T tokens · E hidden size · H query heads · K key/value heads · P head dimension.
 """
@@ -28,6 +29,7 @@ from nanohybrid.model.mixers.declarations import (
     PrunableAxis,
     width,
 )
+from nanohybrid.model.mixers.rope import RopeScaling, inverse_frequencies, rotary_angles, rotate
 from nanohybrid.ops.attention import PagedCache, attention
 from nanohybrid.ops.attention.torch import QUERY_TILE
 from nanohybrid.ops.layout import Layout
@@ -46,6 +48,7 @@ class AttentionFields(LayerFields):
     head_dim: int = width(128)
     rope_theta: float | None = None
     """None: no position embedding, as in the whole Nano 2 family."""
+    rope_scaling: RopeScaling | None = None
     qk_norm: bool = False
 
 
@@ -81,6 +84,10 @@ class Attention(Mixer[AttentionFields]):
     q_norm: Weights
     k_norm: Weights
 
+    def __init__(self, config: AttentionFields) -> None:
+        super().__init__(config)
+        self._frequencies: dict[torch.device, Tensor] = {}
+
     @classmethod
     def declare(cls, config: AttentionFields) -> MixerSpec:
         parameters: dict[str, Axes] = {
@@ -109,17 +116,31 @@ class Attention(Mixer[AttentionFields]):
             q_THP = rms_norm(q_THP, self.q_norm.weight, config.layer_norm_epsilon)
             k_TKP = rms_norm(k_TKP, self.k_norm.weight, config.layer_norm_epsilon)
         if config.rope_theta is not None:
+            scale = 1.0 if config.rope_scaling is None else config.rope_scaling.attention_scale
             positions_T = layout.token_positions(x_TE.device)
-            cos_TP, sin_TP = rotary_angles(positions_T, config.head_dim, config.rope_theta)
+            cos_TP, sin_TP = rotary_angles(positions_T, self.frequencies(x_TE.device), scale)
             q_THP, k_TKP = rotate(q_THP, cos_TP, sin_TP), rotate(k_TKP, cos_TP, sin_TP)
         return q_THP, k_TKP, v_TKP
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Inverse frequencies of the rotary positions [P/2] on a device, computed once."""
+        if device not in self._frequencies:
+            config = self.config
+            once = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+            self._frequencies[device] = once.to(device)
+        return self._frequencies[device]
 
     @classmethod
     def check(cls, config: AttentionFields) -> None:
         check_divides(config, "num_attention_heads", "num_key_value_heads")
         if config.rope_theta is None:
+            if config.rope_scaling is not None:
+                raise ConfigError("rope_scaling is given and rope_theta is not: without it nothing is scaled")
             return
         check_float32("rope_theta", config.rope_theta, positive=True)
+        scaling = config.rope_scaling
+        if scaling is not None and scaling.rope_type == "yarn" and config.rope_theta <= 1:
+            raise ConfigError(f"rope_theta is {config.rope_theta}: yarn needs more than 1")
         if config.head_dim % 2:
             raise ConfigError(f"head_dim is {config.head_dim}: rotary positions need an even number")
 
@@ -135,6 +156,8 @@ class Attention(Mixer[AttentionFields]):
     @classmethod
     def describe(cls, config: AttentionFields) -> str:
         positions = "no positions" if config.rope_theta is None else f"RoPE theta {config.rope_theta:g}"
+        if config.rope_scaling is not None:
+            positions += f", {config.rope_scaling.rope_type} x {config.rope_scaling.factor:g}"
         heads = (
             f"{config.num_attention_heads} heads, {config.num_key_value_heads} key/value, x {config.head_dim}"
         )
@@ -181,18 +204,3 @@ class Attention(Mixer[AttentionFields]):
             return None
         norms = (self.q_norm.weight, self.k_norm.weight) if self.config.qk_norm else (None, None)
         return CpuKernel("attention", ("q_proj", "k_proj", "v_proj", "o_proj"), ("key", "value"), norms)
-
-
-def rotary_angles(positions_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, P] of position * theta^(-2i/P), repeated for both halves (Su et al. 2021)."""
-    exponents = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim
-    angles = positions_T.to(torch.float32)[:, None] * theta**-exponents
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x_THP: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
-    """Rotate the pair (x_i, x_{i + P/2}) of each head by its angle; in the dtype of x."""
-    first, second = x_THP.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return (x_THP * cos_TP[:, None].to(x_THP.dtype)) + (turned * sin_TP[:, None].to(x_THP.dtype))
