@@ -161,9 +161,11 @@ def _answer(
     engine = llm.engine(prompts, params.max_tokens)
     requests = []
     for one, prompt in zip(asked, prompts, strict=True):
-        seed = one.line.get("seed")
+        seed = params.seed if one.line.get("seed") is None else one.line["seed"]
+        chat = "messages" in one.line or chat_wanted(arguments)
+        own = replace(params, seed=seed, may_think=chat and llm.may_think(prompt))
         with _named(one.where):
-            requests.append(engine.add(prompt, params if seed is None else replace(params, seed=seed)))
+            requests.append(engine.add(prompt, own))
     written = tokens = 0
     while written < len(requests):
         engine.step()

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nanohybrid.engine.detokenizer import partial_match
 from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.errors import InputError
-from nanohybrid.text import THINK_CLOSE, split_thinking
+from nanohybrid.serve.output_parser import OutputDelta, OutputParser, ReasoningDelta
+from nanohybrid.serve.tools import TextDelta
+from nanohybrid.text import split_thinking
 
 if TYPE_CHECKING:
     from nanohybrid.engine.engine import Engine
@@ -24,35 +25,9 @@ class AnswerDelta(NamedTuple):
     text: str
 
 
-class ThinkingSplitter:
-    """Splits a stream of text at `</think>`. The tag and the blank lines around it are not shown."""
-
-    def __init__(self, thinking: bool) -> None:
-        self.thinking = thinking
-        self._held = ""
-        self._begun = False  # whether any content was shown: newlines before it are dropped
-
-    def push(self, text: str) -> list[AnswerDelta]:
-        """Add text; returns the deltas that it makes certain."""
-        if not self.thinking:
-            return self._answer(text)
-        before, closed, after = (self._held + text).partition(THINK_CLOSE)
-        if closed:
-            self.thinking, self._held = False, ""
-            return [AnswerDelta(True, before), *self._answer(after)] if before else self._answer(after)
-        certain = len(before) - partial_match(before, THINK_CLOSE)
-        self._held = before[certain:]
-        return [AnswerDelta(True, before[:certain])] if certain else []
-
-    def flush(self) -> list[AnswerDelta]:
-        """The text has ended: what looked like the beginning of `</think>` belongs to the trace."""
-        held, self._held = self._held, ""
-        return [AnswerDelta(True, held)] if held else []
-
-    def _answer(self, text: str) -> list[AnswerDelta]:
-        text = text if self._begun else text.lstrip("\n")
-        self._begun = self._begun or bool(text)
-        return [AnswerDelta(False, text)] if text else []
+def _shown(delta: OutputDelta) -> AnswerDelta:
+    assert isinstance(delta, ReasoningDelta | TextDelta)  # no tools are offered here
+    return AnswerDelta(isinstance(delta, ReasoningDelta), delta.text)
 
 
 @dataclass
@@ -84,17 +59,18 @@ class Conversation:
         prompt = self.llm.encode_chat(
             [*self._system(), *self.turns, {"role": "user", "content": text}], self.thinking
         )
-        thinks = self.llm.opens_thinking(prompt)
-        request = self.engine.add(prompt, self._params(thinks, len(prompt)), stream=True)
+        thinks, may_think = self.llm.opens_thinking(prompt), self.llm.may_think(prompt)
+        params = replace(self._params(thinks or may_think, len(prompt)), may_think=may_think)
+        request = self.engine.add(prompt, params, stream=True)
         self.asked += 1
-        splitter, written = ThinkingSplitter(thinks), ""
+        parser, written = OutputParser(thinks, may_think=may_think), ""
         try:
             while not request.finished and not self.stop:
                 self.engine.step()
                 text_delta = request.take_text()
                 written += text_delta
-                yield from splitter.push(text_delta)
-            yield from splitter.flush()
+                yield from map(_shown, parser.push(text_delta))
+            yield from map(_shown, parser.end())
         finally:
             self.engine.cancel(request)
             answer = split_thinking(written, opened=thinks)[1]

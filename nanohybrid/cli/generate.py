@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,8 @@ def run(arguments: "jsonargparse.Namespace") -> int:
     text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     llm = open_model(arguments)
     prompt = _encode(llm, text, arguments)
+    if chat_wanted(arguments):
+        params = replace(params, may_think=llm.may_think(prompt))
     clock = Clock()
     completion = _stream(llm, prompt, params, quiet=arguments.json)
     figures = {

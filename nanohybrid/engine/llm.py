@@ -8,6 +8,7 @@ Prompts are texts, conversations, or ids.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nanohybrid.engine.config import EngineConfig
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.params import Completion, SamplingParams
 from nanohybrid.engine.random_weights import random_model, stand_in_tokenizer
-from nanohybrid.engine.thinking import opens, prompt_tail
+from nanohybrid.engine.thinking import closes, opens, prompt_tail
 from nanohybrid.executors.cpu.weights import prepare
 from nanohybrid.model import HybridLM
 from nanohybrid.text import ChatTemplate, Tokenizer
@@ -123,6 +124,11 @@ class LLM:
         """Whether the answer to this prompt begins inside a thinking trace."""
         return opens(prompt_tail(self.tokenizer, prompt))
 
+    def may_think(self, prompt: Sequence[int]) -> bool:
+        """Whether the answer to this conversation may open a thinking trace itself."""
+        tail = prompt_tail(self.tokenizer, prompt)
+        return self.template.model_opens_thinking and not opens(tail) and not closes(tail)
+
     def generate(
         self,
         prompts: Sequence[str | Sequence[int]],
@@ -147,7 +153,9 @@ class LLM:
 
         `text` of the result contains the thinking trace; `nanohybrid.text.split_thinking` separates the two.
         """
-        return self.generate([self.encode_chat(messages, thinking)], params or SamplingParams())[0]
+        prompt = self.encode_chat(messages, thinking)
+        params = replace(params or SamplingParams(), may_think=self.may_think(prompt))
+        return self.generate([prompt], params)[0]
 
     def engine(self, prompts: Sequence[Sequence[int]], max_tokens: int, n: int = 1) -> Engine:
         """An engine with as much memory as this job needs (`Engine.sized_for`)."""

@@ -72,7 +72,8 @@ class SamplingParams:
     stop: strings before which the text ends. stop_ids: further ids that end it. ignore_eos: no id of the
         tokenizer or the configuration ends it.
     thinking_budget: an open `<think>` is closed at the first newline after so many tokens, and
-        `thinking_grace` tokens later at the latest; None: no limit.
+        `thinking_grace` tokens later at the latest; None: no limit. may_think: the answer may begin with
+        `<think>`, which then opens a trace (the prompts of most models open it themselves).
     logprobs: return the log-probability of each token, in the distribution before top-k, top-p and min-p:
         log_softmax(logits / temperature), or log_softmax(logits) of a greedy request. The logits are those
         after penalties, bias and grammar. top_logprobs: return so many of the most probable tokens as well.
@@ -98,6 +99,7 @@ class SamplingParams:
     ignore_eos: bool = False
     thinking_budget: int | None = None
     thinking_grace: int = 500
+    may_think: bool = False
     logprobs: bool = False
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0

@@ -14,7 +14,7 @@ from nanohybrid.engine.block_manager import Allocation
 from nanohybrid.engine.detokenizer import Detokenizer
 from nanohybrid.engine.params import Completion, FinishReason, GenerationError, SamplingParams, Top
 from nanohybrid.engine.structured_output import Grammar, GrammarState
-from nanohybrid.engine.thinking import Thinking, opens, prompt_tail
+from nanohybrid.engine.thinking import Thinking, closes, opens, prompt_tail
 from nanohybrid.text import THINK_CLOSE, Tokenizer
 
 if TYPE_CHECKING:
@@ -89,6 +89,11 @@ class Request:
         if opens(tail):
             self.thinking = Thinking(tail, params.thinking_budget, params.thinking_grace)
             self._force(self.thinking.begin())
+        elif params.may_think and not closes(tail):
+            self.thinking = Thinking(tail, params.thinking_budget, params.thinking_grace, opened=False)
+            # A grammar begins after the trace, so it must be known whether there is one.
+            opened = self.thinking.open() if grammar is not None and params.thinking_budget != 0 else None
+            self._force(opened or self.thinking.begin())
 
     @property
     def max_total_tokens(self) -> int:

@@ -105,8 +105,9 @@ def answer_problems(
             seed=config.seed + number,
             thinking_budget=config.thinking_budget if config.thinking else None,
             thinking_grace=config.thinking_grace,
+            may_think=llm.may_think(prompt),
         )
-        for number in range(len(problems))
+        for number, prompt in enumerate(prompts)
     ]
     return [
         score_completion(problem, done, config.thinking)

@@ -19,6 +19,7 @@ from nanohybrid.serve.sse import DONE, EventStream, run_until_disconnect, sse_ev
 from nanohybrid.serve.stream import Delta
 from nanohybrid.serve.structured_output import check_structured_outputs, structured_outputs
 from nanohybrid.serve.tools import TextDelta, ToolCallArguments, ToolCallStart
+from nanohybrid.text.tool_format import NEMOTRON
 
 MIN_LOGPROB = -9999.0  # what is shown for a token that a grammar excludes: JSON has no infinity
 
@@ -43,10 +44,20 @@ class ChatAnswer:
         self.service, self.body, self.generation = service, body, generation
         self.prompt_tokens = len(generation.streams[0].prompt)
         offered = () if body.tool_choice == "none" else body.tools or ()
-        names = frozenset(tool.function.name for tool in offered)
-        budgeted = generation.streams[0].params.thinking_budget is not None
-        max_calls = 1 if body.parallel_tool_calls is False else float("inf")
-        self.parsers = [OutputParser(thinks, names, budgeted, max_calls) for _ in generation.streams]
+        tools = {tool.function.name: tool.function.parameters or {} for tool in offered}
+        params = generation.streams[0].params
+        format = service.tool_format if tools else NEMOTRON
+        self.parsers = [
+            OutputParser(
+                thinks,
+                tools,
+                params.thinking_budget is not None,
+                1 if body.parallel_tool_calls is False else float("inf"),
+                may_think=params.may_think,
+                tool_format=format,
+            )
+            for _ in generation.streams
+        ]
         self.completions: dict[int, Completion] = {}
         self.head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -66,13 +77,14 @@ class ChatAnswer:
                 lambda: service.encode_conversation(body.messages, tools, thinking)
             )
             service.check_prompt_length(prompt)
-            thinks = service.llm.opens_thinking(prompt)
-            params = service.params(body, prompt, body.max_answer_tokens, budget, thinks)
+            thinks, may_think = service.llm.opens_thinking(prompt), service.llm.may_think(prompt)
+            params = service.params(body, prompt, body.max_answer_tokens, budget, thinks or may_think)
             params = replace(
                 params,
+                may_think=may_think,
                 logprobs=body.logprobs,
                 top_logprobs=body.top_logprobs or 0,
-                structured_outputs=structured_outputs(body),
+                structured_outputs=structured_outputs(body, service.tool_format if tools else NEMOTRON),
             )
             breakpoints = await service.run_in_worker(
                 lambda: service.cache_breakpoints(body.messages, tools, thinking, prompt)

@@ -3,10 +3,13 @@
 White space around the reasoning and around the content is dropped: it is held back until other text follows.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from nanohybrid.serve.tools import TextDelta, ToolCallEvent, ToolCallParser
-from nanohybrid.text import THINK_CLOSE
+from nanohybrid.serve.xml_tools import XmlToolCallParser
+from nanohybrid.text import THINK_CLOSE, THINK_OPEN
+from nanohybrid.text.tool_format import NEMOTRON, XML, ToolFormat
 
 
 class ReasoningDelta(NamedTuple):
@@ -21,21 +24,29 @@ OutputDelta = ReasoningDelta | ToolCallEvent
 class OutputParser:
     """Text goes in piece by piece, deltas come out. How the text was cut makes no difference.
 
-    thinking: the text begins inside a trace. budgeted: a budget may have ended the trace before the model
-        did; the model's own `</think>` then follows in the content and is dropped. tools: the names that were
-        offered; without any, tags of tool calls are content. max_calls: later calls are dropped.
+    thinking: the text begins inside a trace. may_think: it may begin with `<think>`, which the model writes.
+    budgeted: a budget may have ended the trace before the model did; the model's own `</think>` then follows
+        in the content and is dropped.
+    tools: the JSON schema of each offered tool's arguments, by its name; without any, tags of tool calls are
+        content. tool_format: how the model writes calls. max_calls: later calls are dropped.
     """
 
     def __init__(
         self,
         thinking: bool,
-        tools: frozenset[str] = frozenset(),
+        tools: Mapping[str, Mapping[str, Any]] | None = None,
         budgeted: bool = False,
         max_calls: float = float("inf"),
+        *,
+        may_think: bool = False,
+        tool_format: ToolFormat = NEMOTRON,
     ) -> None:
         self._max_calls = max_calls
-        self._thinking, self._drop_close_tags = thinking, thinking and budgeted
-        self._tool_parser = ToolCallParser(tools) if tools else None
+        self._thinking, self._budgeted = thinking, budgeted
+        self._drop_close_tags = thinking and budgeted
+        # A `<think>` at the beginning is a tag, also where the prompt has one and the model repeats it.
+        self._beginning = "" if thinking or may_think else None
+        self._tool_parser = _tool_parser(tools, tool_format) if tools else None
         self._reasoning, self._content = _StrippedStream(), _StrippedStream()
         self._held = ""
 
@@ -45,6 +56,11 @@ class OutputParser:
 
     def push(self, piece: str) -> list[OutputDelta]:
         """Add text; returns the deltas that it makes certain."""
+        if self._beginning is not None:
+            begun = self._begin(self._beginning + piece)
+            if begun is None:
+                return []
+            piece = begun
         if not self._thinking and not self._drop_close_tags:
             return self._push_content(piece)
         deltas: list[OutputDelta] = []
@@ -65,11 +81,23 @@ class OutputParser:
 
     def end(self) -> list[OutputDelta]:
         """The text has ended: returns what was held back."""
-        held, self._held = self._held, ""
+        held, self._held, self._beginning = (self._beginning or "") + self._held, "", None
         deltas = self._push_text(held)
         if self._tool_parser:
             deltas += self._deltas(self._tool_parser.end())
         return deltas
+
+    def _begin(self, text: str) -> str | None:
+        """The text after a `<think>` at its beginning; None while more text may make one."""
+        stripped = text.lstrip()
+        if len(stripped) < len(THINK_OPEN) and THINK_OPEN.startswith(stripped):
+            self._beginning = text
+            return None
+        self._beginning = None
+        if not stripped.startswith(THINK_OPEN):
+            return text
+        self._thinking, self._drop_close_tags = True, self._budgeted
+        return stripped.removeprefix(THINK_OPEN)
 
     def _push_text(self, text: str) -> list[OutputDelta]:
         if not self._thinking:
@@ -89,6 +117,12 @@ class OutputParser:
             elif shown := self._content.push(event.text):
                 deltas.append(TextDelta(shown))
         return deltas
+
+
+def _tool_parser(
+    tools: Mapping[str, Mapping[str, Any]], format: ToolFormat
+) -> ToolCallParser | XmlToolCallParser:
+    return XmlToolCallParser(tools) if format == XML else ToolCallParser(frozenset(tools), format)
 
 
 def partial_close_tag(text: str) -> int:

@@ -103,16 +103,18 @@ class ToolCall(Loose):
 
 
 class Message(Loose):
-    """A message. The reasoning of earlier turns is not shown to the model again."""
+    """A message. Whether the reasoning of earlier turns is shown to the model again, its template says."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        empty = self.role == "assistant" and (self.tool_calls or self.reasoning_content)
+        if self.content is None and not empty:
             raise ValueError(f"a message of role {self.role} needs content")
         if self.tool_calls and self.role != "assistant":
             raise ValueError("only an assistant's message has tool_calls")

@@ -22,6 +22,7 @@ from nanohybrid.serve.loop import AdmissionPermits, EngineLoop
 from nanohybrid.serve.metrics import Metrics
 from nanohybrid.serve.schemas import Decoding, Message, Tool
 from nanohybrid.serve.stream import RequestStream
+from nanohybrid.text.tool_format import ToolFormat
 
 MAX_MODEL_LEN = 8192  # tokens of a request, prompt and answer, where the engine's configuration has no number
 # Sampling where a request does not say: that of NVIDIA's model card with thinking, greedy without.
@@ -89,6 +90,20 @@ class Service:
     def context(self) -> int:
         """Tokens of the longest request, prompt and answer."""
         return self.loop.engine.scheduler.max_model_len
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How this model writes tool calls.
+
+        Raises ApiError 400 where its chat template shows no format that can be read.
+        """
+        format = self.llm.template.tool_format
+        if format is None:
+            known = "<TOOLCALL>, <tool_call>, or an object with name and parameters"
+            raise ApiError(
+                400, f"the model's chat template shows no calls that can be read: {known}", "tools"
+            )
+        return format
 
     # Requests to prompts
 

@@ -11,10 +11,19 @@ from nanohybrid.engine import StructuredOutputs
 from nanohybrid.engine.structured_output import COMPACT_JSON
 from nanohybrid.serve.errors import ApiError
 from nanohybrid.serve.schemas import ChatRequest, Decoding, NamedTool
-from nanohybrid.serve.tools import CLOSE, OPEN
+from nanohybrid.serve.xml_tools import argument
+from nanohybrid.text.tool_format import HERMES, JSON, NEMOTRON, XML, ToolFormat
 
 if TYPE_CHECKING:
     from nanohybrid.serve.limits import Limits
+
+# What stands before and after the object of a call.
+_BRACKETS = {
+    NEMOTRON: ("<TOOLCALL>[", "]</TOOLCALL>"),
+    HERMES: ("<tool_call>\n", "\n</tool_call>"),
+    XML: ("", ""),
+    JSON: ("", ""),
+}
 
 
 def check_structured_outputs(body: Decoding, limits: "Limits") -> None:
@@ -42,14 +51,14 @@ def check_structured_outputs(body: Decoding, limits: "Limits") -> None:
     )
 
 
-def structured_outputs(body: Decoding) -> StructuredOutputs | None:
+def structured_outputs(body: Decoding, tool_format: ToolFormat = NEMOTRON) -> StructuredOutputs | None:
     """What the answer must match; None where the request has no constraint.
 
-    Raises InputError where a schema is not JSON.
+    tool_format: how the model writes a call that it must make. Raises InputError where a schema is not JSON.
     """
     if isinstance(body, ChatRequest):
         if tools := _forced_tools(body):
-            return StructuredOutputs(grammar=tool_call_grammar(tools))
+            return StructuredOutputs(grammar=tool_call_grammar(tools, tool_format))
         kind = body.response_format
         if kind is not None and kind.type == "json_object":
             return StructuredOutputs(json_object=True)
@@ -64,15 +73,44 @@ def structured_outputs(body: Decoding) -> StructuredOutputs | None:
     return None if pattern is None else StructuredOutputs(regex=pattern)
 
 
-def tool_call_grammar(tools: dict[str, dict[str, Any]]) -> str:
+def tool_call_grammar(tools: dict[str, dict[str, Any]], format: ToolFormat = NEMOTRON) -> str:
     """A Lark grammar of one call of one of these tools. tools: names and JSON schemas of their arguments."""
     lines = [f"start: {' | '.join(f'call{index}' for index in range(len(tools)))}"]
+    before, after = _BRACKETS[format]
     for index, (name, schema) in enumerate(tools.items()):
-        head = json.dumps(f'{OPEN}[{{"name": {json.dumps(name)}, "arguments": ')
-        arguments = json.dumps({"type": "object", **schema, "x-guidance": COMPACT_JSON})
-        lines.append(f'call{index}: {head} arguments{index} "}}]{CLOSE}"')
-        lines.append(f"arguments{index}: %json {arguments}")
+        if format == XML:
+            lines += _xml_call(index, name, schema)
+            continue
+        head = json.dumps(f'{before}{{"name": {json.dumps(name)}, "{format.arguments}": ')
+        lines.append(f"call{index}: {head} arguments{index} {json.dumps('}' + after)}")
+        lines.append(f"arguments{index}: {_json_rule({'type': 'object', **schema})}")
     return "\n".join(lines)
+
+
+def _xml_call(index: int, name: str, schema: dict[str, Any]) -> list[str]:
+    """The rules of a call in the format xml: its parameters in the order of the schema."""
+    properties = schema.get("properties") or {}
+    required = schema.get("required") or ()
+    rules, parts = [], []
+    for at, (key, kind) in enumerate(properties.items()):
+        rule = f"parameter{index}_{at}"
+        head = json.dumps(f"<parameter={key}>\n")
+        if argument("", kind) == "" and not kind.get("enum") and "const" not in kind:  # any text
+            rules.append(f"{rule}: {head} text{index}_{at}")
+            rules.append(f'text{index}_{at}[suffix="\\n</parameter>\\n"]: /(?s:.*)/')
+        elif kind.get("enum") and all(isinstance(value, str) for value in kind["enum"]):
+            values = " | ".join(json.dumps(value) for value in kind["enum"])
+            rules.append(f'{rule}: {head} ({values}) "\\n</parameter>\\n"')
+        else:
+            rules.append(f'{rule}: {head} json{index}_{at} "\\n</parameter>\\n"')
+            rules.append(f"json{index}_{at}: {_json_rule(kind)}")
+        parts.append(rule if key in required else f"{rule}?")
+    head, tail = json.dumps(f"<tool_call>\n<function={name}>\n"), json.dumps("</function>\n</tool_call>")
+    return [f"call{index}: {' '.join([head, *parts, tail])}", *rules]
+
+
+def _json_rule(schema: dict[str, Any]) -> str:
+    return f"%json {json.dumps({**schema, 'x-guidance': COMPACT_JSON})}"
 
 
 def _regex(body: Decoding) -> str | None:

@@ -1,11 +1,14 @@
-"""Parses tool calls in a stream of text: `<TOOLCALL>[{"name": ..., "arguments": {...}}, ...]</TOOLCALL>`.
+"""Parses tool calls that are JSON objects in a stream of text: the formats nemotron, hermes and json.
+
+    <TOOLCALL>[{"name": ..., "arguments": {...}}, ...]</TOOLCALL>
 
 The parser reads one character at a time and never looks back, so the result does not depend on how the text
 was cut. A call is emitted as soon as its name and the first brace of its arguments were read, and its
 arguments as they are written.
 
 What has only one meaning is repaired: missing brackets and closing tags, arguments as JSON text in a string,
-members in another order, `parameters` instead of `arguments`. What is not a call (no JSON, or a tool that was
+members in another order, `parameters` instead of `arguments`, arguments that are null or missing, and raw
+newlines and tabs inside strings, which become escapes. What is not a call (no JSON, or a tool that was
 not offered) is content, as the model wrote it. Arguments that turn out to be broken after they were emitted
 stay as they were written, as in OpenAI's API.
 """
@@ -16,10 +19,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from nanohybrid.strict_json import SURROGATE, refuse_constant
+from nanohybrid.text.tool_format import NEMOTRON, ToolFormat
 
-OPEN, CLOSE = "<TOOLCALL>", "</TOOLCALL>"
 HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*')
-SEPARATORS = " \t\r\n,"
+SEPARATORS = " \t\r\n,;"
 
 
 class TextDelta(NamedTuple):
@@ -46,14 +49,18 @@ ToolCallEvent = TextDelta | ToolCallStart | ToolCallArguments
 
 
 class ToolCallParser:
-    """Text goes in piece by piece; content, calls and their arguments come out. names: the offered tools."""
+    """Text goes in piece by piece; content, calls and their arguments come out.
 
-    def __init__(self, names: frozenset[str]) -> None:
+    names: the offered tools. format: the tags around calls. Without tags, calls are the whole text.
+    """
+
+    def __init__(self, names: frozenset[str], format: ToolFormat = NEMOTRON) -> None:
         self.names = names
         self.calls = 0
-        self._state: Callable[[str], Iterator[ToolCallEvent]] = self._outside
+        self._open_tag, self._close_tag = format.open, format.close
+        self._state: Callable[[str], Iterator[ToolCallEvent]] = self._outside if format.open else self._begin
         self._raw = ""  # what was not emitted, of the block or since its last call
-        self._close_tag = ""  # as much of the closing tag as was read
+        self._read_of_close = ""  # as much of the closing tag as was read
         self._had_call = False  # whether a call of this block was emitted
         self._object_start = 0  # where the object begins in `_raw`
         self._nesting: list[str] = []
@@ -86,21 +93,32 @@ class ToolCallParser:
 
     # The states of the parser; each takes one character
 
+    def _begin(self, character: str) -> Iterator[ToolCallEvent]:
+        """At the beginning of a text that has no tags around calls."""
+        if character == "{":
+            self._state = self._between
+            yield from self._between(character)
+        else:
+            self._raw += character
+            if not character.isspace():
+                yield from self._emit_text()
+
     def _outside(self, character: str) -> Iterator[ToolCallEvent]:
         self._raw += character
-        if self._raw == OPEN:
-            self._state, self._had_call, self._close_tag = self._between, False, ""
-        elif not OPEN.startswith(self._raw):
+        if self._raw == self._open_tag:
+            self._state, self._had_call, self._read_of_close = self._between, False, ""
+        elif not self._open_tag.startswith(self._raw):
             yield from self._emit_text()
 
     def _between(self, character: str) -> Iterator[ToolCallEvent]:
         """Between the tags, outside an object."""
         self._raw += character
-        if self._close_tag or character == "<":
-            self._close_tag += character
-            if self._close_tag == CLOSE and self._had_call:
+        if self._read_of_close or character == "<":
+            self._read_of_close += character
+            closed = self._read_of_close == self._close_tag
+            if closed and self._had_call:
                 self._raw, self._state = "", self._outside
-            elif self._close_tag == CLOSE or not CLOSE.startswith(self._close_tag):
+            elif closed or not self._close_tag.startswith(self._read_of_close):
                 yield from self._emit_text()
         elif character == "{":
             self._object_start, self._nesting, self._in_string = len(self._raw) - 1, ["{"], False
@@ -131,11 +149,12 @@ class ToolCallParser:
     def _arguments(self, character: str) -> Iterator[ToolCallEvent]:
         if not self._in_string and (character == "<" or (character == "]" and len(self._nesting) == 1)):
             # The arguments are broken and end here.
-            self._raw, self._close_tag, self._state = "", "", self._between
+            self._raw, self._read_of_close, self._state = "", "", self._between
             yield from self._between(character)
             return
+        written = _escaped(character) if self._in_string else character
         self._track_nesting(character)
-        yield ToolCallArguments(self.calls - 1, character)
+        yield ToolCallArguments(self.calls - 1, written)
         if not self._nesting:
             self._nesting, self._state = ["{"], self._rest
 
@@ -145,7 +164,7 @@ class ToolCallParser:
         if not ends:
             self._track_nesting(character)
         if ends or not self._nesting:
-            self._raw, self._close_tag, self._state = "", "", self._between
+            self._raw, self._read_of_close, self._state = "", "", self._between
             if ends:
                 yield from self._between(character)
 
@@ -174,7 +193,7 @@ class ToolCallParser:
             return
         yield from self._start_call(call[0])
         yield ToolCallArguments(self.calls - 1, call[1])
-        self._raw, self._close_tag, self._state = rest, "", self._between
+        self._raw, self._read_of_close, self._state = rest, "", self._between
 
     def _start_call(self, name: str) -> Iterator[ToolCallEvent]:
         self._raw, self._had_call = "", True
@@ -187,7 +206,7 @@ class ToolCallParser:
         text = self._raw[: len(self._raw) - len(held)]
         if self._had_call:
             text = text.lstrip(SEPARATORS + "[]")
-        self._raw, self._close_tag, self._had_call, self._state = held, "", False, self._outside
+        self._raw, self._read_of_close, self._had_call, self._state = held, "", False, self._outside
         if text:
             yield TextDelta(text)
 
@@ -201,8 +220,11 @@ def whole_call(text: str) -> tuple[str, str] | None:
         members = _members(text)
         name = members["name"][0]
         arguments, written = members.get("arguments") or members.get("parameters") or ({}, "{}")
+        if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+            arguments, written = {}, "{}"
         if isinstance(arguments, str):
             arguments, written = DECODER.decode(arguments), SURROGATE.sub(_escape, arguments)
+        written = STRING.sub(lambda found: CONTROLS.sub(lambda one: _escaped(one[0]), found[0]), written)
     except (ValueError, KeyError, RecursionError):
         return None
     return (name, written) if isinstance(name, str) and isinstance(arguments, dict) else None
@@ -248,7 +270,13 @@ def _escape(surrogate: re.Match[str]) -> str:
     return f"\\u{ord(surrogate[0]):04x}"
 
 
-DECODER = json.JSONDecoder(parse_constant=refuse_constant)
+def _escaped(character: str) -> str:
+    """A character inside a JSON string, as JSON allows it: control characters are escapes there."""
+    return json.dumps(character)[1:-1] if character < " " else character
+
+
+DECODER = json.JSONDecoder(parse_constant=refuse_constant, strict=False)  # raw newlines in strings are read
+STRING, CONTROLS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL), re.compile(r"[\x00-\x1f]")
 WHITE_SPACE = frozenset(" \t\r\n")
 
 

@@ -22,6 +22,7 @@ from nanohybrid.text.messages import Message, checked, checked_tools, with_argum
 from nanohybrid.text.sandbox import Sandbox
 from nanohybrid.text.template_files import ADDITIONAL, DEFAULT, TEMPLATE_FILE, TOOL_USE, read_templates
 from nanohybrid.text.tokenizer import BOS, EOS, Tokenizer
+from nanohybrid.text.tool_format import ToolFormat, tool_format
 from nanohybrid.text.training_pair import TrainingPair
 
 THINK_OPEN = "<think>"
@@ -83,6 +84,23 @@ class ChatTemplate:
         return "enable_thinking" in self._flat.inputs or any(
             word in self.source for word in (THINK_OPEN, THINK_CLOSE, *_SWITCH.values())
         )
+
+    @functools.cached_property
+    def model_opens_thinking(self) -> bool:
+        """Whether the model writes the `<think>` of its traces itself, as Qwen3 does."""
+        if THINK_OPEN not in self.source and THINK_CLOSE not in self.source:
+            return False
+        try:
+            prompt = self.render([{"role": "user", "content": "a"}], thinking=True)
+        except InputError:  # it cannot show the simplest conversation: nothing is known
+            return False
+        return not prompt.rstrip().endswith(THINK_OPEN)
+
+    @functools.cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes tool calls; None where the template shows no format that is known."""
+        source = self.source if self.tool_use is None else self.tool_use.source
+        return tool_format(source)
 
     def check_vocabulary(self, tokenizer: Tokenizer) -> None:
         """Raise InputError for the built-in template and a vocabulary without its special tokens."""

@@ -8,11 +8,9 @@ import sys
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nanohybrid.cli.chat import command
-from nanohybrid.cli.conversation import Conversation, ThinkingSplitter
+from nanohybrid.cli.conversation import Conversation
 from nanohybrid.cli.main import main
 from nanohybrid.engine.engine import Engine
 from nanohybrid.engine.llm import LLM
@@ -117,28 +115,6 @@ def test_chat_full_context_is_an_error_that_names_clear(talk):
     with pytest.raises(InputError, match="/clear starts a new one"):
         list(talk.ask("x" * 500))
     assert not talk.turns
-
-
-@given(
-    st.lists(
-        st.sampled_from(["a", "\n", "<", "</", "</thi", "nk>", "</think>", "think>", "</think>\n\nb"]),
-        max_size=12,
-    ),
-    st.randoms(),
-)
-def test_thinking_splitter_does_not_depend_on_how_the_text_is_cut(pieces, rng):
-    text = "".join(pieces)
-    shown = {True: "", False: ""}
-    parts, at = ThinkingSplitter(thinking=True), 0
-    while at < len(text):
-        size = rng.randint(1, 6)
-        for piece in parts.push(text[at : at + size]):
-            shown[piece.thinking] += piece.text
-        at += size
-    for piece in parts.flush():
-        shown[piece.thinking] += piece.text
-    before, _, after = text.partition("</think>")
-    assert (shown[True], shown[False]) == (before, after.lstrip("\n"))
 
 
 @pytest.mark.slow

@@ -108,3 +108,17 @@ def sse(response):
     lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]
+
+
+def force_answer(serve, monkeypatch, text):
+    """Let the model write this text and then end, in every answer from now on."""
+    tokenizer, engine = serve.service.llm.tokenizer, serve.service.loop.engine
+    add = engine.add_choices
+
+    def forced(prompt, params, **more):
+        requests = add(prompt, params, **more)
+        for request in requests:
+            request.forced.extend([*tokenizer.encode(text), tokenizer.eos_id])
+        return requests
+
+    monkeypatch.setattr(engine, "add_choices", forced)

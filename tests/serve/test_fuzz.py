@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from serving import force_answer
 
 schemathesis = pytest.importorskip("schemathesis")
 ALWAYS = {"messages", "prompt", "input", "tokens"}
@@ -274,20 +275,6 @@ def test_lone_surrogates_anywhere_in_a_request_are_refused(serve, place):
     assert answer.status_code == 400 and "half of a surrogate pair" in answer.json()["error"]["message"]
 
 
-def forced_answer(serve, monkeypatch, text):
-    """Let the model write this text and then end."""
-    tokenizer, engine = serve.service.llm.tokenizer, serve.service.loop.engine
-    add = engine.add_choices
-
-    def forced(prompt, params, **more):
-        requests = add(prompt, params, **more)
-        for request in requests:
-            request.forced.extend([*tokenizer.encode(text), tokenizer.eos_id])
-        return requests
-
-    monkeypatch.setattr(engine, "add_choices", forced)
-
-
 @pytest.mark.parametrize("order", ["name first", "arguments first", "in a string"])
 @pytest.mark.parametrize(
     "value", [r'"\ud83d"', r'"\udc00\ud800"', "1e400", "NaN", '"a\nb"', "9" * 300, r'"\u0000"']
@@ -299,7 +286,7 @@ def test_any_tool_call_arguments_give_a_json_answer(serve, monkeypatch, value, o
         "arguments first": '{"arguments": ' + arguments + ', "name": "f"}',
         "in a string": '{"name": "f", "arguments": ' + json.dumps(arguments) + "}",
     }[order]
-    forced_answer(serve, monkeypatch, f"<TOOLCALL>[{written}]</TOOLCALL>")
+    force_answer(serve, monkeypatch, f"<TOOLCALL>[{written}]</TOOLCALL>")
     off = {"enable_thinking": False}
     ask = {"tools": [TOOL], "max_tokens": 900, "chat_template_kwargs": off}
     for stream in (False, True):
