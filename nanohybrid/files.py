@@ -1,14 +1,18 @@
-"""Atomic writes of files and directories: write under a temporary name, flush to the disk, rename.
+"""Reading of regular files, and atomic writes of files and directories: write under a temporary name, flush
+to the disk, rename.
 
 The temporary name depends on the target only, so the next writer overwrites the leftovers of a killed one.
 """
 
 import ctypes
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from nanohybrid.errors import InputError
 
@@ -69,6 +73,34 @@ def publish(directory: Path, path: Path) -> None:
 def scratch(path: Path) -> Path:
     """The temporary name for writing `path`, in the same directory."""
     return path.with_name(f".{path.name}.writing")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file, or a link to one, for reading without a buffer.
+
+    Raises OSError, also for a pipe, a device and a directory, which untrusted directories may hold and which
+    could be read for ever.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The bytes of a regular file. Raises OSError where it is none or has more than `most` bytes."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"has {size:,} bytes, at most {most:,} are read", str(path))
+        parts, left = [], most + 1  # one more, since it may be growing
+        while left and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+    if not left:
+        raise OSError(errno.EFBIG, f"has more than {most:,} bytes", str(path))
+    return b"".join(parts)
 
 
 def flush(path: Path) -> None:

@@ -14,9 +14,24 @@ from nanohybrid.model.mixers.checks import check_float32
 NEMOTRON, QWEN, LLAMA, MISTRAL, OWN = "nemotron_h", "qwen3", "llama", "mistral", "nanohybrid"
 DENSE_TYPES = (LLAMA, MISTRAL, QWEN)
 """Each `model_type` of a dense model; one of its layers is two of ours, attention and MLP."""
+NO_TOKEN = -1
+"""Llama 2's files say so that they have no padding token."""
+_WHOLE_NUMBERS = {field.name for field in fields(HybridConfig) if field.type == "int"} | {
+    "num_hidden_layers", "attention_head_dim",
+}  # fmt: skip
 _READ_APART = {
     "pattern", "extra", "rope_theta", "rope_scaling", "qk_norm", "mlp_activation", "tie_word_embeddings",
 }  # fmt: skip
+
+
+def whole_numbers(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The object with 128.0 read as 128 where a field is a whole number: some programs write no other."""
+    return {
+        name: int(value)
+        if name in _WHOLE_NUMBERS and isinstance(value, float) and value.is_integer()
+        else value
+        for name, value in raw.items()
+    }
 
 
 def common(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,6 +41,9 @@ def common(raw: Mapping[str, Any]) -> dict[str, Any]:
     }
     if isinstance(values["eos_token_id"], list) and values["eos_token_id"]:
         values["eos_token_id"] = values["eos_token_id"][0]
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if values[name] == NO_TOKEN:
+            values[name] = None
     if values["rescale_prenorm_residual"] is not None:
         values["rescale_prenorm_residual"] = flag(raw, "rescale_prenorm_residual")
     return values

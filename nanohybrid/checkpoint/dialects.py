@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nanohybrid.checkpoint.config_fields import DENSE_TYPES, NEMOTRON, OWN
+from nanohybrid.checkpoint.config_fields import DENSE_TYPES, NEMOTRON, OWN, whole_numbers
 from nanohybrid.checkpoint.dense_config import dense_object, dense_type, parse_dense
 from nanohybrid.checkpoint.hybrid_config import hybrid_object, parse_hybrid
 from nanohybrid.checkpoint.jsonfile import read_object
@@ -53,7 +53,7 @@ def load_config(directory: str | Path) -> HybridConfig:
 
 def parse(raw: Mapping[str, Any]) -> HybridConfig:
     """A configuration from the object in `config.json`. Keys that are not known are normal and ignored."""
-    kind = raw.get("model_type")
+    raw, kind = whole_numbers(raw), raw.get("model_type")
     if kind in DENSE_TYPES:
         return parse_dense(raw)
     if kind in (NEMOTRON, OWN):

@@ -21,6 +21,7 @@ import torch
 
 from nanohybrid.checkpoint.jsonfile import parse_object
 from nanohybrid.errors import CheckpointError
+from nanohybrid.files import open_regular
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the format
 WIDTHS = {
@@ -56,7 +57,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     Raises CheckpointError, naming file and tensor, for a damaged header.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             first = file.read(8)
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0

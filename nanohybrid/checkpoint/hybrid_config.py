@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -20,6 +21,8 @@ from nanohybrid.config import OWN_FIELDS, HybridConfig, used_fields
 from nanohybrid.errors import ConfigError, shown
 from nanohybrid.model.mixers import MIXERS, kinds, known_kinds
 
+UNLIMITED = ("Infinity", "inf")
+"""No upper bound, as programs write it that know no infinity; others write null."""
 MOE = "E"
 """The character of a mixture of experts in `hybrid_override_pattern`, which is recognized to be refused by
 name.
@@ -46,6 +49,8 @@ def parse_hybrid(raw: Mapping[str, Any]) -> HybridConfig:
     if limit is not None:
         if not isinstance(limit, list | tuple):
             raise ConfigError(f"time_step_limit is {shown(limit)}: it must be two numbers, the smaller first")
+        if len(limit) == 2 and (limit[1] is None or limit[1] in UNLIMITED):
+            limit = (limit[0], math.inf)
         values["time_step_limit"] = tuple(limit)
     values["tie_word_embeddings"] = flag(raw, "tied_head")  # tie_word_embeddings is dead in this dialect
     if raw["model_type"] == OWN:

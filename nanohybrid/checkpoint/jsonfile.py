@@ -5,12 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from nanohybrid.errors import CheckpointError
+from nanohybrid.files import read_regular
+
+LARGEST = 64_000_000
+"""Bytes of a JSON file at most. The index of a model with 100,000 tensors has 10 MB."""
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; `Infinity` is allowed. Raises CheckpointError where it cannot be read."""
+def read_object(path: Path, most: int = LARGEST) -> dict[str, Any]:
+    """The object in a JSON file of at most `most` bytes; `Infinity` is allowed.
+
+    Raises CheckpointError where it cannot be read or is no regular file.
+    """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, most)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     return parse_object(data, str(path))
@@ -22,7 +29,7 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
     Raises CheckpointError, with `name`, for other values and for duplicate keys, which are ambiguous.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{name}: is not JSON ({' '.join(str(error).split())[:100]}); is it truncated?"

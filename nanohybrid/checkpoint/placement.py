@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from nanohybrid.checkpoint.config_fields import NEMOTRON, OWN
+from nanohybrid.checkpoint.config_fields import NEMOTRON
 from nanohybrid.checkpoint.dialects import model_type
 from nanohybrid.checkpoint.header import FLOATS
 from nanohybrid.checkpoint.match import SINGLE
@@ -40,8 +40,8 @@ def place_tensors(
 ) -> list[TensorPlacement]:
     """The tensors to write, in the order of the forward pass.
 
-    The tied head of a hybrid is written too, for programs without tied heads. Raises InputError for a type
-    that cannot be stored.
+    A tied head is written too under `nemotron_h`, which other programs read without the tie. Raises
+    InputError for a type that cannot be stored.
     """
     declared, disk = param_specs(config), disk_names(config)
     result: list[TensorPlacement] = []
@@ -55,7 +55,7 @@ def place_tensors(
                 f"{name} cannot be saved as {kind}: known are {', '.join(map(str, FLOATS.values()))}"
             )
         result.append(TensorPlacement(name, disk[name], kind, declared[name].shape))
-    if config.tie_word_embeddings and model_type(config) in (NEMOTRON, OWN):
+    if config.tie_word_embeddings and model_type(config) == NEMOTRON:
         embeddings = next(placement for placement in result if placement.name == EMBEDDINGS)
         result.append(TensorPlacement(HEAD, HEAD, embeddings.dtype, embeddings.shape))
     return result

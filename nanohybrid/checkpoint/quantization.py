@@ -57,7 +57,7 @@ def is_quantized(directory: Path) -> bool:
         path = directory / HF_QUANT
         inner = read_object(path).get("quantization")
         settings = {**inner, "quant_method": MODELOPT} if isinstance(inner, dict) else inner
-    if settings is None:
+    if settings is None or settings == {}:
         return False
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path}: {KEY} is not an object")

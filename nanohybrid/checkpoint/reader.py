@@ -19,12 +19,13 @@ from nanohybrid.checkpoint.dialects import load_config
 from nanohybrid.checkpoint.header import FLOATS, TYPES, WIDTHS, Entry, read_header, shown
 from nanohybrid.checkpoint.jsonfile import read_object
 from nanohybrid.checkpoint.match import INDEX, SINGLE, Quantized, match
-from nanohybrid.checkpoint.names import EMBEDDINGS, is_ignored
+from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, is_ignored
 from nanohybrid.checkpoint.quantization import is_quantized
 from nanohybrid.checkpoint.source import resolve
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError
 from nanohybrid.estimate import Footprint
+from nanohybrid.files import open_regular
 from nanohybrid.ops import quantized
 
 CHUNK_BYTES = 16 * 2**20  # buffer size where the type or the device of a tensor changes
@@ -42,9 +43,8 @@ class CheckpointReader:
         self.directory = resolve(directory)
         self._quantized: dict[str, Quantized]
         self.config: HybridConfig = load_config(self.directory)
-        matched = match(
-            self.directory, _open_headers(self.directory), self.config, is_quantized(self.directory)
-        )
+        found = _open_headers(self.directory, self.config.tie_word_embeddings)
+        matched = match(self.directory, found, self.config, is_quantized(self.directory))
         self._entries, self._quantized, self._head_copy = matched.plain, matched.quantized, matched.head_copy
         self._file: tuple[Path, BinaryIO] | None = None
 
@@ -198,7 +198,7 @@ class CheckpointReader:
     def _open(self, path: Path) -> BinaryIO:
         if self._file is None or self._file[0] != path:
             self.close()
-            self._file = (path, open(path, "rb", buffering=0))  # noqa: SIM115  open until the next shard
+            self._file = (path, open_regular(path))  # open until the next shard
         return self._file[1]
 
 
@@ -246,13 +246,13 @@ def has_weights(directory: Path) -> bool:
     return any(directory.glob("*.safetensors"))
 
 
-def _open_headers(directory: Path) -> dict[str, Entry]:
+def _open_headers(directory: Path, tied: bool) -> dict[str, Entry]:
     """The tensors of all weight files by their names in the files."""
     single, index = directory / SINGLE, directory / INDEX
     if single.exists():
         return read_header(single)
     if index.exists():
-        return _open_index(index)
+        return _open_index(index, tied)
     shards = sorted(directory.glob("model-*-of-*.safetensors"))
     if not shards:
         raise CheckpointError(f"{directory}: has neither {SINGLE} nor {INDEX}; are the weights missing?")
@@ -263,10 +263,12 @@ def _open_headers(directory: Path) -> dict[str, Entry]:
     )
 
 
-def _open_index(index: Path) -> dict[str, Entry]:
+def _open_index(index: Path, tied: bool) -> dict[str, Entry]:
+    """The tensors that an index lists, each from its file. tied: a copy of the head may be there unlisted."""
     where = read_object(index).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise CheckpointError(f"{index}: has no weight_map, the table of the tensors and their files")
+    where = {name: file for name, file in where.items() if not is_ignored(name)}
     for name, file in where.items():
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]{1,200}\.safetensors", file):
             raise CheckpointError(
@@ -279,7 +281,7 @@ def _open_index(index: Path) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for file in sorted(set(where.values())):
         for name, entry in read_header(index.parent / file).items():
-            if where.get(name) == file:
+            if where.get(name) == file or (tied and name == HEAD and name not in where):
                 entries[name] = entry
             elif not is_ignored(name):
                 raise CheckpointError(

@@ -75,6 +75,8 @@ def _tokens(
     for token, number in vocab.items():
         tokens[number], types[number] = token, NORMAL
     for entry in added:
+        if entry["id"] >= size:  # added without a resize of the model
+            continue
         tokens[entry["id"]], types[entry["id"]] = (
             entry["content"],
             CONTROL if entry["id"] in tokenizer.special_tokens else USER_DEFINED,

@@ -5,14 +5,15 @@ tokenizer_config.json, chat_template   the default where that file is missing, o
 additional_chat_templates/NAME.jinja   the others, by name
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from nanohybrid.errors import CheckpointError
+from nanohybrid.text.settings import read_settings, read_text
 
 TEMPLATE_FILE, SETTINGS_FILE = "chat_template.jinja", "tokenizer_config.json"
 ADDITIONAL = "additional_chat_templates"
+LARGEST_TEMPLATE = 1_000_000  # bytes
 DEFAULT, TOOL_USE = "default", "tool_use"
 
 
@@ -22,7 +23,7 @@ def read_templates(directory: Path) -> tuple[dict[str, tuple[str, str]], dict[st
     The default is named "default"; a directory without one has no entry of that name.
     """
     settings_file, file = directory / SETTINGS_FILE, directory / TEMPLATE_FILE
-    settings = _settings(settings_file)
+    settings = read_settings(settings_file)
     specials = {name: _content(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)}
     found = {path.stem: (str(path), _read(path)) for path in sorted((directory / ADDITIONAL).glob("*.jinja"))}
     given = settings.get("chat_template")
@@ -36,7 +37,7 @@ def read_templates(directory: Path) -> tuple[dict[str, tuple[str, str]], dict[st
                 f"{settings_file}: chat_template must be a string, or a list of names and templates"
             )
         found.setdefault(name, (str(settings_file), source))
-    if file.is_file():
+    if file.exists():
         found[DEFAULT] = (str(file), _read(file))
     elif named and DEFAULT not in found:
         raise CheckpointError(
@@ -46,20 +47,7 @@ def read_templates(directory: Path) -> tuple[dict[str, tuple[str, str]], dict[st
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as text ({error})") from None
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not JSON ({error}); is it truncated?") from None
-    return value if isinstance(value, dict) else {}
+    return read_text(path, LARGEST_TEMPLATE)
 
 
 def _content(token: Any) -> str:

@@ -17,9 +17,11 @@ from tokenizers import Tokenizer as RawTokenizer
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.files import atomic_write
 from nanohybrid.text.bytelevel import to_bytes
+from nanohybrid.text.settings import read_settings, read_text
 
 TOKENIZER_FILE = "tokenizer.json"
 BOS, EOS, PAD = "<s>", "<SPECIAL_12>", "<unk>"
+LARGEST_TOKENIZER = 256_000_000  # bytes of tokenizer.json
 STOP_TOKENS = ("</s>", "<SPECIAL_11>", "<SPECIAL_12>")
 
 
@@ -47,6 +49,7 @@ class Tokenizer:
         self.bos_id: int = self._first(BOS, [] if bos_id is None else [bos_id])
         self.pad_id: int = self._first(PAD, [] if pad_id is None else [pad_id])
         self.stop_ids = frozenset({*stops, *eos_ids})
+        self._beyond: dict[int, str] = {}
 
     def _first(self, token: str, otherwise: Sequence[int]) -> int:
         return self._ids.get(token, otherwise[0] if otherwise else 0)
@@ -61,13 +64,13 @@ class Tokenizer:
         """Read the tokenizer of a checkpoint.
 
         vocab_size: of the model; None reads it from config.json. Raises CheckpointError where the tokenizer
-        cannot be read or has more ids than the model.
+        cannot be read or has more ids than the model. Added tokens whose ids the model does not have, as
+        after `add_special_tokens` without a resize, are the exception: `encode` refuses a text with one.
         """
         directory = Path(directory)
         path = directory / TOKENIZER_FILE
         config, generation = (
-            _settings(directory / "config.json"),
-            _settings(directory / "generation_config.json"),
+            read_settings(directory / name) for name in ("config.json", "generation_config.json")
         )
         both = {**config, **{key: value for key, value in generation.items() if value is not None}}
         tokenizer = cls(
@@ -77,13 +80,29 @@ class Tokenizer:
             pad_id=_id(both, "pad_token_id"),
         )
         limit = vocab_size if vocab_size is not None else _id(config, "vocab_size")
-        if limit is not None and tokenizer.vocab_size > limit:
+        if limit is not None and not tokenizer.limit(limit):
             raise CheckpointError(
                 f"{path}: has ids up to {tokenizer.vocab_size - 1}, but the model's vocabulary ends at "
                 f"{limit - 1}; "
                 "use the tokenizer.json of the model"
             )
         return tokenizer
+
+    def limit(self, vocab_size: int) -> bool:
+        """Restrict the vocabulary to the ids that a model has. Returns whether no more than added tokens are
+        left out; otherwise nothing changes.
+        """
+        if self.vocab_size <= vocab_size:
+            return True
+        added = self._raw.get_added_tokens_decoder()
+        beyond = {number: token for token, number in self._ids.items() if number >= vocab_size}
+        if set(beyond) - set(added):
+            return False
+        self._beyond, self.vocab_size = beyond, vocab_size
+        self._special = {number: name for number, name in self._special.items() if number < vocab_size}
+        self._words = {number: name for number, name in self._words.items() if number < vocab_size}
+        self._ids = {token: number for token, number in self._ids.items() if number < vocab_size}
+        return True
 
     def save(self, directory: Path | str) -> None:
         """Write `tokenizer.json` and the `tokenizer_config.json` that transformers needs into `directory`."""
@@ -109,10 +128,12 @@ class Tokenizer:
         parse_special   True: a special token's name in the text becomes its id. False: it is encoded as plain
                         characters.
         bos             True: the BOS token comes first.
-        Raises InputError for a text with half a surrogate pair, which UTF-8 cannot encode.
+        Raises InputError for a text with half a surrogate pair, which UTF-8 cannot encode, and for a token
+        that the model does not have.
         """
         raw = self._raw if parse_special else self._plain
         ids: list[int] = raw.encode(_whole(text), add_special_tokens=False).ids
+        self._check_beyond(ids)
         return [self.bos_id, *ids] if bos else ids
 
     def encode_batch(
@@ -121,10 +142,19 @@ class Tokenizer:
         """`encode` of each text, in parallel on all cores."""
         raw = self._raw if parse_special else self._plain
         start = [self.bos_id] if bos else []
-        return [
-            start + one.ids
-            for one in raw.encode_batch_fast([_whole(text) for text in texts], add_special_tokens=False)
-        ]
+        found = raw.encode_batch_fast([_whole(text) for text in texts], add_special_tokens=False)
+        for one in found if self._beyond else ():
+            self._check_beyond(one.ids)
+        return [start + one.ids for one in found]
+
+    def _check_beyond(self, ids: Sequence[int]) -> None:
+        """Raise InputError for a token that the tokenizer has and the model does not."""
+        wrong = next((number for number in ids if number in self._beyond), None) if self._beyond else None
+        if wrong is not None:
+            raise InputError(
+                f"the text has {self._beyond[wrong]}, the token {wrong}, but the model's vocabulary ends at "
+                f"{self.vocab_size - 1}"
+            )
 
     @cached_property
     def _plain(self) -> RawTokenizer:
@@ -193,14 +223,11 @@ def _whole(text: str) -> str:
 
 
 def _read(path: Path) -> RawTokenizer:
-    try:
-        source = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         raise CheckpointError(
             f"{path}: no such file; `nanohybrid tokenizer tekken --out {path.parent}` writes that of Nemotron"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as text ({_line(error)})") from None
+        )
+    source = read_text(path, LARGEST_TOKENIZER)
     try:
         json.loads(source)
     except (ValueError, RecursionError) as error:
@@ -217,16 +244,6 @@ def _read(path: Path) -> RawTokenizer:
             "supported"
         )
     return raw
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """The contents of a JSON file beside the tokenizer; empty if it is missing or damaged, which the
-    checkpoint reader reports."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _ids(value: Any) -> list[int]:

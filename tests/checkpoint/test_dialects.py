@@ -61,6 +61,10 @@ SAME = {
     "older block "
     "names": without(OFFICIAL, "hybrid_override_pattern", layers_block_type=["mamba", "mlp", "attention"]),
     "both, agreeing": {**OFFICIAL, "layers_block_type": ["mamba", "mlp", "attention"]},
+    "whole numbers with a point": {**OFFICIAL, "hidden_size": 32.0, "num_hidden_layers": 3.0},
+    "no upper limit, as JSON.stringify writes it": {**OFFICIAL, "time_step_limit": [0.0, None]},
+    "no upper limit in words": {**OFFICIAL, "time_step_limit": [0.0, "Infinity"]},
+    "no padding token": {**OFFICIAL, "pad_token_id": -1},
     "nulls": {**OFFICIAL, "time_step_limit": None, "use_conv_bias": None, "layers_block_type": None},
 }  # fmt: skip
 
@@ -196,7 +200,7 @@ REFUSED = {
     "heads missing": ({"mamba_num_heads": None}, "mamba_num_heads"),
     "negative width": ({"hidden_size": -64}, "hidden_size"),
     "width a word": ({"hidden_size": "wide"}, "hidden_size"),
-    "width a fraction": ({"hidden_size": 32.0}, "hidden_size"),
+    "width a fraction": ({"hidden_size": 32.5}, "hidden_size"),
     "width true": ({"hidden_size": True}, "hidden_size"),
     "groups": ({"n_groups": 4}, "n_groups"),
     "key heads": ({"num_key_value_heads": 3}, "num_key_value_heads"),
@@ -207,6 +211,8 @@ REFUSED = {
     "Mamba activation": ({"mamba_hidden_act": "gelu"}, "mamba_hidden_act"),
     "time step limit a number": ({"time_step_limit": 5}, "time_step_limit"),
     "time step limit a word": ({"time_step_limit": ["a", "b"]}, "time_step_limit"),
+    "time step limit without a lower bound": ({"time_step_limit": [None, None]}, "time_step_limit"),
+    "a negative token": ({"eos_token_id": -2}, "eos_token_id"),
     "epsilon not a number": ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon"),
     "epsilon zero in float32": ({"layer_norm_epsilon": 1e-300}, "layer_norm_epsilon"),
     "time step limit beyond "

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import nanohybrid
 from nanohybrid.checkpoint import CheckpointReader, CheckpointWriter, load, load_config, save
+from nanohybrid.checkpoint.hybrid_config import hybrid_object
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.model import HybridLM
 
@@ -121,6 +122,47 @@ def test_load_refuses_a_tied_head_that_differs_from_the_embeddings(tmp_path):
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight: differs"):
         load(tmp_path / "saved")
+
+
+TIED = dict(rope_theta=1e4, mlp_activation="swiglu", tie_word_embeddings=True)
+COPIES = {"nemotron_h": 1, "llama": 0, "qwen3": 0, "nanohybrid": 0}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_a_tied_head_is_stored_once_except_where_other_programs_ignore_the_tie(kind, tmp_path):
+    config = {
+        "nemotron_h": nanohybrid.preset("tiny").replace(tie_word_embeddings=True),
+        "llama": nanohybrid.preset("tiny-dense").replace(qk_norm=False, **TIED),
+        "qwen3": nanohybrid.preset("tiny-dense").replace(**TIED),
+        "nanohybrid": nanohybrid.preset("tiny").replace(**TIED),
+    }[kind]
+    model = HybridLM(config, seed=0)
+    save(model, tmp_path / "saved")
+    file = tmp_path / "saved" / "model.safetensors"
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["model_type"] == kind
+    assert list(load_file(file)).count("lm_head.weight") == COPIES[kind]
+    assert_same(model, load(tmp_path / "saved"))
+    embeddings = "model.embed_tokens" if kind in ("llama", "qwen3") else "backbone.embeddings"
+    for copied in (True, False):  # files of others have it, or not
+        tensors = load_file(file)
+        tensors.pop("lm_head.weight", None)
+        if copied:
+            tensors["lm_head.weight"] = tensors[f"{embeddings}.weight"].clone()
+        save_file(tensors, file)
+        assert_same(model, load(tmp_path / "saved"))
+
+
+def test_a_llama_that_was_saved_under_our_own_type_leaves_as_llama(tmp_path):
+    config = nanohybrid.preset("tiny-dense").replace(qk_norm=False, rope_theta=1e5)
+    model = HybridLM(config, seed=0)
+    (tmp_path / "ours").mkdir()
+    save_file(model.state_dict(), tmp_path / "ours" / "model.safetensors")
+    own = hybrid_object(config, "float32", "nanohybrid")
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(own))
+    save(load(tmp_path / "ours"), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+    assert "model.layers.2.mlp.gate_proj.weight" in load_file(tmp_path / "out" / "model.safetensors")
+    assert_same(model, load(tmp_path / "out"))
 
 
 # ---- over and beside other files

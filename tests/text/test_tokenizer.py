@@ -160,6 +160,25 @@ def test_from_directory_refuses_a_tokenizer_larger_than_the_model(small, tmp_pat
     assert Tokenizer.from_directory(tmp_path).vocab_size == 350
 
 
+def test_added_tokens_that_the_model_has_no_row_for_are_refused_in_a_text_only(tmp_path):
+    from tokenizers import AddedToken
+
+    from nanohybrid.text.bytelevel import BYTE_TO_CHARACTER, assemble
+
+    raw = assemble(["<|end|>"], BYTE_TO_CHARACTER, [])
+    raw.add_special_tokens([AddedToken("[PAD]", special=True)])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_directory(tmp_path, vocab_size=257)
+    assert tokenizer.vocab_size == 257 and tokenizer.id_of("[PAD]") is None
+    assert tokenizer.decode(tokenizer.encode("padded<|end|>")) == "padded"
+    assert tokenizer.decode(tokenizer.encode("[PAD]", parse_special=False)) == "[PAD]"
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch(["a", text])):
+        with pytest.raises(InputError, match=r"has \[PAD\], the token 257, but .* ends at 256"):
+            encode("a [PAD]")
+    with pytest.raises(CheckpointError, match=r"ids up to 257.*ends at 255"):
+        Tokenizer.from_directory(tmp_path, vocab_size=256)
+
+
 def test_stop_ids_of_other_special_tokens_come_from_the_checkpoint(tmp_path):
     from tokenizers import AddedToken
 
