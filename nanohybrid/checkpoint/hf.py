@@ -9,17 +9,10 @@ from torch import nn
 
 from nanohybrid.checkpoint.reader import CheckpointReader
 from nanohybrid.checkpoint.writer import SHARD_BYTES, CheckpointWriter
-from nanohybrid.errors import InputError
 from nanohybrid.estimate.free_memory import check_memory
 from nanohybrid.model import HybridLM
 from nanohybrid.model.dtypes import as_dtype
-from nanohybrid.model.quantized import (
-    QuantizedLinear,
-    check_format,
-    quantized_linear,
-    quantized_names,
-    replace,
-)
+from nanohybrid.model.quantized import QuantizedLinear, quantized_linear, replace
 
 
 def load(
@@ -42,7 +35,7 @@ def load(
     """
     dtype = as_dtype(dtype)
     with CheckpointReader(directory) as reader:
-        chosen = _to_quantize(reader, quantize)
+        chosen = reader.to_quantize(quantize)
         check_memory(reader.config, reader.weight_bytes(dtype, quantize), device)
         reader.check_tied_head()
         with torch.device("meta"):
@@ -66,23 +59,6 @@ def cast_as_stored(model: HybridLM, directory: str | Path) -> None:
         stored = {name: reader.dtype(name) for name in reader.names() if name not in reader.formats}
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(stored.get(name, parameter.dtype))
-
-
-def _to_quantize(reader: CheckpointReader, format: str | None) -> set[str]:
-    """The matrices to quantize; none if the checkpoint has this format already.
-
-    Raises InputError if it has another one.
-    """
-    if format is None:
-        return set()
-    check_format(format)
-    stored = set(reader.formats.values())
-    if stored - {format}:
-        raise InputError(
-            f"{reader.directory}: is quantized already ({', '.join(sorted(stored))}), so it cannot be "
-            f"quantized to {format}"
-        )
-    return set() if stored else set(quantized_names(reader.config, format))
 
 
 def save(

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,11 +22,12 @@ from nanohybrid.checkpoint.jsonfile import read_object
 from nanohybrid.checkpoint.match import INDEX, SINGLE, Quantized, match
 from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, is_ignored
 from nanohybrid.checkpoint.quantization import is_quantized
+from nanohybrid.checkpoint.quantized.written import SIGN_BIT
 from nanohybrid.checkpoint.source import resolve
 from nanohybrid.config import HybridConfig
-from nanohybrid.errors import CheckpointError
-from nanohybrid.estimate import Footprint
+from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.files import open_regular
+from nanohybrid.model.quantized import check_format, quantized_names
 from nanohybrid.ops import quantized
 
 CHUNK_BYTES = 16 * 2**20  # buffer size where the type or the device of a tensor changes
@@ -83,17 +85,45 @@ class CheckpointReader:
     @property
     def stored_bytes(self) -> int:
         """Bytes of all tensors in the files."""
-        parts = [part for matrix in self._quantized.values() for part in (matrix.codes, matrix.scales)]
-        return sum(entry.end - entry.begin for entry in (*self._entries.values(), *parts))
+        plain = sum(entry.end - entry.begin for entry in self._entries.values())
+        return plain + sum(matrix.bytes for matrix in self._quantized.values())
+
+    def stored_bytes_of(self, name: str) -> int:
+        """Bytes in the files of a tensor that is not quantized; of a tied head's copy too."""
+        copies = [self._head_copy] if name == EMBEDDINGS and self._head_copy is not None else []
+        return sum(entry.end - entry.begin for entry in (self._plain(name), *copies))
 
     def weight_bytes(self, dtype: torch.dtype | None = None, format: str | None = None) -> int:
-        """Bytes of the weights after `load` with this dtype (None: as stored) and this quantization format.
+        """Bytes of the weights after `load` with this dtype (None: as stored) and quantization format."""
+        chosen = self.to_quantize(format)
+        total = 0
+        for name in self.names():
+            shape = self.shape(name)
+            if name in self.formats:
+                total += quantized.stored_bytes(self.formats[name], *self._quantized[name].shape)
+            elif name in chosen and format is not None:
+                total += quantized.stored_bytes(format, shape[0], shape[1])
+            else:
+                total += prod(shape) * (dtype or self.dtype(name)).itemsize
+        return total
 
-        A checkpoint that is quantized already is counted as stored.
+    def to_quantize(self, format: str | None) -> set[str]:
+        """The matrices that `load` quantizes to `format`. Where the files have it already, only a head that
+        they left plain.
+
+        Raises InputError where the files have other formats, or the format is unknown.
         """
-        if self.format is not None:
-            return self.stored_bytes
-        return Footprint.of(self.config, dtype or self.common_dtype, format=format).weight_bytes
+        if format is None:
+            return set()
+        check_format(format)
+        stored = set(self.formats.values())
+        if stored and format not in stored:
+            raise InputError(
+                f"{self.directory}: is quantized already ({', '.join(sorted(stored))}), so it cannot be "
+                f"quantized to {format}"
+            )
+        chosen = set(quantized_names(self.config, format))
+        return chosen & {HEAD} - self.formats.keys() if stored else chosen
 
     def dtype(self, name: str) -> torch.dtype:
         """The stored type of a tensor. Raises CheckpointError for a quantized one."""
@@ -133,7 +163,8 @@ class CheckpointReader:
         codes, scales = (self._whole(entry, device) for entry in (matrix.codes, matrix.scales))
         if matrix.codes.dtype == "I32":  # words of several codes; 8-bit codes have an offset of 128
             codes = codes.view(torch.uint8)
-            codes = codes if matrix.format == "int4" else codes.bitwise_xor_(0x80).view(torch.int8)
+            if matrix.format == "int8":
+                codes = codes.bitwise_xor_(SIGN_BIT).view(torch.int8)[:, : matrix.shape[1]].contiguous()
         return codes, quantized.expand_scales(scales, matrix.format, *matrix.shape)
 
     def _whole(self, entry: Entry, device: str | torch.device) -> Tensor:

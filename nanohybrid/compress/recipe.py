@@ -49,6 +49,8 @@ class CompressRecipe:
     quantize: str | None = None
     """int8, int4 or fp8: the format of the matrices at the end. The budget is for that format; the rest stays
     bf16."""
+    quantize_head: bool = False
+    """Quantize an untied head too: smaller, but vLLM and SGLang read it in few formats (docs/quantize.md)."""
     gguf: str | None = None
     """Also write the result as one file for llama.cpp: bf16, f16, f32, q8_0 or q4_0."""
     num_calibration_samples: int = 256
@@ -142,13 +144,14 @@ class CompressRecipe:
 
     def budget(self, base: HybridConfig) -> Budget:
         """The budget for a model pruned from `base`."""
+        shape = (self.context, self.batch, self.weight_format)
         if self.budget_bytes is not None:
-            return Budget(self.budget_bytes, self.context, self.batch, self.weight_format, STEP)
+            return Budget(self.budget_bytes, *shape, STEP, self.quantize_head)
         if self.device is not None:
             left = device(self.device).budget(self.reserved_bytes)
-            return Budget(left, self.context, self.batch, self.weight_format, STEP)
+            return Budget(left, *shape, STEP, self.quantize_head)
         total = Footprint.of(base, DTYPES[self.dtype]).total(self.context, self.batch)
-        return Budget(int(total * self.budget_share), self.context, self.batch, self.weight_format)
+        return Budget(int(total * self.budget_share), *shape, quantize_head=self.quantize_head)
 
     def grid_for(self, base: HybridConfig) -> Grid:
         """The recipe's grid; where it is the default one, the paper's for the paper's base model."""

@@ -45,13 +45,14 @@ def build(recipe: DataRecipe, out: Path) -> Path:
     inputs = {
         f"files.{index}": path for index, path in enumerate((*recipe.files, *recipe.decontaminate_against))
     }
-    if recipe.tokenizer is not None:
-        inputs["tokenizer"] = recipe.tokenizer / "tokenizer.json"
-        beside = [recipe.tokenizer / name for name in TOKENIZER_ASSETS]
+    given = None if recipe.tokenizer is None else resolve(recipe.tokenizer, weights=False)
+    if given is not None:
+        inputs["tokenizer"] = given / "tokenizer.json"
+        beside = [given / name for name in TOKENIZER_ASSETS]
         inputs |= {f"tokenizer.{path.name}": path for path in beside if path.is_file()}
     with open_stage(out, "data", recipe, inputs, recipe.seed) as stage:
         if not stage.complete:
-            Builder(recipe, stage).run(sources)
+            Builder(recipe, stage, given).run(sources)
     return out
 
 
@@ -61,6 +62,8 @@ class Builder:
 
     recipe: DataRecipe
     stage: Stage
+    given_tokenizer: Path | None
+    """The directory of the recipe's tokenizer; None: one is trained."""
     stats: dict[str, StoreStats] = field(default_factory=dict)
 
     def run(self, sources: list[tuple[TaskSource, tuple[int, ...]]]) -> None:
@@ -82,8 +85,8 @@ class Builder:
         tokenizer.save(directory)
         template = (
             ChatTemplate.default()
-            if recipe.tokenizer is None
-            else ChatTemplate.from_directory(resolve(recipe.tokenizer, weights=False))
+            if self.given_tokenizer is None
+            else ChatTemplate.from_directory(self.given_tokenizer)
         )
         template.save(directory)
         # 3. the token stores
@@ -121,8 +124,8 @@ class Builder:
 
         Raises ConfigError where they are too few for the vocabulary.
         """
-        if self.recipe.tokenizer is not None:
-            return Tokenizer.from_directory(resolve(self.recipe.tokenizer, weights=False))
+        if self.given_tokenizer is not None:
+            return Tokenizer.from_directory(self.given_tokenizer)
         tokenizer = train_bpe(texts, self.recipe.vocab_size)
         if tokenizer.vocab_size < self.recipe.vocab_size:
             raise ConfigError(
