@@ -62,6 +62,16 @@ def load(
     return model
 
 
+def cast_as_stored(model: HybridLM, directory: str | Path) -> None:
+    """Give each parameter the dtype that it has in a checkpoint. A model that was trained in fp32 is then no
+    larger than the one that it came from. Parameters that are quantized or missing there stay as they are.
+    """
+    with CheckpointReader(directory) as reader:
+        stored = {name: reader.dtype(name) for name in reader.names() if name not in reader.formats}
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(stored.get(name, parameter.dtype))
+
+
 def save(
     model: HybridLM,
     directory: str | Path,

@@ -17,7 +17,8 @@ from nanohybrid.estimate.budget import DTYPES, QUANTIZED, STEP, Budget
 from nanohybrid.estimate.devices import device
 from nanohybrid.evaluate.accuracy import check_problem_settings
 from nanohybrid.export import TYPES
-from nanohybrid.prune.measure import DEPTH_IMPORTANCE, ITERATIVE
+from nanohybrid.prune.depth_units import AUTO
+from nanohybrid.prune.measure import ITERATIVE, PER_PARAMETER, DepthRanking
 from nanohybrid.tasks import DEFAULT_MIX
 
 ROOFLINE, MEASURED = "roofline", "measured"
@@ -60,6 +61,13 @@ class CompressRecipe:
     """Multiply activations by the norm of the weights that read them."""
     depth_importance: str = ITERATIVE
     """How layers are ranked where some may go: iterative (as in the paper), one-shot, or cosine."""
+    depth_unit: str = AUTO
+    """What goes as one: block (attention and MLP), layer, or auto: blocks where the model's type knows only
+    blocks (llama, mistral, qwen3)."""
+    depth_score: str = PER_PARAMETER
+    """Rank by the change of the logits for each `parameter` that goes, or for each `layer` (the paper's)."""
+    depth_tokens: int | None = None
+    """Calibration tokens of one round of the ranking. Not set: as many as take about a minute."""
     stream: bool | None = None
     """Read models layer by layer to score and to evaluate them, with one layer in memory. Not set: where they
     do not fit."""
@@ -110,10 +118,7 @@ class CompressRecipe:
         check_problem_settings(self.problems, self.tasks)
         if self.speed not in (ROOFLINE, MEASURED):
             raise ConfigError(f"speed is {self.speed!r}: known are {ROOFLINE} and {MEASURED}")
-        if self.depth_importance not in DEPTH_IMPORTANCE:
-            raise ConfigError(
-                f"depth_importance is {self.depth_importance!r}: known are {', '.join(DEPTH_IMPORTANCE)}"
-            )
+        _ = self.depth  # checks its names
         if not self.quality_tolerance >= 0:
             raise ConfigError(f"quality_tolerance is {self.quality_tolerance}: give a share of 0 or more")
         if self.device is not None and device(self.device).budget(self.reserved_bytes) < 1:
@@ -131,6 +136,11 @@ class CompressRecipe:
     def weight_format(self) -> str:
         """What the result's matrices are in: a quantized format, else the dtype."""
         return self.quantize or self.dtype
+
+    @property
+    def depth(self) -> DepthRanking:
+        """How layers are ranked."""
+        return DepthRanking(self.depth_importance, self.depth_unit, self.depth_score, self.depth_tokens)
 
     def budget(self, base: HybridConfig) -> Budget:
         """The budget for a model pruned from `base`."""
