@@ -141,6 +141,7 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
 
     from nanohybrid.checkpoint import CheckpointReader, load_config
     from nanohybrid.checkpoint.reader import has_weights
+    from nanohybrid.gguf import is_gguf
     from nanohybrid.presets import preset
 
     chosen, format = precision(arguments.dtype)
@@ -152,6 +153,8 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
         )
     with CheckpointReader(arguments.path) as reader:
         found = "all tensors there and of their shape"
+        if is_gguf(arguments.path):
+            found += f"; in the file {', '.join(f'{kind} ({n})' for kind, n in reader.kinds.items())}"
         if chosen is not None:
             return Subject(reader.config, chosen, format, None, found)
         return Subject(reader.config, reader.common_dtype, reader.format, reader.weight_bytes(), found)

@@ -50,6 +50,11 @@ class Tokenizer:
         self.bos_id: int = self._first(BOS, [] if bos_id is None else [bos_id])
         self.pad_id: int = self._first(PAD, [] if pad_id is None else [pad_id])
         self.stop_ids = frozenset({*stops, *eos_ids})
+        first = raw.encode("").ids  # what a post-processor adds
+        self.adds_bos: bool = self.bos_id in self._special and (
+            self._special[self.bos_id] == BOS or first[:1] == [self.bos_id]
+        )
+        """Whether plain text begins with BOS: Nemotron's `<s>`, or where the files say so."""
         self._beyond: dict[int, str] = {}
 
     def _first(self, token: str, otherwise: Sequence[int]) -> int:
@@ -80,6 +85,9 @@ class Tokenizer:
             bos_id=_id(both, "bos_token_id"),
             pad_id=_id(both, "pad_token_id"),
         )
+        said = read_settings(directory / "tokenizer_config.json").get("add_bos_token")
+        if isinstance(said, bool) and tokenizer._special.get(tokenizer.bos_id) != BOS:
+            tokenizer.adds_bos = said and tokenizer.bos_id in tokenizer._special
         limit = vocab_size if vocab_size is not None else _id(config, "vocab_size")
         if limit is not None and not tokenizer.limit(limit):
             raise CheckpointError(
