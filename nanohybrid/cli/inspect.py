@@ -154,7 +154,7 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
     with CheckpointReader(arguments.path) as reader:
         found = "all tensors there and of their shape"
         if is_gguf(arguments.path):
-            found += f"; in the file {', '.join(f'{kind} ({n})' for kind, n in reader.kinds.items())}"
+            found = f"from {', '.join(reader.kinds)}"
         if chosen is not None:
             return Subject(reader.config, chosen, format, None, found)
         return Subject(reader.config, reader.common_dtype, reader.format, reader.weight_bytes(), found)
