@@ -157,7 +157,9 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
             found = f"from {', '.join(reader.kinds)}"
         if chosen is not None:
             return Subject(reader.config, chosen, format, None, found)
-        return Subject(reader.config, reader.common_dtype, reader.format, reader.weight_bytes(), found)
+        formats = list(reader.packable.values())  # of a GGUF file, which stay in these
+        format = reader.format or max(formats, key=formats.count, default=None)
+        return Subject(reader.config, reader.common_dtype, format, reader.weight_bytes(), found)
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:

@@ -21,6 +21,7 @@ from nanohybrid.export.repack import matches, repack
 from nanohybrid.export.vocabulary import Vocabulary, read_vocabulary
 from nanohybrid.extras import require
 from nanohybrid.files import flush, scratch
+from nanohybrid.gguf import is_gguf
 from nanohybrid.ops.quantized import dequantize
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ class GgufExport:
     def _encoded(self, stored: GgufTensor) -> Any:
         format = self.reader.formats.get(stored.source)
         if format is None:
-            tensor: Tensor = self.reader.tensor(stored.source)
+            exact = torch.float32 if is_gguf(self.directory) else None  # of blocks, bf16 would be rounded
+            tensor: Tensor = self.reader.tensor(stored.source, exact)
         else:
             codes, scales_NG = self.reader.codes(stored.source)
             if matches(format, stored.target.shape[-1], stored.kind.name):

@@ -5,6 +5,7 @@ import json
 import random
 
 import pytest
+import torch
 from gguf_models import checkpoint_of, export
 from real_model import smollm2
 
@@ -28,6 +29,24 @@ def llama(tmp_path_factory):
     return export(checkpoint_of("llama", tmp_path_factory.mktemp("llama") / "model"), "q4_0")
 
 
+@pytest.fixture(scope="module")
+def corpus(hybrid, tmp_path_factory):
+    """Documents in the ids of both files, whose tokenizers are the same."""
+    words = {"MODEL": str(hybrid), "OUT": str(tmp_path_factory.mktemp("data") / "out")}
+    assert main([words.get(word, word) for word in COMMANDS["data"]]) == 0
+    return words["OUT"]
+
+
+def test_a_file_is_exported_again(hybrid, tmp_path, capsys):
+    """With its tokenizer, its template, and the numbers of its blocks."""
+    assert main(["export", "gguf", str(hybrid), str(tmp_path / "again.gguf"), "--type", "f32"]) == 0
+    before, after = LLM(hybrid, torch.float32), LLM(tmp_path / "again.gguf")
+    assert before.encode("The quick 東京") == after.encode("The quick 東京")
+    assert before.template.source == after.template.source
+    for name, parameter in before.model.named_parameters():
+        assert torch.equal(parameter, after.model.get_parameter(name)), name
+
+
 PHASES = '[{"until": 1.0, "weights": {"prose": 1.0}}]'
 COMMANDS = {
     "inspect": ["inspect", "MODEL"],
@@ -41,24 +60,26 @@ COMMANDS = {
     "verify": ["verify", "MODEL"],
     "quantize": ["quantize", "MODEL", "--to", "int4", "--out", "OUT"],
     "prune": ["prune", "MODEL", "--intermediate-size", "64", "--calibration", "TEXTS", "--out", "OUT"],
-    "distill": ["distill", "--student", "MODEL", "--teacher", "MODEL", "--data", "DATA", "--tokens", "512",
-                "--out", "OUT"],
+    "distill": ["distill", "MODEL", "MODEL", "--data", "DATA", "--tokens", "1024", "--sequence-length", "64",
+                "--measured-tokens", "128", "--batch-tokens", "512", "--out", "OUT"],
+    "evaluate": ["evaluate", "MODEL", "--contexts", "[16]", "--decode-rounds", "1", "--tasks", '["sums"]',
+                 "--problems", "1", "--thinking-budgets", "[]", "--out", "OUT"],
     "align merge": ["align", "merge", "--first", "MODEL", "--second", "MODEL", "--out", "OUT"],
     "data": ["data", "--tokenizer", "MODEL", "--code_megabytes", "0", "--prose_megabytes", "0.02", "--tasks",
              '[{"name": "sums", "count": 20}]', "--phases", PHASES, "--out", "OUT"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "distill"])
+@pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("kind", ["hybrid", "llama"])
-def test_a_command_takes_a_file(name, kind, hybrid, llama, tmp_path, capsys):
+def test_a_command_takes_a_file(name, kind, hybrid, llama, corpus, tmp_path, capsys):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "The quick brown fox counts 1, 2, 3 and 12 + 30 = 42."}\n' * 4)
     path = {"hybrid": hybrid, "llama": llama}[kind]
-    words = {"MODEL": str(path), "OUT": str(tmp_path / "out"), "TEXTS": str(texts)}
+    words = {"MODEL": str(path), "OUT": str(tmp_path / "out"), "TEXTS": str(texts), "DATA": str(corpus)}
     assert main([*(words.get(word, word) for word in COMMANDS[name]), "--json"]) == 0, capsys.readouterr().err
     json.loads(capsys.readouterr().out)
-    if "OUT" in COMMANDS[name] and name != "data":
+    if "OUT" in COMMANDS[name] and name not in ("data", "evaluate"):
         out = LLM(tmp_path / "out")
         assert out.encode("The quick 東京") == LLM(path).encode("The quick 東京")
         assert out.template.source == ChatTemplate.from_directory(path).source
@@ -92,8 +113,7 @@ def test_a_missing_file_and_a_directory_of_files_are_named(tmp_path, capsys):
 
 def test_inspect_shows_what_the_file_is(llama, capsys):
     assert main(["inspect", str(llama)]) == 0
-    out = " ".join(capsys.readouterr().out.split())
-    assert "weights, int4 (from " in out or ("(from " in out and "Q4_0" in out)
+    assert "weights, int4 (from " in (out := " ".join(capsys.readouterr().out.split())) and "Q4_0" in out
 
 
 def test_chat_holds_a_conversation_with_the_real_model(monkeypatch, capsys):
