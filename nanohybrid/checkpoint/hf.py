@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -27,15 +28,21 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
     quantize: str | None = None,
+    packed_blocks: bool = True,
 ) -> HybridLM:
     """Load a checkpoint, a directory or an id of the Hub, onto `device`, tensor by tensor.
 
     Beside the weights it needs 16 MiB of host memory.
 
+    directory: a checkpoint's, or a GGUF file. What becomes of a GGUF file's blocks is said in one line on
+    standard error.
+
     dtype     of the parameters, also by name ("bf16"); None keeps the stored types. Quantized matrices
               keep their format.
     quantize  int8, int4 or fp8: quantize each matrix while it is read, some rows at a time, with 20 MiB
               beside the result
+    packed_blocks  whether matrices of a GGUF file whose codes are in a format of ours become quantized
+              matrices, where no dtype is given, and no other format; else they become numbers
 
     Raises CheckpointError or ConfigError for a damaged or unknown checkpoint, and InputError for a bad dtype
     or format, or where the weights exceed the free memory.
@@ -43,6 +50,9 @@ def load(
     dtype = as_dtype(dtype)
     with CheckpointReader(directory) as reader:
         chosen = _to_quantize(reader, quantize)
+        packed = _packed(reader, dtype, quantize) if packed_blocks else {}
+        if (line := reader.told(packed, dtype, quantize)) is not None:
+            print(f"nanohybrid: {line}", file=sys.stderr)
         check_memory(reader.config, reader.weight_bytes(dtype, quantize), device)
         reader.check_tied_head()
         with torch.device("meta"):
@@ -51,11 +61,20 @@ def load(
             owner, _, leaf = name.rpartition(".")
             if name in reader.formats:
                 replace(model, owner, QuantizedLinear(*reader.codes(name, device)))
+            elif name in packed:
+                replace(model, owner, QuantizedLinear(*reader.packed(name, device)))
             elif name in chosen and quantize is not None:
                 replace(model, owner, quantized_linear(name, reader.rows(name, device), quantize))
             else:
                 setattr(model.get_submodule(owner), leaf, nn.Parameter(reader.tensor(name, dtype, device)))
     return model
+
+
+def _packed(reader: CheckpointReader, dtype: torch.dtype | None, format: str | None) -> dict[str, str]:
+    """The matrices of a GGUF file that keep their codes, and the format of each."""
+    if dtype is not None and format is None:
+        return {}
+    return {name: own for name, own in reader.packable.items() if format in (None, own)}
 
 
 def _to_quantize(reader: CheckpointReader, format: str | None) -> set[str]:
