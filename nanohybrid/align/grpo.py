@@ -30,7 +30,7 @@ from nanohybrid.align.rollouts import (
     pack_rollouts,
     sample_completions,
 )
-from nanohybrid.checkpoint import load, refuse_quantized, resolve, save
+from nanohybrid.checkpoint import cast_as_stored, load, refuse_quantized, resolve, save
 from nanohybrid.errors import ConfigError
 from nanohybrid.model import HybridLM
 from nanohybrid.ops.losses import IGNORED, chunked_log_probs
@@ -154,7 +154,10 @@ def grpo(recipe: GrpoRecipe, model: Path, out: Path, device: str = "cpu") -> Pat
             steps_per_unit=recipe.steps_per_generation,
             name="grpo",
         )
+        cast_as_stored(policy, model)
+        policy.float()  # what is evaluated has the rounding of what is saved
         stage.measure(accuracy_after=sampled_accuracy(policy, maker, recipe))
+        cast_as_stored(policy, model)
         save(policy, stage.directory, assets=model)
         training_state.remove(stage.directory)
     return out

@@ -7,7 +7,7 @@ import torch
 
 from nanohybrid import tasks
 from nanohybrid.align.chats import ChatMaker, ChatShares, chats
-from nanohybrid.checkpoint import load, refuse_quantized, resolve, save
+from nanohybrid.checkpoint import cast_as_stored, load, refuse_quantized, resolve, save
 from nanohybrid.data import Loader, TokenStore
 from nanohybrid.data.corpus import Corpus
 from nanohybrid.data.store import STORES
@@ -90,6 +90,7 @@ def sft(recipe: SftRecipe, model: Path, out: Path, data: Path | None = None, dev
             name="sft",
         )
         stage.measure(final_loss=state.loss_ema)
+        cast_as_stored(network, model)
         save(network, stage.directory, assets=model)
         training_state.remove(stage.directory)
     return out

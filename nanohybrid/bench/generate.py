@@ -111,7 +111,9 @@ def step_bytes(llm: LLM, job: Job) -> int:
     formats = {
         module.format for module in model.modules() if isinstance(module, (PackedLinear, QuantizedLinear))
     } - {"bf16"}
-    footprint = Footprint.of(config, model.dtype, format=next(iter(formats), None))
+    quantized_head = getattr(model.lm_head, "format", "bf16") != "bf16"
+    format = next(iter(formats), None)
+    footprint = Footprint.of(config, model.dtype, format=format, quantize_head=quantized_head)
     table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * model.dtype.itemsize
     cached = (job.prompt_tokens + job.new_tokens // 2) * footprint.kv_bytes_per_token
     return footprint.weight_bytes - table + job.batch * (2 * footprint.state_bytes_per_sequence + cached)

@@ -10,17 +10,10 @@ from torch import nn
 
 from nanohybrid.checkpoint.reader import CheckpointReader
 from nanohybrid.checkpoint.writer import SHARD_BYTES, CheckpointWriter
-from nanohybrid.errors import InputError
 from nanohybrid.estimate.free_memory import check_memory
 from nanohybrid.model import HybridLM
 from nanohybrid.model.dtypes import as_dtype
-from nanohybrid.model.quantized import (
-    QuantizedLinear,
-    check_format,
-    quantized_linear,
-    quantized_names,
-    replace,
-)
+from nanohybrid.model.quantized import QuantizedLinear, quantized_linear, replace
 
 
 def load(
@@ -30,28 +23,27 @@ def load(
     quantize: str | None = None,
     packed_blocks: bool = True,
 ) -> HybridLM:
-    """Load a checkpoint, a directory or an id of the Hub, onto `device`, tensor by tensor.
+    """Load a checkpoint (a directory, a GGUF file or an id of the Hub) onto `device`, tensor by tensor.
 
-    Beside the weights it needs 16 MiB of host memory.
-
-    directory: a checkpoint's, or a GGUF file. What becomes of a GGUF file's blocks is said in one line on
-    standard error.
+    Beside the weights it needs 16 MiB of host memory. What becomes of the blocks of a GGUF file is printed in
+    one line on standard error.
 
     dtype     of the parameters, also by name ("bf16"); None keeps the stored types. Quantized matrices
               keep their format.
     quantize  int8, int4 or fp8: quantize each matrix while it is read, some rows at a time, with 20 MiB
               beside the result
-    packed_blocks  whether matrices of a GGUF file whose codes are in a format of ours become quantized
-              matrices, where no dtype is given, and no other format; else they become numbers
+    packed_blocks  whether matrices of a GGUF file whose codes are in a format of ours stay quantized, where
+              no dtype and no other format is asked for; else they become numbers
 
     Raises CheckpointError or ConfigError for a damaged or unknown checkpoint, and InputError for a bad dtype
     or format, or where the weights exceed the free memory.
     """
     dtype = as_dtype(dtype)
     with CheckpointReader(directory) as reader:
-        chosen = _to_quantize(reader, quantize)
-        packed = _packed(reader, dtype, quantize) if packed_blocks else {}
-        if (line := reader.told(packed, dtype, quantize)) is not None:
+        chosen, unchanged = reader.to_quantize(quantize), dict[str, str]()
+        if packed_blocks:
+            unchanged = reader.unchanged(dtype, quantize)
+        if (line := reader.told(unchanged, dtype, quantize)) is not None:
             print(f"nanohybrid: {line}", file=sys.stderr)
         check_memory(reader.config, reader.weight_bytes(dtype, quantize), device)
         reader.check_tied_head()
@@ -61,7 +53,7 @@ def load(
             owner, _, leaf = name.rpartition(".")
             if name in reader.formats:
                 replace(model, owner, QuantizedLinear(*reader.codes(name, device)))
-            elif name in packed:
+            elif name in unchanged:
                 replace(model, owner, QuantizedLinear(*reader.packed(name, device)))
             elif name in chosen and quantize is not None:
                 replace(model, owner, quantized_linear(name, reader.rows(name, device), quantize))
@@ -70,28 +62,14 @@ def load(
     return model
 
 
-def _packed(reader: CheckpointReader, dtype: torch.dtype | None, format: str | None) -> dict[str, str]:
-    """The matrices of a GGUF file that keep their codes, and the format of each."""
-    if dtype is not None and format is None:
-        return {}
-    return {name: own for name, own in reader.packable.items() if format in (None, own)}
-
-
-def _to_quantize(reader: CheckpointReader, format: str | None) -> set[str]:
-    """The matrices to quantize; none if the checkpoint has this format already.
-
-    Raises InputError if it has another one.
+def cast_as_stored(model: HybridLM, directory: str | Path) -> None:
+    """Give each parameter the dtype that it has in a checkpoint. A model that was trained in fp32 is then no
+    larger than the one that it came from. Parameters that are quantized or missing there stay as they are.
     """
-    if format is None:
-        return set()
-    check_format(format)
-    stored = set(reader.formats.values())
-    if stored - {format}:
-        raise InputError(
-            f"{reader.directory}: is quantized already ({', '.join(sorted(stored))}), so it cannot be "
-            f"quantized to {format}"
-        )
-    return set() if stored else set(quantized_names(reader.config, format))
+    with CheckpointReader(directory) as reader:
+        stored = {name: reader.dtype(name) for name in reader.names() if name not in reader.formats}
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(stored.get(name, parameter.dtype))
 
 
 def save(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 from nanohybrid.checkpoint.header import FLOATS, Entry
 from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, is_ignored, model_name
-from nanohybrid.checkpoint.quantization import PACKED, PLAIN, SCALE, SHAPE, UNUSED_SCALES
+from nanohybrid.checkpoint.quantization import UNUSED_SCALES
+from nanohybrid.checkpoint.quantized.written import PACKED, PLAIN, SCALE, SHAPE
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError
 from nanohybrid.model.quantized import quantizable
@@ -21,12 +22,17 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized matrix in the files: codes and scales."""
+    """A quantized matrix in the files: codes and scales, and the tensors that say more about them."""
 
     format: str
     shape: tuple[int, int]  # of the matrix, [out, in]
     codes: Entry
     scales: Entry
+    others: tuple[Entry, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.end - entry.begin for entry in (self.codes, self.scales, *self.others))
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,9 @@ def _matrices(named: dict[str, Entry], config: HybridConfig) -> dict[str, Quanti
         codes = named.get(owner + PACKED) or named.get(name)
         if codes is not None and codes.dtype not in FLOATS:
             scales = named.pop(owner + SCALE, None)
-            found[name] = _quantized(codes, scales, shape)
+            said = named.pop(owner + SHAPE, None)
+            found[name] = replace(_quantized(codes, scales, shape), others=() if said is None else (said,))
             del named[owner + PACKED if codes is named.get(owner + PACKED) else name]
-            named.pop(owner + SHAPE, None)
     for name in [name for name in named if name.rpartition(".")[2] in UNUSED_SCALES]:
         del named[name]
     return found
@@ -98,8 +104,8 @@ def _quantized(codes: Entry, scales: Entry | None, shape: tuple[int, int]) -> Qu
 
     outputs, inputs = shape
     known = {"I8": ("int8", inputs), "F8_E4M3": ("fp8", inputs)}
-    if codes.dtype == "I32" and codes.shape == (outputs, inputs // 4) and inputs % 4 == 0:
-        known["I32"] = ("int8", inputs // 4)
+    if codes.dtype == "I32" and codes.shape == (outputs, -(-inputs // 4)):
+        known["I32"] = ("int8", -(-inputs // 4))
     elif codes.dtype == "I32" and inputs % 8 == 0:
         known["I32"] = ("int4", inputs // 8)
     if codes.dtype not in known:

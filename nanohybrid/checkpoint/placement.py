@@ -13,11 +13,10 @@ from nanohybrid.checkpoint.dialects import model_type
 from nanohybrid.checkpoint.header import FLOATS
 from nanohybrid.checkpoint.match import SINGLE
 from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, disk_names
-from nanohybrid.checkpoint.quantization import PACKED, PLAIN, SCALE, SHAPE
+from nanohybrid.checkpoint.quantized.written import PLAIN, written_parts
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.model.spec import param_specs
-from nanohybrid.ops import quantized
 
 SHARD_BYTES = 5 * 10**9
 
@@ -62,16 +61,12 @@ def place_tensors(
 
 
 def _parts(name: str, disk: str, format: str, shape: tuple[int, ...]) -> list[TensorPlacement]:
-    """The tensors of one quantized matrix (see quantization.py)."""
+    """The tensors of one quantized matrix."""
     ours, theirs = name.removesuffix(PLAIN), disk.removesuffix(PLAIN)
-    (outputs, width), scales = quantized.shapes(format, shape[0], shape[1])
-    parts: list[tuple[str, torch.dtype, tuple[int, ...]]] = [
-        (PLAIN, quantized.CODES[format], (outputs, width))
+    return [
+        TensorPlacement(ours + part, theirs + part, dtype, of_part)
+        for part, (dtype, of_part) in written_parts(format, *shape).items()
     ]
-    if format == "int4":
-        parts = [(PACKED, torch.int32, (outputs, width // 4)), (SHAPE, torch.int64, (2,))]
-    parts.append((SCALE, quantized.SCALES[format], scales))
-    return [TensorPlacement(ours + part, theirs + part, dtype, of_part) for part, dtype, of_part in parts]
 
 
 def shards(tensors: list[TensorPlacement], most: int) -> dict[str, list[TensorPlacement]]:

@@ -1,15 +1,6 @@
-"""Quantized matrices in checkpoint files: the layout of compressed-tensors (read and write) and NVIDIA
-ModelOpt's FP8 (read).
+"""The quantization that a checkpoint's configuration declares: read, checked and written.
 
-    X = the name of a linear in the file                                            `format` in config.json
-    int8    X.weight int8 [N, K], X.weight_scale [N, G]                             naive-quantized
-    int4    X.weight_packed int32 [N, K / 8], X.weight_scale [N, G], X.weight_shape pack-quantized
-    fp8     X.weight e4m3 [N, K], X.weight_scale [N, 1]                             float-quantized
-    ModelOpt's FP8: as fp8, with one X.weight_scale per matrix; X.input_scale is not used
-
-Packed words hold eight 4-bit values, lowest bits first; on a little-endian machine these are the bytes of the
-int4 codes. Only weights are quantized in written checkpoints. In checkpoints of others, scales of activations
-and of the KV cache are ignored.
+The matrices themselves are in quantized/.
 """
 
 from __future__ import annotations
@@ -20,13 +11,12 @@ from typing import Any
 
 from nanohybrid.checkpoint.dialects import CONFIG
 from nanohybrid.checkpoint.jsonfile import read_object
+from nanohybrid.checkpoint.quantized.written import LAYOUTS
 from nanohybrid.errors import CheckpointError, InputError, shown
 from nanohybrid.ops.quantized import group_of
 
 COMPRESSED_TENSORS, MODELOPT = "compressed-tensors", "modelopt"
-LAYOUTS = {"int8": "naive-quantized", "int4": "pack-quantized", "fp8": "float-quantized"}
-READABLE = (*LAYOUTS.values(), "int-quantized", "mixed-precision")
-PLAIN, PACKED, SCALE, SHAPE = "weight", "weight_packed", "weight_scale", "weight_shape"
+READABLE = ("pack-quantized", "naive-quantized", "int-quantized", "float-quantized", "mixed-precision")
 UNUSED_SCALES = (
     "input_scale",
     "output_scale",
@@ -35,6 +25,7 @@ UNUSED_SCALES = (
     "q_scale",
 )  # of activations and KV caches
 KEY, HF_QUANT = "quantization_config", "hf_quant_config.json"
+HEAD = "lm_head"
 
 
 def refuse_quantized(directory: str | Path, so: str = "use the checkpoint that it was made from") -> None:
@@ -91,48 +82,70 @@ def _problem(settings: Mapping[str, Any]) -> str | None:
 
 
 def quantization_config(
-    formats: Mapping[str, str], widths: Mapping[str, int], plain: Iterable[str]
+    formats: Mapping[str, str],
+    widths: Mapping[str, int],
+    plain: Iterable[str],
+    groups: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The `quantization_config` of config.json.
 
-    formats: format of each quantized linear, by the last part of its name. widths: inputs of each linear.
-    plain: linears that are not quantized. If all have one format and group size, the target is `Linear`.
+    formats: format of each quantized linear, by its name in the files (`backbone.layers.0.mixer.in_proj`) or,
+    where all linears of this name are alike, by the last part (`in_proj`). widths: inputs of each linear.
+    plain: linears that are not quantized. groups: weights that share a scale, where that is not the format's
+    own.
+
+    Where all have one format and group size the target is the class `Linear`; a quantized head is named
+    besides, because vLLM's head is no `Linear`. vLLM reads the projections of queries, keys and values as
+    one linear, and the gate of an MLP with its up projection: parts of these need the same format.
     """
-    kinds: dict[tuple[str, int], list[str]] = {}
-    for name, format in formats.items():
-        kinds.setdefault((format, _group(format, widths[name])), []).append(name)
-    groups = {
-        f"group_{index}": {
-            "targets": ["Linear"] if len(kinds) == 1 else [_pattern(name) for name in names],
+    kinds = {
+        name: (format, _group(format, widths[name], (groups or {}).get(name)))
+        for name, format in formats.items()
+    }
+    every = {**dict.fromkeys(plain, None), **kinds}
+    written = {}
+    for index, kind in enumerate(dict.fromkeys(kinds.values())):
+        format, group = kind
+        targets = _targets([name for name in kinds if kinds[name] == kind], every)
+        if len(set(kinds.values())) == 1:
+            targets = ["Linear", *(target for target in targets if target == HEAD)]
+        written[f"group_{index}"] = {
+            "targets": targets,
             "weights": _arguments(format, group),
             "input_activations": None,
             "output_activations": None,
             "format": LAYOUTS[format],
         }
-        for index, ((format, group), names) in enumerate(kinds.items())
-    }
-    layouts = {LAYOUTS[format] for format, _ in kinds}
+    layouts = {LAYOUTS[format] for format, _ in kinds.values()}
+    left = [name for name in every if name not in kinds]
     return {
-        "config_groups": groups,
+        "config_groups": written,
         "format": layouts.pop() if len(layouts) == 1 else "mixed-precision",
         "global_compression_ratio": None,
-        "ignore": [
-            _pattern(name) for name in (*plain, "conv1d")
-        ],  # some programs treat Mamba's convolution as a linear
+        "ignore": [*_targets(left, every), "re:.*[.]conv1d$"],  # some programs take Mamba's for a linear
         "kv_cache_scheme": None,
         "quant_method": COMPRESSED_TENSORS,
         "quantization_status": "compressed",
     }
 
 
-def _pattern(name: str) -> str:
-    """A target that matches a linear by its name, for any path before it."""
-    return name if name == "lm_head" else f"re:.*[.]{name}$"
+def _targets(names: Iterable[str], every: Mapping[str, object]) -> list[str]:
+    """Patterns that match these linears by name, for any path before it, and no other linear of `every`.
+
+    One pattern for all linears of a name that are alike, else one for each.
+    """
+    result: dict[str, None] = {}
+    for name in names:
+        leaf = name.rpartition(".")[2]
+        alike = {every[other] for other in every if other.rpartition(".")[2] == leaf}
+        path = name[name.find("layers.") :] if len(alike) > 1 and "layers." in name else leaf
+        result[HEAD if name == HEAD else f"re:.*[.]{path.replace('.', '[.]')}$"] = None
+    return list(result)
 
 
-def _group(format: str, inputs: int) -> int:
+def _group(format: str, inputs: int, given: int | None) -> int:
     """Weights that share a scale; 0 for a whole row."""
-    group = group_of(format, inputs)
+    group = given or group_of(format, inputs)
     return 0 if format != "int4" and group == inputs else group
 
 

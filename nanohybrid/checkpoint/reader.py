@@ -26,13 +26,13 @@ from nanohybrid.checkpoint.jsonfile import read_object
 from nanohybrid.checkpoint.match import INDEX, SINGLE, Quantized, match
 from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, is_ignored
 from nanohybrid.checkpoint.quantization import is_quantized
+from nanohybrid.checkpoint.quantized.written import SIGN_BIT
 from nanohybrid.checkpoint.source import resolve
 from nanohybrid.config import HybridConfig
-from nanohybrid.errors import CheckpointError
-from nanohybrid.estimate import Footprint
+from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.files import open_regular
 from nanohybrid.gguf import is_gguf, open_gguf
-from nanohybrid.model.quantized import quantized_names
+from nanohybrid.model.quantized import check_format, quantized_names
 from nanohybrid.ops import quantized
 
 CHUNK_BYTES = 16 * 2**20  # buffer size where the type or the device of a tensor changes
@@ -101,24 +101,47 @@ class CheckpointReader:
     @property
     def stored_bytes(self) -> int:
         """Bytes of all tensors in the files."""
-        parts = [part for matrix in self._quantized.values() for part in (matrix.codes, matrix.scales)]
-        return sum(entry.end - entry.begin for entry in (*self._entries.values(), *parts))
+        plain = sum(entry.end - entry.begin for entry in self._entries.values())
+        return plain + sum(matrix.bytes for matrix in self._quantized.values())
+
+    def stored_bytes_of(self, name: str) -> int:
+        """Bytes in the files of a tensor that is not quantized; of a tied head's copy too."""
+        copies = [self._head_copy] if name == EMBEDDINGS and self._head_copy is not None else []
+        return sum(entry.end - entry.begin for entry in (self._plain(name), *copies))
 
     def weight_bytes(self, dtype: torch.dtype | None = None, format: str | None = None) -> int:
-        """Bytes of the weights after `load` with this dtype (None: as stored) and this quantization format.
+        """Bytes of the weights after `load` with this dtype (None: as stored) and quantization format."""
+        chosen, unchanged = self.to_quantize(format), self.unchanged(dtype, format)
+        total = 0
+        for name in self.names():
+            shape = self.shape(name)
+            if name in unchanged:
+                total += gguf_source.packed_bytes(unchanged[name], shape[0], shape[1])
+            elif name in self.formats:
+                total += quantized.stored_bytes(self.formats[name], *self._quantized[name].shape)
+            elif name in chosen and format is not None:
+                total += quantized.stored_bytes(format, shape[0], shape[1])
+            else:
+                total += prod(shape) * (dtype or self.dtype(name)).itemsize
+        return total
 
-        A checkpoint that is quantized already is counted as stored.
+    def to_quantize(self, format: str | None) -> set[str]:
+        """The matrices that `load` quantizes to `format`. Where the files have it already, only a head that
+        they left plain.
+
+        Raises InputError where the files have other formats, or the format is unknown.
         """
-        if self.format is not None:
-            return self.stored_bytes
-        if self.packable and dtype is None and format is None:
-            whole = Footprint.of(self.config, self.common_dtype).weight_bytes
-            for name, own in self.packable.items():
-                rows, columns = self._entries[name].shape
-                whole += gguf_source.packed_bytes(own, rows, columns)
-                whole -= rows * columns * self.common_dtype.itemsize
-            return whole
-        return Footprint.of(self.config, dtype or self.common_dtype, format=format).weight_bytes
+        if format is None:
+            return set()
+        check_format(format)
+        stored = set(self.formats.values())
+        if stored and format not in stored:
+            raise InputError(
+                f"{self.directory}: is quantized already ({', '.join(sorted(stored))}), so it cannot be "
+                f"quantized to {format}"
+            )
+        chosen = set(quantized_names(self.config, format))
+        return chosen & {HEAD} - self.formats.keys() if stored else chosen
 
     def dtype(self, name: str) -> torch.dtype:
         """The type in which a tensor is read where none is asked for: as stored.
@@ -173,20 +196,31 @@ class CheckpointReader:
         codes, scales = (self._whole(entry, device) for entry in (matrix.codes, matrix.scales))
         if matrix.codes.dtype == "I32":  # words of several codes; 8-bit codes have an offset of 128
             codes = codes.view(torch.uint8)
-            codes = codes if matrix.format == "int4" else codes.bitwise_xor_(0x80).view(torch.int8)
+            if matrix.format == "int8":
+                codes = codes.bitwise_xor_(SIGN_BIT).view(torch.int8)[:, : matrix.shape[1]].contiguous()
         return codes, quantized.expand_scales(scales, matrix.format, *matrix.shape)
 
-    def told(self, packed: Mapping[str, str], dtype: torch.dtype | None, quantize: str | None) -> str | None:
-        """One line on what becomes of the blocks of a GGUF file; None for other checkpoints.
+    def unchanged(self, dtype: torch.dtype | None, quantize: str | None) -> dict[str, str]:
+        """The matrices of a GGUF file whose codes `load` takes as they are, and the format of each: those in
+        `packable`, where no dtype and no other format is asked for.
+        """
+        if dtype is not None and quantize is None:
+            return {}
+        return {name: own for name, own in self.packable.items() if quantize in (None, own)}
 
-        packed: matrices that keep their codes. dtype, quantize: as given to `load`.
+    def told(
+        self, unchanged: Mapping[str, str], dtype: torch.dtype | None, quantize: str | None
+    ) -> str | None:
+        """One line on what becomes of the matrices of a GGUF file; None where all stay what they are, and for
+        other checkpoints.
+
+        unchanged: the matrices whose codes are taken. dtype, quantize: as given to `load`.
         """
         if self._matrix_dtype is None:
             return None
         matrices = {name: entry for name, entry in self._entries.items() if len(entry.shape) == 2}
-        others = [] if quantize is None else quantized_names(self.config, quantize)
-        formats = dict.fromkeys(others, quantize or "") | dict(packed)
-        line = gguf_source.told(matrices, formats, packed.keys(), dtype or self._matrix_dtype)
+        formats = dict.fromkeys(self.to_quantize(quantize), quantize or "") | dict(unchanged)
+        line = gguf_source.told(matrices, formats, unchanged.keys(), dtype or self._matrix_dtype)
         return f"{self.directory.name}: {line}" if line else None
 
     def packed(self, name: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:

@@ -24,7 +24,8 @@ from nanohybrid.checkpoint.header import encode_header
 from nanohybrid.checkpoint.match import INDEX, SINGLE
 from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, disk_names
 from nanohybrid.checkpoint.placement import SHARD_BYTES, TensorPlacement, place_tensors, shards
-from nanohybrid.checkpoint.quantization import KEY, PACKED, PLAIN, SCALE, SHAPE, quantization_config
+from nanohybrid.checkpoint.quantization import KEY, quantization_config
+from nanohybrid.checkpoint.quantized.written import PLAIN, written_parts, written_tensors
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.files import flush, publish, scratch
@@ -118,14 +119,18 @@ class CheckpointWriter:
     def write_codes(self, name: str, codes: Tensor, scales: Tensor) -> None:
         """Write one quantized matrix as codes and scales (ops/quantized/formats.py)."""
         self._expect(name)
-        owner = name.removesuffix(PLAIN)
-        if self.formats[name] == "int4":
-            self._store(owner + PACKED, codes.view(torch.int32))
-            self._store(owner + SHAPE, torch.tensor([codes.shape[0], 2 * codes.shape[1]]))
-        else:
-            self._store(name, codes)
-        self._store(owner + SCALE, scales)
+        for part, tensor in written_tensors(codes, scales).items():
+            self._store(name.removesuffix(PLAIN) + part, tensor)
         self._left.discard(name)
+
+    def stored_bytes_of(self, name: str) -> int:
+        """Bytes in the files of a tensor of the model: of its codes and scales, of a tied head's copy too."""
+        if name in self.formats:
+            shape = quantizable(self.config)[name]
+            parts = [name.removesuffix(PLAIN) + part for part in written_parts(self.formats[name], *shape)]
+        else:
+            parts = [name, *([HEAD] if name == EMBEDDINGS and self.config.tie_word_embeddings else [])]
+        return sum(placement.bytes for placement in self._tensors if placement.name in parts)
 
     def _expect(self, name: str) -> None:
         if name not in self._left:
@@ -200,24 +205,14 @@ class CheckpointWriter:
         """The quantization in config.json; empty without quantized matrices."""
         if not self.formats:
             return {}
+        called = {name: disk.removesuffix(f".{PLAIN}") for name, disk in disk_names(self.config).items()}
         sizes = quantizable(self.config)
-        called = {
-            name: name.split(".")[-2] for name in sizes
-        }  # in_proj, up_proj, lm_head; the same in every layer
-        formats = {called[name]: format for name, format in self.formats.items()}
-        disk = disk_names(self.config)
-        left = {
-            _path(disk[name]) if called[name] in formats else called[name]
-            for name in sizes
-            if name not in self.formats
-        }
+        plain = [called[name] for name in sizes if name not in self.formats]
         if self.config.tie_word_embeddings:
-            left.add(HEAD.split(".")[0])
-        return {
-            KEY: quantization_config(
-                formats, {called[name]: inputs for name, (_, inputs) in sizes.items()}, sorted(left)
-            )
-        }
+            plain.append(HEAD.removesuffix(f".{PLAIN}"))
+        formats = {called[name]: format for name, format in self.formats.items()}
+        widths = {called[name]: inputs for name, (_, inputs) in sizes.items()}
+        return {KEY: quantization_config(formats, widths, plain)}
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -227,11 +222,6 @@ class CheckpointWriter:
             raise CheckpointError(
                 f"{self.directory}: cannot be written ({error.strerror or error})"
             ) from None
-
-
-def _path(disk: str) -> str:
-    """A pattern for the linear of one layer: `layers[.]3[.]mixer[.]in_proj`."""
-    return disk[disk.index("layers.") :].removesuffix(f".{PLAIN}").replace(".", "[.]")
 
 
 def _generation(config: HybridConfig) -> dict[str, object]:

@@ -51,7 +51,7 @@ class Subject:
     config: "HybridConfig"
     dtype: "torch.dtype"
     format: str | None  # of its matrices, where they are quantized
-    stored_bytes: int | None  # None: there are no weights, or they are to be cast
+    loaded_bytes: int | None  # None: there are no weights, or they are to be cast
     weights: str
 
 
@@ -63,8 +63,8 @@ def run(arguments: "jsonargparse.Namespace") -> int:
 
     subject = _open(arguments)
     footprint = Footprint.of(subject.config, subject.dtype, format=subject.format)
-    if subject.stored_bytes is not None:
-        footprint = replace(footprint, weight_bytes=subject.stored_bytes)
+    if subject.loaded_bytes is not None:
+        footprint = replace(footprint, weight_bytes=subject.loaded_bytes)
     context = arguments.context or subject.config.max_position_embeddings
     figures = fit(footprint, int(arguments.budget_gib * GIB), context, arguments.batch)
     if arguments.json:
@@ -154,7 +154,7 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
         found = "all tensors there and of their shape"
         if chosen is not None:
             return Subject(reader.config, chosen, format, None, found)
-        return Subject(reader.config, reader.common_dtype, reader.format, reader.stored_bytes, found)
+        return Subject(reader.config, reader.common_dtype, reader.format, reader.weight_bytes(), found)
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:

@@ -49,7 +49,10 @@ def parser() -> "jsonargparse.ArgumentParser":
     )
     result.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once")
     result.add_argument(
-        "--dtype", choices=["bf16", *FORMATS], default="bf16", help="of the layers' matrices and the head"
+        "--dtype", choices=["bf16", *FORMATS], default="bf16", help="of the matrices of the layers"
+    )
+    result.add_argument(
+        "--quantize-head", action="store_true", help="count an untied head in this format too"
     )
     result.add_argument(
         "--importance",
@@ -109,7 +112,7 @@ def _budget(arguments: "jsonargparse.Namespace", base: "HybridConfig", profile: 
     for name, value in (("context", context), ("batch", arguments.batch)):
         if value < 1:
             raise InputError(f"--{name} is {value}; it must be at least 1")
-    return Budget(left, context, arguments.batch, arguments.dtype, STEP)
+    return Budget(left, context, arguments.batch, arguments.dtype, STEP, arguments.quantize_head)
 
 
 def _as_json(budget: "Budget", profile: "Device", found: "Plan") -> dict[str, object]:

@@ -151,11 +151,9 @@ def opened(
         kind = chosen or (otherwise(config) if otherwise else torch.bfloat16)
         return config, spelled(kind, format), Footprint.of(config, kind, *memory, format=format)
     with CheckpointReader(arguments.path) as reader:
-        format = reader.format or format
-        footprint = Footprint.of(reader.config, chosen or reader.common_dtype, *memory, format=format)
-        if chosen is None and format == reader.format:
-            footprint = replace(footprint, weight_bytes=reader.stored_bytes)
-        return reader.config, spelled(chosen or reader.common_dtype, format), footprint
+        kind, weights = chosen or reader.common_dtype, reader.weight_bytes(chosen, format)
+        footprint = replace(Footprint.of(reader.config, kind, *memory), weight_bytes=weights)
+        return reader.config, spelled(kind, reader.format or format), footprint
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:

@@ -57,6 +57,24 @@ def parser() -> CommandParser:
         default="iterative",
         help="how --layers are ranked: iterative (as in the paper), one-shot, or cosine",
     )
+    result.add_argument(
+        "--depth-unit",
+        choices=["auto", "block", "layer"],
+        default="auto",
+        help="what --layers removes as one: layers, or blocks (auto: blocks of llama, mistral and qwen3)",
+    )
+    result.add_argument(
+        "--depth-score",
+        choices=["layer", "parameter"],
+        default="layer",
+        help="rank by what is lost for each layer, or for each parameter, that goes",
+    )
+    result.add_argument(
+        "--depth-tokens",
+        type=int | None,
+        metavar="N",
+        help="calibration tokens of a round of the ranking (default: about a minute's)",
+    )
     add_device_flag(result, what="where scores are measured")
     result.add_argument(
         "--no-outgoing-norm",
@@ -109,6 +127,9 @@ def run(arguments: jsonargparse.Namespace) -> None:
         arguments.num_calibration_samples,
         arguments.max_calibration_length,
         arguments.depth_importance,
+        arguments.depth_unit,
+        arguments.depth_score,
+        arguments.depth_tokens,
     )
     device = usable_device(arguments.device)
     out = prune(recipe, arguments.path, arguments.out, arguments.importance, arguments.calibration, device)

@@ -23,6 +23,11 @@ def parser() -> "jsonargparse.ArgumentParser":
         "--to", choices=FORMATS, required=True, help="int8 and fp8: half the bytes of bf16; int4: 28 percent"
     )
     result.add_argument(
+        "--quantize-head",
+        action="store_true",
+        help="quantize an untied head too; SGLang, and vLLM in fp8, may refuse it",
+    )
+    result.add_argument(
         "--calibration",
         type=Path,
         metavar="FILE",
@@ -55,6 +60,7 @@ def run(arguments: "jsonargparse.Namespace") -> None:
 
     recipe = QuantizeRecipe(
         arguments.to,
+        arguments.quantize_head,
         arguments.num_calibration_samples,
         arguments.max_calibration_length,
         arguments.problems,

@@ -68,7 +68,12 @@ def quantized(recipe: CompressRecipe, model: Path, out: Path, data: Path, device
     no format."""
     if recipe.quantize is None:
         return {}
-    how = QuantizeRecipe(recipe.quantize, recipe.num_calibration_samples, recipe.max_calibration_length)
+    how = QuantizeRecipe(
+        recipe.quantize,
+        recipe.quantize_head,
+        num_calibration_samples=recipe.num_calibration_samples,
+        max_calibration_length=recipe.max_calibration_length,
+    )
     return {QUANTIZED: quantize_stage(how, model, out, data, device)}
 
 

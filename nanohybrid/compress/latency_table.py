@@ -152,7 +152,7 @@ def decode_timer(budget: Budget, device: torch.device, rounds: int = 15) -> Time
         for model in models.values():
             model.reset_parameters(0)
             if budget.dtype in QUANTIZED:
-                quantize_model(model, budget.dtype)
+                quantize_model(model, budget.dtype, quantize_head=budget.quantize_head)
             prepare(model)  # for the kernels that the engine uses
         found = decode_times(models, [budget.context], budget.batch, rounds)
         return {name: rows[0].quickest / 1e3 for name, rows in found.items()}
@@ -202,7 +202,8 @@ def conditions(budget: Budget, device: torch.device, model: HybridConfig) -> dic
         "version": VERSION,
         "torch": torch.__version__,
         "code": code_hash(),
-        "work": f"{budget.dtype}, context {budget.context}, batch {budget.batch}",
+        "work": f"{budget.dtype}, context {budget.context}, batch {budget.batch}"
+        + ("" if budget.quantize_head else ", plain head"),
         "model": hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:12],
     }
 

@@ -17,7 +17,8 @@ from nanohybrid.estimate.budget import DTYPES, QUANTIZED, STEP, Budget
 from nanohybrid.estimate.devices import device
 from nanohybrid.evaluate.accuracy import check_problem_settings
 from nanohybrid.export import TYPES
-from nanohybrid.prune.measure import DEPTH_IMPORTANCE, ITERATIVE
+from nanohybrid.prune.depth_units import AUTO
+from nanohybrid.prune.measure import ITERATIVE, PER_PARAMETER, DepthRanking
 from nanohybrid.tasks import DEFAULT_MIX
 
 ROOFLINE, MEASURED = "roofline", "measured"
@@ -48,6 +49,8 @@ class CompressRecipe:
     quantize: str | None = None
     """int8, int4 or fp8: the format of the matrices at the end. The budget is for that format; the rest stays
     bf16."""
+    quantize_head: bool = False
+    """Quantize an untied head too: smaller, but vLLM and SGLang read it in few formats (docs/quantize.md)."""
     gguf: str | None = None
     """Also write the result as one file for llama.cpp: bf16, f16, f32, q8_0 or q4_0."""
     num_calibration_samples: int = 256
@@ -58,6 +61,13 @@ class CompressRecipe:
     """Multiply activations by the norm of the weights that read them."""
     depth_importance: str = ITERATIVE
     """How layers are ranked where some may go: iterative (as in the paper), one-shot, or cosine."""
+    depth_unit: str = AUTO
+    """What goes as one: block (attention and MLP), layer, or auto: blocks where the model's type knows only
+    blocks (llama, mistral, qwen3)."""
+    depth_score: str = PER_PARAMETER
+    """Rank by the change of the logits for each `parameter` that goes, or for each `layer` (the paper's)."""
+    depth_tokens: int | None = None
+    """Calibration tokens of one round of the ranking. Not set: as many as take about a minute."""
     stream: bool | None = None
     """Read models layer by layer to score and to evaluate them, with one layer in memory. Not set: where they
     do not fit."""
@@ -108,10 +118,7 @@ class CompressRecipe:
         check_problem_settings(self.problems, self.tasks)
         if self.speed not in (ROOFLINE, MEASURED):
             raise ConfigError(f"speed is {self.speed!r}: known are {ROOFLINE} and {MEASURED}")
-        if self.depth_importance not in DEPTH_IMPORTANCE:
-            raise ConfigError(
-                f"depth_importance is {self.depth_importance!r}: known are {', '.join(DEPTH_IMPORTANCE)}"
-            )
+        _ = self.depth  # checks its names
         if not self.quality_tolerance >= 0:
             raise ConfigError(f"quality_tolerance is {self.quality_tolerance}: give a share of 0 or more")
         if self.device is not None and device(self.device).budget(self.reserved_bytes) < 1:
@@ -130,15 +137,21 @@ class CompressRecipe:
         """What the result's matrices are in: a quantized format, else the dtype."""
         return self.quantize or self.dtype
 
+    @property
+    def depth(self) -> DepthRanking:
+        """How layers are ranked."""
+        return DepthRanking(self.depth_importance, self.depth_unit, self.depth_score, self.depth_tokens)
+
     def budget(self, base: HybridConfig) -> Budget:
         """The budget for a model pruned from `base`."""
+        shape = (self.context, self.batch, self.weight_format)
         if self.budget_bytes is not None:
-            return Budget(self.budget_bytes, self.context, self.batch, self.weight_format, STEP)
+            return Budget(self.budget_bytes, *shape, STEP, self.quantize_head)
         if self.device is not None:
             left = device(self.device).budget(self.reserved_bytes)
-            return Budget(left, self.context, self.batch, self.weight_format, STEP)
+            return Budget(left, *shape, STEP, self.quantize_head)
         total = Footprint.of(base, DTYPES[self.dtype]).total(self.context, self.batch)
-        return Budget(int(total * self.budget_share), self.context, self.batch, self.weight_format)
+        return Budget(int(total * self.budget_share), *shape, quantize_head=self.quantize_head)
 
     def grid_for(self, base: HybridConfig) -> Grid:
         """The recipe's grid; where it is the default one, the paper's for the paper's base model."""

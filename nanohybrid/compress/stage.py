@@ -140,7 +140,7 @@ class Compression:
                 stage.directory / "importance",
                 recipe.scale_by_outgoing_norm,
                 max(grid.drop_layers),
-                recipe.depth_importance,
+                recipe.depth,
                 stage.measures["streamed"],
                 self.run_on,
             )

@@ -44,7 +44,7 @@ class DistillRecipe:
     these. 0: all."""
     hidden_state_loss: HiddenStateLossRecipe = field(default_factory=HiddenStateLossRecipe)
     """A loss on hidden states beside the one on the logits; off by default."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-3))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=5e-4))
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from nanohybrid.checkpoint import load, load_config, refuse_quantized, resolve, save
+from nanohybrid.checkpoint import cast_as_stored, load, load_config, refuse_quantized, resolve, save
 from nanohybrid.data import Batch
 from nanohybrid.distill.hidden_state_loss import HiddenStateLoss
 from nanohybrid.distill.loader import DistillLoader, evaluation_batches, mixture
@@ -62,8 +62,9 @@ def distill(
         for name, store in stores.items():
             store.check_ids(model.config.vocab_size, f"{data}: {name}")
         held_out = evaluation_batches(recipe, data, loader)
-        train(recipe, stage, model, teacher, loader, held_out, hidden_states)
+        train(recipe, stage, model, student, teacher, loader, held_out, hidden_states)
         stage.measure(final_loss=stage.series("distill")[-1]["loss"], epochs=loader.last.epochs(recipe.steps))
+        cast_as_stored(model, student)
         save(model, stage.directory, assets=student)
         copy_mask(student, stage.directory)  # which entries of the base model these are has not changed
         training_state.remove(stage.directory)
@@ -75,16 +76,23 @@ def train(
     recipe: DistillRecipe,
     stage: Stage,
     model: HybridLM,
+    student: Path,
     teacher: Path,
     loader: DistillLoader,
     held_out: list[Batch],
     hidden_states: HiddenStateLoss | None = None,
 ) -> None:
-    """Train the student in place, and measure its divergence from the teacher before and after."""
+    """Train the student in place, and measure its divergence from the teacher before and after.
+
+    student: where it came from. It is measured afterwards in the dtypes that it has there and is saved in.
+    """
 
     def measure(when: str, teacher: Teacher) -> None:
         if f"kl_{when}" in stage.measures:
             return
+        if when == "after":
+            cast_as_stored(model, student)
+            model.float()
         found = {f"kl_{when}": mean_kl(model, teacher, held_out, recipe.train_on_prompt)}
         if hidden_states is not None:
             found[f"hidden_state_loss_{when}"] = hidden_states.mean(model, teacher, held_out)

@@ -68,7 +68,8 @@ class Memory:
 class Budget:
     """Memory limit in bytes for inference on `batch` sequences of `context` tokens in `dtype`.
 
-    step: tokens of a step whose activations are counted; 0 counts no activations.
+    step: tokens of a step whose activations are counted; 0 counts no activations. quantize_head: whether a
+    quantized dtype is that of an untied head too.
     """
 
     bytes: int
@@ -76,6 +77,7 @@ class Budget:
     batch: int = 1
     dtype: str = "bf16"
     step: int = 0
+    quantize_head: bool = True
 
     def __post_init__(self) -> None:
         if min(self.bytes, self.context, self.batch) < 1:
@@ -90,7 +92,7 @@ class Budget:
         footprint = Footprint.of(config, DTYPES.get(self.dtype, torch.bfloat16))
         each = self.batch * self.context
         return Memory(
-            weights=weight_bytes(config, self.dtype),
+            weights=weight_bytes(config, self.dtype, self.quantize_head),
             kv=each * footprint.kv_bytes_per_token,
             state=self.batch * footprint.state_bytes_per_sequence,
             reserve=activation_bytes(config, min(self.step, each), self.batch, self.dtype, self.context)
@@ -124,11 +126,11 @@ def matrix_bytes(matrix: Matrix, dtype: str) -> int:
     return rows * columns * DTYPES.get(dtype, torch.bfloat16).itemsize
 
 
-def weight_bytes(config: HybridConfig, dtype: str) -> int:
+def weight_bytes(config: HybridConfig, dtype: str, quantize_head: bool = True) -> int:
     """Bytes of all weights."""
-    return Footprint.of(
-        config, DTYPES.get(dtype, torch.bfloat16), format=dtype if dtype in QUANTIZED else None
-    ).weight_bytes
+    format = dtype if dtype in QUANTIZED else None
+    kind = DTYPES.get(dtype, torch.bfloat16)
+    return Footprint.of(config, kind, format=format, quantize_head=quantize_head).weight_bytes
 
 
 def activation_bytes(

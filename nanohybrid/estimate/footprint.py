@@ -11,9 +11,9 @@ from math import prod
 import torch
 
 from nanohybrid.config import HybridConfig
-from nanohybrid.model.quantized import quantizable
+from nanohybrid.model.quantized import quantizable, quantized_names
 from nanohybrid.model.spec import cache_specs, param_specs, part_label
-from nanohybrid.ops.quantized import holds, stored_bytes
+from nanohybrid.ops.quantized import stored_bytes
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Footprint:
         state_dtype: torch.dtype | None = None,
         kv_dtype: torch.dtype | None = None,
         format: str | None = None,
+        quantize_head: bool = True,
     ) -> Footprint:
         """Count with weights, keys, values and conv inputs in `dtype`, and SSM states in fp32.
 
         state_dtype, kv_dtype: override the dtypes of states, and of keys and values. format: int8, int4 or
-        fp8 for the matrices that model/quantized.py quantizes; the rest stays in `dtype`.
+        fp8 for the matrices that model/quantized.py quantizes, with or without the head; the rest stays in
+        `dtype`.
         """
         by_part: dict[str, int] = {}
         for declared in param_specs(config).values():
@@ -52,7 +54,7 @@ class Footprint:
             parameters=total,
             parameters_by_part=by_part,
             weight_bytes=total * dtype.itemsize
-            - (0 if format is None else saved_bytes(config, dtype, format)),
+            - (0 if format is None else saved_bytes(config, dtype, format, quantize_head)),
             kv_bytes_per_token=sum(one.bytes for one in stored if one.per_token),
             state_bytes_per_sequence=sum(one.bytes for one in stored if not one.per_token),
         )
@@ -80,7 +82,8 @@ class Footprint:
         return max(0, (budget - self.weight_bytes) // each) if each else 0
 
 
-def saved_bytes(config: HybridConfig, dtype: torch.dtype, format: str) -> int:
+def saved_bytes(config: HybridConfig, dtype: torch.dtype, format: str, quantize_head: bool = True) -> int:
     """Bytes that quantizing the matrices saves."""
-    matrices = [matrix for matrix in quantizable(config).values() if holds(format, matrix[1])]
+    sizes = quantizable(config)
+    matrices = [sizes[name] for name in quantized_names(config, format, quantize_head)]
     return sum(prod(matrix) * dtype.itemsize - stored_bytes(format, *matrix) for matrix in matrices)

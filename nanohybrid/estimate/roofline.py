@@ -54,7 +54,7 @@ def decode_step(config: HybridConfig, budget: Budget, tile: int = TILE) -> Step:
     footprint = Footprint.of(config, kind)
     table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     weights = (
-        weight_bytes(config, dtype)
+        weight_bytes(config, dtype, budget.quantize_head)
         - table * kind.itemsize
         + sum(
             count

@@ -71,9 +71,13 @@ def quantizable(config: HybridConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def quantized_names(config: HybridConfig, format: str) -> list[str]:
-    """Those of them that `format` has a form for."""
-    return [name for name, (_, inputs) in quantizable(config).items() if quantized.holds(format, inputs)]
+def quantized_names(config: HybridConfig, format: str, quantize_head: bool = True) -> list[str]:
+    """Those of them that `format` has a form for; with or without the head."""
+    return [
+        name
+        for name, (_, inputs) in quantizable(config).items()
+        if quantized.holds(format, inputs) and (quantize_head or name != HEAD)
+    ]
 
 
 def check_format(format: str, *others: str) -> None:
@@ -84,19 +88,22 @@ def check_format(format: str, *others: str) -> None:
 
 @torch.no_grad()
 def quantize_model(
-    model: nn.Module, format: str, importance: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    format: str,
+    importance: Mapping[str, Tensor] | None = None,
+    quantize_head: bool = True,
 ) -> list[str]:
     """Quantize a HybridLM in place, one matrix after another, each weight freed as its codes are made.
 
     importance: by checkpoint name, mean squares of what enters the columns. Returns the names of the matrices
-    that stay, for the format has no form for them. Raises InputError for an unknown format, a model that is
-    quantized, weights that are not finite.
+    that stay: the format has no form for them, or it is the head and `quantize_head` is false. Raises
+    InputError for an unknown format, a model that is quantized, weights that are not finite.
     """
     check_format(format)
     config: Any = model.config
     if (found := format_in(model)) is not None:
         raise InputError(f"the model is quantized already ({found}): quantize the one it was made from")
-    chosen = quantized_names(config, format)
+    chosen = quantized_names(config, format, quantize_head)
     for name in chosen:
         weighed = None if importance is None else importance.get(name)
         replace(

@@ -83,6 +83,14 @@ class Calibration:
             part.append(sample)
         yield Batch.of(part)
 
+    def spread(self, tokens: int) -> Calibration:
+        """About `tokens` tokens of samples, evenly spaced over all; all where they have no more."""
+        if self.tokens <= tokens:
+            return self
+        count = max(1, tokens * len(self.samples) // self.tokens)
+        chosen = np.unique(np.linspace(0, len(self.samples) - 1, count).round().astype(int))
+        return Calibration(tuple(self.samples[i] for i in chosen))
+
     def first(self, tokens: int) -> Calibration:
         """The first samples, up to about `tokens` tokens and at least one."""
         total, count = 0, 0

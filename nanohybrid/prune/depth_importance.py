@@ -1,4 +1,5 @@
-"""Depth importance: how much the logits change when one layer is skipped (paper, section 5).
+"""Depth importance: how much the logits change when one layer is skipped (paper, section 5), or one block of
+layers that can only go together (depth_units.py).
 
 The head is linear, so the change needs no logits. With d = h' - h the change of the final hidden state and W
 the head,
@@ -10,22 +11,23 @@ more layer go through the layers together, as many documents at a time as fit, a
 whole model, to compare with. It costs the same FLOPs, and one reading of the checkpoint for each round and
 each group of documents.
 
-T tokens · E hidden size · V vocabulary · L layers.
+T tokens · E hidden size · V vocabulary · L layers · U units, each a layer or a block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from nanohybrid.config import HybridConfig
 from nanohybrid.data import Batch
 from nanohybrid.estimate.units import GIB
 from nanohybrid.model import HybridLM
 from nanohybrid.prune.calibration import Calibration
+from nanohybrid.prune.depth_units import LAYER, DepthUnits, depth_units
 from nanohybrid.prune.layerwise import LayerwiseModel, LoadedModel, head_gram
 
 BATCH_TOKENS = 4096
@@ -35,8 +37,8 @@ HIDDEN_BYTES = 2 * GIB
 
 @dataclass(frozen=True)
 class LayerRanking:
-    """score_L: mean squared change of the logits without each layer alone. order: the layers, the least
-    important first."""
+    """score_L: mean squared change of the logits without the unit of each layer alone. order: the layers, the
+    least important unit first."""
 
     score_L: Tensor
     order: tuple[int, ...]
@@ -49,17 +51,25 @@ def rank_layers(
     rounds: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     advance: Callable[[int], object] | None = None,
+    *,
+    units: DepthUnits | None = None,
+    per_parameter: bool = False,
 ) -> LayerRanking:
     """Rank the layers of a model in memory by skipping each in turn.
 
-    rounds: so many places of the order are found iteratively, as in the paper: the layer that changes the
-    logits least is removed before the next one is searched. The other layers follow by their one-shot scores.
+    rounds: so many units of the order are found iteratively, as in the paper: the one that changes the logits
+    least is removed before the next one is searched. The others follow by their one-shot scores. units: what
+    goes together; None: each layer alone. per_parameter: by the change for each parameter that goes.
     """
     gram_EE = head_gram(LoadedModel(model))
     batches = [batch.to(model.device) for batch in calibration.batches(batch_tokens)]
     expected = [model.hidden(batch.tokens_T, batch.layout) for batch in batches]
     return _rank(
-        model.config, rounds, lambda left: changes_without(model, left, batches, expected, gram_EE), advance
+        units or depth_units(model.config, LAYER),
+        rounds,
+        lambda left: changes_without(model, left, batches, expected, gram_EE),
+        per_parameter,
+        advance,
     )
 
 
@@ -70,6 +80,9 @@ def rank_layers_streamed(
     rounds: int = 0,
     hidden_bytes: int = HIDDEN_BYTES,
     advance: Callable[[int], object] | None = None,
+    *,
+    units: DepthUnits | None = None,
+    per_parameter: bool = False,
 ) -> LayerRanking:
     """As `rank_layers`, with one layer in memory at a time and at most about `hidden_bytes` of hidden states.
 
@@ -81,78 +94,91 @@ def rank_layers_streamed(
     batches = [batch.to(model.device) for batch in calibration.batches(batch_tokens)]
     gram_EE = head_gram(model)
     return _rank(
-        model.config, rounds, lambda left: changes_without_streamed(model, left, batches, gram_EE, advance)
+        units or depth_units(model.config, LAYER),
+        rounds,
+        lambda left: changes_without_streamed(model, left, batches, gram_EE, advance),
+        per_parameter,
     )
 
 
 def _rank(
-    config: HybridConfig,
+    units: DepthUnits,
     rounds: int,
-    changes_of: Callable[[list[int]], list[float]],
+    changes_of: Callable[[list[tuple[int, ...]]], list[float]],
+    per_parameter: bool,
     advance: Callable[[int], object] | None = None,
 ) -> LayerRanking:
-    """The ranking. changes_of: for each of the given layers, the change of the logits of a model of these
-    layers without it."""
-    left = list(range(config.num_hidden_layers))
-    score_L, removed = None, []
+    """The ranking. changes_of: for each of the given units, the change of the logits of a model of these
+    units without it."""
+    left = list(range(len(units.layers)))
+    cost = units.parameters if per_parameter else (1,) * len(left)
+    score_U, removed = None, []
     for number in range(max(1, min(rounds, len(left) - 1))):
-        changes = changes_of(left)
-        if score_L is None:
-            score_L = torch.tensor(changes)
+        changes = changes_of([units.layers[unit] for unit in left])
+        if score_U is None:
+            score_U = changes
         if number < rounds:
-            removed.append(left.pop(min(range(len(left)), key=changes.__getitem__)))
+            least = min(range(len(left)), key=lambda place: changes[place] / cost[left[place]])
+            removed.append(left.pop(least))
         if advance is not None:
             advance(1)
-    assert score_L is not None
-    rest = sorted(left, key=lambda layer: (float(score_L[layer]), layer))
-    return LayerRanking(score_L, (*removed, *rest))
+    assert score_U is not None
+    rest = sorted(left, key=lambda unit: (score_U[unit] / cost[unit], unit))
+    order = [layer for unit in (*removed, *rest) for layer in units.layers[unit]]
+    score_L = torch.tensor([score_U[unit] for unit, layers in enumerate(units.layers) for _ in layers])
+    return LayerRanking(score_L, tuple(order))
 
 
 def changes_without(
     model: HybridLM,
-    left: Sequence[int],
+    left: Sequence[Sequence[int]],
     batches: Sequence[Batch],
     expected: Sequence[Tensor],
     gram_EE: Tensor,
 ) -> list[float]:
-    """For each layer of `left`: the mean squared change of the logits when the model is `left` without it.
+    """For each unit of `left`, given by its layers: the mean squared change of the logits when the model is
+    `left` without it.
 
     expected: the final hidden states [T, E] of the whole model for each batch.
     """
     sums, tokens = [0.0] * len(left), 0
-    blocks = [model.backbone.layers[layer] for layer in left]
+    units = [[model.backbone.layers[layer] for layer in unit] for unit in left]
     for batch, final_TE in zip(batches, expected, strict=True):
         before_TE = model.backbone.embeddings(batch.tokens_T)
         tokens += batch.layout.tokens
-        for place, block in enumerate(blocks):
+        for place, unit in enumerate(units):
             h_TE = before_TE
-            for later in blocks[place + 1 :]:
-                h_TE = later(h_TE, batch.layout, None)
+            for block in chain.from_iterable(units[place + 1 :]):
+                h_TE = block(h_TE, batch.layout, None)
             change_TE = model.backbone.norm_f(h_TE) - final_TE
             sums[place] += squared_change(change_TE, gram_EE) / model.config.vocab_size
-            before_TE = block(before_TE, batch.layout, None)
+            for block in unit:
+                before_TE = block(before_TE, batch.layout, None)
     return [total / tokens for total in sums]
 
 
 def changes_without_streamed(
     model: LayerwiseModel,
-    left: Sequence[int],
+    left: Sequence[Sequence[int]],
     batches: Sequence[Batch],
     gram_EE: Tensor,
     advance: Callable[[int], object] | None = None,
 ) -> list[float]:
     """As `changes_without`, with one layer in memory at a time."""
-    sums, tokens, all_left = [0.0] * len(left), 0, len(left) == model.config.num_hidden_layers
+    place_of = {layer: place for place, unit in enumerate(left) for layer in unit}
+    sums, tokens, all_left = [0.0] * len(left), 0, len(place_of) == model.config.num_hidden_layers
     for batch in batches:
         (whole_TE,) = model.embedded([batch.tokens_T])
         expected_TE = whole_TE
-        without: list[Tensor] = []  # by layer: the hidden states so far of the model that lacks it
+        without: list[Tensor] = []  # by unit: the hidden states so far of the model that lacks it
         tokens += batch.layout.tokens
         for layer, block in enumerate(model.blocks()):
-            if layer in left:
+            if layer in place_of:
                 for place, h_TE in enumerate(without):
-                    without[place] = block(h_TE, batch.layout, None)
-                without.append(whole_TE)
+                    if place != place_of[layer]:
+                        without[place] = block(h_TE, batch.layout, None)
+                if len(without) == place_of[layer]:
+                    without.append(whole_TE)
                 whole_TE = block(whole_TE, batch.layout, None)
             expected_TE = whole_TE if all_left else block(expected_TE, batch.layout, None)
             if advance is not None:

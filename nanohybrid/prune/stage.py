@@ -3,18 +3,22 @@ remain."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from nanohybrid.checkpoint import CheckpointReader, load_config, refuse_quantized, resolve
+from nanohybrid.checkpoint.config_fields import OWN
+from nanohybrid.checkpoint.dialects import model_type
 from nanohybrid.config import HybridConfig
 from nanohybrid.data import TokenStore
 from nanohybrid.errors import InputError
 from nanohybrid.estimate import Footprint
 from nanohybrid.prune.calibration import Calibration
+from nanohybrid.prune.depth_units import AUTO, depth_units
 from nanohybrid.prune.importance import Importance
-from nanohybrid.prune.measure import ITERATIVE, importance_of
+from nanohybrid.prune.measure import ITERATIVE, PER_LAYER, DepthRanking, importance_of
 from nanohybrid.prune.slicing import prune_checkpoint
 from nanohybrid.prune.target import Target
 from nanohybrid.stages import open_stage, progress
@@ -34,6 +38,13 @@ class PruneRecipe:
     depth_importance: str = ITERATIVE
     """How layers are ranked where their number is given: iterative (as in the paper), one-shot, or cosine.
     The last two read the checkpoint layer by layer."""
+    depth_unit: str = AUTO
+    """What goes as one: block (attention and MLP), layer, or auto: blocks where the model's type knows only
+    blocks (llama, mistral, qwen3)."""
+    depth_score: str = PER_LAYER
+    """Rank by the change of the logits for each `layer`, or for each `parameter`, that goes."""
+    depth_tokens: int | None = None
+    """Calibration tokens of one round of the ranking. Not set: as many as take about a minute."""
 
     RENAMED: ClassVar[dict[str, str]] = {
         "outgoing": "scale_by_outgoing_norm",
@@ -41,6 +52,14 @@ class PruneRecipe:
         "length": "max_calibration_length",
         "layers_by": "depth_importance",
     }
+
+    def __post_init__(self) -> None:
+        _ = self.depth  # checks its names
+
+    @property
+    def depth(self) -> DepthRanking:
+        """How layers are ranked."""
+        return DepthRanking(self.depth_importance, self.depth_unit, self.depth_score, self.depth_tokens)
 
 
 def prune(
@@ -61,6 +80,7 @@ def prune(
     refuse_quantized(model)
     config = load_config(model)
     recipe.target.check(config)
+    depth_units(config, recipe.depth_unit)  # refuses blocks where there are none
     if importance is not None and calibration is not None:
         raise InputError("--importance and --calibration contradict each other: give one of the two")
     given = {"importance": importance, "calibration": calibration}
@@ -79,6 +99,7 @@ def prune(
         with progress("prune", tensors, "tensors") as bar:
             pruned = prune_checkpoint(model, selection, stage.directory, bar.advance)
         stage.measure(**sizes("parent", config), **sizes("pruned", pruned))
+        warn_of_type(config, pruned)
     return out
 
 
@@ -98,9 +119,20 @@ def _measured(
         folder,
         recipe.scale_by_outgoing_norm,
         rounds,
-        recipe.depth_importance,
+        recipe.depth,
         device=device,
     )
+
+
+def warn_of_type(config: HybridConfig, pruned: HybridConfig) -> None:
+    """Say on stderr where a model that other programs read has become one that they do not."""
+    before, after = model_type(config), model_type(pruned)
+    if after == OWN and before != OWN:
+        print(
+            f"nanohybrid: warning: the result is of the type {OWN}, which no other program reads; a {before} "
+            "model that loses whole blocks (attention and MLP) stays one",
+            file=sys.stderr,
+        )
 
 
 def sizes(name: str, config: HybridConfig) -> dict[str, object]:

@@ -130,7 +130,14 @@ class Target:
                     "the importance scores hold no ranking of layers: measure them with "
                     "--calibration, or use --drop-layers"
                 )
-            gone = set(importance.order[: base.num_hidden_layers - self.layers])
+            unit, wanted = importance.facts.get("unit_layers", 1), base.num_hidden_layers - self.layers
+            if wanted % unit:
+                raise InputError(
+                    f"--layers {self.layers}: this model loses whole blocks of {unit} layers, so that other "
+                    f"programs read it: nearest {self.layers - 1} or {self.layers + 1}; --depth-unit layer "
+                    "ranks single layers"
+                )
+            gone = set(importance.order[:wanted])
         return tuple(layer for layer in range(base.num_hidden_layers) if layer not in gone)
 
 

@@ -36,9 +36,10 @@ Advance = Callable[[int], object]
 class Quantization:
     """What quantizing did.
 
-    bytes_before, bytes_after: by kind of layer. errors: of each matrix, relative to its norm. unquantized:
-    matrices that stay as they are because the format cannot hold their rows. drift: relative difference of
-    the hidden states after each layer. drift and quality: only where there were documents.
+    bytes_before, bytes_after: of the tensors in the files, by kind of layer. errors: of each matrix, relative
+    to its norm. unquantized: matrices that stay as they are because the format cannot hold their rows. drift:
+    relative difference of the hidden states after each layer. drift and quality: only where there were
+    documents.
     """
 
     format: str
@@ -57,15 +58,16 @@ def quantize_checkpoint(
     documents: Calibration | None = None,
     advance: Advance | None = None,
     device: str = "cpu",
+    quantize_head: bool = False,
 ) -> Quantization:
     """Quantize the checkpoint `source` into `directory`.
 
     format: int8, int4 or fp8. documents: as above. advance: called with 1 after each tensor. device: where it
-    computes. Memory: one layer, the work on one matrix, and the documents' hidden states. Raises
-    CheckpointError, or InputError for weights that cannot be quantized.
+    computes. quantize_head: an untied head too. Memory: one layer, the work on one matrix, and the documents'
+    hidden states. Raises CheckpointError, or InputError for weights that cannot be quantized.
     """
     with CheckpointReader(source) as reader:
-        chosen = quantized_names(reader.config, format)
+        chosen = quantized_names(reader.config, format, quantize_head)
         dtypes = {name: reader.dtype(name) for name in reader.names()}
         with CheckpointWriter(
             directory, reader.config, dtypes, assets=source, formats=dict.fromkeys(chosen, format)
@@ -87,7 +89,8 @@ class _Quantizer:
         self.format, self.chosen, self.advance = format, chosen, advance
         self.specs = param_specs(reader.config)
         self.found = Quantization(
-            format, unquantized=[name for name in quantizable(reader.config) if name not in chosen]
+            format,
+            unquantized=[name for name in quantizable(reader.config) if name not in {*chosen, HEAD}],
         )
 
     def run(self, documents: Calibration | None) -> Quantization:
@@ -132,13 +135,12 @@ class _Quantizer:
         quantized = quantized_linear(name, tensor, self.format, importance_K) if name in self.chosen else None
         if quantized is None:
             self.writer.write(name, tensor)
-            after = tensor.nbytes
         else:
             self.writer.write_codes(name, quantized.codes, quantized.scales)
-            after = quantized.codes.nbytes + quantized.scales.nbytes
             self.found.errors[name] = _error(quantized, tensor)
         kind = part_label(self.specs[name].part)
-        for table, count in ((self.found.bytes_before, tensor.nbytes), (self.found.bytes_after, after)):
+        before, after = self.reader.stored_bytes_of(name), self.writer.stored_bytes_of(name)
+        for table, count in ((self.found.bytes_before, before), (self.found.bytes_after, after)):
             table[kind] = table.get(kind, 0) + count
         if self.advance is not None:
             self.advance(1)

@@ -27,6 +27,9 @@ class QuantizeRecipe:
 
     format: str = "int8"
     """int8, int4 or fp8."""
+    quantize_head: bool = False
+    """Quantize an untied head too. vLLM and SGLang read a quantized head in few formats, so it stays as it is
+    by default."""
     num_calibration_samples: int = 128
     """At most so many documents, where some are given. int4 chooses its scales on every other one and is
     evaluated on the rest."""
@@ -80,7 +83,9 @@ def quantize_stage(
             )
             TokenStore.from_documents(samples.samples).check_ids(vocab_size, documents)
         with progress("quantize", tensors, "tensors") as bar:
-            found = quantize_checkpoint(model, recipe.format, stage.directory, samples, bar.advance, device)
+            found = quantize_checkpoint(
+                model, recipe.format, stage.directory, samples, bar.advance, device, recipe.quantize_head
+            )
         both = {"before": model, recipe.format: stage.directory}
         answers = measure_accuracy(recipe.problems, recipe.tasks, 0, both, stage, device)
         stage.measure(**measures(found), **({"accuracy": answers} if answers else {}))

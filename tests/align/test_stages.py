@@ -61,6 +61,16 @@ def test_sft_lowers_the_loss_on_chats_and_copies_the_tokenizer(
     assert (out / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
 
+def test_sft_and_grpo_write_the_dtypes_of_their_input(base: Path, data: Path, tmp_path: Path) -> None:
+    save(load(base).bfloat16(), tmp_path / "bf16", assets=base)
+    outs = [
+        sft(SFT, tmp_path / "bf16", tmp_path / "sft", data),
+        grpo(GRPO, tmp_path / "bf16", tmp_path / "grpo"),
+    ]
+    for out in outs:
+        assert {tensor.dtype for tensor in load(out).state_dict().values()} == {torch.bfloat16}
+
+
 def test_sft_without_data_requires_a_text_share_of_0(base: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give --data DIR, or set"):
         sft(SFT, base, tmp_path / "sft")

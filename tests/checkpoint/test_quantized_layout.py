@@ -147,18 +147,38 @@ def of(tmp_path):
     return make
 
 
-def test_reader_reads_int8_packed_in_words(of):
+def as_written_before(path):
+    """Turn int8 as we write it into the layout of versions before 0.2: int8 codes under the plain name."""
+
+    def unpack(tensors):
+        for name in [name for name in tensors if name.endswith("weight_packed")]:
+            words, owner = tensors.pop(name).to(torch.int64), name.removesuffix("_packed")
+            inputs = int(tensors.pop(owner + "_shape")[1])
+            codes = torch.stack([(words >> 8 * i & 255) - 128 for i in range(4)], dim=-1).flatten(1)
+            tensors[owner] = codes[:, :inputs].to(torch.int8)
+
+    said = json.loads((path / "config.json").read_text())["quantization_config"]
+    for group in said["config_groups"].values():
+        group["format"] = "naive-quantized"
+    rewrite(path, unpack, quantization_config=said | {"format": "naive-quantized"})
+
+
+def test_reader_reads_int8_of_earlier_versions(of):
     model, path = of("int8")
-
-    def pack(tensors):
-        for name in [name for name in tensors if tensors[name].dtype == torch.int8]:
-            codes = tensors.pop(name).to(torch.int32) + 128
-            words = sum(codes[:, i::4].to(torch.int64) << 8 * i for i in range(4))
-            tensors[name + "_packed"] = (words - (words >= 1 << 31) * (1 << 32)).to(torch.int32)
-            tensors[name + "_shape"] = torch.tensor(codes.shape)
-
-    rewrite(path, pack)
+    as_written_before(path)
+    assert load_file(path / "model.safetensors")[IN_PROJ + "weight"].dtype == torch.int8
     same(model, load(path))
+
+
+def test_int8_rows_that_fill_no_word_survive_saving_and_loading(tmp_path):
+    sizes = dict(SIZES, intermediate_size=50)
+    model = HybridLM(HybridConfig("-", **sizes), seed=1).bfloat16().eval()
+    quantize_model(model, "int8")
+    save(model, tmp_path / "odd")
+    assert load_file(tmp_path / "odd" / "model.safetensors")[
+        "backbone.layers.0.mixer.down_proj.weight_packed"
+    ].shape == (64, 13)
+    same(model, load(tmp_path / "odd"))
 
 
 @pytest.mark.parametrize(("format", "group"), [("int8", None), ("int4", 64), ("int4", None)])
@@ -170,7 +190,7 @@ def test_reader_spreads_scales_of_larger_groups(of, format, group):
         for name in [name for name in tensors if name.endswith("weight_scale")]:
             scales = tensors[name].float()
             owner = name.removesuffix("_scale")
-            inputs = tensors[owner].shape[1] if format == "int8" else 8 * tensors[owner + "_packed"].shape[1]
+            inputs = int(tensors[owner + "_shape"][1])
             groups = 1 if group is None or inputs % group else inputs // group
             tensors[name] = scales[:, :groups].to(torch.float16).contiguous()
             weights[owner] = tensors[name].bfloat16(), inputs // groups
@@ -218,7 +238,7 @@ def test_reader_reads_hf_quant_config_without_a_key_in_config_json(of):
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo is NVFP4; of modelopt only FP8"),
         (
             {"quant_method": "compressed-tensors", "format": "marlin-24"},
-            "format is marlin-24; of compressed-tensors supported are naive",
+            "format is marlin-24; of compressed-tensors supported are pack",
         ),
         (
             {
@@ -279,6 +299,8 @@ IN_PROJ = "backbone.layers.0.mixer.in_proj."
 )
 def test_reader_names_codes_and_scales_that_do_not_fit(of, format, change, line):
     _, path = of(format)
+    if format == "int8":
+        as_written_before(path)
     rewrite(path, change)
     with pytest.raises(CheckpointError, match=line):
         load(path)

@@ -77,7 +77,8 @@ def command(folders, recipe, out):
 @pytest.fixture(scope="module")
 def result(folders):
     """The whole command for 80 % of what the parent takes in int8: what it remembers, and where."""
-    whole = Budget(1, 64, dtype="int8", step=STEP).memory(load(folders / "parent").config).total
+    budget = Budget(1, 64, dtype="int8", step=STEP, quantize_head=False)
+    whole = budget.memory(load(folders / "parent").config).total
     recipe, patch = replace(RECIPE, budget_bytes=int(0.8 * whole)), pytest.MonkeyPatch()
     with patch.context() as context:
         context.setattr(answers, "EvaluateRecipe", partial(EvaluateRecipe, max_tokens=6))

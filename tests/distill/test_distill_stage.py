@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from compress_models import make_model, write_folders
 
-from nanohybrid.checkpoint import save
+from nanohybrid.checkpoint import CheckpointReader, load, save
 from nanohybrid.cli.main import main
 from nanohybrid.data import Batch
-from nanohybrid.distill.loader import mixture
+from nanohybrid.distill.loader import DistillLoader, evaluation_batches, mixture
 from nanohybrid.distill.losses import kl_loss, mean_kl
 from nanohybrid.distill.recipe import DistillRecipe
 from nanohybrid.distill.stage import distill
@@ -91,3 +91,21 @@ def test_distill_refuses_models_with_other_vocabularies(folders, tmp_path):
     save(make_model().float(), tmp_path / "student")
     with pytest.raises(InputError, match="vocabulary of 60"):
         distill(DISTILL, tmp_path / "student", folders / "parent", folders / "sft", tmp_path / "out")
+
+
+def test_distill_writes_the_dtypes_of_the_student_and_measures_what_it_writes(folders, tmp_path):
+    """A student of a bf16 parent was written in fp32, and so was larger than its parent."""
+    model = load(folders / "parent")
+    save(model.bfloat16(), tmp_path / "student", assets=folders / "parent")
+    recipe = replace(DISTILL, tokens=200)
+    out = distill(recipe, tmp_path / "student", folders / "parent", folders / "sft", tmp_path / "out")
+    sizes = [(path / "model.safetensors").stat().st_size for path in (tmp_path / "student", out)]
+    assert sizes[0] == sizes[1]
+    with CheckpointReader(tmp_path / "student") as before, CheckpointReader(out) as after:
+        names = before.names()
+        assert {name: after.dtype(name) for name in names} == {name: before.dtype(name) for name in names}
+    measures = json.loads((out / "lineage.json").read_text())["measures"]
+    stores, weights = mixture(recipe, folders / "sft", None)
+    held_out = evaluation_batches(recipe, folders / "sft", DistillLoader(recipe, stores, weights))
+    both = [load(path, dtype="fp32") for path in (out, folders / "parent")]
+    assert mean_kl(*both, held_out) == pytest.approx(measures["kl_after"], rel=1e-6)

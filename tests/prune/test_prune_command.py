@@ -50,7 +50,7 @@ def parent(request, tmp_path_factory):
 def test_prune_command_equals_prune_model(parent, tmp_path, capsys):
     folder, kind = parent
     flags = ALL if kind == "hybrid" else [*ALL[:4], "--attention-heads", "2"]
-    layers = "6" if kind == "hybrid" else "3"
+    layers = "6" if kind == "hybrid" else "2"
     command = [
         "prune",
         str(folder),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from compress_models import SMALL, make_calibration
 
-from nanohybrid.checkpoint import CheckpointReader, load, save
+from nanohybrid.checkpoint import CheckpointReader, load, load_config, save
 from nanohybrid.cli.main import main
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
@@ -18,7 +18,7 @@ from nanohybrid.evaluate import EvaluateRecipe, evaluate
 from nanohybrid.evaluate import accuracy as answers
 from nanohybrid.evaluate.perplexity import loss_of
 from nanohybrid.model import HybridLM
-from nanohybrid.model.quantized import QuantizedLinear, format_in, quantize_model
+from nanohybrid.model.quantized import QuantizedLinear, format_in, quantizable, quantize_model
 from nanohybrid.ops.quantized import FORMATS
 from nanohybrid.prune.calibration import Calibration
 from nanohybrid.prune.layerwise import StreamedModel
@@ -65,21 +65,56 @@ def same(ours, theirs):
 def test_quantize_without_documents_equals_quantizing_in_memory(parent, tmp_path, format, capsys):
     assert main(["quantize", str(parent), "--out", str(tmp_path / "a"), "--to", format, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    want = load(parent)
-    quantize_model(want, format)
+    want, whole = load(parent), load(parent)
+    head = {"lm_head.weight"} & quantizable(want.config).keys()
+    assert quantize_model(want, format, quantize_head=False) == list(head)
     same(load(tmp_path / "a"), want)
-    same(load(tmp_path / "a"), load(parent, quantize=format))
+    quantize_model(whole, format)
+    same(load(tmp_path / "a", quantize=format), whole)
+    same(load(parent, quantize=format), whole)
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (parent / name).read_bytes()
     with CheckpointReader(tmp_path / "a") as reader:
-        footprint = Footprint.of(reader.config, torch.bfloat16, format=format)
-        assert (
-            reader.stored_bytes
-            == footprint.weight_bytes
-            == told["bytes_after"]
-            == sum(after for _, after in told["bytes_by_kind"].values())
-        )
+        footprint = Footprint.of(reader.config, torch.bfloat16, format=format, quantize_head=False)
+        shapes = 0 if format == "fp8" else 16 * len(reader.formats)
+        assert reader.stored_bytes == footprint.weight_bytes + shapes == told["bytes_after"]
+        assert reader.weight_bytes() == footprint.weight_bytes
+        loaded = Footprint.of(reader.config, torch.bfloat16, format=format).weight_bytes
+        assert reader.weight_bytes(format=format) == loaded
+    assert told["bytes_after"] == sum(after for _, after in told["bytes_by_kind"].values())
+    assert told["bytes_after"] == tensor_bytes(tmp_path / "a") and told["not_quantized"] == []
     assert told["bytes_before"] == Footprint.of(want.config).weight_bytes and "perplexity_before" not in told
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_quantize_head_quantizes_the_head_and_names_it_as_a_target(parent, tmp_path, format):
+    command = ["quantize", str(parent), "--out", str(tmp_path / "a"), "--to", format, "--quantize-head"]
+    assert main(command) == 0
+    untied = not load_config(parent).tie_word_embeddings
+    whole = load(parent)
+    quantize_model(whole, format)
+    same(load(tmp_path / "a"), whole)
+    said = json.loads((tmp_path / "a" / "config.json").read_text())["quantization_config"]
+    assert sum("lm_head" in group["targets"] for group in said["config_groups"].values()) == untied
+    assert ("lm_head" in said["ignore"]) != untied
+
+
+def test_quantize_counts_the_second_copy_of_a_tied_head(tmp_path, capsys):
+    model = HybridLM(HybridConfig("M-*", **SIZES, tie_word_embeddings=True), seed=1).bfloat16()
+    save(model, tmp_path / "tied")
+    assert (
+        main(["quantize", str(tmp_path / "tied"), "--out", str(tmp_path / "a"), "--to", "int8", "--json"])
+        == 0
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert told["bytes_before"] == tensor_bytes(tmp_path / "tied")
+    assert told["bytes_after"] == tensor_bytes(tmp_path / "a")
+
+
+def tensor_bytes(directory):
+    """Bytes of the tensors in the safetensors file of a directory."""
+    raw = (directory / "model.safetensors").read_bytes()
+    return len(raw) - 8 - int.from_bytes(raw[:8], "little")
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -154,7 +189,7 @@ def test_quantize_problems_evaluates_both_models(parent, tmp_path, capsys, monke
 
 def test_quantize_int4_weights_errors_by_inputs_and_evaluates_on_other_documents(parent, tmp_path):
     documents = Calibration.read(parent / "text.jsonl", parent)
-    quantize_checkpoint(parent, "int4", tmp_path / "a", documents)
+    quantize_checkpoint(parent, "int4", tmp_path / "a", documents, quantize_head=True)
     # the same by another way: the whole model in fp32 with hooks, on the even documents
     model = load(parent).eval()
     seen = {}
@@ -203,13 +238,13 @@ def test_quantize_restarts_after_an_interruption_and_gives_the_same_bytes(parent
     quantize_stage(recipe, parent, tmp_path / "whole")
     real = stages.quantize_checkpoint
 
-    def dying(model, format, directory, documents, advance, device):
+    def dying(model, format, directory, documents, advance, *more):
         def until(tensors):
             if (directory / ".checkpoint.writing").exists():
                 raise KeyboardInterrupt
             advance(tensors)
 
-        return real(model, format, directory, documents, until, device)
+        return real(model, format, directory, documents, until, *more)
 
     monkeypatch.setattr(stages, "quantize_checkpoint", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -347,7 +382,7 @@ def test_verify_fails_where_a_code_is_not_read_back(quantized, monkeypatch):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_generate_quantize_equals_the_quantized_checkpoint(parent, tmp_path, format, capsys):
-    stored = quantize_stage(QuantizeRecipe(format), parent, tmp_path / "stored")
+    stored = quantize_stage(QuantizeRecipe(format, quantize_head=True), parent, tmp_path / "stored")
     answers = []
     for command in ([str(parent), "--quantize", format], [str(stored)], [str(stored), "--quantize", format]):
         assert (
