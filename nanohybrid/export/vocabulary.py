@@ -54,7 +54,7 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary | None:
     stops = sorted(tokenizer.stop_ids - {tokenizer.eos_id})
     return Vocabulary(
         tokens, types, _merges(model), _rule(raw, path), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id,
-        stops, _adds_bos(raw, directory), _template(directory, tokenizer),
+        stops, tokenizer.adds_bos, _template(directory, tokenizer),
     )  # fmt: skip
 
 
@@ -110,19 +110,6 @@ def _pattern(step: dict[str, Any]) -> str | None:
     )
     found = (step.get("pattern") or {}).get("Regex")
     return found if isolated and isinstance(found, str) else None
-
-
-def _adds_bos(raw: dict[str, Any], directory: Path) -> bool:
-    """Whether transformers adds BOS: tokenizer_config.json decides, else the post-processor in
-    tokenizer.json."""
-    setting = read_settings(directory / "tokenizer_config.json").get("add_bos_token")
-    if isinstance(setting, bool):
-        return setting
-    processor = raw.get("post_processor") or {}
-    for step in processor.get("processors", [processor]):
-        if step.get("type") == "TemplateProcessing" and "SpecialToken" in (step.get("single") or [{}])[0]:
-            return True
-    return False
 
 
 def _template(directory: Path, tokenizer: Tokenizer) -> str | None:
