@@ -111,7 +111,8 @@ def step_bytes(llm: LLM, job: Job) -> int:
     formats = {
         module.format for module in model.modules() if isinstance(module, (PackedLinear, QuantizedLinear))
     } - {"bf16"}
-    quantized_head = getattr(model.lm_head, "format", "bf16") != "bf16"
+    head = None if config.tie_word_embeddings else model.lm_head
+    quantized_head = getattr(head, "format", "bf16") != "bf16"
     format = next(iter(formats), None)
     footprint = Footprint.of(config, model.dtype, format=format, quantize_head=quantized_head)
     table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * model.dtype.itemsize

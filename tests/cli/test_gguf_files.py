@@ -26,7 +26,7 @@ def hybrid(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    return export(checkpoint_of("llama", tmp_path_factory.mktemp("llama") / "model"), "q4_0")
+    return export(checkpoint_of("llama, tied", tmp_path_factory.mktemp("llama") / "model"), "q4_0")
 
 
 @pytest.fixture(scope="module")
