@@ -1,7 +1,7 @@
 """Matrices in the layouts that other programs publish, made and read back by the published definitions.
 
-Each function takes a weight [N, K] and returns its tensors by the last part of their names, and the numbers that
-these stand for by the definition, in fp64. Nothing of the package is used, and nothing is fast.
+Each function takes a weight [N, K] and returns its tensors by the last part of their names, and the numbers
+that these stand for by the definition, in fp64. Nothing of the package is used, and nothing is fast.
 """
 
 from __future__ import annotations
@@ -106,14 +106,11 @@ def nvfp4(weight, modelopt=True):
     scales = (w.abs().amax(-1) / 6 / second.double()).float().to(torch.float8_e4m3fn)
     exact = scales.double() * second.double()
     wanted = w / exact[..., None].clamp_min(1e-30)
-    codes = torch.zeros(w.shape, dtype=torch.uint8)
-    numbers = torch.zeros_like(w)
-    for index in np.ndindex(*w.shape):
-        distance = [abs(abs(float(wanted[index])) - value) for value in E2M1]
-        place, negative = int(np.argmin(distance)), float(wanted[index]) < 0
-        codes[index] = place + 8 * negative
-        numbers[index] = (-1 if negative else 1) * E2M1[place] * exact[index[:2]]
-    flat = codes.reshape(rows, columns)
+    values = torch.tensor(E2M1, dtype=torch.float64)
+    place = (wanted.abs()[..., None] - values).abs().argmin(-1)
+    codes = place + 8 * (wanted < 0)
+    numbers = torch.where(wanted < 0, -1.0, 1.0) * values[place] * exact[..., None]
+    flat = codes.to(torch.uint8).reshape(rows, columns)
     stored = flat[:, 0::2] | (flat[:, 1::2] << 4)
     if modelopt:
         parts = {"weight": stored, "weight_scale": scales, "weight_scale_2": second}

@@ -307,7 +307,7 @@ class _MatrixFiles:
     def __init__(self, reader: CheckpointReader) -> None:
         self._reader = reader
         self._owner = ""
-        self._kept: dict[str, Tensor] = {}
+        self._loaded: dict[str, Tensor] = {}
 
     def rows(self, entry: Entry, begin: int, end: int) -> Tensor:
         return self._reader.read_rows(entry, begin, end)
@@ -315,11 +315,11 @@ class _MatrixFiles:
     def whole(self, entry: Entry) -> Tensor:
         owner = entry.name.rpartition(".")[0]
         if owner != self._owner:
-            self._owner, self._kept = owner, {}
-        if entry.name not in self._kept:
+            self._owner, self._loaded = owner, {}
+        if entry.name not in self._loaded:
             flat = Entry(entry.path, entry.name, entry.dtype, (prod(entry.shape),), entry.begin, entry.end)
-            self._kept[entry.name] = self.rows(flat, 0, flat.shape[0]).view(entry.shape)
-        return self._kept[entry.name]
+            self._loaded[entry.name] = self.rows(flat, 0, flat.shape[0]).view(entry.shape)
+        return self._loaded[entry.name]
 
 
 def _bytes(entry: Entry) -> int:

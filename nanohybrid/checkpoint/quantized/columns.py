@@ -68,8 +68,8 @@ class Columns(Layout):
         check_part(parts[SCALES], tuple(FLOATS), (groups, outputs))
         if ORDER in parts:
             check_part(parts[ORDER], ("I32",), (inputs,))
-        kept = {part: parts[part] for part in (WEIGHT, ZEROS, SCALES, ORDER) if part in parts}
-        return cls(shape, kept, bits, awq, symmetric, zero_offset)
+        own = {part: parts[part] for part in (WEIGHT, ZEROS, SCALES, ORDER) if part in parts}
+        return cls(shape, own, bits, awq, symmetric, zero_offset)
 
     @property
     def main(self) -> Entry:

@@ -59,11 +59,11 @@ class Fp8Rows(Layout):
         if codes is None or codes.dtype != "F8_E4M3":
             return None
         check_part(codes, ("F8_E4M3",), shape)
-        kept = {part: parts[part] for part in (PLAIN, SCALE, INVERSE) if part in parts}
+        own = {part: parts[part] for part in (PLAIN, SCALE, INVERSE) if part in parts}
         if scales is not None and block is not None and _without_ones(scales) == _blocks(shape, block):
             if scales.dtype not in FLOATS:
                 raise wrong(scales, f"is {scales.dtype}; known is {' or '.join(FLOATS)}")
-            return cls(shape, kept, block)
+            return cls(shape, own, block)
         if block is not None and scales is not None and scales.shape not in ((), (1,), (shape[0], 1)):
             raise wrong(
                 scales,
@@ -71,7 +71,7 @@ class Fp8Rows(Layout):
                 f"{list(_blocks(shape, block))}",
             )
         row_scales(codes, scales, shape)
-        return cls(shape, kept)
+        return cls(shape, own)
 
     @property
     def main(self) -> Entry:
@@ -122,7 +122,7 @@ class Nvfp4Rows(Layout):
         if codes is None or codes.dtype != "U8":
             return None
         outputs, inputs = shape
-        kept = {part: parts[part] for part in (PACKED, PLAIN, SCALE, SECOND, GLOBAL) if part in parts}
+        own = {part: parts[part] for part in (PACKED, PLAIN, SCALE, SECOND, GLOBAL) if part in parts}
         if inputs % NVFP4_GROUP:
             raise wrong(codes, f"has rows of {inputs}, which are no multiple of {NVFP4_GROUP}")
         check_part(codes, ("U8",), (outputs, inputs // 2))
@@ -131,7 +131,7 @@ class Nvfp4Rows(Layout):
         check_part(parts[SCALE], ("F8_E4M3",), (outputs, inputs // NVFP4_GROUP))
         whole = parts.get(SECOND) or parts[GLOBAL]
         check_part(whole, ("F32",), whole.shape if whole.shape in ((), (1,)) else (1,))
-        return cls(shape, kept)
+        return cls(shape, own)
 
     @property
     def main(self) -> Entry:

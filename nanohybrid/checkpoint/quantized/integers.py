@@ -67,8 +67,8 @@ class IntegerRows(Layout):
         )
         if bits == 4 and inputs % 2:
             raise wrong(codes, f"has rows of {inputs}, and 4-bit numbers are read in pairs")
-        kept = {part: parts[part] for part in (PACKED, PLAIN, SCALE, SHAPE, ZERO_POINT) if part in parts}
-        found = cls(shape, kept, bits)
+        own = {part: parts[part] for part in (PACKED, PLAIN, SCALE, SHAPE, ZERO_POINT) if part in parts}
+        found = cls(shape, own, bits)
         _, groups = row_scales(codes, parts.get(SCALE), shape)
         if ZERO_POINT in parts:
             rows = -(-outputs * bits // WORD) if codes.dtype == "I32" else outputs

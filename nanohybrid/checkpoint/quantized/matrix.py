@@ -2,9 +2,9 @@
 
 Every layout is codes times scales (ops/quantized/formats.py), whatever its tensors are called and however
 they are packed. So a layout is a small class: which tensors it has (`parts`), the codes of some rows, and
-their scales. The rest follows from these. `decode` makes numbers of them. `packed` makes codes and scales of one of
-our formats, where `format` says that there is one with exactly these values; scales are rounded to the
-format's dtype.
+their scales. The rest follows from these. `decode` makes numbers of them. `packed` makes codes and scales of
+one of our formats, where `format` says that there is one with exactly these values; scales are rounded to
+the format's dtype.
 
 N outputs, K inputs, G groups of a row, R rows that are read.
 """
@@ -36,7 +36,7 @@ class Files(Protocol):
         """Rows [begin, end) along the first axis of a stored tensor, in its own dtype, on the host."""
 
     def whole(self, entry: Entry) -> Tensor:
-        """A whole tensor, which is kept until one of another matrix is asked for."""
+        """A whole tensor, which stays in memory until one of another matrix is asked for."""
 
 
 @dataclass(frozen=True)
