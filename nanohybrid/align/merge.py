@@ -41,8 +41,8 @@ def merge(recipe: MergeRecipe, first: Path, second: Path, out: Path) -> Path:
     with open_stage(out, "merge", recipe, {"first": first, "second": second}) as stage:
         if stage.complete:
             return out
-        model = load(first)
-        other = load(second).state_dict()
+        model = load(first, packed_blocks=False)
+        other = load(second, packed_blocks=False).state_dict()
         model.load_state_dict(interpolate(model.state_dict(), other, recipe.weight))
         save(model, stage.directory, assets=first)
     return out

@@ -20,20 +20,25 @@ from typing import Any
 from nanohybrid.checkpoint.config_fields import DENSE_TYPES, NEMOTRON, OWN, whole_numbers
 from nanohybrid.checkpoint.dense_config import dense_object, dense_type, parse_dense
 from nanohybrid.checkpoint.hybrid_config import hybrid_object, parse_hybrid
-from nanohybrid.checkpoint.jsonfile import read_object
+from nanohybrid.checkpoint.jsonfile import LARGEST, parse_object, read_object
 from nanohybrid.checkpoint.source import resolve
 from nanohybrid.config import OWN_FIELDS, HybridConfig, used_fields
 from nanohybrid.errors import CheckpointError, ConfigError, shown
+from nanohybrid.gguf import is_gguf
+from nanohybrid.gguf.texts import read_text
 from nanohybrid.model.mixers import kinds
 
 CONFIG = "config.json"
 
 
 def load_config(directory: str | Path) -> HybridConfig:
-    """The configuration of a checkpoint directory or an id of the Hub. Raises CheckpointError or ConfigError
-    in one line naming the file.
+    """The configuration of a checkpoint directory, a GGUF file or an id of the Hub.
+
+    Raises CheckpointError or ConfigError in one line naming the file.
     """
     directory = resolve(directory, weights=False)
+    if is_gguf(directory):
+        return _parsed(parse_object(read_text(directory / CONFIG, LARGEST), str(directory)), directory)
     if not directory.is_dir():
         raise CheckpointError(
             f"{directory}: {'is not a directory' if directory.exists() else 'no such directory'}; name a "
@@ -42,9 +47,13 @@ def load_config(directory: str | Path) -> HybridConfig:
     path = directory / CONFIG
     if not path.exists():
         raise CheckpointError(
-            f"{path}: no such file; a checkpoint is a directory of config.json and *.safetensors"
+            f"{path}: no such file; a checkpoint is a directory of config.json and *.safetensors, or a .gguf "
+            "file"
         )
-    raw = read_object(path)
+    return _parsed(read_object(path), path)
+
+
+def _parsed(raw: Mapping[str, Any], path: Path) -> HybridConfig:
     try:
         return parse(raw)
     except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -20,22 +21,30 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
     quantize: str | None = None,
+    packed_blocks: bool = True,
 ) -> HybridLM:
-    """Load a checkpoint, a directory or an id of the Hub, onto `device`, tensor by tensor.
+    """Load a checkpoint (a directory, a GGUF file or an id of the Hub) onto `device`, tensor by tensor.
 
-    Beside the weights it needs 16 MiB of host memory.
+    Beside the weights it needs 16 MiB of host memory. What becomes of the blocks of a GGUF file is printed in
+    one line on standard error.
 
     dtype     of the parameters, also by name ("bf16"); None keeps the stored types. Quantized matrices
               keep their format.
     quantize  int8, int4 or fp8: quantize each matrix while it is read, some rows at a time, with 20 MiB
               beside the result
+    packed_blocks  whether matrices of a GGUF file whose codes are in a format of ours stay quantized, where
+              no dtype and no other format is asked for; else they become numbers
 
     Raises CheckpointError or ConfigError for a damaged or unknown checkpoint, and InputError for a bad dtype
     or format, or where the weights exceed the free memory.
     """
     dtype = as_dtype(dtype)
     with CheckpointReader(directory) as reader:
-        chosen = reader.to_quantize(quantize)
+        chosen, unchanged = reader.to_quantize(quantize), dict[str, str]()
+        if packed_blocks:
+            unchanged = reader.unchanged(dtype, quantize)
+        if (line := reader.told(unchanged, dtype, quantize)) is not None:
+            print(f"nanohybrid: {line}", file=sys.stderr)
         check_memory(reader.config, reader.weight_bytes(dtype, quantize), device)
         reader.check_tied_head()
         with torch.device("meta"):
@@ -44,6 +53,8 @@ def load(
             owner, _, leaf = name.rpartition(".")
             if name in reader.formats:
                 replace(model, owner, QuantizedLinear(*reader.codes(name, device)))
+            elif name in unchanged:
+                replace(model, owner, QuantizedLinear(*reader.packed(name, device)))
             elif name in chosen and quantize is not None:
                 replace(model, owner, quantized_linear(name, reader.rows(name, device), quantize))
             else:

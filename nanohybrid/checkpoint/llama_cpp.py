@@ -22,7 +22,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nanohybrid.checkpoint.config_fields import NEMOTRON, QWEN
+from nanohybrid.checkpoint.config_fields import DENSE_TYPES, NEMOTRON, QWEN
 from nanohybrid.checkpoint.dialects import model_type
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
@@ -119,12 +119,12 @@ def sizes(config: HybridConfig) -> dict[str, Value]:
     }  # fmt: skip
 
 
-def targets(config: HybridConfig) -> dict[str, Target]:
+def targets(config: HybridConfig, kind: str | None = None) -> dict[str, Target]:
     """The model's name of each tensor -> its target, in the order of the forward pass.
 
-    A tied head is stored once.
+    A tied head is stored once. kind: llama.cpp's architecture; None takes that of the configuration.
     """
-    kind = architecture(config)
+    kind = kind or architecture(config)
     return {
         name: _target(name, declared.shape, declared.part, kind, config)
         for name, declared in param_specs(config).items()
@@ -138,7 +138,7 @@ def _target(name: str, shape: tuple[int, ...], part: str, kind: str, config: Hyb
     _, _, index, *rest = name.split(".")
     block, leaf = int(index), ".".join(rest).removeprefix("mixer.")
     if ".".join(rest) == "norm.weight":
-        after_attention = kind == QWEN and part == MLP.symbol
+        after_attention = kind in DENSE_TYPES and part == MLP.symbol
         return Target(
             f"blk.{_block(block, kind)}.{'ffn_norm' if after_attention else 'attn_norm'}.weight",
             shape,
@@ -155,5 +155,5 @@ def _target(name: str, shape: tuple[int, ...], part: str, kind: str, config: Hyb
 
 
 def _block(layer: int, kind: str) -> int:
-    """The block of a layer; a block of Qwen3 is two of our layers."""
-    return layer // 2 if kind == QWEN else layer
+    """The block of a layer; a block of Llama and Qwen3 is two of our layers."""
+    return layer // 2 if kind in DENSE_TYPES else layer

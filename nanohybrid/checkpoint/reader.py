@@ -1,12 +1,14 @@
-"""Reading of checkpoints tensor by tensor.
+"""Reading of checkpoints tensor by tensor: directories of safetensors files, and GGUF files.
 
-The headers of all files are checked on opening; weights are read on demand.
+The headers of all files are checked on opening; weights are read on demand. What is particular to GGUF is in
+gguf_source.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +18,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from nanohybrid.checkpoint import gguf_source
 from nanohybrid.checkpoint.dialects import load_config
+from nanohybrid.checkpoint.gguf_source import BlockEntry
 from nanohybrid.checkpoint.header import FLOATS, TYPES, WIDTHS, Entry, read_header, shown
 from nanohybrid.checkpoint.jsonfile import read_object
 from nanohybrid.checkpoint.match import INDEX, SINGLE, Quantized, match
@@ -27,6 +31,7 @@ from nanohybrid.checkpoint.source import resolve
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.files import open_regular
+from nanohybrid.gguf import is_gguf, open_gguf
 from nanohybrid.model.quantized import check_format, quantized_names
 from nanohybrid.ops import quantized
 
@@ -34,20 +39,31 @@ CHUNK_BYTES = 16 * 2**20  # buffer size where the type or the device of a tensor
 
 
 class CheckpointReader:
-    """An open checkpoint directory. On opening, all files must have valid headers, and exactly the tensors of
-    the model.
+    """An open checkpoint: a directory, or a GGUF file. On opening, all files must have valid headers, and
+    exactly the tensors of the model.
 
-    Names are those of the model (`backbone.layers.0...`), whatever the files use. Raises CheckpointError or
-    ConfigError.
+    Names are those of the model (`backbone.layers.0...`), whatever the files use. The matrices of a GGUF file
+    are read as numbers, whatever blocks they are stored in; `packable` says which of them can be read as
+    codes too. Raises CheckpointError or ConfigError.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = resolve(directory)
         self._quantized: dict[str, Quantized]
         self.config: HybridConfig = load_config(self.directory)
-        found = _open_headers(self.directory, self.config.tie_word_embeddings)
-        matched = match(self.directory, found, self.config, is_quantized(self.directory))
-        self._entries, self._quantized, self._head_copy = matched.plain, matched.quantized, matched.head_copy
+        self.packable: dict[str, str] = {}
+        """The matrices of a GGUF file that `packed` reads, and the format of each."""
+        self._matrix_dtype: torch.dtype | None = None  # of all matrices of a GGUF file
+        if is_gguf(self.directory):
+            self._entries = gguf_source.entries(open_gguf(self.directory), self.config)
+            self._quantized, self._head_copy = {}, None
+            self.packable = gguf_source.packable(self._entries, self.config)
+            self._matrix_dtype = gguf_source.matrix_dtype(self._entries)
+        else:
+            found = _open_headers(self.directory, self.config.tie_word_embeddings)
+            matched = match(self.directory, found, self.config, is_quantized(self.directory))
+            self._entries, self._quantized = matched.plain, matched.quantized
+            self._head_copy = matched.head_copy
         self._file: tuple[Path, BinaryIO] | None = None
 
     def __enter__(self) -> CheckpointReader:
@@ -95,11 +111,13 @@ class CheckpointReader:
 
     def weight_bytes(self, dtype: torch.dtype | None = None, format: str | None = None) -> int:
         """Bytes of the weights after `load` with this dtype (None: as stored) and quantization format."""
-        chosen = self.to_quantize(format)
+        chosen, unchanged = self.to_quantize(format), self.unchanged(dtype, format)
         total = 0
         for name in self.names():
             shape = self.shape(name)
-            if name in self.formats:
+            if name in unchanged:
+                total += gguf_source.packed_bytes(unchanged[name], shape[0], shape[1])
+            elif name in self.formats:
                 total += quantized.stored_bytes(self.formats[name], *self._quantized[name].shape)
             elif name in chosen and format is not None:
                 total += quantized.stored_bytes(format, shape[0], shape[1])
@@ -126,16 +144,31 @@ class CheckpointReader:
         return chosen & {HEAD} - self.formats.keys() if stored else chosen
 
     def dtype(self, name: str) -> torch.dtype:
-        """The stored type of a tensor. Raises CheckpointError for a quantized one."""
-        return FLOATS[self._plain(name).dtype]
+        """The type in which a tensor is read where none is asked for: as stored.
+
+        All matrices of a GGUF file have one type, bfloat16 where any of them is in blocks. Raises
+        CheckpointError for a quantized tensor.
+        """
+        return self._read_dtype(self._plain(name))
+
+    def _read_dtype(self, entry: Entry) -> torch.dtype:
+        matrix = len(entry.shape) == 2
+        return self._matrix_dtype if matrix and self._matrix_dtype is not None else FLOATS[entry.dtype]
 
     @property
     def common_dtype(self) -> torch.dtype:
         """The type of most bytes that are not quantized."""
-        size = {
-            name: sum(e.end - e.begin for e in self._entries.values() if e.dtype == name) for name in FLOATS
-        }
-        return FLOATS[max(FLOATS, key=size.__getitem__)]
+        count = dict.fromkeys(FLOATS.values(), 0)
+        for entry in self._entries.values():
+            dtype = self._read_dtype(entry)
+            count[dtype] += prod(entry.shape) * dtype.itemsize
+        return max(count, key=count.__getitem__)
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """The types of the tensors as the files call them, and how many tensors have each."""
+        found = Counter(entry.dtype for entry in self._entries.values())
+        return dict(found + Counter(matrix.format for matrix in self._quantized.values()))
 
     def tensor(
         self, name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
@@ -166,6 +199,36 @@ class CheckpointReader:
             if matrix.format == "int8":
                 codes = codes.bitwise_xor_(SIGN_BIT).view(torch.int8)[:, : matrix.shape[1]].contiguous()
         return codes, quantized.expand_scales(scales, matrix.format, *matrix.shape)
+
+    def unchanged(self, dtype: torch.dtype | None, quantize: str | None) -> dict[str, str]:
+        """The matrices of a GGUF file whose codes `load` takes as they are, and the format of each: those in
+        `packable`, where no dtype and no other format is asked for.
+        """
+        if dtype is not None and quantize is None:
+            return {}
+        return {name: own for name, own in self.packable.items() if quantize in (None, own)}
+
+    def told(
+        self, unchanged: Mapping[str, str], dtype: torch.dtype | None, quantize: str | None
+    ) -> str | None:
+        """One line on what becomes of the matrices of a GGUF file; None where all stay what they are, and for
+        other checkpoints.
+
+        unchanged: the matrices whose codes are taken. dtype, quantize: as given to `load`.
+        """
+        if self._matrix_dtype is None:
+            return None
+        matrices = {name: entry for name, entry in self._entries.items() if len(entry.shape) == 2}
+        formats = dict.fromkeys(self.to_quantize(quantize), quantize or "") | dict(unchanged)
+        line = gguf_source.told(matrices, formats, unchanged.keys(), dtype or self._matrix_dtype)
+        return f"{self.directory.name}: {line}" if line else None
+
+    def packed(self, name: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+        """Codes and scales of a matrix in `packable`, the codes as they are in the GGUF file."""
+        entry = self._entries[name]
+        with _disk_errors(entry):
+            codes, scales = gguf_source.codes_and_scales(self._open(entry.path), entry)
+        return codes.to(device), scales.to(device)
 
     def _whole(self, entry: Entry, device: str | torch.device) -> Tensor:
         target = torch.empty(entry.shape, dtype=TYPES[entry.dtype], device=device)
@@ -198,7 +261,10 @@ class CheckpointReader:
                 )
 
     def read_rows(self, entry: Entry, begin: int, end: int) -> Tensor:
-        """Rows [begin, end) of a stored matrix, on the host."""
+        """Rows [begin, end) of a stored matrix, on the host; those of a GGUF file's blocks in fp32."""
+        if isinstance(entry, BlockEntry):
+            with _disk_errors(entry):
+                return torch.cat(list(gguf_source.decoded(self._open(entry.path), entry, begin, end)))
         row = (entry.end - entry.begin) // entry.shape[0]
         part = Entry(
             entry.path,
@@ -214,6 +280,9 @@ class CheckpointReader:
         return target
 
     def _copy(self, entry: Entry, target: Tensor) -> None:
+        if isinstance(entry, BlockEntry):
+            self._decode(entry, target)
+            return
         file, dtype = self._open(entry.path), TYPES[entry.dtype]
         file.seek(entry.begin)
         if target.dtype == dtype and target.device.type == "cpu":
@@ -225,6 +294,12 @@ class CheckpointReader:
             chunk = buffer[: min(count, target.numel() - begin)]
             _fill(file, chunk, entry)
             target[begin : begin + len(chunk)].copy_(chunk)
+
+    def _decode(self, entry: BlockEntry, target: Tensor) -> None:
+        at = 0
+        for rows in gguf_source.decoded(self._open(entry.path), entry, 0, entry.shape[0]):
+            target[at : at + rows.numel()].copy_(rows.flatten())
+            at += rows.numel()
 
     def _open(self, path: Path) -> BinaryIO:
         if self._file is None or self._file[0] != path:
@@ -273,8 +348,8 @@ def _disk_errors(entry: Entry) -> Iterator[None]:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a directory has weight files, valid or not; an index alone is none."""
-    return any(directory.glob("*.safetensors"))
+    """Whether a checkpoint has weights, valid or not; an index alone is none."""
+    return is_gguf(directory) or any(directory.glob("*.safetensors"))
 
 
 def _open_headers(directory: Path, tied: bool) -> dict[str, Entry]:

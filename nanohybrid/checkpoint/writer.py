@@ -29,6 +29,7 @@ from nanohybrid.checkpoint.quantized.written import PLAIN, written_parts, writte
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.files import flush, publish, scratch
+from nanohybrid.gguf.texts import copy_texts
 from nanohybrid.model.quantized import quantizable
 from nanohybrid.model.spec import param_specs
 
@@ -51,7 +52,7 @@ class CheckpointWriter:
                 writer.write(name, prune(reader.tensor(name)))
 
     dtype    of all tensors, or of each by name
-    assets   a directory from which tokenizer and chat template are copied
+    assets   a checkpoint from which tokenizer and chat template are taken
     formats  format of each matrix that is stored quantized, by name; `write_codes` writes these
 
     Raises InputError for a bad directory or dtype, and CheckpointError for disk errors and for missing,
@@ -197,9 +198,8 @@ class CheckpointWriter:
                 {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))},
             )
         _dump(self._temporary / GENERATION, _generation(self.config))
-        for name in ASSETS:
-            if self.assets is not None and (self.assets / name).is_file():
-                shutil.copyfile(self.assets / name, self._temporary / name)
+        if self.assets is not None:
+            copy_texts(self.assets, ASSETS, self._temporary)
 
     def _quantization(self) -> dict[str, object]:
         """The quantization in config.json; empty without quantized matrices."""

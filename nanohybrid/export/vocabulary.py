@@ -13,23 +13,14 @@ from typing import Any
 
 from nanohybrid.checkpoint.jsonfile import read_object
 from nanohybrid.errors import CheckpointError
+from nanohybrid.gguf.splitting import DIGIT, GPT2, RULES, rule_names
 from nanohybrid.text import ChatTemplate, Tokenizer
-from nanohybrid.text.bytelevel import BYTE_TO_CHARACTER, SPLIT_PATTERN
+from nanohybrid.text.bytelevel import BYTE_TO_CHARACTER
 from nanohybrid.text.tokenizer import EOS, TOKENIZER_FILE
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 
 UNUSED_BYTE = BYTE_TO_CHARACTER[0xFF]  # a byte that does not occur in UTF-8
-
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS, _REST = r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# llama.cpp's name of a rule -> the rule, and whether a part that is a token is used without merging
-RULES: dict[str, tuple[str | None, bool]] = {
-    "tekken": (SPLIT_PATTERN, True),
-    "qwen2": (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}", False),
-    "llama-bpe": (rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}", True),
-    "gpt-2": (None, False),  # the built-in rule of ByteLevel
-}
 
 
 @dataclass(frozen=True)
@@ -93,31 +84,32 @@ def _merges(model: dict[str, Any]) -> list[str]:
 
 def _rule(raw: dict[str, Any], path: Path) -> str:
     """llama.cpp's name of the splitting rule. Raises CheckpointError where it has none."""
-    steps = raw.get("pre_tokenizer") or {}
-    steps = steps.get("pretokenizers", [steps])
+    found = _patterns(raw.get("pre_tokenizer") or {})
     whole = bool((raw.get("model") or {}).get("ignore_merges"))
-    for name, (pattern, takes_whole) in RULES.items():
-        if _is_rule(steps, pattern) and takes_whole == whole:
+    for name, rule in RULES.items():
+        if found == rule.patterns and rule.whole_tokens == whole:
             return name
-    raise CheckpointError(f"{path}: its splitting rule is not one of llama.cpp's ({', '.join(RULES)})")
+    known = ", ".join(rule_names())
+    raise CheckpointError(f"{path}: its splitting rule is not one of llama.cpp's ({known})")
 
 
-def _is_rule(steps: list[dict[str, Any]], pattern: str | None) -> bool:
-    *split, last = steps
-    if (
-        last.get("type") != "ByteLevel"
-        or last.get("add_prefix_space")
-        or bool(last.get("use_regex")) != (pattern is None)
-    ):
-        return False
-    if pattern is None:
-        return not split
-    wanted = {"type": "Split", "pattern": {"Regex": pattern}, "invert": False}
-    return (
-        len(split) == 1
-        and all(split[0].get(key) == value for key, value in wanted.items())
-        and split[0].get("behavior") == "Isolated"
+def _patterns(pre_tokenizer: dict[str, Any]) -> tuple[str, ...] | None:
+    """The expressions of a pre-tokenizer of tokenizer.json, in their order; None for another kind of it."""
+    *before, last = pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return None
+    found = [_pattern(step) for step in before] + ([GPT2] if last.get("use_regex") else [])
+    return tuple(one for one in found if one is not None) if None not in found else None
+
+
+def _pattern(step: dict[str, Any]) -> str | None:
+    if step.get("type") == "Digits" and step.get("individual_digits"):
+        return DIGIT
+    isolated = (
+        step.get("type") == "Split" and step.get("behavior") == "Isolated" and step.get("invert") is False
     )
+    found = (step.get("pattern") or {}).get("Regex")
+    return found if isolated and isinstance(found, str) else None
 
 
 def _adds_bos(raw: dict[str, Any], directory: Path) -> bool:

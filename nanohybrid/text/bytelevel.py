@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
+from nanohybrid.gguf.splitting import TEKKEN
+
 
 def _alphabet() -> list[str]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -20,21 +22,8 @@ def _alphabet() -> list[str]:
 BYTE_TO_CHARACTER = _alphabet()
 CHARACTER_TO_BYTE = {character: value for value, character in enumerate(BYTE_TO_CHARACTER)}
 
-# The splitting rule of tekken: words that start in upper case or end in lower case (with one punctuation
-# character or space before them), single digits, punctuation with the newlines after it, and white space.
-_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
-_BEFORE_A_WORD = r"[^\r\n\p{L}\p{N}]?"
-SPLIT_PATTERN = "|".join(
-    (
-        rf"{_BEFORE_A_WORD}[{_UPPER}]*[{_LOWER}]+",
-        rf"{_BEFORE_A_WORD}[{_UPPER}]+[{_LOWER}]*",
-        r"\p{N}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
+SPLIT_PATTERN = TEKKEN
+"""The splitting rule of Nemotron's tokenizer."""
 
 
 def to_characters(raw: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Text and JSON files beside the weights, read as untrusted input."""
+"""Text and JSON files beside the weights, or in the metadata of a GGUF file, read as untrusted input."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from nanohybrid.errors import CheckpointError
-from nanohybrid.files import read_regular
+from nanohybrid.gguf import texts
 
 LARGEST_SETTINGS = 64_000_000
 """Bytes of a file of settings at most."""
+
+
+def exists(path: Path) -> bool:
+    """Whether a checkpoint has the file CHECKPOINT/NAME."""
+    return texts.has_text(path)
 
 
 def read_text(path: Path, most: int) -> str:
@@ -19,7 +24,7 @@ def read_text(path: Path, most: int) -> str:
     Raises CheckpointError where it cannot be read, is no regular file or no UTF-8.
     """
     try:
-        return read_regular(path, most).decode("utf-8-sig")
+        return texts.read_text(path, most).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path}: cannot be read as text ({reason})") from None
@@ -30,7 +35,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError for a damaged one.
     """
-    if not path.exists():
+    if not exists(path):
         return {}
     try:
         value = json.loads(read_text(path, LARGEST_SETTINGS))

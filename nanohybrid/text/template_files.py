@@ -1,5 +1,7 @@
 """The chat templates of a checkpoint directory, in all places where Hugging Face puts them.
 
+A GGUF file has the first two in its metadata.
+
 chat_template.jinja                    the default
 tokenizer_config.json, chat_template   the default where that file is missing, or a list of all
 additional_chat_templates/NAME.jinja   the others, by name
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nanohybrid.errors import CheckpointError
-from nanohybrid.text.settings import read_settings, read_text
+from nanohybrid.text.settings import exists, read_settings, read_text
 
 TEMPLATE_FILE, SETTINGS_FILE = "chat_template.jinja", "tokenizer_config.json"
 ADDITIONAL = "additional_chat_templates"
@@ -37,7 +39,7 @@ def read_templates(directory: Path) -> tuple[dict[str, tuple[str, str]], dict[st
                 f"{settings_file}: chat_template must be a string, or a list of names and templates"
             )
         found.setdefault(name, (str(settings_file), source))
-    if file.exists():
+    if exists(file):
         found[DEFAULT] = (str(file), _read(file))
     elif named and DEFAULT not in found:
         raise CheckpointError(

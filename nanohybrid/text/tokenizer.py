@@ -16,8 +16,9 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.files import atomic_write
+from nanohybrid.gguf import is_gguf
 from nanohybrid.text.bytelevel import to_bytes
-from nanohybrid.text.settings import read_settings, read_text
+from nanohybrid.text.settings import exists, read_settings, read_text
 
 TOKENIZER_FILE = "tokenizer.json"
 BOS, EOS, PAD = "<s>", "<SPECIAL_12>", "<unk>"
@@ -223,7 +224,9 @@ def _whole(text: str) -> str:
 
 
 def _read(path: Path) -> RawTokenizer:
-    if not path.exists():
+    if not exists(path):
+        if is_gguf(path.parent):
+            raise CheckpointError(f"{path.parent}: has no tokenizer, so it cannot read text")
         raise CheckpointError(
             f"{path}: no such file; `nanohybrid tokenizer tekken --out {path.parent}` writes that of Nemotron"
         )

@@ -8,7 +8,8 @@ import pytest
 
 from nanohybrid.errors import CheckpointError
 from nanohybrid.export.gguf_file import GgufExport
-from nanohybrid.export.vocabulary import RULES, read_vocabulary
+from nanohybrid.export.vocabulary import read_vocabulary
+from nanohybrid.gguf.splitting import rule_names
 from nanohybrid.text import ChatTemplate
 
 QWEN = (
@@ -124,7 +125,7 @@ def test_vocabulary_refuses_a_similar_splitting_rule(directory, edit, change):
     edit(change)
     with pytest.raises(
         CheckpointError,
-        match=rf"tokenizer.json: its splitting rule is not one of llama.cpp's \({', '.join(RULES)}\)",
+        match=rf"tokenizer.json: its splitting rule is not one of llama.cpp's \({', '.join(rule_names())}\)",
     ):
         read_vocabulary(directory, 350)
 
