@@ -27,7 +27,6 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, shown
 from nanohybrid.gguf import GgufFile, GgufTensor
 from nanohybrid.gguf.blocks import DTYPES, values
-from nanohybrid.gguf.configuration import LLAMA
 from nanohybrid.gguf.kinds import FLOATS, KINDS
 from nanohybrid.gguf.rope import FREQUENCIES
 from nanohybrid.model.quantized import quantizable
@@ -37,7 +36,6 @@ PIECE = 1 << 20  # weights that are decoded at once
 GROUP = 32
 SAME = {"Q4_0": "int4", "Q8_0": "int8", "Q5_0": "int8"}
 """The blocks whose codes are ours, and the format."""
-PAIRED = ("attn_q.weight", "attn_k.weight")
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,7 @@ def entries(file: GgufFile, config: HybridConfig) -> dict[str, Entry]:
                 f"{tensor.path}: {target.name}: is {list(tensor.shape)}, but the metadata says "
                 f"{list(target.shape)}"
             )
-        head_rows = config.head_dim if file.architecture == LLAMA and target.name.endswith(PAIRED) else 0
-        result[name] = _entry(tensor, wanted[name].shape, head_rows, target.role == "decay")
+        result[name] = _entry(tensor, wanted[name].shape, target.head_rows, target.role == "decay")
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise file.wrong(f"{shown(next(iter(found)))}{more}: is no tensor of its {file.architecture}")

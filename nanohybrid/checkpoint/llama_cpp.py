@@ -1,9 +1,10 @@
 """llama.cpp's architectures, keys and tensor names for our models. This module needs neither torch nor the
 gguf library.
 
-Hybrids are `nemotron_h`, dense models of Qwen3's architecture are `qwen3`. Two lists with one number per
-layer tell llama.cpp the kinds of a hybrid's layers: MLP width and number of key/value heads. Where both are
-0, the layer is Mamba-2.
+Hybrids are `nemotron_h`, dense models `llama` (Mistral's too), or `qwen3` with a norm of queries and keys.
+Two lists with one number per layer tell llama.cpp the kinds of a hybrid's layers: MLP width and number of
+key/value heads. Where both are 0, the layer is Mamba-2. In a head of a Llama, llama.cpp rotates neighbors, so
+the rows of q_proj and k_proj are stored in pairs: of a head's D rows 0, D/2, 1, D/2 + 1, ...
 
     ours                                    nemotron_h                 stored as
     backbone.layers.7.mixer.A_log           blk.7.ssm_a                -exp(A_log), [H, 1]
@@ -13,7 +14,7 @@ layer tell llama.cpp the kinds of a hybrid's layers: MLP width and number of key
                                             size 1
     backbone.layers.7.mixer.norm.weight     blk.7.ssm_norm.weight      [groups, channels of a group]
 
-Names and shapes: llama.cpp's src/llama-arch.cpp, src/models/nemotron-h.cpp and qwen3.cpp (November 2026).
+Names and shapes: llama.cpp's src/llama-arch.cpp and src/models/{nemotron-h,llama,qwen3}.cpp (November 2026).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from nanohybrid.checkpoint.config_fields import DENSE_TYPES, NEMOTRON, QWEN
+from nanohybrid.checkpoint.config_fields import DENSE_TYPES, LLAMA, MISTRAL, NEMOTRON, QWEN
 from nanohybrid.checkpoint.dialects import model_type
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
@@ -52,6 +53,8 @@ class Target:
     name: str
     shape: tuple[int, ...]
     role: Role
+    head_rows: int = 0
+    """Rows of a head where they are stored in pairs, else 0."""
 
 
 def architecture(config: HybridConfig) -> str:
@@ -60,8 +63,8 @@ def architecture(config: HybridConfig) -> str:
     Raises InputError, naming the option, where it has none.
     """
     kind = model_type(config)
-    if kind == QWEN:
-        return kind
+    if kind in DENSE_TYPES:
+        return LLAMA if kind == MISTRAL else kind
     if kind == NEMOTRON:
         _check_hybrid(config)
         return kind
@@ -71,7 +74,7 @@ def architecture(config: HybridConfig) -> str:
     options = unknown or [option for mixer in kinds(config.pattern) for option in mixer.gguf_options(config)]
     raise InputError(
         f"llama.cpp has no architecture for the pattern {config.pattern[:40]} with {' and '.join(options)}: "
-        "it knows hybrids without these, and *-*-... with all three"
+        "it knows hybrids without these, and *-*-... with rotary positions and a gated MLP"
     )
 
 
@@ -99,11 +102,13 @@ def sizes(config: HybridConfig) -> dict[str, Value]:
         "attention.key_length": config.head_dim, "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": config.layer_norm_epsilon,
     }  # fmt: skip
-    if kind == QWEN:
+    if kind in (LLAMA, QWEN):
         assert config.rope_theta is not None
+        rotated = {"rope.dimension_count": config.head_dim} if kind == LLAMA else {}
         return common | {
             "block_count": config.num_hidden_layers // 2, "feed_forward_length": config.intermediate_size,
-            "attention.head_count_kv": config.num_key_value_heads, "rope.freq_base": config.rope_theta,
+            "attention.head_count_kv": config.num_key_value_heads,
+            "rope.freq_base": float(config.rope_theta), **rotated,
         }  # fmt: skip
     return common | {
         "block_count": config.num_hidden_layers, "attention.layer_norm_epsilon": config.layer_norm_epsilon,
@@ -151,7 +156,8 @@ def _target(name: str, shape: tuple[int, ...], part: str, kind: str, config: Hyb
         return Target(place, (config.n_groups, config.mamba_inner_size // config.n_groups), "vector")
     if leaf == "conv1d.weight":
         return Target(place, (shape[0], shape[2]), "vector")
-    return Target(place, shape, "matrix" if len(shape) == 2 else "vector")
+    paired = config.head_dim if kind == LLAMA and leaf in ("q_proj.weight", "k_proj.weight") else 0
+    return Target(place, shape, "matrix" if len(shape) == 2 else "vector", paired)
 
 
 def _block(layer: int, kind: str) -> int:

@@ -141,6 +141,7 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
 
     from nanohybrid.checkpoint import CheckpointReader, load_config
     from nanohybrid.checkpoint.reader import has_weights
+    from nanohybrid.gguf import is_gguf
     from nanohybrid.presets import preset
 
     chosen, format = precision(arguments.dtype)
@@ -152,9 +153,13 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
         )
     with CheckpointReader(arguments.path) as reader:
         found = "all tensors there and of their shape"
+        if is_gguf(arguments.path):
+            found = f"from {', '.join(reader.kinds)}"
         if chosen is not None:
             return Subject(reader.config, chosen, format, None, found)
-        return Subject(reader.config, reader.common_dtype, reader.format, reader.weight_bytes(), found)
+        formats = list(reader.packable.values())  # of a GGUF file, which stay in these
+        format = reader.format or max(formats, key=formats.count, default=None)
+        return Subject(reader.config, reader.common_dtype, format, reader.weight_bytes(), found)
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:

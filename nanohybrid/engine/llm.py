@@ -107,11 +107,11 @@ class LLM:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text, after the BOS token where the vocabulary has one.
+        """Ids of plain text, after the BOS token where the tokenizer of the model begins a text with it.
 
         Special tokens in the text are parsed.
         """
-        return self.tokenizer.encode(text, bos=self.tokenizer.bos_id in self.tokenizer.special_tokens)
+        return self.tokenizer.encode(text, bos=self.tokenizer.begins_with_bos)
 
     def encode_chat(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
         """Ids of a conversation up to where the answer begins.

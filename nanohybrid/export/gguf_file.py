@@ -18,9 +18,11 @@ from nanohybrid.config import HybridConfig
 from nanohybrid.errors import InputError
 from nanohybrid.export.encode import byte_count, encode, fits
 from nanohybrid.export.repack import matches, repack
+from nanohybrid.export.rope import FREQUENCIES, check_scaling, divisors, scaling_keys
 from nanohybrid.export.vocabulary import Vocabulary, read_vocabulary
 from nanohybrid.extras import require
 from nanohybrid.files import flush, scratch
+from nanohybrid.gguf import is_gguf
 from nanohybrid.ops.quantized import dequantize
 
 if TYPE_CHECKING:
@@ -70,8 +72,13 @@ class GgufExport:
         self.reader = CheckpointReader(self.directory)
         self.config: HybridConfig = self.reader.config
         self.architecture = architecture(self.config)
+        check_scaling(self.config)
         self.vocabulary = read_vocabulary(self.directory, self.config.vocab_size)
         self.tensors = [self._stored(name, target) for name, target in targets(self.config).items()]
+        self._divisors = divisors(self.config)
+        if self._divisors is not None:
+            target = Target(FREQUENCIES, tuple(self._divisors.shape), "vector")
+            self.tensors.append(self._stored(FREQUENCIES, target))
 
     def __enter__(self) -> GgufExport:
         return self
@@ -135,10 +142,16 @@ class GgufExport:
 
     def _encoded(self, stored: GgufTensor) -> Any:
         format = self.reader.formats.get(stored.source)
+        if self._divisors is not None and stored.source == FREQUENCIES:
+            return encode(self._divisors, stored.kind, FREQUENCIES)
         if format is None:
-            tensor: Tensor = self.reader.tensor(stored.source)
+            exact = torch.float32 if is_gguf(self.directory) else None  # of blocks, bf16 would be rounded
+            stored_rows: Tensor = self.reader.tensor(stored.source, exact)
+            tensor = in_pairs(stored_rows, stored.target.head_rows)
         else:
-            codes, scales_NG = self.reader.codes(stored.source)
+            codes, scales_NG = (
+                in_pairs(rows, stored.target.head_rows) for rows in self.reader.codes(stored.source)
+            )
             if matches(format, stored.target.shape[-1], stored.kind.name):
                 return repack(codes, scales_NG).numpy()
             tensor = dequantize(codes, scales_NG, torch.float32)
@@ -157,7 +170,7 @@ class GgufExport:
         writer.add_name(display_name(self.directory))
         writer.add_file_type(TYPES[self.kind][2])
         writer.add_quantization_version(self._gguf.GGML_QUANT_VERSION)
-        for key, value in sizes(self.config).items():
+        for key, value in {**sizes(self.config), **scaling_keys(self.config)}.items():
             _add(writer, f"{self.architecture}.{key}", value)
         if self.vocabulary is None:
             writer.add_tokenizer_model("none")  # llama.cpp then works with ids only
@@ -170,8 +183,17 @@ def _type_name(role: Role, kind: str) -> str:
     return {"matrix": matrix, "embedding": embedding}.get(role, "F32")
 
 
-def _add(writer: GGUFWriter, key: str, value: Value) -> None:
-    if isinstance(value, list):
+def in_pairs(rows: Tensor, head_rows: int) -> Tensor:
+    """Rows of heads in llama.cpp's order, 0, D/2, 1, D/2 + 1, ... of each head; as they are where D is 0."""
+    if not head_rows:
+        return rows
+    return rows.view(-1, 2, head_rows // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def _add(writer: GGUFWriter, key: str, value: Value | str) -> None:
+    if isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, list):
         writer.add_array(key, value)
     elif isinstance(value, float):
         writer.add_float32(key, value)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanohybrid.checkpoint.jsonfile import read_object
 from nanohybrid.errors import CheckpointError
 from nanohybrid.gguf.splitting import DIGIT, GPT2, RULES, rule_names
 from nanohybrid.text import ChatTemplate, Tokenizer
 from nanohybrid.text.bytelevel import BYTE_TO_CHARACTER
+from nanohybrid.text.settings import exists, read_settings
 from nanohybrid.text.tokenizer import EOS, TOKENIZER_FILE
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
@@ -45,16 +45,16 @@ def read_vocabulary(directory: Path, size: int) -> Vocabulary | None:
     Raises CheckpointError for a damaged tokenizer or a splitting rule that llama.cpp does not have.
     """
     path = directory / TOKENIZER_FILE
-    if not path.exists():
+    if not exists(path):
         return None
     tokenizer = Tokenizer.from_directory(directory, size)
-    raw = read_object(path)
+    raw = read_settings(path)
     model = raw.get("model") or {}
     tokens, types = _tokens(tokenizer, model.get("vocab") or {}, raw.get("added_tokens") or [], size)
     stops = sorted(tokenizer.stop_ids - {tokenizer.eos_id})
     return Vocabulary(
         tokens, types, _merges(model), _rule(raw, path), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id,
-        stops, _adds_bos(raw, directory), _template(directory, tokenizer),
+        stops, tokenizer.adds_bos, _template(directory, tokenizer),
     )  # fmt: skip
 
 
@@ -110,20 +110,6 @@ def _pattern(step: dict[str, Any]) -> str | None:
     )
     found = (step.get("pattern") or {}).get("Regex")
     return found if isolated and isinstance(found, str) else None
-
-
-def _adds_bos(raw: dict[str, Any], directory: Path) -> bool:
-    """Whether transformers adds BOS: tokenizer_config.json decides, else the post-processor in
-    tokenizer.json."""
-    settings = directory / "tokenizer_config.json"
-    setting = read_object(settings).get("add_bos_token") if settings.exists() else None
-    if isinstance(setting, bool):
-        return setting
-    processor = raw.get("post_processor") or {}
-    for step in processor.get("processors", [processor]):
-        if step.get("type") == "TemplateProcessing" and "SpecialToken" in (step.get("single") or [{}])[0]:
-            return True
-    return False
 
 
 def _template(directory: Path, tokenizer: Tokenizer) -> str | None:

@@ -1,7 +1,8 @@
 """The RoPE scaling of a GGUF file as the `rope_scaling` of a config.json.
 
 Linear and YaRN scaling stand in the metadata. Llama 3's stands there as its result only: the tensor
-rope_freqs.weight has one divisor for each frequency. Its parameters are found by trying the known ones.
+rope_freqs.weight has one divisor for each frequency. Its parameters are found by trying the known contexts,
+and those that the divisors tell.
 """
 
 from __future__ import annotations
@@ -57,13 +58,24 @@ def _llama3(file: GgufFile, theta: float, width: int) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{tensor.path}: {FREQUENCIES}: cannot be read ({error.strerror})") from None
     factor = float(found.max(initial=0.0)) if len(found) == width // 2 else 0.0
-    for original in ORIGINAL:
+    for original in (*ORIGINAL, *_contexts(found, theta, width, factor)):
         if np.allclose(found, divisors(theta, width, factor, original), rtol=1e-5):
             return {
                 "rope_type": "llama3", "factor": factor, "low_freq_factor": LOW, "high_freq_factor": HIGH,
                 "original_max_position_embeddings": original,
             }  # fmt: skip
     raise file.wrong(f"{FREQUENCIES} is not the scaling of Llama 3, the only one of this form that is known")
+
+
+def _contexts(found: np.ndarray[Any, Any], theta: float, width: int, factor: float) -> list[int]:
+    """The original context that each interpolated divisor tells."""
+    result = set()
+    for index, divisor in enumerate(found.tolist()):
+        if 1 < divisor < factor:
+            smooth = (1 / divisor - 1 / factor) / (1 - 1 / factor)
+            wavelength = 2 * math.pi * theta ** (2 * index / width)
+            result.add(round((smooth * (HIGH - LOW) + LOW) * wavelength))
+    return sorted(result)
 
 
 def divisors(theta: float, width: int, factor: float, original: int) -> list[float]:

@@ -36,6 +36,7 @@ class Tokenizer:
         eos_ids: Sequence[int] = (),
         bos_id: int | None = None,
         pad_id: int | None = None,
+        adds_bos: bool | None = None,
     ) -> None:
         raw.no_padding()
         raw.no_truncation()
@@ -50,7 +51,23 @@ class Tokenizer:
         self.bos_id: int = self._first(BOS, [] if bos_id is None else [bos_id])
         self.pad_id: int = self._first(PAD, [] if pad_id is None else [pad_id])
         self.stop_ids = frozenset({*stops, *eos_ids})
+        self.adds_bos: bool = self._library_adds_bos() if adds_bos is None else adds_bos
+        """Whether the files say that other programs put BOS before a plain text."""
         self._beyond: dict[int, str] = {}
+
+    def _library_adds_bos(self) -> bool:
+        """Whether the post-processor of `tokenizer.json` puts BOS first."""
+        return bool(self._raw.encode("", add_special_tokens=True).ids[:1] == [self.bos_id])
+
+    @property
+    def begins_with_bos(self) -> bool:
+        """Whether a plain text begins with BOS for this model.
+
+        Always with the vocabulary of Nemotron, whose documents begin with it in training. The files written
+        here say otherwise to other programs (`add_bos_token` is false), because some of these put it before
+        conversations too.
+        """
+        return self.adds_bos or (EOS in self._ids and self.bos_id in self._special)
 
     def _first(self, token: str, otherwise: Sequence[int]) -> int:
         return self._ids.get(token, otherwise[0] if otherwise else 0)
@@ -74,11 +91,13 @@ class Tokenizer:
             read_settings(directory / name) for name in ("config.json", "generation_config.json")
         )
         both = {**config, **{key: value for key, value in generation.items() if value is not None}}
+        said = read_settings(directory / "tokenizer_config.json").get("add_bos_token")
         tokenizer = cls(
             _read(path),
             eos_ids=_ids(both.get("eos_token_id")),
             bos_id=_id(both, "bos_token_id"),
             pad_id=_id(both, "pad_token_id"),
+            adds_bos=said if isinstance(said, bool) else None,
         )
         limit = vocab_size if vocab_size is not None else _id(config, "vocab_size")
         if limit is not None and not tokenizer.limit(limit):

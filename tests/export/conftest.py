@@ -15,6 +15,12 @@ HYBRID = dict(
 DENSE = dict(
     HYBRID, pattern="*-*-", rope_theta=5000.0, qk_norm=True, mlp_activation="swiglu", layer_norm_epsilon=1e-6
 )
+LLAMA = {**DENSE, "qk_norm": False, "layer_norm_epsilon": 1e-5}
+LLAMA3 = dict(
+    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)  # fmt: skip
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
 CONFIGS = {
     "hybrid": HybridConfig(**HYBRID),
     "hybrid, tied": HybridConfig(**HYBRID, tie_word_embeddings=True),
@@ -32,6 +38,17 @@ CONFIGS = {
     "dense": HybridConfig(**DENSE),
     "dense, tied": HybridConfig(
         **{**DENSE, "num_key_value_heads": 1, "head_dim": 32}, tie_word_embeddings=True
+    ),
+    "dense, yarn": HybridConfig(**DENSE, rope_scaling=YARN),
+    "llama": HybridConfig(**LLAMA),
+    "llama, tied, one key head": HybridConfig(
+        **{**LLAMA, "num_key_value_heads": 1, "head_dim": 32}, tie_word_embeddings=True
+    ),
+    "llama 3": HybridConfig(**LLAMA, rope_scaling=LLAMA3),
+    "llama, linear": HybridConfig(**LLAMA, rope_scaling=dict(rope_type="linear", factor=3.0)),
+    "llama, yarn": HybridConfig(**LLAMA, rope_scaling=YARN),
+    "mistral, heads beside the hidden size": HybridConfig(
+        **{**LLAMA, "num_attention_heads": 5, "num_key_value_heads": 5}
     ),
 }
 SAMPLE = """The quick brown fox counts 1, 2, 3 and 12 + 30 = 42. It's the quick brown fox's, isn't it?

@@ -15,11 +15,12 @@ from nanohybrid.cli.main import main
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, InputError
 from nanohybrid.export import TYPES, GgufExport
+from nanohybrid.export.repack import SAME
 from nanohybrid.model import HybridLM
 from nanohybrid.model.quantized import QuantizedLinear, quantize_model
 from nanohybrid.ops import quantized
 
-from .conftest import CONFIGS, DENSE, HYBRID, random_model
+from .conftest import CONFIGS, DENSE, HYBRID, LLAMA3, YARN, random_model
 
 EVERY = pytest.mark.parametrize("name", CONFIGS, ids=lambda name: name.replace(" ", "-"))
 # the largest error, as a share of a block's largest weight: half of 1/127, and a scale in fp16; a whole 1/8,
@@ -60,12 +61,17 @@ def expected(name, tensor, config):
         return tensor[:, 0]
     if name.endswith("mixer.norm.weight"):
         return tensor.view(config.n_groups, -1)
+    if name.endswith(("q_proj.weight", "k_proj.weight")) and config.rope_theta and not config.qk_norm:
+        heads = tensor.shape[0] // config.head_dim  # as llama.cpp's converter does it
+        halves = tensor.reshape(heads, 2, config.head_dim // 2, tensor.shape[1])
+        return halves.swapaxes(1, 2).reshape(tensor.shape)
     return tensor
 
 
 def official_name(name, config):
     """The name that the gguf library's own table gives to the official name."""
-    arch = gguf.MODEL_ARCH.QWEN3 if config.rope_theta else gguf.MODEL_ARCH.NEMOTRON_H
+    dense = gguf.MODEL_ARCH.QWEN3 if config.qk_norm else gguf.MODEL_ARCH.LLAMA
+    arch = dense if config.rope_theta else gguf.MODEL_ARCH.NEMOTRON_H
     table = gguf.get_tensor_name_map(arch, len(config.pattern))
     disk = disk_names(config)[name]
     disk = disk.replace("dt_bias", "dt.bias")  # as llama.cpp's converter does before it looks
@@ -77,6 +83,8 @@ def official_name(name, config):
 def test_export_writes_all_weights_under_llama_cpps_names(checkpoint, tmp_path, name, kind):
     config, directory = CONFIGS[name], checkpoint(name)
     found = tensors(exported(directory, tmp_path / "model.gguf", kind))
+    assert ("rope_freqs.weight" in found) == (name == "llama 3")
+    found.pop("rope_freqs.weight", None)
     ours = weights(directory)
     assert set(found) == {official_name(weight, config) for weight in ours}
     for weight, tensor in ours.items():
@@ -185,6 +193,63 @@ def test_export_keys_of_a_dense_model_are_those_of_qwen3(checkpoint, tmp_path):
         "feed_forward_length": 96, "attention.head_count": 4, "attention.head_count_kv": 2,
         "attention.key_length": 16, "attention.value_length": 16, "rope.freq_base": 5000.0,
     }  # fmt: skip
+
+
+def test_export_keys_of_a_llama_have_its_rotary_positions(checkpoint, tmp_path):
+    said = {
+        name: keys(exported(checkpoint(name), tmp_path / f"{name}.gguf"))
+        for name in CONFIGS
+        if "llama" in name or "mistral" in name
+    }
+    assert {one["general.architecture"] for one in said.values()} == {"llama"}
+    plain = {key: value for key, value in said["llama"].items() if key.startswith("llama.rope")}
+    assert plain == {"llama.rope.freq_base": 5000.0, "llama.rope.dimension_count": 16}
+    assert not any("scaling" in key for key in said["llama 3"])
+    scaling = {key.removeprefix("llama.rope.scaling."): value for key, value in said["llama, yarn"].items()}
+    assert (scaling["type"], scaling["factor"], scaling["original_context_length"]) == ("yarn", 4.0, 64)
+    assert said["llama, linear"]["llama.rope.scaling.type"] == "linear"
+
+
+@pytest.mark.parametrize(
+    ("scaling", "words"),
+    [
+        (LLAMA3, "rope_scaling is llama3; llama.cpp knows it for llama alone, and this is qwen3"),
+        (YARN | {"attention_factor": 1.5}, "multiplies cos and sin by 1.5; llama.cpp does it by 1.13863"),
+        (YARN | {"truncate": False}, "truncate of rope_scaling is false"),
+        (YARN | {"beta_fast": 16.0}, "beta_fast and beta_slow of rope_scaling are 16 and 1"),
+    ],
+)
+def test_export_refuses_a_scaling_that_llama_cpp_computes_otherwise(tmp_path, scaling, words):
+    save(HybridLM(HybridConfig(**DENSE, rope_scaling=scaling)), tmp_path / "model")
+    with pytest.raises(InputError, match=words):
+        GgufExport(tmp_path / "model")
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_export_of_a_quantized_llama_pairs_the_rows_of_codes_and_scales(tmp_path, format):
+    model = random_model(CONFIGS["llama"]).bfloat16()
+    quantize_model(model, format)
+    save(model, tmp_path / "model")
+    found = tensors(exported(tmp_path / "model", tmp_path / "model.gguf", SAME[format].lower()))
+    for name in ("q_proj", "k_proj", "v_proj"):
+        linear = getattr(model.backbone.layers[0].mixer, name)
+        weight = f"backbone.layers.0.mixer.{name}.weight"
+        wanted = expected(
+            weight, quantized.dequantize(linear.codes, linear.scales, torch.float32), CONFIGS["llama"]
+        )
+        values, stored = found[official_name(weight, CONFIGS["llama"])]
+        assert stored == SAME[format]
+        np.testing.assert_array_equal(values, wanted.numpy(), err_msg=weight)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "llama" in name or "dense" in name])
+def test_our_reader_gets_back_what_was_exported(checkpoint, tmp_path, name):
+    exported(checkpoint(name), tmp_path / "model.gguf", "f32")
+    with CheckpointReader(tmp_path / "model.gguf") as reader:
+        wanted = CONFIGS[name].replace(initializer_range=0.02)
+        assert reader.config.rope_scaling == wanted.rope_scaling
+        for weight, tensor in weights(checkpoint(name)).items():
+            assert torch.equal(reader.tensor(weight, torch.float32), tensor), weight
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from real_model import smollm2
 
 from nanohybrid import LLM
 from nanohybrid.checkpoint import load, save
@@ -73,7 +74,26 @@ def test_llama_cpp_logits_equal_ours_in_prefill_and_decode(checkpoint, export, n
         begin = end
     logits_TV = load(checkpoint(name))(tokens_T[None])[0]
     assert logits_TV.std() > 0.5
-    np.testing.assert_allclose(theirs.scores[:90], logits_TV.detach().numpy(), atol=5e-5)
+    tolerance = 2e-4 if "yarn" in name else 5e-5  # both multiply cos and sin, rounded in another order
+    np.testing.assert_allclose(theirs.scores[:90], logits_TV.detach().numpy(), atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["f32", "bf16", "q8_0"])
+def test_llama_cpp_logits_of_the_real_model_that_came_as_gguf_and_goes_back(tmp_path, kind):
+    source = smollm2()
+    with GgufExport(source, kind) as export:
+        export.write(tmp_path / "back.gguf")
+    texts = ["The capital of France is", "def fibonacci(n):\n    if n < 2:\n        return n\n"]
+    came, goes = (opened(path, n_ctx=128, logits_all=True) for path in (source, tmp_path / "back.gguf"))
+    for text in texts:
+        assert came.tokenize(text.encode()) == goes.tokenize(text.encode())
+        ids = came.tokenize(text.encode())
+        for one in (came, goes):
+            one.reset()
+            one.eval(ids)
+        want, got = (torch.tensor(one.scores[: len(ids)]).log_softmax(-1) for one in (came, goes))
+        divergence = (want.exp() * (want - got)).sum(-1).mean()
+        assert divergence < 0.03  # the file that came multiplies by activations in 8 bits
 
 
 def lesson(tokenizer):

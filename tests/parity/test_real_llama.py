@@ -22,6 +22,13 @@ def pair():
     return directory, theirs, load(directory)
 
 
+def test_plain_prompts_begin_as_in_transformers(pair):
+    transformers = pytest.importorskip("transformers")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(pair[0]), Tokenizer.from_directory(pair[0])
+    for text in TEXTS:
+        assert ours.encode(text, bos=ours.begins_with_bos) == theirs(text)["input_ids"]
+
+
 @torch.no_grad()
 def test_real_logits_equal_transformers(pair):
     directory, theirs, ours = pair

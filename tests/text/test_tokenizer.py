@@ -191,3 +191,28 @@ def test_stop_ids_of_other_special_tokens_come_from_the_checkpoint(tmp_path):
     tokenizer = Tokenizer.from_directory(tmp_path)
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.stop_ids) == (0, 1, {0, 1})
     assert tokenizer.decode(tokenizer.encode("a<tool><|end|>")) == "a<tool>"
+
+
+@pytest.mark.parametrize(
+    "settings, processor, begins",
+    [({}, False, False), ({}, True, True), ({"add_bos_token": False}, True, False),
+     ({"add_bos_token": True}, False, True), ({"add_bos_token": None}, True, True)],
+)  # fmt: skip
+def test_plain_text_begins_with_bos_where_the_files_say_so(settings, processor, begins, tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    from nanohybrid.text.bytelevel import BYTE_TO_CHARACTER, assemble
+
+    raw = assemble(["<|begin|>", "<|end|>"], BYTE_TO_CHARACTER, [])
+    if processor:
+        raw.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 0)])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": 1}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert Tokenizer.from_directory(tmp_path).begins_with_bos == begins
+
+
+def test_plain_text_of_nemotrons_vocabulary_begins_with_bos(small, tmp_path):
+    small.save(tmp_path)  # says add_bos_token false, which is about conversations
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    assert tokenizer.begins_with_bos and not tokenizer.adds_bos
