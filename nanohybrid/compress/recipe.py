@@ -163,7 +163,7 @@ class CompressRecipe:
         for layers in grid.drop_layers:
             if layers % size:
                 raise InputError(
-                    f"grid.drop_layers names {layers}: this model loses whole blocks of {size} layers, so that "
-                    f'other programs read it; give multiples of {size}, or depth_unit = "layer"'
+                    f"grid.drop_layers names {layers}: this model loses whole blocks of {size} layers, so "
+                    f'that other programs read it; give multiples of {size}, or depth_unit = "layer"'
                 )
         return grid
