@@ -19,7 +19,7 @@ __all__ = ["command_parser", "print_json", "recipe_from", "recipe_parser", "tabl
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # names of flags -> names of torch
 FORMATS = ("int8", "int4", "fp8")  # of quantized weights, see ops/quantized
-MODEL = "a checkpoint directory, or an id of the Hugging Face Hub (org/name, org/name@revision)"
+MODEL = "a checkpoint directory, a .gguf file, or an id of the Hugging Face Hub (org/name, org/name@revision)"
 API_KEY = "NANOHYBRID_API_KEY"  # environment variable of the server and of its clients
 OWN_FLAGS = ("recipe", "out", "json")
 

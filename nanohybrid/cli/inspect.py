@@ -146,6 +146,7 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
 
     from nanohybrid.checkpoint import CheckpointReader, load_config
     from nanohybrid.checkpoint.reader import has_weights
+    from nanohybrid.gguf import is_gguf
     from nanohybrid.presets import preset
 
     chosen, format = precision(arguments.dtype)
@@ -157,11 +158,14 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
         )
     with CheckpointReader(arguments.path) as reader:
         found = "all tensors there and of their shape"
+        if is_gguf(arguments.path):
+            found = f"from {', '.join(reader.kinds)}"
         if chosen is not None:
             return Subject(reader.config, chosen, format, None, found)
+        formats = list(reader.packable.values())  # of a GGUF file, which stay in these
+        format = reader.format or max(formats, key=formats.count, default=None)
         layouts = dict(Counter(reader.layouts.values()))
-        kind = reader.common_dtype
-        return Subject(reader.config, kind, reader.format, reader.weight_bytes(), found, layouts)
+        return Subject(reader.config, reader.common_dtype, format, reader.weight_bytes(), found, layouts)
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:

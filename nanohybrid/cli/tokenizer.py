@@ -152,10 +152,12 @@ def _decode(arguments: Any) -> None:
 
 def _open(path: Path) -> Any:
     from nanohybrid.checkpoint import resolve
+    from nanohybrid.gguf import is_gguf
     from nanohybrid.text import Tokenizer
 
     path = resolve(path, weights=False)
-    return Tokenizer.from_directory(path) if path.is_dir() else Tokenizer.from_file(path)
+    whole = path.is_dir() or is_gguf(path)
+    return Tokenizer.from_directory(path) if whole else Tokenizer.from_file(path)
 
 
 def _shown(tokenizer: Any, number: int) -> str:

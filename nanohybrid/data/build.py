@@ -22,6 +22,7 @@ from nanohybrid.data.sources import files, problems, python_install
 from nanohybrid.data.store import TokenStore
 from nanohybrid.data.tokenize import encode
 from nanohybrid.errors import ConfigError
+from nanohybrid.gguf import is_gguf
 from nanohybrid.stages import Progress, Stage, open_stage, progress
 from nanohybrid.text import Tokenizer, train_bpe
 from nanohybrid.text.chat import ChatTemplate
@@ -46,7 +47,9 @@ def build(recipe: DataRecipe, out: Path) -> Path:
         f"files.{index}": path for index, path in enumerate((*recipe.files, *recipe.decontaminate_against))
     }
     given = None if recipe.tokenizer is None else resolve(recipe.tokenizer, weights=False)
-    if given is not None:
+    if given is not None and is_gguf(given):
+        inputs["tokenizer"] = given
+    elif given is not None:
         inputs["tokenizer"] = given / "tokenizer.json"
         beside = [given / name for name in TOKENIZER_ASSETS]
         inputs |= {f"tokenizer.{path.name}": path for path in beside if path.is_file()}
@@ -63,7 +66,7 @@ class Builder:
     recipe: DataRecipe
     stage: Stage
     given_tokenizer: Path | None
-    """The directory of the recipe's tokenizer; None: one is trained."""
+    """The directory or GGUF file of the recipe's tokenizer; None: one is trained."""
     stats: dict[str, StoreStats] = field(default_factory=dict)
 
     def run(self, sources: list[tuple[TaskSource, tuple[int, ...]]]) -> None:

@@ -192,7 +192,9 @@ def summarize(recipe: EvaluateRecipe, models: list[str], results: Mapping[str, A
         "decode": results.get("decode", {}),
         "models": {
             name: {
-                key.partition(".")[2]: value for key, value in results.items() if key.startswith(f"{name}.")
+                key.removeprefix(f"{name}."): value
+                for key, value in results.items()
+                if key.startswith(f"{name}.")
             }
             for name in models
         },

@@ -22,6 +22,7 @@ from nanohybrid.export.rope import FREQUENCIES, check_scaling, divisors, scaling
 from nanohybrid.export.vocabulary import Vocabulary, read_vocabulary
 from nanohybrid.extras import require
 from nanohybrid.files import flush, scratch
+from nanohybrid.gguf import is_gguf
 from nanohybrid.ops.quantized import dequantize
 
 if TYPE_CHECKING:
@@ -144,7 +145,9 @@ class GgufExport:
         if self._divisors is not None and stored.source == FREQUENCIES:
             return encode(self._divisors, stored.kind, FREQUENCIES)
         if format is None:
-            tensor: Tensor = in_pairs(self.reader.tensor(stored.source), stored.target.head_rows)
+            exact = torch.float32 if is_gguf(self.directory) else None  # of blocks, bf16 would be rounded
+            stored_rows: Tensor = self.reader.tensor(stored.source, exact)
+            tensor = in_pairs(stored_rows, stored.target.head_rows)
         else:
             codes, scales_NG = (
                 in_pairs(rows, stored.target.head_rows) for rows in self.reader.codes(stored.source)
