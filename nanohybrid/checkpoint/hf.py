@@ -13,7 +13,7 @@ from nanohybrid.checkpoint.writer import SHARD_BYTES, CheckpointWriter
 from nanohybrid.estimate.free_memory import check_memory
 from nanohybrid.model import HybridLM
 from nanohybrid.model.dtypes import as_dtype
-from nanohybrid.model.quantized import QuantizedLinear, quantized_linear, replace
+from nanohybrid.model.quantized import Difference, QuantizedLinear, quantized_linear, replace
 
 
 def load(
@@ -25,13 +25,15 @@ def load(
 ) -> HybridLM:
     """Load a checkpoint (a directory, a GGUF file or an id of the Hub) onto `device`, tensor by tensor.
 
-    Beside the weights it needs 16 MiB of host memory. What becomes of the blocks of a GGUF file is printed in
-    one line on standard error.
+    Beside the weights it needs 16 MiB of host memory, and for GPTQ and AWQ one matrix as it is stored. What
+    becomes of the blocks of a GGUF file and of the quantized matrices of other programs is printed in one
+    line on standard error.
 
     dtype     of the parameters, also by name ("bf16"); None keeps the stored types. Quantized matrices
               keep their format.
     quantize  int8, int4 or fp8: quantize each matrix while it is read, some rows at a time, with 20 MiB
-              beside the result
+              beside the result. Matrices of other formats of 8 bits are quantized again; the difference is
+              printed
     packed_blocks  whether matrices of a GGUF file whose codes are in a format of ours stay quantized, where
               no dtype and no other format is asked for; else they become numbers
 
@@ -49,16 +51,23 @@ def load(
         reader.check_tied_head()
         with torch.device("meta"):
             model = HybridLM(reader.config)
+        formats, again = reader.formats, Difference()
         for name in reader.names():
             owner, _, leaf = name.rpartition(".")
-            if name in reader.formats:
-                replace(model, owner, QuantizedLinear(*reader.codes(name, device)))
-            elif name in unchanged:
+            if name in unchanged:
                 replace(model, owner, QuantizedLinear(*reader.packed(name, device)))
             elif name in chosen and quantize is not None:
-                replace(model, owner, quantized_linear(name, reader.rows(name, device), quantize))
+                linear = quantized_linear(name, reader.rows(name, device), quantize)
+                replace(model, owner, linear)
+                if name in reader.layouts:
+                    again.add(linear, reader.rows(name, device))
+            elif name in formats:
+                replace(model, owner, QuantizedLinear(*reader.codes(name, device)))
             else:
                 setattr(model.get_submodule(owner), leaf, nn.Parameter(reader.tensor(name, dtype, device)))
+    if again.matrices and model.device.type != "meta":
+        line = f"the matrices that were quantized again differ by {again.share:.2%} from the files (norm)"
+        print(f"nanohybrid: {line}", file=sys.stderr)
     return model
 
 
@@ -90,11 +99,12 @@ def save(
         for name, module in model.named_modules()
         if isinstance(module, QuantizedLinear)
     }
-    dtypes, formats = (
-        {name: p.dtype for name, p in parameters.items()},
-        {name: linear.format for name, linear in linears.items()},
-    )
-    with CheckpointWriter(directory, model.config, dtypes, max_shard_bytes, assets, formats) as writer:
+    dtypes = {name: parameter.dtype for name, parameter in parameters.items()}
+    formats = {name: linear.format for name, linear in linears.items()}
+    groups = {name: linear.in_features // linear.scales.shape[1] for name, linear in linears.items()}
+    with CheckpointWriter(
+        directory, model.config, dtypes, max_shard_bytes, assets, formats, groups
+    ) as writer:
         for name, parameter in parameters.items():
             writer.write(name, parameter)
         for name, linear in linears.items():

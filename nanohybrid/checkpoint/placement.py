@@ -35,7 +35,10 @@ class TensorPlacement(NamedTuple):
 
 
 def place_tensors(
-    config: HybridConfig, dtype: torch.dtype | Mapping[str, torch.dtype], formats: Mapping[str, str]
+    config: HybridConfig,
+    dtype: torch.dtype | Mapping[str, torch.dtype],
+    formats: Mapping[str, str],
+    groups: Mapping[str, int],
 ) -> list[TensorPlacement]:
     """The tensors to write, in the order of the forward pass.
 
@@ -46,7 +49,9 @@ def place_tensors(
     result: list[TensorPlacement] = []
     for name in declared:
         if name in formats:
-            result += _parts(name, disk[name], formats[name], declared[name].shape)
+            shape = (declared[name].shape[0], declared[name].shape[1])
+            scales = shape[1] // groups[name] if name in groups else None
+            result += _parts(name, disk[name], written_parts(formats[name], *shape, scales))
             continue
         kind = dtype if isinstance(dtype, torch.dtype) else dtype[name]
         if kind not in FLOATS.values():
@@ -60,13 +65,12 @@ def place_tensors(
     return result
 
 
-def _parts(name: str, disk: str, format: str, shape: tuple[int, ...]) -> list[TensorPlacement]:
+def _parts(
+    name: str, disk: str, parts: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> list[TensorPlacement]:
     """The tensors of one quantized matrix."""
     ours, theirs = name.removesuffix(PLAIN), disk.removesuffix(PLAIN)
-    return [
-        TensorPlacement(ours + part, theirs + part, dtype, of_part)
-        for part, (dtype, of_part) in written_parts(format, *shape).items()
-    ]
+    return [TensorPlacement(ours + part, theirs + part, *what) for part, what in parts.items()]
 
 
 def shards(tensors: list[TensorPlacement], most: int) -> dict[str, list[TensorPlacement]]:

@@ -1,6 +1,6 @@
-"""The quantization that a checkpoint's configuration declares: read, checked and written.
+"""The quantization that is written to config.json, and the refusal of quantized checkpoints.
 
-The matrices themselves are in quantized/.
+What other programs write is read in quantized/.
 """
 
 from __future__ import annotations
@@ -9,76 +9,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nanohybrid.checkpoint.dialects import CONFIG
-from nanohybrid.checkpoint.jsonfile import read_object
+from nanohybrid.checkpoint.quantized.settings import COMPRESSED_TENSORS, CONFIG, KEY, read_settings
 from nanohybrid.checkpoint.quantized.written import LAYOUTS
-from nanohybrid.errors import CheckpointError, InputError, shown
+from nanohybrid.errors import InputError
 from nanohybrid.ops.quantized import group_of
 
-COMPRESSED_TENSORS, MODELOPT = "compressed-tensors", "modelopt"
-READABLE = ("pack-quantized", "naive-quantized", "int-quantized", "float-quantized", "mixed-precision")
-UNUSED_SCALES = (
-    "input_scale",
-    "output_scale",
-    "k_scale",
-    "v_scale",
-    "q_scale",
-)  # of activations and KV caches
-KEY, HF_QUANT = "quantization_config", "hf_quant_config.json"
+__all__ = ["KEY", "quantization_config", "refuse_quantized"]
+
 HEAD = "lm_head"
 
 
 def refuse_quantized(directory: str | Path, so: str = "use the checkpoint that it was made from") -> None:
     """Raise InputError for a quantized checkpoint, which cannot be trained, pruned or merged; `so` is the
     fix."""
-    if (Path(directory) / CONFIG).is_file() and is_quantized(Path(directory)):
+    if (Path(directory) / CONFIG).is_file() and read_settings(Path(directory)) is not None:
         raise InputError(f"{directory}: is a quantized checkpoint; {so}")
-
-
-def is_quantized(directory: Path) -> bool:
-    """Whether the configuration has a quantization of the weights.
-
-    Raises CheckpointError for an unknown one.
-    """
-    path = directory / CONFIG
-    settings = read_object(path).get(KEY)
-    if (
-        settings is None and (directory / HF_QUANT).is_file()
-    ):  # ModelOpt's file, where config.json has no such key
-        path = directory / HF_QUANT
-        inner = read_object(path).get("quantization")
-        settings = {**inner, "quant_method": MODELOPT} if isinstance(inner, dict) else inner
-    if settings is None or settings == {}:
-        return False
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: {KEY} is not an object")
-    problem = _problem(settings)
-    if problem:
-        raise CheckpointError(f"{path}: {problem}")
-    return True
-
-
-def _problem(settings: Mapping[str, Any]) -> str | None:
-    """The reason why a quantization cannot be read, or None."""
-    method = settings.get("quant_method")
-    if method == MODELOPT:
-        algorithm = settings.get("quant_algo")
-        return (
-            None
-            if algorithm == "FP8"
-            else f"quant_algo is {shown(algorithm)}; of {MODELOPT} only FP8 is supported"
-        )
-    if method != COMPRESSED_TENSORS:
-        return f"quant_method is {shown(method)}; supported are {COMPRESSED_TENSORS} and {MODELOPT} (FP8)"
-    if settings.get("format") not in READABLE:
-        found, known = shown(settings.get("format")), ", ".join(READABLE)
-        return f"format is {found}; of {COMPRESSED_TENSORS} supported are {known}"
-    groups = settings.get("config_groups")
-    for name, group in groups.items() if isinstance(groups, dict) else ():
-        weights = group.get("weights") if isinstance(group, dict) else None
-        if not isinstance(weights, dict) or not weights.get("symmetric", True):
-            return f"{shown(name)}: only symmetric quantization of weights is supported, without zero points"
-    return None
 
 
 def quantization_config(

@@ -23,10 +23,11 @@ from nanohybrid.checkpoint.dialects import load_config
 from nanohybrid.checkpoint.gguf_source import BlockEntry
 from nanohybrid.checkpoint.header import FLOATS, TYPES, WIDTHS, Entry, read_header, shown
 from nanohybrid.checkpoint.jsonfile import read_object
-from nanohybrid.checkpoint.match import INDEX, SINGLE, Quantized, match
+from nanohybrid.checkpoint.match import INDEX, SINGLE, match
 from nanohybrid.checkpoint.names import EMBEDDINGS, HEAD, is_ignored
-from nanohybrid.checkpoint.quantization import is_quantized
-from nanohybrid.checkpoint.quantized.written import SIGN_BIT
+from nanohybrid.checkpoint.quantized.matrix import MatrixEntry
+from nanohybrid.checkpoint.quantized.settings import read_settings
+from nanohybrid.checkpoint.quantized.told import told_of_matrices
 from nanohybrid.checkpoint.source import resolve
 from nanohybrid.config import HybridConfig
 from nanohybrid.errors import CheckpointError, InputError
@@ -42,29 +43,29 @@ class CheckpointReader:
     """An open checkpoint: a directory, or a GGUF file. On opening, all files must have valid headers, and
     exactly the tensors of the model.
 
-    Names are those of the model (`backbone.layers.0...`), whatever the files use. The matrices of a GGUF file
-    are read as numbers, whatever blocks they are stored in; `packable` says which of them can be read as
-    codes too. Raises CheckpointError or ConfigError.
+    Names are those of the model (`backbone.layers.0...`), whatever the files use. Every matrix can be read as
+    numbers, however it is quantized. `formats` and, for GGUF files, `packable` say which of them can be read
+    as codes too. Raises CheckpointError or ConfigError.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = resolve(directory)
-        self._quantized: dict[str, Quantized]
         self.config: HybridConfig = load_config(self.directory)
         self.packable: dict[str, str] = {}
         """The matrices of a GGUF file that `packed` reads, and the format of each."""
         self._matrix_dtype: torch.dtype | None = None  # of all matrices of a GGUF file
         if is_gguf(self.directory):
             self._entries = gguf_source.entries(open_gguf(self.directory), self.config)
-            self._quantized, self._head_copy = {}, None
+            self._head_copy = None
             self.packable = gguf_source.packable(self._entries, self.config)
             self._matrix_dtype = gguf_source.matrix_dtype(self._entries)
         else:
             found = _open_headers(self.directory, self.config.tie_word_embeddings)
-            matched = match(self.directory, found, self.config, is_quantized(self.directory))
-            self._entries, self._quantized = matched.plain, matched.quantized
-            self._head_copy = matched.head_copy
+            matched = match(self.directory, found, self.config, read_settings(self.directory))
+            self._entries, self._head_copy = matched.tensors, matched.head_copy
+        self._matrices = {n: e.layout for n, e in self._entries.items() if isinstance(e, MatrixEntry)}
         self._file: tuple[Path, BinaryIO] | None = None
+        self._files = _MatrixFiles(self)
 
     def __enter__(self) -> CheckpointReader:
         return self
@@ -80,13 +81,17 @@ class CheckpointReader:
 
     def names(self) -> list[str]:
         """The tensors in the order of the files, in which reading is fastest."""
-        first = self._entries | {name: matrix.codes for name, matrix in self._quantized.items()}
-        return sorted(first, key=lambda name: (first[name].path, first[name].begin))
+        return sorted(self._entries, key=lambda name: (self._entries[name].path, self._entries[name].begin))
 
     @property
     def formats(self) -> dict[str, str]:
-        """The format of each quantized matrix; only `codes` reads these."""
-        return {name: matrix.format for name, matrix in self._quantized.items()}
+        """Our format of each quantized matrix that `codes` reads; other layouts become numbers."""
+        return {name: layout.format for name, layout in self._matrices.items() if layout.format is not None}
+
+    @property
+    def layouts(self) -> dict[str, str]:
+        """What each quantized matrix is called in the world: int8, FP8 in blocks of 128 x 128, NVFP4 ..."""
+        return {name: layout.label for name, layout in self._matrices.items()}
 
     @property
     def format(self) -> str | None:
@@ -96,60 +101,62 @@ class CheckpointReader:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor; of a quantized matrix [out, in]."""
-        return self._quantized[name].shape if name in self._quantized else self._entries[name].shape
+        return self._entries[name].shape
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of all tensors in the files."""
-        plain = sum(entry.end - entry.begin for entry in self._entries.values())
-        return plain + sum(matrix.bytes for matrix in self._quantized.values())
+        return sum(map(_bytes, self._entries.values()))
 
     def stored_bytes_of(self, name: str) -> int:
-        """Bytes in the files of a tensor that is not quantized; of a tied head's copy too."""
+        """Bytes of a tensor in the files; of a tied head's copy too."""
         copies = [self._head_copy] if name == EMBEDDINGS and self._head_copy is not None else []
-        return sum(entry.end - entry.begin for entry in (self._plain(name), *copies))
+        return sum(map(_bytes, (self._entries[name], *copies)))
 
     def weight_bytes(self, dtype: torch.dtype | None = None, format: str | None = None) -> int:
         """Bytes of the weights after `load` with this dtype (None: as stored) and quantization format."""
-        chosen, unchanged = self.to_quantize(format), self.unchanged(dtype, format)
+        chosen, unchanged, formats = self.to_quantize(format), self.unchanged(dtype, format), self.formats
         total = 0
         for name in self.names():
             shape = self.shape(name)
             if name in unchanged:
                 total += gguf_source.packed_bytes(unchanged[name], shape[0], shape[1])
-            elif name in self.formats:
-                total += quantized.stored_bytes(self.formats[name], *self._quantized[name].shape)
             elif name in chosen and format is not None:
                 total += quantized.stored_bytes(format, shape[0], shape[1])
+            elif name in formats:
+                layout = self._matrices[name]
+                groups = shape[1] // layout.packed_group
+                total += quantized.stored_bytes(formats[name], shape[0], shape[1], groups)
             else:
                 total += prod(shape) * (dtype or self.dtype(name)).itemsize
         return total
 
     def to_quantize(self, format: str | None) -> set[str]:
-        """The matrices that `load` quantizes to `format`. Where the files have it already, only a head that
-        they left plain.
+        """The matrices that `load` quantizes to `format`, those in 8-bit formats among them. Where the files
+        have it already, only a head that they left plain.
 
-        Raises InputError where the files have other formats, or the format is unknown.
+        Raises InputError where the files have 4-bit codes of ours and not this format, or it is unknown.
         """
         if format is None:
             return set()
         check_format(format)
         stored = set(self.formats.values())
-        if stored and format not in stored:
+        if "int4" in stored and format not in stored:
             raise InputError(
                 f"{self.directory}: is quantized already ({', '.join(sorted(stored))}), so it cannot be "
                 f"quantized to {format}"
             )
         chosen = set(quantized_names(self.config, format))
-        return chosen & {HEAD} - self.formats.keys() if stored else chosen
+        return chosen & {HEAD} - self.formats.keys() if format in stored else chosen
 
     def dtype(self, name: str) -> torch.dtype:
         """The type in which a tensor is read where none is asked for: as stored.
 
-        All matrices of a GGUF file have one type, bfloat16 where any of them is in blocks. Raises
-        CheckpointError for a quantized tensor.
+        All matrices of a GGUF file have one type, bfloat16 where any of them is in blocks. Quantized matrices
+        of other files have the common type.
         """
-        return self._read_dtype(self._plain(name))
+        entry = self._entries[name]
+        return self.common_dtype if isinstance(entry, MatrixEntry) else self._read_dtype(entry)
 
     def _read_dtype(self, entry: Entry) -> torch.dtype:
         matrix = len(entry.shape) == 2
@@ -160,6 +167,8 @@ class CheckpointReader:
         """The type of most bytes that are not quantized."""
         count = dict.fromkeys(FLOATS.values(), 0)
         for entry in self._entries.values():
+            if isinstance(entry, MatrixEntry):
+                continue
             dtype = self._read_dtype(entry)
             count[dtype] += prod(entry.shape) * dtype.itemsize
         return max(count, key=count.__getitem__)
@@ -167,14 +176,13 @@ class CheckpointReader:
     @property
     def kinds(self) -> dict[str, int]:
         """The types of the tensors as the files call them, and how many tensors have each."""
-        found = Counter(entry.dtype for entry in self._entries.values())
-        return dict(found + Counter(matrix.format for matrix in self._quantized.values()))
+        return dict(Counter(entry.dtype for entry in self._entries.values()))
 
     def tensor(
         self, name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
     ) -> Tensor:
-        """Read one tensor; dtype None keeps the stored type. Raises CheckpointError for a quantized one."""
-        target = torch.empty(self._plain(name).shape, dtype=dtype or self.dtype(name), device=device)
+        """Read one tensor as numbers; dtype None is that of `dtype`."""
+        target = torch.empty(self.shape(name), dtype=dtype or self.dtype(name), device=device)
         self.read_into(name, target)
         return target
 
@@ -182,23 +190,18 @@ class CheckpointReader:
         """Read one tensor into a contiguous tensor of its shape, of any type and device, with at most 16 MiB
         of buffer."""
         if not target.is_meta:
-            with _disk_errors(self._plain(name)):
+            with _disk_errors(self._entries[name]):
                 self._copy(self._entries[name], target.detach().view(-1))
 
     def rows(self, name: str, device: str | torch.device = "cpu") -> StoredRows:
-        """A stored matrix, to be read some rows at a time. Raises CheckpointError for a quantized one."""
-        return StoredRows(self, self._plain(name), torch.device(device))
+        """A matrix, to be read some rows at a time as numbers."""
+        return StoredRows(self, self._entries[name], torch.device(device))
 
     def codes(self, name: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
-        """Codes and scales of a quantized matrix, in the formats of ops/quantized/formats.py; scales keep
-        their stored type."""
-        matrix = self._quantized[name]
-        codes, scales = (self._whole(entry, device) for entry in (matrix.codes, matrix.scales))
-        if matrix.codes.dtype == "I32":  # words of several codes; 8-bit codes have an offset of 128
-            codes = codes.view(torch.uint8)
-            if matrix.format == "int8":
-                codes = codes.bitwise_xor_(SIGN_BIT).view(torch.int8)[:, : matrix.shape[1]].contiguous()
-        return codes, quantized.expand_scales(scales, matrix.format, *matrix.shape)
+        """Codes and scales of a matrix in `formats` (ops/quantized/formats.py); groups may be smaller than
+        the format's own."""
+        with _disk_errors(self._entries[name]):
+            return self._matrices[name].packed(self._files, device)
 
     def unchanged(self, dtype: torch.dtype | None, quantize: str | None) -> dict[str, str]:
         """The matrices of a GGUF file whose codes `load` takes as they are, and the format of each: those in
@@ -211,13 +214,15 @@ class CheckpointReader:
     def told(
         self, unchanged: Mapping[str, str], dtype: torch.dtype | None, quantize: str | None
     ) -> str | None:
-        """One line on what becomes of the matrices of a GGUF file; None where all stay what they are, and for
-        other checkpoints.
+        """One line on what becomes of the quantized matrices of other programs; None where all stay what they
+        are.
 
-        unchanged: the matrices whose codes are taken. dtype, quantize: as given to `load`.
+        unchanged: the matrices of a GGUF file whose codes are taken. dtype, quantize: as given to `load`.
         """
         if self._matrix_dtype is None:
-            return None
+            chosen = dict.fromkeys(self.to_quantize(quantize), quantize or "")
+            line = told_of_matrices(self._matrices, chosen, dtype or self.common_dtype)
+            return f"{self.directory.name}: {line}" if line else None
         matrices = {name: entry for name, entry in self._entries.items() if len(entry.shape) == 2}
         formats = dict.fromkeys(self.to_quantize(quantize), quantize or "") | dict(unchanged)
         line = gguf_source.told(matrices, formats, unchanged.keys(), dtype or self._matrix_dtype)
@@ -229,21 +234,6 @@ class CheckpointReader:
         with _disk_errors(entry):
             codes, scales = gguf_source.codes_and_scales(self._open(entry.path), entry)
         return codes.to(device), scales.to(device)
-
-    def _whole(self, entry: Entry, device: str | torch.device) -> Tensor:
-        target = torch.empty(entry.shape, dtype=TYPES[entry.dtype], device=device)
-        if not target.is_meta:
-            with _disk_errors(entry):
-                self._copy(entry, target.view(-1))
-        return target
-
-    def _plain(self, name: str) -> Entry:
-        if name in self._quantized:
-            raise CheckpointError(
-                f"{self.directory}: is quantized ({self._quantized[name].format}); use the checkpoint that "
-                "it was made from"
-            )
-        return self._entries[name]
 
     def check_tied_head(self) -> None:
         """Raise CheckpointError where the head is tied to the embeddings but the files have a different copy
@@ -261,20 +251,18 @@ class CheckpointReader:
                 )
 
     def read_rows(self, entry: Entry, begin: int, end: int) -> Tensor:
-        """Rows [begin, end) of a stored matrix, on the host; those of a GGUF file's blocks in fp32."""
+        """Rows [begin, end) of a stored tensor, on the host; those of quantized matrices and of a GGUF file's
+        blocks in fp32."""
+        if isinstance(entry, MatrixEntry):
+            with _disk_errors(entry):
+                return entry.layout.decode(self._files, begin, end)
         if isinstance(entry, BlockEntry):
             with _disk_errors(entry):
                 return torch.cat(list(gguf_source.decoded(self._open(entry.path), entry, begin, end)))
-        row = (entry.end - entry.begin) // entry.shape[0]
-        part = Entry(
-            entry.path,
-            entry.name,
-            entry.dtype,
-            (end - begin, entry.shape[1]),
-            entry.begin + begin * row,
-            entry.begin + end * row,
-        )
-        target = torch.empty(part.shape, dtype=FLOATS[part.dtype])
+        row = (entry.end - entry.begin) // max(entry.shape[0], 1)
+        place = (entry.begin + begin * row, entry.begin + end * row)
+        part = Entry(entry.path, entry.name, entry.dtype, (end - begin, *entry.shape[1:]), *place)
+        target = torch.empty(part.shape, dtype=TYPES[part.dtype])
         with _disk_errors(entry):
             self._copy(part, target.view(-1))
         return target
@@ -282,6 +270,11 @@ class CheckpointReader:
     def _copy(self, entry: Entry, target: Tensor) -> None:
         if isinstance(entry, BlockEntry):
             self._decode(entry, target)
+            return
+        if isinstance(entry, MatrixEntry):
+            at = target.view(entry.shape)
+            for rows in entry.layout.pieces():
+                at[rows].copy_(entry.layout.decode(self._files, rows.start, rows.stop))
             return
         file, dtype = self._open(entry.path), TYPES[entry.dtype]
         file.seek(entry.begin)
@@ -306,6 +299,31 @@ class CheckpointReader:
             self.close()
             self._file = (path, open_regular(path))  # open until the next shard
         return self._file[1]
+
+
+class _MatrixFiles:
+    """Where the layouts of quantized matrices read their tensors (quantized/matrix.py)."""
+
+    def __init__(self, reader: CheckpointReader) -> None:
+        self._reader = reader
+        self._owner = ""
+        self._loaded: dict[str, Tensor] = {}
+
+    def rows(self, entry: Entry, begin: int, end: int) -> Tensor:
+        return self._reader.read_rows(entry, begin, end)
+
+    def whole(self, entry: Entry) -> Tensor:
+        owner = entry.name.rpartition(".")[0]
+        if owner != self._owner:
+            self._owner, self._loaded = owner, {}
+        if entry.name not in self._loaded:
+            flat = Entry(entry.path, entry.name, entry.dtype, (prod(entry.shape),), entry.begin, entry.end)
+            self._loaded[entry.name] = self.rows(flat, 0, flat.shape[0]).view(entry.shape)
+        return self._loaded[entry.name]
+
+
+def _bytes(entry: Entry) -> int:
+    return entry.layout.bytes if isinstance(entry, MatrixEntry) else entry.end - entry.begin
 
 
 @dataclass(frozen=True)

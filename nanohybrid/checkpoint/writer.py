@@ -54,6 +54,7 @@ class CheckpointWriter:
     dtype    of all tensors, or of each by name
     assets   a checkpoint from which tokenizer and chat template are taken
     formats  format of each matrix that is stored quantized, by name; `write_codes` writes these
+    groups   weights that share a scale, of matrices where that is not the format's own number
 
     Raises InputError for a bad directory or dtype, and CheckpointError for disk errors and for missing,
     additional or wrong tensors.
@@ -67,8 +68,9 @@ class CheckpointWriter:
         max_shard_bytes: int = SHARD_BYTES,
         assets: str | Path | None = None,
         formats: Mapping[str, str] | None = None,
+        groups: Mapping[str, int] | None = None,
     ) -> None:
-        self.formats = dict(formats or {})
+        self.formats, self._groups = dict(formats or {}), dict(groups or {})
         self.directory, self.config, self.assets = (
             Path(directory),
             config,
@@ -76,7 +78,7 @@ class CheckpointWriter:
         )
         if self.directory.exists() and not self.directory.is_dir():
             raise InputError(f"{directory} is a file; a checkpoint needs a directory")
-        self._tensors = place_tensors(config, dtype, self.formats)
+        self._tensors = place_tensors(config, dtype, self.formats, self._groups)
         self._shards = shards(self._tensors, max_shard_bytes)
         self._left = set(param_specs(config))
         self._into = self.directory.is_dir() and any(self.directory.iterdir())
@@ -212,7 +214,8 @@ class CheckpointWriter:
             plain.append(HEAD.removesuffix(f".{PLAIN}"))
         formats = {called[name]: format for name, format in self.formats.items()}
         widths = {called[name]: inputs for name, (_, inputs) in sizes.items()}
-        return {KEY: quantization_config(formats, widths, plain)}
+        groups = {called[name]: group for name, group in self._groups.items()}
+        return {KEY: quantization_config(formats, widths, plain, groups)}
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:

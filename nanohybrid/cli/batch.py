@@ -1,13 +1,14 @@
 """`nanohybrid generate --input --output`: a file of prompts to a file of answers, in the same order.
 
-An interrupted run resumes where the output ends, after a check that what is there answers these prompts.
+An interrupted run resumes where the output ends, after a check that what is there answers these prompts and
+was made with the same model and settings, which stand in `OUTPUT.settings.json`.
 """
 
 import fcntl
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,8 @@ from nanohybrid.cli.common import print_json
 from nanohybrid.cli.completion import as_json, chat_wanted, thinking_wanted
 from nanohybrid.cli.model_flags import Clock, open_model
 from nanohybrid.errors import InputError
+from nanohybrid.files import atomic_write
+from nanohybrid.stages.fingerprint import fingerprint
 from nanohybrid.stages.lineage import peak_memory_bytes
 from nanohybrid.stages.plain import jsonable
 from nanohybrid.stages.progress import progress
@@ -47,6 +50,9 @@ def generate_file(arguments: "jsonargparse.Namespace", params: "SamplingParams")
     if arguments.output.exists() and arguments.output.samefile(arguments.input):
         raise InputError(f"{arguments.output} is the input file: give another --output")
     done = answered(arguments.output, lines, arguments.input)
+    settings = _settings(arguments, params)
+    if done:
+        check_settings(arguments.output, settings)
     tokens, clock = 0, Clock()
     if done < len(lines):
         llm = open_model(arguments)
@@ -56,6 +62,8 @@ def generate_file(arguments: "jsonargparse.Namespace", params: "SamplingParams")
             _alone(arguments.output) as file,
             progress("generate", len(lines), unit="prompts", done=done) as bar,
         ):
+            if not done and arguments.output.is_file():  # not for a pipe, which cannot be resumed
+                atomic_write(_settings_file(arguments.output), json.dumps(settings, indent=1) + "\n")
             tokens = _answer(llm, lines[done:], params, arguments, file, bar.advance)
     figures = {"prompts": len(lines), "answered_before": done, "tokens": tokens, "seconds": clock.seconds}
     figures |= {
@@ -120,6 +128,47 @@ def answered(output: Path, lines: list[Asked], source: Path) -> int:
         with open(output, "r+b") as file:
             file.truncate(len(whole))
     return len(found)
+
+
+def check_settings(output: Path, settings: dict[str, Any]) -> None:
+    """Raise InputError, naming what differs, where the answers of `output` were made with other settings."""
+    file = _settings_file(output)
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        stored = None
+    otherwise = "give another --output, or remove the file"
+    if not isinstance(stored, dict):
+        raise InputError(
+            f"{output}: {file.name}, which says how its answers were made, is missing; {otherwise}"
+        )
+    for name in sorted(stored.keys() | settings.keys()):
+        before, now = stored.get(name), settings.get(name)
+        if before != now:
+            values = "" if name == "model" else f" ({json.dumps(before)}, now {json.dumps(now)})"
+            raise InputError(f"{output}: its answers were made with another {name}{values}; {otherwise}")
+
+
+def _settings_file(output: Path) -> Path:
+    return output.with_name(f"{output.name}.settings.json")
+
+
+def _settings(arguments: "jsonargparse.Namespace", params: "SamplingParams") -> dict[str, Any]:
+    """What decides the answers beside the prompts. The model is a hash of its files."""
+    names = ("dtype", "quantize", "mamba_ssm_cache_dtype", "kv_cache_dtype", "num_speculative_tokens")
+    model = arguments.preset
+    if arguments.path is not None:
+        from nanohybrid.checkpoint import resolve
+
+        model = fingerprint(resolve(arguments.path))
+    found = {
+        "model": model,
+        "thinking": thinking_wanted(arguments),
+        "chat": chat_wanted(arguments),
+        **{name: arguments[name] for name in names},
+        **asdict(params),
+    }
+    return dict(json.loads(json.dumps(found, default=jsonable)))
 
 
 def _begins(cut: bytes, line: Line) -> bool:

@@ -2,7 +2,8 @@
 weight.
 """
 
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nanohybrid.cli.common import DTYPES, FORMATS, command_parser, precision, print_json, spelled, table
@@ -53,6 +54,7 @@ class Subject:
     format: str | None  # of its matrices, where they are quantized
     loaded_bytes: int | None  # None: there are no weights, or they are to be cast
     weights: str
+    layouts: dict[str, int] = field(default_factory=dict)  # of quantized matrices, as the files call them
 
 
 def run(arguments: "jsonargparse.Namespace") -> int:
@@ -92,7 +94,8 @@ def as_json(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -
         bound if bound < float("inf") else None for bound in subject.config.time_step_limit
     ]
     dtype = spelled(subject.dtype, format=subject.format)
-    return {"config": config, "dtype": dtype, "weights": subject.weights, **asdict(footprint), **figures}
+    said = {"dtype": dtype, "weights": subject.weights, "layouts": subject.layouts}
+    return {"config": config, **said, **asdict(footprint), **figures}
 
 
 def show(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> None:
@@ -116,6 +119,8 @@ def show(subject: Subject, footprint: "Footprint", figures: dict[str, Any]) -> N
     table(("parameters", "", "share"), [*rows, ("all", f"{total:,}", "")])
     print()
     dtype = spelled(subject.dtype, format=subject.format)
+    if subject.layouts:
+        print("matrices in the files: " + ", ".join(f"{n} x {name}" for name, n in subject.layouts.items()))
     memory = [
         (f"weights, {dtype} ({subject.weights})", size(footprint.weight_bytes)),
         ("keys and values, each token", size(footprint.kv_bytes_per_token)),
@@ -159,7 +164,8 @@ def _open(arguments: "jsonargparse.Namespace") -> Subject:
             return Subject(reader.config, chosen, format, None, found)
         formats = list(reader.packable.values())  # of a GGUF file, which stay in these
         format = reader.format or max(formats, key=formats.count, default=None)
-        return Subject(reader.config, reader.common_dtype, format, reader.weight_bytes(), found)
+        layouts = dict(Counter(reader.layouts.values()))
+        return Subject(reader.config, reader.common_dtype, format, reader.weight_bytes(), found, layouts)
 
 
 def _check(arguments: "jsonargparse.Namespace") -> None:

@@ -11,13 +11,13 @@ from nanohybrid.compress.search import Grid
 from nanohybrid.compress.successive_halving import SuccessiveHalvingRecipe
 from nanohybrid.config import HybridConfig
 from nanohybrid.distill.recipe import DistillRecipe
-from nanohybrid.errors import ConfigError
+from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.estimate import Footprint
 from nanohybrid.estimate.budget import DTYPES, QUANTIZED, STEP, Budget
 from nanohybrid.estimate.devices import device
 from nanohybrid.evaluate.accuracy import check_problem_settings
 from nanohybrid.export import TYPES
-from nanohybrid.prune.depth_units import AUTO
+from nanohybrid.prune.depth_units import AUTO, depth_units
 from nanohybrid.prune.measure import ITERATIVE, PER_PARAMETER, DepthRanking
 from nanohybrid.tasks import DEFAULT_MIX
 
@@ -154,5 +154,16 @@ class CompressRecipe:
         return Budget(int(total * self.budget_share), *shape, quantize_head=self.quantize_head)
 
     def grid_for(self, base: HybridConfig) -> Grid:
-        """The recipe's grid; where it is the default one, the paper's for the paper's base model."""
-        return grid_of(base, self.grid) if self.grid == Grid() else self.grid
+        """The recipe's grid; where it is the default one, the paper's for the paper's base model.
+
+        Raises InputError where it drops half a block of a model that loses whole ones.
+        """
+        grid = grid_of(base, self.grid) if self.grid == Grid() else self.grid
+        size = depth_units(base, self.depth_unit).size
+        for layers in grid.drop_layers:
+            if layers % size:
+                raise InputError(
+                    f"grid.drop_layers names {layers}: this model loses whole blocks of {size} layers, so "
+                    f'that other programs read it; give multiples of {size}, or depth_unit = "layer"'
+                )
+        return grid

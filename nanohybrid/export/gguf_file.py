@@ -152,7 +152,8 @@ class GgufExport:
             codes, scales_NG = (
                 in_pairs(rows, stored.target.head_rows) for rows in self.reader.codes(stored.source)
             )
-            if matches(format, stored.target.shape[-1], stored.kind.name):
+            group = stored.target.shape[-1] // scales_NG.shape[1]
+            if matches(format, group, stored.kind.name):
                 return repack(codes, scales_NG).numpy()
             tensor = dequantize(codes, scales_NG, torch.float32)
         if stored.target.role == "decay":

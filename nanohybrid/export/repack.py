@@ -16,15 +16,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanohybrid.ops.quantized import group_of
-
 BLOCK = 32
 SAME = {"int8": "Q8_0", "int4": "Q4_0"}
 
 
-def matches(format: str, inputs: int, kind: str) -> bool:
-    """Whether a matrix of this format can be stored as `kind` with the same values."""
-    return SAME.get(format) == kind and group_of(format, inputs) % BLOCK == 0
+def matches(format: str, group: int, kind: str) -> bool:
+    """Whether a matrix of this format, `group` weights to a scale, can be stored as `kind` with the same
+    values."""
+    return SAME.get(format) == kind and group % BLOCK == 0
 
 
 def repack(codes: Tensor, scales_NG: Tensor) -> Tensor:

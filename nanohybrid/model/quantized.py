@@ -127,6 +127,32 @@ def quantized_linear(
         raise InputError(f"{name} cannot be quantized: {error}") from None
 
 
+class Difference:
+    """How far quantized matrices are from the numbers that they were made of, all together."""
+
+    def __init__(self) -> None:
+        self.matrices = 0
+        self._difference = self._size = 0.0
+
+    def add(self, linear: QuantizedLinear, weight: Tensor | quantized.WeightRows) -> None:
+        """Compare one matrix with its numbers, some rows at a time."""
+        self.matrices += 1
+        if weight.is_meta:
+            return
+        rows = max(1, (1 << 20) // linear.in_features)
+        for begin in range(0, linear.out_features, rows):
+            part = slice(begin, min(begin + rows, linear.out_features))
+            exact = weight[part].float()
+            found = quantized.dequantize(linear.codes[part], linear.scales[part], torch.float32)
+            self._difference += float((found - exact).square().sum())
+            self._size += float(exact.square().sum())
+
+    @property
+    def share(self) -> float:
+        """The norm of the difference relative to the norm of the numbers."""
+        return float((self._difference / max(self._size, 1e-30)) ** 0.5)
+
+
 def replace(model: nn.Module, path: str, linear: nn.Module) -> None:
     """Put `linear` where the module `path` stands."""
     owner, _, leaf = path.rpartition(".")

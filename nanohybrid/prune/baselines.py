@@ -17,6 +17,7 @@ from nanohybrid.checkpoint import CheckpointReader
 from nanohybrid.config import HybridConfig
 from nanohybrid.model.mixers.axes import Axis, AxisSizes, Outer, Stack, axis_sizes, size
 from nanohybrid.model.spec import param_specs
+from nanohybrid.prune.depth_units import depth_units
 from nanohybrid.prune.importance import Importance
 from nanohybrid.prune.prunable import HIDDEN, layer_axes
 
@@ -46,15 +47,17 @@ def magnitude(checkpoint: Path) -> Importance:
 
 
 def random(config: HybridConfig, seed: int) -> Importance:
-    """Random scores, and a random order of the layers."""
+    """Random scores, and a random order of the layers, or of the blocks that go together."""
     generator = torch.Generator().manual_seed(seed)
     scores: Scores = {
         key: torch.rand(zeros.shape, generator=generator, dtype=torch.float64).float()
         for key, zeros in blank(config).items()
     }
-    layers = torch.rand(config.num_hidden_layers, generator=generator)
+    units = depth_units(config)
+    score_U = torch.rand(len(units.layers), generator=generator)
+    order = [layer for unit in score_U.argsort().tolist() for layer in units.layers[unit]]
     found = as_importance(config, scores, {"by": "random", "seed": seed})
-    return found.with_layers(layers, layers.argsort().tolist())
+    return found.with_layers(score_U.repeat_interleave(units.size), order, unit_layers=units.size)
 
 
 def names_of(config: HybridConfig, layer: int) -> tuple[str, ...]:

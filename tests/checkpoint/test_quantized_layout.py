@@ -94,7 +94,7 @@ def test_compressed_tensors_decompresses_our_weights_exactly(stored):
     assert said.quant_method == "compressed-tensors" and compressed is not None
     tensors = load_file(path / "model.safetensors")
     with CheckpointReader(path) as reader:
-        disk = {name: reader._quantized[name].codes.name.rpartition(".")[0] for name in reader.formats}
+        disk = {name: reader._entries[name].name.rpartition(".")[0] for name in reader.formats}
     plain = {
         name.removesuffix(".weight")
         for name in tensors
@@ -228,33 +228,61 @@ def test_reader_reads_hf_quant_config_without_a_key_in_config_json(of):
     same(model, load(path))
 
 
+def compressed(format="pack-quantized", weights=(), **more):
+    """A quantization_config of compressed-tensors with one group."""
+    group = {"weights": {"num_bits": 4, "type": "int", **dict(weights)}}
+    said = {"quant_method": "compressed-tensors", "format": format, "config_groups": {"g": group}}
+    return said | more
+
+
 @pytest.mark.parametrize(
     ("said", "line"),
     [
+        ({"quant_method": "bitsandbytes"}, "quant_method is bitsandbytes; read are compressed-tensors,"),
+        ({"quant_method": "torchao"}, "quant_method is torchao; read are compressed-tensors, modelopt"),
+        ({"group_size": 64, "bits": 4}, r"quant_method is None \(of MLX\); read are"),
+        ({"quant_method": "gptq", "bits": 3}, "bits is 3; of gptq 4 and 8 are read"),
+        ({"quant_method": "gptq", "bits": 4, "desc_act": True}, r"desc_act is true \(g_idx\): columns in"),
         (
-            {"quant_method": "gptq", "bits": 4},
-            "config.json: quant_method is gptq; supported are compressed-tensors and modelopt",
+            {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
+            "checkpoint_format is marlin; of gptq gptq, gptq_v2 are read",
         ),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo is NVFP4; of modelopt only FP8"),
-        (
-            {"quant_method": "compressed-tensors", "format": "marlin-24"},
-            "format is marlin-24; of compressed-tensors supported are pack",
-        ),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "version is gemv and bits 4; of awq gemm"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}, "quant_algo is W4A16_AWQ; of modelopt FP8"),
         (
             {
-                "quant_method": "compressed-tensors",
-                "format": "pack-quantized",
-                "config_groups": {"g": {"weights": {"symmetric": False}}},
+                "quant_method": "modelopt",
+                "quant_algo": "MIXED_PRECISION",
+                "quantized_layers": {"x": {"quant_algo": "W4A8_AWQ"}},
             },
-            "g: only symmetric quantization of weights",
+            "quantized_layers: quant_algo is W4A8_AWQ; of modelopt FP8",
         ),
+        ({"quant_method": "fp8", "fmt": "e5m2"}, "fmt is e5m2; of fp8 only e4m3 is read"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size is .128.: a block is two"),
+        (compressed(format="marlin-24"), "format is marlin-24; of compressed-tensors pack-quantized,"),
+        (compressed(transform_config={"config_groups": {"R": {}}}), "transform_config: rotations of weights"),
+        (compressed(weights={"num_bits": 3}), "g: weights are int of 3 bits; read are 8 and 4"),
+        (compressed(weights={"actorder": "group"}), r"g: actorder is group \(g_idx\): columns in the order"),
+        (compressed() | {"config_groups": {"g": []}}, "g: says nothing of the weights"),
         ([], "quantization_config is not an object"),
     ],
 )
-def test_reader_names_an_unsupported_quantization(of, said, line):
+def test_reader_names_an_unsupported_quantization_and_the_way_out(of, said, line):
     _, path = of("int4")
     rewrite(path, lambda tensors: None, quantization_config=said)
-    with pytest.raises(CheckpointError, match=line):
+    with pytest.raises(CheckpointError, match=line) as error:
+        load(path)
+    if "a block is two" not in line and said:
+        assert "ake the checkpoint that it was made from, and quantize that" in str(error.value)
+
+
+def test_reader_refuses_mlx_by_name(of):
+    _, path = of("int4")
+    said = {"group_size": 64, "bits": 4}
+    rewrite(path, lambda tensors: None, quantization_config=None, quantization=said)
+    with pytest.raises(
+        CheckpointError, match=r"config[.]json: the quantization of MLX is not read; take the"
+    ):
         load(path)
 
 
@@ -282,8 +310,8 @@ IN_PROJ = "backbone.layers.0.mixer.in_proj."
         ),
         (
             "int8",
-            lambda t: t.update({IN_PROJ + "weight_scale": torch.ones(296, 4)}),
-            "group sizes must be multiples of 64",
+            lambda t: t.update({IN_PROJ + "weight_scale": torch.ones(296, 5)}),
+            r"weight_scale: is F32 \[296, 5\], which are no scales of \[296, 64\]",
         ),
         (
             "fp8",
@@ -319,29 +347,46 @@ def test_load_with_quantize_equals_quantizing_the_loaded_model(tmp_path, format)
     assert load(tmp_path / "plain", device="meta", quantize=format).lm_head.codes.is_meta
 
 
-def test_load_refuses_to_quantize_to_another_format(of):
+def test_load_quantizes_eight_bits_again_and_refuses_four(of, capsys):
     model, path = of("int8")
     same(model, load(path, quantize="int8"))
+    assert not capsys.readouterr().err
+    again = load(path, quantize="int4")
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "nanohybrid: int8: int8 (11) quantized again, to int4" and len(told) == 2
+    difference = size = 0.0
+    for name, linear in linears(again).items():
+        codes, scales = quantized.quantize(linears(model)[name].weight, "int4")
+        assert torch.equal(linear.codes, codes) and torch.equal(linear.scales, scales)
+        exact = linears(model)[name].weight.double()
+        difference += float((linear.weight.double() - exact).square().sum())
+        size += float(exact.square().sum())
+    share = f"{(difference / size) ** 0.5:.2%}"
+    assert (
+        told[1]
+        == f"nanohybrid: the matrices that were quantized again differ by {share} from the files (norm)"
+    )
+    _, path = of("int4")
     with pytest.raises(
-        InputError, match=r"int8: is quantized already \(int8\), so it cannot be quantized to int4"
+        InputError, match=r"int4: is quantized already \(int4\), so it cannot be quantized to int8"
     ):
-        load(path, quantize="int4")
+        load(path, quantize="int8")
     with pytest.raises(InputError, match="known are int8, int4, fp8"):
         load(path, quantize="int2")
 
 
-def test_reader_refuses_to_read_a_quantized_matrix_as_a_tensor(of):
-    _, path = of("int8")
+def test_reader_reads_a_quantized_matrix_as_numbers(of):
+    model, path = of("int8")
     with CheckpointReader(path) as reader:
         assert reader.formats == dict.fromkeys(quantized_names(reader.config, "int8"), "int8")
         assert reader.common_dtype == torch.bfloat16
         assert reader.stored_bytes == (path / "model.safetensors").stat().st_size - (
             8 + int.from_bytes((path / "model.safetensors").read_bytes()[:8], "little")
         )
-        with pytest.raises(
-            CheckpointError, match=r"is quantized \(int8\); use the checkpoint that it was made from"
-        ):
-            reader.tensor(IN_PROJ + "weight")
+        want = linears(model)[IN_PROJ + "weight"].weight
+        assert torch.equal(reader.tensor(IN_PROJ + "weight", torch.float32), want)
+        assert torch.equal(reader.tensor(IN_PROJ + "weight"), want.bfloat16())
+        assert torch.equal(reader.rows(IN_PROJ + "weight")[5:9], want[5:9])
 
 
 def test_writer_refuses_a_tensor_for_a_quantized_matrix(tmp_path):

@@ -54,7 +54,7 @@ AFTER = (
     PostTrainingRecipe(merge=MergeRecipe(0.25)),
 )
 RECIPE = CompressRecipe(
-    budget_share=0.52,
+    budget_share=0.6,
     context=64,
     num_calibration_samples=8,
     max_calibration_length=30,

@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import shutil
 
 import pytest
 
@@ -174,7 +175,42 @@ def test_generate_resumes_an_interrupted_file(run, prompts, tmp_path, share):
     run(*ask, whole)
     content = whole.read_bytes()
     cut.write_bytes(content[: int(len(content) * share)])
+    shutil.copy(f"{whole}.settings.json", f"{cut}.settings.json")
     assert run(*ask, cut)[0] == 0 and cut.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--temperature", 1], "another temperature (0.0, now 1.0)"),
+        (["--max-new-tokens", 6], "another max_tokens (5, now 6)"),
+        (["--seed", 9], "another seed (null, now 9)"),
+        (["--chat"], "another chat (false, now true)"),
+        (["--dtype", "bf16"], 'another dtype ("checkpoint", now "bf16")'),
+    ],
+)
+def test_generate_refuses_to_continue_answers_of_other_settings(run, prompts, tmp_path, flags, names):
+    """Else one file would hold answers of two models or temperatures, and nothing would say so."""
+    output = tmp_path / "out.jsonl"
+    ask = ["generate", *TINY, "--input", prompts, "--output", output, "--max-new-tokens", 5]
+    assert run(*ask)[0] == 0
+    content = output.read_bytes()
+    code, _, err = run(*ask, *flags)
+    assert code == 2 and names in err and output.read_bytes() == content
+    assert run(*ask)[0] == 0
+    (tmp_path / "out.jsonl.settings.json").unlink()
+    code, _, err = run(*ask)
+    assert code == 2 and "out.jsonl.settings.json, which says how its answers were made, is missing" in err
+
+
+def test_generate_refuses_to_continue_answers_of_another_model(run, prompts, tmp_path):
+    output = tmp_path / "out.jsonl"
+    for seed in (0, 1):
+        run("init", "--preset", "tiny", "--seed", seed, "--out", tmp_path / f"model-{seed}")
+    ask = ["--input", prompts, "--output", output, "--max-new-tokens", 2]
+    assert run("generate", tmp_path / "model-0", *ask)[0] == 0
+    code, _, err = run("generate", tmp_path / "model-1", *ask)
+    assert code == 2 and "made with another model; give another --output" in err
 
 
 def test_generate_refuses_an_output_with_answers_to_other_prompts(run, prompts, tmp_path):

@@ -7,6 +7,7 @@ from compress_models import make_model
 
 from nanohybrid.checkpoint import CheckpointReader, load_config, save
 from nanohybrid.checkpoint.dialects import model_type
+from nanohybrid.compress import CompressRecipe, Grid
 from nanohybrid.errors import ConfigError, InputError
 from nanohybrid.estimate import Footprint
 from nanohybrid.model import Layout
@@ -202,3 +203,11 @@ def test_a_pruned_llama_stays_one_and_says_so_where_it_does_not(calibration, tmp
     assert not (tmp_path / "odd").exists()
     prune(PruneRecipe(Target(drop_layers=(2,))), tmp_path / "parent", tmp_path / "single")
     assert "the type nanohybrid, which no other program reads; a llama model" in capsys.readouterr().err
+
+
+def test_compress_refuses_a_grid_that_drops_half_a_block():
+    recipe = CompressRecipe(grid=Grid(drop_layers=(0, 1)))
+    with pytest.raises(InputError, match=r"grid.drop_layers names 1: this model loses whole blocks of 2"):
+        recipe.grid_for(dense().config)
+    assert CompressRecipe(grid=recipe.grid, depth_unit="layer").grid_for(dense().config) == recipe.grid
+    assert recipe.grid_for(make_model().config) == recipe.grid

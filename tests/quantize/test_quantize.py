@@ -330,10 +330,6 @@ def quantized(tmp_path_factory):
             ["generate", "{int8}", "--prompt", "x", "--quantize", "bf16"],
             "is a quantized checkpoint; it cannot be made bf16",
         ),
-        (
-            ["generate", "{int8}", "--prompt", "x", "--quantize", "int4"],
-            r"is quantized already (int8), so it cannot be quantized to int4",
-        ),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )

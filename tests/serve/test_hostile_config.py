@@ -29,13 +29,13 @@ REFUSED = {
     "time_step_min": ["1e-300", "0", "1e400"],
     "time_step_floor": ["1e308", "0"],
     "max_position_embeddings": ["0", "1", "1e400", "true", "9" * 30],
-    "chunk_size": ["0", "1099511627776", "128.0"],
+    "chunk_size": ["0", "1099511627776", "128.5"],
     "conv_kernel": ["2147483647", "1099511627776", "5"],
     "head_dim": ["2147483647", "24"],
     "vocab_size": ["1099511627776", "2147483647", "1", "270"],
     "num_attention_heads": ["2147483646", "true"],
     "n_groups": ["3", "1"],
-    "eos_token_id": ["-1", "9" * 30, "true", '"</s>"'],
+    "eos_token_id": ["-2", "9" * 30, "true", '"</s>"'],
     "hybrid_override_pattern": ['"M"', '"\\ud800"', "7", "true", '"M-*M-M"'],
 }
 SERVED = {
@@ -44,8 +44,8 @@ SERVED = {
     "initializer_range": ["0", "1e38"],
     "time_step_max": ["1e38"],
     "max_position_embeddings": ["2147483647", "2"],
-    "chunk_size": ["1", "2147483647"],
-    "eos_token_id": ["2147483647", "[2147483647, 5]", "0"],
+    "chunk_size": ["1", "2147483647", "128.0"],
+    "eos_token_id": ["2147483647", "[2147483647, 5]", "0", "-1"],
     "bos_token_id": ["2147483647"],
     "pad_token_id": ["2147483647"],
 }

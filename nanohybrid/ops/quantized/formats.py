@@ -63,16 +63,7 @@ def shapes(format: str, outputs: int, inputs: int) -> tuple[tuple[int, int], tup
     )
 
 
-def stored_bytes(format: str, outputs: int, inputs: int) -> int:
-    """Bytes of codes and scales together."""
+def stored_bytes(format: str, outputs: int, inputs: int, groups: int | None = None) -> int:
+    """Bytes of codes and scales together. groups: of a row; None for the format's own."""
     codes, scales = shapes(format, outputs, inputs)
-    return codes[0] * codes[1] + scales[0] * scales[1] * SCALES[format].itemsize
-
-
-def expand_scales(scales: Tensor, format: str, outputs: int, inputs: int) -> Tensor:
-    """Scales of a whole matrix, of rows, or of larger groups, repeated to the format's own [N, G]."""
-    _, (_, groups) = shapes(format, outputs, inputs)
-    scales_NG = (
-        scales.to(SCALES[format]).reshape(-1, 1 if scales.ndim < 2 else scales.shape[1]).expand(outputs, -1)
-    )
-    return scales_NG.repeat_interleave(groups // scales_NG.shape[1], dim=1).contiguous()
+    return codes[0] * codes[1] + scales[0] * (groups or scales[1]) * SCALES[format].itemsize
