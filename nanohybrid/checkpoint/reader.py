@@ -7,6 +7,7 @@ gguf_source.py.
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ class CheckpointReader:
         self._matrices = {n: e.layout for n, e in self._entries.items() if isinstance(e, MatrixEntry)}
         self._file: tuple[Path, BinaryIO] | None = None
         self._files = _MatrixFiles(self)
+        self._has_told = False
 
     def __enter__(self) -> CheckpointReader:
         return self
@@ -219,6 +221,7 @@ class CheckpointReader:
 
         unchanged: the matrices of a GGUF file whose codes are taken. dtype, quantize: as given to `load`.
         """
+        self._has_told = True
         if self._matrix_dtype is None:
             chosen = dict.fromkeys(self.to_quantize(quantize), quantize or "")
             line = told_of_matrices(self._matrices, chosen, dtype or self.common_dtype)
@@ -289,6 +292,10 @@ class CheckpointReader:
             target[begin : begin + len(chunk)].copy_(chunk)
 
     def _decode(self, entry: BlockEntry, target: Tensor) -> None:
+        if not self._has_told and target.dtype != torch.float32:
+            line = self.told({}, target.dtype, None)  # a stage that reads tensor by tensor
+            if line is not None:
+                print(f"nanohybrid: {line}", file=sys.stderr)
         at = 0
         for rows in gguf_source.decoded(self._open(entry.path), entry, 0, entry.shape[0]):
             target[at : at + rows.numel()].copy_(rows.flatten())

@@ -274,3 +274,14 @@ def test_a_quantized_file_is_not_quantized_to_nothing(tmp_path):
     path = export(checkpoint_of("hybrid", tmp_path / "model"), "q8_0")
     with pytest.raises(InputError, match="known are int8, int4, fp8"):
         load(path, quantize="int3")
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_codes_in_groups_of_the_file_are_saved(tmp_path, kind):
+    path = export(checkpoint_of("hybrid", tmp_path / "model"), kind)
+    model = load(path)
+    save(model, tmp_path / "saved", assets=path)
+    again = load(tmp_path / "saved").state_dict()
+    assert again.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again[name], tensor), name

@@ -21,7 +21,7 @@ QUESTION = "What is the capital of France? Answer with one sentence."
 
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory):
-    return export(checkpoint_of("hybrid", tmp_path_factory.mktemp("hybrid") / "model"), "q4_0")
+    return export(checkpoint_of("hybrid", tmp_path_factory.mktemp("hybrid") / "model"), "q8_0")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,13 @@ def test_a_file_is_exported_again(hybrid, tmp_path, capsys):
     assert before.template.source == after.template.source
     for name, parameter in before.model.named_parameters():
         assert torch.equal(parameter, after.model.get_parameter(name)), name
+
+
+def test_a_stage_says_once_what_it_reads(hybrid, tmp_path, capsys):
+    assert main(["prune", str(hybrid), "--drop-layers", "1", "--out", str(tmp_path / "out")]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "dequantized" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"nanohybrid: {hybrid.name}: ") and "Q8_0" in lines[0]
+    assert "to bfloat16" in lines[0]
 
 
 PHASES = '[{"until": 1.0, "weights": {"prose": 1.0}}]'
